@@ -1,0 +1,44 @@
+# Two commands: `make quickstart` trains a model and shows what it writes, `make test` passes the tests.
+# Both make their own environment in .venv; nothing outside this folder is touched.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+CONFIG ?= configs/quickstart.py
+
+.PHONY: quickstart test test-slow lint lock clean
+
+quickstart: .venv/.installed
+	.venv/bin/llmjax run --config $(CONFIG)
+
+test: .venv/.installed-test
+	.venv/bin/python -m pytest -m "not slow"
+
+test-slow: .venv/.installed-test
+	.venv/bin/python -m pytest -m slow
+
+lint: .venv/.installed-test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+.venv/bin/uv:
+	$(PYTHON) -m venv .venv || { echo "llmjax needs Python 3.11 or later with venv: make PYTHON=/path/to/python3"; exit 1; }
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+.venv/.installed: requirements.lock pyproject.toml | .venv/bin/uv
+	.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements.lock
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
+	touch $@
+
+.venv/.installed-test: requirements-test.lock .venv/.installed
+	.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements-test.lock
+	touch $@
+
+# The lock files hold exact versions for every platform and name no registry.
+lock: | .venv/bin/uv
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
+		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
+		--custom-compile-command "make lock" --extra test -c requirements.lock pyproject.toml -o requirements-test.lock
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,284 @@
+"""Token shards: the tokenizer stage writes the documents as streams of ids, and streams are read back from anywhere.
+
+A stream, one per split and source, is <bos> document <eos> <bos> document <eos> ... in prepare's order, cut into
+ArrayRecord records of `data.record_tokens` ids. Records are only the unit of storage: `Stream.read` takes any range.
+"""
+
+import bisect
+import itertools
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module
+from ml_collections import ConfigDict
+
+from llmjax.data.documents import SPLITS, read_documents, shard_files
+from llmjax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+BATCH_BYTES = 4_000_000  # text that is encoded at once
+FILE_TOKENS = 1 << 26  # a new file is begun after this many tokens
+# group_size:1 is what makes single records readable at random; zstd nearly halves the files.
+WRITER_OPTIONS = "group_size:1,zstd:3"
+
+
+def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
+    """Make WORKDIR/tokenizer afresh from WORKDIR/prepare: the tokenizer, and tokens/ with index.json.
+
+    Returns vocab_size, train_tokens, heldout_tokens, bytes_per_token, train_seconds (of the tokenizer),
+    encode_seconds, encode_megabytes_per_second and seconds.
+
+    Raises:
+        ValueError: if prepare has not run, if tokenizer.path is no usable tokenizer, or for a vocabulary size that the
+            text does not allow.
+    """
+    began = time.perf_counter()
+    prepared = workdir / "prepare"
+    if not shard_files(prepared / "train"):
+        raise ValueError(f"there are no documents in {prepared / 'train'}: run `llmjax prepare` first")
+    tokenizer = load_tokenizer(c.tokenizer.path) if c.tokenizer.path else _train(c, prepared / "train")
+    trained = time.perf_counter()
+    folder = workdir / "tokenizer"
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    tokenizer.save(folder)
+    splits = {}
+    for split in SPLITS:
+        splits[split] = {
+            source: write_stream(
+                (document.text for document in read_documents(prepared / split, source=source)),
+                tokenizer,
+                folder=folder / "tokens" / split / source,
+                record_tokens=c.data.record_tokens,
+                label=f"encoding {split}/{source}",
+            )
+            for source in shard_files(prepared / split)
+        }
+    index = {
+        "dtype": token_dtype(tokenizer.vocab_size).name,
+        "record_tokens": c.data.record_tokens,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": tokenizer.fingerprint,
+        "splits": splits,
+    }
+    (folder / "tokens" / "index.json").write_text(
+        json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    ended = time.perf_counter()
+    total = {key: {s: sum(x[key] for x in splits[s].values()) for s in SPLITS} for key in ("tokens", "text_bytes")}
+    text_bytes, tokens = (sum(total[key].values()) for key in ("text_bytes", "tokens"))
+    results = {
+        "vocab_size": tokenizer.vocab_size,
+        "train_tokens": total["tokens"]["train"],
+        "heldout_tokens": total["tokens"]["heldout"],
+        "bytes_per_token": round(text_bytes / tokens, 4),
+        "train_seconds": round(trained - began, 3),
+        "encode_seconds": round(ended - trained, 3),
+        "encode_megabytes_per_second": round(text_bytes / 1e6 / (ended - trained), 3),
+        "seconds": round(ended - began, 3),
+    }
+    origin = f"from {c.tokenizer.path}" if c.tokenizer.path else f"trained in {results['train_seconds']:.1f} s"
+    print(f"tokenizer: {c.tokenizer.kind}, {tokenizer.vocab_size:,} pieces, {origin}")
+    print(
+        f"tokens: {results['train_tokens']:,} train, {results['heldout_tokens']:,} held out, "
+        f"{results['bytes_per_token']:.2f} bytes a token, {results['encode_megabytes_per_second']:.1f} MB/s"
+    )
+    return results
+
+
+def _train(c: ConfigDict, folder: Path) -> Tokenizer:
+    def texts() -> Iterator[str]:
+        for source in shard_files(folder):
+            for document in read_documents(folder, source=source):
+                yield document.text
+
+    text_bytes = 0
+    if c.tokenizer.kind in ("bpe", "unigram"):  # a first pass, to know what share of the text to train on
+        text_bytes = sum(len(text.encode()) for text in texts())
+    return train_tokenizer(
+        texts(),
+        kind=c.tokenizer.kind,
+        vocab_size=c.tokenizer.vocab_size,
+        split_digits=c.tokenizer.split_digits,
+        text_bytes=text_bytes,
+        train_bytes=c.tokenizer.train_bytes,
+    )
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Little-endian uint16, or uint32 if the vocabulary needs it."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+
+
+def write_stream(
+    texts: Iterable[str], tokenizer: Tokenizer, *, folder: Path, record_tokens: int, label: str = "encoding"
+) -> dict[str, Any]:
+    """Encode texts into folder/00000.array_record ... and return the stream's entry for index.json.
+
+    Holds BATCH_BYTES of text and its ids at a time.
+    """
+    folder.mkdir(parents=True)
+    dtype = token_dtype(tokenizer.vocab_size)
+    counts = {"tokens": 0, "text_bytes": 0, "documents": 0}
+    files: list[dict[str, Any]] = []
+    records_per_file = max(1, FILE_TOKENS // record_tokens)
+    writer = None
+    rest = np.empty(0, dtype)
+
+    def write(ids: np.ndarray) -> None:
+        nonlocal writer
+        if writer is None or files[-1]["records"] == records_per_file:
+            if writer is not None:
+                writer.close()
+            files.append({"file": f"{len(files):05d}.array_record", "records": 0})
+            writer = array_record_module.ArrayRecordWriter(str(folder / files[-1]["file"]), WRITER_OPTIONS)
+        writer.write(ids.tobytes())
+        files[-1]["records"] += 1
+
+    for batch, size in _watched(_batches(texts), label):
+        parts = [rest]
+        for ids in tokenizer.encode_batch(batch):
+            parts.append(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype))
+        counts["tokens"] += sum(map(len, parts[1:]))
+        counts["text_bytes"] += size
+        counts["documents"] += len(batch)
+        stream = np.concatenate(parts)
+        whole = len(stream) - len(stream) % record_tokens
+        for start in range(0, whole, record_tokens):
+            write(stream[start : start + record_tokens])
+        rest = stream[whole:]
+    if len(rest):
+        write(rest)
+    if writer is not None:
+        writer.close()
+    return {**counts, "files": files}
+
+
+def _batches(texts: Iterable[str]) -> Iterator[tuple[list[str], int]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text.encode())
+        if size >= BATCH_BYTES:
+            yield batch, size
+            batch, size = [], 0
+    if batch:
+        yield batch, size
+
+
+def _watched(batches: Iterator[tuple[list[str], int]], label: str) -> Iterator[tuple[list[str], int]]:
+    """The same batches, with a progress line while they pass if a person watches."""
+    if not sys.stderr.isatty():
+        yield from batches
+        return
+    from rich.console import Console
+    from rich.progress import DownloadColumn, Progress, SpinnerColumn, TextColumn, TransferSpeedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=None)
+        for batch, size in batches:
+            yield batch, size
+            progress.advance(task, size)
+
+
+@dataclass(frozen=True)
+class Index:
+    """index.json of a folder of token shards."""
+
+    folder: Path
+    dtype: np.dtype
+    record_tokens: int
+    vocab_size: int
+    tokenizer: str  # fingerprint
+    splits: dict[str, dict[str, dict[str, Any]]]  # split -> source -> tokens, text_bytes, documents, files
+
+
+def load_index(tokens_folder: str | Path) -> Index:
+    """Read index.json. Raises ValueError if it is missing or damaged; the message names the stage to run."""
+    folder = Path(tokens_folder)
+    file = folder / "index.json"
+    if not file.is_file():
+        raise ValueError(f"there are no token shards in {folder}: run `llmjax tokenizer` first")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return Index(**{**values, "folder": folder, "dtype": np.dtype(values["dtype"]).newbyteorder("<")})
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} is damaged: {_rerun(folder)}") from error
+
+
+class Stream:
+    """Random access to the tokens of one split and source."""
+
+    def __init__(self, index: Index, split: str, source: str) -> None:
+        """Raises ValueError for a source that is not there, and for a shard that is missing, truncated or damaged."""
+        import grain  # it imports jax, which most of this room does without
+
+        if source not in index.splits.get(split, {}):
+            known = ", ".join(index.splits.get(split, {})) or "none"
+            raise ValueError(f"there is no {split} stream of source {source!r} in {index.folder}; there are: {known}")
+        entry = index.splits[split][source]
+        self.tokens: int = entry["tokens"]
+        self.text_bytes: int = entry["text_bytes"]
+        self._index = index
+        self._files = [index.folder / split / source / file["file"] for file in entry["files"]]
+        self._ends = list(itertools.accumulate(file["records"] for file in entry["files"]))
+        self._readers = []
+        for path, file in zip(self._files, entry["files"], strict=True):
+            if not path.is_file():
+                raise ValueError(f"the token shard {path} is missing: {_rerun(index.folder)}")
+            try:
+                reader = grain.sources.ArrayRecordDataSource(str(path))
+                records = len(reader)
+            except (RuntimeError, ValueError, OSError) as error:
+                raise _damaged(path, index) from error
+            if records != file["records"]:
+                raise _damaged(path, index)
+            self._readers.append(reader)
+
+    def __len__(self) -> int:
+        return self.tokens
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens [start, stop), uint16 or uint32. Raises ValueError for a damaged shard."""
+        assert 0 <= start <= stop <= self.tokens, (start, stop, self.tokens)
+        if start == stop:
+            return np.empty(0, self._index.dtype)
+        size = self._index.record_tokens
+        first, last = start // size, (stop - 1) // size
+        parts = [self._record(record) for record in range(first, last + 1)]
+        ids = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return ids[start - first * size : stop - first * size]
+
+    def _record(self, record: int) -> np.ndarray:
+        file = bisect.bisect_right(self._ends, record)
+        try:
+            data = self._readers[file][record - (self._ends[file - 1] if file else 0)]
+        except (RuntimeError, ValueError, OSError) as error:
+            raise _damaged(self._files[file], self._index) from error
+        size = self._index.record_tokens
+        if len(data) != min(size, self.tokens - record * size) * self._index.dtype.itemsize:
+            raise _damaged(self._files[file], self._index)
+        return np.frombuffer(data, self._index.dtype)
+
+
+def read_stream(tokens_folder: str | Path, split: str, source: str) -> np.ndarray:
+    """A whole stream, uint16 or uint32. Raises ValueError as `load_index` and `Stream` do."""
+    stream = Stream(load_index(tokens_folder), split, source)
+    return stream.read(0, stream.tokens)
+
+
+def _damaged(path: Path, index: Index) -> ValueError:
+    return ValueError(f"the token shard {path} is truncated or damaged: {_rerun(index.folder)}")
+
+
+def _rerun(folder: Path) -> str:
+    return f"remove {folder.parent} and run `llmjax tokenizer` again"

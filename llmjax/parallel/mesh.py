@@ -1,0 +1,71 @@
+"""The device mesh, from one line of config such as "data=-1 fsdp=4 tensor=2"."""
+
+import math
+import os
+import re
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+AXES = ("data", "fsdp", "tensor")  # from the slowest to the fastest links
+
+
+def parse_mesh(line: str, *, devices: int) -> dict[str, int]:
+    """Axis sizes for that many devices, every axis present; one axis may be -1 and takes what is left.
+
+    Raises ValueError for an unknown axis, two -1, or sizes that do not multiply to the number of devices.
+    """
+    sizes = dict.fromkeys(AXES, 1)
+    for part in line.split():
+        match = re.fullmatch(r"([a-z]+)=(-1|[1-9][0-9]*)", part)
+        if not match or match[1] not in AXES:
+            raise ValueError(
+                f"parallel.mesh={line!r}: {part!r} is not understood; write AXIS=SIZE, axes {', '.join(AXES)}"
+            )
+        sizes[match[1]] = int(match[2])
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1:
+        raise ValueError(f"parallel.mesh={line!r} has {len(free)} axes of size -1; at most one can take what is left")
+    fixed = math.prod(size for size in sizes.values() if size > 0)
+    if free and devices % fixed == 0:
+        sizes[free[0]] = devices // fixed
+    elif free or fixed != devices:
+        raise ValueError(
+            f"parallel.mesh={line!r} asks for {fixed} devices{' or a multiple' if free else ''} and there are {devices}; "
+            "change a size, or set one axis to -1"
+        )
+    return sizes
+
+
+def make_mesh(line: str) -> Mesh:
+    """The mesh over all devices, axes in the order of `AXES`, neighbours on the last axis closest to each other."""
+    sizes = parse_mesh(line, devices=jax.device_count())
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def use_cpu_devices(count: int, *, batch_size: int) -> None:
+    """Split this machine's CPU into devices, before JAX starts; without effect beside an accelerator.
+
+    One device a core runs a small model faster than one device with all cores: most operations of a small model
+    are too short to be worth spreading, while the halves of a batch run side by side for the whole step.
+
+    Args:
+        count: devices to make; 0: the largest number of cores by which the batch can be divided.
+        batch_size: sequences in one micro-batch.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return  # the user has decided
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = count or max(n for n in range(1, cores + 1) if batch_size % n == 0)
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:  # JAX has started already, in a test or a notebook: its devices stay as they are
+        if jax.default_backend() == "cpu" and jax.device_count() != count:
+            print(f"JAX is already running with {jax.device_count()} CPU devices (asked for: {count})")
+
+
+def describe(mesh: Mesh) -> str:
+    """One line for people: the devices and how they are arranged."""
+    device = mesh.devices.flat[0]
+    axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
+    return f"{mesh.size} {device.device_kind} device{'s' if mesh.size > 1 else ''}, {axes}"

@@ -1,0 +1,123 @@
+"""Read a run's folder into one dataclass, whatever stages have been run so far."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from llmjax.config import base, from_json
+from llmjax.report.curves import Curves, read_curves
+
+MAX_SAMPLES = 24  # shown; the file has all of them
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A continuation that the generate stage wrote."""
+
+    prompt: str
+    text: str
+    finish: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder holds; None or empty where a stage has not been run."""
+
+    name: str
+    workdir: Path
+    config: ConfigDict | None
+    stages: dict[str, dict[str, Any]]  # stage -> its results.json, in the order in which stages run
+    curves: Curves | None
+    manifest: dict[str, Any]
+    token_index: dict[str, Any]
+    samples: list[Sample]
+    samples_left_out: int
+    missing: list[str]  # stages without results
+    notes: list[str] = field(default_factory=list)
+
+
+def collect(workdir: Path, *, config: ConfigDict | None = None) -> Run:
+    """Read the run in `workdir`. WORKDIR/config.json goes before `config`, which stands in where there is none.
+
+    Raises:
+        ValueError: if the folder is not there or is not a run.
+    """
+    notes: list[str] = []
+    default_stages = [stage for stage in base().stages if stage != "report"]
+    if not workdir.is_dir():
+        raise ValueError(f"there is no folder {workdir}. {_WHAT_A_RUN_IS}")
+    if not any((workdir / name).exists() for name in ("config.json", "metrics.jsonl", *default_stages)):
+        raise ValueError(f"{workdir} is not a run. {_WHAT_A_RUN_IS}")
+    config = _read_config(workdir / "config.json", notes) or config
+    names = [*(config.stages if config else default_stages)]
+    names += [stage for stage in default_stages if stage not in names]
+    stages = {name: _read_json(workdir / name / "results.json", notes) for name in names if name != "report"}
+    curves = read_curves(workdir / "metrics.jsonl")
+    wanted = list(config.stages) if config else default_stages
+    samples, left_out = _read_samples(workdir / "generate" / "samples.jsonl", notes)
+    indexes = [workdir / "tokenizer" / "tokens" / "index.json", workdir / "tokens" / "index.json"]
+    return Run(
+        name=config.name if config else workdir.resolve().name,
+        workdir=workdir,
+        config=config,
+        stages={name: results for name, results in stages.items() if results},
+        curves=curves,
+        manifest=_read_json(workdir / "prepare" / "manifest.json", notes),
+        token_index=next((_read_json(path, notes) for path in indexes if path.is_file()), {}),
+        samples=samples,
+        samples_left_out=left_out,
+        missing=[name for name, results in stages.items() if name in wanted and not results],
+        notes=notes + (curves.notes if curves else []),
+    )
+
+
+_WHAT_A_RUN_IS = (
+    "A run is a folder with config.json, metrics.jsonl and a folder for each stage (prepare, tokenizer, train, ...); "
+    "make one with: llmjax run --config configs/quickstart.py --workdir runs/quickstart"
+)
+
+
+def _read_config(path: Path, notes: list[str]) -> ConfigDict | None:
+    if not path.is_file():
+        notes.append("The run has no config.json: its settings are not known exactly.")
+        return None
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # a run of another version still has curves worth seeing
+        notes.append(f"config.json cannot be read by this version of llmjax: {error}")
+        return None
+
+
+def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        notes.append(f"{path.parent.name}/{path.name} cannot be read ({error}) and is left out.")
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _read_samples(path: Path, notes: list[str]) -> tuple[list[Sample], int]:
+    """The first samples and how many more there are."""
+    samples: list[Sample] = []
+    left_out = damaged = 0
+    if not path.is_file():
+        return samples, 0
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if len(samples) >= MAX_SAMPLES:
+                left_out += 1
+                continue
+            try:
+                row = json.loads(line)
+                samples.append(Sample(row["prompt"], row["text"], row.get("finish", "")))
+            except (ValueError, KeyError, TypeError):
+                damaged += 1
+    if damaged:
+        notes.append(f"{damaged:,} lines of generate/samples.jsonl could not be read and are left out.")
+    return samples, left_out

@@ -1,0 +1,145 @@
+"""Runs side by side: their curves in one plot, their final numbers in columns, the differences between their configs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmjax.config import differences, flatten
+from llmjax.report import facts, page
+from llmjax.report.collect import Run
+from llmjax.report.plots import SERIES, Line, draw
+
+LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "loss", "seconds", "skipped")
+HIGHER_IS_BETTER = ("tokens_per_second", "tokens_per_second_per_device", "mfu")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of one run."""
+
+    text: str
+    change: str = ""  # relative to the first run
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A number by name, in all runs."""
+
+    stage: str
+    name: str
+    cells: list[Cell]
+
+
+def write_comparison(runs: Sequence[Run], out: Path) -> Path:
+    """Write out/index.html and out/report.md and return the path of the HTML page.
+
+    Raises:
+        ValueError: for fewer than two different runs.
+    """
+    folders = [run.workdir.resolve() for run in runs]
+    if len(runs) < 2 or len(set(folders)) < len(runs):
+        raise ValueError(
+            f"a comparison needs two or more different runs, got {', '.join(map(str, folders)) or 'none'}: "
+            "give each run's folder once, as in llmjax report runs/a runs/b"
+        )
+    labels = _labels(runs)
+    rows = _number_rows(runs)
+    story: dict[str, Any] = {
+        "labels": labels,
+        "runs": list(runs),
+        "sentences": [facts.sentence(run) for run in runs],
+        "rows": [row for row in rows if _better(row.name)],
+        "other_rows": [row for row in rows if not _better(row.name)],
+        "plots": _plots(runs, labels),
+        "settings": _setting_rows(runs),
+        "without_config": [label for label, run in zip(labels, runs, strict=True) if run.config is None],
+        "colors": [f"var(--series-{i % len(SERIES) + 1})" for i in range(len(runs))],
+    }
+    return page.write(out, template="compare", story=story)[0]
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """The runs' names, or their folders where names are not unique."""
+    names = [run.name for run in runs]
+    if len(set(names)) == len(names):
+        return names
+    folders = [run.workdir.resolve().name for run in runs]
+    return folders if len(set(folders)) == len(folders) else [str(run.workdir) for run in runs]
+
+
+def _better(name: str) -> str:
+    """Which direction is better: "lower", "higher", or "" where neither is."""
+    stem = name.partition("/")[0]
+    if stem in HIGHER_IS_BETTER:
+        return "higher"
+    # xz's number is a yardstick of the text, not a result of the run.
+    if stem.startswith("xz_") or not stem.endswith(LOWER_IS_BETTER):
+        return ""
+    return "lower"
+
+
+def _number_rows(runs: Sequence[Run]) -> list[Row]:
+    rows = []
+    order = ("eval", "train")
+    stages = list(dict.fromkeys([*order, *(stage for run in runs for stage in run.stages)]))
+    for stage in stages:
+        for name in dict.fromkeys(name for run in runs for name in run.stages.get(stage, {})):
+            values = [run.stages.get(stage, {}).get(name) for run in runs]
+            if len(set(map(str, values))) > 1 or _better(name):
+                rows.append(Row(stage, name, _cells(name, values)))
+    return rows
+
+
+def _cells(name: str, values: Sequence[Any]) -> list[Cell]:
+    numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    best = None
+    if len(set(numbers)) > 1 and (better := _better(name)):
+        best = min(numbers) if better == "lower" else max(numbers)
+    cells = []
+    for i, value in enumerate(values):
+        change = ""
+        comparable = value in numbers and values[0] in numbers
+        if i and comparable and values[0] and value != values[0]:
+            change = f"{(value - values[0]) / abs(values[0]):+.1%}"
+        text = "" if value is None else facts.show(name, value)
+        cells.append(Cell(text, change, best is not None and value == best))
+    return cells
+
+
+def _plots(runs: Sequence[Run], labels: Sequence[str]) -> list[dict[str, Any]]:
+    drawn = []
+    wanted: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+        ("loss", "Training loss", "nats per token", {"robust": True, "wide": True}),
+        ("heldout_bits_per_byte", "Held-out bits per byte", "bits per byte", {}),
+        ("learning_rate", "Learning rate", "learning rate", {"from_zero": True}),
+        ("grad_norm", "Gradient norm", "global L2 norm", {"log_y": True}),
+        ("tokens_per_second", "Throughput", "tokens per second", {"from_zero": True}),
+    )
+    for name, title, y_label, options in wanted:
+        lines = [
+            Line(label, run.curves.by_name[name], i, points=name.startswith("heldout"))
+            for i, (label, run) in enumerate(zip(labels, runs, strict=True))
+            if run.curves and name in run.curves.by_name
+        ]
+        if lines:
+            svg = draw(name, lines, y_label=y_label, **options)
+            drawn.append({"title": title, "svg": svg, "wide": "wide" in options})
+    return drawn
+
+
+def _setting_rows(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """The keys on which any run differs from the first: each run's value, and whether it is not the first's."""
+    known = [run.config for run in runs if run.config is not None]
+    if not known:
+        return []
+    first = known[0]
+    keys = {key for config in known for key in differences(first, config)}
+    rows = []
+    for key in flatten(first.to_dict()):
+        if key in keys:
+            values = [None if run.config is None else flatten(run.config.to_dict())[key] for run in runs]
+            reference = flatten(first.to_dict())[key]
+            rows.append((key, [("not known" if v is None else facts.show_setting(v), v != reference) for v in values]))
+    return rows
