@@ -1,3 +1,16 @@
 """llmjax: the whole life cycle of a large language model in JAX, from raw text to a model you talk to."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmjax.api import LanguageModel
+
 __version__ = "0.1.0"
+
+
+def load(path: str | Path, *, step: int | None = None, mesh: str = "") -> "LanguageModel":
+    """Read the model of a run or a checkpoint; see `llmjax.api.load`. Nothing heavy is imported before this is called."""
+    from llmjax import api
+
+    return api.load(path, step=step, mesh=mesh)

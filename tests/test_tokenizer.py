@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -134,7 +135,8 @@ def test_an_incompatible_model_is_refused_with_the_option_that_mends_it(tmp_path
 
     options = {
         "pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "byte_fallback": True, "add_dummy_prefix": False,
-        "remove_extra_whitespaces": False, "normalization_rule_name": "identity", "minloglevel": 2, "hard_vocab_limit": False,
+        "remove_extra_whitespaces": False, "normalization_rule_name": "identity", "minloglevel": 2,
+        "hard_vocab_limit": False,
     }  # fmt: skip
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXTS), model_prefix=str(tmp_path / "m"), vocab_size=400, **{**options, **change}
@@ -227,6 +229,19 @@ def test_a_damaged_shard_is_named(tmp_path, damage):
         file.write_bytes(data[: len(data) // 2] if damage == "half" else data[:-5])
     with pytest.raises(ValueError, match=r"00000.array_record is .*run `llmjax tokenizer` again"):
         tokens.read_stream(tmp_path / "tokenizer" / "tokens", "train", "code")
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
+    resource = pytest.importorskip("resource")  # a limit on the size of files stands for the full disk
+    ignored, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    text = "".join(map(chr, np.random.default_rng(0).integers(32, 1000, size=200_000)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*00000.array_record"):
+            tokens.write_stream([text], trained("byte"), folder=tmp_path / "s", record_tokens=4096)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 def test_a_missing_index_or_source_is_a_clear_error(tmp_path):

@@ -33,7 +33,8 @@ def parse_mixture(
         when, colon, shares = text.partition(":")
         if not colon:
             raise ValueError(
-                f"data.mixture: {text!r} is not understood: write START: SOURCE=WEIGHT ..., such as '80%: {sources[0]}=1'"
+                f"data.mixture: {text!r} is not understood: write START: SOURCE=WEIGHT ..., "
+                f"such as '80%: {sources[0]}=1'"
             )
         try:
             start = duration(when, tokens_per_step=tokens_per_step, total_steps=total_steps)

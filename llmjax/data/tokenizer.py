@@ -102,7 +102,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         raise ValueError(
-            f"there is no tokenizer at {path}: run `llmjax tokenizer` first, or set tokenizer.path to a SentencePiece .model file"
+            f"there is no tokenizer at {path}: run `llmjax tokenizer` first, or set tokenizer.path to a SentencePiece "
+            ".model file"
         )
     model = file.read_bytes()
     if file.suffix == ".json":
@@ -234,7 +235,7 @@ def _vocabulary_error(message: str, vocab_size: int) -> ValueError | None:
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[str]:
-    """Whole lines of each text, at most CHUNK_CHARACTERS together; NUL, which ends SentencePiece's strings, is left out."""
+    """Whole lines of each text, at most CHUNK_CHARACTERS together, without NUL, which SentencePiece refuses."""
     for text in texts:
         _check_characters(text)
         chunk = ""
@@ -264,8 +265,8 @@ def _check_characters(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}: it is half of a "
-            "character and has no UTF-8; read the file with errors='replace' or remove it"
+            f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}: it is half "
+            "of a character and has no UTF-8; read the file with errors='replace' or remove it"
         ) from error
 
 

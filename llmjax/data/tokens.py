@@ -5,6 +5,7 @@ ArrayRecord records of `data.record_tokens` ids. Records are only the unit of st
 """
 
 import bisect
+import contextlib
 import itertools
 import json
 import shutil
@@ -37,6 +38,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     Raises:
         ValueError: if prepare has not run, if tokenizer.path is no usable tokenizer, or for a vocabulary size that the
             text does not allow.
+        OSError: if a shard cannot be written.
     """
     began = time.perf_counter()
     prepared = workdir / "prepare"
@@ -122,7 +124,7 @@ def write_stream(
 ) -> dict[str, Any]:
     """Encode texts into folder/00000.array_record ... and return the stream's entry for index.json.
 
-    Holds BATCH_BYTES of text and its ids at a time.
+    Holds BATCH_BYTES of text and its ids at a time. Raises OSError that names the file, such as for a full disk.
     """
     folder.mkdir(parents=True)
     dtype = token_dtype(tokenizer.vocab_size)
@@ -131,21 +133,29 @@ def write_stream(
     records_per_file = max(1, FILE_TOKENS // record_tokens)
     writer = None
     rest = np.empty(0, dtype)
+    bos, eos = np.array([tokenizer.bos_id], dtype), np.array([tokenizer.eos_id], dtype)
 
     def write(ids: np.ndarray) -> None:
         nonlocal writer
         if writer is None or files[-1]["records"] == records_per_file:
-            if writer is not None:
-                writer.close()
+            close()
             files.append({"file": f"{len(files):05d}.array_record", "records": 0})
-            writer = array_record_module.ArrayRecordWriter(str(folder / files[-1]["file"]), WRITER_OPTIONS)
-        writer.write(ids.tobytes())
+            path = folder / files[-1]["file"]
+            with _naming(path):
+                writer = array_record_module.ArrayRecordWriter(str(path), WRITER_OPTIONS)
+        with _naming(folder / files[-1]["file"]):
+            writer.write(ids.tobytes())
         files[-1]["records"] += 1
+
+    def close() -> None:
+        if writer is not None:
+            with _naming(folder / files[-1]["file"]):
+                writer.close()
 
     for batch, size in _watched(_batches(texts), label):
         parts = [rest]
         for ids in tokenizer.encode_batch(batch):
-            parts.append(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype))
+            parts += [bos, np.fromiter(ids, dtype, len(ids)), eos]
         counts["tokens"] += sum(map(len, parts[1:]))
         counts["text_bytes"] += size
         counts["documents"] += len(batch)
@@ -156,9 +166,16 @@ def write_stream(
         rest = stream[whole:]
     if len(rest):
         write(rest)
-    if writer is not None:
-        writer.close()
+    close()
     return {**counts, "files": files}
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # what ArrayRecord raises when the system refuses a write
+        raise OSError(f"cannot write {path}: {error}") from error
 
 
 def _batches(texts: Iterable[str]) -> Iterator[tuple[list[str], int]]:

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -13,15 +14,19 @@ AXES = ("data", "fsdp", "tensor")  # from the slowest to the fastest links
 def parse_mesh(line: str, *, devices: int) -> dict[str, int]:
     """Axis sizes for that many devices, every axis present; one axis may be -1 and takes what is left.
 
-    Raises ValueError for an unknown axis, two -1, or sizes that do not multiply to the number of devices.
+    Raises ValueError for an unknown axis, one given twice, two -1, or sizes that do not multiply to the number of devices.
     """
     sizes = dict.fromkeys(AXES, 1)
+    given: set[str] = set()
     for part in line.split():
         match = re.fullmatch(r"([a-z]+)=(-1|[1-9][0-9]*)", part)
         if not match or match[1] not in AXES:
             raise ValueError(
                 f"parallel.mesh={line!r}: {part!r} is not understood; write AXIS=SIZE, axes {', '.join(AXES)}"
             )
+        if match[1] in given:
+            raise ValueError(f"parallel.mesh={line!r} gives the axis {match[1]} twice; write each axis once")
+        given.add(match[1])
         sizes[match[1]] = int(match[2])
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1:
@@ -37,10 +42,12 @@ def parse_mesh(line: str, *, devices: int) -> dict[str, int]:
     return sizes
 
 
-def make_mesh(line: str) -> Mesh:
-    """The mesh over all devices, axes in the order of `AXES`, neighbours on the last axis closest to each other."""
-    sizes = parse_mesh(line, devices=jax.device_count())
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+def make_mesh(line: str, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over `devices` (default: all), axes in the order of `AXES`, the closest neighbours on the last axis."""
+    devices = jax.devices() if devices is None else devices
+    sizes = parse_mesh(line, devices=len(devices))
+    axis_types = (AxisType.Auto,) * len(sizes)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices)
 
 
 def use_cpu_devices(count: int, *, batch_size: int) -> None:

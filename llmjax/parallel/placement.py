@@ -6,10 +6,12 @@ averages follow their parameter (ZeRO-3 when fsdp is more than one). Stacked lay
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Row = tuple[str, tuple[str | None, ...]]
@@ -76,6 +78,11 @@ def parameter_shardings(params: Any, mesh: Mesh, *, rules: Sequence[Row] = ()) -
             raise ValueError(
                 f"the row for {name} has {len(axes)} dimensions and the parameter {len(leaf.shape)}: {leaf.shape}"
             )
+        unknown = [axis for axis in axes if axis is not None and axis not in mesh.shape]
+        if unknown:
+            raise ValueError(
+                f"the row for {name} names the axis {unknown[0]!r}; axes are {', '.join(mesh.shape)}, or None: mend parallel.rules"
+            )
         kept = list(axes)
         for i, (axis, size) in enumerate(zip(axes, leaf.shape, strict=True)):
             if axis is None or size % mesh.shape[axis] == 0:
@@ -121,3 +128,13 @@ def activation_rules(mesh: Mesh, *, kv_heads: int) -> tuple[tuple[str, Any], ...
     if kv_heads % mesh.shape["tensor"]:
         return tuple((letter, None if letter == "G" else axes) for letter, axes in ACTIVATIONS)
     return ACTIVATIONS
+
+
+@contextmanager
+def active(mesh: Mesh, *, kv_heads: int) -> Iterator[None]:
+    """Trace under the mesh, with the letters of activations bound to its axes.
+
+    `jax.set_mesh`, not `with mesh:`, under which flax makes its constraints do nothing.
+    """
+    with jax.set_mesh(mesh), nn.logical_axis_rules(activation_rules(mesh, kv_heads=kv_heads)):
+        yield

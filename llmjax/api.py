@@ -1,0 +1,143 @@
+"""`llmjax.load`: a trained model as one object, for notebooks, evaluation and serving."""
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from ml_collections.config_dict import FrozenConfigDict
+
+from llmjax import config
+from llmjax.data.score import Score
+from llmjax.data.tokenizer import Tokenizer, load_tokenizer
+from llmjax.eval.bits_per_byte import score
+from llmjax.infer.generate import Completion, generate
+from llmjax.model import decoder
+from llmjax.parallel import mesh as meshes
+from llmjax.parallel import placement
+from llmjax.train import checkpoint
+from llmjax.train.step import batch_shardings, make_eval_step
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model with its parameters and tokenizer. The parameters are the moving average when the run kept one."""
+
+    config: ConfigDict  # resolved and locked, as saved with the checkpoint
+    module: decoder.Decoder
+    params: Any
+    tokenizer: Tokenizer
+    step: int
+    mesh: jax.sharding.Mesh
+    _eval_step: Callable[..., jax.Array] = field(repr=False)
+
+    def logits(self, tokens_BL: Any) -> jax.Array:
+        """logits_BLV float32 of token ids (B, L); rows are taken as they are, so begin them with <bos>.
+
+        Raises ValueError for anything but a two-dimensional array of ids of the vocabulary.
+        """
+        ids_BL = np.asarray(tokens_BL)
+        if ids_BL.ndim != 2 or not np.issubdtype(ids_BL.dtype, np.integer):
+            raise ValueError(f"tokens must be integers of shape (batch, length), not {ids_BL.dtype} {ids_BL.shape}")
+        if ids_BL.size and not 0 <= ids_BL.min() <= ids_BL.max() < self.config.model.vocab_size:
+            raise ValueError(f"token ids must be from 0 to {self.config.model.vocab_size - 1}")
+        return _logits(self.module, self.params, jnp.asarray(ids_BL, jnp.int32))
+
+    def loss(self, text: str) -> Score:
+        """How well `text` is predicted as one whole document, its end included: nats, tokens, bits_per_byte, perplexity."""
+        ids = [self.tokenizer.bos_id, *self.tokenizer.encode(text), self.tokenizer.eos_id]
+        return self.score([np.array(ids, np.int32)], batch_size=self._rows)
+
+    def score(
+        self,
+        documents: Iterable[np.ndarray],
+        *,
+        sequence_length: int = 0,
+        stride: int = 0,
+        batch_size: int = 32,
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> Score:
+        """Nats of documents of token ids, each from <bos> to <eos>.
+
+        Args:
+            sequence_length: of a window; 0: as in training.
+            stride: tokens that each window after the first scores; 0: half a window.
+            batch_size: windows at a time, rounded up to what the mesh's data axes divide.
+            on_tokens: told the number of tokens scored so far.
+        """
+        length = sequence_length or self.config.train.sequence_length
+        sharding = batch_shardings(self.mesh)
+
+        def nats_of(batch: dict[str, np.ndarray]) -> np.ndarray:
+            with placement.active(self.mesh, kv_heads=self.config.model.kv_heads or self.config.model.heads):
+                return np.asarray(self._eval_step(self.params, jax.device_put(batch, sharding)))
+
+        return score(
+            nats_of,
+            documents,
+            length=length,
+            stride=stride or max(length // 2, 1),
+            batch_size=-(-batch_size // self._rows) * self._rows,
+            piece_sizes=np.array([len(piece) for piece in self.tokenizer.piece_bytes]),
+            on_tokens=on_tokens,
+        )
+
+    def generate(self, prompts: Sequence[str], **settings: Any) -> list[Completion]:
+        """Continue each prompt; settings not given are those of `config.generate`. See `infer.generate.generate`."""
+        given = self.config.generate.to_dict()
+        given.pop("prompts")
+        return generate(
+            self.module,
+            self.params,
+            self.tokenizer,
+            prompts,
+            rows_multiple=self._rows,
+            **{"seed": self.config.seed, **given, **settings},
+        )
+
+    @property
+    def _rows(self) -> int:
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def _logits(module: decoder.Decoder, params: Any, tokens_BL: jax.Array) -> jax.Array:
+    logits_BLV: Any = module.apply({"params": params}, tokens_BL)
+    return logits_BLV
+
+
+def load(path: str | Path, *, step: int | None = None, mesh: str = "") -> LanguageModel:
+    """Read a model.
+
+    Args:
+        path: a run's folder (its newest checkpoint is read) or one of its checkpoint folders.
+        step: the checkpoint of this step of the run.
+        mesh: a line such as "tensor=2 data=-1"; empty: every device holds the whole model.
+
+    Raises:
+        ValueError: when the run, the checkpoint or the tokenizer is missing or damaged; the message says what to do.
+    """
+    path = Path(path)
+    if step is not None and (path / "checkpoints").is_dir():
+        path = path / "checkpoints" / str(step)
+    folder = checkpoint.newest(path)
+    meta = checkpoint.read_meta(folder)
+    c = config.from_json(json.dumps(meta["config"])).lock()
+    run = folder.parent.parent
+    if not (run / "tokenizer").is_dir():
+        raise ValueError(f"the run {run} has no tokenizer/: a checkpoint needs the run's folder around it")
+    tokenizer = load_tokenizer(run / "tokenizer")
+    module = decoder.Decoder(FrozenConfigDict(c.model))
+    devices = meshes.make_mesh(mesh or "data=-1")
+    shapes = jax.eval_shape(lambda key: module.init(key, jnp.zeros((1, 8), jnp.int32))["params"], jax.random.key(0))
+    places = placement.parameter_shardings(shapes, devices, rules=c.parallel.rules)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
+    item = "ema" if (folder / "ema").is_dir() else "params"
+    params = checkpoint.read_params(folder, abstract, item=item)
+    return LanguageModel(c, module, params, tokenizer, meta["step"], devices, jax.jit(make_eval_step(module, c)))

@@ -1,0 +1,157 @@
+"""The command: llmjax <verb> --config FILE[:arg] --config.key=value --workdir DIR."""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmjax import __version__, config, recipe
+
+DESCRIPTION = """\
+Build a language model, from raw text to a model you can prompt.
+
+Each stage is a verb and leaves one folder in the run's folder (--workdir, by default runs/NAME). A stage that is
+done is skipped; changing a setting that it depends on runs it, and what follows it, again."""
+
+EXAMPLES = """\
+examples:
+  llmjax run --config configs/quickstart.py                          the whole recipe: under 8 minutes on 2 cores
+  llmjax run --config configs/quickstart.py --config.data.sources='["my_notes/"]' --workdir runs/notes
+  llmjax train --config configs/gpt2.py:small --config.train.batch_size=8
+  llmjax generate --workdir runs/quickstart --prompt 'def read_lines(path):'
+  llmjax report runs/a runs/b                                        two runs side by side
+  llmjax config                                                      every setting, with what it means
+"""
+
+CONFIG_HELP = """\
+settings:
+  --config FILE[:ARG]        a Python file with get_config(arg), such as configs/quickstart.py, or a run's config.json;
+                             without it, the config.json in --workdir
+  --config.KEY=VALUE         change one setting, e.g. --config.train.batch_size=8 --config.data.sources='["a.txt","b/"]'
+                             (`llmjax config` lists all of them)
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status: 0 done or stopped and saved, 1 the machine failed, 2 a mistake to mend."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
+    args = _parser().parse_args([a for a in arguments if not a.startswith("--config.")])
+    try:
+        return _run(args, overrides)
+    except ValueError as error:
+        if os.environ.get("LLMJAX_TRACEBACK"):
+            raise
+        print(f"llmjax: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if os.environ.get("LLMJAX_TRACEBACK"):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        hint = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = ". Free some space, or give another --workdir; the same command then goes on from what was saved"
+        print(f"llmjax: {error.strerror or error}{where}{hint}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nllmjax: interrupted; the same command goes on from what was saved", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "llmjax", description=DESCRIPTION, epilog=f"{EXAMPLES}\n{CONFIG_HELP}", formatter_class=formatter
+    )
+    parser.add_argument("--version", action="version", version=f"llmjax {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    everything = {"run": "run the whole recipe (config.stages)"} | {name: s.about for name, s in recipe.STAGES.items()}
+    for name, about in everything.items():
+        needs = recipe.STAGES[name].needs if name in recipe.STAGES else ()
+        after = f" Needs {' and '.join(needs)} to have run." if needs else ""
+        verb = verbs.add_parser(
+            name,
+            help=about,
+            description=f"{about[0].upper()}{about[1:]}.{after}",
+            epilog=CONFIG_HELP,
+            formatter_class=formatter,
+        )
+        verb.add_argument("--config", metavar="FILE[:ARG]", help="the config; see below")
+        verb.add_argument("--workdir", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME)")
+        if name == "generate":
+            verb.add_argument(
+                "--prompt", action="append", metavar="TEXT", help="continue this text and print it; may be repeated"
+            )
+        if name == "report":
+            verb.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="runs to lay side by side, two or more")
+            verb.add_argument(
+                "--out", type=Path, metavar="DIR", help="where the comparison goes (default: runs/compare)"
+            )
+    verbs.add_parser("config", help="list every setting, its default and its meaning")
+    return parser
+
+
+def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    if args.verb == "config":
+        _print_settings()
+        return 0
+    if args.verb == "report" and args.runs:
+        from llmjax import report
+
+        if len(args.runs) == 1 and args.workdir is None:
+            args.workdir = args.runs[0]
+        else:
+            print(report.compare(args.runs, out=args.out or Path("runs/compare")))
+            return 0
+    c = _config(args, overrides)
+    workdir = args.workdir or Path("runs") / c.name
+    if args.verb == "generate" and args.prompt:
+        return _generate(c, workdir, args.prompt)
+    from llmjax.stopping import Stopped
+
+    try:
+        recipe.run(c, workdir, c.stages if args.verb == "run" else (args.verb,))
+    except Stopped as stopped:
+        print(f"llmjax: {stopped}")
+    else:
+        if args.verb == "run":
+            print(f"\nthe run is in {workdir}; its report: {workdir / 'report' / 'index.html'}")
+    return 0
+
+
+def _config(args: argparse.Namespace, overrides: Sequence[str]) -> config.ConfigDict:
+    if args.config:
+        return config.load(args.config, overrides=overrides)
+    if args.workdir and (args.workdir / "config.json").is_file():
+        return config.load(str(args.workdir / "config.json"), overrides=overrides)
+    if args.workdir:
+        raise ValueError(
+            f"{args.workdir} has no config.json, so it is not a run yet: give --config FILE, such as configs/quickstart.py"
+        )
+    raise ValueError("give --config FILE, such as configs/quickstart.py, or --workdir with an existing run")
+
+
+def _generate(c: config.ConfigDict, workdir: Path, prompts: Sequence[str]) -> int:
+    from llmjax import load
+
+    model = load(workdir)
+    settings = {k: v for k, v in c.generate.to_dict().items() if k != "prompts"}
+    for prompt in prompts:
+        print(prompt, end="", flush=True)
+        model.generate([prompt], seed=c.seed, on_text=lambda _, piece: print(piece, end="", flush=True), **settings)
+        print()
+    return 0
+
+
+def _print_settings() -> None:
+    comments = config.comments()
+    flat = config.flatten(config.base().to_dict())
+    width = max(len(f"{key} = {value!r}") for key, value in flat.items() if len(repr(value)) < 24)
+    for key, value in flat.items():
+        print(f"{f'{key} = {value!r}':<{width}}  {comments[key]}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Perplexity and bits per byte of documents.
+
+Every token of a document and its <eos> is scored once, given what precedes it in the same document. Documents longer
+than the model's sequence length are scored in windows that overlap: each window after the first scores its last
+`stride` tokens and uses the rest as context. Bits per byte divide by the UTF-8 bytes of the text, so models with
+different tokenizers, and compressors, can be compared.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from llmjax.data.score import Score
+
+BOS_ID = 1
+Batch = dict[str, np.ndarray]
+
+
+def split_documents(stream: np.ndarray) -> Iterator[np.ndarray]:
+    """The documents of a token stream, each from its <bos> to its <eos>."""
+    starts = np.flatnonzero(stream == BOS_ID)
+    for start, stop in zip(starts, [*starts[1:], len(stream)], strict=True):
+        yield stream[start:stop].astype(np.int32)
+
+
+def windows(count: int, *, length: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, first scored) of the windows that cover `count` targets, each target scored once."""
+    done = 0
+    while done < count:
+        stop = min(done + (stride if done else length), count)
+        start = max(stop - length, 0)
+        yield start, stop, done
+        done = stop
+
+
+def pack_windows(documents: Iterable[np.ndarray], *, length: int, stride: int, batch_size: int) -> Iterator[Batch]:
+    """Batches (as in data/batches.py) of the windows of documents; short windows share a row, apart by segment."""
+
+    def empty() -> Batch:
+        shape = (batch_size, length)
+        names = ("tokens", "targets", "positions", "segments")
+        return {**{name: np.zeros(shape, np.int32) for name in names}, "weights": np.zeros(shape, np.float32)}
+
+    batch, row, column, segment = empty(), 0, 0, 0
+    for document in documents:
+        for start, stop, first in windows(len(document) - 1, length=length, stride=stride):
+            size = stop - start
+            if column + size > length:
+                row, column, segment = row + 1, 0, 0
+            if row == batch_size:
+                yield batch
+                batch, row = empty(), 0
+            segment += 1
+            here = (row, slice(column, column + size))
+            batch["tokens"][here] = document[start:stop]
+            batch["targets"][here] = document[start + 1 : stop + 1]
+            batch["positions"][here] = np.arange(size)
+            batch["segments"][here] = segment
+            batch["weights"][row, column + first - start : column + size] = 1.0
+            column += size
+    if column:
+        yield batch
+
+
+def score(
+    nats_of: Callable[[Batch], np.ndarray],
+    documents: Iterable[np.ndarray],
+    *,
+    length: int,
+    stride: int,
+    batch_size: int,
+    piece_sizes: np.ndarray,
+    on_tokens: Callable[[int], None] | None = None,
+) -> Score:
+    """Score documents of token ids.
+
+    Args:
+        nats_of: batch -> weighted nats of every target, (B, L).
+        documents: int32 arrays that begin with <bos>.
+        piece_sizes: UTF-8 bytes of every id, 0 for special ids.
+        on_tokens: told how many tokens were scored after each batch.
+    """
+    nats, tokens, size = 0.0, 0, 0
+    for batch in pack_windows(documents, length=length, stride=stride, batch_size=batch_size):
+        nats += float(np.sum(nats_of(batch), dtype=np.float64))
+        scored = batch["weights"] > 0
+        tokens += int(scored.sum())
+        size += int(piece_sizes[batch["targets"][scored]].sum())
+        if on_tokens is not None:
+            on_tokens(tokens)
+    return Score(nats=nats, tokens=tokens, bytes=size)

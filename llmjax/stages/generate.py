@@ -1,0 +1,41 @@
+"""The generate stage: the config's prompts, continued, printed and kept."""
+
+import json
+import time
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from llmjax.api import load
+
+
+def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
+    """Continue `c.generate.prompts` with the run's newest checkpoint and write WORKDIR/generate/samples.jsonl.
+
+    Rows: prompt, text (the continuation), finish ("stop", "eos" or "length").
+
+    Raises:
+        ValueError: when there is no prompt, or the model cannot be read.
+    """
+    if not c.generate.prompts:
+        raise ValueError("generate.prompts is empty: give at least one, such as --config.generate.prompts='[\"def \"]'")
+    model = load(workdir)
+    settings = c.generate.to_dict()
+    prompts = list(settings.pop("prompts"))
+    began = time.perf_counter()
+    completions = model.generate(prompts, seed=c.seed, **settings)
+    seconds = time.perf_counter() - began
+    folder = workdir / "generate"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
+        for one in completions:
+            file.write(json.dumps({"prompt": one.prompt, "text": one.text, "finish": one.finish}) + "\n")
+            print(f"---- {one.finish}\n{one.prompt}{one.text}")
+    tokens = sum(len(one.tokens) for one in completions)
+    return {
+        "prompts": len(prompts),
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "checkpoint_step": model.step,
+    }

@@ -1,0 +1,179 @@
+"""Checkpoints with orbax: written in the background, visible only when complete, restored onto any mesh.
+
+A checkpoint is a folder `checkpoints/STEP/` with the items `params`, `rest` (optimizer state, counters), `ema` (when
+there is one) and `meta`: JSON with the resolved config, the step (which is also the data position and, with the seed,
+the random state), the clock and the tokens seen. Parameters stand apart so that evaluation need not read the rest.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from llmjax.parallel.placement import path_name
+from llmjax.train.step import State
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every save in a dozen lines
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read; the message says which one and what to do."""
+
+
+class CheckpointMismatch(CheckpointError):  # noqa: N818
+    """A sound checkpoint of another model or optimizer than the config's."""
+
+
+def manager(folder: Path, *, keep: int, keep_every: int = 0) -> ocp.CheckpointManager:
+    """An orbax manager that saves asynchronously and keeps the newest `keep` (and every `keep_every`-th step for ever)."""
+    return ocp.CheckpointManager(
+        folder.absolute(),
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            keep_period=keep_every or None,
+            cleanup_tmp_directories=True,  # what a killed process left half-written
+            enable_async_checkpointing=True,
+        ),
+    )
+
+
+def save(checkpoints: ocp.CheckpointManager, state: State, *, step: int, meta: dict) -> None:
+    """Start saving; the arrays are copied before this returns, so the state may be donated to the next step."""
+    items: dict[str, Any] = {
+        "params": ocp.args.StandardSave(state.params),
+        "rest": ocp.args.StandardSave(_rest(state)),
+        "meta": ocp.args.JsonSave(meta),
+    }
+    if state.ema is not None:
+        items["ema"] = ocp.args.StandardSave(state.ema)
+    checkpoints.save(step, args=ocp.args.Composite(**items), force=True)
+
+
+def _rest(state: State) -> dict:
+    return {
+        "step": state.step,
+        "opt_state": state.opt_state,
+        "skipped": state.skipped,
+        "bad_in_a_row": state.bad_in_a_row,
+    }
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints in a folder, newest first."""
+    return sorted((int(p.name) for p in folder.glob("*") if p.is_dir() and p.name.isdigit()), reverse=True)
+
+
+def restore(folder: Path, abstract: State) -> tuple[State, dict] | None:
+    """The newest checkpoint that can be read, as (state, meta), or None when there is none at all.
+
+    A damaged checkpoint is reported and the one before it is used; once that was read, the damaged one is moved
+    aside to `STEP.damaged`. When none can be read all stay where they are, so that the next start is no silent restart.
+
+    Args:
+        folder: `checkpoints/`.
+        abstract: shapes, types and shardings to restore into; the mesh may differ from the one that saved.
+
+    Raises:
+        CheckpointMismatch: when the newest sound checkpoint has other arrays than `abstract`.
+        CheckpointError: when there are checkpoints and none can be read.
+    """
+    steps, damaged = steps_in(folder), []
+    for step in steps:
+        path = folder / str(step)
+        try:
+            meta = read_meta(path)
+            restored = _read(path, "rest", _rest(abstract))
+            ema = None if abstract.ema is None else _read(path, "ema", abstract.ema)
+            state = State(params=_read(path, "params", abstract.params), ema=ema, **restored)
+        except CheckpointMismatch:
+            raise
+        except CheckpointError as error:
+            print(f"WARNING: {error}")
+            damaged.append(path)
+            continue
+        for path in damaged:
+            aside = path.with_name(f"{path.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            print(f"WARNING: {path} was moved to {aside}; going on from the checkpoint before it, step {step:,}")
+        return state, meta
+    if steps:
+        raise CheckpointError(
+            f"none of the checkpoints in {folder} can be read (steps {', '.join(map(str, steps))}); "
+            f"to start again from step 0, delete {folder}"
+        )
+    return None
+
+
+def read_meta(path: Path) -> dict:
+    """The JSON part of the checkpoint folder `path`. Raises CheckpointError."""
+    try:
+        return json.loads((path / "meta" / "metadata").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint {path} cannot be read ({error.__class__.__name__}: {error})") from error
+
+
+def read_params(path: Path, abstract: Any, *, item: str = "params") -> Any:
+    """The parameters (or `ema`) of the checkpoint folder `path`, restored into the given shapes and shardings."""
+    return _read(path, item, abstract)
+
+
+def _read(path: Path, item: str, abstract: Any) -> Any:
+    where = (path / item).absolute()
+    if not where.is_dir():
+        raise CheckpointError(
+            f"the checkpoint {path} has no {item}: it was made with other settings, or files are missing"
+        )
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            stored = _shapes(checkpointer.metadata(where).item_metadata.tree)
+            mismatch = _first_difference(stored, _shapes(abstract))
+            if not mismatch:
+                return jax.block_until_ready(checkpointer.restore(where, abstract))
+    except (
+        Exception
+    ) as error:  # orbax and tensorstore raise many kinds for damaged files; all mean the same to the user
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else error.__class__.__name__
+        raise CheckpointError(f"the checkpoint {path} cannot be read: {item} is damaged ({reason})") from error
+    raise CheckpointMismatch(
+        f"the checkpoint {path} does not fit the config: {mismatch}. Give the settings it was made with "
+        "(its run's config.json), or another --workdir"
+    )
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    """Path -> shape and type of every array of a tree, as text."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): f"{leaf.dtype} {tuple(leaf.shape)}" for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def _first_difference(stored: dict[str, str], wanted: dict[str, str]) -> str:
+    """The first array on which a checkpoint and a config disagree, in words; empty when they agree."""
+    for name in sorted(stored.keys() | wanted.keys()):
+        there, here = stored.get(name, "missing"), wanted.get(name, "missing")
+        if there != here:
+            return f"{name} is {there} in the checkpoint and {here} in the model or optimizer of the config"
+    return ""
+
+
+def newest(run: Path, *, folders: Iterable[str] = ("checkpoints",)) -> Path:
+    """The newest checkpoint folder of a run, or `run` itself when it is a checkpoint.
+
+    Raises:
+        CheckpointError: when there is none.
+    """
+    if (run / "meta").is_dir() and (run / "params").is_dir():
+        return run
+    for name in folders:
+        for step in steps_in(run / name):
+            return run / name / str(step)
+    if not run.exists():
+        raise CheckpointError(
+            f"there is no run or checkpoint {run}: train one with `llmjax train` or give another path"
+        )
+    raise CheckpointError(f"there is no checkpoint in {run}: train it first with `llmjax train --workdir {run}`")

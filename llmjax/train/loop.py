@@ -1,0 +1,258 @@
+"""The training loop, the only one. Commands differ by the objective, the batches and the evaluation they hand to it.
+
+Order at a step that is due for several things: the checkpoint is written first, then the evaluation runs, so that
+nothing that can fail stands between a trained step and the disk. Metrics are fetched one step late, so the device
+never waits for the host. SIGTERM and Ctrl-C save and stop; the same command then goes on.
+"""
+
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from llmjax import config, human
+from llmjax.model import decoder, init
+from llmjax.parallel import mesh as meshes
+from llmjax.parallel import placement
+from llmjax.stopping import Stopped
+from llmjax.train import checkpoint, hardware, metrics
+from llmjax.train import optimizer as optimizers
+from llmjax.train.schedule import make_schedule
+from llmjax.train.step import Batch, batch_shardings, init_state, make_train_step
+
+Evaluate = Callable[[Any], dict[str, float]]
+
+
+def train(
+    c: ConfigDict,
+    workdir: Path,
+    *,
+    module: nn.Module,
+    batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
+    tokens_per_epoch: int,
+    make_evaluate: Callable[[jax.sharding.Mesh], Evaluate] | None = None,
+    initial_params: Callable[[Any], Any] | None = None,
+    started: float | None = None,
+) -> dict[str, float | int | str]:
+    """Train `module` and return the final numbers of the run.
+
+    Args:
+        c: the resolved config (model.vocab_size set).
+        workdir: the run; its checkpoints/ and metrics.jsonl are continued when they exist.
+        batches: step k -> iterator over this host's batches k, k + 1, ...
+        tokens_per_epoch: for durations in epochs.
+        make_evaluate: mesh -> (parameters -> named numbers), run every `train.eval_every`.
+        initial_params: abstract parameters -> parameters to start from instead of random ones.
+        started: time.perf_counter() at the start of the command, for the report of the time to the first step.
+
+    Raises:
+        ValueError: for a mesh that does not fit, checkpoints that cannot be read, too many bad steps.
+        Stopped: after SIGTERM or SIGINT, once the state is saved.
+    """
+    started = time.perf_counter() if started is None else started
+    phases = {"data": time.perf_counter() - started}
+    tokens_per_step = c.train.batch_size * c.train.sequence_length
+
+    def steps(value: str, total: int = 0) -> int:
+        return config.duration(
+            value, tokens_per_step=tokens_per_step, tokens_per_epoch=tokens_per_epoch, total_steps=total
+        )
+
+    # ------------------------------------------------------------------ devices
+    phase = time.perf_counter()
+    mesh = meshes.make_mesh(c.parallel.mesh)
+    rows = c.train.batch_size // c.train.micro_batches
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % ways:
+        raise ValueError(
+            f"train.batch_size / train.micro_batches = {rows} sequences cannot be spread over {ways} devices "
+            f"(data x fsdp of parallel.mesh={c.parallel.mesh!r}): change one of them"
+        )
+    peak, peak_source = hardware.peak_flops(jax.devices()[0], device_count=mesh.size)
+    print(f"devices: {meshes.describe(mesh)}; peak {human.count(peak)}FLOP/s ({peak_source})")
+
+    # ------------------------------------------------------------------ optimizer and schedule
+    total = steps(c.train.duration)
+    if total < 1:
+        raise ValueError(f"train.duration={c.train.duration!r} is less than one step of {tokens_per_step:,} tokens")
+    schedule = make_schedule(c.schedule, total_steps=total, tokens_per_step=tokens_per_step)
+    optimizer = optimizers.make_optimizer(c.optimizer, schedule)
+
+    # ------------------------------------------------------------------ state: resumed, given, or new
+    make_state, abstract = init_state(module, optimizer, c, mesh)
+    folder = workdir / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    restored = checkpoint.restore(folder, abstract)
+    if restored is not None:
+        state, meta = restored
+        print(f"resuming from step {meta['step']:,} of {total:,}")
+    else:
+        state = make_state(jax.random.key(c.seed))
+        if initial_params is not None:
+            params = initial_params(abstract.params)
+            ema = jax.tree.map(lambda x: x.copy(), params) if c.train.ema else None
+            state = dataclasses.replace(state, params=params, ema=ema)
+        meta = {"step": 0, "train_seconds": 0.0}
+        print(init.parameter_table(state.params, shardings=jax.tree.map(lambda x: x.sharding, state.params)))
+        print(optimizers.table(c.optimizer, state.params))
+    first = meta["step"]
+    has_row = metrics.keep_rows(workdir / "metrics.jsonl", up_to=first)
+    jax.block_until_ready(state)
+    phases["devices and state"] = time.perf_counter() - phase
+
+    # ------------------------------------------------------------------ compile
+    phase = time.perf_counter()
+    rows_sharding = batch_shardings(mesh)
+    key = jax.device_put(jax.random.key(c.seed + 1), NamedSharding(mesh, PartitionSpec()))
+    stream = batches(first)
+
+    def next_batch() -> Batch:
+        return {k: jax.make_array_from_process_local_data(rows_sharding, v) for k, v in next(stream).items()}
+
+    if first < total:
+        batch = next_batch()
+        places = jax.tree.map(lambda x: x.sharding, abstract)
+        with placement.active(mesh, kv_heads=c.model.kv_heads or c.model.heads):
+            step_fn = make_train_step(module, optimizer, schedule, c)
+            jitted = jax.jit(step_fn, donate_argnums=0, out_shardings=(places, None))
+            compiled = jitted.lower(state, batch, key).compile()
+    evaluate = make_evaluate(mesh) if make_evaluate is not None else None
+    phases["compile"] = time.perf_counter() - phase
+
+    # ------------------------------------------------------------------ the loop
+    flops = decoder.flops_per_token(c.model, sequence_length=c.train.sequence_length)
+    eval_every, save_every = steps(c.train.eval_every, total), steps(c.checkpoint.every, total)
+    checkpoints = checkpoint.manager(folder, keep=c.checkpoint.keep, keep_every=steps(c.checkpoint.keep_every, total))
+    writer = metrics.Writer(workdir, tensorboard=c.train.tensorboard)
+    progress = metrics.Progress(total=total, every=c.train.log_every)
+    clock = metrics.Clock(meta["train_seconds"])
+    seconds_before, began, last_save, last_row = clock.seconds, time.perf_counter(), time.perf_counter(), clock.seconds
+    signals: list[int] = []
+    previous = {s: signal.signal(s, lambda number, _: signals.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def make_row(step: int, values: dict[str, jax.Array]) -> dict[str, Any]:
+        """Wait for a step and turn its metrics into a row. Raises ValueError after too many bad steps."""
+        nonlocal last_row
+        numbers = {k: float(v) for k, v in jax.device_get(values).items()}
+        now = clock.seconds
+        rate = tokens_per_step / max(now - last_row, 1e-9)
+        last_row = now
+        bad = int(numbers.pop("bad_in_a_row"))
+        if bad >= c.train.max_bad_steps:
+            raise ValueError(
+                f"the gradients were not finite in {bad} steps in a row, up to step {step}; the parameters are as they "
+                "were before. Lower optimizer.learning_rate, look at the batches, or set model.dtype=float32, and run "
+                f"again: it goes on from the last checkpoint in {folder}"
+            )
+        return {
+            "step": step,
+            **numbers,
+            "skipped": int(numbers["skipped"]),
+            "tokens": step * tokens_per_step,
+            "flops": step * tokens_per_step * flops,
+            "tokens_per_second": rate,
+            "tokens_per_second_per_device": rate / mesh.size,
+            "mfu": rate * flops / peak if peak else None,
+            "train_seconds": now,
+        }
+
+    def save(row: dict[str, Any]) -> None:
+        """Start writing a checkpoint; the row goes with it, for a kill between the two files."""
+        nonlocal last_save
+        last_save = time.perf_counter()
+        if row["step"] not in checkpoints.all_steps():
+            meta = {"step": row["step"], "train_seconds": clock.seconds, "tokens": row["tokens"], "seed": c.seed}
+            checkpoint.save(
+                checkpoints, state, step=row["step"], meta={**meta, "row": metrics.clean(row), "config": c.to_dict()}
+            )
+
+    def due_for_eval(step: int) -> bool:
+        return evaluate is not None and (step == total or bool(eval_every and step % eval_every == 0))
+
+    def evaluated(row: dict[str, Any]) -> dict[str, Any]:
+        assert evaluate is not None
+        with placement.active(mesh, kv_heads=c.model.kv_heads or c.model.heads):
+            row = {**row, **evaluate(state.ema if state.ema is not None else state.params)}
+        bits = f", {row['heldout_bits_per_byte']:.4f} bits per byte" if "heldout_bits_per_byte" in row else ""
+        progress.note(f"step {row['step']:,}: loss {row['loss']:.3f}, held-out loss {row['heldout_loss']:.4f}{bits}")
+        return row
+
+    def finish(row: dict[str, Any]) -> None:
+        writer.write(row)
+        pace = (clock.seconds - seconds_before) / max(row["step"] - first, 1)
+        progress.show(row, seconds_left=pace * (total - row["step"]))
+
+    pending: tuple[int, dict[str, jax.Array]] | None = None
+    try:
+        if first and not has_row:
+            row = {**meta["row"], "loss": float("nan") if meta["row"]["loss"] is None else meta["row"]["loss"]}
+            finish(evaluated(row) if due_for_eval(first) else row)
+        clock.start()
+        for step in range(first + 1, total + 1):
+            if step > first + 1:
+                batch = next_batch()
+            with jax.transfer_guard("disallow"):
+                state, values = compiled(state, batch, key)
+            if pending is not None:
+                finish(make_row(*pending))
+            pending = (step, values)
+            if step == first + 1:
+                jax.block_until_ready(values)
+                phases["first step"] = clock.seconds - seconds_before
+                spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases.items())
+                progress.note(f"first step {time.perf_counter() - started:.1f} s into the stage: {spent}")
+            timed = c.checkpoint.every_seconds and time.perf_counter() - last_save > c.checkpoint.every_seconds
+            stopping = bool(signals)  # read once: a signal that comes later stops after the next step
+            must_save = step == total or timed or stopping or (save_every and step % save_every == 0)
+            if must_save or due_for_eval(step) or values["loss"].is_ready():
+                row = make_row(*pending)
+                pending = None
+                clock.stop()
+                if must_save:
+                    save(row)
+                if due_for_eval(step):
+                    row = evaluated(row)
+                finish(row)
+                clock.start()
+            if stopping:
+                break
+        checkpoints.wait_until_finished()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        progress.close()
+        writer.close()
+        checkpoints.close()
+    if signals:
+        raise Stopped(f"stopped by {signal.Signals(signals[0]).name}, saved in {folder}; the same command goes on")
+
+    # ------------------------------------------------------------------ the numbers
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    parameters = sum(leaf.size for _, leaf in leaves)
+    embeddings = sum(leaf.size for path, leaf in leaves if "embedding" in placement.path_name(path))
+    rate = total * tokens_per_step / max(clock.seconds, 1e-9)
+    return {
+        "steps": total,
+        "loss": metrics.tail_mean(workdir / "metrics.jsonl", "loss", count=max(10, total // 100)),
+        "tokens": total * tokens_per_step,
+        "flops": total * tokens_per_step * flops,
+        "train_seconds": clock.seconds,
+        "wall_seconds": time.perf_counter() - began,
+        "compile_seconds": phases["compile"],
+        "first_step_seconds": sum(phases.values()),
+        "tokens_per_second": rate,
+        "mfu": rate * flops / peak if peak else "unknown",
+        "skipped": int(state.skipped),
+        "parameters": parameters,
+        "parameters_without_embeddings": parameters - embeddings,
+        "device": meshes.describe(mesh),
+        "checkpoint_step": total,
+    }

@@ -1,0 +1,100 @@
+"""The optimizers, all from optax, with one rule for what is decayed and what Muon updates.
+
+A *matrix* is a parameter with two or more dimensions besides the stacked layer dimension's; norm scales and biases
+are not. Weight decay is decoupled (Loshchilov & Hutter 2019), multiplied by the learning rate, and applied to
+matrices only. Muon updates the matrices inside the layers; embeddings, the head and vectors get AdamW.
+"""
+
+import math
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+from optax import contrib
+
+from llmjax.parallel.placement import path_name
+
+
+def is_matrix(name: str) -> bool:
+    """Whether a parameter of this path is decayed and counted by L1 and L2: kernels and embeddings."""
+    return name.endswith("kernel") or name.endswith("embedding")
+
+
+def matrices(params: Any) -> Any:
+    """A tree of booleans: the parameters that are matrices."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: is_matrix(path_name(path)), params)
+
+
+def muon_dimensions(params: Any) -> Any:
+    """For each parameter the dimensions that Muon orthogonalises: inputs against outputs; None: AdamW's.
+
+    (N, D, H, K) is a stack of N matrices D x (H K), and (N, H, K, D) of N matrices (H K) x D.
+    """
+
+    def dimensions(path: Any, leaf: Any) -> contrib.MuonDimensionNumbers | None:
+        name = path_name(path)
+        if not (name.startswith("layers/") and name.endswith("kernel")):
+            return None
+        last = leaf.ndim - 1
+        if name.endswith("attention/out/kernel"):
+            return contrib.MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=(last,))
+        return contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=tuple(range(2, last + 1)))
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
+
+
+def make_optimizer(c: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The optimizer of the settings under `optimizer`; `schedule` is a factor of the peak learning rates.
+
+    Clipping by the global norm (Pascanu et al. 2013) is part of the step, which needs the norm anyway.
+    """
+
+    def rate(step: jax.Array) -> jax.Array:
+        return c.learning_rate * schedule(step)
+
+    if c.name == "adamw":
+        return optax.adamw(rate, b1=c.beta1, b2=c.beta2, eps=c.epsilon, weight_decay=c.weight_decay, mask=matrices)
+    if c.name == "muon":  # Jordan et al. 2024
+        return contrib.muon(
+            lambda step: c.muon_learning_rate * schedule(step),
+            beta=c.muon_momentum,
+            weight_decay=c.weight_decay,
+            weight_decay_mask=matrices,
+            adam_b1=c.beta1,
+            adam_b2=c.beta2,
+            eps=c.epsilon,
+            adam_weight_decay=c.weight_decay,
+            adam_learning_rate=rate,
+            muon_weight_dimension_numbers=muon_dimensions,
+        )
+    if c.name == "adafactor":  # Shazeer & Stern 2018
+        return optax.chain(
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.add_decayed_weights(c.weight_decay, mask=matrices),
+            optax.scale_by_learning_rate(rate),
+        )
+    if c.name == "lion":  # Chen et al. 2023
+        return optax.lion(rate, b1=c.beta1, b2=c.beta2, weight_decay=c.weight_decay, mask=matrices)
+    return optax.chain(  # sgd with momentum
+        optax.trace(decay=c.beta1),
+        optax.add_decayed_weights(c.weight_decay, mask=matrices),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def table(c: ConfigDict, params: Any) -> str:
+    """What happens to which parameters, in two or three lines."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    groups: dict[str, int] = {}
+    by_muon = jax.tree.leaves(muon_dimensions(params), is_leaf=lambda x: x is None or hasattr(x, "output_axis"))
+    for (path, leaf), dimensions in zip(leaves, by_muon, strict=True):
+        decay = f"weight decay {c.weight_decay:g}" if is_matrix(path_name(path)) else "no weight decay"
+        if c.name == "muon":
+            name, peak = ("muon", c.muon_learning_rate) if dimensions is not None else ("adamw", c.learning_rate)
+        else:
+            name, peak = c.name, c.learning_rate
+        key = f"{name}, learning rate {peak:g}, {decay}"
+        groups[key] = groups.get(key, 0) + math.prod(leaf.shape)
+    return "\n".join(f"{count:>15,} parameters: {what}" for what, count in groups.items())

@@ -1,0 +1,186 @@
+"""The state of a run and the jitted step that advances it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from llmjax.objectives import OBJECTIVES
+from llmjax.objectives.causal import cross_entropy
+from llmjax.parallel import placement
+from llmjax.train.optimizer import is_matrix
+
+Batch = dict[str, jax.Array]
+
+
+@struct.dataclass
+class State:
+    """Everything that training changes. `step` counts steps taken, skipped ones included; `ema` is None when off."""
+
+    step: Any  # int32 scalar
+    params: Any
+    opt_state: Any
+    ema: Any
+    skipped: Any  # int32 scalar, steps whose gradients were not finite
+    bad_in_a_row: Any  # int32 scalar, such steps since the last good one
+
+
+def init_state(
+    module: nn.Module, optimizer: optax.GradientTransformation, c: ConfigDict, mesh: Mesh
+) -> tuple[Callable[[jax.Array], State], State]:
+    """How to make the first state on the mesh, without making it yet.
+
+    Returns:
+        A jitted function from a random key to the state, each array made where it lives; and the state's
+        abstract form (ShapeDtypeStructs with shardings), which is what a checkpoint is restored into.
+
+    Every parameter's random numbers depend on the key alone, so the values are the same bits on any mesh.
+    """
+
+    def init(key: jax.Array) -> State:
+        tokens_BL = jnp.zeros((1, 8), jnp.int32)
+        params = module.init(key, tokens_BL)["params"]
+        zero = jnp.zeros((), jnp.int32)
+        ema = params if c.train.ema else None
+        return State(
+            step=zero, params=params, opt_state=optimizer.init(params), ema=ema, skipped=zero, bad_in_a_row=zero
+        )
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = placement.parameter_shardings(shapes.params, mesh, rules=c.parallel.rules)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    places = State(
+        step=everywhere,
+        params=shardings,
+        opt_state=placement.like_parameters(shapes.opt_state, shapes.params, shardings, mesh),
+        ema=shardings if c.train.ema else None,
+        skipped=everywhere,
+        bad_in_a_row=everywhere,
+    )
+    abstract = jax.tree.map(
+        lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place), shapes, places
+    )
+    return jax.jit(init, out_shardings=places), abstract
+
+
+def batch_shardings(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch are spread over the data and fsdp axes."""
+    return NamedSharding(mesh, placement.BATCH)
+
+
+def make_train_step(
+    module: nn.Module,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    c: ConfigDict,
+) -> Callable[[State, Batch, jax.Array], tuple[State, dict[str, jax.Array]]]:
+    """The training step, a pure function `(state, batch, key) -> (state, metrics)` to be jitted with the state donated.
+
+    The batch is cut into `train.micro_batches` parts; sums of the loss, of its gradient and of the weights are
+    added up and divided once. When the gradient is not finite, parameters and optimizer state stay as they were and
+    the step is counted as skipped. Metrics are float32 scalars: loss, objective, grad_norm, param_norm, update_norm,
+    learning_rate, skipped, bad_in_a_row, target_tokens.
+    """
+    objective = OBJECTIVES[c.objective.name]
+    parts = c.train.micro_batches
+
+    def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            sums = objective(module, params, batch, key if c.model.dropout else None, c.objective)
+            return sums.objective, sums
+
+        grads, sums = jax.grad(loss, has_aux=True)(params)
+        return grads, sums
+
+    def step(state: State, batch: Batch, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+        key = jax.random.fold_in(key, state.step)
+        if parts == 1:
+            grads, sums = gradients(state.params, batch, key)
+        else:
+            # Part t takes rows t, t + T, ...: each device cuts the rows it already has.
+            cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+
+            def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, total, gradients(state.params, part[0], part[1])), None
+
+            first = jax.tree.map(lambda x: x[0], cut)
+            like = jax.eval_shape(gradients, state.params, first, key)
+            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+            (grads, sums), _ = jax.lax.scan(add, zero, (cut, jax.random.split(key, parts)))
+
+        weight = jnp.maximum(sums.weight, 1.0)
+        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+        if c.objective.l1 or c.objective.l2:
+            grads = jax.tree.map(jnp.add, grads, jax.grad(penalty)(state.params, c.objective))
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums.objective)
+        if c.optimizer.clip_norm:
+            scale = jnp.minimum(1.0, c.optimizer.clip_norm / (grad_norm + 1e-6))
+            grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = None
+        if c.train.ema:
+            ema = optax.incremental_update(params, state.ema, 1 - c.train.ema)
+        # A skipped step still advances the step count, and with it the schedule: batch k belongs to step k.
+        old = (state.params, _counts_of(opt_state, state.opt_state), state.ema)
+        params, opt_state, ema = jax.tree.map(
+            lambda new, kept: jnp.where(finite, new, kept), (params, opt_state, ema), old
+        )
+        bad = jnp.where(finite, 0, state.bad_in_a_row + 1)
+        new_state = State(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema=ema,
+            skipped=state.skipped + (~finite).astype(jnp.int32),
+            bad_in_a_row=bad,
+        )
+        metrics = {
+            "loss": sums.metrics["loss"] / weight,
+            "objective": sums.objective / weight,
+            "grad_norm": grad_norm,
+            "param_norm": optax.tree.norm(params),
+            "update_norm": optax.tree.norm(updates),
+            "learning_rate": c.optimizer.learning_rate * schedule(state.step),
+            "target_tokens": sums.weight,
+            "skipped": new_state.skipped,
+            "bad_in_a_row": bad,
+        }
+        return new_state, metrics
+
+    return step
+
+
+def _counts_of(new: Any, old: Any) -> Any:
+    """The old optimizer state, but with the new step counters, so that a skipped step keeps the schedule's place."""
+    return jax.tree.map(lambda n, o: n if jnp.issubdtype(o.dtype, jnp.integer) else o, new, old)
+
+
+def penalty(params: Any, c: ConfigDict) -> jax.Array:
+    """L1 and L2 terms over the matrices: l1 * sum |p| + l2 / 2 * sum p^2."""
+    total = jnp.zeros((), jnp.float32)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if is_matrix(placement.path_name(path)):
+            total += c.l1 * jnp.sum(jnp.abs(leaf)) + 0.5 * c.l2 * jnp.sum(jnp.square(leaf))
+    return total
+
+
+def make_eval_step(module: nn.Module, c: ConfigDict) -> Callable[[Any, Batch], jax.Array]:
+    """A pure function `(params, batch) -> nats_BL`: the weighted nats of every target, float32."""
+
+    def step(params: Any, batch: Batch) -> jax.Array:
+        logits_BLV: Any = module.apply(
+            {"params": params}, batch["tokens"], positions_BL=batch["positions"], segments_BL=batch["segments"]
+        )
+        nats_BL, _ = cross_entropy(logits_BLV, batch["targets"])
+        return nats_BL * batch["weights"]
+
+    return step

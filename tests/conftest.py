@@ -1,0 +1,58 @@
+"""What several test files share: eight fake devices, strict rank promotion, and a tiny run prepared once."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# Before jax starts: eight CPU devices, so that meshes can be tested on a laptop; and a compiler that hurries, because
+# tests compile far longer than they compute. Commands that tests start inherit the compilation cache.
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="llmjax-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+import functools
+from pathlib import Path
+
+import jax
+import pytest
+from helpers import WORDS, tiny_config
+
+from llmjax import recipe
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def tiny_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a few small text files, every one different."""
+    folder = tmp_path_factory.mktemp("sources")
+    for i in range(24):
+        words = (WORDS[(i * 7 + j * j) % len(WORDS)] for j in range(120))
+        (folder / f"{i:02}.txt").write_text(f"Text number {i}.\n" + " ".join(words) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared_run(tiny_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose prepare and tokenizer stages are done. Tests change copies of it, never itself."""
+    workdir = tmp_path_factory.mktemp("prepared") / "run"
+    recipe.run(tiny_config(tiny_sources).lock(), workdir, ("prepare", "tokenizer"))
+    return workdir
+
+
+@pytest.fixture
+def tiny_run(prepared_run: Path, tmp_path: Path) -> Path:
+    """A copy of the prepared run, the test's own."""
+    return shutil.copytree(prepared_run, tmp_path / "run")
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop sees one device: what is not about meshes is tested faster so."""
+    from llmjax.parallel import mesh
+
+    monkeypatch.setattr(mesh, "make_mesh", functools.partial(mesh.make_mesh, devices=jax.devices()[:1]))

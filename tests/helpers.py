@@ -1,0 +1,131 @@
+"""A tiny model, a tiny run and its batches, and how to start the command: for the tests of training, recipes and the command."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from llmjax import config
+from llmjax.model import decoder
+from llmjax.parallel import mesh as meshes
+from llmjax.parallel import placement
+from llmjax.train.optimizer import make_optimizer
+from llmjax.train.schedule import make_schedule
+from llmjax.train.step import State, batch_shardings, init_state, make_train_step
+
+WORDS = ("the", "model", "reads", "a", "line", "and", "writes", "another", "one", "def", "return", "x", "=", "1")
+
+
+def tiny_config(sources: Path | str = "stdlib", **changes: Any) -> config.ConfigDict:
+    """A model and a run so small that a step takes milliseconds. `changes` are keys with "__" for the dot."""
+    c = config.base()
+    c.name = "tiny"
+    c.data.sources = (str(sources),)
+    c.data.min_bytes = 1
+    c.data.holdout_percent = 20.0
+    c.tokenizer.kind = "byte"
+    c.model.layers, c.model.width, c.model.heads, c.model.mlp_width = 2, 32, 4, 64
+    c.model.vocab_size = 320
+    c.model.attention = "reference"
+    c.train.duration, c.train.batch_size, c.train.sequence_length = "8 steps", 8, 16
+    c.train.eval_every, c.train.eval_batches = "4 steps", 1
+    c.checkpoint.every, c.checkpoint.every_seconds = "4 steps", 0.0
+    c.eval.batch_size, c.eval.max_bytes = 4, 400
+    c.generate.max_new_tokens = 4
+    c.optimizer.learning_rate = 1e-2
+    for key, value in changes.items():
+        config.set_key(c, key.replace("__", "."), value)
+    config.check(c)
+    return c
+
+
+def make_batch(c: config.ConfigDict, k: int) -> dict[str, np.ndarray]:
+    """Batch k of a text that can be learnt: counting, with unequal padding at the ends of the rows."""
+    rng = np.random.default_rng((c.seed, k))
+    shape = (c.train.batch_size, c.train.sequence_length)
+    windows = (rng.integers(0, 8, (shape[0], 1)) + np.arange(shape[1] + 1)[None, :]) % 24 + 4
+    real = np.arange(shape[1])[None, :] < rng.integers(shape[1] // 4, shape[1] + 1, (shape[0], 1))
+    return {
+        "tokens": np.where(real, windows[:, :-1], 0).astype(np.int32),
+        "targets": np.where(real, windows[:, 1:], 0).astype(np.int32),
+        "positions": np.where(real, np.arange(shape[1])[None, :], 0).astype(np.int32),
+        "segments": real.astype(np.int32),
+        "weights": real.astype(np.float32),
+    }
+
+
+def batches_from(c: config.ConfigDict) -> Any:
+    """What the loop asks for: step k -> iterator over the batches k, k + 1, ..."""
+
+    def iterate(start: int) -> Iterator[dict[str, np.ndarray]]:
+        k = start
+        while True:
+            yield make_batch(c, k)
+            k += 1
+
+    return iterate
+
+
+def mesh_of(line: str) -> Mesh:
+    """The mesh of a config line over as many of the fake devices as the line asks for."""
+    sizes = [int(part.partition("=")[2]) for part in line.split()]
+    return meshes.make_mesh(line, devices=jax.devices()[: int(np.prod(sizes))])
+
+
+def prepare_steps(c: config.ConfigDict, mesh: Mesh) -> tuple[State, State, Any]:
+    """The first state, its abstract form, and a function (state, batch of numpy arrays) -> (state, metrics)."""
+    module = decoder.build(c.model)
+    total = config.duration(c.train.duration, tokens_per_step=1)
+    schedule = make_schedule(c.schedule, total_steps=total, tokens_per_step=1)
+    optimizer = make_optimizer(c.optimizer, schedule)
+    make_state, abstract = init_state(module, optimizer, c, mesh)
+    state = make_state(jax.random.key(c.seed))
+    places = jax.tree.map(lambda x: x.sharding, abstract)
+    step = jax.jit(make_train_step(module, optimizer, schedule, c), out_shardings=(places, None))
+    rules = placement.activation_rules(mesh, kv_heads=c.model.kv_heads or c.model.heads)
+
+    def run(state: State, batch: dict[str, np.ndarray]) -> tuple[State, dict[str, jax.Array]]:
+        on_mesh = jax.device_put(batch, batch_shardings(mesh))
+        with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+            return step(state, on_mesh, jax.random.key(1))
+
+    return state, abstract, run
+
+
+def losses_of(c: config.ConfigDict, mesh: Mesh, *, steps: int) -> tuple[np.ndarray, State]:
+    """The losses of the first steps, and the state after them."""
+    state, _, run = prepare_steps(c, mesh)
+    losses = []
+    for k in range(steps):
+        state, values = run(state, make_batch(c, k))
+        losses.append(float(values["loss"]))
+    return np.array(losses), state
+
+
+def assert_same_bits(a: Any, b: Any) -> None:
+    """Two trees hold the same arrays, bit for bit."""
+    paths = [placement.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(a)]
+    for name, x, y in zip(paths, jax.tree.leaves(jax.device_get(a)), jax.tree.leaves(jax.device_get(b)), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=name, strict=True)
+
+
+def start_command(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+    """`llmjax ARGUMENTS` as a process of its own, on one CPU device; its output can be read from `.stdout`."""
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    env = {**os.environ, "XLA_FLAGS": flags, **environment}
+    command = [sys.executable, "-m", "llmjax.cli", *map(str, arguments)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run_command(*arguments: str | Path, **environment: str) -> tuple[int, str]:
+    """Run `llmjax ARGUMENTS` to its end: exit status and everything it printed."""
+    process = start_command(*arguments, **environment)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
