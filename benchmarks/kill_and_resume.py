@@ -10,6 +10,8 @@ Takes some five minutes on 2 cores. The exit status is 1 if anything differs.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import random
@@ -28,7 +30,7 @@ import orbax.checkpoint as ocp
 from llmjax import config, recipe
 from llmjax.train import checkpoint
 
-STEPS, EVERY = 3000, 50  # EVERY: between checkpoints
+STEPS, EVERY = 1500, 25  # EVERY: between checkpoints
 MOMENTS = ("training", "saving", "any time")
 
 
@@ -45,10 +47,11 @@ def make_run(folder: Path) -> Path:
     c.tokenizer.kind = "byte"
     c.model.layers, c.model.width, c.model.heads, c.model.dropout = 2, 32, 2, 0.1
     c.train.duration, c.train.batch_size, c.train.sequence_length, c.train.ema = f"{STEPS} steps", 8, 32, 0.99
-    c.train.eval_every, c.train.eval_batches = "500 steps", 1
+    c.train.eval_every, c.train.eval_batches = "250 steps", 1
     c.checkpoint.every = f"{EVERY} steps"
     config.check(c)
-    recipe.run(c.lock(), folder / "prepared", ("prepare", "tokenizer"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        recipe.run(c.lock(), folder / "prepared", ("prepare", "tokenizer"))
     return folder / "prepared"
 
 
@@ -73,32 +76,29 @@ def rows_of(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def temporary_folders(workdir: Path) -> list[Path]:
-    return list((workdir / "checkpoints").glob("*tmp*"))
+def wrote_rows(workdir: Path, *, since: float) -> bool:
+    """Whether metrics.jsonl was written to after the wall clock's `since`."""
+    path = workdir / "metrics.jsonl"
+    return path.exists() and path.stat().st_mtime > since
+
+
+def saving(workdir: Path, *, since: float) -> bool:
+    """Whether a checkpoint begun after the wall clock's `since` is unfinished; what an earlier kill left does not count."""
+    try:
+        return any(path.stat().st_ctime > since for path in (workdir / "checkpoints").glob("*tmp*"))
+    except FileNotFoundError:  # finished between the two looks
+        return False
 
 
 def wait_and_kill(workdir: Path, moment: str, rng: random.Random) -> dict | None:
     """Start training and kill it; what was on disk then. None: it ended first."""
+    began, since = time.perf_counter(), time.time()
     process = start(workdir)
-    began, before = time.perf_counter(), len(rows_of(workdir))
-    if moment == "any time":
-        ready, delay = (lambda: True), rng.uniform(0.2, 8.0)
-    elif moment == "saving":
-        ready, delay = (lambda: bool(temporary_folders(workdir))), rng.choice([0.0, rng.uniform(0.0, 0.3)])
-    else:
-        # Rows are counted by the file's size: parsing thousands of them would miss the moment.
-        size = sum(path.stat().st_size for path in [workdir / "metrics.jsonl"] if path.exists())
-        more = rng.randint(1, 250) * 300
-        ready, delay = (
-            (
-                lambda: (
-                    (workdir / "metrics.jsonl").stat().st_size > size + more
-                    if before
-                    else (workdir / "metrics.jsonl").exists()
-                )
-            ),
-            rng.uniform(0.0, 0.5),
-        )
+    ready, delay = {
+        "training": (lambda: wrote_rows(workdir, since=since), rng.uniform(0.0, 3.0)),
+        "saving": (lambda: saving(workdir, since=since), rng.choice([0.0, rng.uniform(0.0, 0.3)])),
+        "any time": (lambda: True, rng.uniform(0.2, 8.0)),
+    }[moment]
     while process.poll() is None and not ready():
         time.sleep(0.0002)
     time.sleep(delay)
@@ -113,7 +113,7 @@ def wait_and_kill(workdir: Path, moment: str, rng: random.Random) -> dict | None
         "seconds_after_start": round(time.perf_counter() - began, 2),
         "rows": len(rows),
         "newest_checkpoint": max(checkpoint.steps_in(workdir / "checkpoints"), default=0),
-        "inside_a_save": bool(temporary_folders(workdir)),
+        "inside_a_save": saving(workdir, since=since),
         "unreadable_checkpoints": sum(
             not readable(workdir / "checkpoints" / str(s)) for s in checkpoint.steps_in(workdir / "checkpoints")
         ),

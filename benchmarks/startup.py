@@ -8,6 +8,8 @@ layers scanned, and unrolled up to 12 layers. Nothing is cached between compilat
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import random
@@ -53,7 +55,8 @@ def first_step(folder: Path, layers: int) -> dict[str, float]:
     c = small_config(layers)
     c.data.sources = (str(text),)
     c.train.eval_every = "0 steps"
-    recipe.run(c.lock(), folder / "run", ("prepare", "tokenizer"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        recipe.run(c.lock(), folder / "run", ("prepare", "tokenizer"))
     env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "llmjax.cli", "train", "--workdir", str(folder / "run")]
     began = time.perf_counter()

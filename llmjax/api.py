@@ -70,8 +70,15 @@ class LanguageModel:
             stride: tokens that each window after the first scores; 0: half a window.
             batch_size: windows at a time, rounded up to what the mesh's data axes divide.
             on_tokens: told the number of tokens scored so far.
+
+        Raises ValueError for windows longer than the learned positions.
         """
         length = sequence_length or self.config.train.sequence_length
+        model = self.config.model
+        if model.position == "learned" and length > model.max_length:
+            raise ValueError(
+                f"eval.sequence_length={length} is more than the model's {model.max_length} learned positions: lower it"
+            )
         sharding = batch_shardings(self.mesh)
 
         def nats_of(batch: dict[str, np.ndarray]) -> np.ndarray:
@@ -92,14 +99,14 @@ class LanguageModel:
         """Continue each prompt; settings not given are those of `config.generate`. See `infer.generate.generate`."""
         given = self.config.generate.to_dict()
         given.pop("prompts")
-        return generate(
-            self.module,
-            self.params,
-            self.tokenizer,
-            prompts,
-            rows_multiple=self._rows,
-            **{"seed": self.config.seed, **given, **settings},
-        )
+        settings = {"seed": self.config.seed, **given, **settings}
+        whole = all(leaf.is_fully_replicated for leaf in jax.tree.leaves(self.params))
+        if whole and (len(prompts) < self._rows or self.mesh.devices.flat[0].platform == "cpu"):
+            # Every device would do the same work, and CPU devices share their cores: one of them is faster alone.
+            params = jax.tree.map(lambda leaf: leaf.addressable_data(0), self.params)
+            return generate(self.module, params, self.tokenizer, prompts, **settings)
+        with placement.active(self.mesh, kv_heads=self.config.model.kv_heads or self.config.model.heads):
+            return generate(self.module, self.params, self.tokenizer, prompts, rows_multiple=self._rows, **settings)
 
     @property
     def _rows(self) -> int:

@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"llmjax: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of a pipe has seen enough: `llmjax config | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if os.environ.get("LLMJAX_TRACEBACK"):
             raise
@@ -89,13 +92,14 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument(
                 "--out", type=Path, metavar="DIR", help="where the comparison goes (default: runs/compare)"
             )
-    verbs.add_parser("config", help="list every setting, its default and its meaning")
+    settings = verbs.add_parser("config", help="list every setting, its value and its meaning")
+    settings.add_argument("--config", metavar="FILE[:ARG]", help="show this config's values instead of the defaults")
     return parser
 
 
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     if args.verb == "config":
-        _print_settings()
+        _print_settings(config.load(args.config, overrides=overrides) if args.config else config.base())
         return 0
     if args.verb == "report" and args.runs:
         from llmjax import report
@@ -109,6 +113,8 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     workdir = args.workdir or Path("runs") / c.name
     if args.verb == "generate" and args.prompt:
         return _generate(c, workdir, args.prompt)
+    if args.config and args.verb in ("run", "train") and (table := config.derivation(args.config)):
+        print(table)
     from llmjax.stopping import Stopped
 
     try:
@@ -145,9 +151,9 @@ def _generate(c: config.ConfigDict, workdir: Path, prompts: Sequence[str]) -> in
     return 0
 
 
-def _print_settings() -> None:
+def _print_settings(c: config.ConfigDict) -> None:
     comments = config.comments()
-    flat = config.flatten(config.base().to_dict())
+    flat = config.flatten(c.to_dict())
     width = max(len(f"{key} = {value!r}") for key, value in flat.items() if len(repr(value)) < 24)
     for key, value in flat.items():
         print(f"{f'{key} = {value!r}':<{width}}  {comments[key]}")

@@ -20,43 +20,34 @@ from ml_collections import ConfigDict
 
 def base() -> ConfigDict:
     """Every setting there is, with its default. `llmjax config` prints this list with the comments."""
+    # fmt: off
     c = ConfigDict()
     c.name = "run"  # the run's name; it is written to runs/NAME unless --workdir says otherwise
     c.seed = 0  # the one seed: initialisation, data order, dropout and sampling are derived from it
     c.stages = ("prepare", "tokenizer", "train", "eval", "generate", "report")  # what `llmjax run` does, in this order
 
     c.data = ConfigDict()
-    c.data.sources = (
-        "stdlib",
-    )  # "stdlib", "stdlib-tests" (this Python's own), or files, folders, globs; "name=path" gives a source a name
+    c.data.sources = ("stdlib",)  # "stdlib", "stdlib-tests" (this Python's own), or files, folders, globs; "name=path" gives a source a name
     c.data.text_field = "text"  # the field of .jsonl and .parquet rows that holds the text
     c.data.min_bytes = 16  # documents with fewer UTF-8 bytes are rejected (and kept aside)
-    c.data.holdout_percent = (
-        2.0  # share of document groups held out for evaluation, chosen by a hash of the group's name
-    )
-    c.data.holdout_max_bytes = (
-        0  # a group with more bytes stays in training, so that no giant is most of the measure; 0: no limit
-    )
+    c.data.holdout_percent = 2.0  # share of document groups held out for evaluation, chosen by a hash of the group's name
+    c.data.holdout_max_bytes = 0  # a group with more bytes stays in training, so that no giant is most of the measure; 0: no limit
     c.data.holdout_tail_percent = 0.0  # instead: hold out the last part of every document (nanoGPT's Shakespeare split)
     c.data.shard_bytes = 64_000_000  # size of one shard of clean documents, in UTF-8 bytes of text
-    c.data.record_tokens = (
-        4096  # tokens in one record of a token shard; any sequence length can be read from any record size
-    )
+    c.data.record_tokens = 4096  # tokens in one record of a token shard; any sequence length can be read from any record size
     c.data.mixture = ()  # weights by source over training: ("0%: stdlib=1 notes=1", "80%: notes=1"); empty: by size
 
     c.tokenizer = ConfigDict()
     c.tokenizer.kind = "bpe"  # bpe, unigram, char (SentencePiece) or byte
-    c.tokenizer.vocab_size = (
-        4096  # pieces, with the 256 bytes and the 4 special tokens counted in; char and byte derive theirs
-    )
+    c.tokenizer.vocab_size = 4096  # pieces, with the 256 bytes and the 4 special tokens counted in; char and byte derive theirs
     c.tokenizer.path = ""  # use this SentencePiece .model instead of training one
     c.tokenizer.train_bytes = 20_000_000  # train on at most this much text, taken evenly over the documents
     c.tokenizer.split_digits = True  # every digit is its own piece
 
     c.model = ConfigDict()
-    c.model.layers = 4  # N
-    c.model.width = 256  # D
-    c.model.heads = 4  # H
+    c.model.layers = 4  # N, the number of blocks
+    c.model.width = 256  # D, the size of the residual stream
+    c.model.heads = 4  # H, query heads
     c.model.kv_heads = 0  # G, a divisor of heads; 0: the same as heads (multi-head), 1: multi-query
     c.model.head_size = 0  # K; 0: width / heads
     c.model.mlp_width = 0  # F; 0: 4 x width, or 8/3 x width rounded up to 64 for gated activations
@@ -77,29 +68,21 @@ def base() -> ConfigDict:
     c.model.init_std = 0.02  # standard deviation of the gpt2 initialisers
     c.model.dtype = "float32"  # compute in float32 or bfloat16
     c.model.param_dtype = "float32"  # store parameters in float32 (master weights) or bfloat16
-    c.model.remat = (
-        "none"  # rematerialise per layer: none, full, or selective (keep the matrix products, recompute the rest)
-    )
-    c.model.scan_unroll = (
-        1  # layers per iteration of the scan over layers; layers: fully unrolled (faster steps, slower compile)
-    )
-    c.model.attention = "auto"  # reference, dot_product (jax.nn), or auto: probed once and printed
+    c.model.remat = "none"  # rematerialise per layer: none, full, or selective (keep the matrix products, recompute the rest)
+    c.model.scan_unroll = 1  # layers per iteration of the scan over layers; layers: fully unrolled (faster steps, slower compile)
+    c.model.attention = "auto"  # reference, dot_product (jax.nn), blocked (CPU), or auto: chosen once and printed
 
     c.objective = ConfigDict()
     c.objective.name = "causal"  # next-token cross entropy
     c.objective.z_loss = 0.0  # weight of log(Z)^2 (PaLM uses 1e-4)
     c.objective.label_smoothing = 0.0  # share of the target's probability spread evenly over the vocabulary
     c.objective.l1 = 0.0  # weight of the sum of |parameter| (matrices only)
-    c.objective.l2 = (
-        0.0  # weight of half the sum of parameter^2 (matrices only); unlike weight decay it enters the gradient
-    )
+    c.objective.l2 = 0.0  # weight of half the sum of parameter^2 (matrices only); unlike weight decay it enters the gradient
 
     c.parallel = ConfigDict()
     c.parallel.mesh = "data=-1"  # axes and sizes: data, fsdp, tensor; one -1 takes the devices that are left
     c.parallel.rules = ()  # rows (regex, (axis, ...)) put before the placement table in parallel/placement.py
-    c.parallel.cpu_devices = (
-        0  # CPU devices to make when there is no accelerator; 0: as many as cores the batch divides by
-    )
+    c.parallel.cpu_devices = 0  # CPU devices to make when there is no accelerator; 0: as many as cores the batch divides by
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "adamw"  # adamw, muon (matrices; AdamW for the rest), adafactor, lion, sgd
@@ -154,6 +137,7 @@ def base() -> ConfigDict:
     c.generate.top_p = 0.95  # keep the smallest set of tokens that holds this much probability; 1: all
     c.generate.min_p = 0.0  # keep tokens at least this likely relative to the likeliest; 0: all
     c.generate.stop = ()  # strings at which a text ends (they are not part of it)
+    # fmt: on
     return c
 
 
@@ -175,7 +159,12 @@ def load(spec: str, *, overrides: Sequence[str] = ()) -> ConfigDict:
         hint = f" Did you mean {' or '.join(near)}?" if near else " See the files in configs/."
         raise ValueError(f"there is no config file {file}.{hint}")
     if path.suffix == ".json":
-        c = from_json(path.read_text())
+        try:
+            c = from_json(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): give --config with the file that it was made from"
+            ) from error
     else:
         get_config = _import_file(path).__dict__.get("get_config")
         if get_config is None:
@@ -189,6 +178,13 @@ def load(spec: str, *, overrides: Sequence[str] = ()) -> ConfigDict:
         set_key(c, key, _literal(text))
     check(c)
     return c.lock()
+
+
+def derivation(spec: str) -> str:
+    """What a config file says about how its values came about: its `table(arg)`, or nothing if it has none."""
+    file, _, arg = spec.partition(":")
+    table = None if file.endswith(".json") else _import_file(Path(file)).__dict__.get("table")
+    return table(arg) if table is not None else ""
 
 
 def _import_file(path: Path) -> Any:
@@ -250,7 +246,9 @@ def unknown_key(key: str) -> str:
     known = list(flatten(base().to_dict()))
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     last = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
-    return f"there is no config key {key}; the closest is {(last or near)[0]}. `llmjax config` lists all of them."
+    return (
+        f"there is no config key {key}; the closest is {' or '.join(last or near)}. `llmjax config` lists all of them."
+    )
 
 
 def check_keys(tree: dict) -> None:
@@ -340,6 +338,15 @@ def duration(value: str | int, *, tokens_per_step: int, tokens_per_epoch: int = 
     return round(amount)
 
 
+DURATIONS = (
+    "train.duration",
+    "train.eval_every",
+    "checkpoint.every",
+    "checkpoint.keep_every",
+    "schedule.warmup",
+    "schedule.decay",
+    "schedule.drop_at",
+)
 CHOICES: dict[str, tuple[str, ...]] = {
     "tokenizer.kind": ("bpe", "unigram", "char", "byte"),
     "model.activation": ("gelu", "gelu_tanh", "relu2", "swiglu", "geglu"),
@@ -349,7 +356,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "full", "selective"),
-    "model.attention": ("auto", "reference", "dot_product"),
+    "model.attention": ("auto", "reference", "dot_product", "blocked"),
     "objective.name": ("causal",),
     "optimizer.name": ("adamw", "muon", "adafactor", "lion", "sgd"),
     "schedule.name": ("constant", "step", "exponential", "cosine", "linear", "wsd"),
@@ -372,6 +379,10 @@ def check(c: ConfigDict) -> None:
             raise ValueError(message)
 
     for key in (
+        "model.scan_unroll",
+        "model.vocab_multiple",
+        "checkpoint.keep",
+        "train.max_bad_steps",
         "model.layers",
         "model.width",
         "model.heads",
@@ -389,6 +400,7 @@ def check(c: ConfigDict) -> None:
         m.head_size > 0 or m.width % m.heads == 0,
         f"model.width={m.width} is not a multiple of model.heads={m.heads}; change one or set model.head_size",
     )
+    require(m.kv_heads >= 0, f"model.kv_heads={m.kv_heads} must be at least 0")
     require(
         m.kv_heads == 0 or m.heads % m.kv_heads == 0, f"model.kv_heads={m.kv_heads} must divide model.heads={m.heads}"
     )
@@ -404,6 +416,10 @@ def check(c: ConfigDict) -> None:
         m.position != "learned" or t.sequence_length <= m.max_length,
         f"train.sequence_length={t.sequence_length} is more than the {m.max_length} learned positions; raise model.max_length",
     )
+    require(c.data.shard_bytes > 0, f"data.shard_bytes={c.data.shard_bytes} must be at least 1")
+    for key in DURATIONS:
+        for value in flat[key] if isinstance(flat[key], tuple) else (flat[key],):
+            duration(value, tokens_per_step=1, tokens_per_epoch=1, total_steps=0 if key == "train.duration" else 1)
     require(bool(c.data.sources), "data.sources is empty: give 'stdlib', files or folders")
 
 

@@ -181,7 +181,10 @@ def write_atomic(path: Path, text: str) -> None:
 
 def _read_stages(workdir: Path) -> dict[str, Any]:
     path = workdir / "stages.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and the stages run again") from error
 
 
 def _write_stage(workdir: Path, stage: str, settings: dict[str, Any], *, done: bool) -> None:

@@ -1,4 +1,5 @@
 """What several test files share: eight fake devices, strict rank promotion, and a tiny run prepared once."""
+# ruff: noqa: E402 - the environment must be set before jax is imported
 
 import atexit
 import os
@@ -22,6 +23,8 @@ import pytest
 from helpers import WORDS, tiny_config
 
 from llmjax import recipe
+from llmjax.parallel import mesh
+from llmjax.train import hardware
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -52,7 +55,6 @@ def tiny_run(prepared_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop sees one device: what is not about meshes is tested faster so."""
-    from llmjax.parallel import mesh
-
+    """The loop sees one device of a known speed: what is not about meshes is tested faster so."""
     monkeypatch.setattr(mesh, "make_mesh", functools.partial(mesh.make_mesh, devices=jax.devices()[:1]))
+    monkeypatch.setattr(hardware, "_measured_cpu", lambda: 1e11)

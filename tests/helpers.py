@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from llmjax import config
@@ -89,11 +88,10 @@ def prepare_steps(c: config.ConfigDict, mesh: Mesh) -> tuple[State, State, Any]:
     state = make_state(jax.random.key(c.seed))
     places = jax.tree.map(lambda x: x.sharding, abstract)
     step = jax.jit(make_train_step(module, optimizer, schedule, c), out_shardings=(places, None))
-    rules = placement.activation_rules(mesh, kv_heads=c.model.kv_heads or c.model.heads)
 
     def run(state: State, batch: dict[str, np.ndarray]) -> tuple[State, dict[str, jax.Array]]:
         on_mesh = jax.device_put(batch, batch_shardings(mesh))
-        with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+        with placement.active(mesh, kv_heads=c.model.kv_heads or c.model.heads):
             return step(state, on_mesh, jax.random.key(1))
 
     return state, abstract, run

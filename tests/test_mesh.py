@@ -106,7 +106,9 @@ def test_a_parameter_without_a_row_is_an_error():
 def test_rows_of_the_config_come_before_the_table_and_are_checked():
     params, mesh = {"embedding": jnp.zeros((64, 32))}, mesh_of("fsdp=2 tensor=4")
     place = placement.parameter_shardings
-    assert place(params, mesh, rules=[("embedding", (None, "tensor"))])["embedding"].spec == PartitionSpec(None, "tensor")
+    assert place(params, mesh, rules=[("embedding", (None, "tensor"))])["embedding"].spec == PartitionSpec(
+        None, "tensor"
+    )
     with pytest.raises(ValueError, match="has 1 dimensions and the parameter 2"):
         place(params, mesh, rules=[("embedding", ("fsdp",))])
     with pytest.raises(ValueError, match="names the axis 'model'; axes are data, fsdp, tensor"):

@@ -38,15 +38,15 @@ def random_case(seed=0, shape=(3, 5), vocab=7):
 def by_hand(logits_BLV, batch, *, z_loss=0.0, label_smoothing=0.0):
     """The sums token by token in float64, straight from the definitions."""
     total = nats = 0.0
-    for b, l in np.ndindex(batch["targets"].shape):
-        logits = logits_BLV[b, l].astype(np.float64)
+    for row, column in np.ndindex(batch["targets"].shape):
+        logits = logits_BLV[row, column].astype(np.float64)
         log_z = np.log(np.sum(np.exp(logits)))
         log_p = logits - log_z
         target = np.full(len(logits), label_smoothing / len(logits))
-        target[batch["targets"][b, l]] += 1 - label_smoothing
-        weight = batch["weights"][b, l]
+        target[batch["targets"][row, column]] += 1 - label_smoothing
+        weight = batch["weights"][row, column]
         total += weight * (-np.sum(target * log_p) + z_loss * log_z**2)
-        nats += weight * -log_p[batch["targets"][b, l]]
+        nats += weight * -log_p[batch["targets"][row, column]]
     return total, nats, batch["weights"].sum()
 
 
@@ -93,7 +93,9 @@ def one_step(mesh, **changes):
     batch = make_batch(c, 0)
     assert len(set(batch["weights"].sum(1))) > 2, "rows of unequal weight, or a mean of means would pass too"
     after, values = run(state, batch)
-    gradient = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), jax.device_get(state.params), jax.device_get(after.params))
+    gradient = jax.tree.map(
+        lambda a, b: np.asarray(a) - np.asarray(b), jax.device_get(state.params), jax.device_get(after.params)
+    )
     return jax.device_get(values), gradient
 
 

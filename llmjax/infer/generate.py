@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from ml_collections import FrozenConfigDict
 
 from llmjax.data.tokenizer import Tokenizer
-from llmjax.infer.sample import Array, Sampling, sample
+from llmjax.infer.sample import Sampling, sample
 from llmjax.model.decoder import Decoder, init_cache
 
 CHUNK = 16  # tokens decoded between two looks at the text for stop strings and streaming
@@ -34,9 +33,7 @@ class Completion:
     text: str  # the continuation, without the stop string; bytes that are no UTF-8 are U+FFFD
     finish: str  # "stop" (a stop string), "eos" (the model ended the document) or "length" (max_new_tokens)
     tokens: tuple[int, ...]  # what was sampled, a final <eos> and the tokens of the stop string included
-    log_probabilities: tuple[
-        float, ...
-    ]  # of each token, nats, in the model's own distribution (temperature 1, all tokens)
+    log_probabilities: tuple[float, ...]  # nats of each token in the model's own distribution (temperature 1)
 
 
 @struct.dataclass
@@ -44,9 +41,8 @@ class Rows:
     """The rows being decoded; arrays of shape (B,) and the cache."""
 
     cache: Any
-    token: Array  # int32, fed next
-    position: Array  # int32, its position
-    finished: Array  # bool
+    token: jax.Array  # int32, fed next
+    position: jax.Array  # int32, its position
 
 
 def generate(
@@ -68,7 +64,8 @@ def generate(
     """Continue each prompt, as the beginning of a document.
 
     With rotary positions a text may grow longer than the sequences in training, but how good it is there is another
-    matter; learned positions end at `model.max_length`. <pad>, <bos>, <unk> and the rows that only pad the embedding are never sampled.
+    matter; learned positions end at `model.max_length`. <pad>, <bos>, <unk> and the rows that only pad the embedding
+    are never sampled. A row's logits, and so its text, are the same in any batch up to float rounding.
 
     Args:
         module, params: the model; `params` is {"embedding": ..., ...}.
@@ -116,19 +113,13 @@ def generate(
     allowed_V[[tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id]] = False
 
     # ------------------------------------------------------------------ decode
-    module = _unrolled(module)
-    rows = Rows(
-        cache=_prefill(module, params, tokens_BL, cache_length=cache_length),
-        token=tokens_BL[np.arange(batch), lengths_B - 1],
-        position=lengths_B - 1,
-        finished=finished_B,
-    )
+    rows = _prefill(module, params, tokens_BL, lengths_B, cache_length=cache_length)
     texts = [Text(piece_bytes=tokenizer.piece_bytes, eos_id=tokenizer.eos_id, stops=stops) for _ in prompts]
     done = 0
     while done < max_new_tokens and not finished_B.all():
         steps = min(CHUNK, max_new_tokens - done)
         rows, new_BL, log_probability_BL = _decode(
-            module, params, rows, sampling, keys_B, allowed_V, np.int32(steps), np.int32(tokenizer.eos_id)
+            module, params, rows, finished_B, sampling, keys_B, allowed_V, np.int32(steps), np.int32(tokenizer.eos_id)
         )
         done += steps
         new_BL, log_probability_BL = np.asarray(new_BL), np.asarray(log_probability_BL)
@@ -140,7 +131,6 @@ def generate(
             if on_text is not None and (piece := text.take()):
                 on_text(row, piece)
         finished_B = np.array([bool(text.finish) for text in texts] + [True] * (batch - count))
-        rows = rows.replace(finished=finished_B)
     return [
         Completion(prompt, text.text, text.finish, tuple(text.tokens), tuple(text.log_probabilities))
         for prompt, text in zip(prompts, texts, strict=True)
@@ -148,11 +138,12 @@ def generate(
 
 
 @functools.partial(jax.jit, static_argnames=("module", "cache_length"))
-def _prefill(module: Decoder, params: Any, tokens_BL: jax.Array, *, cache_length: int) -> Any:
+def _prefill(module: Decoder, params: Any, tokens_BL: jax.Array, lengths_B: jax.Array, *, cache_length: int) -> Rows:
     cache = init_cache(module.c, batch=tokens_BL.shape[0], length=cache_length)
     # Nobody reads the logits, so XLA leaves the output head out.
     output: Any = module.apply({"params": params}, tokens_BL, cache=cache)
-    return output[1]
+    last_B1 = lengths_B[:, None] - 1
+    return Rows(cache=output[1], token=jnp.take_along_axis(tokens_BL, last_B1, axis=1)[:, 0], position=last_B1[:, 0])
 
 
 @functools.partial(jax.jit, static_argnames="module", donate_argnames="rows")
@@ -160,6 +151,7 @@ def _decode(
     module: Decoder,
     params: Any,
     rows: Rows,
+    finished_B: jax.Array,
     sampling: Sampling,
     keys_B: jax.Array,
     allowed_V: jax.Array,
@@ -168,14 +160,14 @@ def _decode(
 ) -> tuple[Rows, jax.Array, jax.Array]:
     """Sample `steps` tokens for every row, fewer when all have ended: (rows, tokens_BL, log_probability_BL), L = CHUNK."""
     batch = rows.token.shape[0]
-    Carry = tuple[jax.Array, Rows, jax.Array, jax.Array]
+    Carry = tuple[jax.Array, Rows, jax.Array, jax.Array, jax.Array]
 
     def unfinished(carry: Carry) -> jax.Array:
-        step, rows, _, _ = carry
-        return (step < steps) & ~jnp.all(rows.finished)
+        step, _, finished_B, _, _ = carry
+        return (step < steps) & ~jnp.all(finished_B)
 
     def one(carry: Carry) -> Carry:
-        step, rows, tokens_LB, log_probability_LB = carry
+        step, rows, finished_B, tokens_LB, log_probability_LB = carry
         output: Any = module.apply(
             {"params": params}, rows.token[:, None], positions_BL=rows.position[:, None], cache=rows.cache
         )
@@ -188,14 +180,22 @@ def _decode(
         # A finished row stays where it is and writes the same slot again.
         rows = Rows(
             cache=cache,
-            token=jnp.where(rows.finished, rows.token, token_B),
-            position=jnp.where(rows.finished, rows.position, rows.position + 1),
-            finished=rows.finished | (token_B == eos_id),
+            token=jnp.where(finished_B, rows.token, token_B),
+            position=jnp.where(finished_B, rows.position, rows.position + 1),
         )
-        return step + 1, rows, tokens_LB.at[step].set(token_B), log_probability_LB.at[step].set(log_probability_B)
+        finished_B = finished_B | (token_B == eos_id)
+        tokens_LB = tokens_LB.at[step].set(token_B)
+        log_probability_LB = log_probability_LB.at[step].set(log_probability_B)
+        return step + 1, rows, finished_B, tokens_LB, log_probability_LB
 
-    start = (jnp.int32(0), rows, jnp.zeros((CHUNK, batch), jnp.int32), jnp.zeros((CHUNK, batch), jnp.float32))
-    _, rows, tokens_LB, log_probability_LB = jax.lax.while_loop(unfinished, one, start)
+    start = (
+        jnp.int32(0),
+        rows,
+        finished_B,
+        jnp.zeros((CHUNK, batch), jnp.int32),
+        jnp.zeros((CHUNK, batch), jnp.float32),
+    )
+    _, rows, _, tokens_LB, log_probability_LB = jax.lax.while_loop(unfinished, one, start)
     return rows, tokens_LB.T, log_probability_LB.T
 
 
@@ -302,12 +302,6 @@ def _row_keys(seed: int | Sequence[int], count: int, batch: int) -> jax.Array:
             raise ValueError(f"seed has {len(seed)} values for {count} prompts: give one value, or one for each prompt")
         seeds, numbers = [*seed, *[0] * (batch - count)], [0] * batch
     return jax.vmap(lambda s, n: jax.random.fold_in(jax.random.key(s), n))(np.array(seeds), np.array(numbers))
-
-
-def _unrolled(module: Decoder) -> Decoder:
-    """The same model with its layers in a row instead of a loop: XLA copies a layer's weights out of the stack in every
-    step of a loop over layers, but only once before a loop over tokens."""
-    return module.clone(c=FrozenConfigDict({**module.c, "scan_unroll": module.c.layers}))
 
 
 def _round_up(n: int, *, least: int = 1) -> int:

@@ -71,8 +71,10 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kind = self.kind or self.c.norm
-        normalize = kernels.layer_normalize if kind == "layer" else kernels.rms_normalize
-        y = normalize(x.astype(jnp.float32), self.c.norm_epsilon)
+        y = x.astype(jnp.float32)
+        if kind == "layer":
+            y = y - jnp.mean(y, -1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.c.norm_epsilon)
         ones = (1,) * (x.ndim - 1)
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], dtype_of(self.c.param_dtype))
         y = y * scale.astype(jnp.float32).reshape(*ones, -1)

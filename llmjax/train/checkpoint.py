@@ -5,20 +5,29 @@ there is one) and `meta`: JSON with the resolved config, the step (which is also
 the random state), the clock and the tokens seen. Parameters stand apart so that evaluation need not read the rest.
 """
 
+import errno
+import gc
 import json
 import logging
+import os
 import shutil
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from llmjax import human
 from llmjax.parallel.placement import path_name
 from llmjax.train.step import State
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every save in a dozen lines
+# orbax reports every save in a dozen lines, and every failure with pages of tracebacks before it raises it.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+METADATA_BYTES = 1_000_000  # room for what orbax writes beside the arrays
 
 
 class CheckpointError(ValueError):
@@ -29,9 +38,38 @@ class CheckpointMismatch(CheckpointError):  # noqa: N818
     """A sound checkpoint of another model or optimizer than the config's."""
 
 
-def manager(folder: Path, *, keep: int, keep_every: int = 0) -> ocp.CheckpointManager:
-    """An orbax manager that saves asynchronously and keeps the newest `keep` (and every `keep_every`-th step for ever)."""
-    return ocp.CheckpointManager(
+@contextmanager
+def _full_disk_is_an_os_error(folder: Path) -> Iterator[None]:
+    """Orbax writes in threads and reports a full disk as a ValueError or RuntimeError: make it the OSError it is."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error) or "No space left on device" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
+
+
+class Manager(ocp.CheckpointManager):
+    """Orbax's manager; what cannot be written for want of space is an OSError, raised by the next call of any method."""
+
+    def save(self, *args: Any, **kwargs: Any) -> bool:
+        with _full_disk_is_an_os_error(Path(self.directory)):
+            return super().save(*args, **kwargs)
+
+    def wait_until_finished(self) -> None:
+        with _full_disk_is_an_os_error(Path(self.directory)):
+            super().wait_until_finished()
+
+    def close(self) -> None:
+        with _full_disk_is_an_os_error(Path(self.directory)):
+            super().close()
+
+
+def manager(folder: Path, *, keep: int, keep_every: int = 0) -> Manager:
+    """A manager that saves asynchronously and keeps the newest `keep` (and every `keep_every`-th step for ever)."""
+    return Manager(
         folder.absolute(),
         options=ocp.CheckpointManagerOptions(
             max_to_keep=keep,
@@ -42,8 +80,16 @@ def manager(folder: Path, *, keep: int, keep_every: int = 0) -> ocp.CheckpointMa
     )
 
 
-def save(checkpoints: ocp.CheckpointManager, state: State, *, step: int, meta: dict) -> None:
-    """Start saving; the arrays are copied before this returns, so the state may be donated to the next step."""
+def save(checkpoints: Manager, state: State, *, step: int, meta: dict) -> None:
+    """Start saving; the arrays are copied before this returns, so the state may be donated to the next step.
+
+    Raises OSError (ENOSPC) when the disk has no room for the state: better than a save that fails halfway.
+    """
+    needed = sum(x.nbytes for x in jax.tree.leaves(state)) + METADATA_BYTES
+    free = shutil.disk_usage(checkpoints.directory).free
+    if free < needed:
+        reason = f"{os.strerror(errno.ENOSPC)}: a checkpoint takes {human.size(needed)} and {human.size(free)} is free"
+        raise OSError(errno.ENOSPC, reason, str(checkpoints.directory))
     items: dict[str, Any] = {
         "params": ocp.args.StandardSave(state.params),
         "rest": ocp.args.StandardSave(_rest(state)),
@@ -129,21 +175,34 @@ def _read(path: Path, item: str, abstract: Any) -> Any:
         raise CheckpointError(
             f"the checkpoint {path} has no {item}: it was made with other settings, or files are missing"
         )
+    with _abandoned_coroutines_end_silently():
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                stored = _shapes(checkpointer.metadata(where).item_metadata.tree)
+                mismatch = _first_difference(stored, _shapes(abstract))
+                if not mismatch:
+                    return jax.block_until_ready(checkpointer.restore(where, abstract))
+        except Exception as error:  # orbax and tensorstore raise many kinds for damaged files; all mean the same here
+            reason = (str(error).strip() or error.__class__.__name__).splitlines()[0][:300]
+            failure = CheckpointError(f"the checkpoint {path} cannot be read: {item} is damaged ({reason})")
+        else:
+            failure = CheckpointMismatch(
+                f"the checkpoint {path} does not fit the config: {mismatch}. Give the settings it was made with "
+                "(its run's config.json), or another --workdir"
+            )
+    raise failure
+
+
+@contextmanager
+def _abandoned_coroutines_end_silently() -> Iterator[None]:
+    """When one array cannot be read, orbax drops the coroutines of the others, and Python prints pages about each."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            stored = _shapes(checkpointer.metadata(where).item_metadata.tree)
-            mismatch = _first_difference(stored, _shapes(abstract))
-            if not mismatch:
-                return jax.block_until_ready(checkpointer.restore(where, abstract))
-    except (
-        Exception
-    ) as error:  # orbax and tensorstore raise many kinds for damaged files; all mean the same to the user
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else error.__class__.__name__
-        raise CheckpointError(f"the checkpoint {path} cannot be read: {item} is damaged ({reason})") from error
-    raise CheckpointMismatch(
-        f"the checkpoint {path} does not fit the config: {mismatch}. Give the settings it was made with "
-        "(its run's config.json), or another --workdir"
-    )
+        yield
+    finally:
+        gc.collect()
+        sys.unraisablehook = hook
 
 
 def _shapes(tree: Any) -> dict[str, str]:

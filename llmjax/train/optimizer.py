@@ -44,6 +44,14 @@ def muon_dimensions(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
+def updated_by(params: Any) -> Any:
+    """A tree of "muon" and "adamw": which of the two updates each parameter under Muon."""
+    dimensions = muon_dimensions(params)
+    return jax.tree.map(
+        lambda d: "adamw" if d is None else "muon", dimensions, is_leaf=lambda d: d is None or hasattr(d, "output_axis")
+    )
+
+
 def make_optimizer(c: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimizer of the settings under `optimizer`; `schedule` is a factor of the peak learning rates.
 
@@ -53,21 +61,18 @@ def make_optimizer(c: ConfigDict, schedule: optax.Schedule) -> optax.GradientTra
     def rate(step: jax.Array) -> jax.Array:
         return c.learning_rate * schedule(step)
 
+    adamw = optax.adamw(rate, b1=c.beta1, b2=c.beta2, eps=c.epsilon, weight_decay=c.weight_decay, mask=matrices)
     if c.name == "adamw":
-        return optax.adamw(rate, b1=c.beta1, b2=c.beta2, eps=c.epsilon, weight_decay=c.weight_decay, mask=matrices)
+        return adamw
     if c.name == "muon":  # Jordan et al. 2024
-        return contrib.muon(
+        muon = contrib.muon(
             lambda step: c.muon_learning_rate * schedule(step),
             beta=c.muon_momentum,
             weight_decay=c.weight_decay,
-            weight_decay_mask=matrices,
-            adam_b1=c.beta1,
-            adam_b2=c.beta2,
-            eps=c.epsilon,
-            adam_weight_decay=c.weight_decay,
-            adam_learning_rate=rate,
             muon_weight_dimension_numbers=muon_dimensions,
         )
+        # Not contrib.muon's own AdamW for the rest, which decays norm scales and biases too.
+        return optax.partition({"muon": muon, "adamw": adamw}, updated_by)
     if c.name == "adafactor":  # Shazeer & Stern 2018
         return optax.chain(
             optax.scale_by_factored_rms(),
@@ -88,11 +93,10 @@ def table(c: ConfigDict, params: Any) -> str:
     """What happens to which parameters, in two or three lines."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     groups: dict[str, int] = {}
-    by_muon = jax.tree.leaves(muon_dimensions(params), is_leaf=lambda x: x is None or hasattr(x, "output_axis"))
-    for (path, leaf), dimensions in zip(leaves, by_muon, strict=True):
+    for (path, leaf), by in zip(leaves, jax.tree.leaves(updated_by(params)), strict=True):
         decay = f"weight decay {c.weight_decay:g}" if is_matrix(path_name(path)) else "no weight decay"
         if c.name == "muon":
-            name, peak = ("muon", c.muon_learning_rate) if dimensions is not None else ("adamw", c.learning_rate)
+            name, peak = ("muon", c.muon_learning_rate) if by == "muon" else ("adamw", c.learning_rate)
         else:
             name, peak = c.name, c.learning_rate
         key = f"{name}, learning rate {peak:g}, {decay}"

@@ -1,0 +1,144 @@
+"""The command explains itself, and a mistake ends in one line that says how to mend it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from llmjax import cli, recipe
+
+VERBS = ("run", *recipe.STAGES, "config")
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_every_verb_explains_itself(verb, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([verb, "--help"] if verb else ["--help"])
+    assert exit_.value.code == 0
+    output = capsys.readouterr().out
+    expected = VERBS if not verb else ("--config.KEY=VALUE", "--workdir DIR") if verb != "config" else ("usage",)
+    for text in expected:
+        assert text in output
+
+
+def test_help_is_quick_because_it_imports_no_jax():
+    code = "import sys; from llmjax import cli; cli._parser(); print([m for m in ('jax', 'orbax', 'matplotlib', 'grain') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_config_lists_every_setting_with_its_meaning(capsys):
+    from llmjax import config
+
+    assert cli.main(["config"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    keys, meanings = list(config.flatten(config.base().to_dict())), config.comments()
+    assert len(lines) == len(keys)
+    for key, line in zip(keys, lines, strict=True):
+        assert line.startswith(f"{key} = ")
+        assert meanings[key]
+        assert line.endswith(meanings[key])
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "my_config.py"
+    path.write_text("from llmjax.config import base\n\n\ndef get_config(arg=''):\n    return base()\n")
+    return path
+
+
+def mistake(capsys, *arguments):
+    """The one line that a mistake ends in; exit status 2 and no traceback."""
+    status = cli.main([str(a) for a in arguments])
+    output = capsys.readouterr()
+    assert status == 2, output
+    assert "Traceback" not in output.err
+    line = output.err.strip()
+    assert line.startswith("llmjax: ")
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.batchsize=8", "there is no config key train.batchsize; the closest is train.batch_size"),
+        ("lr=8", "there is no config key lr; the closest is"),
+        ("train.batch_size=many", "train.batch_size='many': this key takes a int"),
+        ("train.batch_size=0", "must be at least 1"),
+        ("train.batch_size", "needs a value: --config.train.batch_size=VALUE"),
+        ("optimizer.name=adam", "did you mean adamw?"),
+        ("model.heads=3", "is not a multiple of model.heads=3"),
+        ("train.micro_batches=3", "must divide train.batch_size"),
+        ("model.scan_unroll=0", "model.scan_unroll"),
+        ("model.vocab_multiple=0", "model.vocab_multiple"),
+        ("checkpoint.keep=0", "checkpoint.keep"),
+        ("train.max_bad_steps=0", "train.max_bad_steps"),
+        ("train.duration=soon", "duration 'soon' is not understood"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_to_write_instead(override, message, config_file, tmp_path, capsys):
+    assert message in mistake(
+        capsys, "train", "--config", config_file, f"--config.{override}", "--workdir", tmp_path / "run"
+    )
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_missing_config_or_run_says_what_to_give(config_file, tmp_path, capsys):
+    assert "give --config FILE, such as configs/quickstart.py" in mistake(capsys, "train")
+    assert "is not a run yet: give --config FILE" in mistake(capsys, "train", "--workdir", tmp_path / "none")
+    assert "Did you mean my_config.py?" in mistake(capsys, "train", "--config", tmp_path / "my_confg.py")
+    (tmp_path / "empty.py").write_text("")
+    assert "has no function get_config" in mistake(capsys, "train", "--config", tmp_path / "empty.py")
+
+
+@pytest.mark.parametrize(("name", "content"), [("config.json", "{torn"), ("stages.json", "{torn")])
+def test_a_torn_file_of_the_run_is_named(name, content, config_file, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / name).write_text(content)
+    given = ("--workdir", workdir) if name == "config.json" else ("--workdir", workdir, "--config", config_file)
+    assert name in mistake(capsys, "eval", *given)
+
+
+def test_bad_sources_end_in_one_line(config_file, tmp_path, capsys):
+    def prepare(source):
+        return mistake(
+            capsys, "prepare", "--config", config_file, f"--config.data.sources={source}", "--workdir", tmp_path / "run"
+        )
+
+    (tmp_path / "empty").mkdir()
+    assert "missing.txt" in prepare(tmp_path / "missing.txt")
+    assert str(tmp_path / "empty") in prepare(tmp_path / "empty")
+
+
+def test_a_stage_that_needs_others_says_so(config_file, tmp_path, capsys):
+    line = mistake(capsys, "train", "--config", config_file, "--workdir", tmp_path / "run")
+    assert "train needs tokenizer" in line
+    assert "run `llmjax tokenizer` first" in line
+
+
+def test_an_unknown_verb_or_option_lists_what_there_is(capsys):
+    for arguments in (["trian"], ["train", "--confg", "x"]):
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(arguments)
+        assert exit_.value.code == 2
+        assert "usage: llmjax" in capsys.readouterr().err
+
+
+def test_the_traceback_is_there_for_those_who_ask(config_file, monkeypatch, tmp_path):
+    monkeypatch.setenv("LLMJAX_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="there is no config key"):
+        cli.main(["train", "--config", str(config_file), "--config.no.such=1", "--workdir", str(tmp_path)])
+
+
+def test_a_full_disk_is_the_machines_fault_exit_status_1(config_file, monkeypatch, tmp_path, capsys):
+    import errno
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+
+    monkeypatch.setattr(recipe, "run", full)
+    assert cli.main(["run", "--config", str(config_file), "--workdir", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("llmjax: No space left on device (metrics.jsonl). Free some space")
