@@ -155,7 +155,8 @@ def _print_settings(c: config.ConfigDict) -> None:
     comments = config.comments()
     flat = config.flatten(c.to_dict())
     width = max(len(f"{key} = {value!r}") for key, value in flat.items() if len(repr(value)) < 24)
-    for key, value in flat.items():
+    for key in comments:  # in the order of the source
+        value = flat[key]
         print(f"{f'{key} = {value!r}':<{width}}  {comments[key]}")
 
 

@@ -99,7 +99,7 @@ def one_step(mesh, **changes):
     return jax.device_get(values), gradient
 
 
-@pytest.mark.parametrize(("mesh", "parts"), [("data=1", 2), ("data=1", 4), ("data=2", 4), ("fsdp=2 tensor=2", 2)])
+@pytest.mark.parametrize(("mesh", "parts"), [("data=1", 2), ("data=2", 4), ("fsdp=2 tensor=2", 2)])
 def test_micro_batches_change_neither_loss_nor_gradient(mesh, parts):
     values, gradient = one_step("data=1")
     here_values, here = one_step(mesh, train__micro_batches=parts)
@@ -110,7 +110,7 @@ def test_micro_batches_change_neither_loss_nor_gradient(mesh, parts):
 
 def test_the_loss_does_not_depend_on_the_order_of_the_rows():
     c = tiny_config()
-    state, _, run = prepare_steps(c, mesh_of("data=2"))
+    state, _, run = prepare_steps(c, mesh_of("data=1"))
     batch = make_batch(c, 0)
     order = np.random.default_rng(0).permutation(c.train.batch_size)
     loss = [run(state, b)[1]["loss"] for b in (batch, {k: v[order] for k, v in batch.items()})]

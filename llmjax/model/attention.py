@@ -101,8 +101,10 @@ class Attention(nn.Module):
             cache = {"key": write(cache["key"], k_BMGK, starts_B), "value": write(cache["value"], v_BMGK, starts_B)}
             k_BMGK, v_BMGK = cache["key"], cache["value"]
         q_BLHK, k_BMGK, v_BMGK = label(q_BLHK, "BLHK"), label(k_BMGK, "BMGK"), label(v_BMGK, "BMGK")
-        kernel = KERNELS[resolve(c, platform=jax.default_backend())]
-        y_BLHK = kernel(q_BLHK, k_BMGK, v_BMGK, mask_BLM, causal=cache is None)
+        name = resolve(c, platform=jax.default_backend())
+        if cache is not None and x_BLD.shape[1] == 1 and name == "blocked":
+            name = "dot_product"  # one query a row has no blocks, and `blocked` would transpose the whole cache for it
+        y_BLHK = KERNELS[name](q_BLHK, k_BMGK, v_BMGK, mask_BLM, causal=cache is None)
         return Linear(c, (c.width,), "outward", inputs=2, name="out")(label(y_BLHK, "BLHK")), cache
 
 

@@ -37,6 +37,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
         f"data: {tokens_per_epoch:,} training tokens, {total * tokens_per_step:,} to be seen "
         f"({total * tokens_per_step / tokens_per_epoch:.2f} epochs), {tokens_per_step:,} a step"
     )
+    print(f"attention: {attention.resolve(c.model, platform=jax.default_backend())}")
     module = decoder.build(c.model)
     heldout = heldout_batches(c, tokens_folder, count=c.train.eval_batches)
     piece_sizes = np.array([len(piece) for piece in tokenizer.piece_bytes])
@@ -57,12 +58,9 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
 
 
 def resolve(c: ConfigDict, tokenizer_size: int) -> ConfigDict:
-    """The config with what depends on the tokenizer and the machine filled in: vocab_size and the attention kernel."""
+    """The config with what depends on the tokenizer filled in: model.vocab_size."""
     c = config.from_json(config.to_json(c))
     c.model.vocab_size = decoder.padded_vocab(c.model, tokenizer_size)
-    c.model.attention = attention.resolve(c.model, platform=jax.default_backend())
-    if c.model.attention != "reference":
-        print(f"attention: {c.model.attention}")
     return c.lock()
 
 
