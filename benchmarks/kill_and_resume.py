@@ -96,7 +96,7 @@ def wait_and_kill(workdir: Path, moment: str, rng: random.Random) -> dict | None
     process = start(workdir)
     ready, delay = {
         "training": (lambda: wrote_rows(workdir, since=since), rng.uniform(0.0, 3.0)),
-        "saving": (lambda: saving(workdir, since=since), rng.choice([0.0, rng.uniform(0.0, 0.3)])),
+        "saving": (lambda: saving(workdir, since=since), rng.choice([0.0, rng.uniform(0.0, 0.1)])),
         "any time": (lambda: True, rng.uniform(0.2, 8.0)),
     }[moment]
     while process.poll() is None and not ready():
