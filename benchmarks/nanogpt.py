@@ -16,7 +16,10 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+
+from llmjax.cli import HUGE_PAGES
 
 # layers, heads, width, context, rows; 65 characters. small is nanoGPT's documented CPU setting.
 SHAPES = {"small": (4, 4, 128, 64, 12), "medium": (6, 6, 384, 256, 8)}
@@ -152,7 +155,7 @@ def compare(name: str, args: argparse.Namespace) -> dict:
     threads = str(len(os.sched_getaffinity(0)))
     workers = {
         "nanogpt": _start([args.torch_python, "-c", TORCH_WORKER + ROUNDS, str(args.nanogpt), shape, threads]),
-        "llmjax": _start([sys.executable, "-c", JAX_WORKER + ROUNDS, str(args.nanogpt), shape, threads]),
+        "llmjax": _start([sys.executable, "-c", JAX_WORKER + ROUNDS, str(args.nanogpt), shape, threads], HUGE_PAGES),
     }
     print(f"\n{name}: {layers} layers, {width} wide, {context} tokens, {rows} rows, float32")
     print(f"{'round':>5}  {'nanoGPT ms':>10}  {'llmjax ms':>10}  {'nanoGPT / llmjax':>16}")
@@ -182,8 +185,9 @@ def compare(name: str, args: argparse.Namespace) -> dict:
             "ms": medians, "ratios": ratios, "ratio": statistics.median(ratios), "breakdown": parts}  # fmt: skip
 
 
-def _start(command: list[str]) -> subprocess.Popen:
-    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def _start(command: list[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen:
+    settings = {**os.environ, **(environment or {})}
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=settings)
     _read(worker)
     return worker
 

@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-BLOCK = 128  # queries at a time: short enough to skip much of the upper triangle, long enough for large products
+BLOCK = 64  # queries at a time: short enough to skip much of the upper triangle, long enough for large products
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -50,32 +50,41 @@ def _blocks(length: int, keys: int, causal: bool) -> list[tuple[slice, slice]]:
 def _attention_forward(q_BLHK, k_BMGK, v_BMGK, mask_BLM, causal):  # type: ignore[no-untyped-def]
     G, scale = k_BMGK.shape[2], q_BLHK.shape[3] ** -0.5
     q, k, v = _heads_first(q_BLHK * scale, G), k_BMGK.transpose(0, 2, 1, 3), v_BMGK.transpose(0, 2, 1, 3)
-    outputs, weights = [], []
+    outputs, weights, factors = [], [], []
     for rows, columns in _blocks(q.shape[3], k.shape[2], causal):
         scores = jnp.einsum("bgrlk,bgmk->bgrlm", q[:, :, :, rows], k[:, :, columns], preferred_element_type=jnp.float32)
         scores = jnp.where(mask_BLM[:, None, None, rows, columns], scores, -1e30)
         e = jnp.exp(scores - jnp.max(scores, -1, keepdims=True))
-        p = (e * (1 / jnp.sum(e, -1, keepdims=True))).astype(v.dtype)
-        outputs.append(jnp.einsum("bgrlm,bgmk->bgrlk", p, v[:, :, columns]))
-        weights.append(p)
+        factor = 1 / jnp.sum(e, -1, keepdims=True)  # applied to the output, which is smaller than the weights
+        e = e.astype(v.dtype)
+        y = jnp.einsum("bgrlm,bgmk->bgrlk", e, v[:, :, columns], preferred_element_type=jnp.float32)
+        outputs.append((y * factor).astype(v.dtype))
+        weights.append(e)
+        factors.append(factor)
     y_BLHK = _heads_last(jnp.concatenate(outputs, 3))
-    return y_BLHK, (q, k, v, weights)
+    return y_BLHK, (q, k, v, y_BLHK, weights, factors)
 
 
 def _attention_backward(causal, saved, dy_BLHK):  # type: ignore[no-untyped-def]
-    q, k, v, weights = saved
+    q, k, v, y_BLHK, weights, factors = saved
     L, M, G, scale = q.shape[3], k.shape[2], k.shape[1], q.shape[4] ** -0.5
-    dy = _heads_first(dy_BLHK, G)
-    dq, dk, dv = [], jnp.zeros(k.shape, k.dtype), jnp.zeros(v.shape, v.dtype)
-    for (rows, columns), p in zip(_blocks(L, M, causal), weights, strict=True):
-        later = ((0, 0), (0, 0), (0, M - columns.stop), (0, 0))
+    factor = jnp.concatenate(factors, 3)
+    # The sum of p dp over the keys, from y and dy (Dao et al. 2022).
+    sums_BLH1 = jnp.sum(dy_BLHK.astype(jnp.float32) * y_BLHK, -1, keepdims=True)
+    sums = _heads_first(sums_BLH1, G) * factor
+    dy = (_heads_first(dy_BLHK, G) * factor).astype(v.dtype)
+    dq, dk, dv = [], jnp.zeros(k.mT.shape, jnp.float32), jnp.zeros(v.mT.shape, jnp.float32)
+    for (rows, columns), e in zip(_blocks(L, M, causal), weights, strict=True):
+        later = ((0, 0), (0, 0), (0, 0), (0, M - columns.stop))
         dy_rows = dy[:, :, :, rows]
-        dv += jnp.pad(jnp.einsum("bgrlm,bgrlk->bgmk", p, dy_rows), later)
+        # (k, m) rather than (m, k): then XLA transposes dy and q for the product, and not e and ds, which are larger.
+        dv += jnp.pad(jnp.einsum("bgrlk,bgrlm->bgkm", dy_rows, e, preferred_element_type=jnp.float32), later)
         dp = jnp.einsum("bgrlk,bgmk->bgrlm", dy_rows, v[:, :, columns], preferred_element_type=jnp.float32)
-        ds = (p * (dp - jnp.sum(p * dp, -1, keepdims=True))).astype(q.dtype)
+        ds = (e * (dp - sums[:, :, :, rows])).astype(q.dtype)
         dq.append(jnp.einsum("bgrlm,bgmk->bgrlk", ds, k[:, :, columns]) * scale)
-        dk += jnp.pad(jnp.einsum("bgrlm,bgrlk->bgmk", ds, q[:, :, :, rows]), later)
-    return _heads_last(jnp.concatenate(dq, 3)), dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3), None
+        dk += jnp.pad(jnp.einsum("bgrlk,bgrlm->bgkm", q[:, :, :, rows], ds, preferred_element_type=jnp.float32), later)
+    dk, dv = (d.astype(k.dtype).transpose(0, 3, 1, 2) for d in (dk, dv))
+    return _heads_last(jnp.concatenate(dq, 3)), dk, dv, None
 
 
 blocked_attention.defvjp(_attention_forward, _attention_backward)
@@ -97,3 +106,31 @@ def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def norm(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None, epsilon: float, center: bool) -> jax.Array:
+    """LayerNorm (`center`) or RMSNorm over the last dimension, float32. Its derivative saves x and two numbers a row."""
+    return _norm_forward(x, scale_D, bias_D, epsilon, center)[0]
+
+
+def _norm_forward(x, scale_D, bias_D, epsilon, center):  # type: ignore[no-untyped-def]
+    scale_D = scale_D.reshape(*(1,) * (x.ndim - 1), -1)
+    mean = jnp.mean(x, -1, keepdims=True) if center else jnp.zeros((), x.dtype)
+    factor = jax.lax.rsqrt(jnp.mean(jnp.square(x - mean), -1, keepdims=True) + epsilon)
+    y = (x - mean) * factor * scale_D
+    return y if bias_D is None else y + bias_D.reshape(scale_D.shape), (x, mean, factor, scale_D, bias_D)
+
+
+def _norm_backward(epsilon, center, saved, dy):  # type: ignore[no-untyped-def]
+    x, mean, factor, scale_D, bias_D = saved
+    z = (x - mean) * factor
+    dz = dy * scale_D
+    dx = dz - z * jnp.mean(dz * z, -1, keepdims=True)
+    if center:
+        dx -= jnp.mean(dz, -1, keepdims=True)
+    rows = tuple(range(x.ndim - 1))
+    return dx * factor, jnp.sum(dy * z, rows), None if bias_D is None else jnp.sum(dy, rows)
+
+
+norm.defvjp(_norm_forward, _norm_backward)

@@ -71,16 +71,12 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kind = self.kind or self.c.norm
-        y = x.astype(jnp.float32)
-        if kind == "layer":
-            y = y - jnp.mean(y, -1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.c.norm_epsilon)
-        ones = (1,) * (x.ndim - 1)
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], dtype_of(self.c.param_dtype))
-        y = y * scale.astype(jnp.float32).reshape(*ones, -1)
+        dtype = dtype_of(self.c.param_dtype)
+        scale_D = self.param("scale", nn.initializers.ones, x.shape[-1:], dtype).astype(jnp.float32)
+        bias_D = None
         if kind == "layer" and self.c.bias:
-            bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], dtype_of(self.c.param_dtype))
-            y = y + bias.astype(jnp.float32).reshape(*ones, -1)
+            bias_D = self.param("bias", nn.initializers.zeros, x.shape[-1:], dtype).astype(jnp.float32)
+        y = kernels.norm(x.astype(jnp.float32), scale_D, bias_D, self.c.norm_epsilon, kind == "layer")
         return y.astype(dtype_of(self.c.dtype))
 
 

@@ -115,14 +115,13 @@ def make_train_step(
             (grads, sums), _ = jax.lax.scan(add, zero, (cut, jax.random.split(key, parts)))
 
         weight = jnp.maximum(sums.weight, 1.0)
-        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         if c.objective.l1 or c.objective.l2:
-            grads = jax.tree.map(jnp.add, grads, jax.grad(penalty)(state.params, c.objective))
-        grad_norm = optax.tree.norm(grads)
+            terms = jax.grad(penalty)(state.params, c.objective)
+            grads = jax.tree.map(lambda g, term: g + weight.astype(g.dtype) * term, grads, terms)
+        grad_norm = optax.tree.norm(grads) / weight
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums.objective)
-        if c.optimizer.clip_norm:
-            scale = jnp.minimum(1.0, c.optimizer.clip_norm / (grad_norm + 1e-6))
-            grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+        scale = jnp.minimum(1.0, c.optimizer.clip_norm / (grad_norm + 1e-6)) if c.optimizer.clip_norm else 1.0
+        grads = jax.tree.map(lambda g: g * (scale / weight).astype(g.dtype), grads)  # the mean and the clip in one pass
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
