@@ -32,7 +32,7 @@ class Row(NamedTuple):
 def derive(depth: int, *, tokens_per_parameter: float = 20.0) -> list[Row]:
     """The settings that follow from the depth, in the order in which they are derived."""
     width = 64 * depth
-    heads = max(width // 128, 1)
+    heads = depth // 2 if depth % 2 == 0 else depth
     # Matrices of the layers (4 D^2 for attention, 8 D^2 for a gated MLP of 8/3 D) and the head.
     vocab = 32_768 if depth >= 8 else 4096
     parameters = 12 * depth * width**2 + vocab * width
@@ -51,7 +51,13 @@ def derive(depth: int, *, tokens_per_parameter: float = 20.0) -> list[Row]:
     return [
         Row("model.layers", depth, "depth", "the dial", "given"),
         Row("model.width", width, "64 x depth", nanochat, "measured there for d10 to d32"),
-        Row("model.heads", heads, "width / 128", nanochat, "measured there for d10 to d32"),
+        Row(
+            "model.heads",
+            heads,
+            "width / 128, or width / 64 when the depth is odd",
+            nanochat,
+            "measured there for d10 to d32",
+        ),
         Row("tokenizer.vocab_size", vocab, "32768 from d8, 4096 below", nanochat, "measured from d12; assumed below"),
         Row("train.sequence_length", length, "1024 from d8, 256 below", "what fits the corpus", "assumed"),
         Row(

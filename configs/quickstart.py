@@ -44,7 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.train.batch_size = 8
     c.train.sequence_length = 256
-    c.train.duration = "600 steps"
+    c.train.duration = "640 steps"
     c.train.eval_every = "20%"
     c.checkpoint.every = "50%"
 
@@ -57,5 +57,5 @@ def get_config(arg: str = "") -> ConfigDict:
         c.model.scan_unroll = 6
         c.model.width = 256
         c.train.sequence_length = 512
-        c.train.duration = "3000 steps"
+        c.train.duration = "1200 steps"
     return c

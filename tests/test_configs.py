@@ -91,6 +91,8 @@ def test_the_dial_prints_every_derived_setting_with_formula_source_and_status():
     assert int(longer.train.duration.split()[0]) * longer.train.batch_size > (
         1.9 * int(shorter.train.duration.split()[0]) * shorter.train.batch_size
     )
+    for depth in range(1, 65):
+        load(f"dial.py:d{depth}")  # raises where the rules give a width that the heads do not divide
     with pytest.raises(ValueError, match="not a depth"):
         load("dial.py:12")
 

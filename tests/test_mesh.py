@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement
-from llmjax.train import checkpoint
+from llmjax.train import checkpoint, optimizer
 
 MESHES = ("data=1", "data=8", "fsdp=8", "data=2 fsdp=2 tensor=2")
 TOLERANCE = 1e-5  # nats; sums over devices are added in another order
@@ -30,7 +30,20 @@ def test_a_run_has_the_same_start_bit_for_bit_and_the_same_20_losses_on_every_me
     assert_same_bits(start.params, params)
     here, _ = losses_of(c, mesh_of(line), steps=20)
     assert losses[-1] < losses[0] - 0.5, "a run that learns nothing proves nothing"
+    print(f"{line}: the largest difference of 20 losses is {np.abs(here - losses).max():.1e}")  # pytest -rP shows it
     np.testing.assert_allclose(here, losses, rtol=0, atol=TOLERANCE)
+
+
+def test_muons_products_are_divided_among_data_devices_and_the_losses_stay_the_same():
+    c = tiny_config(optimizer__name="muon")
+    alone, _ = losses_of(c, mesh_of("data=1"), steps=10)
+    divided, _ = losses_of(c, mesh_of("data=2"), steps=10)
+    np.testing.assert_allclose(divided, alone, rtol=0, atol=TOLERANCE)
+    stack = jnp.zeros((2, 32, 32))
+    for line, layers_each in (("data=2", 1), ("data=8", 2), ("data=2 fsdp=2", 2)):  # 8 do not divide 2 layers
+        with placement.active(mesh_of(line), kv_heads=4):
+            pieces = jax.jit(optimizer.spread_layers)(stack).addressable_shards
+        assert {piece.data.shape[0] for piece in pieces} == {layers_each}, line
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

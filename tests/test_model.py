@@ -256,6 +256,16 @@ def test_rematerialisation_and_unrolling_change_neither_loss_nor_gradients(chang
     close(loss_and_gradient(settings(**changes)), loss_and_gradient(settings()), 1e-5)
 
 
+@pytest.mark.parametrize("unroll", [2, 5])
+def test_unrolling_by_a_number_that_does_not_divide_the_layers_works(unroll):
+    _, params = make(settings(layers=3))
+    tokens_BL = jnp.arange(12)[None]
+    plain, unrolled = (
+        logits_of(decoder.build(settings(layers=3, scan_unroll=n)), params, tokens_BL) for n in (1, unroll)
+    )
+    np.testing.assert_allclose(unrolled, plain, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["reference", "blocked"])
 def test_bfloat16_is_close_to_float32_and_keeps_float32_parameters_and_logits(name):
     exact = loss_and_gradient(settings())

@@ -106,7 +106,7 @@ def make_run(workdir: Path, *, name: str = "quickstart", steps: int = 1000, leve
     }
     per_source = {"bits_per_byte/stdlib": 1.57, "perplexity/stdlib": 6.0, "bits_per_byte/notes": 2.1}
     write_json(workdir / "eval" / "results.json", {**evaluated, **per_source, "tokens": 260_000, "bytes": 831_000})
-    write_json(workdir / "generate" / "results.json", {"samples": 2, "tokens_per_second": 900.0})
+    write_json(workdir / "generate" / "results.json", {"prompts": 2, "tokens": 192})
     prompt = {"prompt": "class Queue:\n    ", "text": '"""A first-in first-out queue."""\n', "finish": "length"}
     (workdir / "generate" / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in (SAMPLE, prompt)))
     return workdir

@@ -531,7 +531,7 @@ def test_a_run_compiles_its_step_once_and_writes_the_promised_row_for_every_step
     assert all(a["train_seconds"] < b["train_seconds"] for a, b in itertools.pairwise(rows))
 
 
-def test_the_command_evaluates_with_one_program_and_reports_every_source(uninterrupted):
+def test_the_command_evaluates_when_due_and_reports_every_source(uninterrupted):
     rows = [row for row in rows_of(uninterrupted) if "heldout_loss" in row]
     assert [row["step"] for row in rows] == [50, 100, 150, 200]
     sources = [key for key in rows[0] if key.startswith("heldout_bits_per_byte/")]

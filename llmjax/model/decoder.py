@@ -108,7 +108,7 @@ class Decoder(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
             out_axes=0,
             length=c.layers,
-            unroll=c.scan_unroll,
+            unroll=min(c.scan_unroll, c.layers),
         )
         x_BLD, cache = stack(c, deterministic, name="layers")(x_BLD, mask_BLM, rotary, starts_B, cache)
         x_BLD = Norm(c, name="final_norm")(x_BLD)

@@ -183,7 +183,7 @@ def _read(path: Path, item: str, abstract: Any) -> Any:
                 if not mismatch:
                     return jax.block_until_ready(checkpointer.restore(where, abstract))
         except Exception as error:  # orbax and tensorstore raise many kinds for damaged files; all mean the same here
-            reason = (str(error).strip() or error.__class__.__name__).splitlines()[0][:300]
+            reason = (str(error).strip() or error.__class__.__name__).splitlines()[0].partition(". See full")[0][:300]
             failure = CheckpointError(f"the checkpoint {path} cannot be read: {item} is damaged ({reason})")
         else:
             failure = CheckpointMismatch(

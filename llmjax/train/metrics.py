@@ -115,7 +115,8 @@ class Progress:
             parts.append(f"MFU {row['mfu']:.0%}")
         if row["skipped"]:
             parts.append(f"{row['skipped']} skipped")
-        parts.append(f"{human.duration(seconds_left)} left")
+        if row["step"] < self._total:
+            parts.append(f"{human.duration(seconds_left)} left")
         self._print("  ".join(parts))
 
     def note(self, text: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import optax
+from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 from optax import contrib
 
@@ -44,6 +45,19 @@ def muon_dimensions(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
+def spread_layers(x: jax.Array) -> jax.Array:
+    """On a mesh of data alone, divide a stack of layers among the devices, which would otherwise all do the same.
+
+    Muon's products are a quarter of a small model's step; so each device does those of its layers only.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size == 1 or mesh.shape.get("data") != mesh.size or x.ndim < 3 or x.shape[0] % mesh.size:
+        return x
+    # Whole first: else XLA would divide the gradients' stack already where it is put together, layer by layer.
+    whole = jax.lax.with_sharding_constraint(x, PartitionSpec(*(None,) * x.ndim))
+    return jax.lax.with_sharding_constraint(whole, PartitionSpec("data", *(None,) * (x.ndim - 1)))
+
+
 def updated_by(params: Any) -> Any:
     """A tree of "muon" and "adamw": which of the two updates each parameter under Muon."""
     dimensions = muon_dimensions(params)
@@ -71,6 +85,7 @@ def make_optimizer(c: ConfigDict, schedule: optax.Schedule) -> optax.GradientTra
             weight_decay=c.weight_decay,
             muon_weight_dimension_numbers=muon_dimensions,
         )
+        muon = optax.chain(optax.stateless(lambda updates, _: jax.tree.map(spread_layers, updates)), muon)
         # Not contrib.muon's own AdamW for the rest, which decays norm scales and biases too.
         return optax.partition({"muon": muon, "adamw": adamw}, updated_by)
     if c.name == "adafactor":  # Shazeer & Stern 2018
