@@ -19,7 +19,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmjax.cli import HUGE_PAGES
+from llmjax.cli import MALLOC
 
 # layers, heads, width, context, rows; 65 characters. small is nanoGPT's documented CPU setting.
 SHAPES = {"small": (4, 4, 128, 64, 12), "medium": (6, 6, 384, 256, 8)}
@@ -145,7 +145,7 @@ def main() -> None:
         results[name] = compare(name, args)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"command": " ".join(sys.argv), **results}, indent=1) + "\n")
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def compare(name: str, args: argparse.Namespace) -> dict:
@@ -155,7 +155,7 @@ def compare(name: str, args: argparse.Namespace) -> dict:
     threads = str(len(os.sched_getaffinity(0)))
     workers = {
         "nanogpt": _start([args.torch_python, "-c", TORCH_WORKER + ROUNDS, str(args.nanogpt), shape, threads]),
-        "llmjax": _start([sys.executable, "-c", JAX_WORKER + ROUNDS, str(args.nanogpt), shape, threads], HUGE_PAGES),
+        "llmjax": _start([sys.executable, "-c", JAX_WORKER + ROUNDS, str(args.nanogpt), shape, threads], MALLOC),
     }
     print(f"\n{name}: {layers} layers, {width} wide, {context} tokens, {rows} rows, float32")
     print(f"{'round':>5}  {'nanoGPT ms':>10}  {'llmjax ms':>10}  {'nanoGPT / llmjax':>16}")

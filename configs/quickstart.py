@@ -1,7 +1,7 @@
 """The main job on a laptop: the Python standard library -> a small model that completes Python. Offline.
 
     llmjax run --config configs/quickstart.py            under 8 minutes on 2 cores, of which under 5 train
-    llmjax run --config configs/quickstart.py:hour       the same with an hour of training
+    llmjax run --config configs/quickstart.py:hour       a larger model, within an hour (36 minutes of 2 cores)
     llmjax run --config configs/quickstart.py --config.data.sources='["my_notes/"]' --workdir runs/notes
 
 `make quickstart` is the first of these. The text is what every Python carries: the library's own sources, the
