@@ -19,7 +19,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmjax.cli import MALLOC
+from llmjax.cli import HUGE_PAGES
 
 # layers, heads, width, context, rows; 65 characters. small is nanoGPT's documented CPU setting.
 SHAPES = {"small": (4, 4, 128, 64, 12), "medium": (6, 6, 384, 256, 8)}
@@ -59,7 +59,7 @@ from llmjax.parallel import mesh as meshes, placement
 from llmjax.train import hardware, optimizer as optimizers
 from llmjax.train.step import batch_shardings, init_state, make_train_step
 c = config.base()
-meshes.use_cpu_devices(0, batch_size=rows)
+meshes.use_cpu_devices(0, batch_size=rows, work_bytes=64 * rows * context * width * layers)
 for key, value in {"layers": layers, "heads": heads, "width": width, "activation": "gelu", "norm": "layer",
                    "position": "learned", "max_length": context, "vocab_size": vocab, "scan_unroll": layers}.items():
     c.model[key] = value
@@ -155,7 +155,7 @@ def compare(name: str, args: argparse.Namespace) -> dict:
     threads = str(len(os.sched_getaffinity(0)))
     workers = {
         "nanogpt": _start([args.torch_python, "-c", TORCH_WORKER + ROUNDS, str(args.nanogpt), shape, threads]),
-        "llmjax": _start([sys.executable, "-c", JAX_WORKER + ROUNDS, str(args.nanogpt), shape, threads], MALLOC),
+        "llmjax": _start([sys.executable, "-c", JAX_WORKER + ROUNDS, str(args.nanogpt), shape, threads], HUGE_PAGES),
     }
     print(f"\n{name}: {layers} layers, {width} wide, {context} tokens, {rows} rows, float32")
     print(f"{'round':>5}  {'nanoGPT ms':>10}  {'llmjax ms':>10}  {'nanoGPT / llmjax':>16}")

@@ -35,21 +35,14 @@ settings:
 """
 
 
-# XLA on CPU allocates the work space of every step anew. By default glibc gives it back to the system each time, which
-# maps and zeroes its pages again: a sixth of a step's time (benchmarks/nanogpt.py, medium). So: huge pages, and keep what
-# is freed, which works in one arena only. glibc reads this at its start.
-MALLOC = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:"
-    "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
-}
-ACCELERATORS = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd")  # device files of TPUs and GPUs
+# glibc reads this at its start. Page faults of 4 KiB pages were a sixth of a step's time (benchmarks/nanogpt.py, medium).
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def script() -> NoReturn:
-    """The installed command: `main`, on a Linux machine without accelerators in a process with `MALLOC` set."""
-    on_cpu = sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in ACCELERATORS)
-    if on_cpu and not MALLOC.keys() & os.environ.keys():
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | MALLOC)
+    """The installed command: `main`, on Linux in a process whose malloc asks for huge pages."""
+    if sys.platform == "linux" and not HUGE_PAGES.keys() & os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | HUGE_PAGES)
     sys.exit(main())
 
 

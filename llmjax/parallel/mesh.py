@@ -1,9 +1,11 @@
 """The device mesh, from one line of config such as "data=-1 fsdp=4 tensor=2"."""
 
+import ctypes
 import math
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -50,7 +52,11 @@ def make_mesh(line: str, *, devices: Sequence[jax.Device] | None = None) -> Mesh
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices)
 
 
-def use_cpu_devices(count: int, *, batch_size: int) -> None:
+LARGEST_KEPT = 64 << 20  # bytes; what glibc's arenas of threads can hold as one piece
+ACCELERATORS = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd")  # device files of TPUs and GPUs
+
+
+def use_cpu_devices(count: int, *, batch_size: int, work_bytes: int) -> None:
     """Split this machine's CPU into devices, before JAX starts; without effect beside an accelerator.
 
     One device a core runs a small model faster than one device with all cores: most operations of a small model
@@ -59,16 +65,33 @@ def use_cpu_devices(count: int, *, batch_size: int) -> None:
     Args:
         count: devices to make; 0: the largest number of cores by which the batch can be divided.
         batch_size: sequences in one micro-batch.
+        work_bytes: about what a step needs beside the state, on all devices.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return  # the user has decided
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = count or max(n for n in range(1, cores + 1) if batch_size % n == 0)
+    if work_bytes > LARGEST_KEPT and not any(any(Path("/dev").glob(name)) for name in ACCELERATORS):
+        _keep_freed_memory()
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:  # JAX has started already, in a test or a notebook: its devices stay as they are
         if jax.default_backend() == "cpu" and jax.device_count() != count:
             print(f"JAX is already running with {jax.device_count()} CPU devices (asked for: {count})")
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed, before JAX's threads start; without effect with another C library.
+
+    XLA on CPU allocates the work space of every step anew; given back each time, its pages are mapped and zeroed
+    again. Keeping large pieces works in one arena only, for whose lock the threads of a small model would wait.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "gnu_get_libc_version"):
+        return
+    M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+    for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):  # -1: never
+        libc.mallopt(parameter, value)
 
 
 def describe(mesh: Mesh) -> str:

@@ -22,7 +22,10 @@ from llmjax.train.step import batch_shardings, make_eval_step
 def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     """Train the model of `c` on the token shards of WORKDIR/tokenizer, continuing from WORKDIR/checkpoints."""
     started = time.perf_counter()
-    use_cpu_devices(c.parallel.cpu_devices, batch_size=c.train.batch_size // c.train.micro_batches)
+    rows = c.train.batch_size // c.train.micro_batches
+    # Some 16 float32 numbers are kept for each token, layer and dimension of the residual stream.
+    work = 64 * rows * c.train.sequence_length * c.model.width * c.model.layers
+    use_cpu_devices(c.parallel.cpu_devices, batch_size=rows, work_bytes=work)
     tokens_folder = workdir / "tokenizer" / "tokens"
     tokenizer = load_tokenizer(workdir / "tokenizer")
     c = resolve(c, tokenizer.vocab_size)
