@@ -57,14 +57,15 @@ from llmjax.model import decoder
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes, placement
 from llmjax.train import hardware, optimizer as optimizers
+from llmjax.train.pretrain import work_bytes
 from llmjax.train.step import batch_shardings, init_state, make_train_step
 c = config.base()
-meshes.use_cpu_devices(0, batch_size=rows, work_bytes=64 * rows * context * width * layers)
 for key, value in {"layers": layers, "heads": heads, "width": width, "activation": "gelu", "norm": "layer",
                    "position": "learned", "max_length": context, "vocab_size": vocab, "scan_unroll": layers}.items():
     c.model[key] = value
 c.train.batch_size, c.train.sequence_length, c.optimizer.beta2 = rows, context, 0.99
 config.check(c)
+meshes.use_cpu_devices(0, batch_size=rows, work_bytes=work_bytes(c))
 mesh = meshes.make_mesh("data=-1")
 module = decoder.build(c.model)
 schedule = lambda step: jnp.float32(1)

@@ -23,9 +23,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     """Train the model of `c` on the token shards of WORKDIR/tokenizer, continuing from WORKDIR/checkpoints."""
     started = time.perf_counter()
     rows = c.train.batch_size // c.train.micro_batches
-    # Some 16 float32 numbers are kept for each token, layer and dimension of the residual stream.
-    work = 64 * rows * c.train.sequence_length * c.model.width * c.model.layers
-    use_cpu_devices(c.parallel.cpu_devices, batch_size=rows, work_bytes=work)
+    use_cpu_devices(c.parallel.cpu_devices, batch_size=rows, work_bytes=work_bytes(c))
     tokens_folder = workdir / "tokenizer" / "tokens"
     tokenizer = load_tokenizer(workdir / "tokenizer")
     c = resolve(c, tokenizer.vocab_size)
@@ -58,6 +56,12 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
         initial_params=initial_params if c.train.init_from else None,
         started=started,
     )
+
+
+def work_bytes(c: ConfigDict) -> int:
+    """About what a step keeps for the backward pass: 16 float32 numbers a token, layer and dimension of the width."""
+    tokens = c.train.batch_size // c.train.micro_batches * c.train.sequence_length
+    return 64 * tokens * c.model.width * c.model.layers
 
 
 def resolve(c: ConfigDict, tokenizer_size: int) -> ConfigDict:
