@@ -4,16 +4,20 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CONFIG ?= configs/quickstart.py
 
-.PHONY: quickstart test test-slow lint lock clean
+.PHONY: quickstart test test-hf test-slow lint lock clean
 
 quickstart: .venv/.installed
 	.venv/bin/llmjax run --config $(CONFIG)
 
 test: .venv/.installed-test
-	.venv/bin/python -m pytest -m "not slow"
+	.venv/bin/python -m pytest -n auto -m "not slow"
+
+# The tests that compare with Hugging Face's transformers live, on PyTorch; `make test` compares with stored answers.
+test-hf: .venv/.installed-hf
+	.venv/bin/python -m pytest -n auto tests/test_hf_decoders.py tests/test_hf_encoders.py tests/test_hf_export.py tests/test_interop_command.py
 
 test-slow: .venv/.installed-test
-	.venv/bin/python -m pytest -m slow
+	.venv/bin/python -m pytest -n auto -m slow
 
 lint: .venv/.installed-test
 	.venv/bin/ruff check .
@@ -31,6 +35,11 @@ lint: .venv/.installed-test
 
 .venv/.installed-test: requirements-test.lock .venv/.installed
 	.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements-test.lock
+	touch $@
+
+.venv/.installed-hf: .venv/.installed-test
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv/bin/uv pip install --quiet --python .venv/bin/python -c requirements-test.lock transformers==5.23.0
 	touch $@
 
 # The lock files hold exact versions for every platform and name no registry.

@@ -53,7 +53,8 @@ import sys, time, json
 layers, heads, width, context, rows, vocab = json.loads(sys.argv[2])
 import jax, jax.numpy as jnp, numpy as np
 from llmjax import config
-from llmjax.model import decoder
+from llmjax.model import transformer
+from llmjax.model.count import flops_per_token
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes, placement
 from llmjax.train import hardware, optimizer as optimizers
@@ -67,7 +68,7 @@ c.train.batch_size, c.train.sequence_length, c.optimizer.beta2 = rows, context, 
 config.check(c)
 meshes.use_cpu_devices(0, batch_size=rows, work_bytes=work_bytes(c))
 mesh = meshes.make_mesh("data=-1")
-module = decoder.build(c.model)
+module = transformer.build(c.model)
 schedule = lambda step: jnp.float32(1)
 optimizer = optimizers.make_optimizer(c.optimizer, schedule)
 make_state, _ = init_state(module, optimizer, c, mesh)
@@ -106,7 +107,7 @@ def parts():
                   "forward_and_backward_ms": best(lambda: backward(state.params, batch)),
                   "optimizer_ms": best(lambda: update(grads, state.opt_state, state.params))}
     peak = hardware.peak_flops(jax.devices()[0], device_count=mesh.size)[0]
-    flops = decoder.flops_per_token(c.model, sequence_length=context) * rows * context
+    flops = flops_per_token(c.model, sequence_length=context) * rows * context
     return {**result, "peak_flops": peak, "matrix_products_at_peak_ms": flops / peak * 1e3, "devices": mesh.size}
 """
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from llmjax import config, recipe
-from llmjax.model import decoder
+from llmjax.model import transformer
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement
 from llmjax.train.optimizer import make_optimizer
@@ -80,7 +80,7 @@ def compile_time(layers: int, *, unroll: int) -> dict[str, float]:
     c = small_config(layers)
     c.model.scan_unroll = unroll
     mesh = meshes.make_mesh("data=1", devices=jax.devices()[:1])
-    module = decoder.build(c.model)
+    module = transformer.build(c.model)
     schedule = make_schedule(c.schedule, total_steps=20, tokens_per_step=1)
     optimizer = make_optimizer(c.optimizer, schedule)
     _, abstract = init_state(module, optimizer, c, mesh)

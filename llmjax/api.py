@@ -1,5 +1,6 @@
 """`llmjax.load`: a trained model as one object, for notebooks, evaluation and serving."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -11,14 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from ml_collections.config_dict import FrozenConfigDict
 
 from llmjax import config
+from llmjax.data.hf_tokenizer import no_tokenizer
 from llmjax.data.score import Score
 from llmjax.data.tokenizer import Tokenizer, load_tokenizer
 from llmjax.eval.bits_per_byte import score
 from llmjax.infer.generate import Completion, generate
-from llmjax.model import decoder
+from llmjax.model import transformer
+from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement
 from llmjax.train import checkpoint
@@ -30,7 +32,7 @@ class LanguageModel:
     """A model with its parameters and tokenizer. The parameters are the moving average when the run kept one."""
 
     config: ConfigDict  # resolved and locked, as saved with the checkpoint
-    module: decoder.Decoder
+    module: transformer.Transformer
     params: Any
     tokenizer: Tokenizer
     step: int
@@ -51,8 +53,9 @@ class LanguageModel:
 
     def loss(self, text: str) -> Score:
         """How well `text` is predicted as one whole document, its end included: nats, tokens, bits_per_byte, perplexity."""
-        ids = [self.tokenizer.bos_id, *self.tokenizer.encode(text), self.tokenizer.eos_id]
-        return self.score([np.array(ids, np.int32)], batch_size=self._rows)
+        ids = [self.tokenizer.start_id, *self.tokenizer.encode(text), self.tokenizer.end_id]
+        found = self.score([np.array(ids, np.int32)], batch_size=self._rows)
+        return dataclasses.replace(found, bytes=len(text.encode()))  # some tokenizers' pieces have more or fewer
 
     def score(
         self,
@@ -61,6 +64,7 @@ class LanguageModel:
         sequence_length: int = 0,
         stride: int = 0,
         batch_size: int = 32,
+        languages: Sequence[int] = (0,),
         on_tokens: Callable[[int], None] | None = None,
     ) -> Score:
         """Nats of documents of token ids, each from <bos> to <eos>.
@@ -69,10 +73,13 @@ class LanguageModel:
             sequence_length: of a window; 0: as in training.
             stride: tokens that each window after the first scores; 0: half a window.
             batch_size: windows at a time, rounded up to what the mesh's data axes divide.
+            languages: numbers of the documents' languages, by turns; for models with language embeddings.
             on_tokens: told the number of tokens scored so far.
 
-        Raises ValueError for windows longer than the learned positions.
+        Raises ValueError for windows longer than the learned positions, and for a model whose objective never predicted
+        text from left to right.
         """
+        self._check_reads_left_to_right("be scored with")
         length = sequence_length or self.config.train.sequence_length
         model = self.config.model
         if model.position == "learned" and length > model.max_length:
@@ -92,11 +99,13 @@ class LanguageModel:
             stride=stride or max(length // 2, 1),
             batch_size=-(-batch_size // self._rows) * self._rows,
             piece_sizes=np.array([len(piece) for piece in self.tokenizer.piece_bytes]),
+            languages=languages if model.languages else (),
             on_tokens=on_tokens,
         )
 
-    def generate(self, prompts: Sequence[str], **settings: Any) -> list[Completion]:
+    def generate(self, prompts: Sequence[str | Sequence[int]], **settings: Any) -> list[Completion]:
         """Continue each prompt; settings not given are those of `config.generate`. See `infer.generate.generate`."""
+        self._check_reads_left_to_right("continue")
         given = self.config.generate.to_dict()
         given.pop("prompts")
         settings = {"seed": self.config.seed, **given, **settings}
@@ -108,13 +117,22 @@ class LanguageModel:
         with placement.active(self.mesh, kv_heads=self.config.model.kv_heads or self.config.model.heads):
             return generate(self.module, self.params, self.tokenizer, prompts, rows_multiple=self._rows, **settings)
 
+    def _check_reads_left_to_right(self, what: str) -> None:
+        name = self.config.objective.name
+        if not OBJECTIVES[name].reads_left_to_right:
+            able = ", ".join(other for other, objective in OBJECTIVES.items() if objective.reads_left_to_right)
+            raise ValueError(
+                f"this model cannot {what} plain text: objective.name={name} does not teach it to predict text from left "
+                f"to right, as {able} do. The eval stage measures it by what it was trained to predict"
+            )
+
     @property
     def _rows(self) -> int:
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
 
 @functools.partial(jax.jit, static_argnames="module")
-def _logits(module: decoder.Decoder, params: Any, tokens_BL: jax.Array) -> jax.Array:
+def _logits(module: transformer.Transformer, params: Any, tokens_BL: jax.Array) -> jax.Array:
     logits_BLV: Any = module.apply({"params": params}, tokens_BL)
     return logits_BLV
 
@@ -137,12 +155,15 @@ def load(path: str | Path, *, step: int | None = None, mesh: str = "") -> Langua
     meta = checkpoint.read_meta(folder)
     c = config.from_json(json.dumps(meta["config"])).lock()
     run = folder.parent.parent
-    if not (run / "tokenizer").is_dir():
+    if "imported" in meta and not (run / "tokenizer").is_dir():
+        tokenizer = no_tokenizer(c.model.vocab_size)
+    elif not (run / "tokenizer").is_dir():
         raise ValueError(f"the run {run} has no tokenizer/: a checkpoint needs the run's folder around it")
-    tokenizer = load_tokenizer(run / "tokenizer")
-    module = decoder.Decoder(FrozenConfigDict(c.model))
+    else:
+        tokenizer = load_tokenizer(run / "tokenizer")
+    module = transformer.build(c.model)
     devices = meshes.make_mesh(mesh or "data=-1")
-    shapes = jax.eval_shape(lambda key: module.init(key, jnp.zeros((1, 8), jnp.int32))["params"], jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: transformer.init_params(module, key), jax.random.key(0))
     places = placement.parameter_shardings(shapes, devices, rules=c.parallel.rules)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
     item = "ema" if (folder / "ema").is_dir() else "params"

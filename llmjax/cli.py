@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from llmjax import __version__, config, recipe
+from llmjax import __version__, config, human, recipe
 
 DESCRIPTION = """\
 Build a language model, from raw text to a model you can prompt.
@@ -20,9 +20,12 @@ EXAMPLES = """\
 examples:
   llmjax run --config configs/quickstart.py                          the whole recipe: under 8 minutes on 2 cores
   llmjax run --config configs/quickstart.py --config.data.sources='["my_notes/"]' --workdir runs/notes
-  llmjax train --config configs/gpt2.py:small --config.train.batch_size=8
+  llmjax train --config configs/models/gpt2.py:small --config.train.batch_size=8
   llmjax generate --workdir runs/quickstart --prompt 'def read_lines(path):'
   llmjax report runs/a runs/b                                        two runs side by side
+  llmjax import --from SmolLM2-135M-Instruct/ --to runs/smollm2      a Hugging Face folder or a .gguf file becomes a run
+  llmjax generate --workdir runs/smollm2 --chat --prompt 'Why is the sky blue?'
+  llmjax export --from runs/quickstart --to exported/                a run becomes a folder that transformers loads
   llmjax config                                                      every setting, with what it means
 """
 
@@ -68,10 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = ". Free some space, or give another --workdir; the same command then goes on from what was saved"
+            if args.verb in ("import", "export"):
+                hint = ". Free some space, or give another --to; nothing was left there"
         print(f"llmjax: {error.strerror or error}{where}{hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nllmjax: interrupted; the same command goes on from what was saved", file=sys.stderr)
+        rest = (
+            "nothing was left" if args.verb in ("import", "export") else "the same command goes on from what was saved"
+        )
+        print(f"\nllmjax: interrupted; {rest}", file=sys.stderr)
         return 130
 
 
@@ -99,17 +107,65 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument(
                 "--prompt", action="append", metavar="TEXT", help="continue this text and print it; may be repeated"
             )
+            verb.add_argument("--chat", action="store_true", help="give prompts to a chat model as a user's messages")
         if name == "report":
             verb.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="runs to lay side by side, two or more")
             verb.add_argument(
                 "--out", type=Path, metavar="DIR", help="where the comparison goes (default: runs/compare)"
             )
+    _add_interop(verbs)
     settings = verbs.add_parser("config", help="list every setting, its value and its meaning")
     settings.add_argument("--config", metavar="FILE[:ARG]", help="show this config's values instead of the defaults")
     return parser
 
 
+def _add_interop(verbs: Any) -> None:
+    about = "make a run of a Hugging Face model or a GGUF file"
+    verb = verbs.add_parser("import", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    verb.add_argument(
+        "--from", dest="source", type=Path, required=True, metavar="DIR",
+        help="a folder with config.json, safetensors and a tokenizer, or a .gguf file",
+    )  # fmt: skip
+    verb.add_argument("--to", type=Path, required=True, metavar="RUN", help="the run's folder, which must not exist")
+    verb.add_argument(
+        "--dtype", default="", choices=("float32", "bfloat16"),
+        help="of the parameters (default: as stored; float32 for float16, quantized and mixed weights)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--tokenizer", default="", metavar="PATH",
+        help="the tokenizer's folder or file if it is not beside the weights, or none",
+    )  # fmt: skip
+    about = "write a run's model as a folder that transformers loads with from_pretrained"
+    verb = verbs.add_parser("export", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    verb.add_argument(
+        "--from", dest="source", type=Path, required=True, metavar="RUN", help="a run, or one of its checkpoint folders"
+    )
+    verb.add_argument("--to", type=Path, required=True, metavar="DIR", help="the new folder, which must not exist")
+    verb.add_argument(
+        "--family", default="", metavar="TYPE",
+        help="the model_type to write, such as llama (default: as imported, or the first that can say the config)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--shard-size", default="5GB", metavar="SIZE", help="begin a new file after this much (default: 5GB)"
+    )
+
+
+def _interop(args: argparse.Namespace) -> int:
+    if args.verb == "import":
+        from llmjax.interop.read import import_model
+
+        print(import_model(args.source, args.to, dtype=args.dtype, tokenizer=args.tokenizer))
+    else:
+        from llmjax.interop.write import export_model
+
+        size = human.parse_size(args.shard_size)
+        print(export_model(args.source, args.to, model_type=args.family, shard_bytes=size))
+    return 0
+
+
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    if args.verb in ("import", "export"):
+        return _interop(args)
     if args.verb == "config":
         _print_settings(config.load(args.config, overrides=overrides) if args.config else config.base())
         return 0
@@ -123,8 +179,10 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
             return 0
     c = _config(args, overrides)
     workdir = args.workdir or Path("runs") / c.name
+    if args.verb == "generate" and args.chat and not args.prompt:
+        raise ValueError("--chat needs what is said to the model: --prompt TEXT")
     if args.verb == "generate" and args.prompt:
-        return _generate(c, workdir, args.prompt)
+        return _generate(c, workdir, args.prompt, chat=args.chat)
     if args.config and args.verb in ("run", "train") and (table := config.derivation(args.config)):
         print(table)
     from llmjax.stopping import Stopped
@@ -151,14 +209,16 @@ def _config(args: argparse.Namespace, overrides: Sequence[str]) -> config.Config
     raise ValueError("give --config FILE, such as configs/quickstart.py, or --workdir with an existing run")
 
 
-def _generate(c: config.ConfigDict, workdir: Path, prompts: Sequence[str]) -> int:
+def _generate(c: config.ConfigDict, workdir: Path, prompts: Sequence[str], *, chat: bool) -> int:
     from llmjax import load
+    from llmjax.data.chat import chat_ids
 
     model = load(workdir)
     settings = {k: v for k, v in c.generate.to_dict().items() if k != "prompts"}
     for prompt in prompts:
-        print(prompt, end="", flush=True)
-        model.generate([prompt], seed=c.seed, on_text=lambda _, piece: print(piece, end="", flush=True), **settings)
+        print(prompt, end="\n\n" if chat else "", flush=True)
+        given = chat_ids(model.tokenizer, [{"role": "user", "content": prompt}]) if chat else prompt
+        model.generate([given], seed=c.seed, on_text=lambda _, piece: print(piece, end="", flush=True), **settings)
         print()
     return 0
 

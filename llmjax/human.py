@@ -1,6 +1,7 @@
 """Numbers as people say them: counts with K/M/B/T, sizes in decimal bytes, durations in two units."""
 
 import math
+import re
 
 
 def count(n: float) -> str:
@@ -23,6 +24,18 @@ def size(bytes: float) -> str:
     if not math.isfinite(bytes):
         return str(bytes)
     return _scaled(bytes, ((" B", 1), (" kB", 1e3), (" MB", 1e6), (" GB", 1e9), (" TB", 1e12), (" PB", 1e15)))
+
+
+def parse_size(text: str) -> int:
+    """A number of bytes from "5GB", "500 MB", "1.5 kB" or "1000". Raises ValueError for anything else.
+
+    >>> parse_size("5GB"), parse_size("1.5 kB"), parse_size("1000")
+    (5000000000, 1500, 1000)
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([kMGT]?)B?", text.strip())
+    if not match:
+        raise ValueError(f"the size {text!r} is not understood: write 5GB, 500MB or a number of bytes")
+    return int(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[match[2]])
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llmjax import config
-from llmjax.model import decoder
+from llmjax.model import transformer
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement
 from llmjax.train.optimizer import make_optimizer
@@ -80,10 +80,10 @@ def mesh_of(line: str) -> Mesh:
 
 def prepare_steps(c: config.ConfigDict, mesh: Mesh) -> tuple[State, State, Any]:
     """The first state, its abstract form, and a function (state, batch of numpy arrays) -> (state, metrics)."""
-    module = decoder.build(c.model)
+    module = transformer.build(c.model)
     total = config.duration(c.train.duration, tokens_per_step=1)
     schedule = make_schedule(c.schedule, total_steps=total, tokens_per_step=1)
-    optimizer = make_optimizer(c.optimizer, schedule)
+    optimizer = make_optimizer(c.optimizer, schedule, model=c.model)
     make_state, abstract = init_state(module, optimizer, c, mesh)
     state = make_state(jax.random.key(c.seed))
     places = jax.tree.map(lambda x: x.sharding, abstract)

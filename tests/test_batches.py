@@ -1,15 +1,17 @@
 """Batch k is a function of the config and k; an epoch shows every token once; documents stay apart."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from llmjax.config import base
+from llmjax.config import base, duration
 from llmjax.data import tokens
-from llmjax.data.batches import TrainBatches, heldout_batches, pack
+from llmjax.data.batches import Corruption, TrainBatches, heldout_batches, pack
 from llmjax.data.mixture import BLOCK, PERIOD, Mixture, parse_mixture
 from llmjax.data.tokenizer import byte_tokenizer
+from llmjax.eval.bits_per_byte import split_documents
 
 LENGTH, BATCH = 16, 8
 
@@ -177,9 +179,11 @@ def test_without_a_mixture_all_sources_end_their_epochs_together(folder):
 
 def test_mixture_counts_are_exact_in_every_block_and_stage():
     stages = parse_mixture(
-        ["0%: a=3 b=1", "50%: b=1", "80%: a=1 b=1 c=2"], sources=["a", "b", "c"], total_steps=1000, tokens_per_step=80
+        ["0%: a=3 b=1", "50%: b=1", "80%: a=1 b=1 c=2"],
+        sources=["a", "b", "c"],
+        steps=lambda text: duration(text, tokens_per_step=80, total_steps=1000),
     )
-    mixture = Mixture(stages, sources=["a", "b", "c"], batch_size=10, seed=5)
+    mixture = Mixture([(step * 10, weights) for step, weights in stages], sources=["a", "b", "c"], seed=5)
     sources, indices = mixture.locate(np.arange(30_000))
     for start, stop, weights in [(0, 5000, [3, 1, 0]), (5000, 8000, [0, 1, 0]), (8000, 30_000, [1, 1, 2])]:
         share = np.array(weights) / sum(weights)
@@ -191,7 +195,7 @@ def test_mixture_counts_are_exact_in_every_block_and_stage():
 
 def test_mixture_weights_that_do_not_divide_a_block_are_exact_over_a_period():
     stages = [(0, {"a": 0.7, "b": 0.299_99, "c": 0.000_01})]
-    mixture = Mixture(stages, sources=["a", "b", "c"], batch_size=1, seed=0)
+    mixture = Mixture(stages, sources=["a", "b", "c"], seed=0)
     counts = np.zeros(3, np.int64)
     for block in range(PERIOD):
         found = np.bincount(mixture.locate(np.arange(block * BLOCK, (block + 1) * BLOCK))[0], minlength=3)
@@ -259,3 +263,58 @@ def test_heldout_batches_of_a_whole_stream_score_every_byte_once(folder):
     pieces = byte_tokenizer().piece_bytes
     scored = sum(len(pieces[i]) for batch in held["code"] for i in batch["targets"][batch["weights"] > 0])
     assert scored == text_bytes
+
+
+def test_one_id_for_both_ends_of_documents_stands_once_between_them_and_is_predicted(tmp_path):
+    one = dataclasses.replace(byte_tokenizer(), bos_id=2)  # as GPT-2's <|endoftext|>
+    entry = tokens.write_stream(["ab", "c"], one, folder=tmp_path / "train" / "x", record_tokens=50)
+    index = {"dtype": "uint16", "record_tokens": 50, "vocab_size": 260, "tokenizer": "", "start_id": 2, "end_id": 2}
+    (tmp_path / "index.json").write_text(json.dumps({**index, "splits": {"train": {"x": entry}, "heldout": {}}}))
+    stream = tokens.read_stream(tmp_path, "train", "x")
+    a, b, c = (4 + ord(letter) for letter in "abc")
+    assert stream.tolist() == [2, a, b, 2, c]
+    assert [d.tolist() for d in split_documents(stream, start_id=2, end_id=2)] == [[2, a, b, 2], [2, c]]
+    batch = TrainBatches(make_config(sequence_length=4), tmp_path, total_steps=5).batch(0)
+    assert batch["targets"][0].tolist() == [a, b, 2, c]
+    assert batch["weights"][0].tolist() == [1, 1, 1, 1]
+    assert batch["segments"][0].tolist() == [1, 1, 1, 2]
+
+
+def test_padding_is_told_by_the_length_of_a_row_and_not_by_an_id():
+    batch = pack([np.array([1, 0, 5, 0]), np.array([1, 7])], length=4)
+    assert batch["segments"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch["weights"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_what_an_objective_does_to_a_row_depends_on_the_seed_the_batch_and_the_row_alone(folder, hosts):
+    def change(row, rng):
+        return {**row, "drawn": rng.integers(0, 1 << 60, 3)}
+
+    def made(c, k, parts=1):
+        parts = [
+            TrainBatches(c, folder, total_steps=50, corruption=Corruption(LENGTH, change), host=host, hosts=parts)
+            for host in range(parts)
+        ]
+        return np.concatenate([part.batch(k)["drawn"] for part in parts])
+
+    c, other = make_config(), make_config()
+    other.seed = 1
+    np.testing.assert_array_equal(made(c, 3, hosts), made(c, 3))
+    every = np.concatenate([made(c, 3), made(c, 4), made(other, 3)])
+    assert len({tuple(row) for row in every.tolist()}) == len(every), "no two rows have the same random numbers"
+
+
+def test_rows_of_more_text_than_the_sequence_length_still_show_every_token_once(tmp_path):
+    write_tokens(tmp_path, {"train": {"code": documents(1)}, "heldout": {}})
+    longer = Corruption(LENGTH + 5, lambda row, rng: row)
+    batches = TrainBatches(make_config(batch_size=1), tmp_path, total_steps=9, corruption=longer)
+    rows = batches.tokens_per_epoch // LENGTH
+    found = [batches.batch(k)["tokens"][0] for k in range(rows)]
+    stream = tokens.read_stream(tmp_path, "train", "code")
+    shown = sorted(bytes(row.astype(np.uint16)) for row in found)
+    shifts = [
+        sorted(bytes(stream[s + i * 21 : s + (i + 1) * 21]) for i in range(rows))
+        for s in range(len(stream) - rows * 21)
+    ]
+    assert shown in shifts

@@ -7,7 +7,8 @@ import pytest
 
 from llmjax import cli, recipe
 
-VERBS = ("run", *recipe.STAGES, "config")
+VERBS = ("run", *recipe.STAGES, "import", "export", "config")
+NEEDED = {"": VERBS, "config": ("usage",), "import": ("--from DIR", "--to RUN"), "export": ("--from RUN", "--to DIR")}
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
@@ -16,8 +17,7 @@ def test_every_verb_explains_itself(verb, capsys):
         cli.main([verb, "--help"] if verb else ["--help"])
     assert exit_.value.code == 0
     output = capsys.readouterr().out
-    expected = VERBS if not verb else ("--config.KEY=VALUE", "--workdir DIR") if verb != "config" else ("usage",)
-    for text in expected:
+    for text in NEEDED.get(verb, ("--config.KEY=VALUE", "--workdir DIR")):
         assert text in output
 
 

@@ -7,18 +7,14 @@ import re
 import shlex
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from llmjax import cli, config
-from llmjax.model import decoder
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 SPECS = (
-    "quickstart.py", "quickstart.py:hour", "shakespeare.py", "gpt2.py:small", "gpt2.py:medium", "gpt2.py:large",
-    "gpt2.py:xl", "dial.py:d2", "dial.py:d12",
+    "quickstart.py", "quickstart.py:hour", "shakespeare.py", "dial.py:d2", "dial.py:d12",
 )  # fmt: skip
 
 
@@ -43,7 +39,9 @@ def test_every_config_file_is_among_the_tested():
 
 
 def documented_commands() -> list[str]:
-    texts = [p.read_text() for p in [*(ROOT / "configs").glob("*.py"), ROOT / "README.md"]]
+    texts = [
+        p.read_text() for p in [*(ROOT / "configs").rglob("*.py"), ROOT / "configs" / "README.md", ROOT / "README.md"]
+    ]
     lines = [line for text in texts for line in text.splitlines()]
     found = [
         re.split(r"   +|  #", line.strip())[0] for line in lines if re.match(r"\s*(\.venv/bin/)?llmjax \w+ -", line)
@@ -57,21 +55,9 @@ def test_documented_commands_parse_and_name_configs_that_load(command):
     words = shlex.split(command)[1:]
     overrides = [w.removeprefix("--config.") for w in words if w.startswith("--config.")]
     args = cli._parser().parse_args([w for w in words if not w.startswith("--config.")])
-    if args.config:
+    if getattr(args, "config", None):  # import and export take none
         file = args.config.removeprefix("configs/")
         load(file, *overrides)
-
-
-@pytest.mark.parametrize(
-    ("size", "published"),
-    [("small", 124_439_808), ("medium", 354_823_168), ("large", 774_030_080), ("xl", 1_557_611_200)],
-)
-def test_gpt2_has_the_published_number_of_parameters(size, published):
-    c = config.from_json(config.to_json(load(f"gpt2.py:{size}")))
-    c.model.vocab_size = 50_257  # as published; in training it is rounded up to model.vocab_multiple
-    module = decoder.build(c.model)
-    shapes = jax.eval_shape(lambda key: module.init(key, jnp.zeros((1, 8), jnp.int32)), jax.random.key(0))
-    assert sum(x.size for x in jax.tree.leaves(shapes)) == published
 
 
 def test_the_dial_prints_every_derived_setting_with_formula_source_and_status():

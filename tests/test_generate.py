@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llmjax.data.tokenizer import byte_tokenizer
 from llmjax.infer.generate import Text, generate
 from llmjax.infer.sample import Sampling, sample, truncate
-from llmjax.model import decoder
+from llmjax.model import transformer
 
 TOKENIZER = byte_tokenizer()
 PROMPTS = ["def f(x):\n", "", "a prompt that is rather longer than the others"]
@@ -24,17 +24,17 @@ LEARNED = {
     "model__position": "learned",
     "model__norm": "layer",
     "model__activation": "gelu",
-    "model__bias": True,
+    "model__bias": ("qkv", "out", "mlp", "norm"),
     "model__tie_embeddings": False,
     "model__max_length": 64,
 }
 
 
 @functools.cache
-def model(**changes: Any) -> tuple[decoder.Decoder, Any]:
+def model(**changes: Any) -> tuple[transformer.Transformer, Any]:
     c = tiny_config(model__init_std=0.2, **changes)
-    module = decoder.build(c.model)
-    return module, jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+    module = transformer.build(c.model)
+    return module, jax.jit(functools.partial(transformer.init_params, module))(jax.random.key(0))
 
 
 def tokens_of(prompts: list[str], **kwargs: Any) -> list[tuple[int, ...]]:
@@ -227,7 +227,7 @@ def test_the_stream_is_the_text_cut_at_the_first_stop_string_and_characters_come
     while data:
         size = sizes[len(pieces) % len(sizes)]
         pieces, data = [*pieces, data[:size]], data[size:]
-    text = Text(piece_bytes=pieces, eos_id=0, stops=stops)
+    text = Text(piece_bytes=pieces, eos_ids=(0,), stops=stops)
     shown = []
     for token in range(1, len(pieces)):
         text.add(token, 0.0)
@@ -246,14 +246,14 @@ def test_the_stream_is_the_text_cut_at_the_first_stop_string_and_characters_come
 
 
 def test_a_character_cut_by_the_length_limit_is_left_out():
-    text = Text(piece_bytes=[b"", b"ok \xf0\x9f", b"\xff"], eos_id=0, stops=())
+    text = Text(piece_bytes=[b"", b"ok \xf0\x9f", b"\xff"], eos_ids=(0,), stops=())
     text.add(1, 0.0)
     text.end("length")
     assert (text.text, text.take()) == ("ok ", "ok ")
 
 
 def test_bytes_that_are_no_text_become_replacement_characters():
-    text = Text(piece_bytes=[b"", b"a\xff", b"b"], eos_id=0, stops=())
+    text = Text(piece_bytes=[b"", b"a\xff", b"b"], eos_ids=(0,), stops=())
     for token in (1, 2, 0):
         text.add(token, 0.0)
     assert (text.text, text.finish) == ("a\ufffdb", "eos")

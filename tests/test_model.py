@@ -15,48 +15,17 @@ import pytest
 from flax import linen as nn
 from helpers import losses_of, mesh_of, tiny_config
 from jax import extend
+from networks import causal_mask, close, logits_of, make, packed, settings
 
 from llmjax import config
-from llmjax.model import attention, decoder, kernels, layers
+from llmjax.model import attention, kernels, layers, transformer
+from llmjax.model.cache import init_cache
+from llmjax.model.count import flops_per_token
 from llmjax.model.init import std
 from llmjax.parallel.placement import path_name
 
 GOLDEN = Path(__file__).parent / "golden" / "parameters.json"
 FAST = sorted(set(attention.KERNELS) - {"reference"})
-
-
-def settings(**changes: Any) -> config.ConfigDict:
-    """A small model of two layers."""
-    c = config.base().model
-    c.update({"layers": 2, "width": 16, "heads": 4, "mlp_width": 32, "max_length": 32, "vocab_size": 32})
-    c.update({"attention": "reference", **changes})
-    return c
-
-
-def make(c: config.ConfigDict, seed: int = 0) -> tuple[decoder.Decoder, Any]:
-    """The module and random parameters, none of them zero or one, and large enough that attention is far from uniform."""
-    module = decoder.build(c)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-    rng = np.random.default_rng(seed)
-    return module, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.3, x.dtype), shapes)
-
-
-def logits_of(module: decoder.Decoder, params: Any, tokens_BL: jax.Array, **arguments: Any) -> jax.Array:
-    return jax.jit(module.apply)({"params": params}, tokens_BL, **arguments)
-
-
-def packed(rows: list[list[int]]) -> tuple[jax.Array, jax.Array]:
-    """positions_BL and segments_BL of rows that hold documents of these lengths."""
-    positions = [[p for length in row for p in range(length)] for row in rows]
-    segments = [[i for i, length in enumerate(row, start=1) for _ in range(length)] for row in rows]
-    return jnp.array(positions), jnp.array(segments)
-
-
-def close(a: Any, b: Any, tolerance: float) -> None:
-    """Every array of two trees is equal within a share of its own largest value."""
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
-        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(y).max())
 
 
 # Attention kernels
@@ -70,7 +39,7 @@ def test_every_attention_kernel_and_its_gradient_equal_the_reference_on_packed_r
 ):
     monkeypatch.setattr(kernels, "BLOCK", 8)  # blocks that do not divide the length, and documents that cross them
     _, segments_BL = packed([[3, 13, 5], [21], [1, 1, 19]])
-    mask_BLM = attention.training_mask(segments_BL)
+    mask_BLM = causal_mask(segments_BL)
     rng = np.random.default_rng(groups)
     q_BLHK, dy_BLHK = rng.normal(size=(2, 3, 21, 4, 6))
     k_BMGK, v_BMGK = rng.normal(size=(2, 3, 21, groups, 6))
@@ -95,7 +64,7 @@ def test_every_attention_kernel_equals_the_reference_on_a_cache_longer_than_the_
     q_BLHK, k_BMGK, v_BMGK = (
         jnp.asarray(rng.normal(size=(3, n, h, 6)), jnp.float32) for n, h in [(5, 4), (12, 2), (12, 2)]
     )
-    mask_BLM = attention.cache_mask(jnp.array([[0], [3], [7]]) + jnp.arange(5)[None, :], 12)
+    mask_BLM = jnp.arange(12)[None, None, :] <= (jnp.array([[0], [3], [7]]) + jnp.arange(5)[None, :])[:, :, None]
     results = attention.KERNELS[name](q_BLHK, k_BMGK, v_BMGK, mask_BLM)
     close(results, attention.reference(q_BLHK, k_BMGK, v_BMGK, mask_BLM), 2e-6)
 
@@ -115,7 +84,7 @@ def test_auto_is_resolved_once_by_platform_and_a_named_kernel_is_kept():
     assert attention.resolve(c, platform="tpu") == attention.resolve(c, platform="gpu") == "dot_product"
     assert all(attention.resolve(settings(attention=name), platform="cpu") == name for name in attention.KERNELS)
     module, params = make(c)  # and a decoder that nobody resolved works too
-    named = decoder.build(settings(attention=attention.resolve(c, platform=jax.default_backend())))
+    named = transformer.build(settings(attention=attention.resolve(c, platform=jax.default_backend())))
     tokens_BL = jnp.arange(12)[None]
     np.testing.assert_array_equal(logits_of(module, params, tokens_BL), logits_of(named, params, tokens_BL))
 
@@ -147,7 +116,7 @@ def test_logits_have_gradient_exactly_from_earlier_tokens_of_their_own_document(
         return logits_BLV[0] @ direction_V
 
     seen = np.abs(np.asarray(influence(params["embedding"]))).max(-1)[:, :12] > 0  # logits at t, input at s
-    np.testing.assert_array_equal(seen, np.asarray(attention.training_mask(segments_BL)[0]))
+    np.testing.assert_array_equal(seen, np.asarray(causal_mask(segments_BL)[0]))
 
 
 @pytest.mark.parametrize("position", ["rotary", "learned"])
@@ -168,13 +137,26 @@ def test_packed_documents_have_the_logits_that_each_has_alone(name, position, mo
 
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "activation": ("gelu", "relu2", "swiglu"),
-    "attention": tuple(attention.KERNELS),
+    "attention": ("auto", "reference"),
+    "attention_scale": (0.0, 0.3),
+    "attention_soft_cap": (0.0, 2.0),
+    "block": ("serial", "parallel"),
     "kv_heads": (0, 2, 1),
-    "norm": ("rms", "layer"),
-    "position": ("rotary", "learned"),
+    "norm": ("rms", "layer", "batch", "none"),
+    "norm_zero_centered": (False, True),
+    "pattern": (
+        ("global",),
+        ("local", "global"),
+        ("rglru", "rglru", "local"),
+        ("mamba2",),
+        ("lstm", "global"),
+        ("rnn",),
+    ),
+    "position": ("rotary", "learned", "sinusoidal", "alibi", "t5", "xlnet", "none"),
+    "rotary_fraction": (1.0, 0.5),
     "qk_norm": (False, True),
     "tie_embeddings": (False, True),
-    "bias": (False, True),
+    "bias": ((), ("qkv", "out", "mlp", "norm", "head")),
     "logit_soft_cap": (0.0, 2.0),
     "head_size": (0, 6),
 }
@@ -200,24 +182,27 @@ def covering(options: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("changes", covering(OPTIONS), ids=lambda changes: "-".join(map(str, changes.values())))
 def test_cached_decoding_equals_the_plain_forward_pass(changes):
-    module, params = make(settings(**changes))
+    module, params = make(settings(window=3, layers=4, **changes))
     tokens_BL = jax.random.randint(jax.random.key(2), (3, 10), 0, 32)
     expected = logits_of(module, params, tokens_BL)
 
     @jax.jit
-    def cached(tokens_BL, positions_BL, cache):
-        return module.apply({"params": params}, tokens_BL, positions_BL=positions_BL, cache=cache)
+    def cached(tokens_BL, positions_BL, segments_BL, cache):
+        arguments = {"positions_BL": positions_BL, "segments_BL": segments_BL, "cache": cache}
+        return module.apply({"params": params}, tokens_BL, **arguments)
 
     prompts_B, row_B = jnp.array([6, 1, 4]), jnp.arange(3)
-    cache = decoder.init_cache(module.c, batch=3, length=12)
+    cache = init_cache(module.c, batch=3, length=12)
     is_prompt = jnp.arange(6)[None, :] < prompts_B[:, None]
     prefill_BL = jnp.where(is_prompt, tokens_BL[:, :6], 31)  # right-padded with a token that must not matter
-    logits_BLV, cache = cached(prefill_BL, jnp.broadcast_to(jnp.arange(6)[None], (3, 6)), cache)
+    positions_BL = jnp.broadcast_to(jnp.arange(6)[None], (3, 6))
+    logits_BLV, cache = cached(prefill_BL, positions_BL, is_prompt.astype(jnp.int32), cache)
     at = prompts_B - 1
     found = [logits_BLV[row_B, at]]
     for at in range(6, 10):  # steps; the shorter rows are behind, each at its own length
         positions_B = prompts_B + at - 6
-        logits_BLV, cache = cached(tokens_BL[row_B, positions_B][:, None], positions_B[:, None], cache)
+        one_BL = tokens_BL[row_B, positions_B][:, None]
+        logits_BLV, cache = cached(one_BL, positions_B[:, None], jnp.ones_like(one_BL), cache)
         found.append(logits_BLV[:, 0])
     for step, logits_BV in enumerate(found):
         close(logits_BV, expected[row_B, prompts_B - 1 + step], 1e-5)
@@ -230,7 +215,7 @@ def loss_and_gradient(c: config.ConfigDict) -> tuple[jax.Array, Any]:
     _, params = make(settings())
     positions_BL, segments_BL = packed([[12], [5, 7]])
     tokens_BL = jax.random.randint(jax.random.key(4), (2, 12), 0, 32)
-    module = decoder.build(c)
+    module = transformer.build(c)
 
     @jax.jit
     @jax.value_and_grad
@@ -261,7 +246,7 @@ def test_unrolling_by_a_number_that_does_not_divide_the_layers_works(unroll):
     _, params = make(settings(layers=3))
     tokens_BL = jnp.arange(12)[None]
     plain, unrolled = (
-        logits_of(decoder.build(settings(layers=3, scan_unroll=n)), params, tokens_BL) for n in (1, unroll)
+        logits_of(transformer.build(settings(layers=3, scan_unroll=n)), params, tokens_BL) for n in (1, unroll)
     )
     np.testing.assert_allclose(unrolled, plain, rtol=0, atol=1e-5)
 
@@ -307,7 +292,13 @@ def product_flops(jaxpr: Any) -> int:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"activation": "gelu", "tie_embeddings": True, "bias": True, "norm": "layer", "position": "learned"},
+        {
+            "activation": "gelu",
+            "tie_embeddings": True,
+            "bias": ("qkv", "out", "mlp", "norm"),
+            "norm": "layer",
+            "position": "learned",
+        },
         {"activation": "swiglu", "tie_embeddings": False, "kv_heads": 2, "head_size": 6, "qk_norm": True},
     ],
     ids=["gpt", "modern"],
@@ -318,19 +309,27 @@ def test_flops_per_token_are_those_of_the_products_that_a_training_step_computes
     tokens_BL = jnp.zeros((3, 10), jnp.int32)
     step = jax.value_and_grad(lambda params: jnp.sum(module.apply({"params": params}, tokens_BL)))
     computed = product_flops(jax.make_jaxpr(step)(params).jaxpr)
-    assert computed == decoder.flops_per_token(c, sequence_length=10) * tokens_BL.size
+    assert computed == flops_per_token(c, sequence_length=10) * tokens_BL.size
     kernel_sizes = [
         x.size for path, x in jax.tree_util.tree_leaves_with_path(params) if path_name(path).endswith("kernel")
     ]
     head = c.vocab_size * c.width if c.tie_embeddings else 0
-    assert decoder.flops_per_token(c, sequence_length=0) == 6 * (sum(kernel_sizes) + head)
+    assert flops_per_token(c, sequence_length=0) == 6 * (sum(kernel_sizes) + head)
 
 
 @pytest.mark.parametrize("scheme", ["gpt2", "lecun"])
 def test_parameters_start_with_the_standard_deviation_of_their_kind(scheme):
-    c = settings(init=scheme, init_std=0.02, width=128, mlp_width=256, layers=8, tie_embeddings=False, bias=True)
+    c = settings(
+        init=scheme,
+        init_std=0.02,
+        width=128,
+        mlp_width=256,
+        layers=8,
+        tie_embeddings=False,
+        bias=("qkv", "out", "mlp", "norm"),
+    )
     c.update({"position": "learned", "norm": "layer", "max_length": 128, "vocab_size": 256})
-    params = jax.jit(decoder.build(c).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    params = jax.jit(functools.partial(transformer.init_params, transformer.build(c)))(jax.random.key(0))
     outward = ("layers/attention/out/kernel", "layers/mlp/down/kernel")
     for path, x in jax.tree_util.tree_leaves_with_path(params):
         name = path_name(path)
@@ -354,10 +353,10 @@ def test_an_unknown_kind_of_parameter_starts_like_an_inward_one_only_where_that_
 
 
 def test_a_padded_vocabulary_that_cannot_hold_the_tokenizer_is_an_error_that_says_so():
-    assert decoder.padded_vocab(settings(vocab_size=0, vocab_multiple=64), 65) == 128
-    assert decoder.padded_vocab(settings(vocab_size=65), 65) == 65
+    assert transformer.padded_vocab(settings(vocab_size=0, vocab_multiple=64), 65) == 128
+    assert transformer.padded_vocab(settings(vocab_size=65), 65) == 65
     with pytest.raises(ValueError, match="set it to 0 to follow the tokenizer"):
-        decoder.padded_vocab(settings(vocab_size=64), 65)
+        transformer.padded_vocab(settings(vocab_size=64), 65)
 
 
 def test_gated_mlps_have_about_as_many_parameters_as_plain_ones():
@@ -367,8 +366,8 @@ def test_gated_mlps_have_about_as_many_parameters_as_plain_ones():
 
 def test_parameters_of_the_default_model_are_the_golden_ones():
     c = config.base().model
-    c.vocab_size = decoder.padded_vocab(c, 4096)
-    params = jax.jit(decoder.build(c).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    c.vocab_size = transformer.padded_vocab(c, 4096)
+    params = jax.jit(functools.partial(transformer.init_params, transformer.build(c)))(jax.random.key(0))
     table = {
         path_name(path): [list(x.shape), str(x.dtype), round(float(jnp.std(x)), 3)]
         for path, x in jax.tree_util.tree_leaves_with_path(params)

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from helpers import make_batch, mesh_of, prepare_steps, tiny_config
 from ml_collections import ConfigDict
 
+from llmjax.config import base
 from llmjax.objectives import OBJECTIVES
-from llmjax.objectives.causal import cross_entropy
-from llmjax.train.step import penalty
+from llmjax.objectives.losses import cross_entropy
+from llmjax.train.step import make_heldout_step, penalty
 
 
 class Fixed:
@@ -35,7 +37,10 @@ def random_case(seed=0, shape=(3, 5), vocab=7):
     return logits_BLV, batch
 
 
-def by_hand(logits_BLV, batch, *, z_loss=0.0, label_smoothing=0.0):
+SETTINGS = {"z_loss": 0.0, "label_smoothing": 0.0, "focal": 0.0}
+
+
+def by_hand(logits_BLV, batch, *, z_loss=0.0, label_smoothing=0.0, focal=0.0):
     """The sums token by token in float64, straight from the definitions."""
     total = nats = 0.0
     for row, column in np.ndindex(batch["targets"].shape):
@@ -45,20 +50,81 @@ def by_hand(logits_BLV, batch, *, z_loss=0.0, label_smoothing=0.0):
         target = np.full(len(logits), label_smoothing / len(logits))
         target[batch["targets"][row, column]] += 1 - label_smoothing
         weight = batch["weights"][row, column]
-        total += weight * (-np.sum(target * log_p) + z_loss * log_z**2)
+        miss = 1 - np.exp(log_p[batch["targets"][row, column]])
+        total += weight * (miss**focal * -np.sum(target * log_p) + z_loss * log_z**2)
         nats += weight * -log_p[batch["targets"][row, column]]
     return total, nats, batch["weights"].sum()
 
 
-@pytest.mark.parametrize(("z_loss", "label_smoothing"), [(0.0, 0.0), (1e-2, 0.0), (0.0, 0.1), (1e-2, 0.1)])
-def test_causal_is_weighted_cross_entropy_with_z_loss_and_smoothing_as_defined(z_loss, label_smoothing):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"z_loss": 1e-2},
+        {"label_smoothing": 0.1},
+        {"focal": 2.0},
+        {"z_loss": 1e-2, "label_smoothing": 0.1, "focal": 0.5},
+    ],
+)
+def test_the_loss_is_weighted_cross_entropy_with_what_is_added_to_it_as_defined(changes):
     logits_BLV, batch = random_case()
-    settings = ConfigDict({"z_loss": z_loss, "label_smoothing": label_smoothing})
+    settings = ConfigDict(SETTINGS | changes)
     sums = OBJECTIVES["causal"](Fixed(jnp.asarray(logits_BLV)), {}, batch, None, settings)
-    total, nats, weight = by_hand(logits_BLV, batch, z_loss=z_loss, label_smoothing=label_smoothing)
+    total, nats, weight = by_hand(logits_BLV, batch, **changes)
     np.testing.assert_allclose(sums.objective, total, rtol=1e-6)
     np.testing.assert_allclose(sums.metrics["loss"], nats, rtol=1e-6)  # the reported loss is plain nats
     assert sums.weight == weight
+
+
+@pytest.mark.parametrize("focal", [0.5, 1.0, 2.0])
+def test_focal_loss_has_a_finite_gradient_where_the_target_is_certain(focal):
+    batch = {"tokens": jnp.zeros((1, 2), int), "targets": jnp.array([[0, 1]]), "weights": jnp.ones((1, 2))}
+    settings = ConfigDict(SETTINGS | {"focal": focal})
+    logits_BLV = jnp.array([[[200.0, 0.0], [200.0, 0.0]]])
+    grad = jax.grad(lambda x: OBJECTIVES["causal"](Fixed(x), {}, batch, None, settings).objective)(logits_BLV)
+    assert np.isfinite(grad).all() and grad[0, 0, 0] == 0 and grad[0, 1, 0] != 0
+
+
+def test_multi_token_averages_its_heads_each_within_its_document():
+    logits_BLV, batch = random_case(2, shape=(2, 6))
+    batch["segments"] = np.array([[1, 1, 1, 1, 2, 2], [1, 1, 1, 1, 1, 0]], np.int32)
+    batch["weights"] = np.array([[1, 1, 1, 0, 1, 1], [1, 1, 1, 1, 0, 0]], np.float32)
+    logits_ABLV = np.stack([logits_BLV, -logits_BLV, 2 * logits_BLV])
+    sums = OBJECTIVES["multi_token"](Fixed(jnp.asarray(logits_ABLV)), {}, batch, None, ConfigDict(SETTINGS))
+    totals = []
+    for ahead in range(3):
+        moved = {name: np.zeros_like(batch[name]) for name in ("targets", "weights")}
+        for row, column in np.ndindex(2, 6 - ahead):
+            if batch["segments"][row, column] == batch["segments"][row, column + ahead]:
+                for name, values in moved.items():
+                    values[row, column] = batch[name][row, column + ahead]
+        totals.append(by_hand(logits_ABLV[ahead], moved))
+    np.testing.assert_allclose(sums.objective, sum(total for total, _, _ in totals) / 3, rtol=1e-6)
+    np.testing.assert_allclose(sums.metrics["loss"], totals[0][1], rtol=1e-6)  # of the next token
+    assert sums.weight == batch["weights"].sum()
+    assert [weight for _, _, weight in totals] == [9, 6, 3]
+
+
+class Sowing(nn.Module):
+    """Sows two losses, of which the layers have given the weights already."""
+
+    @nn.compact
+    def __call__(self, tokens_BL, *, deterministic=True, **inputs):
+        if not deterministic:
+            self.sow("losses", "a", jnp.array(0.25))
+            self.sow("losses", "b", jnp.array([0.5, 1.0]))
+        return jnp.zeros((*tokens_BL.shape, 7))
+
+
+def test_losses_that_layers_sow_are_added_once_for_each_unit_of_weight_and_only_in_training():
+    _, batch = random_case()
+    settings, weight = ConfigDict(SETTINGS), batch["weights"].sum()
+    training = OBJECTIVES["causal"](Sowing(), {}, batch, jax.random.key(0), settings)
+    np.testing.assert_allclose(training.objective, weight * (np.log(7) + 1.75), rtol=1e-6)
+    np.testing.assert_allclose(training.metrics["auxiliary_loss"], weight * 1.75, rtol=1e-6)
+    np.testing.assert_allclose(training.metrics["loss"], weight * np.log(7), rtol=1e-6)
+    evaluation = OBJECTIVES["causal"](Sowing(), {}, batch, None, settings)
+    np.testing.assert_allclose(evaluation.objective, weight * np.log(7), rtol=1e-6)
 
 
 def test_cross_entropy_holds_for_huge_logits():
@@ -70,9 +136,18 @@ def test_cross_entropy_holds_for_huge_logits():
 
 def test_targets_of_weight_zero_have_no_gradient():
     logits_BLV, batch = random_case(1)
-    settings = ConfigDict({"z_loss": 1e-2, "label_smoothing": 0.1})
+    settings = ConfigDict(SETTINGS | {"z_loss": 1e-2, "label_smoothing": 0.1})
     grad_BLV = jax.grad(lambda x: OBJECTIVES["causal"](Fixed(x), {}, batch, None, settings).objective)(logits_BLV)
     np.testing.assert_array_equal(np.any(grad_BLV != 0, axis=-1), batch["weights"] > 0)
+
+
+def test_held_out_numbers_count_what_is_predicted_and_where_the_likeliest_token_is_right():
+    logits_BLV, batch = random_case(4)
+    sums = make_heldout_step(Fixed(jnp.asarray(logits_BLV)), base())({}, batch)
+    asked = batch["weights"] > 0
+    np.testing.assert_allclose(sums["nats"], by_hand(logits_BLV, batch)[1], rtol=1e-6)
+    assert sums["tokens"] == asked.sum()
+    assert sums["correct"] == (logits_BLV.argmax(-1) == batch["targets"])[asked].sum()
 
 
 def test_gradient_of_l1_and_l2_is_sign_and_value_of_matrices_only():

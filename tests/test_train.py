@@ -30,7 +30,7 @@ from helpers import (
 )
 
 from llmjax import config
-from llmjax.model import decoder
+from llmjax.model import transformer
 from llmjax.parallel import placement
 from llmjax.train import checkpoint, loop, metrics
 from llmjax.train.optimizer import make_optimizer, matrices
@@ -46,7 +46,7 @@ def train(c, workdir, *, batches=None, evaluate=None):
     results = loop.train(
         c,
         workdir,
-        module=decoder.build(c.model),
+        module=transformer.build(c.model),
         batches=batches or batches_from(c),
         tokens_per_epoch=10_000,
         make_evaluate=None if evaluate is None else lambda mesh: evaluate,
@@ -425,8 +425,8 @@ def test_ema_is_the_moving_average_of_the_parameters():
 @pytest.fixture(scope="module")
 def params_with_biases():
     """Parameters of every kind, none of which is zero."""
-    c = tiny_config(model__bias=True, model__norm="layer")
-    params = jax.jit(decoder.build(c.model).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    c = tiny_config(model__bias=("qkv", "out", "mlp", "norm", "head"), model__norm="layer")
+    params = jax.jit(functools.partial(transformer.init_params, transformer.build(c.model)))(jax.random.key(0))
     return jax.tree.map(lambda x: x + 1.0, params)
 
 

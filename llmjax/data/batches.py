@@ -3,99 +3,202 @@
 Row i of a stream is the L + 1 tokens from i * L + shift, inputs and targets one apart. An epoch of a source visits its
 rows in a permutation that is computed, not stored; permutation and shift are drawn anew for every epoch, so documents
 are cut in other places each time. Which source the next row comes from is the mixture's affair.
+
+Rows of parallel text are whole pairs, as many as fit; epochs differ in the order of the rows. An objective may change
+each row (hide tokens, say): it gets a random generator that depends on the seed, k and the row's number in the batch.
 """
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from llmjax.data import parallel_text
 from llmjax.data.mixture import Mixture, parse_mixture
-from llmjax.data.tokens import Stream, load_index
+from llmjax.data.ramp import batch_sizes, sizes
+from llmjax.data.tokens import Index, Stream, load_index
 
 Batch = dict[str, np.ndarray]
-PAD_ID, BOS_ID = 0, 1
+PAD_ID, BOS_ID, EOS_ID = 0, 1, 2  # of the tokenizers that are trained here
 READ_THREADS = 1  # one thread delivers more than training takes, and cores are for training
 READ_AHEAD = 8  # batches
 SHUFFLE_ROUNDS = 4  # of grain's block cipher; the fewest it allows
+CHANGES, HELDOUT_CHANGES = 1, 2  # keep the random numbers of rows apart from each other's and the mixture's
 
 
-def pack(rows: Sequence[np.ndarray], *, length: int) -> Batch:
+@dataclass(frozen=True)
+class Corruption:
+    """What an objective makes of a row of text."""
+
+    tokens: int  # of text that it reads; what comes out is as long as it likes
+    change: Callable[[Batch, np.random.Generator], Batch]  # a row of `pack`, without the batch dimension -> a row
+
+
+def pack(rows: Sequence[np.ndarray], *, length: int, start_id: int = BOS_ID, end_id: int = EOS_ID) -> Batch:
     """A batch from rows of at most `length` + 1 tokens, shorter ones padded.
+
+    Args:
+        start_id, end_id: what documents begin and end with. Where they are the same, a document's end is the
+            beginning of the next, and is predicted as such.
 
     Returns:
         "tokens", "targets" (the tokens that follow), "positions" (from 0 at each <bos> and at the start of the row),
         "segments" (1, 2, ... by document, 0 for padding), all int32 BL; and "weights", float32 BL: 0 where the target
-        is <bos> or <pad>, so that no document is predicted from the one before it, and 1 elsewhere.
+        is <bos> or padding, so that no document is predicted from the one before it, and 1 elsewhere.
     """
     windows_BL = np.full((len(rows), length + 1), PAD_ID, np.int32)
     for window_L, row in zip(windows_BL, rows, strict=True):
         window_L[: len(row)] = row
+    filled_BL = np.arange(length + 1)[None] < np.array([len(row) for row in rows])[:, None]
     tokens_BL, targets_BL = windows_BL[:, :-1], windows_BL[:, 1:]
-    real_BL = tokens_BL != PAD_ID
-    starts_BL = tokens_BL == BOS_ID
+    real_BL = filled_BL[:, :-1]
+    starts_BL = (tokens_BL == start_id) & real_BL
     starts_BL[:, 0] = True
     steps_L = np.arange(length, dtype=np.int32)
     begun_BL = np.maximum.accumulate(np.where(starts_BL, steps_L, 0), axis=1)
+    predicted_BL = filled_BL[:, 1:] & ((targets_BL != start_id) | (start_id == end_id))
     return {
         "tokens": np.ascontiguousarray(tokens_BL),
         "targets": np.ascontiguousarray(targets_BL),
         "positions": np.where(real_BL, steps_L - begun_BL, 0).astype(np.int32),
         "segments": np.where(real_BL, np.cumsum(starts_BL, axis=1), 0).astype(np.int32),
-        "weights": (real_BL & (targets_BL != BOS_ID) & (targets_BL != PAD_ID)).astype(np.float32),
+        "weights": predicted_BL.astype(np.float32),
     }
 
 
-class _Rows:
-    """The rows of one training stream: index -> L + 1 tokens (fewer if the whole stream is shorter)."""
+class _Windows:
+    """The rows of a stream: windows of L + 1 tokens, L apart (fewer tokens if the whole stream is shorter)."""
 
-    def __init__(self, stream: Stream, *, source: str, length: int, seed: int) -> None:
+    def __init__(self, stream: Stream, *, length: int) -> None:
+        self._stream, self._length = stream, length
+        # The last row of every epoch must end inside the stream, whatever the shift.
+        self.shifts = max(1, min(length, stream.tokens - length))
+        self.count = max(1, (stream.tokens - self.shifts) // length)
+        self.heldout_count = -(-(stream.tokens - 1) // length)
+
+    def read(self, row: int, shift: int = 0) -> np.ndarray:
+        """The tokens of one row."""
+        start = row * self._length + shift
+        return self._stream.read(start, min(start + self._length + 1, self._stream.tokens))
+
+
+class _Pairs:
+    """The rows of a stream of parallel text: whole pairs, at most L tokens together."""
+
+    shifts = 1
+
+    def __init__(self, stream: Stream, *, length: int, start_id: int) -> None:
+        self._stream, self._length, self._start_id = stream, length, start_id
+        self._starts = np.load(stream.folder / parallel_text.PAIRS_FILE)
+        self._firsts = parallel_text.rows_of_pairs(self._starts, length=length)
+        self.count = self.heldout_count = len(self._firsts) - 1
+
+    def read(self, row: int, shift: int = 0) -> np.ndarray:
+        """The tokens of one row; a pair that is too long for a row is cut."""
+        first, last = self._firsts[row], self._firsts[row + 1]
+        tokens = self._stream.read(int(self._starts[first]), int(self._starts[last]))
+        if len(tokens) > self._length:
+            tokens = parallel_text.shorten(tokens, length=self._length, start_id=self._start_id)
+        return tokens
+
+
+def _layout(index: Index, stream: Stream, *, length: int) -> _Windows | _Pairs:
+    if len(stream.languages) == 2:
+        return _Pairs(stream, length=length, start_id=index.start_id)
+    return _Windows(stream, length=length)
+
+
+class _Rows:
+    """The rows of one training stream in the order of training: index -> tokens."""
+
+    def __init__(self, layout: _Windows | _Pairs, *, source: str, seed: int) -> None:
         from grain.experimental import index_shuffle  # it imports jax, which most of this room does without
 
-        self._stream, self._source, self._length, self._seed = stream, source, length, seed
+        self._layout, self._source, self._seed = layout, source, seed
         self._shuffle = index_shuffle
-        # The last row of every epoch must end inside the stream, whatever the shift.
-        self._shifts = max(1, min(length, stream.tokens - length))
-        self.count = max(1, (stream.tokens - self._shifts) // length)
+        self.count = layout.count
         self._draw = functools.lru_cache(maxsize=8)(self._draw_epoch)
 
     def _draw_epoch(self, epoch: int) -> tuple[int, int]:
         key = f"{self._seed} {self._source} {epoch}".encode()
         digest = hashlib.blake2b(key, digest_size=12).digest()
-        return int.from_bytes(digest[:4]), int.from_bytes(digest[4:]) % self._shifts
+        return int.from_bytes(digest[:4]), int.from_bytes(digest[4:]) % self._layout.shifts
 
     def __getitem__(self, index: int) -> np.ndarray:
         epoch, place = divmod(index, self.count)
         seed, shift = self._draw(epoch)
         row = self._shuffle(index=place, max_index=self.count - 1, seed=seed, rounds=SHUFFLE_ROUNDS)
-        start = row * self._length + shift
-        return self._stream.read(start, min(start + self._length + 1, self._stream.tokens))
+        return self._layout.read(row, shift)
+
+
+class _Maker:
+    """From rows of tokens to a batch: packed, with languages where the model has them, and changed by the objective."""
+
+    def __init__(self, c: ConfigDict, index: Index, corruption: Corruption | None) -> None:
+        self._corruption = corruption
+        self.length = c.train.sequence_length if corruption is None else corruption.tokens
+        self._ids = {"start_id": index.start_id, "end_id": index.end_id}
+        self._numbers = index.language_numbers if c.model.languages else {}
+        if len(self._numbers) > c.model.languages:
+            raise ValueError(
+                f"there are {len(self._numbers)} languages ({', '.join(self._numbers)}) and model.languages="
+                f"{c.model.languages}: raise it, or give sources the names of their languages"
+            )
+
+    def __call__(
+        self, rows: Sequence[np.ndarray], languages: Sequence[tuple[str, ...]], seeds: Sequence[Sequence[int]]
+    ) -> Batch:
+        batch = pack(rows, length=self.length, **self._ids)
+        if self._numbers:
+            # Where there are two languages, documents are in the one and in the other by turns.
+            pairs_B2 = np.array([[self._numbers[names[0]], self._numbers[names[-1]]] for names in languages], np.int32)
+            second_BL = (batch["segments"] + 1) % 2
+            languages_BL = np.where(second_BL == 1, pairs_B2[:, 1:], pairs_B2[:, :1])
+            batch["languages"] = np.where(batch["segments"] > 0, languages_BL, 0).astype(np.int32)
+        if self._corruption is None:
+            return batch
+        changed = [
+            self._corruption.change({name: values[i] for name, values in batch.items()}, np.random.default_rng(seed))
+            for i, seed in enumerate(seeds)
+        ]
+        return {name: np.stack([row[name] for row in changed]) for name in changed[0]}
 
 
 class TrainBatches:
     """The training batches of one host.
 
     `batch(k)` depends on the config, c.seed and k alone, and the parts of all hosts, joined in order, are the batch of
-    a single host. `tokens_per_epoch` is the number of targets in one pass over every source.
+    a single host. `tokens_per_epoch` is the number of places for tokens in one pass over every source, `languages` has
+    those of each source.
     """
 
     def __init__(
-        self, c: ConfigDict, tokens_folder: str | Path, *, total_steps: int, host: int = 0, hosts: int = 1
+        self,
+        c: ConfigDict,
+        tokens_folder: str | Path,
+        *,
+        total_steps: int,
+        corruption: Corruption | None = None,
+        host: int = 0,
+        hosts: int = 1,
     ) -> None:
         """Open the train streams; `total_steps` is what percentages in data.mixture refer to.
 
         Raises:
             ValueError: for token shards that are missing or damaged, a data.mixture that cannot be read, a source with
-                fewer than 2 tokens, or a train.batch_size that the hosts do not divide.
+                fewer than 2 tokens, or a batch that the hosts do not divide.
         """
-        batch_size, length = c.train.batch_size, c.train.sequence_length
-        if batch_size % hosts:
-            raise ValueError(
-                f"train.batch_size={batch_size} is not a multiple of the {hosts} hosts: change train.batch_size"
-            )
+        length = c.train.sequence_length
+        for size in sizes(c.train):
+            if size % hosts:
+                name = (
+                    "train.batch_size" if size == c.train.batch_size else "a batch of the ramp from train.batch_start"
+                )
+                raise ValueError(f"{name}={size} is not a multiple of the {hosts} hosts: change {name.split()[-1]}")
         index = load_index(tokens_folder)
         streams = {source: Stream(index, "train", source) for source in index.splits["train"]}
         streams = {source: stream for source, stream in streams.items() if stream.tokens >= 2}
@@ -103,23 +206,28 @@ class TrainBatches:
             raise ValueError(
                 f"there is no text to train on in {tokens_folder}: check data.sources and run `llmjax prepare` again"
             )
-        self._rows = [_Rows(stream, source=name, length=length, seed=c.seed) for name, stream in streams.items()]
+        self._make = _Maker(c, index, corruption)
+        layouts = {name: _layout(index, stream, length=self._make.length) for name, stream in streams.items()}
+        self._rows = [_Rows(layout, source=name, seed=c.seed) for name, layout in layouts.items()]
+        self.languages = [stream.languages for stream in streams.values()]
         self.tokens_per_epoch = sum(rows.count for rows in self._rows) * length
+        self._sizes = batch_sizes(c.train, tokens_per_epoch=self.tokens_per_epoch)
         if c.data.mixture:
-            stages = parse_mixture(
-                c.data.mixture, sources=list(streams), total_steps=total_steps, tokens_per_step=batch_size * length
-            )
+            steps = functools.partial(self._sizes.steps, total_steps=total_steps)
+            stages = parse_mixture(c.data.mixture, sources=list(streams), steps=steps)
         else:
             stages = [(0, {name: float(rows.count) for name, rows in zip(streams, self._rows, strict=True)})]
-        self._mixture = Mixture(stages, sources=list(streams), batch_size=batch_size, seed=c.seed)
-        self._length, self._batch_size = length, batch_size
-        self._host_rows = np.arange(batch_size).reshape(hosts, -1)[host]
+        examples = [(self._sizes.first_row(step), weights) for step, weights in stages]
+        self._mixture = Mixture(examples, sources=list(streams), seed=c.seed)
+        self._seed, self._host, self._hosts = c.seed, host, hosts
 
     def batch(self, k: int) -> Batch:
-        """This host's rows of global batch k, as `pack` describes them."""
-        sources, indices = self._mixture.locate(k * self._batch_size + self._host_rows)
+        """This host's rows of global batch k, as `pack` describes them, or as the objective changed them."""
+        host_rows = np.arange(self._sizes.at(k).rows).reshape(self._hosts, -1)[self._host]
+        sources, indices = self._mixture.locate(self._sizes.first_row(k) + host_rows)
         rows = [self._rows[source][i] for source, i in zip(sources.tolist(), indices.tolist(), strict=True)]
-        return pack(rows, length=self._length)
+        languages = [self.languages[source] for source in sources.tolist()]
+        return self._make(rows, languages, [(CHANGES, self._seed, k, row) for row in host_rows.tolist()])
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
         """batch(start), batch(start + 1), ... without end, read ahead of the consumer."""
@@ -131,34 +239,42 @@ class TrainBatches:
 
 
 def heldout_batches(
-    c: ConfigDict, tokens_folder: str | Path, *, count: int, host: int = 0, hosts: int = 1
+    c: ConfigDict,
+    tokens_folder: str | Path,
+    *,
+    count: int,
+    corruption: Corruption | None = None,
+    host: int = 0,
+    hosts: int = 1,
 ) -> dict[str, list[Batch]]:
     """At most `count` fixed batches of each held-out source, for the loss during training.
 
     Their rows are spread evenly over the stream; a short stream gives fewer batches, and rows of padding (weight 0)
-    fill the last. The rows are the same for every seed and number of hosts. A batch's text has as many UTF-8 bytes as
+    fill the last. The rows, and what `corruption` makes of them, are the same for every seed and number of hosts. Without
+    it a batch's text has as many UTF-8 bytes as
     the `piece_bytes` of its targets with weight 1.
 
     Raises ValueError as `TrainBatches` does. Without held-out text the dict is empty.
     """
-    batch_size, length = c.train.batch_size, c.train.sequence_length
+    batch_size = c.train.batch_size
     if batch_size % hosts:
         raise ValueError(
             f"train.batch_size={batch_size} is not a multiple of the {hosts} hosts: change train.batch_size"
         )
     index = load_index(tokens_folder)
+    make = _Maker(c, index, corruption)
     batches: dict[str, list[Batch]] = {}
     for source in index.splits["heldout"]:
         stream = Stream(index, "heldout", source)
         if stream.tokens < 2:
             continue
-        total = -(-(stream.tokens - 1) // length)
+        layout = _layout(index, stream, length=make.length)
+        total = layout.heldout_count
         wanted = min(total, count * batch_size)
-        starts = [i * total // wanted * length for i in range(wanted)]
         batches[source] = []
         for first in range(0, wanted, batch_size):
-            rows = [stream.read(s, min(s + length + 1, stream.tokens)) for s in starts[first : first + batch_size]]
-            rows += [np.empty(0, np.int32)] * (batch_size - len(rows))
-            part = batch_size // hosts
-            batches[source].append(pack(rows[host * part : (host + 1) * part], length=length))
+            numbers = range(first + host * batch_size // hosts, first + (host + 1) * batch_size // hosts)
+            rows = [layout.read(n * total // wanted) if n < wanted else np.empty(0, np.int32) for n in numbers]
+            seeds = [(HELDOUT_CHANGES, n) for n in numbers]
+            batches[source].append(make(rows, [stream.languages] * len(rows), seeds))
     return batches

@@ -8,11 +8,9 @@ a tiny weight still gets its turn, and nothing grows with the length of training
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-
-from llmjax.config import duration
 
 BLOCK = 256
 PERIOD = 4096
@@ -20,9 +18,12 @@ STRIDE = 2531  # odd, near PERIOD times the golden ratio: neighbouring blocks ro
 
 
 def parse_mixture(
-    mixture: Sequence[str], *, sources: Sequence[str], total_steps: int, tokens_per_step: int
+    mixture: Sequence[str], *, sources: Sequence[str], steps: Callable[[str], int]
 ) -> list[tuple[int, dict[str, float]]]:
     """Stages (first step, weight by source) of strings like "80%: notes=1 stdlib=2"; sources not named weigh 0.
+
+    Args:
+        steps: from a duration as text to steps.
 
     Raises:
         ValueError: for a string that cannot be read, an unknown source, a negative weight, a stage without a positive
@@ -37,7 +38,7 @@ def parse_mixture(
                 f"such as '80%: {sources[0]}=1'"
             )
         try:
-            start = duration(when, tokens_per_step=tokens_per_step, total_steps=total_steps)
+            start = steps(when)
         except ValueError as error:
             raise ValueError(f"data.mixture: {text!r}: {error}") from error
         weights = _parse_weights(text, shares, sources)
@@ -93,13 +94,11 @@ def apportion(weights: Sequence[float], seats: int) -> np.ndarray:
 class Mixture:
     """Example number -> (source, index within the source)."""
 
-    def __init__(
-        self, stages: Sequence[tuple[int, Mapping[str, float]]], *, sources: Sequence[str], batch_size: int, seed: int
-    ) -> None:
-        """`stages` as `parse_mixture` gives them."""
+    def __init__(self, stages: Sequence[tuple[int, Mapping[str, float]]], *, sources: Sequence[str], seed: int) -> None:
+        """`stages`: number of the first example, and weight by source."""
         self.sources = tuple(sources)
         self._seed = seed
-        self._starts = np.array([step * batch_size for step, _ in stages], np.int64)
+        self._starts = np.array([example for example, _ in stages], np.int64)
         self._tables = [_Table([weights.get(name, 0.0) for name in sources]) for _, weights in stages]
         self._block = functools.lru_cache(maxsize=64)(self._make_block)
         # What each source has given before each stage begins.

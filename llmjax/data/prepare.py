@@ -319,6 +319,7 @@ def _manifest(data: ConfigDict, sources: Sequence[Source], funnels: dict[str, Fu
         row = asdict(funnels[source.name])
         row["rejected"] = dict(sorted(row["rejected"].items()))
         row["heldout_groups"] = sorted(row["heldout_groups"])
+        row["languages"] = source.languages or (source.name,)
         rows[source.name] = {"spec": source.spec, "files": len(source.files), "skipped_files": source.skipped, **row}
     return {
         "settings": {"sources": list(data.sources), **{key: data[key] for key in keys}},

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from llmjax.data import stdlib_corpus
+from llmjax.data import parallel_text, stdlib_corpus
 from llmjax.data.documents import Document, content_id
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
@@ -30,7 +30,7 @@ EXTRA_MODULES = {".html": "resiliparse", ".htm": "resiliparse", ".parquet": "pya
 SUFFIXES = (*TEXT_SUFFIXES, *ROW_SUFFIXES, *EXTRA_MODULES)
 STDLIB = ("stdlib", "stdlib-tests")
 BOM = "\ufeff"
-Kind = Literal["stdlib", "file", "folder", "glob"]
+Kind = Literal["stdlib", "file", "folder", "glob", "parallel"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Source:
     root: Path = Path()  # paths of documents are relative to this folder
     files: tuple[Path, ...] = ()
     skipped: dict[str, int] = field(default_factory=dict)
+    languages: tuple[str, ...] = ()  # the two of parallel text; else the language is the source's name
 
 
 def resolve_sources(specs: Sequence[str]) -> list[Source]:
@@ -50,7 +51,8 @@ def resolve_sources(specs: Sequence[str]) -> list[Source]:
 
     Args:
         specs: "stdlib", "stdlib-tests", a file, a folder (recursively), a glob, or "name=" and one of these. Without a name, a source
-            is called after the file or the folder.
+            is called after the file or the folder. Parallel text is "first|second=file|file", two files of which line n
+            of one is the translation of line n of the other.
 
     Raises:
         ValueError: for a path that is not there, a folder or glob without a readable file, a name that is used twice
@@ -103,6 +105,11 @@ def read_source(source: Source, *, text_field: str) -> Iterator[Document]:
     if source.kind == "stdlib":
         yield from _read_stdlib(source)
         return
+    if source.kind == "parallel":
+        for number, data, reason in parallel_text.read_pairs(*source.files):
+            where = f"{_relative(source, source.files[0])}:{number}"
+            yield _rejected(source, "", where, data, reason) if reason else _from_bytes(source, "", where, data)
+        return
     rows = _RowCount()
     for file in source.files:
         suffix, path = suffix_of(file), _relative(source, file)
@@ -128,6 +135,11 @@ def suffix_of(file: Path) -> str:
 
 
 def _resolve(spec: str) -> Source:
+    pair = parallel_text.parse_spec(spec)
+    if pair is not None:
+        root = Path(os.path.commonpath([file.resolve().parent for file in pair.files]))
+        files = [file.resolve() for file in pair.files]
+        return Source(pair.name, spec, "parallel", root=root, files=tuple(files), languages=pair.languages)
     named = re.fullmatch(r"(\w[\w.-]*)=(.+)", spec, re.ASCII)
     if not named and "=" in spec and not Path(spec).exists() and not glob.has_magic(spec):
         raise ValueError(

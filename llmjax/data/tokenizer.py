@@ -1,18 +1,23 @@
-"""Tokenizers: SentencePiece BPE, unigram and char, and bytes; every one gives back exactly the text it was given.
+"""Tokenizers: those trained here, which give back exactly the text they were given, and those of imported models.
 
-What SentencePiece would change or lose is switched off (normalisation, dummy prefixes, collapsed spaces), what it
-does not know becomes bytes, and U+2581, its own sign for a space, is passed around it as bytes. Decoding joins
-`piece_bytes`, the bytes that each id stands for, so nothing that SentencePiece does when it decodes matters.
+Trained here are SentencePiece BPE, unigram and char, and bytes. What SentencePiece would change or lose is switched off
+(normalisation, dummy prefixes, collapsed spaces), what it does not know becomes bytes, and U+2581, its own sign for a
+space, is passed around it as bytes. Decoding joins `piece_bytes`, the bytes that each id stands for, so nothing that
+SentencePiece does when it decodes matters.
+
+Imported tokenizers (`hf_tokenizer.py`) do as they always did, so that their model reads what it was trained on. Some
+change the text: BERT's lower-cases it and has no id for the spaces, Llama 2's writes a space in front, and what has
+neither a piece nor bytes to fall back on becomes <unk>. `exact` says whether a text comes back as it was.
 """
 
 import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import sentencepiece
 
@@ -31,33 +36,102 @@ BYTE_MODEL = json.dumps({"kind": "byte", "specials": SPECIALS}).encode() + b"\n"
 PROBE = " a  b\n\n    c\td \r\n\u2581\u2581 e\u0301 \u00e9 \ufb01 \uff21 \U0001f600 \x00 <bos> <0x41> "
 
 
+class Backend(Protocol):
+    """What encodes and decodes in place of `Tokenizer`'s own ways."""
+
+    def encode_batch(self, texts: Sequence[str], *, parse: bool, threads: int) -> list[list[int]]:
+        """The ids of each text; with `parse`, special tokens that are written in a text become their ids."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special ones."""
+
+
 @dataclass(frozen=True)
 class Tokenizer:
-    """Text to ids and back. Special ids never come out of `encode`, whatever the text says."""
+    """Text to ids and back. Special ids come out of `encode` only when they are asked for, whatever the text says.
 
-    kind: str  # "sentencepiece" or "byte"
-    vocab_size: int
+    Imported tokenizers may lack any of the special ids (None), use one for several purposes (GPT-2 has one for the
+    beginning and the end of a document, SmolLM2 pads with its end), and have ids with holes between them. What code
+    needs is said by `start_id`, `end_id` and `eos_ids`; padding is told by lengths and segments, never by its id.
+    """
+
+    kind: str  # "sentencepiece", "byte", or of an imported one "huggingface" or "none"
+    vocab_size: int  # one more than the largest id
     piece_bytes: tuple[bytes, ...] = field(repr=False)  # the bytes each id stands for, b"" for special ids
     model: bytes = field(repr=False)  # the file that `save` writes
-    processor: sentencepiece.SentencePieceProcessor | None = None  # None: bytes
-    pad_id: int = 0
-    bos_id: int = 1
-    eos_id: int = 2
-    unk_id: int = 3
+    processor: sentencepiece.SentencePieceProcessor | None = None
+    pad_id: int | None = 0
+    bos_id: int | None = 1
+    eos_id: int | None = 2
+    unk_id: int | None = 3
+    mask_id: int | None = None
+    sep_id: int | None = None
+    cls_id: int | None = None
+    more_eos_ids: tuple[
+        int, ...
+    ] = ()  # besides eos_id, ids at which a generated text ends (a chat model's end of turn)
+    prefix_ids: tuple[int, ...] = (1,)  # what the model expects before a text that it reads
+    suffix_ids: tuple[int, ...] = ()  # and after it: BERT's [SEP], T5's </s>
+    unsampled_ids: tuple[int, ...] = (0, 1, 3)  # never generated
+    special_ids: Mapping[str, int] = field(
+        default_factory=lambda: dict(zip(SPECIALS, range(4), strict=True)), repr=False
+    )
+    exact: bool = True  # whether decode(encode(text)) == text for every text
+    chat_template: str = field(default="", repr=False)  # Jinja, as in Hugging Face's tokenizer_config.json
+    backend: Backend | None = field(default=None, repr=False)
+    name: str = ""  # of the file that `save` writes; empty: by the kind
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)  # what else `save` writes
 
     @property
     def fingerprint(self) -> str:
         """A hash of the tokenizer's file: equal for tokenizers that give equal ids."""
         return hashlib.blake2b(self.model, digest_size=16).hexdigest()
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, without special ids. Raises ValueError for a lone surrogate, which is no character."""
-        return self.encode_batch([text], threads=1)[0]
+    @property
+    def start_id(self) -> int:
+        """What documents begin with: <bos>, else [CLS], else <eos>, so that their first token is predicted too."""
+        return self._first_of(self.bos_id, self.cls_id, self.eos_id, self.sep_id)
 
-    def encode_batch(self, texts: Sequence[str], *, threads: int = -1) -> list[list[int]]:
+    @property
+    def end_id(self) -> int:
+        """What documents end with: <eos>, else [SEP], else what they begin with. It may be the same as `start_id`."""
+        return self._first_of(self.eos_id, self.sep_id, self.bos_id, self.cls_id)
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The ids at which a generated text ends."""
+        return (() if self.eos_id is None else (self.eos_id,)) + self.more_eos_ids
+
+    def _first_of(self, *ids: int | None) -> int:
+        for i in ids:
+            if i is not None:
+                return i
+        raise ValueError(
+            "the tokenizer has no id that could part documents: give it a bos_token or an eos_token in "
+            "tokenizer/tokenizer_config.json"
+        )
+
+    def encode(self, text: str, *, specials: str = "text") -> list[int]:
+        """The ids of a text, without what `prefix_ids` and `suffix_ids` put around it.
+
+        Args:
+            specials: what becomes of special tokens that are written in the text, such as "<|im_end|>": "text" encodes
+                them like any other characters, "parse" gives their ids (for chat prompts that the program composed).
+
+        Raises ValueError for a lone surrogate, which is no character.
+        """
+        return self.encode_batch([text], threads=1, specials=specials)[0]
+
+    def encode_batch(self, texts: Sequence[str], *, threads: int = -1, specials: str = "text") -> list[list[int]]:
         """The ids of each text, as `encode` gives them, with this many threads (-1: one a core)."""
+        if specials not in ("text", "parse"):
+            raise ValueError(f"specials={specials!r} is not known: give 'text' or 'parse'")
         for text in texts:
             _check_characters(text)
+        if self.backend is not None:
+            return self.backend.encode_batch(texts, parse=specials == "parse", threads=threads)
+        if specials == "parse":
+            return [parse_specials(text, self.special_ids, self.encode) for text in texts]
         if self.processor is None:
             return [[byte + FIRST_BYTE_ID for byte in text.encode()] for text in texts]
         if not any(SPACE_SIGN in text for text in texts):
@@ -75,13 +149,29 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special ids are left out and bytes that are no UTF-8 become U+FFFD."""
+        if self.backend is not None:
+            return self.backend.decode(ids)
         return b"".join(self.piece_bytes[i] for i in ids).decode("utf-8", "replace")
 
     def save(self, folder: Path) -> Path:
-        """Write tokenizer.model (SentencePiece) or tokenizer.json (bytes) and return its path."""
-        file = folder / (BYTE_FILE if self.processor is None else MODEL_FILE)
+        """Write the tokenizer's file, tokenizer.model or tokenizer.json, and what belongs to it; return its path."""
+        file = folder / (self.name or (BYTE_FILE if self.processor is None else MODEL_FILE))
         file.write_bytes(self.model)
+        for name, data in self.files.items():
+            (folder / name).write_bytes(data)
         return file
+
+
+def parse_specials(text: str, special_ids: Mapping[str, int], encode: Callable[[str], list[int]]) -> list[int]:
+    """The ids of a text in which special tokens stand for their ids; `encode` does what is between them."""
+    longest_first = sorted(special_ids, key=len, reverse=True)
+    if not longest_first:
+        return encode(text)
+    ids: list[int] = []
+    for i, part in enumerate(re.split(f"({'|'.join(map(re.escape, longest_first))})", text)):
+        if part:
+            ids += [special_ids[part]] if i % 2 else encode(part)
+    return ids
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -93,24 +183,32 @@ def byte_tokenizer() -> Tokenizer:
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer of a file, or of a folder that holds tokenizer.model or tokenizer.json.
 
+    A tokenizer.json of Hugging Face needs the `tokenizers` package (pip install llmjax[hf]). A SentencePiece model with
+    a tokenizer_config.json beside it is that of an imported model and is taken as it is.
+
     Raises:
-        ValueError: if there is none, or for a SentencePiece model that has other special ids than ours, has no bytes
-            to fall back on, or does not give a text back exactly.
+        ValueError: if there is none, or for any other SentencePiece model that has other special ids than ours, has no
+            bytes to fall back on, or does not give a text back exactly.
     """
+    from llmjax.data import hf_tokenizer  # which needs this module
+
     path = Path(path)
-    files = [path / BYTE_FILE, path / MODEL_FILE] if path.is_dir() else [path]
+    names = (BYTE_FILE, MODEL_FILE, *hf_tokenizer.SENTENCEPIECE_FILES)
+    files = [path / name for name in names] if path.is_dir() else [path]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         raise ValueError(
             f"there is no tokenizer at {path}: run `llmjax tokenizer` first, or set tokenizer.path to a SentencePiece "
-            ".model file"
+            ".model file, a tokenizer.json or a folder with either"
         )
     model = file.read_bytes()
-    if file.suffix == ".json":
-        if model != BYTE_MODEL:
-            raise ValueError(f"{file} does not describe the byte tokenizer; remove it and run `llmjax tokenizer` again")
+    if model == BYTE_MODEL:
         return byte_tokenizer()
     try:
+        if file.suffix == ".json":
+            return hf_tokenizer.load(file)
+        if (file.parent / hf_tokenizer.CONFIG_FILE).is_file():
+            return hf_tokenizer.load_sentencepiece(file)
         return from_model(model)
     except ValueError as error:
         raise ValueError(f"{file} cannot be used: {error}") from error
@@ -130,7 +228,7 @@ def from_model(model: bytes) -> Tokenizer:
             f"its special ids pad, bos, eos, unk are {', '.join(map(str, found))} where llmjax needs 0, 1, 2, 3: "
             "train it with --pad_id=0 --bos_id=1 --eos_id=2 --unk_id=3, or leave tokenizer.path empty to train one here"
         )
-    pieces = tuple(_bytes_of(processor, i) for i in range(size))
+    pieces = sentencepiece_bytes(processor)
     if missing := 256 - len({piece for i, piece in enumerate(pieces) if processor.is_byte(i)}):
         raise ValueError(f"{missing} of the 256 bytes have no piece: train it with --byte_fallback=true")
     tokenizer = Tokenizer(kind="sentencepiece", vocab_size=size, piece_bytes=pieces, model=model, processor=processor)
@@ -270,10 +368,15 @@ def _check_characters(text: str) -> None:
         ) from error
 
 
-def _bytes_of(processor: sentencepiece.SentencePieceProcessor, i: int) -> bytes:
-    piece = processor.id_to_piece(i)
-    if processor.is_byte(i):
-        return bytes([int(piece[3:5], 16)])
-    if processor.is_control(i) or processor.is_unknown(i):
-        return b""
-    return piece.replace(SPACE_SIGN, " ").encode()
+def sentencepiece_bytes(processor: sentencepiece.SentencePieceProcessor) -> tuple[bytes, ...]:
+    """The bytes that each id of a SentencePiece model stands for, b"" for control pieces and <unk>."""
+
+    def of(i: int) -> bytes:
+        piece = processor.id_to_piece(i)
+        if processor.is_byte(i):
+            return bytes([int(piece[3:5], 16)])
+        if processor.is_control(i) or processor.is_unknown(i):
+            return b""
+        return piece.replace(SPACE_SIGN, " ").encode()
+
+    return tuple(of(i) for i in range(processor.vocab_size()))

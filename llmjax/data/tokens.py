@@ -2,6 +2,7 @@
 
 A stream, one per split and source, is <bos> document <eos> <bos> document <eos> ... in prepare's order, cut into
 ArrayRecord records of `data.record_tokens` ids. Records are only the unit of storage: `Stream.read` takes any range.
+Where the tokenizer has one id for both, as GPT-2's, it stands once between documents.
 """
 
 import bisect
@@ -11,7 +12,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 from array_record.python import array_record_module
 from ml_collections import ConfigDict
 
+from llmjax.data import parallel_text
 from llmjax.data.documents import SPLITS, read_documents, shard_files
 from llmjax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -44,7 +46,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     prepared = workdir / "prepare"
     if not shard_files(prepared / "train"):
         raise ValueError(f"there are no documents in {prepared / 'train'}: run `llmjax prepare` first")
-    tokenizer = load_tokenizer(c.tokenizer.path) if c.tokenizer.path else _train(c, prepared / "train")
+    tokenizer = load_tokenizer(c.tokenizer.path) if c.tokenizer.path else _train(c, prepared)
     trained = time.perf_counter()
     folder = workdir / "tokenizer"
     if folder.exists():
@@ -55,10 +57,11 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     for split in SPLITS:
         splits[split] = {
             source: write_stream(
-                (document.text for document in read_documents(prepared / split, source=source)),
+                read_texts(prepared, split, source),
                 tokenizer,
                 folder=folder / "tokens" / split / source,
                 record_tokens=c.data.record_tokens,
+                languages=languages_of(prepared, source),
                 label=f"encoding {split}/{source}",
             )
             for source in shard_files(prepared / split)
@@ -68,6 +71,8 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
         "record_tokens": c.data.record_tokens,
         "vocab_size": tokenizer.vocab_size,
         "tokenizer": tokenizer.fingerprint,
+        "start_id": tokenizer.start_id,
+        "end_id": tokenizer.end_id,
         "splits": splits,
     }
     (folder / "tokens" / "index.json").write_text(
@@ -87,7 +92,8 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
         "seconds": round(ended - began, 3),
     }
     origin = f"from {c.tokenizer.path}" if c.tokenizer.path else f"trained in {results['train_seconds']:.1f} s"
-    print(f"tokenizer: {c.tokenizer.kind}, {tokenizer.vocab_size:,} pieces, {origin}")
+    kind = tokenizer.kind if c.tokenizer.path else c.tokenizer.kind
+    print(f"tokenizer: {kind}, {tokenizer.vocab_size:,} pieces, {origin}")
     print(
         f"tokens: {results['train_tokens']:,} train, {results['heldout_tokens']:,} held out, "
         f"{results['bytes_per_token']:.2f} bytes a token, {results['encode_megabytes_per_second']:.1f} MB/s"
@@ -95,11 +101,25 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     return results
 
 
-def _train(c: ConfigDict, folder: Path) -> Tokenizer:
+def languages_of(prepared: Path, source: str) -> tuple[str, ...]:
+    """The languages of a source in WORKDIR/prepare: its name, or the two of parallel text."""
+    manifest = prepared / "manifest.json"
+    if not manifest.is_file():  # documents put there by hand
+        return (source,)
+    return tuple(json.loads(manifest.read_text(encoding="utf-8"))["sources"][source]["languages"])
+
+
+def read_texts(prepared: Path, split: str, source: str) -> Iterator[str]:
+    """The texts of a source as they are encoded, in order: its documents, or both texts of each pair."""
+    languages = languages_of(prepared, source)
+    for document in read_documents(prepared / split, source=source):
+        yield from parallel_text.sides(document.text, languages)
+
+
+def _train(c: ConfigDict, prepared: Path) -> Tokenizer:
     def texts() -> Iterator[str]:
-        for source in shard_files(folder):
-            for document in read_documents(folder, source=source):
-                yield document.text
+        for source in shard_files(prepared / "train"):
+            yield from read_texts(prepared, "train", source)
 
     text_bytes = 0
     if c.tokenizer.kind in ("bpe", "unigram"):  # a first pass, to know what share of the text to train on
@@ -120,11 +140,19 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def write_stream(
-    texts: Iterable[str], tokenizer: Tokenizer, *, folder: Path, record_tokens: int, label: str = "encoding"
+    texts: Iterable[str],
+    tokenizer: Tokenizer,
+    *,
+    folder: Path,
+    record_tokens: int,
+    languages: Sequence[str] = ("",),
+    label: str = "encoding",
 ) -> dict[str, Any]:
     """Encode texts into folder/00000.array_record ... and return the stream's entry for index.json.
 
-    Holds BATCH_BYTES of text and its ids at a time. Raises OSError that names the file, such as for a full disk.
+    Holds BATCH_BYTES of text and its ids at a time. Two `languages` mean that texts are pairs, the first and the second
+    of each by turns; then folder/pairs.npy says where pairs begin. Raises OSError that names the file, such as for a
+    full disk.
     """
     folder.mkdir(parents=True)
     dtype = token_dtype(tokenizer.vocab_size)
@@ -133,7 +161,9 @@ def write_stream(
     records_per_file = max(1, FILE_TOKENS // record_tokens)
     writer = None
     rest = np.empty(0, dtype)
-    bos, eos = np.array([tokenizer.bos_id], dtype), np.array([tokenizer.eos_id], dtype)
+    bos = np.array([tokenizer.start_id], dtype)
+    eos = np.array([tokenizer.end_id] if tokenizer.end_id != tokenizer.start_id else [], dtype)
+    starts: list[np.ndarray] = []
 
     def write(ids: np.ndarray) -> None:
         nonlocal writer
@@ -156,6 +186,9 @@ def write_stream(
         parts = [rest]
         for ids in tokenizer.encode_batch(batch):
             parts += [bos, np.fromiter(ids, dtype, len(ids)), eos]
+        if len(languages) == 2:
+            sizes = np.array([len(part) for part in parts[1:]], np.uint64).reshape(-1, 3).sum(1)
+            starts.append(np.cumsum(sizes) - sizes + np.uint64(counts["tokens"]))
         counts["tokens"] += sum(map(len, parts[1:]))
         counts["text_bytes"] += size
         counts["documents"] += len(batch)
@@ -167,7 +200,10 @@ def write_stream(
     if len(rest):
         write(rest)
     close()
-    return {**counts, "files": files}
+    if len(languages) == 2:
+        begins = np.concatenate([np.empty(0, np.uint64), *starts])[::2]
+        np.save(folder / parallel_text.PAIRS_FILE, np.append(begins, np.uint64(counts["tokens"])))
+    return {**counts, "languages": list(languages), "files": files}
 
 
 @contextlib.contextmanager
@@ -216,7 +252,15 @@ class Index:
     record_tokens: int
     vocab_size: int
     tokenizer: str  # fingerprint
-    splits: dict[str, dict[str, dict[str, Any]]]  # split -> source -> tokens, text_bytes, documents, files
+    start_id: int  # what documents begin with
+    end_id: int  # and end with
+    splits: dict[str, dict[str, dict[str, Any]]]  # split -> source -> tokens, text_bytes, documents, languages, files
+
+    @property
+    def language_numbers(self) -> dict[str, int]:
+        """The number of each language, in the order of their names: its row of the language embedding."""
+        entries = (entry for split in self.splits.values() for entry in split.values())
+        return {name: i for i, name in enumerate(sorted({name for entry in entries for name in entry["languages"]}))}
 
 
 def load_index(tokens_folder: str | Path) -> Index:
@@ -226,9 +270,12 @@ def load_index(tokens_folder: str | Path) -> Index:
     if not file.is_file():
         raise ValueError(f"there are no token shards in {folder}: run `llmjax tokenizer` first")
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = {"start_id": 1, "end_id": 2} | json.loads(file.read_text(encoding="utf-8"))  # older ones lack these
+        for sources in values["splits"].values():
+            for source, entry in sources.items():
+                entry.setdefault("languages", [source])
         return Index(**{**values, "folder": folder, "dtype": np.dtype(values["dtype"]).newbyteorder("<")})
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{file} is damaged: {_rerun(folder)}") from error
 
 
@@ -245,6 +292,8 @@ class Stream:
         entry = index.splits[split][source]
         self.tokens: int = entry["tokens"]
         self.text_bytes: int = entry["text_bytes"]
+        self.languages: tuple[str, ...] = tuple(entry["languages"])
+        self.folder = index.folder / split / source
         self._index = index
         self._files = [index.folder / split / source / file["file"] for file in entry["files"]]
         self._ends = list(itertools.accumulate(file["records"] for file in entry["files"]))

@@ -6,21 +6,21 @@ than the model's sequence length are scored in windows that overlap: each window
 different tokenizers, and compressors, can be compared.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from llmjax.data.score import Score
 
-BOS_ID = 1
+BOS_ID, EOS_ID = 1, 2
 Batch = dict[str, np.ndarray]
 
 
-def split_documents(stream: np.ndarray) -> Iterator[np.ndarray]:
-    """The documents of a token stream, each from its <bos> to its <eos>."""
-    starts = np.flatnonzero(stream == BOS_ID)
+def split_documents(stream: np.ndarray, *, start_id: int = BOS_ID, end_id: int = EOS_ID) -> Iterator[np.ndarray]:
+    """The documents of a token stream, each from its <bos> to its <eos>, which may be the <bos> of the next."""
+    starts = np.flatnonzero(stream == start_id)
     for start, stop in zip(starts, [*starts[1:], len(stream)], strict=True):
-        yield stream[start:stop].astype(np.int32)
+        yield stream[start : stop + (start_id == end_id)].astype(np.int32)
 
 
 def windows(count: int, *, length: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -33,16 +33,21 @@ def windows(count: int, *, length: int, stride: int) -> Iterator[tuple[int, int,
         done = stop
 
 
-def pack_windows(documents: Iterable[np.ndarray], *, length: int, stride: int, batch_size: int) -> Iterator[Batch]:
-    """Batches (as in data/batches.py) of the windows of documents; short windows share a row, apart by segment."""
+def pack_windows(
+    documents: Iterable[np.ndarray], *, length: int, stride: int, batch_size: int, languages: Sequence[int] = ()
+) -> Iterator[Batch]:
+    """Batches (as in data/batches.py) of the windows of documents; short windows share a row, apart by segment.
+
+    With `languages`, batches have that of each token; documents are in them by turns.
+    """
 
     def empty() -> Batch:
         shape = (batch_size, length)
-        names = ("tokens", "targets", "positions", "segments")
+        names = ("tokens", "targets", "positions", "segments", *(("languages",) if languages else ()))
         return {**{name: np.zeros(shape, np.int32) for name in names}, "weights": np.zeros(shape, np.float32)}
 
     batch, row, column, segment = empty(), 0, 0, 0
-    for document in documents:
+    for number, document in enumerate(documents):
         for start, stop, first in windows(len(document) - 1, length=length, stride=stride):
             size = stop - start
             if column + size > length:
@@ -56,6 +61,8 @@ def pack_windows(documents: Iterable[np.ndarray], *, length: int, stride: int, b
             batch["targets"][here] = document[start + 1 : stop + 1]
             batch["positions"][here] = np.arange(size)
             batch["segments"][here] = segment
+            if languages:
+                batch["languages"][here] = languages[number % len(languages)]
             batch["weights"][row, column + first - start : column + size] = 1.0
             column += size
     if column:
@@ -70,6 +77,7 @@ def score(
     stride: int,
     batch_size: int,
     piece_sizes: np.ndarray,
+    languages: Sequence[int] = (),
     on_tokens: Callable[[int], None] | None = None,
 ) -> Score:
     """Score documents of token ids.
@@ -78,10 +86,12 @@ def score(
         nats_of: batch -> weighted nats of every target, (B, L).
         documents: int32 arrays that begin with <bos>.
         piece_sizes: UTF-8 bytes of every id, 0 for special ids.
+        languages: of the documents, by turns; empty: the model does not want to know.
         on_tokens: told how many tokens were scored after each batch.
     """
     nats, tokens, size = 0.0, 0, 0
-    for batch in pack_windows(documents, length=length, stride=stride, batch_size=batch_size):
+    made = pack_windows(documents, length=length, stride=stride, batch_size=batch_size, languages=languages)
+    for batch in made:
         nats += float(np.sum(nats_of(batch), dtype=np.float64))
         scored = batch["weights"] > 0
         tokens += int(scored.sum())

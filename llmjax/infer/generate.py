@@ -19,7 +19,8 @@ from flax import struct
 
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.infer.sample import Sampling, sample
-from llmjax.model.decoder import Decoder, init_cache
+from llmjax.model.cache import init_cache
+from llmjax.model.transformer import Transformer
 
 CHUNK = 16  # tokens decoded between two looks at the text for stop strings and streaming
 SMALLEST_LENGTH = 16
@@ -46,10 +47,10 @@ class Rows:
 
 
 def generate(
-    module: Decoder,
+    module: Transformer,
     params: Any,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
     max_new_tokens: int = 128,
     temperature: float | Sequence[float] = 1.0,
@@ -61,15 +62,15 @@ def generate(
     on_text: Callable[[int, str], None] | None = None,
     rows_multiple: int = 1,
 ) -> list[Completion]:
-    """Continue each prompt, as the beginning of a document.
+    """Continue each prompt: a text, as the beginning of a document, or ids as they are (`Tokenizer.chat_ids`).
 
     With rotary positions a text may grow longer than the sequences in training, but how good it is there is another
-    matter; learned positions end at `model.max_length`. <pad>, <bos>, <unk> and the rows that only pad the embedding
-    are never sampled. A row's logits, and so its text, are the same in any batch up to float rounding.
+    matter; learned positions end at `model.max_length`. The rows that only pad the embedding are never sampled, nor are
+    the <pad>, <bos> and <unk> of tokenizers trained here. A row's logits, and so its text, are the same in any batch up to float rounding.
 
     Args:
         module, params: the model; `params` is {"embedding": ..., ...}.
-        prompts: texts; "" starts a document.
+        prompts: texts, before which comes what the tokenizer's model expects there, <bos> mostly; "" starts a document.
         max_new_tokens: tokens to sample for each prompt at most, <eos> included.
         temperature, top_k, top_p, min_p: see `sample.Sampling`; one value, or one for each prompt.
         stop: a text ends before the first of these strings; looked for in the continuation only.
@@ -91,7 +92,7 @@ def generate(
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
     if not prompts:
         return []
-    ids = [[tokenizer.bos_id, *row] for row in tokenizer.encode_batch(prompts)]
+    ids = _prompt_ids(tokenizer, prompts, vocab_size=module.c.vocab_size)
     _check_length(module, ids, max_new_tokens)
 
     # ------------------------------------------------------------------ arrays
@@ -101,7 +102,7 @@ def generate(
     limit = module.c.max_length if module.c.position == "learned" else math.inf
     prompt_length = int(min(_round_up(longest, least=SMALLEST_LENGTH), limit))
     cache_length = int(min(_round_up(longest + max_new_tokens, least=SMALLEST_LENGTH), limit))
-    tokens_BL = np.full((batch, prompt_length), tokenizer.pad_id, np.int32)
+    tokens_BL = np.zeros((batch, prompt_length), np.int32)
     for row, row_ids in enumerate(ids):
         tokens_BL[row, : len(row_ids)] = row_ids
     lengths_B = np.array([len(row) for row in ids] + [1] * (batch - count), np.int32)
@@ -110,16 +111,17 @@ def generate(
     sampling = _sampling(count, batch, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     keys_B = _row_keys(seed, count, batch)
     allowed_V = np.arange(module.c.vocab_size) < tokenizer.vocab_size
-    allowed_V[[tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id]] = False
+    allowed_V[list(tokenizer.unsampled_ids)] = False
+    eos_ids = np.array(tokenizer.eos_ids or [-1], np.int32)
 
     # ------------------------------------------------------------------ decode
     rows = _prefill(module, params, tokens_BL, lengths_B, cache_length=cache_length)
-    texts = [Text(piece_bytes=tokenizer.piece_bytes, eos_id=tokenizer.eos_id, stops=stops) for _ in prompts]
+    texts = [Text(piece_bytes=tokenizer.piece_bytes, eos_ids=tokenizer.eos_ids, stops=stops) for _ in prompts]
     done = 0
     while done < max_new_tokens and not finished_B.all():
         steps = min(CHUNK, max_new_tokens - done)
         rows, new_BL, log_probability_BL = _decode(
-            module, params, rows, finished_B, sampling, keys_B, allowed_V, np.int32(steps), np.int32(tokenizer.eos_id)
+            module, params, rows, finished_B, sampling, keys_B, allowed_V, np.int32(steps), eos_ids
         )
         done += steps
         new_BL, log_probability_BL = np.asarray(new_BL), np.asarray(log_probability_BL)
@@ -132,23 +134,33 @@ def generate(
                 on_text(row, piece)
         finished_B = np.array([bool(text.finish) for text in texts] + [True] * (batch - count))
     return [
-        Completion(prompt, text.text, text.finish, tuple(text.tokens), tuple(text.log_probabilities))
+        Completion(
+            prompt if isinstance(prompt, str) else tokenizer.decode(prompt),
+            text.text,
+            text.finish,
+            tuple(text.tokens),
+            tuple(text.log_probabilities),
+        )
         for prompt, text in zip(prompts, texts, strict=True)
     ]
 
 
 @functools.partial(jax.jit, static_argnames=("module", "cache_length"))
-def _prefill(module: Decoder, params: Any, tokens_BL: jax.Array, lengths_B: jax.Array, *, cache_length: int) -> Rows:
+def _prefill(
+    module: Transformer, params: Any, tokens_BL: jax.Array, lengths_B: jax.Array, *, cache_length: int
+) -> Rows:
     cache = init_cache(module.c, batch=tokens_BL.shape[0], length=cache_length)
-    # Nobody reads the logits, so XLA leaves the output head out.
-    output: Any = module.apply({"params": params}, tokens_BL, cache=cache)
     last_B1 = lengths_B[:, None] - 1
+    # The last token is fed by the first decoding step, and recurrent layers must see it once: here it is padding (0).
+    segments_BL = (jnp.arange(tokens_BL.shape[1])[None] < last_B1).astype(jnp.int32)
+    # Nobody reads the logits, so XLA leaves the output head out.
+    output: Any = module.apply({"params": params}, tokens_BL, segments_BL=segments_BL, cache=cache)
     return Rows(cache=output[1], token=jnp.take_along_axis(tokens_BL, last_B1, axis=1)[:, 0], position=last_B1[:, 0])
 
 
 @functools.partial(jax.jit, static_argnames="module", donate_argnames="rows")
 def _decode(
-    module: Decoder,
+    module: Transformer,
     params: Any,
     rows: Rows,
     finished_B: jax.Array,
@@ -156,7 +168,7 @@ def _decode(
     keys_B: jax.Array,
     allowed_V: jax.Array,
     steps: jax.Array,
-    eos_id: jax.Array,
+    eos_ids: jax.Array,
 ) -> tuple[Rows, jax.Array, jax.Array]:
     """Sample `steps` tokens for every row, fewer when all have ended: (rows, tokens_BL, log_probability_BL), L = CHUNK."""
     batch = rows.token.shape[0]
@@ -183,7 +195,7 @@ def _decode(
             token=jnp.where(finished_B, rows.token, token_B),
             position=jnp.where(finished_B, rows.position, rows.position + 1),
         )
-        finished_B = finished_B | (token_B == eos_id)
+        finished_B = finished_B | jnp.isin(token_B, eos_ids)
         tokens_LB = tokens_LB.at[step].set(token_B)
         log_probability_LB = log_probability_LB.at[step].set(log_probability_B)
         return step + 1, rows, finished_B, tokens_LB, log_probability_LB
@@ -204,7 +216,7 @@ class Text:
     """The text of one row while it grows: bytes to characters, stop strings, and what may be shown already."""
 
     piece_bytes: Sequence[bytes]
-    eos_id: int
+    eos_ids: Sequence[int]
     stops: Sequence[str]
     text: str = ""
     finish: str = ""
@@ -219,7 +231,7 @@ class Text:
             return
         self.tokens.append(token)
         self.log_probabilities.append(log_probability)
-        if token == self.eos_id:
+        if token in self.eos_ids:
             self.end("eos")
             return
         before = len(self.text)
@@ -242,6 +254,20 @@ class Text:
         return piece
 
 
+def _prompt_ids(tokenizer: Tokenizer, prompts: Sequence[str | Sequence[int]], *, vocab_size: int) -> list[list[int]]:
+    """The ids of each prompt, at least one."""
+    texts = iter(tokenizer.encode_batch([prompt for prompt in prompts if isinstance(prompt, str)]))
+    rows = []
+    for row, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            rows.append([*tokenizer.prefix_ids, *next(texts)] or [tokenizer.start_id])
+        elif len(prompt) and all(0 <= i < vocab_size for i in prompt):
+            rows.append([int(i) for i in prompt])
+        else:
+            raise ValueError(f"prompt {row} must have at least one id, and ids from 0 to {vocab_size - 1}")
+    return rows
+
+
 def held_back(text: str, stops: Sequence[str]) -> int:
     """How many characters at the end of `text` may be the beginning of a stop string."""
     longest = max((len(stop) - 1 for stop in stops), default=0)
@@ -251,7 +277,7 @@ def held_back(text: str, stops: Sequence[str]) -> int:
     return 0
 
 
-def _check_length(module: Decoder, ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def _check_length(module: Transformer, ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     if module.c.position != "learned":
         return
     for row, row_ids in enumerate(ids):

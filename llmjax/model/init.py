@@ -1,7 +1,27 @@
-"""How parameters start: one row per kind of parameter and scheme, and the table that `train` prints.
+"""How parameters start: one row per scheme and kind of parameter, and the table that `train` prints.
 
-Kinds: `embedding` and `position` are looked up; `inward` matrices read the residual stream, `outward` ones
-write to it; `head` makes logits. Norm scales start at one and biases at zero in every scheme.
+Kinds: `embedding` and `position` are looked up; `relative` ones (T5's table, XLNet's vectors) end in attention scores;
+`inward` matrices read the residual stream, `outward` ones write to it; `head` makes logits. A scheme may also look at
+where a parameter lives (its path): the encoder's depth may differ from the decoder's, and some schemes scale an
+attention's values but not its queries. Norm scales start at one and biases at zero in every scheme.
+
+| scheme | matrices | looked up | source |
+|---|---|---|---|
+| gpt2 | init_std; outward: / sqrt(branches of the stack) | init_std | Radford et al. 2019 |
+| xavier | uniform, variance 2 / (inputs + outputs) | 1 / sqrt(D) | Glorot & Bengio 2010 |
+| lecun | 1 / sqrt(inputs) | 1 | LeCun et al. 1998 |
+| t5 | 1 / sqrt(inputs); queries: / sqrt(K) more; wants attention_scale=1 | 1, relative 1 / sqrt(D) | Raffel et al. 2020 |
+| t_fixup | xavier; values, outputs, MLP times (9 N)^-1/4, in an encoder 0.67 N^-1/4 | (9 N)^-1/4 / sqrt(D) | Huang et al. 2020 |
+| deepnorm | xavier, normal; values, outputs, MLP times beta; residual_scale=1 becomes alpha | 1 / sqrt(D) | Wang et al. 2022 |
+| mup | gpt2 at the base width, / sqrt(width / base width) elsewhere; head and classifier 0 | init_std | Yang et al. 2021 |
+| orthogonal | orthonormal rows or columns, whichever are fewer | 1 / sqrt(D) | Saxe et al. 2013 |
+
+Numbers are standard deviations of normal distributions unless said otherwise. Examples of whole recipes:
+
+    T-Fixup    model.init=t_fixup model.norm=none schedule.warmup="0 steps" (Adam, no warm-up, no norms)
+    DeepNorm   model.init=deepnorm model.norm=layer model.norm_place=post
+    T5         model.init=t5 model.attention_scale=1 (and model.logit_scale of 1/sqrt(width) where the head is tied)
+    muP        model.init=mup model.mup_base_width=256: rates found at width 256 hold at every width
 """
 
 import math
@@ -13,35 +33,140 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from llmjax import config
+
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
+UNIFORM = ("xavier", "t_fixup")
+LOOKED_UP = ("embedding", "position", "relative")
+# What T-Fixup and DeepNorm scale: the factors of a branch's output. A gate is not one of their papers' factors.
+SCALED_PARTS = ("value", "out", "up", "down")
 
-def initializer(c: ConfigDict, kind: str, *, inputs: int = 1) -> Initializer:
-    """The initialiser for a kind of parameter.
+
+def initializer(c: ConfigDict, kind: str, *, inputs: int = 1, stacked: int = 0, path: str = "") -> Initializer:
+    """The initialiser for a kind of parameter, by the scheme `c.init`.
 
     Args:
-        c: the model's settings; `c.init` chooses the scheme.
-        kind: embedding, position, inward, outward or head.
-        inputs: how many leading dimensions of the parameter are summed over (fan-in).
-
-    gpt2: normal(0, init_std), outward matrices divided by sqrt(2 N), N layers with two branches each
-    (Radford et al. 2019, "scaled by 1/sqrt(N)" counted in residual branches).
-    lecun: normal(0, 1/sqrt(fan-in)), embeddings normal(0, 1) (LeCun et al. 1998; T5's choice without its scaling).
+        c: the model's settings.
+        kind: embedding, position, relative, inward, outward or head.
+        inputs: how many dimensions of the parameter are summed over (fan-in), after the stacked ones.
+        stacked: how many leading dimensions number separate matrices (experts, blocks of a block-diagonal one).
+        path: where the parameter's module lives, names joined by slashes, such as encoder/layers/attention/value.
     """
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        return jax.random.normal(key, shape, dtype) * jnp.asarray(std(c, kind, shape, inputs=inputs), dtype)
+        matrix = shape[stacked:]
+        if c.init == "orthogonal" and kind not in LOOKED_UP:
+            keys = jax.random.split(key, math.prod(shape[:stacked]))
+            return jax.vmap(lambda k: _orthogonal(k, matrix, inputs))(keys).reshape(shape).astype(dtype)
+        deviation = jnp.asarray(std(c, kind, matrix, inputs=inputs, path=path), dtype)
+        if c.init in UNIFORM and kind not in LOOKED_UP:
+            return jax.random.uniform(key, shape, dtype, -1.0, 1.0) * (deviation * math.sqrt(3.0)).astype(dtype)
+        return jax.random.normal(key, shape, dtype) * deviation
 
     return init
 
 
-def std(c: ConfigDict, kind: str, shape: tuple[int, ...], *, inputs: int = 1) -> float:
-    """Standard deviation with which a parameter of this kind and shape (without the layer dimension) starts."""
-    if c.init == "gpt2":
-        return c.init_std / math.sqrt(2 * c.layers) if kind == "outward" else c.init_std
-    if kind in ("embedding", "position"):
+def _orthogonal(key: jax.Array, shape: tuple[int, ...], inputs: int) -> jax.Array:
+    """float32; the longer side of inputs x outputs has orthonormal vectors, drawn evenly from all such matrices."""
+    rows, columns = math.prod(shape[:inputs]), math.prod(shape[inputs:])
+    q, r = jnp.linalg.qr(jax.random.normal(key, (max(rows, columns), min(rows, columns))))
+    q = q * jnp.sign(jnp.diag(r))[None, :]
+    return (q if rows >= columns else q.T).reshape(shape)
+
+
+def std(c: ConfigDict, kind: str, shape: tuple[int, ...], *, inputs: int = 1, path: str = "") -> float:
+    """Standard deviation with which a parameter starts; arguments as for `initializer`, `shape` is one matrix's."""
+    if kind in LOOKED_UP:
+        return _looked_up_std(c, kind, shape)
+    part, encoder = path.rpartition("/")[2], path.startswith("encoder/")
+    fan_in, fan_out = math.prod(shape[:inputs]), math.prod(shape[inputs:])
+    if c.init in ("gpt2", "mup"):
+        deviation = c.init_std / math.sqrt(branches(c, encoder=encoder)) if kind == "outward" else c.init_std
+        if c.init == "gpt2":
+            return deviation
+        if kind == "head":
+            return (
+                0.0  # appendix D.2 of the paper: what readouts start with is an effect of the width, so they start at 0
+            )
+        wider = width_ratio(c)
+        return deviation / (wider if part == "router" else math.sqrt(wider))  # the router's outputs do not grow
+    if c.init in ("xavier", "t_fixup", "deepnorm"):
+        gain = branch_gain(c, encoder=encoder) if kind == "outward" or part in SCALED_PARTS else 1.0
+        return gain * math.sqrt(2 / (fan_in + fan_out))
+    if c.init == "orthogonal":
+        return 1 / math.sqrt(max(fan_in, fan_out))
+    if c.init == "t5" and part == "query":
+        return 1 / math.sqrt(fan_in * shape[-1])
+    return 1 / math.sqrt(fan_in)  # lecun, t5
+
+
+def _looked_up_std(c: ConfigDict, kind: str, shape: tuple[int, ...]) -> float:
+    if c.init in ("gpt2", "mup"):
+        return c.init_std
+    if kind == "relative":
+        return 1 / math.sqrt(c.width)
+    if c.init in ("lecun", "t5"):
         return 1.0
-    return 1 / math.sqrt(math.prod(shape[:inputs]))
+    return (branch_gain(c) if c.init == "t_fixup" else 1.0) / math.sqrt(shape[-1])
+
+
+def branches(c: ConfigDict, *, encoder: bool = False) -> int:
+    """How many branches are added to the residual stream of the stack, two a layer in a decoder-only model."""
+    if encoder:
+        return 2 * c.encoder_layers
+    return c.layers * (1 + (c.mlp != "none") + (c.encoder_layers > 0))
+
+
+def branch_gain(c: ConfigDict, *, encoder: bool = False) -> float:
+    """What T-Fixup and DeepNorm multiply the matrices of a branch with; 1 in other schemes.
+
+    A model without encoder counts as a decoder in both, also a bidirectional one; DeepNorm gives both the same.
+    """
+    if c.init == "t_fixup":
+        return 0.67 * c.encoder_layers**-0.25 if encoder else (9 * c.layers) ** -0.25
+    if c.init == "deepnorm":
+        return deepnorm(c.layers, c.encoder_layers, encoder=encoder)[1]
+    return 1.0
+
+
+def deepnorm(layers: int, encoder_layers: int = 0, *, encoder: bool = False) -> tuple[float, float]:
+    """DeepNorm's (alpha, beta) of a stack: the residual stream's factor, and the gain of its branches' matrices.
+
+    Figure 2 of Wang et al. 2022. layers: M, of the decoder or the only stack; encoder_layers: N, 0 without encoder.
+    """
+    if not encoder_layers:
+        return (2 * layers) ** 0.25, (8 * layers) ** -0.25
+    if encoder:
+        depth = (encoder_layers**4 * layers) ** (1 / 16)
+        return 0.81 * depth, 0.87 / depth
+    return (3 * layers) ** 0.25, (12 * layers) ** -0.25
+
+
+def residual_scale(c: ConfigDict, *, encoder: bool = False) -> float:
+    """What the residual stream of a stack is multiplied with: as set, or DeepNorm's alpha where 1 is set."""
+    if c.init == "deepnorm" and c.residual_scale == 1:
+        return deepnorm(c.layers, c.encoder_layers, encoder=encoder)[0]
+    return c.residual_scale
+
+
+def attention_scale(c: ConfigDict) -> float:
+    """What attention scores are multiplied with: as set, or 1/sqrt(K); 1/K under muP, where queries meet their keys."""
+    size = config.head_size(c)
+    return c.attention_scale or (1 / size if c.init == "mup" else size**-0.5)
+
+
+def logit_scale(c: ConfigDict) -> float:
+    """What the logits are multiplied with: as set, and under muP divided by width / base width."""
+    return c.logit_scale / width_ratio(c)
+
+
+def width_ratio(c: ConfigDict) -> float:
+    """muP's one number: the width relative to that at which learning rates were chosen; 1 in other schemes.
+
+    Heads x head size and the MLP's width are taken to grow as the width does.
+    """
+    return c.width / c.mup_base_width if c.init == "mup" else 1.0
 
 
 def parameter_table(params: Any, *, shardings: Any = None) -> str:

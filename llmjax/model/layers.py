@@ -1,4 +1,4 @@
-"""The small parts of a block: linear maps, norms, the MLP and rotary positions."""
+"""The small parts of a block: linear maps, norms, dropout and the MLP."""
 
 import functools
 import math
@@ -16,11 +16,15 @@ from llmjax.model.init import initializer
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": kernels.gelu,
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
     "relu2": lambda x: jnp.square(nn.relu(x)),  # So et al. 2021, Primer
+    "silu": nn.silu,
     "swiglu": nn.silu,  # Shazeer 2020: the gate's activation
     "geglu": kernels.gelu,
+    "geglu_tanh": functools.partial(nn.gelu, approximate=True),
+    "reglu": nn.relu,
 }
-GATED = ("swiglu", "geglu")
+GATED = ("swiglu", "geglu", "geglu_tanh", "reglu")
 
 
 def label(x: jax.Array, dimensions: str) -> jax.Array:
@@ -33,6 +37,21 @@ def dtype_of(name: str) -> Any:
     return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]
 
 
+@jax.custom_vjp
+def track(y: jax.Array, parameter: jax.Array, gradient: jax.Array) -> jax.Array:
+    """y; in the backward pass `parameter` receives `gradient`, whatever the loss.
+
+    For parameters that follow what the forward pass observes and not the loss: running statistics, the experts' bias.
+    The step adds these up over micro-batches and divides by their number; train/optimizer.py has the update rules.
+    """
+    return y
+
+
+track.defvjp(
+    lambda y, parameter, gradient: (y, gradient), lambda gradient, dy: (dy, gradient, jnp.zeros_like(gradient))
+)
+
+
 class Linear(nn.Module):
     """A linear map from the last dimensions of the input to `features`: kernel (*inputs, *features), optional bias.
 
@@ -43,41 +62,81 @@ class Linear(nn.Module):
     features: tuple[int, ...]
     kind: str  # inward, outward or head: the row of the initialisation table
     inputs: int = 1  # how many trailing dimensions of the input are summed over
-    bias: bool | None = None  # None: as `c` says
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = dtype_of(self.c.dtype)
         shape = (*x.shape[x.ndim - self.inputs :], *self.features)
-        kernel = self.param(
-            "kernel", initializer(self.c, self.kind, inputs=self.inputs), shape, dtype_of(self.c.param_dtype)
-        )
+        start = initializer(self.c, self.kind, inputs=self.inputs, path="/".join(self.path))
+        kernel = self.param("kernel", start, shape, dtype_of(self.c.param_dtype))
         # A product of two matrices: with more dimensions XLA on CPU copies a transposed cotangent for the kernel's gradient.
         batch = x.shape[: x.ndim - self.inputs]
         rows = x.astype(dtype).reshape(math.prod(batch), -1)
         y = (rows @ kernel.astype(dtype).reshape(rows.shape[1], -1)).reshape(*batch, *self.features)
-        if self.c.bias if self.bias is None else self.bias:
+        if self.bias:
             bias = self.param("bias", nn.initializers.zeros, self.features, dtype_of(self.c.param_dtype))
             y = y + jnp.expand_dims(bias.astype(dtype), range(y.ndim - bias.ndim))
         return y
 
 
 class Norm(nn.Module):
-    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last dimension, computed in float32."""
+    """RMSNorm (Zhang & Sennrich 2019), LayerNorm (Ba et al. 2016) or batch norm, in float32; "none" returns its input.
+
+    Batch norm (Ioffe & Szegedy 2015) normalises every channel over the real tokens of the batch, in training by their
+    statistics and otherwise by the running ones.
+    """
 
     c: ConfigDict
-    kind: str = ""  # rms or layer; empty: as `c` says
+    kind: str = ""  # rms, layer, batch or none; empty: as `c` says
+    deterministic: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, valid_BL: jax.Array | None = None) -> jax.Array:
         kind = self.kind or self.c.norm
-        dtype = dtype_of(self.c.param_dtype)
-        scale_D = self.param("scale", nn.initializers.ones, x.shape[-1:], dtype).astype(jnp.float32)
-        bias_D = None
-        if kind == "layer" and self.c.bias:
-            bias_D = self.param("bias", nn.initializers.zeros, x.shape[-1:], dtype).astype(jnp.float32)
-        y = kernels.norm(x.astype(jnp.float32), scale_D, bias_D, self.c.norm_epsilon, kind == "layer")
+        if kind == "none":
+            return x
+        start = nn.initializers.zeros if self.c.norm_zero_centered else nn.initializers.ones
+        scale_D = self._vector("scale", start, x) + (1.0 if self.c.norm_zero_centered else 0.0)
+        bias_D = self._vector("bias", nn.initializers.zeros, x) if self._biased(kind) else None
+        x = x.astype(jnp.float32)
+        if kind == "batch":
+            y = self._batch_norm(x, valid_BL, scale_D, bias_D)
+        else:
+            y = kernels.norm(x, scale_D, bias_D, self.c.norm_epsilon, kind == "layer")
         return y.astype(dtype_of(self.c.dtype))
+
+    def _biased(self, kind: str) -> bool:
+        return kind != "rms" and "norm" in self.c.bias
+
+    def _vector(self, name: str, start: Any, x: jax.Array) -> jax.Array:
+        return self.param(name, start, x.shape[-1:], dtype_of(self.c.param_dtype)).astype(jnp.float32)
+
+    def _batch_norm(
+        self, x_BLD: jax.Array, valid_BL: jax.Array | None, scale_D: jax.Array, bias_D: jax.Array | None
+    ) -> jax.Array:
+        # In float32 whatever param_dtype says: these are sums over many batches.
+        mean_D = self.param("running_mean", nn.initializers.zeros, x_BLD.shape[-1:], jnp.float32)
+        var_D = self.param("running_var", nn.initializers.ones, x_BLD.shape[-1:], jnp.float32)
+        row = (1,) * (x_BLD.ndim - 1)
+        if self.deterministic:
+            mean, var = (jax.lax.stop_gradient(s).reshape(*row, -1) for s in (mean_D, var_D))
+        else:
+            weight = jnp.ones(x_BLD.shape[:-1]) if valid_BL is None else valid_BL.astype(jnp.float32)
+            count, axes = jnp.maximum(jnp.sum(weight), 1.0), tuple(range(x_BLD.ndim - 1))
+            mean = jnp.sum(x_BLD * weight[..., None], axes, keepdims=True) / count
+            var = jnp.sum(jnp.square(x_BLD - mean) * weight[..., None], axes, keepdims=True) / count
+            for running_D, seen in ((mean_D, mean), (var_D, var)):
+                excess = jax.lax.stop_gradient(running_D - seen.reshape(-1))
+                x_BLD = track(x_BLD, running_D, excess)
+        y = (x_BLD - mean) * jax.lax.rsqrt(var + self.c.norm_epsilon) * scale_D.reshape(*row, -1)
+        return y if bias_D is None else y + bias_D.reshape(*row, -1)
+
+
+def drop(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
+    """Dropout (Srivastava et al. 2014): each number is zero with this probability, the others are divided by 1 - rate."""
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
 
 
 def mlp_width(c: ConfigDict) -> int:
@@ -91,29 +150,17 @@ class MLP(nn.Module):
     """The feed-forward branch: up, activation (times a gate's), down. x_BLD -> y_BLD."""
 
     c: ConfigDict
+    width: int = 0  # F; 0: as `c` says
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        activation = ACTIVATIONS[self.c.activation]
-        h_BLF = Linear(self.c, (mlp_width(self.c),), "inward", name="up")(x_BLD)
-        if self.c.activation in GATED:
-            h_BLF = h_BLF * activation(Linear(self.c, (mlp_width(self.c),), "inward", name="gate")(x_BLD))
+        c, bias = self.c, "mlp" in self.c.bias
+        width = self.width or mlp_width(c)
+        activation = ACTIVATIONS[c.activation]
+        h_BLF = Linear(c, (width,), "inward", bias=bias, name="up")(x_BLD)
+        if c.activation in GATED:
+            h_BLF = h_BLF * activation(Linear(c, (width,), "inward", bias=bias, name="gate")(x_BLD))
         else:
             h_BLF = activation(h_BLF)
         h_BLF = label(h_BLF, "BLF")
-        return Linear(self.c, (self.c.width,), "outward", name="down")(h_BLF)
-
-
-def rotary_table(positions_BL: jax.Array, *, size: int, base: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines, each (B, L, 1, K/2) float32, of the angles of rotary positions (Su et al. 2021)."""
-    frequencies = base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-    angles = positions_BL[:, :, None, None].astype(jnp.float32) * frequencies.reshape(1, 1, 1, -1)
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x_BLHK: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotate the pairs (k, k + K/2) of every head by their position's angles; the layout of Llama in Hugging Face."""
-    cos, sin = table
-    first, second = jnp.split(x_BLHK.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_BLHK.dtype)
+        return Linear(c, (c.width,), "outward", bias=bias, name="down")(h_BLF)

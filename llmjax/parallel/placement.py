@@ -16,19 +16,53 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Row = tuple[str, tuple[str | None, ...]]
 
+# Where blocks live: sections of the stack, of the encoder's stack, the place in a period of several kinds of layers.
+LAYER = r"^((encoder/)?(first|layers|last)/(\d+/)?|ahead/)"
+
 TABLE: tuple[Row, ...] = (
     (r"^embedding$", ("tensor", "fsdp")),  # V D
-    (r"^position_embedding$", (None, "fsdp")),  # M D
+    (r"^(position|type|language)_embedding$", (None, "fsdp")),  # M D
+    (r"^query_embedding$", (None,)),  # D
+    (r"relative_embedding$", (None, None)),  # buckets H
     (r"^head/kernel$", ("fsdp", "tensor")),  # D V
-    (r"^layers/attention/(query|key|value)/kernel$", (None, "fsdp", "tensor", None)),  # N D H K
-    (r"^layers/attention/(query|key|value)/bias$", (None, "tensor", None)),  # N H K
-    (r"^layers/attention/out/kernel$", (None, "tensor", None, "fsdp")),  # N H K D
-    (r"^layers/mlp/(up|gate)/kernel$", (None, "fsdp", "tensor")),  # N D F
-    (r"^layers/mlp/(up|gate)/bias$", (None, "tensor")),  # N F
-    (r"^layers/mlp/down/kernel$", (None, "tensor", "fsdp")),  # N F D
-    (r"^layers/(attention/out|mlp/down)/bias$", (None, None)),  # N D
-    (r"^layers/.*norm/(scale|bias)$", (None, None)),  # N D or N K
-    (r"^final_norm/(scale|bias)$", (None,)),  # D
+    (r"^head_bias$", ("tensor",)),  # V
+    (r"^(embedding_projection|output_projection|head_transform|pooler|classifier)/kernel$", ("fsdp", None)),  # D D
+    (r"^(head_transform|pooler|classifier)/bias$", (None,)),  # D
+    (LAYER + r"(attention|cross)/(query|key|value|position)/kernel$", (None, "fsdp", "tensor", None)),  # N D H K
+    (LAYER + r"(attention|cross)/(query|key|value)/bias$", (None, "tensor", None)),  # N H K
+    (LAYER + r"attention/(content|position|type)_bias$", (None, "tensor", None)),  # N H K
+    (LAYER + r"attention/type_embedding$", (None, None, "tensor", None)),  # N 2 H K
+    (LAYER + r"(attention|cross)/out/kernel$", (None, "tensor", None, "fsdp")),  # N H K D
+    (LAYER + r"(mlp|moe/shared)/(up|gate)/kernel$", (None, "fsdp", "tensor")),  # N D F
+    (LAYER + r"(mlp|moe/shared)/(up|gate)/bias$", (None, "tensor")),  # N F
+    (LAYER + r"(mlp|moe/shared)/down/kernel$", (None, "tensor", "fsdp")),  # N F D
+    (LAYER + r"(attention/out|cross/out|mlp/down|moe/shared/down)/bias$", (None, None)),  # N D
+    (LAYER + r"moe/router/kernel$", (None, "fsdp", None)),  # N D E
+    (LAYER + r"moe/expert_bias$", (None, None)),  # N E
+    (LAYER + r"moe/(up|gate)/kernel$", (None, None, "fsdp", "tensor")),  # N E D F
+    (LAYER + r"moe/(up|gate)/bias$", (None, None, "tensor")),  # N E F
+    (LAYER + r"moe/down/kernel$", (None, None, "tensor", "fsdp")),  # N E F D
+    (LAYER + r"moe/down/bias$", (None, None, None)),  # N E D
+    (LAYER + r"(.*/)?\w*norm/(scale|bias|running_mean|running_var)$", (None, None)),  # N D or N K
+    (r"norm/(scale|bias|running_mean|running_var)$", (None,)),  # D
+    # Recurrent mixers: channels over tensor. In rnn and lstm each step then gathers the hidden state.
+    (LAYER + r"(rnn|lstm)/input/kernel$", (None, "fsdp", None, "tensor")),  # N D I R
+    (LAYER + r"(rnn|lstm)/hidden/kernel$", (None, "fsdp", None, "tensor")),  # N R I R
+    (LAYER + r"(rnn|lstm)/bias$", (None, None, "tensor")),  # N I R
+    (LAYER + r"(rglru|mamba2)/(gate|input)/kernel$", (None, "fsdp", "tensor")),  # N D R
+    (LAYER + r"(rglru|mamba2)/(gate|input)/bias$", (None, "tensor")),  # N R
+    (LAYER + r"rglru/(recurrence|input)_gate/kernel$", (None, "tensor", "fsdp", None)),  # N H K K
+    (LAYER + r"rglru/(recurrence|input)_gate/bias$", (None, "tensor", None)),  # N H K
+    (LAYER + r"mamba2/dt/kernel$", (None, "fsdp", "tensor")),  # N D H
+    (LAYER + r"mamba2/(A_log|D|dt_bias)$", (None, "tensor")),  # N H
+    (LAYER + r"mamba2/state/kernel$", (None, "fsdp", None)),  # N D 2GJ: groups' B and C, which all heads read
+    (LAYER + r"mamba2/state/bias$", (None, None)),  # N 2GJ
+    (LAYER + r"mamba2/state_conv/kernel$", (None, None, None)),  # N W 2GJ
+    (LAYER + r"mamba2/state_conv/bias$", (None, None)),  # N 2GJ
+    (LAYER + r"(rglru|mamba2)/conv/kernel$", (None, None, "tensor")),  # N W R
+    (LAYER + r"((rglru|mamba2)/conv/bias|rglru/Lambda)$", (None, "tensor")),  # N R
+    (LAYER + r"(rnn|lstm|rglru|mamba2)/out/kernel$", (None, "tensor", "fsdp")),  # N R D
+    (LAYER + r"(rnn|lstm|rglru|mamba2)/out/bias$", (None, None)),  # N D
 )
 
 # Letter of the legend -> mesh axes, for activations labelled by `model.layers.label`. D is not sharded: the
@@ -38,6 +72,7 @@ ACTIVATIONS: tuple[tuple[str, Any], ...] = (
     ("H", "tensor"),
     ("G", "tensor"),
     ("F", "tensor"),
+    ("R", "tensor"),  # channels inside a recurrent mixer
     ("V", "tensor"),
     ("L", None),
     ("M", None),
@@ -87,7 +122,7 @@ def parameter_shardings(params: Any, mesh: Mesh, *, rules: Sequence[Row] = ()) -
         for i, (axis, size) in enumerate(zip(axes, leaf.shape, strict=True)):
             if axis is None or size % mesh.shape[axis] == 0:
                 continue
-            if axis == "tensor" and re.search(r"attention/(key|value)/", name):
+            if axis == "tensor" and re.search(r"(attention|cross)/(key|value)/", name):
                 kept[i] = None
                 continue
             raise ValueError(

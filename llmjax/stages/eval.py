@@ -1,6 +1,8 @@
 """The eval stage: how well a run's model predicts the held-out documents, and a compressor beside it."""
 
+import dataclasses
 import lzma
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -10,11 +12,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax import human
-from llmjax.api import load
-from llmjax.data.documents import read_documents
+from llmjax.api import LanguageModel, load
+from llmjax.data.batches import heldout_batches
 from llmjax.data.score import Score, total_score
-from llmjax.data.tokens import load_index, read_stream
+from llmjax.data.tokens import Index, load_index, read_stream, read_texts
 from llmjax.eval.bits_per_byte import split_documents
+from llmjax.objectives import OBJECTIVES, corruption
+from llmjax.parallel import placement
+from llmjax.train.pretrain import make_heldout
 
 
 def xz_bytes(data: bytes) -> int:
@@ -24,6 +29,9 @@ def xz_bytes(data: bytes) -> int:
 
 def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     """The eval stage: perplexity and bits per byte of the held-out documents of each source, and xz beside them.
+
+    A model that was not trained to predict text from left to right is measured by what its objective predicts, with a
+    fixed choice of what is hidden: loss and accuracy.
 
     Raises:
         ValueError: when the model or the tokenizer cannot be read.
@@ -36,11 +44,14 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
             "nothing was held out, so there is nothing to measure: see data.holdout_percent and data.holdout_tail_percent"
         )
         return {"bytes": 0}
+    if not OBJECTIVES[model.config.objective.name].reads_left_to_right:
+        return {**_by_objective(c, model, index), "seconds": time.perf_counter() - began}
     results: dict[str, float | int | str] = {}
     scores, compressed, raw = [], 0, 0
     for source in index.splits["heldout"]:
-        documents = list(split_documents(read_stream(index.folder, "heldout", source)))
-        texts = [d.text.encode() for d in read_documents(workdir / "prepare" / "heldout", source=source)]
+        stream = read_stream(index.folder, "heldout", source)
+        documents = list(split_documents(stream, start_id=index.start_id, end_id=index.end_id))
+        texts = [text.encode() for text in read_texts(workdir / "prepare", "heldout", source)]
         if c.eval.max_bytes:
             total = np.cumsum([len(text) for text in texts])
             keep = max(int(np.searchsorted(total, c.eval.max_bytes, side="right")), 1)
@@ -50,9 +61,12 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
             stride=c.eval.stride,
             batch_size=c.eval.batch_size,
             sequence_length=c.eval.sequence_length,
+            languages=[index.language_numbers[name] for name in index.splits["heldout"][source]["languages"]],
             on_tokens=_progress(source, sum(len(d) - 1 for d in documents)),
         )
         text = b"".join(texts)
+        if not model.tokenizer.exact:
+            part = dataclasses.replace(part, bytes=len(text))
         assert part.bytes == len(text), (part.bytes, len(text))
         scores.append(part)
         results |= {f"{name}/{source}": value for name, value in _numbers(part).items()}
@@ -68,6 +82,33 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     if c.eval.xz:
         head["xz_bits_per_byte"] = 8 * compressed / max(raw, 1)
     return {**head, **results, "seconds": time.perf_counter() - began}
+
+
+def _by_objective(c: ConfigDict, model: LanguageModel, index: Index) -> dict[str, float | int | str]:
+    """Loss and accuracy of what the model's objective predicts in held-out text, at most `eval.max_bytes` a source."""
+    settings = model.config.copy_and_resolve_references()
+    ways = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
+    with settings.unlocked():
+        settings.train.batch_size = -(-c.eval.batch_size // ways) * ways
+    entries = index.splits["heldout"].values()
+    shares = [c.eval.max_bytes / max(entry["text_bytes"], 1) if c.eval.max_bytes else 1.0 for entry in entries]
+    tokens = max(min(share, 1.0) * entry["tokens"] for share, entry in zip(shares, entries, strict=True))
+    batches = heldout_batches(
+        settings,
+        index.folder,
+        count=max(1, math.ceil(tokens / (settings.train.batch_size * settings.train.sequence_length))),
+        corruption=corruption(settings, model.tokenizer),
+    )
+    piece_sizes = np.array([len(piece) for piece in model.tokenizer.piece_bytes])
+    with placement.active(model.mesh, kv_heads=settings.model.kv_heads or settings.model.heads):
+        measured = make_heldout(settings, model.module, batches, piece_sizes, model.mesh)(model.params)
+    results = {name.removeprefix("heldout_"): value for name, value in measured.items()}
+    for source in ("", *(f"/{source}" for source in batches)):
+        print(
+            f"{source[1:] or 'all'}: loss {results[f'loss{source}']:.4f} and accuracy {results[f'accuracy{source}']:.2%} "
+            f"of what objective.name={settings.objective.name} predicts"
+        )
+    return {**results, "objective": settings.objective.name, "checkpoint_step": model.step}
 
 
 def _numbers(score: Score) -> dict[str, float | int | str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from llmjax.api import load
+from llmjax.objectives import OBJECTIVES
 
 
 def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
@@ -20,6 +21,11 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     if not c.generate.prompts:
         raise ValueError("generate.prompts is empty: give at least one, such as --config.generate.prompts='[\"def \"]'")
     model = load(workdir)
+    if not OBJECTIVES[model.config.objective.name].reads_left_to_right:
+        print(
+            f"nothing is generated: objective.name={model.config.objective.name} does not teach a model to continue text"
+        )
+        return {"prompts": 0, "checkpoint_step": model.step}
     settings = c.generate.to_dict()
     prompts = list(settings.pop("prompts"))
     began = time.perf_counter()

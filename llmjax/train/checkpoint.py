@@ -10,9 +10,10 @@ import gc
 import json
 import logging
 import os
+import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from llmjax.train.step import State
 # orbax reports every save in a dozen lines, and every failure with pages of tracebacks before it raises it.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
+LARGE_BYTES = 1 << 25  # arrays that are cut by layers
 METADATA_BYTES = 1_000_000  # room for what orbax writes beside the arrays
 
 
@@ -39,7 +41,7 @@ class CheckpointMismatch(CheckpointError):  # noqa: N818
 
 
 @contextmanager
-def _full_disk_is_an_os_error(folder: Path) -> Iterator[None]:
+def full_disk_is_an_os_error(folder: Path) -> Iterator[None]:
     """Orbax writes in threads and reports a full disk as a ValueError or RuntimeError: make it the OSError it is."""
     try:
         yield
@@ -55,15 +57,15 @@ class Manager(ocp.CheckpointManager):
     """Orbax's manager; what cannot be written for want of space is an OSError, raised by the next call of any method."""
 
     def save(self, *args: Any, **kwargs: Any) -> bool:
-        with _full_disk_is_an_os_error(Path(self.directory)):
+        with full_disk_is_an_os_error(Path(self.directory)):
             return super().save(*args, **kwargs)
 
     def wait_until_finished(self) -> None:
-        with _full_disk_is_an_os_error(Path(self.directory)):
+        with full_disk_is_an_os_error(Path(self.directory)):
             super().wait_until_finished()
 
     def close(self) -> None:
-        with _full_disk_is_an_os_error(Path(self.directory)):
+        with full_disk_is_an_os_error(Path(self.directory)):
             super().close()
 
 
@@ -91,13 +93,23 @@ def save(checkpoints: Manager, state: State, *, step: int, meta: dict) -> None:
         reason = f"{os.strerror(errno.ENOSPC)}: a checkpoint takes {human.size(needed)} and {human.size(free)} is free"
         raise OSError(errno.ENOSPC, reason, str(checkpoints.directory))
     items: dict[str, Any] = {
-        "params": ocp.args.StandardSave(state.params),
+        "params": ocp.args.StandardSave(state.params, save_args=_by_layers(state.params)),
         "rest": ocp.args.StandardSave(_rest(state)),
         "meta": ocp.args.JsonSave(meta),
     }
     if state.ema is not None:
-        items["ema"] = ocp.args.StandardSave(state.ema)
+        items["ema"] = ocp.args.StandardSave(state.ema, save_args=_by_layers(state.ema))
     checkpoints.save(step, args=ocp.args.Composite(**items), force=True)
+
+
+def _by_layers(params: Any) -> Any:
+    """How the arrays are cut in the files: large stacked ones per layer, so that an export can read one at a time."""
+
+    def args(path: Sequence[Any], leaf: jax.Array) -> ocp.SaveArgs:
+        stacked = re.search(r"(^|/)(first|layers|last)/", path_name(path))
+        return ocp.SaveArgs(shard_axes=(0,) if stacked and leaf.nbytes > LARGE_BYTES else ())
+
+    return jax.tree_util.tree_map_with_path(args, params)
 
 
 def _rest(state: State) -> dict:
@@ -164,12 +176,15 @@ def read_meta(path: Path) -> dict:
         raise CheckpointError(f"the checkpoint {path} cannot be read ({error.__class__.__name__}: {error})") from error
 
 
-def read_params(path: Path, abstract: Any, *, item: str = "params") -> Any:
-    """The parameters (or `ema`) of the checkpoint folder `path`, restored into the given shapes and shardings."""
-    return _read(path, item, abstract)
+def read_params(path: Path, abstract: Any, *, item: str = "params", cast: bool = False) -> Any:
+    """The parameters (or `ema`) of the checkpoint folder `path`, restored into the given shapes and shardings.
+
+    `cast`: into the given types too, whatever is stored; otherwise other types are a CheckpointMismatch.
+    """
+    return _read(path, item, abstract, cast=cast)
 
 
-def _read(path: Path, item: str, abstract: Any) -> Any:
+def _read(path: Path, item: str, abstract: Any, *, cast: bool = False) -> Any:
     where = (path / item).absolute()
     if not where.is_dir():
         raise CheckpointError(
@@ -178,8 +193,8 @@ def _read(path: Path, item: str, abstract: Any) -> Any:
     with _abandoned_coroutines_end_silently():
         try:
             with ocp.StandardCheckpointer() as checkpointer:
-                stored = _shapes(checkpointer.metadata(where).item_metadata.tree)
-                mismatch = _first_difference(stored, _shapes(abstract))
+                tree = checkpointer.metadata(where).item_metadata.tree
+                mismatch = _first_difference(_shapes(tree, types=not cast), _shapes(abstract, types=not cast))
                 if not mismatch:
                     return jax.block_until_ready(checkpointer.restore(where, abstract))
         except Exception as error:  # orbax and tensorstore raise many kinds for damaged files; all mean the same here
@@ -205,10 +220,12 @@ def _abandoned_coroutines_end_silently() -> Iterator[None]:
         sys.unraisablehook = hook
 
 
-def _shapes(tree: Any) -> dict[str, str]:
-    """Path -> shape and type of every array of a tree, as text."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_name(path): f"{leaf.dtype} {tuple(leaf.shape)}" for path, leaf in leaves if hasattr(leaf, "shape")}
+def _shapes(tree: Any, *, types: bool) -> dict[str, str]:
+    """Path -> shape, and type, of every array of a tree, as text."""
+    leaves = [(p, leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(tree) if hasattr(leaf, "shape")]
+    return {
+        path_name(p): f"{leaf.dtype} {tuple(leaf.shape)}" if types else f"{tuple(leaf.shape)}" for p, leaf in leaves
+    }
 
 
 def _first_difference(stored: dict[str, str], wanted: dict[str, str]) -> str:

@@ -14,12 +14,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from llmjax import config, human
-from llmjax.model import decoder, init
+from llmjax import human
+from llmjax.data.ramp import Stage, batch_sizes
+from llmjax.model import init
+from llmjax.model.count import flops_per_token
+from llmjax.model.transformer import Transformer
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement
 from llmjax.stopping import Stopped
@@ -35,7 +37,7 @@ def train(
     c: ConfigDict,
     workdir: Path,
     *,
-    module: nn.Module,
+    module: Transformer,
     batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
     tokens_per_epoch: int,
     make_evaluate: Callable[[jax.sharding.Mesh], Evaluate] | None = None,
@@ -59,32 +61,30 @@ def train(
     """
     started = time.perf_counter() if started is None else started
     phases = {"data": time.perf_counter() - started}
-    tokens_per_step = c.train.batch_size * c.train.sequence_length
-
-    def steps(value: str, total: int = 0) -> int:
-        return config.duration(
-            value, tokens_per_step=tokens_per_step, tokens_per_epoch=tokens_per_epoch, total_steps=total
-        )
+    sizes = batch_sizes(c.train, tokens_per_epoch=tokens_per_epoch)
 
     # ------------------------------------------------------------------ devices
     phase = time.perf_counter()
     mesh = meshes.make_mesh(c.parallel.mesh)
-    rows = c.train.batch_size // c.train.micro_batches
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % ways:
-        raise ValueError(
-            f"train.batch_size / train.micro_batches = {rows} sequences cannot be spread over {ways} devices "
-            f"(data x fsdp of parallel.mesh={c.parallel.mesh!r}): change one of them"
-        )
+    for stage in sizes.stages:
+        rows = stage.rows // stage.micro_batches
+        if rows % ways:
+            ramp = f" of the stage of the batch ramp from step {stage.first_step:,}" if len(sizes.stages) > 1 else ""
+            raise ValueError(
+                f"train.batch_size / train.micro_batches = {stage.rows} / {stage.micro_batches} = {rows} sequences{ramp} "
+                f"cannot be spread over {ways} devices (data x fsdp of parallel.mesh={c.parallel.mesh!r}): change "
+                f"{'train.batch_start or ' if ramp else ''}one of them"
+            )
     peak, peak_source = hardware.peak_flops(jax.devices()[0], device_count=mesh.size)
     print(f"devices: {meshes.describe(mesh)}; peak {human.count(peak)}FLOP/s ({peak_source})")
 
     # ------------------------------------------------------------------ optimizer and schedule
-    total = steps(c.train.duration)
+    total = sizes.steps(c.train.duration)
     if total < 1:
-        raise ValueError(f"train.duration={c.train.duration!r} is less than one step of {tokens_per_step:,} tokens")
-    schedule = make_schedule(c.schedule, total_steps=total, tokens_per_step=tokens_per_step)
-    optimizer = optimizers.make_optimizer(c.optimizer, schedule)
+        raise ValueError(f"train.duration={c.train.duration!r} is less than one step of {sizes.tokens(1):,} tokens")
+    schedule = make_schedule(c.schedule, total_steps=total, sizes=sizes)
+    optimizer = optimizers.make_optimizer(c.optimizer, schedule, model=c.model)
 
     # ------------------------------------------------------------------ state: resumed, given, or new
     make_state, abstract = init_state(module, optimizer, c, mesh)
@@ -102,7 +102,7 @@ def train(
             state = dataclasses.replace(state, params=params, ema=ema)
         meta = {"step": 0, "train_seconds": 0.0}
         print(init.parameter_table(state.params, shardings=jax.tree.map(lambda x: x.sharding, state.params)))
-        print(optimizers.table(c.optimizer, state.params))
+        print(optimizers.table(c.optimizer, state.params, model=c.model))
     first = meta["step"]
     has_row = metrics.keep_rows(workdir / "metrics.jsonl", up_to=first)
     jax.block_until_ready(state)
@@ -117,20 +117,32 @@ def train(
     def next_batch() -> Batch:
         return {k: jax.make_array_from_process_local_data(rows_sharding, v) for k, v in next(stream).items()}
 
-    if first < total:
-        batch = next_batch()
-        places = jax.tree.map(lambda x: x.sharding, abstract)
+    def compile_step(batch: Batch, stage: Stage) -> Any:
+        """The step for a stage's batches, of which `batch` may have another number of rows."""
+        like = {
+            k: jax.ShapeDtypeStruct((len(v) * stage.rows // rows, *v.shape[1:]), v.dtype, sharding=v.sharding)
+            for k, v in batch.items()
+        }
         with placement.active(mesh, kv_heads=c.model.kv_heads or c.model.heads):
-            step_fn = make_train_step(module, optimizer, schedule, c)
-            jitted = jax.jit(step_fn, donate_argnums=0, out_shardings=(places, None))
-            compiled = jitted.lower(state, batch, key).compile()
+            step_fn = make_train_step(module, optimizer, schedule, c, micro_batches=stage.micro_batches)
+            return jax.jit(step_fn, donate_argnums=0, out_shardings=(places, None)).lower(state, like, key).compile()
+
+    programs = {}
+    if first < total:
+        batch, rows, places = next_batch(), sizes.at(first).rows, jax.tree.map(lambda x: x.sharding, abstract)
+        for stage in sizes.stages:  # all of them now: one that does not fit should not be found out after days
+            if sizes.at(first).first_step <= stage.first_step < total:
+                programs[stage] = compile_step(batch, stage)
     evaluate = make_evaluate(mesh) if make_evaluate is not None else None
     phases["compile"] = time.perf_counter() - phase
 
     # ------------------------------------------------------------------ the loop
-    flops = decoder.flops_per_token(c.model, sequence_length=c.train.sequence_length)
-    eval_every, save_every = steps(c.train.eval_every, total), steps(c.checkpoint.every, total)
-    checkpoints = checkpoint.manager(folder, keep=c.checkpoint.keep, keep_every=steps(c.checkpoint.keep_every, total))
+    flops = flops_per_token(c.model, sequence_length=c.train.sequence_length)
+    eval_every, save_every, keep_every = (
+        sizes.period(value, total_steps=total)
+        for value in (c.train.eval_every, c.checkpoint.every, c.checkpoint.keep_every)
+    )
+    checkpoints = checkpoint.manager(folder, keep=c.checkpoint.keep, keep_every=keep_every)
     writer = metrics.Writer(workdir, tensorboard=c.train.tensorboard)
     progress = metrics.Progress(total=total, every=c.train.log_every)
     clock = metrics.Clock(meta["train_seconds"])
@@ -143,7 +155,7 @@ def train(
         nonlocal last_row
         numbers = {k: float(v) for k, v in jax.device_get(values).items()}
         now = clock.seconds
-        rate = tokens_per_step / max(now - last_row, 1e-9)
+        rate = (sizes.tokens(step) - sizes.tokens(step - 1)) / max(now - last_row, 1e-9)
         last_row = now
         bad = int(numbers.pop("bad_in_a_row"))
         if bad >= c.train.max_bad_steps:
@@ -156,8 +168,9 @@ def train(
             "step": step,
             **numbers,
             "skipped": int(numbers["skipped"]),
-            "tokens": step * tokens_per_step,
-            "flops": step * tokens_per_step * flops,
+            "batch_size": sizes.at(step - 1).rows,
+            "tokens": sizes.tokens(step),
+            "flops": sizes.tokens(step) * flops,
             "tokens_per_second": rate,
             "tokens_per_second_per_device": rate / mesh.size,
             "mfu": rate * flops / peak if peak else None,
@@ -182,13 +195,15 @@ def train(
         with placement.active(mesh, kv_heads=c.model.kv_heads or c.model.heads):
             row = {**row, **evaluate(state.ema if state.ema is not None else state.params)}
         bits = f", {row['heldout_bits_per_byte']:.4f} bits per byte" if "heldout_bits_per_byte" in row else ""
+        if "heldout_accuracy" in row and not bits:
+            bits = f", {row['heldout_accuracy']:.2%} right"
         progress.note(f"step {row['step']:,}: loss {row['loss']:.3f}, held-out loss {row['heldout_loss']:.4f}{bits}")
         return row
 
     def finish(row: dict[str, Any]) -> None:
         writer.write(row)
-        pace = (clock.seconds - seconds_before) / max(row["step"] - first, 1)
-        progress.show(row, seconds_left=pace * (total - row["step"]))
+        pace = (clock.seconds - seconds_before) / max(row["tokens"] - sizes.tokens(first), 1)
+        progress.show(row, seconds_left=pace * (sizes.tokens(total) - row["tokens"]))
 
     pending: tuple[int, dict[str, jax.Array]] | None = None
     try:
@@ -200,7 +215,7 @@ def train(
             if step > first + 1:
                 batch = next_batch()
             with jax.transfer_guard("disallow"):
-                state, values = compiled(state, batch, key)
+                state, values = programs[sizes.at(step - 1)](state, batch, key)
             if pending is not None:
                 finish(make_row(*pending))
             pending = (step, values)
@@ -238,12 +253,12 @@ def train(
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     parameters = sum(leaf.size for _, leaf in leaves)
     embeddings = sum(leaf.size for path, leaf in leaves if "embedding" in placement.path_name(path))
-    rate = total * tokens_per_step / max(clock.seconds, 1e-9)
+    rate = sizes.tokens(total) / max(clock.seconds, 1e-9)
     return {
         "steps": total,
         "loss": metrics.tail_mean(workdir / "metrics.jsonl", "loss", count=max(10, total // 100)),
-        "tokens": total * tokens_per_step,
-        "flops": total * tokens_per_step * flops,
+        "tokens": sizes.tokens(total),
+        "flops": sizes.tokens(total) * flops,
         "train_seconds": clock.seconds,
         "wall_seconds": time.perf_counter() - began,
         "compile_seconds": phases["compile"],

@@ -1,25 +1,41 @@
-"""The optimizers, all from optax, with one rule for what is decayed and what Muon updates.
+"""The optimizers, all from optax, with one rule for what is decayed, what Muon updates, and what the loss does not move.
 
-A *matrix* is a parameter with two or more dimensions besides the stacked layer dimension's; norm scales and biases
-are not. Weight decay is decoupled (Loshchilov & Hutter 2019), multiplied by the learning rate, and applied to
+A *matrix* is a kernel or an embedding: norm scales, biases, kernels of short convolutions and the vectors of recurrent
+layers are not. Weight decay is decoupled (Loshchilov & Hutter 2019), multiplied by the learning rate, and applied to
 matrices only. Muon updates the matrices inside the layers; embeddings, the head and vectors get AdamW.
+
+*Followers* are parameters that the forward pass moves and not the loss: running statistics of batch norm and the bias
+that balances experts. Their gradients say how far they are from what was observed; they have rules of their own here,
+and neither clipping nor decay knows them.
 """
 
 import math
+import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 from optax import contrib
 
+from llmjax.model.init import width_ratio
 from llmjax.parallel.placement import path_name
+
+IN_LAYERS = re.compile(r"(encoder/)?(first|layers|last|ahead)/")
+FOLLOWERS = {"running_mean": "average", "running_var": "average", "expert_bias": "balance"}
+AVERAGE_RATE = 0.1  # of the distance to the observed statistics, each step
 
 
 def is_matrix(name: str) -> bool:
     """Whether a parameter of this path is decayed and counted by L1 and L2: kernels and embeddings."""
-    return name.endswith("kernel") or name.endswith("embedding")
+    return name.endswith(("kernel", "embedding")) and not name.endswith(("conv/kernel", "query_embedding"))
+
+
+def is_follower(name: str) -> bool:
+    """Whether a parameter of this path is moved by what the forward pass observes instead of by the loss."""
+    return name.rpartition("/")[2] in FOLLOWERS
 
 
 def matrices(params: Any) -> Any:
@@ -30,16 +46,22 @@ def matrices(params: Any) -> Any:
 def muon_dimensions(params: Any) -> Any:
     """For each parameter the dimensions that Muon orthogonalises: inputs against outputs; None: AdamW's.
 
-    (N, D, H, K) is a stack of N matrices D x (H K), and (N, H, K, D) of N matrices (H K) x D.
+    (N, D, H, K) is a stack of N matrices D x (H K), and (N, H, K, D) of N matrices (H K) x D. Experts (N, E, D, F),
+    block-diagonal gates (N, H, K, K) and a cell's maps (N, D, I, R) are N E, N H and N I matrices: what is not named in
+    a parameter's row is a dimension of the stack.
     """
 
     def dimensions(path: Any, leaf: Any) -> contrib.MuonDimensionNumbers | None:
         name = path_name(path)
-        if not (name.startswith("layers/") and name.endswith("kernel")):
+        if not (IN_LAYERS.match(name) and name.endswith("kernel") and is_matrix(name)):
             return None
         last = leaf.ndim - 1
-        if name.endswith("attention/out/kernel"):
+        if re.search(r"(attention|cross)/out/kernel$", name):
             return contrib.MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=(last,))
+        if re.search(r"(moe|rglru)/\w+/kernel$", name) and leaf.ndim == 4:
+            return contrib.MuonDimensionNumbers(reduction_axis=(2,), output_axis=(3,))
+        if re.search(r"(rnn|lstm)/(input|hidden)/kernel$", name):
+            return contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(3,))
         return contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=tuple(range(2, last + 1)))
 
     return jax.tree_util.tree_map_with_path(dimensions, params)
@@ -58,26 +80,65 @@ def spread_layers(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(whole, PartitionSpec("data", *(None,) * (x.ndim - 1)))
 
 
-def updated_by(params: Any) -> Any:
-    """A tree of "muon" and "adamw": which of the two updates each parameter under Muon."""
-    dimensions = muon_dimensions(params)
-    return jax.tree.map(
-        lambda d: "adamw" if d is None else "muon", dimensions, is_leaf=lambda d: d is None or hasattr(d, "output_axis")
-    )
+def updated_by(params: Any, *, optimizer: str) -> Any:
+    """A tree of names: the rule that updates each parameter: muon, adamw, ... or that of a follower."""
+    muon = muon_dimensions(params) if optimizer == "muon" else None
+
+    def rule(path: Any, _: Any, dimensions: Any = None) -> str:
+        name = path_name(path)
+        if is_follower(name):
+            return FOLLOWERS[name.rpartition("/")[2]]
+        if optimizer == "muon":
+            return "muon" if dimensions is not None else "adamw"
+        return optimizer
+
+    return jax.tree_util.tree_map_with_path(rule, params, *(() if muon is None else (muon,)))
 
 
-def make_optimizer(c: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+def rate_factor(name: str, *, ratio: float) -> float:
+    """muP's factor on the learning rate of a parameter (Yang et al. 2021, Table 8, Adam): 1 / width ratio for kernels.
+
+    The head has a multiplier in the forward pass instead, and of embeddings and vectors one dimension never grows.
+    What Muon updates needs no factor: its updates have the right size at every width.
+    """
+    return 1 / ratio if is_matrix(name) and name.endswith("kernel") and name != "head/kernel" else 1.0
+
+
+def make_optimizer(
+    c: ConfigDict, schedule: optax.Schedule, *, model: ConfigDict | None = None
+) -> optax.GradientTransformation:
     """The optimizer of the settings under `optimizer`; `schedule` is a factor of the peak learning rates.
 
     Clipping by the global norm (Pascanu et al. 2013) is part of the step, which needs the norm anyway.
+
+    Args:
+        model: the model's settings, for muP's factors and the step of the experts' bias; None: neither is used.
     """
+    ratio = 1.0 if model is None else width_ratio(model)
 
     def rate(step: jax.Array) -> jax.Array:
         return c.learning_rate * schedule(step)
 
-    adamw = optax.adamw(rate, b1=c.beta1, b2=c.beta2, eps=c.epsilon, weight_decay=c.weight_decay, mask=matrices)
-    if c.name == "adamw":
-        return adamw
+    def chain(*rule: optax.GradientTransformation) -> optax.GradientTransformation:
+        """The rule, muP's factors if they are not 1, decay, and the rate: muP's factors leave the decay as it is."""
+
+        def scale(updates: Any, _: Any) -> Any:
+            return jax.tree_util.tree_map_with_path(
+                lambda path, u: u * rate_factor(path_name(path), ratio=ratio), updates
+            )
+
+        factors = () if ratio == 1 else (optax.stateless(scale),)
+        decay = optax.add_decayed_weights(c.weight_decay, mask=matrices)
+        return optax.chain(*rule, *factors, decay, optax.scale_by_learning_rate(rate))
+
+    rules = {
+        "average": optax.scale(-AVERAGE_RATE),
+        "balance": optax.stateless(
+            lambda updates, _: jax.tree.map(lambda g: -_bias_rate(model) * jnp.sign(g), updates)
+        ),
+    }
+    if c.name in ("adamw", "muon"):
+        rules["adamw"] = chain(optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.epsilon))
     if c.name == "muon":  # Jordan et al. 2024
         muon = contrib.muon(
             lambda step: c.muon_learning_rate * schedule(step),
@@ -85,35 +146,41 @@ def make_optimizer(c: ConfigDict, schedule: optax.Schedule) -> optax.GradientTra
             weight_decay=c.weight_decay,
             muon_weight_dimension_numbers=muon_dimensions,
         )
-        muon = optax.chain(optax.stateless(lambda updates, _: jax.tree.map(spread_layers, updates)), muon)
         # Not contrib.muon's own AdamW for the rest, which decays norm scales and biases too.
-        return optax.partition({"muon": muon, "adamw": adamw}, updated_by)
-    if c.name == "adafactor":  # Shazeer & Stern 2018
-        return optax.chain(
-            optax.scale_by_factored_rms(),
-            optax.clip_by_block_rms(1.0),
-            optax.add_decayed_weights(c.weight_decay, mask=matrices),
-            optax.scale_by_learning_rate(rate),
-        )
-    if c.name == "lion":  # Chen et al. 2023
-        return optax.lion(rate, b1=c.beta1, b2=c.beta2, weight_decay=c.weight_decay, mask=matrices)
-    return optax.chain(  # sgd with momentum
-        optax.trace(decay=c.beta1),
-        optax.add_decayed_weights(c.weight_decay, mask=matrices),
-        optax.scale_by_learning_rate(rate),
-    )
+        spread = optax.stateless(lambda updates, _: jax.tree.map(spread_layers, updates))
+        rules["muon"] = optax.chain(spread, muon)
+    elif c.name == "adafactor":  # Shazeer & Stern 2018
+        rules["adafactor"] = chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+    elif c.name == "lion":  # Chen et al. 2023
+        rules["lion"] = chain(optax.scale_by_lion(b1=c.beta1, b2=c.beta2))
+    elif c.name == "sgd":  # with momentum
+        rules["sgd"] = chain(optax.trace(decay=c.beta1))
+    return optax.partition(rules, lambda params: updated_by(params, optimizer=c.name))
 
 
-def table(c: ConfigDict, params: Any) -> str:
-    """What happens to which parameters, in two or three lines."""
+def _bias_rate(model: ConfigDict | None) -> float:
+    if model is None:
+        raise ValueError("the parameters have an expert_bias: give make_optimizer the model's settings")
+    return model.moe.bias_rate
+
+
+def table(c: ConfigDict, params: Any, *, model: ConfigDict | None = None) -> str:
+    """What happens to which parameters, in a few lines."""
+    ratio = 1.0 if model is None else width_ratio(model)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     groups: dict[str, int] = {}
-    for (path, leaf), by in zip(leaves, jax.tree.leaves(updated_by(params)), strict=True):
-        decay = f"weight decay {c.weight_decay:g}" if is_matrix(path_name(path)) else "no weight decay"
-        if c.name == "muon":
-            name, peak = ("muon", c.muon_learning_rate) if by == "muon" else ("adamw", c.learning_rate)
-        else:
-            name, peak = c.name, c.learning_rate
-        key = f"{name}, learning rate {peak:g}, {decay}"
+    for (path, leaf), by in zip(leaves, jax.tree.leaves(updated_by(params, optimizer=c.name)), strict=True):
+        key = _group(c, path_name(path), by, ratio, model)
         groups[key] = groups.get(key, 0) + math.prod(leaf.shape)
     return "\n".join(f"{count:>15,} parameters: {what}" for what, count in groups.items())
+
+
+def _group(c: ConfigDict, name: str, by: str, ratio: float, model: ConfigDict | None) -> str:
+    if by == "average":
+        return f"running averages of what is observed, rate {AVERAGE_RATE:g}"
+    if by == "balance":
+        return f"bias that balances the experts, step {_bias_rate(model):g}"
+    peak = c.muon_learning_rate if by == "muon" else c.learning_rate
+    factor = 1.0 if by == "muon" else rate_factor(name, ratio=ratio)
+    decay = f"weight decay {c.weight_decay:g}" if is_matrix(name) else "no weight decay"
+    return f"{by}, learning rate {peak:g}{f' x {factor:g}' if factor != 1 else ''}, {decay}"

@@ -1,5 +1,6 @@
 """The train stage for language models on packed text: what it hands to the loop."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,41 +11,49 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax import config
+from llmjax.data import ramp
 from llmjax.data.batches import TrainBatches, heldout_batches
 from llmjax.data.score import Score, total_score
-from llmjax.data.tokenizer import load_tokenizer
-from llmjax.model import attention, decoder
+from llmjax.data.tokenizer import Tokenizer, load_tokenizer
+from llmjax.model import attention, transformer
+from llmjax.objectives import OBJECTIVES, corruption, special_ids
 from llmjax.parallel.mesh import use_cpu_devices
 from llmjax.train import checkpoint, loop
-from llmjax.train.step import batch_shardings, make_eval_step
+from llmjax.train.step import batch_shardings, make_heldout_step
 
 
 def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     """Train the model of `c` on the token shards of WORKDIR/tokenizer, continuing from WORKDIR/checkpoints."""
     started = time.perf_counter()
-    rows = c.train.batch_size // c.train.micro_batches
+    rows = math.gcd(*(size // ramp.micro_batches(c.train, size) for size in ramp.sizes(c.train)))
     use_cpu_devices(c.parallel.cpu_devices, batch_size=rows, work_bytes=work_bytes(c))
     tokens_folder = workdir / "tokenizer" / "tokens"
     tokenizer = load_tokenizer(workdir / "tokenizer")
-    c = resolve(c, tokenizer.vocab_size)
-    tokens_per_step = c.train.batch_size * c.train.sequence_length
+    c = resolve(c, tokenizer)
+    change = corruption(c, tokenizer)
 
     # Percentages of data.mixture need the number of steps, and durations in epochs need the size of the data.
     hosts = {"host": jax.process_index(), "hosts": jax.process_count()}
-    tokens_per_epoch = TrainBatches(c, tokens_folder, total_steps=1, **hosts).tokens_per_epoch
-    total = config.duration(c.train.duration, tokens_per_step=tokens_per_step, tokens_per_epoch=tokens_per_epoch)
-    batches = TrainBatches(c, tokens_folder, total_steps=total, **hosts)
+    tokens_per_epoch = TrainBatches(c, tokens_folder, total_steps=1, corruption=change, **hosts).tokens_per_epoch
+    sizes = ramp.batch_sizes(c.train, tokens_per_epoch=tokens_per_epoch)
+    total = sizes.steps(c.train.duration)
+    batches = TrainBatches(c, tokens_folder, total_steps=total, corruption=change, **hosts)
     print(
-        f"data: {tokens_per_epoch:,} training tokens, {total * tokens_per_step:,} to be seen "
-        f"({total * tokens_per_step / tokens_per_epoch:.2f} epochs), {tokens_per_step:,} a step"
+        f"data: {tokens_per_epoch:,} training tokens, {sizes.tokens(total):,} to be seen "
+        f"({sizes.tokens(total) / tokens_per_epoch:.2f} epochs), {sizes.describe()}"
     )
+    if c.objective.name == "translation" and all(len(names) == 1 for names in batches.languages):
+        raise ValueError(
+            "objective.name=translation needs parallel text, and data.sources has none: give two files with as many "
+            "lines, such as data.sources='[\"fr|en=french.txt|english.txt\"]', or set objective.name=masked"
+        )
     print(f"attention: {attention.resolve(c.model, platform=jax.default_backend())}")
-    module = decoder.build(c.model)
-    heldout = heldout_batches(c, tokens_folder, count=c.train.eval_batches)
+    module = transformer.build(c.model)
+    heldout = heldout_batches(c, tokens_folder, count=c.train.eval_batches, corruption=change)
     piece_sizes = np.array([len(piece) for piece in tokenizer.piece_bytes])
 
     def initial_params(abstract: Any) -> Any:
-        return checkpoint.read_params(checkpoint.newest(Path(c.train.init_from)), abstract)
+        return checkpoint.read_params(checkpoint.newest(Path(c.train.init_from)), abstract, cast=True)
 
     return loop.train(
         c,
@@ -64,43 +73,65 @@ def work_bytes(c: ConfigDict) -> int:
     return 64 * tokens * c.model.width * c.model.layers
 
 
-def resolve(c: ConfigDict, tokenizer_size: int) -> ConfigDict:
-    """The config with what depends on the tokenizer filled in: model.vocab_size."""
+def resolve(c: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
+    """The config with what depends on the tokenizer filled in: model.vocab_size.
+
+    Raises:
+        ValueError: if a model.vocab_size that was given is too small for the tokenizer, or for it and the objective's
+            special ids.
+    """
     c = config.from_json(config.to_json(c))
-    c.model.vocab_size = decoder.padded_vocab(c.model, tokenizer_size)
+    size = special_ids(c.objective, tokenizer).size
+    if tokenizer.vocab_size <= c.model.vocab_size < size:
+        raise ValueError(
+            f"model.vocab_size={c.model.vocab_size} has room for the tokenizer's {tokenizer.vocab_size} ids, but "
+            f"objective.name={c.objective.name} needs special ones too, {size} together: set it to 0 to follow them"
+        )
+    c.model.vocab_size = transformer.padded_vocab(c.model, size)
     return c.lock()
 
 
 def make_heldout(
     c: ConfigDict,
-    module: decoder.Decoder,
+    module: transformer.Transformer,
     heldout: dict[str, list[dict[str, np.ndarray]]],
     piece_sizes: np.ndarray,
     mesh: jax.sharding.Mesh,
 ) -> Callable[[Any], dict[str, float]]:
-    """parameters -> held-out loss (nats a token) and bits per byte on fixed batches, in total and by source.
+    """parameters -> named numbers of fixed held-out batches, in total and by source.
+
+    heldout_loss (nats a predicted token), heldout_accuracy (share of predictions whose likeliest token is right) and,
+    where the objective predicts every token of the text, heldout_bits_per_byte.
 
     Args:
-        heldout: global batches by source; each process puts its rows of them on its devices.
+        heldout: global batches by source, as the objective changed them; each process puts its rows of them on its
+            devices.
         piece_sizes: UTF-8 bytes of each id.
     """
-    step = jax.jit(make_eval_step(module, c))
+    step = jax.jit(make_heldout_step(module, c))
     sharding = batch_shardings(mesh)
+    in_bytes = OBJECTIVES[c.objective.name].predicts_all
 
-    def nats_of(params: Any, batch: dict[str, np.ndarray]) -> float:
+    def sums_of(params: Any, batch: dict[str, np.ndarray]) -> dict[str, float]:
         on_mesh = {k: jax.make_array_from_callback(v.shape, sharding, v.__getitem__) for k, v in batch.items()}
-        return float(step(params, on_mesh).sum())
+        return {name: float(value) for name, value in step(params, on_mesh).items()}
 
     def evaluate(params: Any) -> dict[str, float]:
-        scores = {}
+        scores, correct = {}, {}
         for source, batches in heldout.items():
+            sums = [sums_of(params, batch) for batch in batches]
             targets = np.concatenate([batch["targets"][batch["weights"] > 0] for batch in batches])
-            nats = sum(nats_of(params, batch) for batch in batches)
-            scores[source] = Score(nats=nats, tokens=len(targets), bytes=int(piece_sizes[targets].sum()))
-        whole = total_score(scores.values())
-        rows = {"heldout_loss": whole.loss, "heldout_bits_per_byte": whole.bits_per_byte}
+            size = int(piece_sizes[targets].sum()) if in_bytes else 0
+            nats, correct[source] = (sum(part[name] for part in sums) for name in ("nats", "correct"))
+            scores[source] = Score(nats=nats, tokens=len(targets), bytes=size)
+
+        def numbers(score: Score, right: float, end: str = "") -> dict[str, float]:
+            row = {f"heldout_loss{end}": score.loss, f"heldout_accuracy{end}": right / max(score.tokens, 1)}
+            return row | ({f"heldout_bits_per_byte{end}": score.bits_per_byte} if in_bytes else {})
+
+        rows = numbers(total_score(scores.values()), sum(correct.values()))
         for source, score in scores.items():
-            rows |= {f"heldout_loss/{source}": score.loss, f"heldout_bits_per_byte/{source}": score.bits_per_byte}
+            rows |= numbers(score, correct[source], f"/{source}")
         return rows
 
     return evaluate

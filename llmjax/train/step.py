@@ -11,10 +11,11 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from llmjax.model.transformer import Transformer, init_params
 from llmjax.objectives import OBJECTIVES
-from llmjax.objectives.causal import cross_entropy
+from llmjax.objectives.losses import call, cross_entropy
 from llmjax.parallel import placement
-from llmjax.train.optimizer import is_matrix
+from llmjax.train.optimizer import is_follower, is_matrix
 
 Batch = dict[str, jax.Array]
 
@@ -32,7 +33,7 @@ class State:
 
 
 def init_state(
-    module: nn.Module, optimizer: optax.GradientTransformation, c: ConfigDict, mesh: Mesh
+    module: Transformer, optimizer: optax.GradientTransformation, c: ConfigDict, mesh: Mesh
 ) -> tuple[Callable[[jax.Array], State], State]:
     """How to make the first state on the mesh, without making it yet.
 
@@ -44,8 +45,7 @@ def init_state(
     """
 
     def init(key: jax.Array) -> State:
-        tokens_BL = jnp.zeros((1, 8), jnp.int32)
-        params = module.init(key, tokens_BL)["params"]
+        params = init_params(module, key)
         zero = jnp.zeros((), jnp.int32)
         ema = params if c.train.ema else None
         return State(
@@ -79,20 +79,22 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     c: ConfigDict,
+    *,
+    micro_batches: int = 0,
 ) -> Callable[[State, Batch, jax.Array], tuple[State, dict[str, jax.Array]]]:
     """The training step, a pure function `(state, batch, key) -> (state, metrics)` to be jitted with the state donated.
 
-    The batch is cut into `train.micro_batches` parts; sums of the loss, of its gradient and of the weights are
+    The batch is cut into `micro_batches` parts (0: as many as `train.micro_batches`); sums of the loss, of its gradient and of the weights are
     added up and divided once. When the gradient is not finite, parameters and optimizer state stay as they were and
-    the step is counted as skipped. Metrics are float32 scalars: loss, objective, grad_norm, param_norm, update_norm,
-    learning_rate, skipped, bad_in_a_row, target_tokens.
+    the step is counted as skipped. Metrics are float32 scalars: those of the objective (loss, and auxiliary_loss of
+    sparse layers), objective, grad_norm, param_norm, update_norm, learning_rate, skipped, bad_in_a_row, target_tokens.
     """
     objective = OBJECTIVES[c.objective.name]
-    parts = c.train.micro_batches
+    parts = micro_batches or c.train.micro_batches
 
     def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
         def loss(params: Any) -> tuple[jax.Array, Any]:
-            sums = objective(module, params, batch, key if c.model.dropout else None, c.objective)
+            sums = objective(module, params, batch, key, c.objective)
             return sums.objective, sums
 
         grads, sums = jax.grad(loss, has_aux=True)(params)
@@ -118,10 +120,13 @@ def make_train_step(
         if c.objective.l1 or c.objective.l2:
             terms = jax.grad(penalty)(state.params, c.objective)
             grads = jax.tree.map(lambda g, term: g + weight.astype(g.dtype) * term, grads, terms)
-        grad_norm = optax.tree.norm(grads) / weight
+        grad_norm = optax.tree.norm(_without_followers(grads)) / weight
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums.objective)
         scale = jnp.minimum(1.0, c.optimizer.clip_norm / (grad_norm + 1e-6)) if c.optimizer.clip_norm else 1.0
-        grads = jax.tree.map(lambda g: g * (scale / weight).astype(g.dtype), grads)  # the mean and the clip in one pass
+        # The mean and the clip in one pass. Followers' gradients are means over a micro-batch already.
+        grads = jax.tree_util.tree_map_with_path(
+            lambda path, g: g * jnp.asarray(1 / parts if _follows(path) else scale / weight, g.dtype), grads
+        )
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -143,7 +148,7 @@ def make_train_step(
             bad_in_a_row=bad,
         )
         metrics = {
-            "loss": sums.metrics["loss"] / weight,
+            **{name: value / weight for name, value in sums.metrics.items()},
             "objective": sums.objective / weight,
             "grad_norm": grad_norm,
             "param_norm": optax.tree.norm(params),
@@ -156,6 +161,15 @@ def make_train_step(
         return new_state, metrics
 
     return step
+
+
+def _follows(path: Any) -> bool:
+    return is_follower(placement.path_name(path))
+
+
+def _without_followers(grads: Any) -> Any:
+    """The gradients of the loss alone, as a list: not of the parameters that follow what the forward pass observes."""
+    return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(grads) if not _follows(path)]
 
 
 def _counts_of(new: Any, old: Any) -> Any:
@@ -173,13 +187,31 @@ def penalty(params: Any, c: ConfigDict) -> jax.Array:
 
 
 def make_eval_step(module: nn.Module, c: ConfigDict) -> Callable[[Any, Batch], jax.Array]:
-    """A pure function `(params, batch) -> nats_BL`: the weighted nats of every target, float32."""
+    """A pure function `(params, batch) -> nats_BL`: the weighted nats of every target given what precedes it, float32."""
 
     def step(params: Any, batch: Batch) -> jax.Array:
-        logits_BLV: Any = module.apply(
-            {"params": params}, batch["tokens"], positions_BL=batch["positions"], segments_BL=batch["segments"]
-        )
+        logits_BLV, _ = call(module, params, batch, None)
         nats_BL, _ = cross_entropy(logits_BLV, batch["targets"])
         return nats_BL * batch["weights"]
+
+    return step
+
+
+def make_heldout_step(module: nn.Module, c: ConfigDict) -> Callable[[Any, Batch], dict[str, jax.Array]]:
+    """A pure function `(params, batch) -> sums` over what the objective predicts: nats, correct, tokens; float32 scalars.
+
+    A prediction is correct where the likeliest token is the target.
+    """
+    objective = OBJECTIVES[c.objective.name]
+
+    def step(params: Any, batch: Batch) -> dict[str, jax.Array]:
+        made = objective.predict(module, params, batch, None, c.objective)
+        nats_BL, _ = cross_entropy(made.logits, made.targets)
+        correct_BL = (jnp.argmax(made.logits, axis=-1) == made.targets).astype(jnp.float32)
+        return {
+            "nats": jnp.sum(nats_BL * made.weights),
+            "correct": jnp.sum(correct_BL * made.weights),
+            "tokens": jnp.sum(made.weights),
+        }
 
     return step

@@ -1,0 +1,94 @@
+"""Outputs of every Hugging Face family beside those of transformers: writes results/hf_parity.json, a row for each family.
+
+    python benchmarks/hf_parity.py                   all families; needs torch and transformers
+    python benchmarks/hf_parity.py llama gpt2        only these, printed and not written
+
+Tiny random models in float32 (tests/hf.py), each variant with several seeds on long texts and with the first seed on
+short ones: full rows, rows padded on the left and on the right, and single tokens. About half an hour on 2 cores.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+from hf import Case, compare  # noqa: E402
+from hf_decoders import DECODERS  # noqa: E402
+from hf_encoders import ENCODERS  # noqa: E402
+
+SEEDS = (0, 1, 2)
+SHORT = (1, 40)  # tokens; for the first seed
+TOLERANCE = 1e-4
+
+
+def measure(case: Case) -> list[dict[str, Any]]:
+    """All comparisons of a variant."""
+    runs = [(seed, case.length) for seed in SEEDS] + [(SEEDS[0], length) for length in SHORT]
+    found = []
+    for seed, length in runs:
+        with tempfile.TemporaryDirectory() as folder:
+            found.append(compare(case, Path(folder), seed=seed, length=length))
+    worst = max(one["difference"] for one in found)
+    same = all(one["same_argmax"] for one in found)
+    print(f"{case.name:32} {worst:.1e} {'same argmax' if same else 'another argmax'}", flush=True)
+    return found
+
+
+def row(family: str, cases: list[Case]) -> dict[str, Any]:
+    """What the table says of a family."""
+    found = [one for case in cases for one in measure(case)]
+    return {
+        "family": family,
+        "variants": [case.variant for case in cases],
+        "seeds": len(SEEDS),
+        "lengths": sorted({*SHORT, *(case.length for case in cases)}),
+        "comparisons": len(found),
+        "outputs_compared": sum(one["outputs"] for one in found),
+        "largest_difference": max(one["difference"] for one in found),
+        "same_argmax": all(one["same_argmax"] for one in found),
+        "smallest_standard_deviation": min(one["deviation"] for one in found),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", help="such as llama; default: all")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "hf_parity.json")
+    args = parser.parse_args()
+    families: dict[str, list[Case]] = {}
+    for case in (*DECODERS, *ENCODERS):
+        families.setdefault(case.family, []).append(case)
+    if unknown := set(args.families) - families.keys():
+        raise SystemExit(f"no families {', '.join(sorted(unknown))}; there are {', '.join(families)}")
+    with tempfile.TemporaryDirectory() as cache:  # the seeds of a variant are one program
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        rows = [row(name, families[name]) for name in args.families or families]
+    print(f"\n{'family':14} {'variants':>8} {'difference':>10} argmax")
+    for one in rows:
+        argmax = "same" if one["same_argmax"] else "another"
+        print(f"{one['family']:14} {len(one['variants']):8} {one['largest_difference']:10.1e} {argmax}")
+    if not args.families:
+        versions = {name: importlib.metadata.version(name) for name in ("transformers", "torch", "jax")}
+        result = {
+            "command": "python benchmarks/hf_parity.py",
+            "tolerance": TOLERANCE,
+            "versions": versions,
+            "rows": rows,
+        }
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    if any(one["largest_difference"] > TOLERANCE or not one["same_argmax"] for one in rows):
+        raise SystemExit(f"a family differs by more than {TOLERANCE:.0e} or in its argmax")
+
+
+if __name__ == "__main__":
+    main()

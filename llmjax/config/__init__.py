@@ -1,0 +1,45 @@
+"""Settings: the one base that holds every key (`settings.py`), how files and the command line change it (`files.py`,
+`values.py`), and which combinations are refused (`checks.py`).
+
+A config file is a Python file with `get_config(arg="")`. It starts from `base()`, changes what it wants and returns the
+result. Keys that are not in `base()` do not exist: setting one is an error that names the closest key that does. Nothing
+in the library reads a key with a default.
+"""
+
+from llmjax.config.checks import CHOICES, check
+from llmjax.config.files import derivation, load
+from llmjax.config.model_checks import head_size
+from llmjax.config.runs import large_run, tiny_run
+from llmjax.config.settings import base, comments
+from llmjax.config.values import (
+    ConfigDict,
+    differences,
+    duration,
+    flatten,
+    from_json,
+    parse_arg,
+    parse_duration,
+    set_key,
+    to_json,
+)
+
+__all__ = [
+    "CHOICES",
+    "ConfigDict",
+    "base",
+    "check",
+    "comments",
+    "derivation",
+    "differences",
+    "duration",
+    "flatten",
+    "from_json",
+    "head_size",
+    "large_run",
+    "load",
+    "parse_arg",
+    "parse_duration",
+    "set_key",
+    "tiny_run",
+    "to_json",
+]

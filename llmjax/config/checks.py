@@ -1,0 +1,119 @@
+"""Which values a setting may have, and which settings contradict each other."""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+from llmjax.config.model_checks import check_model
+from llmjax.config.objective_checks import check_objective
+from llmjax.config.values import duration, flatten, parse_duration
+
+DURATIONS = (
+    "train.duration",
+    "train.batch_ramp",
+    "train.eval_every",
+    "checkpoint.every",
+    "checkpoint.keep_every",
+    "schedule.warmup",
+    "schedule.decay",
+    "schedule.drop_at",
+)
+CHOICES: dict[str, tuple[str, ...]] = {
+    "tokenizer.kind": ("bpe", "unigram", "char", "byte"),
+    "model.activation": ("gelu", "gelu_tanh", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_tanh", "reglu"),
+    "model.block": ("serial", "parallel"),
+    "model.mlp": ("dense", "none"),
+    "model.norm": ("rms", "layer", "batch", "none"),
+    "model.norm_place": ("pre", "post", "sandwich"),
+    "model.direction": ("causal", "bidirectional"),
+    "model.position": ("rotary", "learned", "sinusoidal", "alibi", "t5", "xlnet", "none"),
+    "model.rotary_scaling": ("none", "linear", "ntk", "yarn", "llama3"),
+    "model.init": ("gpt2", "xavier", "lecun", "t5", "t_fixup", "mup", "orthogonal", "deepnorm"),
+    "model.dropout_shape": ("constant", "linear"),
+    "model.moe.score": ("softmax", "sigmoid"),
+    "model.moe.dispatch": ("dropless", "capacity"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.param_dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "full", "selective"),
+    "model.attention": ("auto", "reference", "dot_product", "blocked"),
+    "objective.name": (
+        "causal",
+        "masked",
+        "permutation",
+        "translation",
+        "unilm",
+        "span",
+        "prefix",
+        "infill",
+        "multi_token",
+    ),
+    "optimizer.name": ("adamw", "muon", "adafactor", "lion", "sgd"),
+    "schedule.by": ("steps", "tokens"),
+    "schedule.name": ("constant", "step", "exponential", "cosine", "linear", "inverse_sqrt", "wsd"),
+}
+
+
+def check(c: ConfigDict) -> None:
+    """Raise ValueError for values that are out of range or contradict each other."""
+    flat = flatten(c.to_dict())
+    for key, choices in CHOICES.items():
+        if flat[key] not in choices:
+            near = difflib.get_close_matches(str(flat[key]), choices, n=1)
+            raise ValueError(
+                f"{key}={flat[key]!r} is not known{f', did you mean {near[0]}?' if near else ';'} it can be {', '.join(choices)}"
+            )
+    m, t = c.model, c.train
+
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise ValueError(message)
+
+    for key in (
+        "checkpoint.keep",
+        "train.max_bad_steps",
+        "train.batch_size",
+        "train.batch_start",
+        "train.sequence_length",
+        "train.micro_batches",
+        "data.record_tokens",
+    ):
+        require(flat[key] > 0, f"{key}={flat[key]} must be at least 1")
+    for key in (
+        "optimizer.beta1",
+        "optimizer.beta2",
+        "optimizer.muon_momentum",
+        "objective.label_smoothing",
+        "train.ema",
+    ):
+        require(0 <= flat[key] < 1, f"{key}={flat[key]} must be at least 0 and below 1")
+    for key in ("data.holdout_percent", "data.holdout_tail_percent"):
+        require(0 <= flat[key] < 100, f"{key}={flat[key]} must be at least 0 and below 100")
+    for key in (
+        "optimizer.learning_rate",
+        "optimizer.muon_learning_rate",
+        "optimizer.weight_decay",
+        "optimizer.clip_norm",
+        "schedule.final",
+        "schedule.drop_factor",
+    ):
+        require(flat[key] >= 0, f"{key}={flat[key]} must be at least 0")
+    check_model(c)
+    check_objective(c)
+    require(
+        t.batch_size % t.micro_batches == 0,
+        f"train.micro_batches={t.micro_batches} must divide train.batch_size={t.batch_size}",
+    )
+    require(
+        not parse_duration(t.batch_ramp)[0] or t.batch_start < t.batch_size,
+        f"train.batch_ramp={t.batch_ramp!r} grows batches from train.batch_start={t.batch_start} to train.batch_size="
+        f"{t.batch_size}: lower batch_start, or set train.batch_ramp='0 steps'",
+    )
+    require(
+        m.position != "learned" or t.sequence_length <= m.max_length,
+        f"train.sequence_length={t.sequence_length} is more than the {m.max_length} learned positions; raise model.max_length",
+    )
+    require(c.data.shard_bytes > 0, f"data.shard_bytes={c.data.shard_bytes} must be at least 1")
+    for key in DURATIONS:
+        for value in flat[key] if isinstance(flat[key], tuple) else (flat[key],):
+            duration(value, tokens_per_step=1, tokens_per_epoch=1, total_steps=0 if key == "train.duration" else 1)
+    require(bool(c.data.sources), "data.sources is empty: give 'stdlib', files or folders")

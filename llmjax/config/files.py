@@ -1,0 +1,68 @@
+"""How a config file, its argument and the command line become one locked ConfigDict."""
+
+import difflib
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from llmjax.config.checks import check
+from llmjax.config.values import check_keys, from_json, literal, set_key
+
+
+def load(spec: str, *, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Read `FILE` or `FILE:ARG` (or a run's config.json), apply `key=value` overrides and return it locked.
+
+    Args:
+        spec: a Python file with `get_config(arg="")`, optionally followed by `:arg`; or a `config.json`.
+        overrides: strings like `"train.batch_size=8"`; values are Python literals, anything else is a string.
+
+    Raises:
+        ValueError: for a file that is not there or has no `get_config`, an unknown key, a value of the wrong
+            type, or settings that contradict each other; the message says how to mend it.
+    """
+    file, colon, arg = spec.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else " See the files in configs/."
+        raise ValueError(f"there is no config file {file}.{hint}")
+    if path.suffix == ".json":
+        try:
+            c = from_json(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): give --config with the file that it was made from"
+            ) from error
+    else:
+        get_config = _import_file(path).__dict__.get("get_config")
+        if get_config is None:
+            raise ValueError(f"{file} has no function get_config(arg=''); see configs/quickstart.py for an example")
+        c = get_config(arg) if colon else get_config()
+        check_keys(c.to_dict())
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"--config.{key} needs a value: --config.{key}=VALUE")
+        set_key(c, key, literal(text))
+    check(c)
+    return c.lock()
+
+
+def derivation(spec: str) -> str:
+    """What a config file says about how its values came about: its `table(arg)`, or nothing if it has none."""
+    file, _, arg = spec.partition(":")
+    table = None if file.endswith(".json") else _import_file(Path(file)).__dict__.get("table")
+    return table(arg) if table is not None else ""
+
+
+def _import_file(path: Path) -> Any:
+    module_spec = importlib.util.spec_from_file_location(f"llmjax_config_{path.stem}", path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,296 @@
+"""Which settings of the model contradict each other, or make no sense together, and what to set instead.
+
+Each function yields (is it wrong?, the message) for one part of `config.model`, from simple to subtle: what comes later
+may rely on what came before.
+"""
+
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+ATTENTION = ("global", "local")
+RECURRENT = ("rnn", "lstm", "rglru", "mamba2")
+BIASES = ("qkv", "out", "mlp", "norm", "head")
+RELATIVE = ("alibi", "t5", "xlnet")  # positions that are added to the attention scores
+KERNELS = {  # what an attention kernel can do beyond masks and scales
+    "reference": ("attention_soft_cap", "position", "attention_dropout"),
+    "dot_product": ("position",),
+    "blocked": (),
+}
+
+Found = Iterator[tuple[bool, str]]
+
+
+def check_model(c: ConfigDict) -> None:
+    """Raise ValueError for the first contradiction in `c.model`; `c` is the whole config."""
+    for part in PARTS:
+        for wrong, message in part(c.model):
+            if wrong:
+                raise ValueError(message)
+    if c.model.init == "mup" and c.optimizer.name == "sgd":
+        raise ValueError(
+            "model.init=mup has the learning rates of Adam-like optimizers: set optimizer.name to adamw, lion, adafactor "
+            "or muon"
+        )
+
+
+def head_size(model: ConfigDict) -> int:
+    """K, the size of one attention head."""
+    return model.head_size or model.width // model.heads
+
+
+def _ranges(m: ConfigDict) -> Found:
+    for key in ("layers", "width", "heads", "window", "max_length", "ahead", "scan_unroll", "vocab_multiple"):
+        yield m[key] < 1, f"model.{key}={m[key]} must be at least 1"
+    for key in (
+        "kv_heads", "head_size", "mlp_width", "encoder_layers", "embedding_width", "attention_scale", "residual_scale",
+        "attention_soft_cap", "logit_soft_cap", "position_offset", "types", "languages", "classes", "vocab_size",
+    ):  # fmt: skip
+        yield m[key] < 0, f"model.{key}={m[key]} must be at least 0"
+    for key in ("embedding_scale", "logit_scale"):
+        yield m[key] == 0, f"model.{key}=0 would erase what it scales; 1 leaves it as it is"
+    for key in ("norm_epsilon", "init_std", "rotary_base", "alibi_scale", "mup_base_width"):
+        yield m[key] <= 0, f"model.{key}={m[key]} must be above 0"
+    for key in ("dropout", "embedding_dropout", "attention_dropout", "layer_drop"):
+        yield not 0 <= m[key] < 1, f"model.{key}={m[key]} must be at least 0 and below 1"
+    unknown = [part for part in m.bias if part not in BIASES]
+    yield bool(unknown), f"model.bias has {unknown[:1]}; its parts are {', '.join(BIASES)}"
+
+
+def _pattern(m: ConfigDict) -> Found:
+    kinds = (*ATTENTION, *RECURRENT)
+    unknown = [kind for kind in m.pattern if kind not in kinds]
+    yield not m.pattern, f"model.pattern is empty: give at least one of {', '.join(kinds)}"
+    yield bool(unknown), f"model.pattern has {unknown[:1]}; its kinds of layers are {', '.join(kinds)}"
+    recurrent = next((kind for kind in m.pattern if kind in RECURRENT), "")
+    yield (
+        bool(recurrent) and m.direction == "bidirectional",
+        f"{recurrent} layers read from left to right: set model.direction=causal, or model.pattern to attention only",
+    )
+    yield (
+        bool(recurrent) and m.encoder_layers > 0,
+        f"{recurrent} layers do not look at an encoder: set model.encoder_layers=0, or model.pattern to attention only",
+    )
+    yield (
+        m.block == "parallel" and m.mlp == "none",
+        "model.block=parallel has nothing beside the attention with model.mlp=none: set model.block=serial",
+    )
+    yield (
+        m.block == "parallel" and m.norm_place != "pre",
+        f"model.block=parallel has one sum for both branches, which model.norm_place={m.norm_place} does not know: "
+        "set model.norm_place=pre, or model.block=serial",
+    )
+    yield (
+        m.block == "parallel" and m.encoder_layers > 0,
+        "model.block=parallel has no place for the attention to an encoder: set model.block=serial or "
+        "model.encoder_layers=0",
+    )
+
+
+def _attention(m: ConfigDict) -> Found:
+    yield (
+        not m.head_size and m.width % m.heads != 0,
+        f"model.width={m.width} is not a multiple of model.heads={m.heads}; change one or set model.head_size",
+    )
+    yield (
+        m.kv_heads > 0 and m.heads % m.kv_heads != 0,
+        f"model.kv_heads={m.kv_heads} must divide model.heads={m.heads}",
+    )
+    asked = {
+        "attention_soft_cap": m.attention_soft_cap > 0,
+        "position": m.position in RELATIVE,
+        "attention_dropout": m.attention_dropout > 0,
+    }
+    for key, needed in asked.items():
+        able = [name for name, can in KERNELS.items() if key in can]
+        yield (
+            needed and m.attention != "auto" and m.attention not in able,
+            f"model.attention={m.attention} cannot do model.{key}={m[key]}: set model.attention to auto or "
+            f"{' or '.join(able)}",
+        )
+    yield (
+        m.two_stream and m.position != "xlnet",
+        f"model.two_stream asks about places, which model.position={m.position} tells only from what stands there: set "
+        "model.position=xlnet",
+    )
+    for wrong, what in (
+        (m.encoder_layers > 0, "an encoder (model.encoder_layers)"),
+        (m.ahead > 1, "several heads (model.ahead)"),
+        (m.norm == "batch", "batch norm (model.norm), whose statistics would mix both streams"),
+        (m.moe.experts > 0, "sparse layers (model.moe.experts), whose balance would count tokens twice"),
+        (any(kind in RECURRENT for kind in m.pattern), "recurrent layers (model.pattern), which have one order only"),
+    ):
+        yield m.two_stream and wrong, f"model.two_stream does not go with {what}: switch one of them off"
+
+
+def _positions(m: ConfigDict) -> Found:
+    size = head_size(m)
+    if m.position == "rotary":
+        yield not 0 < m.rotary_fraction <= 1, f"model.rotary_fraction={m.rotary_fraction} must be above 0 and at most 1"
+        yield size % 2 == 1, f"rotary positions need an even head size, not {size}"
+        rotated = int(size * m.rotary_fraction) // 2 * 2
+        yield (
+            rotated < 2,
+            f"model.rotary_fraction={m.rotary_fraction} of a head of {size} is not one pair of dimensions: raise it",
+        )
+        scaling = m.rotary_scaling
+        yield (
+            scaling != "none" and m.rotary_factor <= 1,
+            f"model.rotary_scaling={scaling} needs model.rotary_factor above 1, not {m.rotary_factor}",
+        )
+        yield (
+            scaling in ("yarn", "llama3") and m.rotary_original_length < 1,
+            f"model.rotary_scaling={scaling} needs model.rotary_original_length, the length of the first training",
+        )
+        yield (
+            scaling in ("yarn", "llama3") and not 0 < m.rotary_slow < m.rotary_fast,
+            f"model.rotary_slow={m.rotary_slow} must be above 0 and below model.rotary_fast={m.rotary_fast}",
+        )
+        yield scaling == "ntk" and rotated < 4, f"model.rotary_scaling=ntk needs two rotated pairs, not {rotated // 2}"
+        yield m.rotary_local_base < 0, f"model.rotary_local_base={m.rotary_local_base} must be at least 0"
+    yield (
+        m.rotary_scaling != "none" and m.position != "rotary",
+        f"model.rotary_scaling={m.rotary_scaling} has no effect on model.position={m.position}: set it to none",
+    )
+    yield (
+        m.alibi_rounded and (m.position != "alibi" or m.direction != "causal"),
+        "model.alibi_rounded is a detail of model.position=alibi with model.direction=causal: set it to false",
+    )
+    if m.position == "t5":
+        both = m.direction == "bidirectional" or m.encoder_layers > 0
+        exact = m.relative_buckets // (4 if both else 2)
+        yield (
+            exact < 1,
+            f"model.relative_buckets={m.relative_buckets} is too few: {4 if both else 2} are needed, "
+            f"{'half of them for either side' if both else 'half of them for far tokens'}",
+        )
+        yield (
+            m.relative_max_distance <= exact,
+            f"model.relative_max_distance={m.relative_max_distance} must be above {exact}, the distances that have a "
+            "bucket each",
+        )
+    yield (
+        m.position == "xlnet" and m.encoder_layers > 0,
+        "model.position=xlnet is for one stack: set model.encoder_layers=0, or another position such as t5",
+    )
+
+
+def _norms(m: ConfigDict) -> Found:
+    yield (
+        m.norm == "none" and m.norm_place != "pre",
+        f"model.norm_place={m.norm_place} places norms that model.norm=none does not have: set model.norm_place=pre",
+    )
+    yield (
+        m.norm == "none" and m.embedding_norm,
+        "model.embedding_norm has no effect with model.norm=none: set it to false",
+    )
+    yield (
+        m.norm == "batch" and m.ahead > 1,
+        "model.norm=batch keeps one set of statistics, and the heads of model.ahead would share it: set "
+        "model.norm=layer or rms",
+    )
+    yield (
+        m.norm == "batch" and m.head_transform,
+        "model.norm=batch does not go with model.head_transform, which sees chosen tokens only: set model.norm=layer",
+    )
+
+
+def _stacks(m: ConfigDict) -> Found:
+    yield (
+        m.encoder_layers > 0 and m.direction == "bidirectional",
+        "model.direction is the decoder's, and an encoder is bidirectional anyway: set model.direction=causal, or "
+        "model.encoder_layers=0 for a bidirectional model alone",
+    )
+    yield (
+        m.ahead > 1 and m.encoder_layers > 0,
+        "model.ahead=2 or more predicts from one stack: set model.encoder_layers=0 or model.ahead=1",
+    )
+    yield (
+        m.ahead > 1 and m.direction == "bidirectional",
+        "model.ahead=2 or more predicts what comes next, which bidirectional models see: set model.direction=causal",
+    )
+    for key in ("pooler", "classes"):
+        yield (
+            bool(m[key]) and m.direction == "causal" and not m.encoder_layers,
+            f"model.{key} reads the first token, which sees nothing but itself in a causal model: set "
+            f"model.direction=bidirectional, or model.{key}={'false' if key == 'pooler' else 0}",
+        )
+
+
+def _sparse(m: ConfigDict) -> Found:
+    moe = m.moe
+    yield moe.experts < 0, f"model.moe.experts={moe.experts} must be at least 0"
+    if not moe.experts:
+        return
+    yield m.mlp == "none", "model.moe.experts are the MLPs of sparse layers: set model.mlp=dense"
+    yield (
+        not 1 <= moe.active <= moe.experts,
+        f"model.moe.active={moe.active} must be at least 1 and at most model.moe.experts={moe.experts}",
+    )
+    for key in ("shared", "width", "first", "balance_loss", "z_loss", "bias_rate"):
+        yield moe[key] < 0, f"model.moe.{key}={moe[key]} must be at least 0"
+    yield moe.every < 1, f"model.moe.every={moe.every} must be at least 1"
+    yield (
+        moe.first + moe.every > m.layers,
+        f"model.moe.first={moe.first} and model.moe.every={moe.every} leave no sparse layer among {m.layers}: lower one "
+        "of them, or set model.moe.experts=0",
+    )
+    yield (
+        moe.normalize and moe.active == 1,
+        "model.moe.normalize makes the score of a single active expert 1 whatever the router says, which then learns "
+        "nothing: set model.moe.normalize=false",
+    )
+    yield moe.scale == 0, "model.moe.scale=0 would erase the experts' output; 1 leaves it as it is"
+    yield moe.capacity_factor <= 0, f"model.moe.capacity_factor={moe.capacity_factor} must be above 0"
+    yield not 0 <= moe.jitter < 1, f"model.moe.jitter={moe.jitter} must be at least 0 and below 1"
+
+
+def _recurrent(m: ConfigDict) -> Found:
+    r = m.recurrent
+    for key in ("width", "heads"):
+        yield r[key] < 0, f"model.recurrent.{key}={r[key]} must be at least 0"
+    for key in ("state_size", "groups", "conv_width", "chunk"):
+        yield r[key] < 1, f"model.recurrent.{key}={r[key]} must be at least 1"
+    heads = r.heads or m.heads
+    for kind, width in (("rglru", r.width or m.width), ("mamba2", r.width or 2 * m.width)):
+        yield (
+            kind in m.pattern and width % heads != 0,
+            f"{kind}'s width of {width} is not a multiple of its {heads} heads: set model.recurrent.heads or "
+            "model.recurrent.width",
+        )
+    yield (
+        "mamba2" in m.pattern and heads % r.groups != 0,
+        f"model.recurrent.groups={r.groups} must divide mamba2's {heads} heads (model.recurrent.heads, or model.heads)",
+    )
+
+
+def _initialisation(m: ConfigDict) -> Found:
+    recurrent = next((kind for kind in m.pattern if kind in RECURRENT), "")
+    yield (
+        m.init == "t_fixup" and m.norm != "none",
+        f"model.init=t_fixup is what replaces norms and warm-up: set model.norm=none, not {m.norm}, and "
+        'schedule.warmup="0 steps"',
+    )
+    for init in ("t_fixup", "deepnorm"):
+        yield (
+            m.init == init and bool(recurrent),
+            f"model.init={init} has factors for attention and MLPs, not for {recurrent}: set model.pattern to attention "
+            "only, or another model.init",
+        )
+    yield (
+        m.init == "deepnorm" and (m.norm_place != "post" or m.norm == "none"),
+        "model.init=deepnorm scales the residual stream up for a norm after each sum: set model.norm_place=post, and a "
+        "norm",
+    )
+    yield (
+        m.init == "mup" and m.embedding_width not in (0, m.width),
+        "model.init=mup wants embeddings as wide as the model: set model.embedding_width=0",
+    )
+    for kind in ("rglru", "mamba2"):
+        yield (
+            m.init == "mup" and kind in m.pattern,
+            f"model.init=mup has no rule for the gates of {kind}: set another model.init or model.pattern",
+        )
+
+
+PARTS = (_ranges, _pattern, _attention, _positions, _norms, _stacks, _sparse, _recurrent, _initialisation)

@@ -1,0 +1,124 @@
+"""Which settings of the objective contradict each other or the model, and what to set instead (see model_checks.py)."""
+
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from llmjax.config.model_checks import RECURRENT
+
+Found = Iterator[tuple[bool, str]]
+# Objectives that say themselves who sees whom, or for which nothing may be hidden from a token.
+ANY_ORDER = ("masked", "translation", "unilm", "permutation", "prefix", "span")
+BOTH_SIDES = ("masked", "translation")  # every token sees all others
+LEFT_TO_RIGHT = ("causal", "multi_token", "infill", "prefix", "span")
+SENTINELS = 100  # ids that stand for hidden spans, as many as T5 has
+UNILM_TYPES = 6
+
+
+def check_objective(c: ConfigDict) -> None:
+    """Raise ValueError for the first contradiction in `c.objective`, and of it with the model and the data."""
+    for part in (_ranges, _directions, _parts_of_models, _data):
+        for wrong, message in part(c):
+            if wrong:
+                raise ValueError(message)
+
+
+def _ranges(c: ConfigDict) -> Found:
+    o = c.objective
+    for key in ("z_loss", "focal", "l1", "l2"):
+        yield o[key] < 0, f"objective.{key}={o[key]} must be at least 0"
+    for key in ("mask_rate", "predict_share"):
+        yield not 0 < o[key] < 1, f"objective.{key}={o[key]} must be above 0 and below 1"
+    for key in ("infill_rate", "infill_suffix_first"):
+        yield not 0 <= o[key] <= 1, f"objective.{key}={o[key]} must be at least 0 and at most 1"
+    yield (
+        len(o.mask_split) != 3 or min(o.mask_split) < 0 or abs(sum(o.mask_split) - 1) > 1e-6,
+        f"objective.mask_split={o.mask_split} must be three shares that add up to 1: <mask>, random, kept",
+    )
+    yield (
+        len(o.modes) != 4 or min(o.modes) < 0 or sum(o.modes) <= 0,
+        f"objective.modes={o.modes} must be four weights, not all 0: bidirectional, left-to-right, right-to-left, "
+        "sequence-to-sequence",
+    )
+    yield o.span_length < 1, f"objective.span_length={o.span_length} must be at least 1"
+    yield o.recurrence < 1, f"objective.recurrence={o.recurrence} must be at least 1"
+    yield (
+        o.whole_words and o.name not in BOTH_SIDES,
+        f"objective.whole_words is for the masked and translation objectives, not {o.name}: set it to false",
+    )
+
+
+def _directions(c: ConfigDict) -> Found:
+    name, m = c.objective.name, c.model
+    yield (
+        name in BOTH_SIDES and m.direction != "bidirectional",
+        f"objective.name={name} predicts hidden tokens from both sides, and model.direction=causal shows one of them: "
+        "set model.direction=bidirectional",
+    )
+    yield (
+        name in LEFT_TO_RIGHT and m.direction != "causal",
+        f"objective.name={name} predicts what comes next, and with model.direction=bidirectional tokens see it: set "
+        "model.direction=causal, or an objective that hides tokens, such as masked",
+    )
+    recurrent = next((kind for kind in m.pattern if kind in RECURRENT), "")
+    yield (
+        name in ANY_ORDER and bool(recurrent),
+        f"objective.name={name} lets tokens see later ones, and {recurrent} layers only read from left to right: set "
+        "model.pattern to attention only, or objective.name=causal",
+    )
+
+
+def _parts_of_models(c: ConfigDict) -> Found:
+    o, m = c.objective, c.model
+    yield (
+        o.name == "permutation" and not m.two_stream,
+        "objective.name=permutation asks for tokens by queries that do not see them: set model.two_stream=true (and "
+        "model.position=xlnet)",
+    )
+    yield (
+        o.name != "permutation" and m.two_stream,
+        f"model.two_stream is for objective.name=permutation, and {o.name} would never train its queries: set it to "
+        "false",
+    )
+    yield (
+        o.name == "multi_token" and m.ahead < 2,
+        "objective.name=multi_token predicts several tokens from each position: set model.ahead to 2 or more",
+    )
+    yield (
+        o.name != "multi_token" and m.ahead > 1,
+        f"model.ahead={m.ahead} has heads that only objective.name=multi_token trains: set that, or model.ahead=1",
+    )
+    yield (
+        o.name != "span" and m.encoder_layers > 0,
+        f"model.encoder_layers={m.encoder_layers} is for objective.name=span, which gives the encoder something to "
+        f"read, and {o.name} does not: set that, or model.encoder_layers=0",
+    )
+    yield (
+        o.name == "translation" and m.languages < 2,
+        "objective.name=translation tells languages apart by their embeddings: set model.languages to 2 or more",
+    )
+    yield (
+        o.name == "unilm" and 0 < m.types < UNILM_TYPES,
+        f"objective.name=unilm marks its kinds of rows with {UNILM_TYPES} types, and model.types={m.types}: set it to "
+        f"{UNILM_TYPES}, or to 0 for none",
+    )
+    length = c.train.sequence_length
+    yield (
+        o.name == "permutation" and length % o.recurrence != 0,
+        f"objective.recurrence={o.recurrence} must divide train.sequence_length={length}",
+    )
+    # About 1 + rate tokens of text make a row; what is a little above does no harm (see objectives/span.py).
+    yield (
+        o.name == "span" and length * o.mask_rate / o.span_length > SENTINELS,
+        f"rows of train.sequence_length={length} have about {length * o.mask_rate / o.span_length:.0f} hidden spans, and "
+        f"there are {SENTINELS} sentinels: raise objective.span_length, or lower objective.mask_rate or the length",
+    )
+
+
+def _data(c: ConfigDict) -> Found:
+    parallel = next((source for source in c.data.sources if "|" in source), "")
+    yield (
+        bool(parallel) and c.data.holdout_tail_percent > 0,
+        f"data.holdout_tail_percent cuts documents in two, and {parallel!r} has pairs of lines: set it to 0 and "
+        "data.holdout_percent to the share of pairs",
+    )

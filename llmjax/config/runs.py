@@ -1,0 +1,53 @@
+"""What the config files of models share: the run of a `tiny` model on a laptop, and that of a published size."""
+
+from ml_collections import ConfigDict
+
+
+def tiny_run(c: ConfigDict) -> ConfigDict:
+    """Everything but the model, for a model that any laptop trains offline: bytes of this Python's library, short rows."""
+    c.data.min_bytes = 64
+    c.tokenizer.kind = "byte"
+    c.train.sequence_length = 64
+    c.train.batch_size = 16
+    c.train.duration = "60 steps"
+    c.train.eval_every = "50%"
+    c.train.eval_batches = 2
+    c.optimizer.learning_rate = 3e-3
+    c.schedule.warmup = "10%"
+    c.eval.max_bytes = 4096
+    c.generate.max_new_tokens = 32
+    return c
+
+
+def large_run(
+    c: ConfigDict,
+    *,
+    vocab_size: int,
+    sequence_length: int,
+    batch_size: int,
+    micro_batches: int = 16,
+    reserved: int = 0,
+) -> ConfigDict:
+    """What every published size is given: its vocabulary, exactly, its batch, bfloat16 compute and sharded weights.
+
+    Args:
+        vocab_size: rows of the embedding. A tensor axis wants a round number of them: with
+            --config.model.vocab_size=0 the tokenizer's size is rounded up to model.vocab_multiple.
+        sequence_length: tokens a row.
+        batch_size: rows a step, over all devices.
+        micro_batches: parts in which a step is computed; raise it until they fit the memory.
+        reserved: rows that the tokenizer leaves to the special ids of the objective.
+    """
+    c.tokenizer.vocab_size = vocab_size - reserved
+    c.tokenizer.train_bytes = 100_000_000
+    c.model.vocab_size = vocab_size
+    c.model.dtype = "bfloat16"
+    c.model.remat = "selective"
+    c.parallel.mesh = "fsdp=-1"
+    c.train.sequence_length = sequence_length
+    c.train.batch_size = batch_size
+    c.train.micro_batches = micro_batches
+    c.train.eval_every = "1000 steps"
+    c.checkpoint.every = "1000 steps"
+    c.checkpoint.keep_every = "50000 steps"
+    return c

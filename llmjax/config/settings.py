@@ -1,0 +1,224 @@
+"""Every setting there is: the one base that config files start from."""
+
+import inspect
+import re
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """Every setting there is, with its default. `llmjax config` prints this list with the comments."""
+    # fmt: off
+    c = ConfigDict()
+    c.name = "run"  # the run's name; it is written to runs/NAME unless --workdir says otherwise
+    c.seed = 0  # the one seed: initialisation, data order, dropout and sampling are derived from it
+    c.stages = ("prepare", "tokenizer", "train", "eval", "generate", "report")  # what `llmjax run` does, in this order
+
+    c.data = ConfigDict()
+    c.data.sources = ("stdlib",)  # "stdlib", "stdlib-tests" (this Python's own), or files, folders, globs; "name=path" gives a source a name; "fr|de=a.txt|b.txt": parallel lines
+    c.data.text_field = "text"  # the field of .jsonl and .parquet rows that holds the text
+    c.data.min_bytes = 16  # documents with fewer UTF-8 bytes are rejected (and kept aside)
+    c.data.holdout_percent = 2.0  # share of document groups held out for evaluation, chosen by a hash of the group's name
+    c.data.holdout_max_bytes = 0  # a group with more bytes stays in training, so that no giant is most of the measure; 0: no limit
+    c.data.holdout_tail_percent = 0.0  # instead: hold out the last part of every document (nanoGPT's Shakespeare split)
+    c.data.shard_bytes = 64_000_000  # size of one shard of clean documents, in UTF-8 bytes of text
+    c.data.record_tokens = 4096  # tokens in one record of a token shard; any sequence length can be read from any record size
+    c.data.mixture = ()  # weights by source over training: ("0%: stdlib=1 notes=1", "80%: notes=1"); empty: by size
+
+    c.tokenizer = ConfigDict()
+    c.tokenizer.kind = "bpe"  # bpe, unigram, char (SentencePiece) or byte
+    c.tokenizer.vocab_size = 4096  # pieces, with the 256 bytes and the 4 special tokens counted in; char and byte derive theirs
+    c.tokenizer.path = ""  # use this tokenizer instead of training one: a SentencePiece .model, a tokenizer.json, or a folder such as RUN/tokenizer
+    c.tokenizer.train_bytes = 20_000_000  # train on at most this much text, taken evenly over the documents
+    c.tokenizer.split_digits = True  # every digit is its own piece
+
+    c.model = ConfigDict()
+    # size
+    c.model.layers = 4  # N, the number of blocks
+    c.model.width = 256  # D, the size of the residual stream
+    c.model.heads = 4  # H, query heads
+    c.model.kv_heads = 0  # G, a divisor of heads; 0: the same as heads (multi-head), 1: multi-query
+    c.model.head_size = 0  # K; 0: width / heads
+    c.model.mlp_width = 0  # F; 0: 4 x width, or 8/3 x width rounded up to 64 for gated activations
+    c.model.encoder_layers = 0  # blocks of a bidirectional encoder that the others attend to (encoder-decoder); 0: none
+    c.model.embedding_width = 0  # size of the token embeddings, projected to and from the width; 0: the width
+    # blocks
+    c.model.pattern = ("global",)  # what mixes tokens, layer by layer and repeated: global, local (attention), rnn, lstm, rglru, mamba2
+    c.model.window = 1024  # tokens that local attention sees, the own one included
+    c.model.block = "serial"  # serial: attention, then MLP; parallel: both read the same input and are added
+    c.model.shared_norm = True  # parallel blocks: one norm for both branches (Falcon-7B, PaLM), or one each (Falcon-40B)
+    c.model.mlp = "dense"  # dense (or experts, see model.moe), or none
+    c.model.activation = "swiglu"  # gelu (exact), gelu_tanh, relu, relu2, silu; gated: swiglu, geglu, geglu_tanh, reglu
+    c.model.bias = ()  # the parts that have biases: qkv, out, mlp, norm, head
+    c.model.norm = "rms"  # rms, layer, batch or none
+    c.model.norm_place = "pre"  # pre, post (after the sum) or sandwich (before and after each branch)
+    c.model.norm_epsilon = 1e-5  # added to the variance in every norm
+    c.model.norm_zero_centered = False  # the scale is 1 + its parameter (Gemma)
+    c.model.residual_scale = 1.0  # what the residual stream is multiplied with before a branch is added; 0: no residual path; 1 becomes alpha with init=deepnorm
+    c.model.embedding_norm = False  # a norm after the embeddings
+    c.model.final_norm = True  # a norm after the last block
+    # attention
+    c.model.direction = "causal"  # what a token sees when the objective does not say: causal or bidirectional
+    c.model.qk_norm = False  # RMS-normalise queries and keys per head before the rotation
+    c.model.attention_scale = 0.0  # scores are multiplied with it; 0: 1/sqrt(K)
+    c.model.attention_soft_cap = 0.0  # scores = cap * tanh(scores / cap); 0: off
+    c.model.two_stream = False  # also a stream of queries that do not see their own token (XLNet), for objective permutation
+    # positions
+    c.model.position = "rotary"  # rotary, learned, sinusoidal, alibi, t5, xlnet (both relative) or none
+    c.model.max_length = 1024  # rows of the learned position table, and the default size of the decoding cache
+    c.model.position_offset = 0  # rows of the learned position table before that of position 0 (2 in OPT and RoBERTa)
+    c.model.rotary_base = 10_000.0  # the longest wavelength is 2 pi times this many tokens
+    c.model.rotary_fraction = 1.0  # share of each head that is rotated
+    c.model.rotary_local_base = 0.0  # another base, without scaling, in layers with local attention; 0: the same
+    c.model.rotary_scaling = "none"  # stretch rotary positions to longer texts: none, linear, ntk, yarn, llama3
+    c.model.rotary_factor = 1.0  # by how much
+    c.model.rotary_original_length = 0  # yarn, llama3: the length that the model was first trained on
+    c.model.rotary_slow = 1.0  # yarn, llama3: frequencies with fewer turns than this over that length are divided by the factor
+    c.model.rotary_fast = 32.0  # yarn, llama3: those with more turns are left alone (32 in YaRN, 4 in Llama 3)
+    c.model.alibi_scale = 1.0  # times ALiBi's slopes
+    c.model.alibi_rounded = False  # slopes, positions and their products are rounded to bfloat16 whatever model.dtype says (Falcon-RW)
+    c.model.relative_buckets = 32  # t5: distances that are told apart
+    c.model.relative_max_distance = 128  # t5: from here on all distances share the last bucket
+    # inputs and outputs
+    c.model.tie_embeddings = True  # the output head is the transposed embedding
+    c.model.embedding_scale = 1.0  # times the token embeddings (sqrt(width) in Gemma and the original Transformer)
+    c.model.logit_scale = 1.0  # times the logits (1/sqrt(width) in PaLM and T5)
+    c.model.logit_soft_cap = 0.0  # logits = cap * tanh(logits / cap); 0: off
+    c.model.types = 0  # kinds of segments with an embedding each (2 in BERT); 0: none
+    c.model.languages = 0  # languages with an embedding each (XLM); 0: none
+    c.model.head_transform = False  # a dense layer, the activation and a norm before the output head (BERT)
+    c.model.pooler = False  # a dense layer with tanh on the first token (BERT)
+    c.model.classes = 0  # classes of a linear classifier on the first token, after the pooler if there is one; 0: none
+    c.model.ahead = 1  # tokens predicted from each position (multi-token prediction); each after the first has a block of its own
+    c.model.vocab_size = 0  # V; 0: the tokenizer's, rounded up to vocab_multiple
+    c.model.vocab_multiple = 64  # the embedding's rows are rounded up to this, so that tensor axes divide it
+    # dropout
+    c.model.dropout = 0.0  # on the output of each block's branches
+    c.model.embedding_dropout = 0.0  # on the sum of the embeddings
+    c.model.attention_dropout = 0.0  # on the attention weights
+    c.model.layer_drop = 0.0  # share of the blocks skipped in a step
+    c.model.dropout_shape = "constant"  # over the layers: constant, or linear from 0 at the first to the rate at the last (LIMA)
+    # initialisation
+    c.model.init = "gpt2"  # the table in model/init.py: gpt2, xavier, lecun, t5, t_fixup, mup, orthogonal, deepnorm
+    c.model.init_std = 0.02  # standard deviation of the gpt2 and mup initialisers
+    c.model.mup_base_width = 256  # mup: the width at which learning rates were chosen
+    # numbers and speed
+    c.model.dtype = "float32"  # compute in float32 or bfloat16
+    c.model.param_dtype = "float32"  # store parameters in float32 (master weights) or bfloat16
+    c.model.remat = "none"  # rematerialise per layer: none, full, or selective (keep the matrix products, recompute the rest)
+    c.model.scan_unroll = 1  # layers per iteration of the scan over layers; model.layers or more: fully unrolled (faster steps, slower compile)
+    c.model.attention = "auto"  # reference, dot_product (jax.nn), blocked (CPU), or auto: chosen once and printed
+
+    c.model.moe = ConfigDict()
+    c.model.moe.experts = 0  # E, routed experts in a sparse layer; 0: all layers are dense
+    c.model.moe.active = 2  # experts that see each token
+    c.model.moe.shared = 0  # experts that see every token (DeepSeek)
+    c.model.moe.width = 0  # F of one expert; 0: as the dense MLP's
+    c.model.moe.first = 0  # this many layers at the start are dense
+    c.model.moe.every = 1  # after those, each so-many-th layer is sparse
+    c.model.moe.score = "softmax"  # from the router's logits to scores: softmax or sigmoid
+    c.model.moe.normalize = True  # the scores of the chosen experts are divided by their sum
+    c.model.moe.scale = 1.0  # times the routed experts' output
+    c.model.moe.dispatch = "dropless"  # dropless (sorted by expert), or capacity (each expert takes so many, the rest is dropped)
+    c.model.moe.capacity_factor = 1.25  # capacity: tokens an expert takes, relative to an even share
+    c.model.moe.balance_loss = 0.01  # weight of the load-balancing loss (Switch Transformer)
+    c.model.moe.z_loss = 0.001  # weight of the router's z-loss (ST-MoE)
+    c.model.moe.bias_rate = 0.0  # step of the bias that balances the experts without a loss (DeepSeek-V3); 0: no bias
+    c.model.moe.jitter = 0.0  # the router's input is multiplied with uniform noise in 1 +- this, in training (Switch)
+
+    c.model.recurrent = ConfigDict()
+    c.model.recurrent.width = 0  # of the recurrent state: the LSTM's hidden size, Griffin's and Mamba's inner width; 0: width (mamba2: twice it)
+    c.model.recurrent.heads = 0  # blocks of the RG-LRU's gates, heads of mamba2; 0: model.heads
+    c.model.recurrent.state_size = 128  # mamba2: the state of each channel
+    c.model.recurrent.groups = 1  # mamba2: groups of heads that share B and C
+    c.model.recurrent.conv_width = 4  # rglru, mamba2: tokens seen by the short convolution
+    c.model.recurrent.chunk = 64  # mamba2: tokens in a chunk, inside which the scan is a matrix product
+
+    c.objective = ConfigDict()
+    c.objective.name = "causal"  # causal, masked, permutation, translation, unilm, span, prefix, infill, multi_token
+    c.objective.z_loss = 0.0  # weight of log(Z)^2 (PaLM uses 1e-4)
+    c.objective.label_smoothing = 0.0  # share of the target's probability spread evenly over the vocabulary
+    c.objective.focal = 0.0  # gamma of the focal loss: nats are weighted by (1 - probability)^gamma; 0: cross entropy
+    c.objective.l1 = 0.0  # weight of the sum of |parameter| (matrices only)
+    c.objective.l2 = 0.0  # weight of half the sum of parameter^2 (matrices only); unlike weight decay it enters the gradient
+    c.objective.mask_rate = 0.15  # masked, translation, unilm, span: share of tokens to be predicted
+    c.objective.mask_split = (0.8, 0.1, 0.1)  # of those: replaced by <mask>, by a random token, kept
+    c.objective.whole_words = False  # masked, translation: all tokens of a word together
+    c.objective.span_length = 3.0  # span: mean length of a span in tokens
+    c.objective.predict_share = 0.1667  # permutation: share of each row, the last in the order, that is predicted (1/K of XLNet, K = 6)
+    c.objective.recurrence = 1  # permutation: parts of a row seen one after another, each with the memory of those before
+    c.objective.modes = (1.0, 0.5, 0.5, 1.0)  # unilm: weights of bidirectional, left-to-right, right-to-left, sequence-to-sequence rows
+    c.objective.infill_rate = 0.5  # infill: share of documents with the middle moved to the end (FIM)
+    c.objective.infill_suffix_first = 0.5  # infill: share of those in suffix-prefix-middle order
+
+    c.parallel = ConfigDict()
+    c.parallel.mesh = "data=-1"  # axes and sizes: data, fsdp, tensor; one -1 takes the devices that are left
+    c.parallel.rules = ()  # rows (regex, (axis, ...)) put before the placement table in parallel/placement.py
+    c.parallel.cpu_devices = 0  # CPU devices to make when there is no accelerator; 0: as many as cores the batch divides by
+
+    c.optimizer = ConfigDict()
+    c.optimizer.name = "adamw"  # adamw, muon (matrices; AdamW for the rest), adafactor, lion, sgd
+    c.optimizer.learning_rate = 1e-3  # peak
+    c.optimizer.muon_learning_rate = 0.02  # peak for the matrices that Muon updates
+    c.optimizer.beta1 = 0.9  # AdamW and Lion; momentum for SGD
+    c.optimizer.beta2 = 0.95  # AdamW and Lion
+    c.optimizer.epsilon = 1e-8  # AdamW
+    c.optimizer.muon_momentum = 0.95  # Muon
+    c.optimizer.weight_decay = 0.1  # decoupled; times the learning rate; matrices only, see train/optimizer.py
+    c.optimizer.clip_norm = 1.0  # global gradient norm; 0: off
+
+    c.schedule = ConfigDict()
+    c.schedule.by = "steps"  # what the rate is a function of: steps or tokens; they differ while a batch ramp lasts
+    c.schedule.name = "cosine"  # constant, step, exponential, cosine, linear, inverse_sqrt, wsd (warm-up, stable, decay)
+    c.schedule.warmup = "2%"  # a duration, linear from 0
+    c.schedule.decay = "20%"  # wsd: the duration of the decay at the end, linear
+    c.schedule.final = 0.1  # the last learning rate as a share of the peak: cosine, linear, exponential, wsd
+    c.schedule.drop_at = ("60%", "85%")  # step: the durations after which the rate drops
+    c.schedule.drop_factor = 0.1  # step: what it is multiplied with at each drop
+
+    c.train = ConfigDict()
+    c.train.duration = "1000 steps"  # 1000, "1000 steps", "50M tokens" or "2 epochs"
+    c.train.batch_size = 16  # sequences a step, over all devices and micro-batches
+    c.train.batch_ramp = "0 steps"  # the duration over which batches grow to that size, in stages that double; "0 steps": off
+    c.train.batch_start = 1  # sequences in the first batches of the ramp
+    c.train.sequence_length = 256  # L, tokens
+    c.train.micro_batches = 1  # gradient accumulation: the batch is cut into this many parts, one after another
+    c.train.ema = 0.0  # decay of the moving average of the weights, used by evaluation; 0: off
+    c.train.max_bad_steps = 10  # end the run after this many updates skipped for non-finite gradients, in a row
+    c.train.eval_every = "10%"  # held-out loss during training; "0 steps": off
+    c.train.eval_batches = 8  # batches of held-out text for that
+    c.train.log_every = 10.0  # seconds between lines where the terminal cannot show a progress bar
+    c.train.tensorboard = False  # also write TensorBoard event files (pip install llmjax[tensorboard])
+    c.train.init_from = ""  # start from the weights of this run or checkpoint (a new optimizer, step 0)
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = "25%"  # a duration
+    c.checkpoint.every_seconds = 600.0  # and whenever this much time has passed; 0: off
+    c.checkpoint.keep = 2  # newest checkpoints kept
+    c.checkpoint.keep_every = "0 steps"  # besides, keep those at multiples of this duration for ever; "0 steps": none
+
+    c.eval = ConfigDict()
+    c.eval.sequence_length = 0  # 0: as in training
+    c.eval.stride = 0  # tokens scored by each window, the rest being context; 0: half a window
+    c.eval.batch_size = 32  # windows at a time
+    c.eval.max_bytes = 0  # score at most this much text of each source; 0: all of it
+    c.eval.xz = True  # also compress the same bytes with xz -9e, as a yardstick
+
+    c.generate = ConfigDict()
+    c.generate.prompts = ("def ",)  # continued by the generate stage, and by `llmjax generate` when it is given none
+    c.generate.max_new_tokens = 128  # per prompt
+    c.generate.temperature = 0.8  # 0: greedy
+    c.generate.top_k = 0  # keep the k most likely tokens; 0: all
+    c.generate.top_p = 0.95  # keep the smallest set of tokens that holds this much probability; 1: all
+    c.generate.min_p = 0.0  # keep tokens at least this likely relative to the likeliest; 0: all
+    c.generate.stop = ()  # strings at which a text ends (they are not part of it)
+    # fmt: on
+    return c
+
+
+def comments() -> dict[str, str]:
+    """Dotted key -> the comment that follows it in `base()`."""
+    found = {}
+    for match in re.finditer(r"^    c\.([a-z0-9_.]+) = .*?  # (.*)$", inspect.getsource(base), re.MULTILINE):
+        found[match[1]] = match[2]
+    return found

@@ -1,0 +1,162 @@
+"""Keys and values: setting them by dotted names with the types of the base, configs as JSON, durations."""
+
+import ast
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from llmjax.config.settings import base
+
+
+def literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        pass
+    if text.startswith("[") and text.endswith("]"):  # a shell strips the quotes of [a.txt,b.txt]
+        return tuple(part.strip() for part in text[1:-1].split(",") if part.strip())
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def set_key(c: ConfigDict, key: str, value: Any) -> None:
+    """Set one dotted key in place, with the type that `base()` gives it. Raises ValueError that names the closest key."""
+    default = flatten(base().to_dict()).get(key)
+    if default is None:
+        raise ValueError(unknown_key(key))
+    *parents, last = key.split(".")
+    node = c
+    for parent in parents:
+        node = node[parent]
+    with node.unlocked():
+        node[last] = _coerce(key, value, default)
+
+
+def _coerce(key: str, value: Any, default: Any) -> Any:
+    if isinstance(default, tuple):
+        if isinstance(value, str):
+            value = (value,)
+        if isinstance(value, (list, tuple)):
+            return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    elif isinstance(default, bool):
+        if isinstance(value, bool):
+            return value
+    elif isinstance(default, float):
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif isinstance(default, int):
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, float) and value.is_integer():  # 1e6
+            return int(value)
+    elif isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError(f"{key}={value!r}: this key takes a {type(default).__name__}, such as {default!r}")
+
+
+def unknown_key(key: str) -> str:
+    """The message for a key that does not exist."""
+    known = list(flatten(base().to_dict()))
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    last = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    return (
+        f"there is no config key {key}; the closest is {' or '.join(last or near)}. `llmjax config` lists all of them."
+    )
+
+
+def check_keys(tree: dict) -> None:
+    """Raise ValueError unless the keys of `tree` are exactly those of `base()`."""
+    known, given = flatten(base().to_dict()), flatten(tree)
+    for key in given:
+        if key not in known:
+            raise ValueError(unknown_key(key))
+    missing = sorted(set(known) - set(given))
+    if missing:
+        raise ValueError(f"the config lacks {', '.join(missing)}: start from llmjax.config.base(), which has every key")
+    for key, value in given.items():
+        _coerce(key, value, known[key])
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+def to_json(c: ConfigDict) -> str:
+    """The config as JSON text that `from_json` reads back unchanged."""
+    return json.dumps(c.to_dict(), indent=1) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """A config from `to_json`'s text. Raises ValueError for keys that this version does not have."""
+    tree = json.loads(text)
+    check_keys(tree)
+    c = base()
+    for key, value in flatten(tree).items():
+        set_key(c, key, value)
+    return c
+
+
+def differences(a: ConfigDict, b: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """The keys on which two configs differ, with both values."""
+    flat_a, flat_b = flatten(a.to_dict()), flatten(b.to_dict())
+    return {k: (flat_a[k], flat_b[k]) for k in flat_a if flat_a[k] != flat_b[k]}
+
+
+def parse_arg(arg: str, *, choices: Sequence[str] = (), **defaults: Any) -> ConfigDict:
+    """The argument of a config file, `--config FILE:medium,width=64`, as a ConfigDict.
+
+    `choices` are the bare words allowed, of which the one given (or the first) becomes `.choice`;
+    `defaults` are the `key=value` pairs allowed. Raises ValueError for anything left over.
+    """
+    result = ConfigDict({"choice": choices[0] if choices else "", **defaults})
+    for part in filter(None, arg.split(",")):
+        key, equals, text = part.partition("=")
+        if not equals and key in choices:
+            result.choice = key
+        elif equals and key in defaults:
+            result[key] = type(defaults[key])(literal(text))
+        else:
+            allowed = [*choices, *(f"{k}={v}" for k, v in defaults.items())]
+            raise ValueError(f"config argument {part!r} is not known; this file takes: {', '.join(allowed) or 'none'}")
+    return result
+
+
+def parse_duration(value: str | int) -> tuple[float, str]:
+    """An amount and its unit: step, token, epoch or %.
+
+    `value` is an integer (steps) or text: "500 steps", "30M tokens", "1.5 epochs", "10%". Numbers may carry k, M, B or
+    T. Raises ValueError for anything else.
+    """
+    match = re.fullmatch(r"([0-9][0-9_.]*(?:e[0-9]+)?)\s*([kMBT]?)\s*(steps?|tokens?|epochs?|%|)", str(value).strip())
+    if not match:
+        raise ValueError(
+            f"duration {value!r} is not understood: write 500, '500 steps', '30M tokens', '1.5 epochs' or '10%'"
+        )
+    amount = float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[match[2]]
+    return amount, match[3].rstrip("s") or "step"
+
+
+def duration(value: str | int, *, tokens_per_step: int, tokens_per_epoch: int = 0, total_steps: int = 0) -> int:
+    """A duration, as `parse_duration` reads it, in steps, rounded to the nearest; percentages are of `total_steps`.
+
+    Raises ValueError for what cannot be read, and for a unit whose number is not given.
+    """
+    amount, unit = parse_duration(value)
+    if unit == "token":
+        return round(amount / tokens_per_step)
+    if unit == "epoch":
+        if not tokens_per_epoch:
+            raise ValueError(f"duration {value!r}: epochs are not known here; give steps or tokens")
+        return round(amount * tokens_per_epoch / tokens_per_step)
+    if unit == "%":
+        if not total_steps:
+            raise ValueError(f"duration {value!r}: a percentage needs a total; give steps, tokens or epochs here")
+        return round(amount / 100 * total_steps)
+    return round(amount)

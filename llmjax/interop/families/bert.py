@@ -1,0 +1,220 @@
+"""BERT (Devlin et al. 2018), RoBERTa (Liu et al. 2019) and XLM-RoBERTa: bidirectional post-norm encoders.
+
+RoBERTa's positions count real tokens only and begin at the row after the padding id's (`position_offset`): with padding,
+give the model `positions_BL = cumsum(mask) * mask - 1`; BERT counts every token, padding too.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from llmjax import config
+from llmjax.interop.fields import choose, field, only, require_same
+from llmjax.interop.mapping import Family, Row, Slot, linear, norm, same, tied
+from llmjax.model.layers import mlp_width
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+@dataclass(frozen=True)
+class Names:
+    """How one of the families calls its parts."""
+
+    model_type: str
+    classes: str  # the prefix of the architectures' names
+    body: str  # the prefix of the tensors, in models with a head
+    transform: str  # the head's dense layer
+    transform_norm: str
+    head: str  # the head's matrix where it is not tied
+    head_bias: str
+    pooler: str
+    classifier: str
+    tasks: tuple[str, ...]
+
+
+BERT = Names(
+    model_type="bert",
+    classes="Bert",
+    body="bert.",
+    transform="cls.predictions.transform.dense",
+    transform_norm="cls.predictions.transform.LayerNorm",
+    head="cls.predictions.decoder",
+    head_bias="cls.predictions.bias",
+    pooler="bert.pooler.dense",
+    classifier="classifier",
+    tasks=("Model", "ForMaskedLM", "ForPreTraining", "ForSequenceClassification"),
+)
+ROBERTA = Names(
+    model_type="roberta",
+    classes="Roberta",
+    body="roberta.",
+    transform="lm_head.dense",
+    transform_norm="lm_head.layer_norm",
+    head="lm_head.decoder",
+    head_bias="lm_head.bias",
+    pooler="classifier.dense",
+    classifier="classifier.out_proj",
+    tasks=("Model", "ForMaskedLM", "ForSequenceClassification"),
+)
+# The same network; only its files are called otherwise. What is exported is called RoBERTa.
+XLM_ROBERTA = ("xlm-roberta", "XLMRoberta")
+
+
+def read_config(names: Names, theirs: Mapping[str, Any]) -> ConfigDict:
+    """config.json -> `config.model`. The architecture decides which heads there are."""
+    c = config.base().model
+    only(theirs, "is_decoder", False)
+    only(theirs, "add_cross_attention", False)
+    only(theirs, "position_embedding_type", "absolute")
+    only(theirs, "embedding_size", theirs.get("hidden_size"))
+    tables = {prefix + task: task for prefix in (names.classes, XLM_ROBERTA[1]) for task in names.tasks}
+    architectures = field(theirs, "architectures")
+    task = choose("architectures", architectures[0], tables)
+    act = field(theirs, "hidden_act", default="gelu")
+
+    c.vocab_size = field(theirs, "vocab_size")
+    c.layers = field(theirs, "num_hidden_layers")
+    c.width = field(theirs, "hidden_size")
+    c.heads = field(theirs, "num_attention_heads")
+    c.mlp_width = field(theirs, "intermediate_size")
+    c.activation = choose("hidden_act", act, ACTIVATIONS)
+    c.direction = "bidirectional"
+    c.position = "learned"
+    c.position_offset = 0 if names is BERT else field(theirs, "pad_token_id", default=1) + 1
+    c.max_length = field(theirs, "max_position_embeddings") - c.position_offset
+    c.types = field(theirs, "type_vocab_size", default=2)
+    c.norm = "layer"
+    c.norm_place = "post"
+    c.norm_epsilon = float(field(theirs, "layer_norm_eps", default=1e-12))
+    c.embedding_norm = True
+    c.final_norm = False
+    c.dropout = c.embedding_dropout = float(field(theirs, "hidden_dropout_prob", default=0.1))
+    c.attention_dropout = float(field(theirs, "attention_probs_dropout_prob", default=0.1))
+    c.bias = ("qkv", "out", "mlp", "norm")
+    c.pooler = task != "ForMaskedLM"
+    if task in ("ForMaskedLM", "ForPreTraining"):
+        if names is not BERT:
+            only(theirs, "hidden_act", "gelu")  # the head's, whatever the blocks have
+        c.head_transform = True
+        c.bias = (*c.bias, "head")
+        c.tie_embeddings = bool(field(theirs, "tie_word_embeddings", default=True))
+    if task == "ForPreTraining":
+        c.classes = 2  # is the second sentence the next one
+    elif task == "ForSequenceClassification":
+        c.classes = len(field(theirs, "id2label", default={})) or field(theirs, "num_labels", default=2)
+    return c
+
+
+def task_of(c: ConfigDict, names: Names) -> str:
+    """The architecture that has the heads which `c` has. ValueError if none has."""
+    tasks = {
+        (False, True, False): "Model",
+        (True, False, False): "ForMaskedLM",
+        (True, True, False): "ForMaskedLM",  # its files may hold a pooler, for those who load the body
+        (True, True, True): "ForPreTraining",
+        (False, True, True): "ForSequenceClassification",
+    }
+    task = tasks.get((c.head_transform, c.pooler, c.classes > 0))
+    if task not in names.tasks:
+        raise ValueError(
+            f"no {names.model_type} architecture has model.head_transform={c.head_transform}, model.pooler={c.pooler} and "
+            f"model.classes={c.classes}: ForMaskedLM has the transform, Model the pooler, ForSequenceClassification the pooler "
+            "and classes"
+        )
+    return task
+
+
+def write_config(names: Names, c: ConfigDict) -> dict[str, Any]:
+    """`config.model` -> config.json. ValueError if a model of this family cannot be that."""
+    task = task_of(c, names)
+    activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    theirs = {
+        "architectures": [names.classes + task],
+        "model_type": names.model_type,
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.width,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "intermediate_size": mlp_width(c),
+        "hidden_act": activations.get(c.activation, c.activation),
+        "hidden_dropout_prob": c.dropout,
+        "attention_probs_dropout_prob": c.attention_dropout,
+        "max_position_embeddings": c.max_length + c.position_offset,
+        "type_vocab_size": c.types,
+        "layer_norm_eps": c.norm_epsilon,
+        "tie_word_embeddings": c.tie_embeddings,
+    }
+    if names is not BERT:
+        theirs["pad_token_id"] = c.position_offset - 1
+    if task == "ForSequenceClassification":
+        theirs["id2label"] = {str(i): f"LABEL_{i}" for i in range(c.classes)}
+        theirs["label2id"] = {f"LABEL_{i}": i for i in range(c.classes)}
+    again = read_config(names, theirs)
+    again.pooler = c.pooler  # what `task_of` has checked
+    require_same(c, again, names.model_type)
+    return theirs
+
+
+def rows(names: Names, c: ConfigDict) -> Iterable[Row]:
+    """Every tensor of a checkpoint with the heads that `c` has."""
+    D, F, H, K = c.width, mlp_width(c), c.heads, config.head_size(c)
+    task = task_of(c, names)
+    body = "" if task == "Model" else names.body
+    embeddings = f"{body}embeddings"
+    yield same("embedding", None, (c.vocab_size, D), f"{embeddings}.word_embeddings.weight")
+    yield same(
+        "position_embedding", None, (c.position_offset + c.max_length, D), f"{embeddings}.position_embeddings.weight"
+    )
+    yield same("type_embedding", None, (c.types, D), f"{embeddings}.token_type_embeddings.weight")
+    yield from norm("embedding_norm", None, D, f"{embeddings}.LayerNorm")
+    for i in range(c.layers):
+        layer = f"{body}encoder.layer.{i}"
+        for part in ("query", "key", "value"):
+            yield from linear(f"layers/attention/{part}", i, (D,), (H, K), f"{layer}.attention.self.{part}", bias=True)
+        yield from linear("layers/attention/out", i, (H, K), (D,), f"{layer}.attention.output.dense", bias=True)
+        yield from norm("layers/attention_norm", i, D, f"{layer}.attention.output.LayerNorm")
+        yield from linear("layers/mlp/up", i, (D,), (F,), f"{layer}.intermediate.dense", bias=True)
+        yield from linear("layers/mlp/down", i, (F,), (D,), f"{layer}.output.dense", bias=True)
+        yield from norm("layers/mlp_norm", i, D, f"{layer}.output.LayerNorm")
+    if c.head_transform:
+        yield from linear("head_transform", None, (D,), (D,), names.transform, bias=True)
+        yield from norm("head_norm", None, D, names.transform_norm)
+        if c.tie_embeddings:
+            yield same("head_bias", None, (c.vocab_size,), names.head_bias)
+            yield from (tied(f"{names.head}.weight"), tied(f"{names.head}.bias"))
+        else:
+            yield from linear("head", None, (D,), (c.vocab_size,), names.head)
+            # Untied heads have two biases, of which the second is never added.
+            slot = Slot("head_bias", None, (c.vocab_size,))
+            yield Row((slot,), (f"{names.head}.bias", names.head_bias), lambda a: a[:1], lambda a: [a[0], a[0]])
+    if c.pooler:
+        pooler = names.pooler if c.classes else f"{body}pooler.dense"
+        yield from linear("pooler", None, (D,), (D,), pooler, bias=True)
+    if c.classes:
+        classifier = "cls.seq_relationship" if task == "ForPreTraining" else names.classifier
+        yield from linear("classifier", None, (D,), (c.classes,), classifier, bias=True)
+    if task == "ForMaskedLM":
+        # Published files often have the other heads of pretraining, which this architecture lacks.
+        for name in ("cls.seq_relationship", *([] if c.pooler else [f"{body}pooler.dense"])):
+            yield from (tied(f"{name}.weight"), tied(f"{name}.bias"))
+
+
+def _family(names: Names, model_types: tuple[str, ...]) -> Family:
+    bind: Callable[..., Any] = functools.partial
+    # Buffers of older versions, and the names of norms in files converted from TensorFlow.
+    ignored = (r"embeddings\.(position_ids|token_type_ids)$",)
+    renames = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
+    return Family(model_types, bind(read_config, names), bind(write_config, names), bind(rows, names), ignored, renames)
+
+
+FAMILIES = (_family(BERT, ("bert",)), _family(ROBERTA, ("roberta", "xlm-roberta")))

@@ -1,0 +1,110 @@
+"""Reading the fields of their config.json, and the check that what was written there says the same as what we have."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from llmjax import config
+from llmjax.model.layers import mlp_width
+
+# What never reaches a config.json: how a model is initialised and regularised, and how fast it is computed.
+NOT_EXPORTED = (
+    "dropout",
+    "embedding_dropout",
+    "attention_dropout",
+    "layer_drop",
+    "dropout_shape",
+    "init",
+    "init_std",
+    "mup_base_width",
+    "dtype",
+    "param_dtype",
+    "remat",
+    "scan_unroll",
+    "attention",
+    "vocab_multiple",
+    "moe.balance_loss",
+    "moe.z_loss",
+    "moe.jitter",
+)
+
+
+def field(theirs: Mapping[str, Any], *names: str, default: Any = None) -> Any:
+    """The value of the first of these names (a field and its older spellings) that is there and not null.
+
+    config.json leaves out what equals the default of its model type: give that as `default`. Without one a missing
+    field is a ValueError.
+    """
+    for name in names:
+        if theirs.get(name) is not None:
+            return theirs[name]
+    if default is None:
+        raise ValueError(f"config.json lacks {' or '.join(names)}; add it as in the model type's published configs")
+    return default
+
+
+def only(theirs: Mapping[str, Any], name: str, *values: Any) -> None:
+    """Raise ValueError unless a field is missing, null or one of these values."""
+    given = theirs.get(name)
+    if given is not None and given not in values:
+        raise ValueError(f"config.json has {name}={given!r}; supported: {' or '.join(map(repr, values))}")
+
+
+def choose(name: str, given: Any, table: Mapping[Any, Any]) -> Any:
+    """The row of a table from their values to ours. ValueError names the field, the value and the table's keys."""
+    if given not in table:
+        raise ValueError(f"config.json has {name}={given!r}; supported: {', '.join(map(repr, table))}")
+    return table[given]
+
+
+def meaning(c: ConfigDict) -> dict[str, Any]:
+    """The settings of `config.model` on which a forward pass depends, with defaults such as kv_heads=0 resolved."""
+    said = {k: v for k, v in config.flatten(c.to_dict()).items() if k not in NOT_EXPORTED}
+    said |= {"kv_heads": c.kv_heads or c.heads, "head_size": config.head_size(c), "mlp_width": mlp_width(c)}
+    said |= {
+        "embedding_width": c.embedding_width or c.width,
+        "attention_scale": c.attention_scale or said["head_size"] ** -0.5,
+    }
+    said |= {"bias": tuple(sorted(part for part in c.bias if part != "norm" or c.norm != "rms"))}  # rms has none
+    said |= {"moe.width": c.moe.width or mlp_width(c)}
+    kinds = {c.pattern[i % len(c.pattern)] for i in range(c.layers)}
+    said["pattern"] = tuple(c.pattern[i % len(c.pattern)] for i in range(c.layers))
+    idle = {
+        "rotary_": c.position != "rotary",
+        "rotary_factor": c.rotary_scaling == "none",
+        "rotary_original_length": c.rotary_scaling not in ("llama3", "yarn"),
+        "rotary_slow": c.rotary_scaling not in ("llama3", "yarn"),
+        "rotary_fast": c.rotary_scaling not in ("llama3", "yarn"),
+        "rotary_local_base": "local" not in kinds,
+        "alibi_": c.position != "alibi",
+        "relative_": c.position != "t5",
+        "position_offset": c.position != "learned",
+        "max_length": c.position != "learned",  # otherwise only the default size of a cache
+        "window": "local" not in kinds,
+        "moe.": c.moe.experts == 0,
+        "moe.capacity_factor": c.moe.dispatch != "capacity",
+        "recurrent.": not kinds - {"global", "local"},
+        "shared_norm": c.block != "parallel",
+        "norm_zero_centered": c.norm == "none",
+        "norm_epsilon": c.norm == "none",
+        "activation": c.mlp == "none" and not c.head_transform,
+        "mlp_width": c.mlp == "none",
+    }
+    return {k: v for k, v in said.items() if not any(off and k.startswith(prefix) for prefix, off in idle.items())}
+
+
+def require_same(ours: ConfigDict, again: ConfigDict, family: str) -> None:
+    """Raise ValueError unless the model that a family's config.json describes (`again`) is the one to be written."""
+    mine, theirs = meaning(ours), meaning(again)
+
+    def differs(a: Any, b: Any) -> bool:
+        return not math.isclose(a, b, rel_tol=1e-12) if isinstance(a, float) and isinstance(b, float) else bool(a != b)
+
+    keys = [k for k in sorted(mine.keys() | theirs.keys()) if differs(mine.get(k), theirs.get(k))]
+    if keys:
+        said = "; ".join(f"model.{k}={mine.get(k)!r}, there {theirs.get(k)!r}" for k in keys)
+        raise ValueError(
+            f"a {family} checkpoint cannot say this model: {said}. Change these or export as another family"
+        )

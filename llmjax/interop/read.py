@@ -1,0 +1,210 @@
+"""`llmjax import`: a model of Hugging Face, or a GGUF file, becomes a run that everything else here understands."""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from llmjax import config, human
+from llmjax.data import hf_tokenizer
+from llmjax.data.tokenizer import BYTE_FILE, MODEL_FILE, Tokenizer, load_tokenizer
+from llmjax.interop import gguf, tensors
+from llmjax.interop.families import FAMILIES
+from llmjax.interop.mapping import Family, Row, to_ours
+from llmjax.interop.matching import fit
+from llmjax.interop.stacked import StackedWriter
+from llmjax.interop.staging import progress, require_space, staged
+from llmjax.interop.tensors import Source, Tensor
+from llmjax.model import transformer
+from llmjax.parallel.placement import path_name
+
+DTYPES = ("float32", "bfloat16")
+TOKENIZER_FILES = (BYTE_FILE, MODEL_FILE, *hf_tokenizer.SENTENCEPIECE_FILES)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was imported."""
+
+    run: Path
+    model_type: str
+    parameters: int
+    dtype: str
+    tokenizer: Tokenizer | None
+
+    def __str__(self) -> str:
+        ids = f"a tokenizer of {self.tokenizer.vocab_size:,} ids" if self.tokenizer else "no tokenizer"
+        return f"{self.run}: {self.model_type}, {human.count(self.parameters)} parameters in {self.dtype}, {ids}"
+
+
+def import_model(source: Path, run: Path, *, dtype: str = "", tokenizer: str = "") -> Imported:
+    """Read the model of a folder or GGUF file into the new run folder `run`, tensor by tensor.
+
+    No more than the tensors of one layer's matrix are in memory at a time, with what is needed to turn and compress
+    them. `run` appears when everything is written.
+
+    Args:
+        source: a folder with config.json and safetensors, one file or shards with their index; or a .gguf file.
+        run: a folder that does not exist, or is empty.
+        dtype: of the parameters, float32 or bfloat16; empty: as stored, and float32 for float16, quantized weights and
+            files of several types.
+        tokenizer: a folder or file with the tokenizer if it is not beside the weights, or "none".
+
+    Raises:
+        ValueError: for files that are missing, damaged, not supported or do not fit each other; the message says which.
+        OSError: when the disk is full.
+    """
+    if dtype and dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype} is not known: choose float32 or bfloat16")
+    weights: Source
+    files = None
+    if source.suffix == ".gguf":
+        weights = file = gguf.open_file(source)
+        theirs = file.config
+        if not tokenizer:
+            files = file.tokenizer_files
+    else:
+        theirs = read_config(source)
+        weights = tensors.open_folder(source)
+    model_type = str(theirs["model_type"])
+    family = FAMILIES[model_type]
+    try:
+        model = family.read_config(theirs)
+    except ValueError as error:
+        raise ValueError(f"the config.json of {source} cannot be imported: {error}") from error
+    model.param_dtype = model.dtype = dtype or _stored_dtype(weights, family)
+    c = run_config(model, name=run.name)
+    params = parameters_of(c.model)
+    rows = fit(family, c.model, weights.tensors, {path: tensor.shape for path, tensor in params.items()})
+    with staged(run, purpose="--to") as folder:
+        known = None
+        if tokenizer != "none":
+            where = Path(tokenizer) if tokenizer else source
+            known = _write_tokenizer(where, folder / "tokenizer", theirs, files)
+            if known.vocab_size > model.vocab_size:
+                raise ValueError(
+                    f"the tokenizer of {where} has ids up to {known.vocab_size - 1:,} and the model has only "
+                    f"{model.vocab_size:,}: they do not belong together; give another --tokenizer, or --tokenizer none"
+                )
+        (folder / "config.json").write_text(config.to_json(c), encoding="utf-8")
+        _write_checkpoint(folder / "checkpoints" / "0", c, params, rows, weights, model_type)
+    size = sum(math.prod(tensor.shape) for tensor in params.values())
+    return Imported(run, model_type, size, c.model.param_dtype, known)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder. Raises ValueError when there is none, or for a model_type that is not known."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: give --from the folder of a model, or a .gguf file")
+    path = folder / "config.json"
+    if not path.is_file():
+        if found := sorted(folder.glob("*.gguf")):
+            raise ValueError(f"{folder} has no config.json; to import the GGUF file give it itself: --from {found[0]}")
+        raise ValueError(f"{folder} has no config.json: it is not the folder of a Hugging Face model")
+    try:
+        theirs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): get it again") from error
+    if theirs.get("model_type") not in FAMILIES:
+        raise ValueError(
+            f"{path} has model_type {theirs.get('model_type')!r}, which is not known here; known are "
+            + ", ".join(sorted(FAMILIES))
+        )
+    return theirs
+
+
+def run_config(model: ConfigDict, *, name: str) -> ConfigDict:
+    """The config of a run with this `config.model`, locked; the objective is the one that such a model is trained with."""
+    c = config.base()
+    c.name = name
+    c.model.update(model.to_dict())
+    if model.two_stream:
+        c.objective.name = "permutation"
+    elif model.encoder_layers:
+        c.objective.name = "span"
+    elif model.direction == "bidirectional":
+        c.objective.name = "masked"
+    c.train.sequence_length = min(c.train.sequence_length, model.max_length)
+    config.check(c)
+    return c.lock()
+
+
+def parameters_of(model: ConfigDict) -> dict[str, Tensor]:
+    """path -> type and shape of every parameter of a model."""
+    module = transformer.build(model)
+    shapes = jax.eval_shape(lambda key: transformer.init_params(module, key), jax.random.key(0))
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    return {path_name(path): Tensor(np.dtype(leaf.dtype), tuple(leaf.shape)) for path, leaf in leaves}
+
+
+def _stored_dtype(weights: Source, family: Family) -> str:
+    """bfloat16 when all floats of a file are, else float32, which holds any of them exactly."""
+    floats = {
+        t.dtype.name for t in weights.tensors.values() if t.dtype.name in ("bfloat16", "float16", "float32", "float64")
+    }
+    return "bfloat16" if floats == {"bfloat16"} else "float32"
+
+
+def _write_tokenizer(
+    source: Path, folder: Path, theirs: Mapping[str, Any], files: Mapping[str, bytes] | None
+) -> Tokenizer:
+    """Put the tokenizer into the run, with the ids that only their config.json has, and read it back."""
+    folder.mkdir()
+    if files is not None:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+    else:
+        beside = source if source.is_dir() else source.parent
+        names = TOKENIZER_FILES if source.is_dir() else (source.name,)
+        found = next((beside / name for name in names if (beside / name).is_file()), None)
+        if found is None:
+            raise ValueError(
+                f"there is no tokenizer in {source} ({', '.join(TOKENIZER_FILES)}): write a tokenizer.json once with "
+                "transformers, AutoTokenizer.from_pretrained(DIR).save_pretrained(NEW_DIR), and give --tokenizer "
+                "NEW_DIR; or import without one, --tokenizer none"
+            )
+        for path in (found, *(beside / name for name in hf_tokenizer.FILES)):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+    for name in (hf_tokenizer.CONFIG_FILE, hf_tokenizer.GENERATION_FILE):
+        if not (folder / name).is_file():
+            (folder / name).write_text("{}\n")
+    path = folder / hf_tokenizer.GENERATION_FILE
+    generation = hf_tokenizer.read_beside(folder)[hf_tokenizer.GENERATION_FILE]
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"):
+        if generation.get(key) is None and theirs.get(key) is not None:
+            generation[key] = theirs[key]
+    path.write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    return load_tokenizer(folder)
+
+
+def _write_checkpoint(
+    folder: Path, c: ConfigDict, params: Mapping[str, Tensor], rows: list[Row], weights: Source, model_type: str
+) -> None:
+    """The checkpoint of step 0, row by row."""
+    folder.mkdir(parents=True)
+    total = sum(tensor.nbytes for tensor in params.values())
+    require_space(folder, total)
+    stacked = {slot.path for row in rows for slot in row.ours if slot.layer is not None}
+    writer = StackedWriter(folder, params, stacked=stacked)
+    with progress("importing", total) as advance:
+        for row in rows:
+            _write_row(writer, row, params, weights)
+            advance(sum(math.prod(slot.shape) * params[slot.path].dtype.itemsize for slot in row.ours))
+    meta = {"step": 0, "train_seconds": 0.0, "tokens": 0, "seed": c.seed, "config": c.to_dict()}
+    writer.close(meta={**meta, "imported": {"model_type": model_type}})
+
+
+def _write_row(writer: StackedWriter, row: Row, params: Mapping[str, Tensor], weights: Source) -> None:
+    dtypes = {params[slot.path].dtype for slot in row.ours}
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    arrays = to_ours(row, [weights.read(name).astype(dtype, copy=False) for name in row.theirs])
+    for slot, array in zip(row.ours, arrays, strict=True):
+        writer.write(slot.path, slot.layer, array.astype(params[slot.path].dtype, copy=False))

@@ -1,0 +1,155 @@
+"""`llmjax export`: a run becomes a folder that transformers loads with `from_pretrained`."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from llmjax import config, human
+from llmjax.data.hf_tokenizer import CONFIG_FILE, GENERATION_FILE
+from llmjax.data.tokenizer import Tokenizer, load_tokenizer
+from llmjax.interop import pieces
+from llmjax.interop.families import FAMILIES
+from llmjax.interop.mapping import Family, Row, to_theirs
+from llmjax.interop.matching import Shapes, uncovered
+from llmjax.interop.stacked import StackedReader
+from llmjax.interop.staging import progress, require_space, staged
+from llmjax.interop.tensors import Tensor, Writer, shard_names, write_index
+from llmjax.train import checkpoint
+
+SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was exported."""
+
+    folder: Path
+    model_type: str
+    files: int
+    nbytes: int
+
+    def __str__(self) -> str:
+        files = "1 file" if self.files == 1 else f"{self.files} files"
+        return f"{self.folder}: {self.model_type}, {human.size(self.nbytes)} of weights in {files}"
+
+
+def export_model(source: Path, folder: Path, *, model_type: str = "", shard_bytes: int = SHARD_BYTES) -> Exported:
+    """Write the model of a run (its newest checkpoint, the moving average where there is one) for transformers.
+
+    Layers are read, turned and written one matrix at a time. `folder` appears when everything is written.
+
+    Args:
+        source: a run, or one of its checkpoint folders.
+        folder: a folder that does not exist, or is empty.
+        model_type: such as "llama"; empty: what the run was imported from, or the first that can say its config.
+        shard_bytes: a new file is begun when the next tensors would make one larger than this.
+
+    Raises:
+        ValueError: when the run cannot be read, or no model type can say its config; the message says why.
+        OSError: when the disk is full.
+    """
+    if shard_bytes < 1:
+        raise ValueError("--shard-size must be at least 1 byte, such as 5GB")
+    step = checkpoint.newest(source)
+    meta = checkpoint.read_meta(step)
+    c = config.from_json(json.dumps(meta["config"]))
+    imported = meta.get("imported", {}).get("model_type", "")
+    family, theirs = choose_family(c.model, model_type, imported)
+    weights = StackedReader(step, "ema" if (step / "ema").is_dir() else "params")
+    rows = list(family.rows(c.model))
+    if wrong := uncovered(rows, {path: tensor.shape for path, tensor in weights.params.items()}):
+        lines = "\n".join(f"  {path} {about}" for path, about in wrong)
+        raise ValueError(f"the checkpoint {step} does not fit its config as a {theirs['model_type']} model:\n{lines}")
+    shards = plan(rows, weights.params, shard_bytes)
+    total = sum(tensor.nbytes for shard in shards for tensor in shard.tensors.values())
+    with staged(folder, purpose="--to") as unfinished:
+        require_space(unfinished, total)
+        _write_texts(unfinished, step.parent.parent / "tokenizer", theirs, dtype=c.model.param_dtype)
+        with progress("exporting", total) as advance:
+            for name, shard in zip(shard_names(len(shards)), shards, strict=True):
+                writer = Writer(unfinished / name, shard.tensors)
+                for row in shard.rows:
+                    arrays = to_theirs(row, [weights.read(slot.path, slot.layer) for slot in row.ours])
+                    for tensor, array in zip(row.theirs, arrays, strict=True):
+                        writer.write(tensor, array)
+                        advance(array.nbytes)
+                writer.close()
+        write_index(unfinished, [shard.tensors for shard in shards])
+    return Exported(folder, theirs["model_type"], len(shards), total)
+
+
+def choose_family(model: ConfigDict, model_type: str, imported: str) -> tuple[Family, dict[str, Any]]:
+    """The family to write a model as, and its config.json. Raises ValueError with the reasons if there is none."""
+    if model_type and model_type not in FAMILIES:
+        raise ValueError(f"--family {model_type} is not known; known are {', '.join(sorted(FAMILIES))}")
+    if model_type:
+        return FAMILIES[model_type], FAMILIES[model_type].write_config(model)
+    reasons = []
+    first = [FAMILIES[imported]] if imported in FAMILIES else []
+    for family in dict.fromkeys([*first, *FAMILIES.values()]):
+        try:
+            return family, family.write_config(model)
+        except ValueError as error:
+            reasons.append(f"{family.model_types[0]}: {error}")
+    lines = "\n".join(f"  {reason}" for reason in sorted(reasons, key=len))  # the fewest differences first
+    raise ValueError(f"no model type of transformers can say this model's config:\n{lines}")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file: the rows that make it, and its tensors in their order."""
+
+    rows: list[Row]
+    tensors: dict[str, Tensor]
+
+
+def plan(rows: Iterable[Row], params: Mapping[str, Tensor], shard_bytes: int) -> list[Shard]:
+    """Which rows go into which file: the tensors of a row stay together. What only repeats others is left out."""
+    shapes, shards, size = Shapes(), [Shard([], {})], 0
+    for row in rows:
+        if not row.ours:
+            continue
+        dtype = np.result_type(*(params[slot.path].dtype for slot in row.ours))
+        tensors = {name: Tensor(dtype, shape) for name, shape in zip(row.theirs, shapes.of(row), strict=True)}
+        here = sum(tensor.nbytes for tensor in tensors.values())
+        if size + here > shard_bytes and size:
+            shards.append(Shard([], {}))
+            size = 0
+        shards[-1].rows.append(row)
+        shards[-1].tensors.update(tensors)
+        size += here
+    return shards
+
+
+def _write_texts(folder: Path, tokenizer_folder: Path, theirs: dict[str, Any], *, dtype: str) -> None:
+    """config.json, generation_config.json and the tokenizer's files."""
+    theirs = {**theirs, "torch_dtype": dtype}  # the name that all versions of transformers read
+    if tokenizer_folder.is_dir():
+        tokenizer = load_tokenizer(tokenizer_folder)
+        ids = _save_tokenizer(tokenizer, folder)
+        theirs = {**{key: i for key, i in ids.items() if i is not None}, **theirs}
+        path = folder / GENERATION_FILE
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        path.write_text(json.dumps({**ids, **known}, indent=2) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(theirs, indent=2) + "\n", encoding="utf-8")
+
+
+def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
+    """Write the tokenizer as transformers reads it; the ids that go into config.json."""
+    if tokenizer.kind == "huggingface":
+        tokenizer.save(folder)
+    else:
+        for name, data in pieces.of_ours(tokenizer).items():
+            (folder / name).write_bytes(data)
+    assert (folder / CONFIG_FILE).is_file()
+    ends = tokenizer.eos_ids
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": list(ends) if len(ends) > 1 else tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }

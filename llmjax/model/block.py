@@ -1,0 +1,287 @@
+"""A block of the network, and how blocks are stacked: equal ones share a scan over a leading layer dimension.
+
+A model whose layers repeat a pattern of several kinds is scanned over periods of that pattern. `sections` says which
+layers are in which scan: `first` (dense layers before the sparse ones), `layers`, and `last` (what is left when the
+period does not divide the layers).
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from ml_collections import ConfigDict
+
+from llmjax.model import layers, recurrent
+from llmjax.model.attention import Attention
+from llmjax.model.init import residual_scale
+from llmjax.model.layers import MLP, Norm, label
+from llmjax.model.moe import MoE
+from llmjax.model.views import View
+
+ATTENTION = ("global", "local")
+Kind = tuple[str, bool]  # what mixes tokens, and whether the MLP is sparse
+
+
+@struct.dataclass
+class Inputs:
+    """What every block reads beside the residual stream."""
+
+    views: dict[str, View]  # by kind of attention
+    valid_BL: jax.Array  # bool, false for padding
+    reset_BL: jax.Array  # bool, the first token of a document
+    starts_B: jax.Array | None = None  # slot of the cache for each row's first token
+    encoded_BMD: jax.Array | None = None  # the encoder's output
+    cross_view: View | None = None
+    content: int | None = struct.field(pytree_node=False, default=None)  # only the first so many tokens are looked at
+
+
+class Block(nn.Module):
+    """A mixer of tokens and an MLP, each added to the residual stream: x_BLD -> x_BLD. The body of the scan over layers.
+
+    `state` holds what belongs to this layer alone: "depth" in [0, 1], and when given "cache" and "memory".
+    """
+
+    c: ConfigDict
+    kind: str
+    sparse: bool = False
+    deterministic: bool = True
+    cross: bool = False
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, inputs: Inputs, state: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+        c, before_BLD = self.c, x_BLD
+        new_state: dict[str, Any] = {}
+        name = "attention" if self.kind in ATTENTION else "recurrent"
+        mix = functools.partial(self._mix, x_BLD=x_BLD, inputs=inputs, state=state, new_state=new_state)
+        if c.block == "parallel":
+            norm = self._norm(f"{name}_norm")
+            h_BLD = norm(x_BLD, inputs.valid_BL)
+            y_BLD = self._drop(mix(h_BLD, norm), state)
+            if c.mlp != "none":
+                if not c.shared_norm:
+                    h_BLD = self._norm("mlp_norm")(x_BLD, inputs.valid_BL)
+                y_BLD = y_BLD + self._drop(self._feed_forward(h_BLD, inputs), state)
+            x_BLD = label(self._residual(x_BLD) + y_BLD, "BLD")
+        else:
+            x_BLD = self._branch(x_BLD, name, mix, inputs, state)
+            if self.cross:
+                x_BLD = self._branch(
+                    x_BLD, "cross", lambda h, _: self._cross(h, inputs, state, new_state), inputs, state
+                )
+            if c.mlp != "none":
+                x_BLD = self._branch(x_BLD, "mlp", lambda h, _: self._feed_forward(h, inputs), inputs, state)
+        if c.layer_drop and not self.deterministic:  # Fan et al. 2020
+            keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self._rate(c.layer_drop, state))
+            x_BLD = jnp.where(keep, x_BLD, before_BLD)
+        if "memory" in state:
+            seen_BMD = jnp.concatenate([state["memory"], before_BLD[:, : inputs.content]], axis=1)
+            new_state["memory"] = jax.lax.stop_gradient(seen_BMD[:, seen_BMD.shape[1] - state["memory"].shape[1] :])
+        return x_BLD, new_state
+
+    def _branch(
+        self,
+        x_BLD: jax.Array,
+        name: str,
+        branch: Callable[[jax.Array, Norm], jax.Array],
+        inputs: Inputs,
+        state: dict[str, Any],
+    ) -> jax.Array:
+        """Pre: x + f(norm(x)). Post: norm(x + f(x)). Sandwich: x + norm(f(norm(x)))."""
+        place, norm = self.c.norm_place, self._norm(f"{name}_norm")
+        y_BLD = branch(x_BLD if place == "post" else norm(x_BLD, inputs.valid_BL), norm)
+        if place == "sandwich":
+            y_BLD = self._norm(f"{name}_post_norm")(y_BLD, inputs.valid_BL)
+        x_BLD = self._residual(x_BLD) + self._drop(y_BLD, state)
+        return label(norm(x_BLD, inputs.valid_BL) if place == "post" else x_BLD, "BLD")
+
+    def _mix(
+        self,
+        h_BLD: jax.Array,
+        norm: Norm,
+        *,
+        x_BLD: jax.Array,
+        inputs: Inputs,
+        state: dict[str, Any],
+        new_state: dict[str, Any],
+    ) -> jax.Array:
+        c, cache = self.c, state.get("cache")
+        if self.kind not in ATTENTION:
+            mixer = recurrent.MIXERS[self.kind](c, name=self.kind)
+            y_BLD, cache = mixer(h_BLD, inputs.reset_BL, inputs.valid_BL, cache)
+            if cache is not None:
+                new_state["cache"] = cache
+            return y_BLD
+        keys_BMD = None
+        if inputs.content is not None:
+            keys_BMD = h_BLD[:, : inputs.content]
+        if "memory" in state:
+            memory_BMD = state["memory"] if c.norm_place == "post" else norm(state["memory"])
+            keys_BMD = jnp.concatenate([memory_BMD, h_BLD if keys_BMD is None else keys_BMD], axis=1)
+        y_BLD, new_cache = Attention(c, self.deterministic, name="attention")(
+            h_BLD,
+            inputs.views[self.kind],
+            keys_BMD=keys_BMD,
+            starts_B=inputs.starts_B,
+            cache=None if cache is None else {name: cache[name] for name in ("key", "value")},
+        )
+        if new_cache is not None:
+            new_state["cache"] = new_cache
+        return y_BLD
+
+    def _cross(self, h_BLD: jax.Array, inputs: Inputs, state: dict[str, Any], new_state: dict[str, Any]) -> jax.Array:
+        cache = state.get("cache")
+        assert inputs.cross_view is not None
+        y_BLD, cache = Attention(self.c, self.deterministic, cross=True, name="cross")(
+            h_BLD,
+            inputs.cross_view,
+            keys_BMD=inputs.encoded_BMD,
+            cache=None if cache is None else {name: cache[f"cross_{name}"] for name in ("key", "value")},
+        )
+        if cache is not None:
+            new_state["cache"] |= {f"cross_{name}": value for name, value in cache.items()}
+        return y_BLD
+
+    def _feed_forward(self, h_BLD: jax.Array, inputs: Inputs) -> jax.Array:
+        if self.sparse:
+            return MoE(self.c, self.deterministic, name="moe")(h_BLD, inputs.valid_BL)
+        return MLP(self.c, name="mlp")(h_BLD)
+
+    def _norm(self, name: str) -> Norm:
+        return Norm(self.c, deterministic=self.deterministic, name=name)
+
+    def _residual(self, x_BLD: jax.Array) -> jax.Array:
+        scale = residual_scale(self.c, encoder=self.path[0] == "encoder")
+        return x_BLD if scale == 1 else x_BLD * jnp.asarray(scale, x_BLD.dtype)
+
+    def _rate(self, rate: float, state: dict[str, Any]) -> float | jax.Array:
+        return rate * state["depth"] if self.c.dropout_shape == "linear" else rate
+
+    def _drop(self, y_BLD: jax.Array, state: dict[str, Any]) -> jax.Array:
+        if self.deterministic or not self.c.dropout:
+            return y_BLD
+        return layers.drop(y_BLD, self._rate(self.c.dropout, state), self.make_rng("dropout"))
+
+
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "selective": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """Layers `start` to `start + repeats * len(kinds)`, scanned `repeats` times."""
+
+    name: str  # first, layers or last
+    kinds: tuple[Kind, ...]
+    repeats: int
+    start: int
+
+
+def sections(c: ConfigDict, *, encoder: bool = False) -> list[Section]:
+    """The scans that make up the stack of blocks, in their order."""
+    count, first = (c.encoder_layers if encoder else c.layers), c.moe.first
+    pattern = ("global",) if encoder else c.pattern
+
+    def kind(layer: int) -> Kind:
+        sparse = c.moe.experts > 0 and layer >= first and (layer - first + 1) % c.moe.every == 0
+        return pattern[layer % len(pattern)], sparse
+
+    kinds = [kind(layer) for layer in range(count)]
+    first = min(first, count) if c.moe.experts else 0
+    rest_kinds = kinds[first:]
+    period = next(p for p in range(1, count + 2) if rest_kinds[p:] == rest_kinds[: max(len(rest_kinds) - p, 0)])
+    repeats = (count - first) // period
+    rest = first + repeats * period
+    parts = [
+        ("first", kinds[:first], 1, 0),
+        ("layers", kinds[first : first + period], repeats, first),
+        ("last", kinds[rest:], 1, rest),
+    ]
+    found = []
+    for name, part, times, start in parts:
+        if part and times:
+            same = len(set(part)) == 1  # then every layer is a period of its own
+            found.append(
+                Section(name, (part[0],) if same else tuple(part), times * len(part) if same else times, start)
+            )
+    return found
+
+
+def layer_slots(c: ConfigDict, *, encoder: bool = False) -> list[tuple[str, int]]:
+    """Where the parameters of layer i are: (path, index in its stack), such as ("layers", 3) or ("encoder/layers/1", 0)."""
+    base = "encoder/" if encoder else ""
+    return [
+        (f"{base}{s.name}/{place}" if len(s.kinds) > 1 else f"{base}{s.name}", repeat)
+        for s in sections(c, encoder=encoder)
+        for repeat in range(s.repeats)
+        for place in range(len(s.kinds))
+    ]
+
+
+class Period(nn.Module):
+    """Blocks of several kinds, one after another: the body of the scan when a pattern has more than one kind."""
+
+    make_block: Callable[..., nn.Module]
+    kinds: tuple[Kind, ...]
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, inputs: Inputs, states: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+        new_states = {}
+        for place, (kind, sparse) in enumerate(self.kinds):
+            block = self.make_block(kind=kind, sparse=sparse, name=str(place))
+            x_BLD, new_states[str(place)] = block(x_BLD, inputs, states[str(place)])
+        return x_BLD, new_states
+
+
+def run_stack(
+    c: ConfigDict,
+    x_BLD: jax.Array,
+    inputs: Inputs,
+    states: dict[str, Any],
+    *,
+    deterministic: bool,
+    encoder: bool = False,
+) -> tuple[jax.Array, dict[str, Any]]:
+    """All blocks of the stack, to be called inside a compact method, whose module gets their parameters.
+
+    Args:
+        states: by section, then by place in the period if there is more than one: trees with a leading layer
+            dimension, such as {"layers": {"cache": ...}} (see `Block`); may be empty.
+
+    Returns:
+        The residual stream and the new states.
+    """
+    cls = Block if c.remat == "none" else nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
+    common = {"c": c, "deterministic": deterministic, "cross": c.encoder_layers > 0 and not encoder}
+    count = c.encoder_layers if encoder else c.layers
+    new_states = {}
+    for section in sections(c, encoder=encoder):
+        places, repeats = len(section.kinds), section.repeats
+        depth = section.start + jnp.arange(repeats * places, dtype=jnp.float32).reshape(repeats, places)
+        depth = depth / max(count - 1, 1)
+        given = states.get(section.name, {})
+        kind, sparse = section.kinds[0]
+        body: type[nn.Module] = cls
+        if places == 1:
+            fields = {**common, "kind": kind, "sparse": sparse}
+            per_layer = {**given, "depth": depth[:, 0]}
+        else:
+            body, fields = Period, {"make_block": functools.partial(cls, **common), "kinds": section.kinds}
+            per_layer = {str(i): {**given.get(str(i), {}), "depth": depth[:, i]} for i in range(places)}
+        scanned = nn.scan(
+            body,
+            variable_axes={"params": 0, "losses": 0, "intermediates": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, 0),
+            out_axes=0,
+            length=repeats,
+            unroll=min(c.scan_unroll, repeats),
+        )
+        x_BLD, new_states[section.name] = scanned(**fields, name=section.name)(x_BLD, inputs, per_layer)
+    return x_BLD, new_states

@@ -1,0 +1,331 @@
+"""The sparse MLP: each token is seen by a few of many experts, each an MLP of its own (a mixture of experts).
+
+Tokens are put in the order of their experts, each expert's rows are multiplied with its matrices, and the results are
+added up token by token. With dispatch "dropless" the rows of all experts lie close together and a grouped product
+multiplies them; with "capacity" every expert has equally many places, what finds no place is dropped, and the product
+is an ordinary batched one. `routing.py` chooses the experts, explains the papers' settings and lists extra letters.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from llmjax.model import routing
+from llmjax.model.init import initializer
+from llmjax.model.layers import ACTIVATIONS, GATED, MLP, dtype_of, mlp_width, track
+from llmjax.model.per_device import per_device
+from llmjax.model.routing import Places
+
+BLOCK = (
+    64  # rows at a time in the product for CPU: short enough to waste little at an expert's end, long enough to be fast
+)
+Product = Callable[[jax.Array, jax.Array], jax.Array]  # rows (P, D) and a stack of matrices (E, D, F) -> (P, F)
+
+
+class Weights(nn.Module):
+    """A stack of matrices (or one), and a stack of vectors with `bias`: {"kernel": ..., "bias": ...}, as stored."""
+
+    c: ConfigDict
+    shape: tuple[int, ...]
+    kind: str  # the row of the initialisation table
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self) -> dict[str, jax.Array]:
+        dtype, stacked = dtype_of(self.c.param_dtype), len(self.shape) - 2
+        start = initializer(self.c, self.kind, stacked=stacked, path="/".join(self.path))
+        weights = {"kernel": self.param("kernel", start, self.shape, dtype)}
+        if self.bias:
+            shape = (*self.shape[:stacked], self.shape[-1])
+            weights["bias"] = self.param("bias", nn.initializers.zeros, shape, dtype)
+        return weights
+
+
+class MoE(nn.Module):
+    """The feed-forward branch of a sparse layer: x_BLD -> y_BLD. Padding (not valid_BL) goes to no expert.
+
+    Sown into "losses" unless deterministic: `balance` and `z`, scalars times their weights (of tokens of the whole
+    batch). Sown into "intermediates": `expert_load`, each expert's share of all choices, (E,), and with capacities
+    `dropped`, the share of choices that found no place.
+    """
+
+    c: ConfigDict
+    deterministic: bool = True
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, valid_BL: jax.Array) -> jax.Array:
+        c, moe, bias = self.c, self.c.moe, "mlp" in self.c.bias
+        E, D, F = moe.experts, c.width, expert_width(c)
+        # ------------------------------------------------------------------ which experts
+        # In float32 up to the choice: rounding changes which experts are chosen (Fedus et al. 2021, section 2.4).
+        router_DE = Weights(c, (D, E), "inward", name="router")()["kernel"].astype(jnp.float32)
+        seen_BLD = x_BLD.astype(jnp.float32)
+        if moe.jitter and not self.deterministic:
+            noise = jax.random.uniform(
+                self.make_rng("dropout"), x_BLD.shape, minval=1.0 - moe.jitter, maxval=1.0 + moe.jitter
+            )
+            seen_BLD = seen_BLD * noise
+        logits_BLE = jnp.matmul(seen_BLD, router_DE, precision=jax.lax.Precision.HIGHEST)
+        scores_BLE = routing.scores(logits_BLE, moe)
+        bias_E = None
+        if moe.bias_rate:
+            # In float32 whatever param_dtype says: it moves by small equal steps.
+            bias_E = self.param("expert_bias", nn.initializers.zeros, (E,), jnp.float32)
+        experts_BLJ, weights_BLJ = routing.choose(scores_BLE, valid_BL, moe, bias_E)
+        loads_E = routing.loads(experts_BLJ, E)
+        if bias_E is not None:
+            weights_BLJ = track(weights_BLJ, bias_E, routing.excess(loads_E))
+        if not self.deterministic:
+            if moe.balance_loss:
+                balance = routing.balance_loss(scores_BLE, loads_E, valid_BL)
+                self.sow("losses", "balance", moe.balance_loss * balance)
+            if moe.z_loss:
+                self.sow("losses", "z", moe.z_loss * routing.z_loss(logits_BLE, valid_BL))
+        self.sow("intermediates", "expert_load", loads_E / jnp.maximum(jnp.sum(loads_E), 1.0))
+        if moe.dispatch == "capacity":
+            self.sow("intermediates", "dropped", routing.dropped(experts_BLJ, moe))
+        # ------------------------------------------------------------------ what they say
+        names = ("up", "gate", "down") if c.activation in GATED else ("up", "down")
+        weights: dict[str, Any] = {}
+        for name in names:
+            shape, kind = ((E, F, D), "outward") if name == "down" else ((E, D, F), "inward")
+            weights[name] = Weights(c, shape, kind, bias, name=name)()
+        y_BLD = mixture(c, x_BLD.astype(dtype_of(c.dtype)), experts_BLJ, weights_BLJ, weights)
+        if moe.shared:
+            y_BLD = y_BLD + MLP(c, moe.shared * F, name="shared")(x_BLD)
+        return y_BLD
+
+
+def expert_width(c: ConfigDict) -> int:
+    """F of one expert."""
+    return c.moe.width or mlp_width(c)
+
+
+def mixture(
+    c: ConfigDict,
+    x_BLD: jax.Array,
+    experts_BLJ: jax.Array,
+    weights_BLJ: jax.Array,
+    weights: dict[str, dict[str, jax.Array]],
+) -> jax.Array:
+    """The weighted sum of each token's experts: x_BLD -> y_BLD, in the type of x. Each device sorts its own tokens.
+
+    Args:
+        experts_BLJ: int32; E and more: no expert.
+        weights_BLJ: float32.
+        weights: of the parts up, down and gate (if the activation is gated), "kernel" and maybe "bias".
+    """
+    parts = [(name, kind, array) for name, part in weights.items() for kind, array in part.items()]
+    letters = {"kernel": {"down": "EFD"}, "bias": {"down": "ED"}}
+    dims = [letters[kind].get(name, "EDF" if kind == "kernel" else "EF") for name, kind, _ in parts]
+
+    def local(x_BLD: jax.Array, experts_BLJ: jax.Array, weights_BLJ: jax.Array, *rest: Any) -> jax.Array:
+        *arrays, copies = rest
+        own: dict[str, dict[str, jax.Array]] = {name: {} for name in weights}
+        for (name, kind, _), array in zip(parts, arrays, strict=True):
+            own[name][kind] = array / copies if (name, kind) == ("down", "bias") else array
+        T, D = x_BLD.shape[0] * x_BLD.shape[1], x_BLD.shape[2]
+        if c.moe.dispatch == "capacity":
+            places, product = routing.limited(experts_BLJ, c.moe), even_product
+        else:
+            places = routing.dropless(experts_BLJ, c.moe.experts)
+            product = functools.partial(grouped_product, sizes_E=places.sizes)
+        rows_PD = mlp(c, give(x_BLD.reshape(T, D), places), own, product, places.sizes)
+        return collect(rows_PD, weights_BLJ.transpose(2, 0, 1).reshape(-1, T), places).reshape(x_BLD.shape)
+
+    # In the type of the computation already here, so that what is gathered from other devices is small.
+    arrays = [array.astype(x_BLD.dtype) for _, _, array in parts]
+    return per_device(local, (x_BLD, experts_BLJ, weights_BLJ, *arrays), ("BLD", "BLJ", "BLJ", *dims))
+
+
+def mlp(
+    c: ConfigDict, x_PD: jax.Array, weights: dict[str, dict[str, jax.Array]], product: Product, sizes_E: jax.Array
+) -> jax.Array:
+    """Up, activation (times a gate's), down, each row with its expert's weights: x_PD -> y_PD."""
+    ends_E = jnp.cumsum(sizes_E)
+
+    def linear(name: str, x: jax.Array) -> jax.Array:
+        y = product(x, weights[name]["kernel"])
+        if "bias" in weights[name]:
+            # A product, not a lookup, whose derivative would be a scatter.
+            row_P1 = jnp.arange(x.shape[0])[:, None]
+            own_PE = (row_P1 < ends_E[None]) & (row_P1 >= (ends_E - sizes_E)[None])
+            y = y + own_PE.astype(x.dtype) @ weights[name]["bias"]
+        return y
+
+    h_PF, activation = linear("up", x_PD), ACTIVATIONS[c.activation]
+    h_PF = h_PF * activation(linear("gate", x_PD)) if "gate" in weights else activation(h_PF)
+    return linear("down", h_PF)
+
+
+def reference(
+    c: ConfigDict,
+    x_BLD: jax.Array,
+    experts_BLJ: jax.Array,
+    weights_BLJ: jax.Array,
+    weights: dict[str, dict[str, jax.Array]],
+) -> jax.Array:
+    """What `mixture` means without capacity: every expert sees every token, and weights say what counts."""
+    y_BLD = jnp.zeros_like(x_BLD)
+    for e in range(c.moe.experts):
+        own = {name: {kind: array[e] for kind, array in part.items()} for name, part in weights.items()}
+
+        def linear(name: str, x: jax.Array, own: dict[str, dict[str, jax.Array]] = own) -> jax.Array:
+            y = x @ own[name]["kernel"]
+            return y + own[name]["bias"][None, None] if "bias" in own[name] else y
+
+        h_BLF, activation = linear("up", x_BLD), ACTIVATIONS[c.activation]
+        h_BLF = h_BLF * activation(linear("gate", x_BLD)) if "gate" in own else activation(h_BLF)
+        weight_BL = jnp.sum(jnp.where(experts_BLJ == e, weights_BLJ, 0.0), axis=-1)
+        y_BLD = y_BLD + weight_BL[..., None] * linear("down", h_BLF)
+    return y_BLD
+
+
+@jax.custom_vjp
+def give(x_TD: jax.Array, places: Places) -> jax.Array:
+    """The rows that experts read: each place's token, (P, D). The derivative looks up too, where a lookup's own would scatter."""
+    return _lookup(x_TD, places.tokens())
+
+
+def _give_backward(places: Places, dy_PD: jax.Array) -> tuple[jax.Array, None]:
+    parts = [_lookup(dy_PD, place_T).astype(jnp.float32) for place_T in places.of_choices]
+    return functools.reduce(jnp.add, parts).astype(dy_PD.dtype), None
+
+
+give.defvjp(lambda x_TD, places: (give(x_TD, places), places), _give_backward)
+
+
+@jax.custom_vjp
+def collect(y_PD: jax.Array, weights_JT: jax.Array, places: Places) -> jax.Array:
+    """Each token's sum of its experts' rows times their weights, (T, D); choices without a place count 0."""
+    found = zip(places.of_choices, weights_JT, strict=True)
+    parts = [_lookup(y_PD, place_T).astype(jnp.float32) * weight_T[:, None] for place_T, weight_T in found]
+    return functools.reduce(jnp.add, parts).astype(y_PD.dtype)
+
+
+def _collect_backward(
+    saved: tuple[jax.Array, jax.Array, Places], dy_TD: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+    y_PD, weights_JT, places = saved
+    weight_P = _lookup(weights_JT.reshape(-1), places.choices)
+    dy_PD = _lookup(dy_TD, places.tokens()).astype(jnp.float32) * weight_P[:, None]
+    dy_TD = dy_TD.astype(jnp.float32)
+    dweights = [jnp.sum(_lookup(y_PD, place_T).astype(jnp.float32) * dy_TD, axis=1) for place_T in places.of_choices]
+    return dy_PD.astype(y_PD.dtype), jnp.stack(dweights), None
+
+
+collect.defvjp(lambda *arguments: (collect(*arguments), arguments), _collect_backward)
+
+
+def _lookup(x: jax.Array, index: jax.Array) -> jax.Array:
+    return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
+
+
+def even_product(x_PD: jax.Array, kernel_EDF: jax.Array) -> jax.Array:
+    """Rows in order of their experts, equally many for each, times the experts' matrices: (P, F)."""
+    E, D, F = kernel_EDF.shape
+    return jnp.einsum("ecd,edf->ecf", x_PD.reshape(E, -1, D), kernel_EDF).reshape(-1, F)
+
+
+@jax.custom_vjp
+def grouped_product(x_PD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Rows in order of their experts, `sizes_E` of each, times the experts' matrices: (P, F).
+
+    Rows after the last expert's must be zero and stay so. `jax.lax.ragged_dot`, which on CPU multiplies every row with
+    every expert; there blocks of rows, one after another.
+    """
+    return jax.lax.platform_dependent(
+        x_PD, kernel_EDF, sizes_E, cpu=functools.partial(_blocks_product, contract=1), default=_ragged_product
+    )
+
+
+def _grouped_backward(
+    saved: tuple[jax.Array, jax.Array, jax.Array], dy_PF: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+    x_PD, kernel_EDF, sizes_E = saved
+    dx_PD = jax.lax.platform_dependent(
+        dy_PF,
+        kernel_EDF,
+        sizes_E,
+        cpu=functools.partial(_blocks_product, contract=2),
+        default=lambda dy_PF, kernel_EDF, sizes_E: _ragged_product(dy_PF, kernel_EDF.mT, sizes_E),
+    )
+    dkernel_EDF = jax.lax.platform_dependent(x_PD, dy_PF, sizes_E, cpu=_blocks_outer, default=_ragged_outer)
+    return dx_PD, dkernel_EDF.astype(kernel_EDF.dtype), None
+
+
+grouped_product.defvjp(
+    lambda x_PD, kernel_EDF, sizes_E: (grouped_product(x_PD, kernel_EDF, sizes_E), (x_PD, kernel_EDF, sizes_E)),
+    _grouped_backward,
+)
+
+
+def _ragged_product(x_PD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    # What it leaves in the rows of no expert depends on the platform.
+    own_P1 = jnp.arange(x_PD.shape[0])[:, None] < jnp.sum(sizes_E)
+    return jnp.where(own_P1, jax.lax.ragged_dot(x_PD, kernel_EDF, sizes_E), 0)
+
+
+def _ragged_outer(x_PD: jax.Array, dy_PF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """The kernels' gradient, (E, D, F) float32: each expert's rows of x, transposed, times those of dy."""
+    dimensions = jax.lax.RaggedDotDimensionNumbers((([0], [0]), ([], [])), [0], [])
+    return jax.lax.ragged_dot_general(x_PD, dy_PF, sizes_E, dimensions, preferred_element_type=jnp.float32)
+
+
+def _block_rows(rows: int, experts: int) -> int:
+    """Rows of a block: long enough for fast products, short enough to waste little at each expert's end."""
+    share = max(rows // (4 * experts), 1)
+    return min(rows, max(32, min(256, 1 << (share.bit_length() - 1))))
+
+
+def _for_each_block(
+    sizes_E: jax.Array, rows: int, body: Callable[[jax.Array, jax.Array, jax.Array, Any], Any], start: Any
+) -> Any:
+    """Fold body(expert, first row, rows of the expert from there on, carry) over blocks of each expert's rows in turn."""
+    ends_E, blocks_E = jnp.cumsum(sizes_E), -(-sizes_E // rows)
+    last_E = jnp.cumsum(blocks_E)
+
+    def step(i: jax.Array, carry: Any) -> Any:
+        e = jnp.sum(i >= last_E)
+        offset = (i - last_E[e] + blocks_E[e]) * rows
+        return body(e, ends_E[e] - sizes_E[e] + offset, sizes_E[e] - offset, carry)
+
+    return jax.lax.fori_loop(0, last_E[-1], step, start)
+
+
+def _blocks_product(x_PD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array, *, contract: int) -> jax.Array:
+    """`contract` is the kernel's dimension that is summed over: 1, or 2 for the product with its transpose."""
+    P = x_PD.shape[0]
+    rows = _block_rows(P, kernel_EDF.shape[0])
+    x = jnp.pad(x_PD, ((0, rows), (0, 0)))  # the last block may reach beyond the end
+
+    def body(e: jax.Array, start: jax.Array, _: jax.Array, y: jax.Array) -> jax.Array:
+        # A block may reach into the next expert's rows, which are written after it.
+        kernel = jax.lax.dynamic_index_in_dim(kernel_EDF, e, keepdims=False)
+        block = jax.lax.dynamic_slice_in_dim(x, start, rows)
+        y_block = jax.lax.dot_general(block, kernel, (((1,), (contract - 1,)), ((), ())))
+        return jax.lax.dynamic_update_slice_in_dim(y, y_block, start, 0)
+
+    return _for_each_block(sizes_E, rows, body, jnp.zeros((P + rows, kernel_EDF.shape[3 - contract]), x.dtype))[:P]
+
+
+def _blocks_outer(x_PD: jax.Array, dy_PF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """The kernels' gradient, as `_ragged_outer`."""
+    rows = _block_rows(x_PD.shape[0], sizes_E.shape[0])
+    x, dy = (jnp.pad(a, ((0, rows), (0, 0))) for a in (x_PD, dy_PF))
+
+    def body(e: jax.Array, start: jax.Array, count: jax.Array, total_EDF: jax.Array) -> jax.Array:
+        own = jnp.arange(rows)[:, None] < count
+        x_block = jnp.where(own, jax.lax.dynamic_slice_in_dim(x, start, rows), 0)
+        dy_block = jax.lax.dynamic_slice_in_dim(dy, start, rows)
+        part = jnp.matmul(x_block.T, dy_block, preferred_element_type=jnp.float32)
+        part += jax.lax.dynamic_index_in_dim(total_EDF, e, keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(total_EDF, part, e, 0)
+
+    E, D, F = sizes_E.shape[0], x_PD.shape[1], dy_PF.shape[1]
+    return _for_each_block(sizes_E, rows, body, jnp.zeros((E, D, F), jnp.float32))

@@ -1,0 +1,63 @@
+"""Run a function on each device's piece of its arguments, cut by the letters of their dimensions.
+
+For what the compiler would not divide well by itself: work whose order depends on the data. Like `layers.label` this
+knows letters only; parallel/placement.py says on which axes they live, and without a mesh the function is just called.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import AxisType, PartitionSpec
+
+
+def per_device(function: Callable[..., jax.Array], arguments: Sequence[jax.Array], dims: Sequence[str]) -> jax.Array:
+    """function(*pieces, copies), added up over the devices that work on the same piece of the first argument.
+
+    The output is cut as the first argument is, so it must have as many dimensions. `copies` is the number of devices
+    whose outputs are added: what must count once is to be divided by it.
+
+    Args:
+        dims: letters of each argument's dimensions.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    sizes = {
+        letter: size for x, d in zip(arguments, dims, strict=True) for letter, size in zip(d, x.shape, strict=True)
+    }
+    axes = {letter: _axes(letter, size, mesh) for letter, size in sizes.items()}
+    region = tuple(axis for axis in mesh.axis_names if any(axis in names for names in axes.values()))
+    if not region:
+        return function(*arguments, 1)
+
+    def spec(d: str) -> tuple[tuple[str, ...], PartitionSpec]:
+        """The axes over which an array of these dimensions is repeated, and where it lives, these in front."""
+        used = {axis for letter in d for axis in axes[letter]}
+        repeated = tuple(axis for axis in region if axis not in used)
+        return repeated, PartitionSpec(repeated or None, *(axes[letter] or None for letter in d))
+
+    # Copies become a dimension of their own, so that the gradients of copies are added by an ordinary sum, which the
+    # compiler turns into whatever the parameter's placement asks for (and XLA on CPU has no sum of bfloat16 otherwise).
+    repeated, specs = zip(*(spec(d) for d in dims), strict=True)
+    given = []
+    for x, names, where in zip(arguments, repeated, specs, strict=True):
+        x = jax.lax.with_sharding_constraint(x, PartitionSpec(*where[1:]))
+        x = jnp.broadcast_to(x[None], (math.prod(mesh.shape[axis] for axis in names), *x.shape))
+        given.append(jax.lax.with_sharding_constraint(x, where))
+    copies = given[0].shape[0]
+
+    def body(*pieces: jax.Array) -> jax.Array:
+        return function(*(piece[0] for piece in pieces), copies)[None]
+
+    run = jax.shard_map(body, in_specs=specs, out_specs=specs[0], axis_names=set(region), check_vma=False)
+    return jnp.sum(run(*given), axis=0)
+
+
+def _axes(letter: str, size: int, mesh: jax.sharding.AbstractMesh) -> tuple[str, ...]:
+    """The axes that cut dimensions of this letter; none when they do not divide the size."""
+    (entry,) = nn.logical_to_mesh_axes((letter,)) or (None,)
+    names = (entry,) if isinstance(entry, str) else tuple(entry or ())
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)) if mesh.axis_names else {}
+    names = tuple(name for name in names if kinds.get(name) == AxisType.Auto and mesh.shape[name] > 1)
+    return names if size % math.prod(mesh.shape[name] for name in names) == 0 else ()

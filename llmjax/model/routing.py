@@ -1,0 +1,166 @@
+"""Which experts a token goes to: scores, the choice, the losses that keep it balanced, and the order of the work.
+
+Beside the legend of shapes: `J` the choices of a token (experts per token), `X` all choices of all tokens (choice
+first, then token: x = j * T + t), `T` tokens, `P` places, the rows that experts read and write.
+
+| paper | top-k | score | normalize | what balances |
+|---|---|---|---|---|
+| Switch (Fedus et al. 2021) | 1 | softmax | no: the probability scales the output, or the router would not learn | loss |
+| GShard (Lepikhin et al. 2020) | 2 | softmax | yes | loss |
+| Mixtral (Jiang et al. 2024) | 2 | softmax; of the chosen logits, which is the same as of all, divided by the chosen's sum | yes | loss |
+| DeepSeekMoE, V2 (Dai et al. 2024) | many small, and shared ones | softmax | no | loss |
+| DeepSeek-V3 (2024) | many small, and shared ones | sigmoid | yes, times a scale | a bias that only the choice sees |
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from llmjax.model.per_device import per_device
+
+NEVER_ZERO = 1e-20  # added to sums of scores, which may all underflow
+
+
+def scores(logits_BLE: jax.Array, moe: ConfigDict) -> jax.Array:
+    """How well each expert suits each token, in (0, 1): (B, L, E) float32."""
+    logits_BLE = logits_BLE.astype(jnp.float32)
+    return jax.nn.softmax(logits_BLE) if moe.score == "softmax" else jax.nn.sigmoid(logits_BLE)
+
+
+def choose(
+    scores_BLE: jax.Array, valid_BL: jax.Array, moe: ConfigDict, bias_E: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """The experts of each token, best first, and the weights of their outputs: (B, L, J) int32 and float32.
+
+    Padding is sent to expert E, which does not exist, with weight 0. Of equal scores the first expert's wins.
+
+    Args:
+        bias_E: added to the scores for the choice, not for the weights (DeepSeek-V3).
+    """
+    experts = scores_BLE.shape[-1]
+    wanted_BLE = scores_BLE if bias_E is None else scores_BLE + bias_E[None, None]
+    # Device by device: the compiler would gather the scores of the whole batch on each for this.
+    wanted_BLE = jax.lax.stop_gradient(wanted_BLE)
+    experts_BLJ = per_device(lambda wanted, _: jax.lax.top_k(wanted, moe.active)[1], (wanted_BLE,), ("BLE",))
+    # Picked by a masked sum: the derivative of a gather would be a scatter.
+    chosen_BLJE = experts_BLJ[..., None] == jnp.arange(experts)[None, None, None]
+    weights_BLJ = jnp.sum(jnp.where(chosen_BLJE, scores_BLE[:, :, None], 0.0), axis=-1)
+    if moe.normalize:
+        weights_BLJ = weights_BLJ / (jnp.sum(weights_BLJ, axis=-1, keepdims=True) + NEVER_ZERO)
+    weights_BLJ = jnp.where(valid_BL[..., None], weights_BLJ * moe.scale, 0.0)
+    return jnp.where(valid_BL[..., None], experts_BLJ, experts), weights_BLJ
+
+
+def loads(experts_BLJ: jax.Array, experts: int) -> jax.Array:
+    """How many tokens chose each expert: (E,) float32; padding is not counted."""
+    chosen_BLJE = experts_BLJ[..., None] == jnp.arange(experts)[None, None, None]
+    return jnp.sum(chosen_BLJE, axis=(0, 1, 2), dtype=jnp.float32)
+
+
+def balance_loss(scores_BLE: jax.Array, loads_E: jax.Array, valid_BL: jax.Array) -> jax.Array:
+    """E * sum over experts of (share of the choices) * (mean score): 1 when balanced, E when one expert has all.
+
+    Fedus et al. 2021, equation 4. With several choices a token, shares are of all choices (each token counts 1/k for
+    each of its k experts); scores that do not sum to 1 are divided by their sum (as in DeepSeek-V3). The gradient
+    flows through the mean score. The means are over the whole batch's tokens.
+    """
+    share_E = loads_E / jnp.maximum(jnp.sum(loads_E), 1.0)
+    probs_BLE = scores_BLE / (jnp.sum(scores_BLE, axis=-1, keepdims=True) + NEVER_ZERO)
+    mean_E = jnp.sum(probs_BLE * valid_BL[..., None], axis=(0, 1)) / jnp.maximum(jnp.sum(valid_BL), 1)
+    return loads_E.shape[0] * jnp.sum(jax.lax.stop_gradient(share_E) * mean_E)
+
+
+def z_loss(logits_BLE: jax.Array, valid_BL: jax.Array) -> jax.Array:
+    """The mean over tokens of (log of the sum of exp(logits))^2 (Zoph et al. 2022, ST-MoE, equation 5)."""
+    log_z_BL = jax.nn.logsumexp(logits_BLE, axis=-1)
+    return jnp.sum(jnp.square(log_z_BL) * valid_BL) / jnp.maximum(jnp.sum(valid_BL), 1)
+
+
+def excess(loads_E: jax.Array) -> jax.Array:
+    """What the bias of balancing by bias follows: tokens of each expert above the mean; to be lowered by its sign."""
+    return loads_E - jnp.mean(loads_E)
+
+
+class Places(NamedTuple):
+    """Where each choice's row is among the rows that experts work on; X or P, out of range, says nowhere.
+
+    Rows are in the order of their experts: expert e's are `sizes[e]` rows after those of the experts before it.
+    """
+
+    of_choices: jax.Array  # (J, T) int32, below P
+    choices: jax.Array  # (P,) int32, below X = J * T: the inverse
+    sizes: jax.Array  # (E,) int32
+
+    def tokens(self) -> jax.Array:
+        """The token whose row each place is, (P,) int32; T, out of range, for nowhere."""
+        T = self.of_choices.shape[1]
+        return jnp.where(self.choices < self.of_choices.size, self.choices % T, T)
+
+
+def _by_expert(experts_X: jax.Array, experts: int) -> tuple[jax.Array, jax.Array]:
+    """The choices in the order of their experts, equal ones as they come, and where each expert's begin, (E + 1,)."""
+    count = experts_X.shape[0]
+    if (experts + 1) * count < 2**31:  # one number holds both: several times faster on CPU than sorting pairs
+        keys_X = jnp.sort(experts_X * count + jnp.arange(count, dtype=jnp.int32))
+        order_X, sorted_X = keys_X % count, keys_X // count
+    else:
+        order_X = jnp.argsort(experts_X, stable=True)
+        sorted_X = jnp.take(experts_X, order_X)
+    return order_X, jnp.searchsorted(sorted_X, jnp.arange(experts + 1, dtype=jnp.int32)).astype(jnp.int32)
+
+
+def dropless(experts_BLJ: jax.Array, experts: int) -> Places:
+    """Every choice has its row: P = X rows, those of padding last (Gale et al. 2022, MegaBlocks)."""
+    B, L, J = experts_BLJ.shape
+    experts_X = experts_BLJ.transpose(2, 0, 1).reshape(-1)
+    X = experts_X.shape[0]
+    order_X, starts = _by_expert(experts_X, experts)
+    place_X = jnp.zeros(X, jnp.int32).at[order_X].set(jnp.arange(X, dtype=jnp.int32), unique_indices=True)
+    place_X = jnp.where(experts_X < experts, place_X, X)
+    choice_X = jnp.where(jnp.arange(X) < starts[-1], order_X, X)
+    return Places(place_X.reshape(J, B * L), choice_X, jnp.diff(starts))
+
+
+def capacities(length: int, moe: ConfigDict) -> np.ndarray:
+    """How many tokens of a row an expert takes, for rows of 0, 1, ... `length` tokens: ceil(capacity_factor * k * tokens / E)."""
+    tokens = np.arange(length + 1)
+    share = moe.capacity_factor * moe.active / moe.experts
+    # A token has an expert once at most. 1e-9: 1.1 * 10 is 11 here, and not a little more.
+    return np.minimum(np.ceil(tokens * share - 1e-9), tokens).astype(np.int32)
+
+
+def dropped(experts_BLJ: jax.Array, moe: ConfigDict) -> jax.Array:
+    """The share of all choices that `limited` has no place for, a float32 scalar."""
+    loads_BE = jax.vmap(lambda row_LJ: loads(row_LJ[None], moe.experts))(experts_BLJ)
+    capacity = jnp.asarray(capacities(experts_BLJ.shape[1], moe))
+    tokens_B = jnp.sum(experts_BLJ[:, :, 0] < moe.experts, axis=1)
+    over_BE = jnp.maximum(loads_BE - jnp.take(capacity, tokens_B)[:, None], 0.0)
+    return jnp.sum(over_BE) / jnp.maximum(jnp.sum(loads_BE), 1.0)
+
+
+def limited(experts_BLJ: jax.Array, moe: ConfigDict) -> Places:
+    """Each expert takes so many of a row's tokens (`capacities`), the rest is dropped: P = E * B * C rows, (E, B, C) in order.
+
+    First come, first served: all first choices in the order of the tokens, then all second ones (Lepikhin et al. 2020).
+    Rows are the groups in which experts are shared out, so that what is dropped depends neither on the mesh nor on
+    how the batch was cut; padding takes no place and adds no capacity.
+    """
+    B, L, J = experts_BLJ.shape
+    E, X = moe.experts, J * B * L
+    capacity = capacities(L, moe)
+    C = int(capacity[L])
+    P = E * B * C
+    experts_BX = experts_BLJ.transpose(0, 2, 1).reshape(B, J * L)
+    order_BX, starts_BE = jax.vmap(_by_expert, in_axes=(0, None))(experts_BX, E)
+    sorted_BX = jnp.take_along_axis(experts_BX, order_BX, axis=1)
+    rank_BX = jnp.arange(J * L, dtype=jnp.int32)[None] - jnp.take_along_axis(starts_BE, sorted_BX, axis=1)
+    limit_B = jnp.take(jnp.asarray(capacity), jnp.sum(experts_BX[:, :L] < E, axis=1))
+    rows_B = jnp.arange(B, dtype=jnp.int32)[:, None]
+    place_BX = jnp.where((rank_BX < limit_B[:, None]) & (sorted_BX < E), (sorted_BX * B + rows_B) * C + rank_BX, P)
+    choice_BX = (order_BX // L) * (B * L) + rows_B * L + order_BX % L
+    choice_P = jnp.full(P, X, jnp.int32).at[place_BX.reshape(-1)].set(choice_BX.reshape(-1), mode="drop")
+    of_choice_X = jnp.zeros(X, jnp.int32).at[choice_BX.reshape(-1)].set(place_BX.reshape(-1), unique_indices=True)
+    return Places(of_choice_X.reshape(J, B * L), choice_P, jnp.full(E, B * C, jnp.int32))

@@ -1,0 +1,94 @@
+"""Who sees whom: the mask of attention, and what positions add to it, for each kind of attention layer.
+
+One rule covers every architecture: a token sees the tokens of its own segment whose order is not above its own. Causal
+models order by index, bidirectional ones give all the same order, prefix and sequence-to-sequence models give the
+first part one order, and a permutation is an order itself.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from ml_collections import ConfigDict
+
+from llmjax.model import positions as P
+
+
+@struct.dataclass
+class View:
+    """What one kind of attention needs beside its inputs; L queries, M keys."""
+
+    mask_BLM: jax.Array  # bool, true where a query may look
+    bias_BHLM: jax.Array | None = None  # float32, added to the scores (ALiBi, T5)
+    rotary: tuple[P.Rotary, P.Rotary] | None = None  # for the queries and for the new keys
+    distance_BLM: jax.Array | None = None  # int32, query's position minus key's (XLNet)
+    differs_BLM: jax.Array | None = None  # bool, the key is of another type (XLNet)
+    causal: bool = struct.field(pytree_node=False, default=False)  # a promise: L = M, nothing above the diagonal
+
+
+@struct.dataclass
+class Tokens:
+    """Positions, segments, orders and types of some tokens, (B, L) int32 each; index is the place in the row."""
+
+    index: jax.Array
+    positions: jax.Array
+    segments: jax.Array
+    orders: jax.Array
+    types: jax.Array | None = None
+
+
+def visible(queries: Tokens, keys: Tokens, *, strict: bool = False) -> jax.Array:
+    """mask_BLM by segments and orders; `strict`: only keys of lower order (XLNet's query stream)."""
+    orders, limit = keys.orders[:, None, :], queries.orders[:, :, None]
+    seen = orders < limit if strict else orders <= limit
+    return seen & (keys.segments[:, None, :] == queries.segments[:, :, None])
+
+
+def make_views(
+    c: ConfigDict,
+    queries: Tokens,
+    keys: Tokens,
+    mask_BLM: jax.Array,
+    *,
+    kinds: set[str],
+    bidirectional: bool,
+    causal: bool = False,
+    relative_embedding: Any = None,
+    new_keys: jax.Array | None = None,
+) -> dict[str, View]:
+    """The view of every kind of attention layer in `kinds` ("global", "local").
+
+    Args:
+        bidirectional: whether T5's buckets tell keys that come later apart.
+        causal: the promise of `View.causal`.
+        relative_embedding: (buckets, H), T5's table.
+        new_keys: (B, L) positions of the keys that this call makes (with a cache: not all of them); None: the keys'.
+    """
+    distance_BLM = queries.index[:, :, None] - keys.index[:, None, :]
+    bias = None
+    if c.position == "alibi":
+        bias = P.alibi_bias(distance_BLM, c, keys_BM=keys.positions)
+    elif c.position == "t5":
+        buckets_BLM = P.t5_buckets(distance_BLM, c, bidirectional=bidirectional)
+        bias = jnp.take(relative_embedding, buckets_BLM, axis=0).transpose(0, 3, 1, 2).astype(jnp.float32)
+    xlnet = c.position == "xlnet"
+    differs = None
+    if xlnet and queries.types is not None and keys.types is not None:
+        differs = queries.types[:, :, None] != keys.types[:, None, :]
+    views = {}
+    for kind in kinds:
+        local = kind == "local"
+        rotary = None
+        if c.position == "rotary":
+            q = P.rotary_table(queries.positions, c, local=local)
+            rotary = (q, q if new_keys is None else P.rotary_table(new_keys, c, local=local))
+        views[kind] = View(
+            mask_BLM=mask_BLM & (jnp.abs(distance_BLM) < c.window) if local else mask_BLM,
+            bias_BHLM=bias,
+            rotary=rotary,
+            distance_BLM=distance_BLM if xlnet else None,
+            differs_BLM=differs,
+            causal=causal,
+        )
+    return views

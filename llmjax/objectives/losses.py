@@ -1,0 +1,117 @@
+"""From predictions to sums: cross entropy and what can be added to it, and one call of the model for all objectives."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+Batch = dict[str, jax.Array]
+# Keys of a batch that are inputs of the model under another name.
+INPUTS = {name: f"{name}_BL" for name in ("positions", "segments", "orders", "types", "languages")}
+SOURCE = ("tokens", "positions", "segments", "languages")  # batch["source_tokens"] ... are the encoder's input
+
+
+class Sums(NamedTuple):
+    """Sums over tokens, float32 scalars: what is minimised, its weight, and named metrics of the same weight."""
+
+    objective: jax.Array
+    weight: jax.Array
+    metrics: dict[str, jax.Array]
+
+
+class Predictions(NamedTuple):
+    """What a model predicts and what it should have: logits_BLV, targets_BL, weights_BL (0: not asked for).
+
+    `auxiliary` is a float32 scalar that layers add to the loss of each token, None where none does (see `call`).
+    """
+
+    logits: jax.Array
+    targets: jax.Array
+    weights: jax.Array
+    auxiliary: jax.Array | None = None
+
+
+def cross_entropy(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Nats of each target, and log Z, both (B, L) float32.
+
+    The target's logit is picked by a masked sum, not a gather: it stays local when the vocabulary is sharded.
+    """
+    log_z_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
+    is_target = jnp.arange(logits_BLV.shape[-1])[None, None, :] == targets_BL[:, :, None]
+    target_BL = jnp.sum(jnp.where(is_target, logits_BLV, 0.0), axis=-1)
+    return log_z_BL - target_BL, log_z_BL
+
+
+def token_losses(logits_BLV: jax.Array, targets_BL: jax.Array, c: ConfigDict) -> tuple[jax.Array, jax.Array]:
+    """(what is minimised, plain nats) of each target, both (B, L) float32.
+
+    Args:
+        c: the settings under `objective`: label_smoothing (Szegedy et al. 2016), focal (Lin et al. 2017: the loss of
+            a target of probability p is weighted by (1 - p)^focal) and z_loss (Chowdhery et al. 2022).
+    """
+    nats_BL, log_z_BL = cross_entropy(logits_BLV, targets_BL)
+    loss_BL = nats_BL
+    if c.label_smoothing:
+        uniform_BL = log_z_BL - jnp.mean(logits_BLV, axis=-1)
+        loss_BL = (1 - c.label_smoothing) * nats_BL + c.label_smoothing * uniform_BL
+    if c.focal:
+        # The floor keeps the slope of x^focal finite where the target is certain, for exponents below 1.
+        miss_BL = jnp.maximum(-jnp.expm1(-nats_BL), 1e-12)
+        loss_BL = miss_BL**c.focal * loss_BL
+    if c.z_loss:
+        loss_BL = loss_BL + c.z_loss * jnp.square(log_z_BL)
+    return loss_BL, nats_BL
+
+
+def add_up(predictions: Predictions, c: ConfigDict) -> Sums:
+    """The sums of `token_losses` over what is predicted, and of the auxiliary loss."""
+    loss_BL, nats_BL = token_losses(predictions.logits, predictions.targets, c)
+    weight = jnp.sum(predictions.weights)
+    objective, metrics = jnp.sum(loss_BL * predictions.weights), {"loss": jnp.sum(nats_BL * predictions.weights)}
+    return with_auxiliary(Sums(objective, weight, metrics), predictions.auxiliary)
+
+
+def with_auxiliary(sums: Sums, auxiliary: jax.Array | None) -> Sums:
+    """The sums with the auxiliary loss of a token added once for each unit of weight, and as a metric."""
+    if auxiliary is None:
+        return sums
+    extra = auxiliary * sums.weight
+    return Sums(sums.objective + extra, sums.weight, {**sums.metrics, "auxiliary_loss": extra})
+
+
+def call(
+    module: nn.Module, params: Any, batch: Batch, rng: jax.Array | None, **settings: Any
+) -> tuple[Any, jax.Array | None]:
+    """The model's answer to a batch, and the sum of the losses that its layers sow (None if none does).
+
+    Args:
+        batch: tokens (B, L), and of positions, segments, orders, types, languages and source_* what the objective gives.
+        rng: key for what is random in training; None: evaluation.
+        settings: passed on to the model.
+    """
+    inputs: dict[str, Any] = {name: batch[key] for key, name in INPUTS.items() if key in batch}
+    if "source_tokens" in batch:
+        inputs["source"] = {key: batch[f"source_{key}"] for key in SOURCE if f"source_{key}" in batch}
+    inputs |= settings
+    if rng is None:
+        return module.apply({"params": params}, batch["tokens"], **inputs), None
+    output, sown = module.apply(
+        {"params": params},
+        batch["tokens"],
+        **inputs,
+        deterministic=False,
+        rngs={"dropout": rng},
+        mutable=["losses"],
+    )
+    parts = [jnp.sum(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(sown)]
+    return output, sum(parts, start=jnp.zeros(())) if parts else None
+
+
+def predict(
+    module: nn.Module, params: Any, batch: Batch, rng: jax.Array | None, c: ConfigDict | None = None
+) -> Predictions:
+    """Predictions of every position of a batch: for all objectives that only differ by the batch."""
+    logits_BLV, auxiliary = call(module, params, batch, rng)
+    return Predictions(logits_BLV, batch["targets"], batch["weights"], auxiliary)

@@ -1,0 +1,34 @@
+"""Multi-token prediction (Gloeckle et al. 2024): each position predicts the next tokens, one head for each."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from llmjax.objectives.losses import Batch, Predictions, Sums, add_up, call, with_auxiliary
+
+
+def ahead(batch: Batch, distance: int) -> tuple[jax.Array, jax.Array]:
+    """targets_BL and weights_BL of the head that looks `distance` tokens further than the next.
+
+    A position counts if all the tokens in between belong to its own document.
+    """
+
+    def shifted(values_BL: jax.Array) -> jax.Array:
+        return jnp.pad(values_BL[:, distance:], ((0, 0), (0, distance)))
+
+    same_BL = (shifted(batch["segments"]) == batch["segments"]) & (batch["segments"] > 0)
+    return shifted(batch["targets"]), shifted(batch["weights"]) * same_BL
+
+
+def multi_token(module: nn.Module, params: Any, batch: Batch, rng: jax.Array | None, c: ConfigDict) -> Sums:
+    """The mean over the heads of their losses; the metric `loss` is that of the next token, as in other objectives."""
+    logits_ABLV, auxiliary = call(module, params, batch, rng, output="ahead")
+    heads = []
+    for distance, logits_BLV in enumerate(logits_ABLV):
+        targets_BL, weights_BL = ahead(batch, distance)
+        heads.append(add_up(Predictions(logits_BLV, targets_BL, weights_BL), c))
+    objective = sum((head.objective for head in heads), start=jnp.zeros(())) / len(heads)
+    return with_auxiliary(heads[0]._replace(objective=objective), auxiliary)

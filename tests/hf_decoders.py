@@ -1,0 +1,224 @@
+"""The variants of decoder-only families that are compared with transformers; the first of each is stored as golden."""
+
+from typing import Any
+
+from hf import Case
+
+# Sizes that differ from each other, so that nothing fits by accident.
+BASE: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+LLAMA = {**BASE, "num_key_value_heads": 2}
+ORIGINAL = {"original_max_position_embeddings": 32}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    **ORIGINAL,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 4096}
+LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+GEMMA = {**LLAMA, "head_dim": 16, "query_pre_attn_scalar": 24}
+BLOOM = {"vocab_size": 61, "hidden_size": 32, "n_layer": 3, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
+GPT2 = {
+    "vocab_size": 61,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+OPT = {k: v for k, v in BASE.items() if k != "intermediate_size"} | {"ffn_dim": 40}
+FALCON = {k: v for k, v in BASE.items() if k != "intermediate_size"} | {"ffn_hidden_size": 40}
+
+
+def _cases(
+    family: str,
+    config: str,
+    model: str,
+    fields: dict[str, Any],
+    *,
+    about: dict[str, Any] | None = None,
+    **variants: dict[str, Any],
+) -> tuple[Case, ...]:
+    """A case for each variant, by the fields that it changes; `about` are further arguments of all cases."""
+    return tuple(
+        Case(family, name, config, model, fields | changes, **(about or {})) for name, changes in variants.items()
+    )
+
+
+DECODERS: tuple[Case, ...] = (
+    *_cases(
+        "llama",
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        LLAMA,
+        llama3={"rope_parameters": LLAMA3, "attention_bias": True, "mlp_bias": True},
+        multi_head={"num_key_value_heads": 4, "tie_word_embeddings": True, "rms_norm_eps": 1e-2},
+        multi_query={"num_key_value_heads": 1, "head_dim": 16, "rope_parameters": LINEAR},
+        yarn={"head_dim": 32, "rope_parameters": YARN},
+        yarn_set={"head_dim": 32, "rope_parameters": {**YARN, "beta_fast": 100.0, "beta_slow": 4.0}},
+    ),
+    *_cases(
+        "mistral",
+        "MistralConfig",
+        "MistralForCausalLM",
+        LLAMA,
+        window={"sliding_window": 5},
+        no_window={"sliding_window": None, "head_dim": 16, "tie_word_embeddings": True},
+    ),
+    *_cases(
+        "mixtral",
+        "MixtralConfig",
+        "MixtralForCausalLM",
+        LLAMA,
+        top2={"num_local_experts": 4, "num_experts_per_tok": 2},
+        top3_window={"num_local_experts": 8, "num_experts_per_tok": 3, "sliding_window": 7},
+    ),
+    *_cases(
+        "qwen2",
+        "Qwen2Config",
+        "Qwen2ForCausalLM",
+        LLAMA,
+        plain={"tie_word_embeddings": True},
+        windows={"num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
+        yarn={"rope_parameters": YARN, "num_key_value_heads": 1},
+    ),
+    *_cases(
+        "qwen3",
+        "Qwen3Config",
+        "Qwen3ForCausalLM",
+        {**LLAMA, "head_dim": 16},
+        plain={"tie_word_embeddings": True},
+        bias={"attention_bias": True, "rope_parameters": YARN},
+        windows={
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    *_cases(
+        "qwen3_moe",
+        "Qwen3MoeConfig",
+        "Qwen3MoeForCausalLM",
+        {**LLAMA, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+        first_dense={"mlp_only_layers": [0], "norm_topk_prob": True},
+        every_second={"num_hidden_layers": 5, "decoder_sparse_step": 2},
+        window={"use_sliding_window": True, "sliding_window": 6, "num_experts_per_tok": 1},
+    ),
+    *_cases(
+        "gemma",
+        "GemmaConfig",
+        "GemmaForCausalLM",
+        {k: v for k, v in GEMMA.items() if k != "query_pre_attn_scalar"},
+        about={"centre": 0.0},
+        multi_query={"num_key_value_heads": 1},
+        grouped={"attention_bias": True},
+    ),
+    *_cases(
+        "gemma2",
+        "Gemma2Config",
+        "Gemma2ForCausalLM",
+        {**GEMMA, "sliding_window": 5},
+        about={"centre": 0.0},
+        caps={"attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0},
+        uneven={"num_hidden_layers": 5, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
+    *_cases(
+        "gemma3",
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        {**GEMMA, "sliding_window": 5},
+        about={"centre": 0.0},
+        linear={"num_hidden_layers": 8, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        every_second={"num_hidden_layers": 3, "sliding_window_pattern": 2, "final_logit_softcapping": 2.0},
+        all_local={"num_hidden_layers": 2, "attention_bias": True},
+    ),
+    *_cases(
+        "gpt2",
+        "GPT2Config",
+        "GPT2LMHeadModel",
+        GPT2,
+        plain={},
+        untied={
+            "n_inner": 40,
+            "activation_function": "relu",
+            "tie_word_embeddings": False,
+            "scale_attn_weights": False,
+        },
+    ),
+    *_cases(
+        "gpt_neox",
+        "GPTNeoXConfig",
+        "GPTNeoXForCausalLM",
+        BASE,
+        parallel={"hidden_size": 64},
+        serial={"use_parallel_residual": False, "attention_bias": False, "rotary_pct": 0.5, "hidden_act": "gelu_new"},
+        scaled={"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "rotary_pct": 1.0, "tie_word_embeddings": True},
+    ),
+    *_cases(
+        "bloom",
+        "BloomConfig",
+        "BloomForCausalLM",
+        BLOOM,
+        plain={},
+        six_heads={"hidden_size": 48, "n_head": 6, "tie_word_embeddings": False},
+    ),
+    *_cases(
+        "opt",
+        "OPTConfig",
+        "OPTForCausalLM",
+        OPT,
+        post_norm={"do_layer_norm_before": False, "word_embed_proj_dim": 24},
+        pre_norm={},
+        no_bias={"enable_bias": False, "tie_word_embeddings": False, "activation_function": "gelu"},
+        no_final_norm={"_remove_final_layer_norm": True},
+    ),
+    *_cases(
+        "phi",
+        "PhiConfig",
+        "PhiForCausalLM",
+        BASE,
+        half={},
+        quarter={
+            "hidden_size": 64,
+            "partial_rotary_factor": 0.25,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": True,
+        },
+        llama3={"hidden_size": 64, "rope_parameters": {**LLAMA3, "partial_rotary_factor": 0.5}},
+    ),
+    *_cases(
+        "falcon",
+        "FalconConfig",
+        "FalconForCausalLM",
+        FALCON,
+        grouped={"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},  # 40B, 180B
+        multi_query={},  # 7B
+        one_norm={"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},  # 11B
+        multi_head={"multi_query": False, "tie_word_embeddings": False, "rope_parameters": LINEAR},
+        serial={"parallel_attn": False, "bias": True},
+    ),
+    *_cases(
+        "falcon_rw",
+        "FalconConfig",
+        "FalconForCausalLM",
+        {**FALCON, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+        # Their eager form adds ALiBi to the scores and once more with the mask; the default, this one, only once.
+        about={"attention": "sdpa"},
+        sixteen_heads={"hidden_size": 64, "num_attention_heads": 16},
+        six_heads={"hidden_size": 48, "num_attention_heads": 6},
+        grouped={"new_decoder_architecture": True, "parallel_attn": True, "num_kv_heads": 2},
+    ),
+)

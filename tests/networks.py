@@ -1,0 +1,52 @@
+"""Small networks with random parameters, and what tests ask of them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmjax import config
+from llmjax.model import transformer
+from llmjax.model.views import Tokens, visible
+
+
+def settings(**changes: Any) -> config.ConfigDict:
+    """A small model of two layers."""
+    c = config.base().model
+    c.update({"layers": 2, "width": 16, "heads": 4, "mlp_width": 32, "max_length": 32, "vocab_size": 32})
+    c.update({"attention": "reference", **changes})
+    return c
+
+
+def make(c: config.ConfigDict, seed: int = 0) -> tuple[transformer.Transformer, Any]:
+    """The module and random parameters, none of them zero or one, and large enough that attention is far from uniform."""
+    module = transformer.build(c)
+    shapes = jax.eval_shape(lambda key: transformer.init_params(module, key), jax.random.key(0))
+    rng = np.random.default_rng(seed)
+    return module, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.3, x.dtype), shapes)
+
+
+def logits_of(module: transformer.Transformer, params: Any, tokens_BL: jax.Array, **arguments: Any) -> jax.Array:
+    return jax.jit(module.apply)({"params": params}, tokens_BL, **arguments)
+
+
+def packed(rows: list[list[int]]) -> tuple[jax.Array, jax.Array]:
+    """positions_BL and segments_BL of rows that hold documents of these lengths."""
+    positions = [[p for length in row for p in range(length)] for row in rows]
+    segments = [[i for i, length in enumerate(row, start=1) for _ in range(length)] for row in rows]
+    return jnp.array(positions), jnp.array(segments)
+
+
+def causal_mask(segments_BL: jax.Array) -> jax.Array:
+    """mask_BLM of packed documents, each read from left to right."""
+    index_BL = jnp.broadcast_to(jnp.arange(segments_BL.shape[1])[None], segments_BL.shape)
+    tokens = Tokens(index_BL, index_BL, segments_BL, index_BL)
+    return visible(tokens, tokens)
+
+
+def close(a: Any, b: Any, tolerance: float) -> None:
+    """Every array of two trees is equal within a share of its own largest value."""
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(y).max())

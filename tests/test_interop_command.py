@@ -1,0 +1,179 @@
+"""Import and export are whole or not at all, and the command says what it did or what is wrong."""
+
+import json
+import shutil
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hf_files import LLAMA, random_tensors, write_model, write_tokenizer
+
+import llmjax
+from llmjax import cli
+from llmjax.interop import read, staging, tensors, write
+from llmjax.interop.read import import_model
+from llmjax.interop.stacked import StackedWriter
+from llmjax.interop.tensors import Tensor
+from llmjax.interop.write import export_model
+
+BF16 = ml_dtypes.bfloat16
+
+
+# ---------------------------------------------------------------------- whole or not at all
+
+
+def break_off(monkeypatch: pytest.MonkeyPatch, owner: type, error: BaseException) -> None:
+    """The sixth write of an owner fails."""
+    count, real = iter(range(6)), owner.write
+
+    def write(self, *args):
+        if next(count) == 5:
+            raise error
+        return real(self, *args)
+
+    monkeypatch.setattr(owner, "write", write)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_what_breaks_off_leaves_nothing(tmp_path, monkeypatch, error):
+    source = write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA))
+    with monkeypatch.context() as patch:
+        break_off(patch, StackedWriter, error)
+        with pytest.raises(type(error)):
+            import_model(source, tmp_path / "run", tokenizer="none")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    import_model(source, tmp_path / "run", tokenizer="none")
+    break_off(monkeypatch, tensors.Writer, error)
+    with pytest.raises(type(error)):
+        export_model(tmp_path / "run", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "run"]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+    source = write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA))
+    (tmp_path / ".run.unfinished" / "checkpoints" / "0").mkdir(parents=True)
+    (tmp_path / ".run.lock").touch()
+    import_model(source, tmp_path / "run", tokenizer="none")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "run"]
+
+
+def test_two_processes_do_not_write_the_same_target(tmp_path):
+    with (
+        staging.staged(tmp_path / "run", purpose="--to"),
+        pytest.raises(ValueError, match="another process"),
+        staging.staged(tmp_path / "run", purpose="--to"),
+    ):
+        pass
+    assert (tmp_path / "run").is_dir()
+
+
+def test_a_target_that_exists_is_never_touched(tmp_path):
+    source = write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").touch()
+    with pytest.raises(ValueError, match="run exists: choose another"):
+        import_model(source, tmp_path / "run", tokenizer="none")
+    (tmp_path / "run" / "mine").unlink()  # an empty folder is no loss
+    import_model(source, tmp_path / "run", tokenizer="none")
+    with pytest.raises(ValueError, match="run exists: choose another"):
+        export_model(tmp_path / "run", tmp_path / "run")
+
+
+def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    source = write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    assert cli.main(["import", "--from", str(source), "--to", str(tmp_path / "run"), "--tokenizer", "none"]) == 1
+    output = capsys.readouterr().err
+    assert "1 kB are free" in output and "give another --to" in output and "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_write_for_which_there_is_no_room_is_an_os_error(tmp_path, monkeypatch):
+    writer = StackedWriter(tmp_path, {"x": Tensor(np.dtype("f4"), (4,))}, stacked=())
+    writer.write("x", None, np.zeros(4, np.float32))
+
+    class Full:
+        def write(self, _, **settings):
+            raise ValueError("RESOURCE_EXHAUSTED: Error writing: [OS error 28: ENOSPC No space left on device]")
+
+    monkeypatch.setitem(writer._open, "x", Full())
+    with pytest.raises(OSError, match="No space left"):
+        writer.write("x", None, np.zeros(4, np.float32))
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def test_the_command_imports_generates_and_exports(tmp_path, capsys):
+    pytest.importorskip("tokenizers")
+    source = write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA, dtype=BF16), tokenizer=True)
+    (source / "generation_config.json").write_text('{"eos_token_id": [257, 258]}')
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert cli.main(["import", "--from", str(source), "--to", str(run), "--dtype", "float32"]) == 0
+    assert "llama, 42.5K parameters in float32, a tokenizer of 264 ids" in capsys.readouterr().out
+    model = llmjax.load(run)
+    assert model.tokenizer.eos_ids == (257, 258)
+    assert cli.main(["generate", "--workdir", str(run), "--prompt", "hello", "--config.generate.max_new_tokens=3"]) == 0
+    assert capsys.readouterr().out.startswith("hello")
+    assert (
+        cli.main(["generate", "--workdir", str(run), "--chat", "--prompt", "hi", "--config.generate.max_new_tokens=3"])
+        == 0
+    )
+    assert capsys.readouterr().out.startswith("hi\n\n")
+    assert cli.main(["export", "--from", str(run), "--to", str(out), "--shard-size", "0.05MB"]) == 0
+    assert f"{out}: llama, 170 kB of weights in 4 files" in capsys.readouterr().out
+    assert (out / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [257, 258]
+    assert json.loads((out / "config.json").read_text())["eos_token_id"] == [257, 258]
+    assert cli.main(["export", "--from", str(run), "--to", str(out / "x"), "--shard-size", "many"]) == 2
+    assert "'many' is not understood" in capsys.readouterr().err
+
+
+def test_a_model_without_a_tokenizer_takes_ids_only(tmp_path):
+    import_model(write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA)), tmp_path / "run", tokenizer="none")
+    model = llmjax.load(tmp_path / "run")
+    assert model.logits(np.array([[1, 2, 3]])).shape == (1, 3, 300)
+    assert len(model.generate([[1, 2]], max_new_tokens=3)[0].tokens) == 3
+    with pytest.raises(ValueError, match="no tokenizer: give it token ids"):
+        model.generate(["text"])
+
+
+def test_what_is_exported_loads_in_transformers_and_answers_the_same(tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    source = write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA), tokenizer=True)
+    import_model(source, tmp_path / "run")
+    export_model(tmp_path / "run", tmp_path / "out", shard_bytes=50_000)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = llmjax.load(tmp_path / "run")
+    text = "hello <|turn|> w\u00f6rld\n"
+    ids = tokenizer(text)["input_ids"]
+    assert ids == [*model.tokenizer.prefix_ids, *model.tokenizer.encode(text, specials="parse")]
+    with torch.no_grad():
+        logits = theirs(torch.tensor([ids])).logits.numpy()
+    np.testing.assert_allclose(model.logits(np.array([ids])), logits, atol=1e-4, rtol=1e-4)
+
+
+def test_files_beside_the_weights_are_not_needed_where_a_tokenizer_is_given(tmp_path):
+    pytest.importorskip("tokenizers")
+    source = write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA))
+    (tmp_path / "elsewhere").mkdir()
+    write_tokenizer(tmp_path / "elsewhere")
+    import_model(source, tmp_path / "run", tokenizer=str(tmp_path / "elsewhere"))
+    tokenizer = llmjax.load(tmp_path / "run").tokenizer
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (256, 257, 264)
+
+
+def test_the_objective_of_an_imported_run_is_the_one_of_its_kind():
+    model = read.FAMILIES["llama"].read_config(dict(LLAMA))
+    for change, objective in (
+        ({}, "causal"),
+        ({"direction": "bidirectional"}, "masked"),
+        ({"encoder_layers": 2}, "span"),
+    ):
+        c = model.copy_and_resolve_references()
+        c.update(change)
+        assert read.run_config(c, name="x").objective.name == objective
+    assert write.choose_family(model, "", "mistral")[1]["model_type"] == "mistral"
+    assert write.choose_family(model, "", "")[1]["model_type"] == "llama"

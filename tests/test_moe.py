@@ -1,0 +1,478 @@
+"""Sparse layers compute what their papers say, drop what they must, stay balanced, and are the same on any mesh."""
+
+import functools
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from helpers import mesh_of
+from ml_collections import FrozenConfigDict
+
+from llmjax import config
+from llmjax.model import moe, routing
+from llmjax.model.layers import ACTIVATIONS
+from llmjax.model.moe import MoE
+from llmjax.model.transformer import build, init_params
+from llmjax.parallel import placement
+
+B, L, D, F, E = 4, 10, 8, 12, 4
+TOLERANCE = 1e-5
+
+
+def settings(**changes: Any) -> FrozenConfigDict:
+    """config.model with E small experts; "moe__" keys are those of moe."""
+    whole = config.base()
+    c = whole.model
+    c.width, c.mlp_width, c.moe.experts, c.init, c.heads = D, F, E, "lecun", 2
+    for key, value in changes.items():
+        config.set_key(whole, "model." + key.replace("__", "."), value)
+    return FrozenConfigDict(c)
+
+
+def tokens(rows: int = B, length: int = L, *, padded: bool = False) -> tuple[jax.Array, jax.Array]:
+    """x_BLD and valid_BL, without padding or with rows of unequal length."""
+    x_BLD = jax.random.normal(jax.random.key(7), (rows, length, D))
+    lengths_B = length - 2 * jnp.arange(rows) % length if padded else jnp.full(rows, length)
+    return x_BLD, jnp.arange(length)[None] < lengths_B[:, None]
+
+
+def make(c: FrozenConfigDict, *, deterministic: bool = False) -> tuple[MoE, Any]:
+    """The module and its parameters, biases not zero."""
+    return MoE(c, deterministic), jax.tree.map(lambda p: p, _params(c))
+
+
+@functools.cache
+def _params(c: FrozenConfigDict) -> Any:
+    params = jax.jit(MoE(c).init)(jax.random.key(0), *tokens())["params"]
+    keys = iter(jax.random.split(jax.random.key(2), 100))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, p: 0.3 * jax.random.normal(next(keys), p.shape) if "bias" in str(path[-1]) else p, params
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def call(
+    module: MoE, variables: Any, mutable: tuple[str, ...], x_BLD: jax.Array, valid_BL: jax.Array, seed: int = 0
+) -> Any:
+    """The output, and what is sown if collections are named."""
+    return module.apply(variables, x_BLD, valid_BL, rngs={"dropout": jax.random.key(seed)}, mutable=mutable or False)
+
+
+def assert_close(a: Any, b: Any, tolerance: float = TOLERANCE) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+
+
+# ---------------------------------------------------------------------- the products
+
+
+def routes(name: str, active: int) -> tuple[jax.Array, jax.Array]:
+    """Experts and weights: (B, L, J) each."""
+    _, valid_BL = tokens(padded=name == "padding")
+    scores = np.random.default_rng(active).random((B, L, E))
+    if name == "one takes all":
+        scores[..., 2] += 1
+    if name == "one is empty":
+        scores[..., 1] -= 1
+    c = settings(moe__active=active)
+    return routing.choose(jax.nn.softmax(jnp.asarray(scores, jnp.float32)), valid_BL, c.moe)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def value_and_gradients(function: Any, c: FrozenConfigDict, experts_BLJ: jax.Array, *rest: Any) -> Any:
+    def loss(weights_BLJ: jax.Array, x_BLD: jax.Array, weights: Any) -> tuple[jax.Array, jax.Array]:
+        y_BLD = function(c, x_BLD, experts_BLJ, weights_BLJ, weights)
+        return jnp.sum(jnp.sin(3 * y_BLD)), y_BLD
+
+    return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*rest)
+
+
+@pytest.mark.parametrize("route", ["random", "one takes all", "one is empty", "padding"])
+@pytest.mark.parametrize(("active", "activation", "bias"), [(1, "gelu", ("mlp",)), (2, "swiglu", ()), (4, "reglu", ())])
+def test_dropless_equals_a_loop_over_experts_with_its_gradients(route, active, activation, bias):
+    c = settings(activation=activation, bias=bias, moe__active=active, moe__normalize=active > 1)
+    _, params = make(c)
+    weights = {name: params[name] for name in ("up", "gate", "down") if name in params}
+    arguments = (*routes(route, active), tokens()[0], weights)
+    assert_close(value_and_gradients(moe.mixture, c, *arguments), value_and_gradients(moe.reference, c, *arguments))
+
+
+@pytest.mark.parametrize("sizes", [(200, 0, 1, 90), (0, 0, 0, 291), (64, 64, 64, 64), (0, 0, 0, 0)])
+def test_blocks_for_cpu_equal_ragged_dot_and_its_gradient_wherever_experts_begin(sizes):
+    sizes_E, total = jnp.asarray(sizes), sum(sizes)
+    own = (jnp.arange(300) < total)[:, None]
+    x, dy = (own * jax.random.normal(jax.random.key(i), (300, size)) for i, size in enumerate((D, F)))
+    kernel = jax.random.normal(jax.random.key(3), (E, D, F))
+    product, outer = functools.partial(moe._blocks_product, contract=1), moe._blocks_outer
+    assert_close(jax.jit(product)(x, kernel, sizes_E), moe._ragged_product(x, kernel, sizes_E), 1e-4)
+    back = functools.partial(moe._blocks_product, contract=2)
+    assert_close(jax.jit(back)(dy, kernel, sizes_E), moe._ragged_product(dy, kernel.mT, sizes_E), 1e-4)
+    assert_close(jax.jit(outer)(x, dy, sizes_E), moe._ragged_outer(x, dy, sizes_E), 1e-4)
+
+
+def test_bfloat16_differs_from_float32_by_rounding_alone():
+    module, params = make(settings(moe__shared=1), deterministic=True)
+    x_BLD, valid_BL = tokens()
+    exact = call(module, {"params": params}, (), x_BLD, valid_BL)
+    rounded = call(MoE(settings(moe__shared=1, dtype="bfloat16")), {"params": params}, (), x_BLD, valid_BL)
+    assert rounded.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(rounded, np.float32), exact, atol=0.03 * float(jnp.abs(exact).max()))
+
+
+# ---------------------------------------------------------------------- the papers
+
+
+def one_expert(c: FrozenConfigDict, params: Any, x_D: np.ndarray, e: int | None) -> np.ndarray:
+    """Expert e's output for one token, or the shared experts'."""
+    own = jax.tree.map(lambda p: np.asarray(p if e is None else p[e]), params["shared"] if e is None else params)
+    up, gate, down = (own[name]["kernel"] for name in ("up", "gate", "down"))
+    return (x_D @ up * np.asarray(ACTIVATIONS[c.activation](x_D @ gate))) @ down
+
+
+def switch(logits: np.ndarray, bias: np.ndarray) -> dict[int, float]:
+    p = np.exp(logits) / np.exp(logits).sum()
+    return {int(p.argmax()): p.max()}
+
+
+def mixtral(logits: np.ndarray, bias: np.ndarray) -> dict[int, float]:
+    best = np.argsort(-logits)[:2]
+    return dict(zip(best, np.exp(logits[best]) / np.exp(logits[best]).sum(), strict=True))
+
+
+def deepseek_v2(logits: np.ndarray, bias: np.ndarray) -> dict[int, float]:
+    p = np.exp(logits) / np.exp(logits).sum()
+    return {e: 4.0 * p[e] for e in np.argsort(-p)[:3]}
+
+
+def deepseek_v3(logits: np.ndarray, bias: np.ndarray) -> dict[int, float]:
+    s = 1 / (1 + np.exp(-logits))
+    best = np.argsort(-(s + bias))[:3]
+    return {e: 2.5 * s[e] / s[best].sum() for e in best}
+
+
+PAPERS: dict[Any, dict[str, Any]] = {
+    switch: {"moe__active": 1, "moe__normalize": False},
+    mixtral: {"moe__active": 2},  # GShard's weights are the same
+    deepseek_v2: {"moe__active": 3, "moe__normalize": False, "moe__scale": 4.0, "moe__shared": 1},
+    deepseek_v3: {
+        "moe__active": 3,
+        "moe__score": "sigmoid",
+        "moe__scale": 2.5,
+        "moe__shared": 2,
+        "moe__bias_rate": 0.1,
+    },
+}
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda f: f.__name__)
+def test_a_layer_is_token_by_token_what_the_paper_says(paper):
+    c = settings(**PAPERS[paper], moe__width=6)
+    module, params = make(c)
+    if "router" in params:  # decided choices, so that rounding cannot change them
+        params["router"]["kernel"] = 4 * params["router"]["kernel"]
+    x_BLD, valid_BL = tokens()
+    found = np.asarray(call(module, {"params": params}, (), x_BLD, valid_BL))
+    for b, i in np.ndindex(2, L):
+        x_D = np.asarray(x_BLD[b, i])
+        chosen = paper(x_D @ np.asarray(params["router"]["kernel"]), np.asarray(params.get("expert_bias", 0)))
+        expected = sum(weight * one_expert(c, params, x_D, e) for e, weight in chosen.items())
+        if c.moe.shared:
+            assert params["shared"]["up"]["kernel"].shape == (D, c.moe.shared * 6)
+            expected = expected + one_expert(c, params, x_D, None)
+        np.testing.assert_allclose(found[b, i], expected, atol=1e-4)
+
+
+def test_the_router_of_a_top_1_layer_learns_from_the_output_alone():
+    module, params = make(settings(moe__active=1, moe__normalize=False, moe__balance_loss=0.0, moe__z_loss=0.0))
+    gradient = jax.grad(lambda p: jnp.sum(jnp.square(call(module, {"params": p}, (), *tokens()))))(params)
+    assert float(jnp.abs(gradient["router"]["kernel"]).max()) > 1e-3
+
+
+def test_jitter_is_noise_in_training_only():
+    c = settings(moe__jitter=0.5)
+    module, params = make(c)
+    first, again, other = (call(module, {"params": params}, (), *tokens(), seed) for seed in (0, 0, 1))
+    assert_close(first, again, 0)
+    assert float(jnp.abs(first - other).max()) > 1e-3
+    calm, plain = (call(MoE(s), {"params": params}, (), *tokens()) for s in (c, settings()))
+    assert_close(calm, plain, 0)
+
+
+# ---------------------------------------------------------------------- capacity
+
+
+def served(experts_BLJ: np.ndarray, c: FrozenConfigDict) -> np.ndarray:
+    """Which choices find a place, by going through them: row by row, first choices before second ones."""
+    kept = np.zeros(experts_BLJ.shape, bool)
+    for b, row_LJ in enumerate(experts_BLJ):
+        real = int((row_LJ[:, 0] < E).sum())
+        room = [-(-(c.moe.capacity_factor * c.moe.active * real) // E)] * E
+        for j in range(row_LJ.shape[1]):
+            for i, e in enumerate(row_LJ[:, j]):
+                if e < E and room[e] > 0:
+                    room[e] -= 1
+                    kept[b, i, j] = True
+    return kept
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.25, 4.0])
+@pytest.mark.parametrize("padded", [False, True])
+def test_experts_with_a_capacity_serve_first_choices_first_and_drop_the_rest(factor, padded):
+    c = settings(moe__dispatch="capacity", moe__capacity_factor=factor)
+    module, params = make(c)
+    x_BLD, valid_BL = tokens(padded=padded)
+    logits_BLE = x_BLD @ params["router"]["kernel"]
+    experts_BLJ, weights_BLJ = routing.choose(routing.scores(logits_BLE, c.moe), valid_BL, c.moe)
+    kept_BLJ = served(np.asarray(experts_BLJ), c)
+    weights = {name: params[name] for name in ("up", "gate", "down")}
+    (dweights, *others), y_BLD = value_and_gradients(
+        moe.reference, c, experts_BLJ, weights_BLJ * kept_BLJ, x_BLD, weights
+    )
+    found = value_and_gradients(moe.mixture, c, experts_BLJ, weights_BLJ, x_BLD, weights)
+    assert_close(found, ((dweights * kept_BLJ, *others), y_BLD))
+    _, sown = call(module, {"params": params}, ("intermediates",), x_BLD, valid_BL)
+    share = 1 - kept_BLJ.sum() / (2 * np.asarray(valid_BL).sum())
+    np.testing.assert_allclose(sown["intermediates"]["dropped"][0], share, atol=1e-6)
+    assert (share > 0.2) if factor < 1 else (share == 0 or factor < 4)
+
+
+def test_what_an_expert_drops_depends_on_the_tokens_of_the_own_row_alone_and_not_on_padding():
+    module, params = make(settings(moe__dispatch="capacity", moe__capacity_factor=0.7))
+    x_BLD, valid_BL = tokens(padded=True)
+    run = functools.partial(call, module, {"params": params}, ())
+    whole = run(x_BLD, valid_BL)
+    assert_close(run(x_BLD[1:2], valid_BL[1:2]), whole[1:2])
+    assert bool(jnp.any(~valid_BL[1, 8:])) and bool(jnp.all(valid_BL[1, :8]))
+    assert_close(run(x_BLD[1:2, :8], valid_BL[1:2, :8]), whole[1:2, :8])
+
+
+def test_a_capacity_of_plenty_is_dropless():
+    c, plenty = settings(), settings(moe__dispatch="capacity", moe__capacity_factor=float(E))
+    _, params = make(c)
+    assert_close(*(call(MoE(s), {"params": params}, (), *tokens(padded=True)) for s in (c, plenty)))
+
+
+@pytest.mark.parametrize(
+    ("factor", "experts", "expected"), [(1.1, 10, 11), (1.25, 8, 157), (2.0, 1, 100), (0.01, 64, 1)]
+)
+def test_a_capacity_is_the_even_share_times_the_factor_rounded_up(factor, experts, expected):
+    c = settings(moe__capacity_factor=factor, moe__experts=experts, moe__active=1)
+    length = {10: 100, 8: 1000}.get(experts, 100)
+    assert routing.capacities(length, c.moe)[length] == expected
+
+
+# ---------------------------------------------------------------------- padding
+
+
+@pytest.mark.parametrize("dispatch", ["dropless", "capacity"])
+def test_padding_is_not_routed_and_changes_neither_outputs_nor_losses_nor_gradients(dispatch):
+    c = settings(moe__dispatch=dispatch, moe__capacity_factor=0.7, moe__bias_rate=0.1, bias=("mlp",))
+    module, params = make(c)
+    x_BLD, valid_BL = tokens(padded=True)
+
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
+    def run(params: Any, x_BLD: jax.Array) -> Any:
+        y_BLD, sown = module.apply({"params": params}, x_BLD, valid_BL, mutable=["losses", "intermediates"])
+        real = jnp.where(valid_BL[..., None], y_BLD, 0.0)
+        return jnp.sum(jnp.square(real)) + sum(jax.tree.leaves(sown["losses"])), (y_BLD, sown)
+
+    (gradients, dx_BLD), (y_BLD, sown) = run(params, x_BLD)
+    other_BLD = jnp.where(valid_BL[..., None], x_BLD, 100.0)
+    (others, _), (other_y_BLD, other_sown) = run(params, other_BLD)
+    assert_close((gradients, y_BLD, sown), (others, other_y_BLD, other_sown), 1e-6)
+    assert not bool(jnp.any(y_BLD[~valid_BL])) and not bool(jnp.any(dx_BLD[~valid_BL]))
+    np.testing.assert_allclose(jnp.sum(sown["intermediates"]["expert_load"][0]), 1.0, rtol=1e-6)
+
+
+# ---------------------------------------------------------------------- losses and balance
+
+
+def test_the_losses_equal_their_formulas_on_a_worked_example():
+    # Four tokens and one of padding, two experts, one choice: three tokens go to expert 0.
+    probs = jnp.array([[[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3], [0.0, 1.0]]])
+    valid_BL = jnp.array([[True, True, True, True, False]])
+    c = settings(moe__experts=2, moe__active=1, moe__normalize=False)
+    experts_BLJ, _ = routing.choose(probs, valid_BL, c.moe)
+    loads_E = routing.loads(experts_BLJ, 2)
+    np.testing.assert_array_equal(loads_E, [3, 1])
+    by_hand = 2 * (3 / 4 * (0.9 + 0.6 + 0.2 + 0.7) / 4 + 1 / 4 * (0.1 + 0.4 + 0.8 + 0.3) / 4)
+    np.testing.assert_allclose(routing.balance_loss(probs, loads_E, valid_BL), by_hand, rtol=1e-6)
+    logits = jnp.log(jnp.array([[[1.0, 1.0], [2.0, 3.0], [0.5, 0.5], [1.0, 3.0], [9.0, 9.0]]]))
+    by_hand = (np.log(2) ** 2 + np.log(5) ** 2 + 0 + np.log(4) ** 2) / 4
+    np.testing.assert_allclose(routing.z_loss(logits, valid_BL), by_hand, rtol=1e-6)
+    # Two choices of three experts, all scores alike: 3 experts x (1/3 of the choices) x (mean score 1/3) x 3 = 1.
+    even, both_BL = jnp.full((1, 3, 3), 0.4), jnp.ones((1, 3), bool)
+    np.testing.assert_allclose(routing.balance_loss(even, jnp.array([2.0, 2.0, 2.0]), both_BL), 1.0, rtol=1e-6)
+
+
+def test_the_losses_are_sown_with_their_weights_in_training_only():
+    module, params = make(settings(moe__balance_loss=0.5, moe__z_loss=0.25))
+    c_free = settings(moe__balance_loss=0.0, moe__z_loss=0.0)
+    x_BLD, valid_BL = tokens()
+    logits_BLE = x_BLD @ params["router"]["kernel"]
+    scores_BLE = jax.nn.softmax(logits_BLE)
+    loads_E = routing.loads(routing.choose(scores_BLE, valid_BL, c_free.moe)[0], E)
+    _, sown = call(module, {"params": params}, ("losses",), x_BLD, valid_BL)
+    expected = {
+        "balance": 0.5 * routing.balance_loss(scores_BLE, loads_E, valid_BL),
+        "z": 0.25 * routing.z_loss(logits_BLE, valid_BL),
+    }
+    assert_close(sown["losses"], {name: (loss,) for name, loss in expected.items()})
+    for quiet in (MoE(c_free, deterministic=False), MoE(settings())):
+        _, sown = call(quiet, {"params": params}, ("losses",), x_BLD, valid_BL)
+        assert not jax.tree.leaves(sown)
+
+
+def test_the_balance_loss_is_least_at_balance_and_its_gradient_leads_there():
+    valid_BL = jnp.ones((1, 64), bool)
+    c = settings(moe__active=2)
+    noise = jax.random.normal(jax.random.key(0), (1, 64, E))
+
+    @jax.jit
+    def loss(skew_E: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scores_BLE = jax.nn.softmax(noise + skew_E[None, None])
+        loads_E = routing.loads(routing.choose(scores_BLE, valid_BL, c.moe)[0], E)
+        return routing.balance_loss(scores_BLE, loads_E, valid_BL), loads_E
+
+    skew_E = jnp.array([2.0, 0.0, 0.0, -1.0])
+    before, loads_E = loss(skew_E)
+    for _ in range(200):
+        skew_E -= 0.5 * jax.grad(loss, has_aux=True)(skew_E)[0]
+    after, balanced_E = loss(skew_E)
+    assert before > 1.2 and float(jnp.max(loads_E)) > 50
+    assert 0.99 < after < 1.01 and float(jnp.max(jnp.abs(balanced_E - 32))) <= 4
+
+
+def test_a_skewed_router_is_balanced_by_the_sign_of_its_bias_gradient_whatever_the_loss():
+    rate = 0.01
+    c = settings(moe__bias_rate=rate, moe__score="sigmoid", moe__balance_loss=0.0, moe__z_loss=0.0)
+    module, params = make(c)
+    x_BLD = jnp.concatenate([tokens(16, 16)[0], jnp.ones((16, 16, 1))], axis=-1)[..., 1:]  # the last input is always 1
+    valid_BL = jnp.ones((16, 16), bool)
+    params["router"]["kernel"] = (0.5 * params["router"]["kernel"]).at[-1].set(jnp.array([1.5, 0.5, 0.0, -1.0]))
+    params["expert_bias"] = jnp.zeros(E)
+
+    @jax.jit
+    def gradient(bias_E: jax.Array, factor: float) -> tuple[jax.Array, jax.Array]:
+        def loss(bias_E: jax.Array) -> tuple[jax.Array, jax.Array]:
+            y_BLD, sown = module.apply(
+                {"params": params | {"expert_bias": bias_E}}, x_BLD, valid_BL, mutable=["intermediates"]
+            )
+            return factor * jnp.sum(y_BLD), sown["intermediates"]["expert_load"][0]
+
+        return jax.grad(loss, has_aux=True)(bias_E)
+
+    bias_E = params["expert_bias"]
+    first, load_E = gradient(bias_E, 1.0)
+    np.testing.assert_allclose(first, 512 * (load_E - 0.25), atol=1e-3)  # tokens above the mean, 2 choices of 256 each
+    assert_close(gradient(bias_E, -7.0)[0], first, 0)
+    assert float(load_E.max()) > 0.45
+    for _ in range(150):
+        bias_E -= rate * jnp.sign(gradient(bias_E, 1.0)[0])
+    _, load_E = gradient(bias_E, 1.0)
+    assert float(jnp.abs(load_E - 0.25).max()) < 0.03
+
+
+# ---------------------------------------------------------------------- scans, remat, meshes, the whole model
+
+
+class Residual(nn.Module):
+    c: FrozenConfigDict
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, valid_BL: jax.Array) -> tuple[jax.Array, None]:
+        return x_BLD + MoE(self.c, deterministic=False, name="moe")(x_BLD, valid_BL), None
+
+
+def test_a_scanned_and_rematerialised_stack_equals_a_loop_over_its_layers():
+    c = settings(moe__bias_rate=0.1, moe__score="sigmoid", bias=("mlp",))
+    x_BLD, valid_BL = tokens(padded=True)
+    stack = nn.scan(
+        nn.remat(Residual, prevent_cse=False),
+        variable_axes={"params": 0, "losses": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=2,
+    )(c)
+    params = jax.jit(stack.init)(jax.random.key(0), x_BLD, valid_BL)["params"]
+
+    def scanned(params: Any) -> jax.Array:
+        (y_BLD, _), sown = stack.apply({"params": params}, x_BLD, valid_BL, mutable=["losses"])
+        return jnp.sum(jnp.sin(y_BLD)) + sum(jnp.sum(loss) for loss in jax.tree.leaves(sown))
+
+    def looped(params: Any) -> jax.Array:
+        y_BLD, total = x_BLD, jnp.zeros(())
+        for layer in range(2):
+            own = jax.tree.map(operator.itemgetter(layer), params)
+            (y_BLD, _), sown = Residual(c).apply({"params": own}, y_BLD, valid_BL, mutable=["losses"])
+            total += sum(jax.tree.leaves(sown))
+        return jnp.sum(jnp.sin(y_BLD)) + total
+
+    assert_close(*(jax.jit(jax.value_and_grad(f))(params) for f in (scanned, looped)))
+
+
+def on_mesh(line: str, c: FrozenConfigDict) -> tuple[Any, str]:
+    """Output, what is sown and gradients on a mesh, and the program."""
+    module, params = make(c)
+    x_BLD, valid_BL = tokens(8, padded=True)
+
+    def loss(params: Any, x_BLD: jax.Array) -> Any:
+        y_BLD, sown = module.apply({"params": params}, x_BLD, valid_BL, mutable=["losses", "intermediates"])
+        total = jnp.sum(jnp.sin(y_BLD.astype(jnp.float32))) + sum(jax.tree.leaves(sown["losses"]))
+        return total, (y_BLD, sown)
+
+    mesh = mesh_of(line)
+    stacked = {"layers": {"moe": jax.tree.map(lambda p: p[None], params)}}
+    places = placement.parameter_shardings(stacked, mesh)["layers"]["moe"]
+    places = jax.tree.map(lambda s: jax.NamedSharding(mesh, jax.P(*s.spec[1:])), places)
+    arguments = jax.device_put((params, x_BLD), (places, jax.NamedSharding(mesh, placement.BATCH)))
+    with placement.active(mesh, kv_heads=2):
+        run = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True)).lower(*arguments).compile()
+    return jax.device_get(run(*arguments)), run.as_text()
+
+
+@pytest.mark.parametrize("dispatch", ["dropless", "capacity"])
+def test_a_layer_is_the_same_on_every_mesh_and_no_device_gathers_the_tokens(dispatch):
+    c = settings(moe__dispatch=dispatch, moe__shared=1, moe__bias_rate=0.1, bias=("mlp",), moe__capacity_factor=0.7)
+    alone, _ = on_mesh("data=1", c)
+    for line in ("data=8", "data=2 fsdp=2 tensor=2"):
+        spread, program = on_mesh(line, c)
+        assert_close(spread, alone)
+        assert "all-to-all" not in program
+        if line == "data=8":
+            assert "all-gather" not in program
+
+
+def test_bfloat16_runs_on_every_axis_of_a_mesh():
+    c = settings(dtype="bfloat16", bias=("mlp",))
+    module, params = make(c)
+    (gradients, (y_BLD, _)), _ = on_mesh("data=2 fsdp=2 tensor=2", c)
+    alone_BLD = call(module, {"params": params}, (), *tokens(8, padded=True))
+    np.testing.assert_allclose(np.asarray(y_BLD, np.float32), np.asarray(alone_BLD, np.float32), atol=0.05, rtol=0.05)
+    assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in jax.tree.leaves(gradients))
+
+
+def test_a_model_with_sparse_layers_places_every_parameter_sows_by_layer_and_moves_its_biases():
+    c = settings(moe__bias_rate=0.1, moe__shared=1, layers=2, vocab_size=64, bias=("mlp",))
+    module = build(c)
+    params = jax.jit(functools.partial(init_params, module))(jax.random.key(0))
+    assert set(params["layers"]["moe"]) == {"router", "up", "gate", "down", "shared", "expert_bias"}
+    places = placement.parameter_shardings(params, mesh_of("data=2 fsdp=2 tensor=2"))
+    assert places["layers"]["moe"]["down"]["kernel"].spec == jax.P(None, None, "tensor", "fsdp")
+    ids_BL = jax.random.randint(jax.random.key(1), (2, 8), 0, 64)
+
+    @jax.jit
+    def run(params: Any) -> Any:
+        logits_BLV, sown = module.apply(
+            {"params": params}, ids_BL, deterministic=False, mutable=["losses", "intermediates"]
+        )
+        return jnp.mean(jax.nn.logsumexp(logits_BLV, -1)) + sum(map(jnp.sum, jax.tree.leaves(sown["losses"]))), sown
+
+    gradients, sown = jax.grad(run, has_aux=True)(params)
+    assert sown["losses"]["layers"]["moe"]["balance"][0].shape == (2,)
+    load_NE = sown["intermediates"]["layers"]["moe"]["expert_load"][0]
+    np.testing.assert_allclose(gradients["layers"]["moe"]["expert_bias"], 32 * (load_NE - 0.25), atol=1e-4)
