@@ -86,7 +86,7 @@ def test_short_and_long_logits_equal_those_of_transformers(name: str, length: in
 @pytest.mark.parametrize("name", [*SECOND.values(), *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)])
 def test_what_is_written_is_the_same_model_in_transformers(name: str, tmp_path: Path) -> None:
     model, theirs_json, tensors = theirs(name)
-    import torch
+    torch = pytest.importorskip("torch")
     from safetensors.numpy import save_file
 
     family, c = family_of(theirs_json), read_config(theirs_json)

@@ -90,7 +90,7 @@ def test_outputs_are_those_that_transformers_once_gave(name: str, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["bert-body", "roberta-body", "bert-pretraining"])
 def test_pooled_outputs_equal_those_of_transformers(name: str) -> None:
-    import torch
+    torch = pytest.importorskip("torch")
 
     model, *_ = theirs(name)
     c, params = ours(name)
@@ -108,7 +108,7 @@ def test_pooled_outputs_equal_those_of_transformers(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_exported_loads_in_transformers_and_answers_the_same(name: str, tmp_path: Path) -> None:
     model, theirs_json, tensors = theirs(name)
-    import torch
+    torch = pytest.importorskip("torch")
     import transformers
     from safetensors.numpy import save_file
 
