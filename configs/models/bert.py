@@ -27,7 +27,6 @@ def get_config(arg: str = "") -> ConfigDict:
     size = parse_arg(arg, choices=tuple(SIZES)).choice
     c = base()
     c.name = f"bert-{size}"
-    c.stages = ("prepare", "tokenizer", "train", "report")
     m = c.model
     m.layers, m.width, m.heads = SIZES[size]
     m.direction = "bidirectional"

@@ -25,7 +25,6 @@ def get_config(arg: str = "") -> ConfigDict:
     size = parse_arg(arg, choices=tuple(SIZES)).choice
     c = base()
     c.name = f"roberta-{size}"
-    c.stages = ("prepare", "tokenizer", "train", "report")
     m = c.model
     m.layers, m.width, m.heads, rate, warmup = SIZES[size]
     m.direction = "bidirectional"

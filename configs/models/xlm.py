@@ -37,7 +37,6 @@ def get_config(arg: str = "") -> ConfigDict:
     m = c.model
     m.layers, m.width, m.heads, vocab, m.languages, c.objective.name = SIZES[size]
     if c.objective.name != "causal":
-        c.stages = ("prepare", "tokenizer", "train", "report")
         m.direction = "bidirectional"
     m.activation = "gelu"
     m.norm = "layer"

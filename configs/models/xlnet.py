@@ -26,7 +26,6 @@ def get_config(arg: str = "") -> ConfigDict:
     size = parse_arg(arg, choices=tuple(SIZES)).choice
     c = base()
     c.name = f"xlnet-{size}"
-    c.stages = ("prepare", "tokenizer", "train", "report")
     m = c.model
     m.layers, m.width, m.heads, m.mlp_width = SIZES[size]
     m.direction = "bidirectional"

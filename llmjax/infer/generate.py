@@ -112,7 +112,8 @@ def generate(
     keys_B = _row_keys(seed, count, batch)
     allowed_V = np.arange(module.c.vocab_size) < tokenizer.vocab_size
     allowed_V[list(tokenizer.unsampled_ids)] = False
-    eos_ids = np.array(tokenizer.eos_ids or [-1], np.int32)
+    # Padded, so that tokenizers with one, two or no such ids share a program.
+    eos_ids = np.array([*tokenizer.eos_ids, *[-1] * (4 - len(tokenizer.eos_ids))], np.int32)
 
     # ------------------------------------------------------------------ decode
     rows = _prefill(module, params, tokens_BL, lengths_B, cache_length=cache_length)

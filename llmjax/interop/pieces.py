@@ -9,7 +9,8 @@ from llmjax.data.tokenizer import BYTE_FILE, FIRST_BYTE_ID, INDENTS, SPACE_SIGN,
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # kinds of pieces, in GGUF as in SentencePiece
 
-# How text is cut before byte-level BPE: what the vocabularies were made with, by llama.cpp's names for them.
+# How text is cut before byte-level BPE: what the vocabularies were made with, by llama.cpp's names for them. (What
+# transformers 5 makes of a `smollm` file leaves digits to GPT-2's pattern, and so differs in "  1" and in fractions.)
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 LLAMA3 = CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN2 = CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
