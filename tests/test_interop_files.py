@@ -262,6 +262,20 @@ def test_transposed_square_looking_tensors_are_refused_not_reshaped(tmp_path):
         import_model(write_model(tmp_path / "hf", LLAMA, weights), tmp_path / "run", tokenizer="none")
 
 
+def test_a_head_that_config_json_calls_tied_must_be_the_embedding_once_more(tmp_path):
+    config = {**LLAMA, "tie_word_embeddings": True}
+    weights = random_tensors(config)
+    head = weights["model.embed_tokens.weight"].copy()
+    import_model(
+        write_model(tmp_path / "same", config, {**weights, "lm_head.weight": head}), tmp_path / "run", tokenizer="none"
+    )
+    head[3, 7] += 1
+    other = write_model(tmp_path / "other", config, {**weights, "lm_head.weight": head})
+    with pytest.raises(ValueError, match=r"lm_head.weight repeats model.embed_tokens.weight, but .* must be false"):
+        import_model(other, tmp_path / "refused", tokenizer="none")
+    assert not (tmp_path / "refused").exists()
+
+
 def test_a_checkpoint_with_more_layers_than_its_config_is_refused(tmp_path):
     weights = random_tensors(LLAMA)
     with pytest.raises(ValueError, match=r"model.layers.2.input_layernorm.weight \(32,\)"):

@@ -148,7 +148,7 @@ def test_every_document_of_a_packed_row_reads_its_own_source():
 
 
 def test_a_prompt_that_sees_itself_whole_can_be_cached():
-    module, params = make(settings())
+    module, params = make(settings(pattern=("global", "local"), window=5))
     orders_BL = jnp.maximum(jnp.arange(12)[None] - 5, 0) + jnp.zeros((2, 1), jnp.int32)
     expected = run(module, params, orders_BL=orders_BL)
     cache = init_cache(module.c, batch=2, length=16)
@@ -157,6 +157,37 @@ def test_a_prompt_that_sees_itself_whole_can_be_cached():
     rest_BL = jnp.arange(6, 12)[None] + jnp.zeros((2, 1), jnp.int32)
     rest_BLV, _ = run(module, params, TOKENS_BL[:, 6:], positions_BL=rest_BL, cache=cache)
     close(rest_BLV, expected[:, 6:], 1e-5)
+
+
+@pytest.mark.parametrize("position", ["rotary", "alibi", "t5", "none"])
+def test_local_attention_decodes_in_a_ring_of_its_window(position):
+    """Wherever the prompt is cut, shorter or longer than the ring, padded or not, and however far decoding goes."""
+    module, params = make(settings(position=position, pattern=("local", "local", "global"), layers=3, window=4))
+    cache = init_cache(module.c, batch=2, length=64)
+    sizes = {leaf.shape[2] for leaf in jax.tree.leaves(cache["layers"])}
+    assert sizes == {4, 64}
+    tokens_BL = jax.random.randint(jax.random.key(5), (2, 30), 0, 32)
+    expected = run(module, params, tokens_BL)
+    starts_B = np.array([0, 0])
+    for length, valid in (
+        (9, (9, 2)),
+        (1, (1, 1)),
+        (3, (2, 3)),
+        (6, (6, 5)),
+        (1, (1, 1)),
+        (8, (8, 8)),
+        (1, (1, 0)),
+        (2, (2, 2)),
+    ):
+        valid_B, at_L = np.array(valid), np.arange(length)
+        positions_BL = starts_B[:, None] + at_L
+        segments_BL = (at_L < valid_B[:, None]).astype(np.int32)
+        given_BL = np.where(segments_BL, np.take_along_axis(np.asarray(tokens_BL), positions_BL, 1), 31)
+        found, cache = run(module, params, given_BL, positions_BL=positions_BL, segments_BL=segments_BL, cache=cache)
+        for row in np.flatnonzero(valid):
+            close(found[row, : valid[row]], expected[row, starts_B[row] : starts_B[row] + valid[row]], 1e-5)
+        starts_B = starts_B + valid_B
+    assert starts_B.tolist() == [30, 22]
 
 
 # Memory

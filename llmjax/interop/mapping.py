@@ -32,7 +32,8 @@ class Slot:
 class Row:
     """Tensors of theirs and parameters of ours that are made of each other, exactly, in both directions.
 
-    A row without ours is of tensors that repeat others (a tied head): they may be there, are not read and never written.
+    A row without ours is of a tensor that no parameter is made of and that is never written: alone when nothing needs
+    it, and with the tensor that it must be equal to when it repeats one (a tied head).
     """
 
     ours: tuple[Slot, ...]
@@ -193,6 +194,11 @@ def norm(path: str, layer: int | None, width: int, theirs: str, *, bias: bool = 
     return rows + ([same(f"{path}/bias", layer, (width,), f"{theirs}.bias")] if bias else [])
 
 
-def tied(theirs: str) -> Row:
-    """A head that is the embedding once more: some files store it, some do not."""
+def unused(theirs: str) -> Row:
+    """A tensor that may be there and is not needed."""
     return Row((), (theirs,), lambda a: [], lambda a: [], optional=True)
+
+
+def tied(theirs: str, repeats: str) -> Row:
+    """A tensor that is another one once more, such as a tied head: some files store it, some do not."""
+    return Row((), (theirs, repeats), lambda a: [], lambda a: [], optional=True)

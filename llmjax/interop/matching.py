@@ -18,9 +18,10 @@ Shape = tuple[int, ...]
 
 
 def fit(family: Family, c: ConfigDict, tensors: Mapping[str, Tensor], params: Mapping[str, Shape]) -> list[Row]:
-    """The rows by which a file is read, `theirs` being the names there. `c` is `config.model`.
+    """The rows by which a file is read, `theirs` being the names there; those without ours say what repeats what.
 
     Args:
+        c: `config.model`.
         tensors: what the file has.
         params: path -> shape, stacked, of every parameter of the model.
 
@@ -29,13 +30,12 @@ def fit(family: Family, c: ConfigDict, tensors: Mapping[str, Tensor], params: Ma
             the parameters that nothing fills.
     """
     found, missing, unknown = resolve(family, c, tensors)
-    found = [row for row in found if row.ours]
     problems, shapes = _Problems(), Shapes()
     for row, names in missing:
         for name, shape in zip(row.theirs, shapes.of(row), strict=True):
             if name in names:
                 problems.add("missing", name, f"{shape} for {_ours(row)}")
-    for row in found:
+    for row in filter(lambda row: row.ours, found):
         for name, shape in zip(row.theirs, shapes.of(row), strict=True):
             if tensors[name].shape != shape:
                 problems.add("misshapen", name, f"{tensors[name].shape}, must be {shape} for {_ours(row)}")

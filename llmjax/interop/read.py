@@ -1,5 +1,6 @@
 """`llmjax import`: a model of Hugging Face, or a GGUF file, becomes a run that everything else here understands."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -82,7 +83,11 @@ def import_model(source: Path, run: Path, *, dtype: str = "", tokenizer: str = "
     model.param_dtype = model.dtype = dtype or _stored_dtype(weights, family)
     c = run_config(model, name=run.name)
     params = parameters_of(c.model)
-    rows = fit(family, c.model, weights.tensors, {path: tensor.shape for path, tensor in params.items()})
+    found = fit(family, c.model, weights.tensors, {path: tensor.shape for path, tensor in params.items()})
+    rows = [row for row in found if row.ours]
+    for row in found:
+        if not row.ours and len(row.theirs) == 2:
+            _require_equal(weights, *row.theirs)
     with staged(run, purpose="--to") as folder:
         known = None
         if tokenizer != "none":
@@ -150,6 +155,20 @@ def _stored_dtype(weights: Source, family: Family) -> str:
         t.dtype.name for t in weights.tensors.values() if t.dtype.name in ("bfloat16", "float16", "float32", "float64")
     }
     return "bfloat16" if floats == {"bfloat16"} else "float32"
+
+
+def _require_equal(weights: Source, name: str, repeats: str) -> None:
+    """ValueError unless a tensor is the other one once more, which is what a tied head is. Holds one at a time."""
+
+    def digest(name: str) -> bytes:
+        return hashlib.blake2b(np.ascontiguousarray(weights.read(name)).reshape(-1).view(np.uint8).data).digest()
+
+    one, other = weights.tensors[name], weights.tensors[repeats]
+    if one != other or digest(name) != digest(repeats):
+        raise ValueError(
+            f"config.json says that {name} repeats {repeats}, but the file has other values there: if the model has a "
+            'head of its own, "tie_word_embeddings" must be false in config.json; if not, get the files again'
+        )
 
 
 def _write_tokenizer(

@@ -160,7 +160,11 @@ class Attention(nn.Module):
                 k_BMGK = layers.Norm(c, "rms", name="key_norm")(k_BMGK)
             if view.rotary is not None:
                 k_BMGK = P.rotate(k_BMGK, view.rotary[1])
-            if cache is not None:
+            if cache is not None and view.renew_BR is not None:
+                pairs = {"key": k_BMGK, "value": v_BMGK}
+                k_BMGK, v_BMGK = (jnp.concatenate([cache[name], new], axis=1) for name, new in pairs.items())
+                cache = {name: renew(cache[name], new, view.renew_BR) for name, new in pairs.items()}
+            elif cache is not None:
                 starts_B = jnp.zeros(x_BLD.shape[0], jnp.int32) if self.cross or starts_B is None else starts_B
                 cache = {"key": write(cache["key"], k_BMGK, starts_B), "value": write(cache["value"], v_BMGK, starts_B)}
                 k_BMGK, v_BMGK = cache["key"], cache["value"]
@@ -223,3 +227,9 @@ def write(cache_BMGK: jax.Array, new_BLGK: jax.Array, starts_B: jax.Array) -> ja
     return jax.vmap(lambda row, new, start: jax.lax.dynamic_update_slice(row, new.astype(row.dtype), (start, 0, 0)))(
         cache_BMGK, new_BLGK, starts_B
     )
+
+
+def renew(ring_BRGK: jax.Array, new_BLGK: jax.Array, from_BR: jax.Array) -> jax.Array:
+    """Put in each slot of a ring the new entry with the given number, or leave it as it is (-1)."""
+    chosen_BRGK = jnp.take_along_axis(new_BLGK, jnp.maximum(from_BR, 0)[:, :, None, None], axis=1)
+    return jnp.where(from_BR[:, :, None, None] >= 0, chosen_BRGK.astype(ring_BRGK.dtype), ring_BRGK)

@@ -2,7 +2,7 @@
 
 One module covers every architecture by configuration (`config.model`): decoders, encoders, encoder-decoders, recurrent
 networks and their mixtures. Where further ones plug in: a mixer is a row in `recurrent.MIXERS` or a kind of attention
-in `views.make_views`; norms, activations and positions are branches or tables in `layers.py` and `positions.py`;
+in `views.make_view`; norms, activations and positions are branches or tables in `layers.py` and `positions.py`;
 attention kernels are rows in `attention.KERNELS`; initialisation schemes are rows in `init.py`.
 """
 
@@ -17,10 +17,10 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from llmjax.model import positions as P
 from llmjax.model.block import ATTENTION, Block, Inputs, run_stack, sections
-from llmjax.model.cache import Cache, by_section, pick
+from llmjax.model.cache import Cache, by_section, cached_keys, pick
 from llmjax.model.init import initializer, logit_scale
 from llmjax.model.layers import ACTIVATIONS, Linear, Norm, drop, dtype_of, label
-from llmjax.model.views import Tokens, View, make_views, visible
+from llmjax.model.views import Keys, Tokens, View, make_view, visible
 
 Source = dict[str, jax.Array]
 
@@ -35,16 +35,9 @@ class Encoder(nn.Module):
     def __call__(self, x_BMD: jax.Array, tokens: Tokens) -> jax.Array:
         c = self.c
         relative = relative_table(self) if c.position == "t5" else None
-        views = make_views(
-            c,
-            tokens,
-            tokens,
-            visible(tokens, tokens),
-            kinds={"global"},
-            bidirectional=True,
-            relative_embedding=relative,
-        )
-        inputs = Inputs(views, tokens.segments > 0, tokens.positions == 0)
+        keys = Keys(tokens, visible(tokens, tokens))
+        view = make_view(c, "global", tokens, keys, bidirectional=True, relative_embedding=relative)
+        inputs = Inputs({"global": view}, tokens.segments > 0, tokens.positions == 0)
         x_BMD, _ = run_stack(c, x_BMD, inputs, {}, deterministic=self.deterministic, encoder=True)
         return final_norm(c, self.deterministic)(x_BMD, inputs.valid_BL)
 
@@ -127,43 +120,32 @@ class Transformer(nn.Module):
         x_BLD = embed(tokens_BL, positions_BL, types_BL, languages_BL)
         if types_BL is None:
             types_BL = jnp.zeros_like(tokens_BL)
-        if cache is None:
-            assert orders_BL is not None
-            tokens = Tokens(index_BL, positions_BL, segments_BL, orders_BL, types_BL)
-            keys, mask_BLM, new_keys = tokens, visible(tokens, tokens), None
+        orders = positions_BL if orders_BL is None else orders_BL
+        place_BL = index_BL if cache is None else positions_BL
+        tokens = Tokens(place_BL, positions_BL, segments_BL, orders, types_BL)
+        kinds = {kind for section in sections(c) for kind, _ in section.kinds if kind in ATTENTION}
+        if cache is not None:
+            keys = {k: cached_keys(c, cache, tokens, k, ordered=orders_BL is not None) for k in kinds}
         else:
-            slots_BM = cache["slots"]
-            tokens = Tokens(positions_BL, positions_BL, segments_BL, positions_BL, types_BL)
-            keys = Tokens(slots_BM, slots_BM, jnp.ones_like(slots_BM), slots_BM, jnp.zeros_like(slots_BM))
-            mask_BLM = slots_BM[:, None, :] <= positions_BL[:, :, None]
-            if orders_BL is not None:  # a prompt whose tokens see what they were told to
-                told = dataclasses.replace(tokens, orders=orders_BL)
-                shown_BLM = visible(told, told)
-                mask_BLM = jnp.zeros_like(mask_BLM).at[:, :, : tokens_BL.shape[1]].set(shown_BLM)
-            new_keys = positions_BL
-        if memory is not None:
-            tokens, keys, mask_BLM = self._remembering(memory, tokens, mask_BLM)
-            new_keys = keys.positions
+            found = Keys(tokens, visible(tokens, tokens))
+            if memory is not None:
+                tokens, found = self._remembering(memory, tokens, found)
+            keys = dict.fromkeys(kinds, found)
         content = None
         if queries is not None or (c.two_stream and self.is_initializing()):
             assert cache is None
             queries = queries or dict.fromkeys(("positions", "orders", "segments"), index_BL[:, :1])
             content = tokens_BL.shape[1]
-            x_BLD, tokens, mask_BLM = self._with_queries(queries, x_BLD, tokens, keys, mask_BLM)
+            x_BLD, tokens, found = self._with_queries(queries, x_BLD, tokens, found)
+            keys = dict.fromkeys(kinds, found)
         # ------------------------------------------------------------------ blocks
-        kinds = {kind for section in sections(c) for kind, _ in section.kinds}
         relative = relative_table(self) if c.position == "t5" else None
-        views = make_views(
-            c,
-            tokens,
-            keys,
-            mask_BLM,
-            kinds={kind for kind in kinds if kind in ATTENTION},
-            bidirectional=bidirectional,
-            causal=promised and cache is None,
-            relative_embedding=relative,
-            new_keys=new_keys,
-        )
+        rules: dict[str, Any] = {
+            "bidirectional": bidirectional,
+            "causal": promised and cache is None,
+            "relative_embedding": relative,
+        }
+        views = {kind: make_view(c, kind, tokens, keys[kind], **rules) for kind in kinds}
         cross_view = None
         if c.encoder_layers:
             segments_BM = sources.segments if sources is not None else cache["source"] if cache is not None else None
@@ -258,10 +240,8 @@ class Transformer(nn.Module):
         x_BMD = embed(ids_BM, positions_BM, source.get("types"), source.get("languages"))
         return tokens, Encoder(self.c, deterministic, name="encoder")(x_BMD, tokens)
 
-    def _remembering(
-        self, memory: dict[str, Any], tokens: Tokens, mask_BLM: jax.Array
-    ) -> tuple[Tokens, Tokens, jax.Array]:
-        """(queries, keys, mask) when the keys begin with a memory, of which tokens see what is of their own segment."""
+    def _remembering(self, memory: dict[str, Any], tokens: Tokens, found: Keys) -> tuple[Tokens, Keys]:
+        """Queries and keys when the keys begin with a memory, of which tokens see what is of their own segment."""
         before_BM = memory["segments"]
         count = before_BM.shape[1]
         places_BM = jnp.broadcast_to(jnp.arange(count)[None], before_BM.shape)
@@ -279,12 +259,12 @@ class Transformer(nn.Module):
             types=join(zeros_BM, tokens.types),
         )
         seen_BLM = before_BM[:, None, :] == tokens.segments[:, :, None]
-        return tokens, keys, jnp.concatenate([seen_BLM, mask_BLM], axis=2)
+        return tokens, Keys(keys, jnp.concatenate([seen_BLM, found.mask_BLM], axis=2), keys.positions)
 
     def _with_queries(
-        self, queries: dict[str, jax.Array], x_BLD: jax.Array, tokens: Tokens, keys: Tokens, mask_BLM: jax.Array
-    ) -> tuple[jax.Array, Tokens, jax.Array]:
-        """The residual stream, tokens and mask with the queries behind the content (XLNet's two streams)."""
+        self, queries: dict[str, jax.Array], x_BLD: jax.Array, tokens: Tokens, found: Keys
+    ) -> tuple[jax.Array, Tokens, Keys]:
+        """The residual stream, tokens and keys with the queries behind the content (XLNet's two streams)."""
         c = self.c
         dtype = dtype_of(c.dtype)
         start_D = self.param("query_embedding", initializer(c, "embedding"), (c.width,), dtype_of(c.param_dtype))
@@ -297,9 +277,10 @@ class Transformer(nn.Module):
             types=queries.get("types", jnp.take_along_axis(tokens.types, at_BQ, axis=1)),  # type: ignore[arg-type]
         )
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), tokens, asked)
-        mask = jnp.concatenate([mask_BLM, visible(asked, keys, strict=True)], axis=1)
+        mask_BLM = jnp.concatenate([found.mask_BLM, visible(asked, found.tokens, strict=True)], axis=1)
         start_BQD = jnp.broadcast_to(start_D.astype(dtype)[None, None], (*at_BQ.shape, c.width))
-        return jnp.concatenate([x_BLD, start_BQD], axis=1), both, mask
+        keys = Keys(found.tokens, mask_BLM, found.tokens.positions)
+        return jnp.concatenate([x_BLD, start_BQD], axis=1), both, keys
 
     def _head(self, embedding_VE: jax.Array) -> Callable[[jax.Array], jax.Array]:
         """The function from hidden states to logits, float32."""

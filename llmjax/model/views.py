@@ -17,13 +17,14 @@ from llmjax.model import positions as P
 
 @struct.dataclass
 class View:
-    """What one kind of attention needs beside its inputs; L queries, M keys."""
+    """What one kind of attention needs beside its inputs; L queries, M keys, R slots of a ring (see `cache.py`)."""
 
     mask_BLM: jax.Array  # bool, true where a query may look
     bias_BHLM: jax.Array | None = None  # float32, added to the scores (ALiBi, T5)
     rotary: tuple[P.Rotary, P.Rotary] | None = None  # for the queries and for the new keys
     distance_BLM: jax.Array | None = None  # int32, query's position minus key's (XLNet)
     differs_BLM: jax.Array | None = None  # bool, the key is of another type (XLNet)
+    renew_BR: jax.Array | None = None  # int32, which new key goes to each slot of a ring; -1: the slot stays
     causal: bool = struct.field(pytree_node=False, default=False)  # a promise: L = M, nothing above the diagonal
 
 
@@ -45,50 +46,55 @@ def visible(queries: Tokens, keys: Tokens, *, strict: bool = False) -> jax.Array
     return seen & (keys.segments[:, None, :] == queries.segments[:, :, None])
 
 
-def make_views(
+@struct.dataclass
+class Keys:
+    """What the queries of a call find: M keys, and which of them each of the L queries may look at."""
+
+    tokens: Tokens
+    mask_BLM: jax.Array
+    new_BL: jax.Array | None = None  # positions of the keys that this call makes; None: it makes all of them
+    renew_BR: jax.Array | None = None  # see `View`
+
+
+def make_view(
     c: ConfigDict,
+    kind: str,
     queries: Tokens,
-    keys: Tokens,
-    mask_BLM: jax.Array,
+    keys: Keys,
     *,
-    kinds: set[str],
     bidirectional: bool,
     causal: bool = False,
     relative_embedding: Any = None,
-    new_keys: jax.Array | None = None,
-) -> dict[str, View]:
-    """The view of every kind of attention layer in `kinds` ("global", "local").
+) -> View:
+    """The view of one kind of attention layer, "global" or "local".
 
     Args:
         bidirectional: whether T5's buckets tell keys that come later apart.
         causal: the promise of `View.causal`.
         relative_embedding: (buckets, H), T5's table.
-        new_keys: (B, L) positions of the keys that this call makes (with a cache: not all of them); None: the keys'.
     """
-    distance_BLM = queries.index[:, :, None] - keys.index[:, None, :]
+    local, found = kind == "local", keys.tokens
+    distance_BLM = queries.index[:, :, None] - found.index[:, None, :]
     bias = None
     if c.position == "alibi":
-        bias = P.alibi_bias(distance_BLM, c, keys_BM=keys.positions)
+        bias = P.alibi_bias(distance_BLM, c, keys_BM=found.positions)
     elif c.position == "t5":
         buckets_BLM = P.t5_buckets(distance_BLM, c, bidirectional=bidirectional)
         bias = jnp.take(relative_embedding, buckets_BLM, axis=0).transpose(0, 3, 1, 2).astype(jnp.float32)
+    rotary = None
+    if c.position == "rotary":
+        q = P.rotary_table(queries.positions, c, local=local)
+        rotary = (q, q if keys.new_BL is None else P.rotary_table(keys.new_BL, c, local=local))
     xlnet = c.position == "xlnet"
     differs = None
-    if xlnet and queries.types is not None and keys.types is not None:
-        differs = queries.types[:, :, None] != keys.types[:, None, :]
-    views = {}
-    for kind in kinds:
-        local = kind == "local"
-        rotary = None
-        if c.position == "rotary":
-            q = P.rotary_table(queries.positions, c, local=local)
-            rotary = (q, q if new_keys is None else P.rotary_table(new_keys, c, local=local))
-        views[kind] = View(
-            mask_BLM=mask_BLM & (jnp.abs(distance_BLM) < c.window) if local else mask_BLM,
-            bias_BHLM=bias,
-            rotary=rotary,
-            distance_BLM=distance_BLM if xlnet else None,
-            differs_BLM=differs,
-            causal=causal,
-        )
-    return views
+    if xlnet and queries.types is not None and found.types is not None:
+        differs = queries.types[:, :, None] != found.types[:, None, :]
+    return View(
+        mask_BLM=keys.mask_BLM & (jnp.abs(distance_BLM) < c.window) if local else keys.mask_BLM,
+        bias_BHLM=bias,
+        rotary=rotary,
+        distance_BLM=distance_BLM if xlnet else None,
+        differs_BLM=differs,
+        renew_BR=keys.renew_BR,
+        causal=causal,
+    )

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.interop.fields import choose, field, only, require_same
-from llmjax.interop.mapping import Family, Row, Slot, linear, norm, same, tied
+from llmjax.interop.mapping import Family, Row, Slot, linear, norm, same, tied, unused
 from llmjax.model.layers import mlp_width
 
 ACTIVATIONS = {
@@ -191,7 +191,8 @@ def rows(names: Names, c: ConfigDict) -> Iterable[Row]:
         yield from norm("head_norm", None, D, names.transform_norm)
         if c.tie_embeddings:
             yield same("head_bias", None, (c.vocab_size,), names.head_bias)
-            yield from (tied(f"{names.head}.weight"), tied(f"{names.head}.bias"))
+            yield tied(f"{names.head}.weight", f"{embeddings}.word_embeddings.weight")
+            yield tied(f"{names.head}.bias", names.head_bias)
         else:
             yield from linear("head", None, (D,), (c.vocab_size,), names.head)
             # Untied heads have two biases, of which the second is never added.
@@ -206,7 +207,7 @@ def rows(names: Names, c: ConfigDict) -> Iterable[Row]:
     if task == "ForMaskedLM":
         # Published files often have the other heads of pretraining, which this architecture lacks.
         for name in ("cls.seq_relationship", *([] if c.pooler else [f"{body}pooler.dense"])):
-            yield from (tied(f"{name}.weight"), tied(f"{name}.bias"))
+            yield from (unused(f"{name}.weight"), unused(f"{name}.bias"))
 
 
 def _family(names: Names, model_types: tuple[str, ...]) -> Family:

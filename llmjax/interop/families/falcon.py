@@ -114,7 +114,7 @@ def falcon_rows(c: ConfigDict) -> Iterator[Row]:
         yield from linear(f"{prefix}/mlp/up", n, (D,), (F,), f"{layer}.mlp.dense_h_to_4h", bias=bias)
         yield from linear(f"{prefix}/mlp/down", n, (F,), (D,), f"{layer}.mlp.dense_4h_to_h", bias=bias)
     yield from norm("final_norm", None, D, "transformer.ln_f")
-    yield from head(c, "lm_head")
+    yield from head(c, "lm_head", "transformer.word_embeddings")
 
 
 FAMILIES: tuple[Family, ...] = (

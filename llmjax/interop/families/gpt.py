@@ -100,13 +100,13 @@ def gpt2_rows(c: ConfigDict) -> Iterator[Row]:
         yield from conv1d(f"{prefix}/mlp/up", n, (D,), (F,), f"{layer}.mlp.c_fc")
         yield from conv1d(f"{prefix}/mlp/down", n, (F,), (D,), f"{layer}.mlp.c_proj")
     yield from norm("final_norm", None, D, "transformer.ln_f")
-    yield from head(c, "lm_head")
+    yield from head(c, "lm_head", "transformer.wte")
 
 
-def head(c: ConfigDict, theirs: str, *, bias: bool = False) -> Iterator[Row]:
-    """The output head, or where it is tied the tensor that may repeat it; with `bias` also the bias of the logits."""
+def head(c: ConfigDict, theirs: str, embedding: str, *, bias: bool = False) -> Iterator[Row]:
+    """The output head, or where it is tied the tensor that may repeat the embedding; with `bias` also the bias of the logits."""
     if c.tie_embeddings:
-        yield tied(f"{theirs}.weight")
+        yield tied(f"{theirs}.weight", f"{embedding}.weight")
     else:
         yield from linear("head", None, (c.width,), (c.vocab_size,), theirs)
     if bias:
@@ -180,7 +180,7 @@ def neox_rows(c: ConfigDict) -> Iterator[Row]:
         yield from linear(f"{prefix}/mlp/up", n, (D,), (F,), f"{layer}.mlp.dense_h_to_4h", bias=True)
         yield from linear(f"{prefix}/mlp/down", n, (F,), (D,), f"{layer}.mlp.dense_4h_to_h", bias=True)
     yield from norm("final_norm", None, D, "gpt_neox.final_layer_norm")
-    yield from head(c, "embed_out")
+    yield from head(c, "embed_out", "gpt_neox.embed_in")
 
 
 def read_bloom(theirs: Mapping[str, Any]) -> ConfigDict:
@@ -244,7 +244,7 @@ def bloom_rows(c: ConfigDict) -> Iterator[Row]:
         yield from linear(f"{prefix}/mlp/up", n, (D,), (F,), f"{layer}.mlp.dense_h_to_4h", bias=True)
         yield from linear(f"{prefix}/mlp/down", n, (F,), (D,), f"{layer}.mlp.dense_4h_to_h", bias=True)
     yield from norm("final_norm", None, D, "transformer.ln_f")
-    yield from head(c, "lm_head")
+    yield from head(c, "lm_head", "transformer.word_embeddings")
 
 
 FAMILIES: tuple[Family, ...] = (

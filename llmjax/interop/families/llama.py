@@ -355,7 +355,7 @@ def rows(kind: Kind, c: ConfigDict) -> Iterator[Row]:
             yield from linear(f"{prefix}/mlp/{name}", n, (inputs,), (outputs,), f"{layer}.mlp.{name}_proj", bias=bias)
     yield same("final_norm/scale", None, (D,), "model.norm.weight")
     if c.tie_embeddings:
-        yield tied("lm_head.weight")
+        yield tied("lm_head.weight", "model.embed_tokens.weight")
     else:
         yield from linear("head", None, (D,), (c.vocab_size,), "lm_head")
 

@@ -90,7 +90,7 @@ def opt_rows(c: ConfigDict) -> Iterator[Row]:
         yield from linear(f"{prefix}/mlp/down", n, (F,), (D,), f"{layer}.fc2", bias=bias)
     if c.final_norm:
         yield from norm("final_norm", None, D, f"{body}.final_layer_norm")
-    yield from head(c, "lm_head")
+    yield from head(c, "lm_head", f"{body}.embed_tokens")
 
 
 def read_phi(theirs: Mapping[str, Any]) -> ConfigDict:
@@ -161,7 +161,7 @@ def phi_rows(c: ConfigDict) -> Iterator[Row]:
         yield from linear(f"{prefix}/mlp/up", n, (D,), (F,), f"{layer}.mlp.fc1", bias=True)
         yield from linear(f"{prefix}/mlp/down", n, (F,), (D,), f"{layer}.mlp.fc2", bias=True)
     yield from norm("final_norm", None, D, "model.final_layernorm")
-    yield from head(c, "lm_head", bias=True)
+    yield from head(c, "lm_head", "model.embed_tokens", bias=True)
 
 
 FAMILIES: tuple[Family, ...] = (

@@ -105,11 +105,14 @@ def rows(c: ConfigDict) -> Iterable[Row]:
     V, D = c.vocab_size, c.width
     yield same("embedding", None, (V, D), "shared.weight")
     for stack in ("encoder", "decoder"):  # repeated in the first files
-        yield tied(f"{stack}.embed_tokens.weight")
+        yield tied(f"{stack}.embed_tokens.weight", "shared.weight")
     if c.encoder_layers:
         yield from _stack(c, "encoder/", "encoder", c.encoder_layers, cross=False)
         yield from _stack(c, "", "decoder", c.layers, cross=True)
-        yield from [tied("lm_head.weight")] if c.tie_embeddings else linear("head", None, (D,), (V,), "lm_head")
+        if c.tie_embeddings:
+            yield tied("lm_head.weight", "shared.weight")
+        else:
+            yield from linear("head", None, (D,), (V,), "lm_head")
     else:
         yield from _stack(c, "", "encoder", c.layers, cross=False)
 

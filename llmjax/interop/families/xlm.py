@@ -91,7 +91,10 @@ def rows(c: ConfigDict) -> Iterable[Row]:
     if head:
         yield same("head_bias", None, (c.vocab_size,), "pred_layer.proj.bias")
         name = "pred_layer.proj"
-        yield from [tied(f"{name}.weight")] if c.tie_embeddings else linear("head", None, (D,), (c.vocab_size,), name)
+        if c.tie_embeddings:
+            yield tied(f"{name}.weight", f"{body}embeddings.weight")
+        else:
+            yield from linear("head", None, (D,), (c.vocab_size,), name)
 
 
 FAMILIES = (Family(("xlm",), read_config, write_config, rows, (r"position_ids$",)),)

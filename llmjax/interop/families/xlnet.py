@@ -106,7 +106,10 @@ def rows(c: ConfigDict) -> Iterable[Row]:
     if head:
         yield same("head_bias", None, (c.vocab_size,), "lm_loss.bias")
         name = "lm_loss"
-        yield from [tied(f"{name}.weight")] if c.tie_embeddings else linear("head", None, (D,), (c.vocab_size,), name)
+        if c.tie_embeddings:
+            yield tied(f"{name}.weight", f"{body}word_embedding.weight")
+        else:
+            yield from linear("head", None, (D,), (c.vocab_size,), name)
 
 
 FAMILIES = (Family(("xlnet",), read_config, write_config, rows),)
