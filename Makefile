@@ -3,11 +3,16 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CONFIG ?= configs/quickstart.py
+TOPOLOGY ?= v5e:2x2
 
-.PHONY: quickstart test test-hf test-slow lint lock clean
+.PHONY: quickstart plan test test-hf test-slow lint lock clean
 
 quickstart: .venv/.installed
 	.venv/bin/llmjax run --config $(CONFIG)
+
+# make plan CONFIG=configs/runs/llama2.py TOPOLOGY=v5p:8x8x8: with the TPU's compiler, on Linux x86-64.
+plan: .venv/.installed-plan
+	.venv/bin/llmjax plan --config $(CONFIG) --topology $(TOPOLOGY)
 
 test: .venv/.installed-test
 	.venv/bin/python -m pytest -n auto -m "not slow"
@@ -42,12 +47,18 @@ lint: .venv/.installed-test
 	.venv/bin/uv pip install --quiet --python .venv/bin/python -c requirements-test.lock transformers==5.23.0
 	touch $@
 
+.venv/.installed-plan: requirements-plan.lock .venv/.installed
+	.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements-plan.lock
+	touch $@
+
 # The lock files hold exact versions for every platform and name no registry.
 lock: | .venv/bin/uv
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
 		--custom-compile-command "make lock" --extra test -c requirements.lock pyproject.toml -o requirements-test.lock
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
+		--custom-compile-command "make lock" --extra plan -c requirements.lock pyproject.toml -o requirements-plan.lock
 
 clean:
 	rm -rf .venv runs

@@ -41,7 +41,8 @@ def make_side(side: str, shape: tuple[int, ...], *, dtype: str) -> Callable[[], 
     from llmjax.train.step import batch_shardings
 
     width, expert_width, experts, active, rows, context = shape
-    c = config.base().model
+    whole = config.base()
+    c = whole.model
     c.width, c.activation, c.dtype = width, "swiglu", dtype
     c.moe.experts, c.moe.active, c.moe.width = experts, active, expert_width
     c.moe.dispatch = "capacity" if side == "capacity" else "dropless"
@@ -54,7 +55,7 @@ def make_side(side: str, shape: tuple[int, ...], *, dtype: str) -> Callable[[], 
         module, inputs = MLP(FrozenConfigDict(c), active * expert_width), (x_BLD,)
     else:
         module, inputs = MoE(FrozenConfigDict(c), deterministic=False), (x_BLD, valid_BL)
-    with placement.active(mesh, kv_heads=1):
+    with placement.active(mesh, whole):
         params = jax.jit(module.init)(key_p, *inputs)["params"]
         if side == "dropless skewed":  # to one expert, whatever points along a direction as half of the tokens do
             params["router"]["kernel"] = params["router"]["kernel"].at[0, 0].set(10.0)

@@ -82,7 +82,7 @@ def batch_of(i):
     return {k: jax.make_array_from_process_local_data(batch_shardings(mesh), np.ascontiguousarray(v))
             for k, v in arrays.items()}
 key = jax.device_put(jax.random.key(1), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-with placement.active(mesh, kv_heads=heads):
+with placement.active(mesh, c):
     compiled = jax.jit(make_train_step(module, optimizer, schedule, c), donate_argnums=0).lower(
         state, batch_of(0), key).compile()
 def step(i):
@@ -92,7 +92,7 @@ def step(i):
 def parts():
     objective = OBJECTIVES["causal"]
     loss = lambda p, b: objective(module, p, b, None, c.objective).objective
-    with placement.active(mesh, kv_heads=heads):
+    with placement.active(mesh, c):
         forward, backward = jax.jit(loss), jax.jit(jax.grad(loss))
         update = jax.jit(lambda g, s, p: optimizer.update(g, s, p))
         batch = batch_of(0)

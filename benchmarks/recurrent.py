@@ -4,11 +4,14 @@
 
 WikiText-2 as plain text; both files are one document. All arms have the width, the tokenizer, the batches and the number
 of tokens of the Transformer, and its number of parameters: one setting of each arm (the last column of ARMS) is solved
-for. Each arm's learning rate is the best of --rates in a run of a sixth of the steps, judged like the run itself: by the
-bits per byte of the validation text in overlapping windows. Everything goes through `llmjax train`.
+for. Each arm's learning rate is the best of --rates in a run of a sixth of the steps, by the bits per byte of the first
+quarter of the validation text in overlapping windows; what is reported is that of the other three quarters. Everything
+goes through `llmjax train`.
 
 Decoding is measured as the time of a step of one row whose cache has room for, and already holds, 1k, 8k or 32k tokens.
-What the cache holds does not change the time, so nothing is generated to fill it.
+What the cache holds does not change the time, and what was learnt neither: nothing is generated to fill it, and
+--decoding measures it alone, on untrained models, and puts it into the file that an earlier run wrote (when that run's
+machine was busy).
 """
 
 import argparse
@@ -32,6 +35,7 @@ import numpy as np
 from llmjax import config
 from llmjax.api import LanguageModel, load
 from llmjax.cli import HUGE_PAGES
+from llmjax.model import transformer
 from llmjax.model.cache import Cache, init_cache
 from llmjax.model.count import param_count
 
@@ -145,25 +149,27 @@ def decode(module: Any, params: Any, cache: Cache, token_B: jax.Array, start: ja
     return jax.lax.fori_loop(0, TIMED, one, (token_B, cache))
 
 
-def decoding(model: LanguageModel, context: int, rounds: int) -> dict[str, float]:
+def decoding(module: transformer.Transformer, params: Any, context: int, rounds: int) -> dict[str, float]:
     """Tokens a second of one row with so many tokens behind it, and what the row's cache takes."""
-    cache = init_cache(model.config.model, batch=1, length=context + TIMED)
+    cache = init_cache(module.c, batch=1, length=context + TIMED)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(cache["layers"]))
     token_B, times = jnp.zeros(1, jnp.int32), []
     for _ in range(rounds + 1):
         began = time.perf_counter()
-        token_B, cache = jax.block_until_ready(decode(model.module, model.params, cache, token_B, jnp.int32(context)))
+        token_B, cache = jax.block_until_ready(decode(module, params, cache, token_B, jnp.int32(context)))
         times.append((time.perf_counter() - began) / TIMED)
     seconds = statistics.median(times[1:])  # the first compiles
     return {"ms_per_token": 1e3 * seconds, "tokens_per_second": 1 / seconds, "cache_megabytes": size / 1e6}
 
 
-def run_arm(args: argparse.Namespace, c: config.ConfigDict, prepared: Path, workdir: Path, text: str) -> dict[str, Any]:
-    """Choose the rate, train, and measure."""
+def run_arm(
+    args: argparse.Namespace, c: config.ConfigDict, prepared: Path, workdir: Path, texts: Sequence[str]
+) -> dict[str, Any]:
+    """Choose the rate by the first text, train, and measure on the second."""
     tried = {}
     for rate in args.rates if len(args.rates) > 1 else ():
         c.optimizer.learning_rate, c.train.duration = rate, f"{max(args.steps // 6, 1)} steps"
-        tried[rate] = bits_per_byte(train(c, prepared, workdir), text)
+        tried[rate] = bits_per_byte(train(c, prepared, workdir), texts[0])
         print(
             f"  {c.name}: learning rate {rate:g}: {tried[rate]:.4f} bits per byte after {c.train.duration}", flush=True
         )
@@ -177,10 +183,10 @@ def run_arm(args: argparse.Namespace, c: config.ConfigDict, prepared: Path, work
         "settings": {key: config.flatten(c.to_dict())[f"model.{key}"] for key in (*ARMS[c.name][0], ARMS[c.name][1])},
         "learning_rate": c.optimizer.learning_rate,
         "rates_tried": {f"{rate:g}": value for rate, value in tried.items()},
-        "bits_per_byte": bits_per_byte(model, text),
+        "bits_per_byte": bits_per_byte(model, texts[1]),
         "train_seconds": results["train_seconds"],
         "train_tokens_per_second": results["tokens_per_second"],
-        "decoding": {str(n): decoding(model, n, args.rounds) for n in args.contexts},
+        "decoding": {str(n): decoding(model.module, model.params, n, args.rounds) for n in args.contexts},
     }
 
 
@@ -211,6 +217,7 @@ def main() -> None:
         "--contexts", nargs="+", type=int, default=CONTEXTS, help="tokens behind the one that is decoded"
     )
     parser.add_argument("--rounds", type=int, default=9, help=f"of {TIMED} decoded tokens, of which the median counts")
+    parser.add_argument("--decoding", action="store_true", help="measure decoding alone, again; see above")
     parser.add_argument("--valid-bytes", type=int, default=0, help="score at most this much of the validation text")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     args = parser.parse_args()
@@ -224,9 +231,21 @@ def main() -> None:
         )
         print(f"{name:12} {count:>10,} parameters, {100 * (count / target - 1):+.2f}% ({solved})", flush=True)
 
+    if args.decoding:
+        whole = json.loads(args.out.read_text())
+        for name, c in runs.items():
+            module = transformer.build(c.model)
+            params = jax.jit(functools.partial(transformer.init_params, module))(jax.random.key(0))
+            whole["arms"][name]["decoding"] = {str(n): decoding(module, params, n, args.rounds) for n in args.contexts}
+        print("\n" + table(whole["arms"], args.contexts))
+        whole["decoding_command"] = f"python benchmarks/recurrent.py --decoding --rounds {args.rounds}"
+        args.out.write_text(json.dumps(whole, indent=1) + "\n")
+        return
     text = args.valid.read_text(encoding="utf-8")
     if args.valid_bytes:
         text = text.encode()[: args.valid_bytes].decode(errors="ignore")
+    quarter = text.index("\n", len(text) // 4) + 1
+    texts = text[:quarter], text[quarter:]
     arms = {}
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared"
@@ -234,7 +253,7 @@ def main() -> None:
         for stage in ("prepare", "tokenizer"):
             llmjax_run(stage, first, prepared)
         for name, c in runs.items():
-            arms[name] = run_arm(args, c, prepared, Path(folder) / name, text)
+            arms[name] = run_arm(args, c, prepared, Path(folder) / name, texts)
             print(
                 f"  {name}: {arms[name]['bits_per_byte']:.4f} bits per byte, trained {arms[name]['train_seconds']:.0f} s",
                 flush=True,
@@ -242,9 +261,9 @@ def main() -> None:
     print("\n" + table(arms, args.contexts))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        command = (
-            f"python benchmarks/recurrent.py --train {args.train.name} --valid {args.valid.name} --steps {args.steps}"
-        )
+        given = f"--steps {args.steps} --rates {' '.join(f'{rate:g}' for rate in args.rates)} --rounds {args.rounds}"
+        given += f" --contexts {' '.join(map(str, args.contexts))} --valid-bytes {args.valid_bytes}"
+        command = f"python benchmarks/recurrent.py --train {args.train.name} --valid {args.valid.name} {given}"
         device = f"{len(os.sched_getaffinity(0))} cores" if hasattr(os, "sched_getaffinity") else "CPU"
         args.out.write_text(json.dumps({"command": command, "device": device, "arms": arms}, indent=1) + "\n")
 

@@ -94,7 +94,7 @@ def compile_time(layers: int, *, unroll: int) -> dict[str, float]:
     }
     batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=batch_shardings(mesh)) for name, kind in kinds.items()}
     began = time.perf_counter()
-    with placement.active(mesh, kv_heads=c.model.heads):
+    with placement.active(mesh, c):
         step = jax.jit(make_train_step(module, optimizer, schedule, c), donate_argnums=0)
         lowered = step.lower(abstract, batch, jax.random.key(0))
     traced = time.perf_counter()

@@ -22,7 +22,7 @@ from llmjax.infer.generate import Completion, generate
 from llmjax.model import transformer
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes
-from llmjax.parallel import placement
+from llmjax.parallel import placement, processes
 from llmjax.train import checkpoint
 from llmjax.train.step import batch_shardings, make_eval_step
 
@@ -89,7 +89,7 @@ class LanguageModel:
         sharding = batch_shardings(self.mesh)
 
         def nats_of(batch: dict[str, np.ndarray]) -> np.ndarray:
-            with placement.active(self.mesh, kv_heads=self.config.model.kv_heads or self.config.model.heads):
+            with placement.active(self.mesh, self.config):
                 return np.asarray(self._eval_step(self.params, jax.device_put(batch, sharding)))
 
         return score(
@@ -114,7 +114,7 @@ class LanguageModel:
             # Every device would do the same work, and CPU devices share their cores: one of them is faster alone.
             params = jax.tree.map(lambda leaf: leaf.addressable_data(0), self.params)
             return generate(self.module, params, self.tokenizer, prompts, **settings)
-        with placement.active(self.mesh, kv_heads=self.config.model.kv_heads or self.config.model.heads):
+        with placement.active(self.mesh, self.config):
             return generate(self.module, self.params, self.tokenizer, prompts, rows_multiple=self._rows, **settings)
 
     def _check_reads_left_to_right(self, what: str) -> None:
@@ -128,7 +128,7 @@ class LanguageModel:
 
     @property
     def _rows(self) -> int:
-        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        return meshes.row_ways(self.mesh)
 
 
 @functools.partial(jax.jit, static_argnames="module")
@@ -162,7 +162,8 @@ def load(path: str | Path, *, step: int | None = None, mesh: str = "") -> Langua
     else:
         tokenizer = load_tokenizer(run / "tokenizer")
     module = transformer.build(c.model)
-    devices = meshes.make_mesh(mesh or "data=-1")
+    own = {"devices": jax.local_devices()} if processes.count() > 1 else {}  # the model is for this process alone
+    devices = meshes.make_mesh(mesh or "data=-1", **own)
     shapes = jax.eval_shape(lambda key: transformer.init_params(module, key), jax.random.key(0))
     places = placement.parameter_shardings(shapes, devices, rules=c.parallel.rules)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)

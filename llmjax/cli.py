@@ -2,13 +2,16 @@
 
 import argparse
 import errno
+import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from llmjax import __version__, config, human, recipe
+from llmjax.parallel import processes
 
 DESCRIPTION = """\
 Build a language model, from raw text to a model you can prompt.
@@ -26,6 +29,7 @@ examples:
   llmjax import --from SmolLM2-135M-Instruct/ --to runs/smollm2      a Hugging Face folder or a .gguf file becomes a run
   llmjax generate --workdir runs/smollm2 --chat --prompt 'Why is the sky blue?'
   llmjax export --from runs/quickstart --to exported/                a run becomes a folder that transformers loads
+  llmjax plan --config configs/runs/llama2.py --topology v5p:8x8x8   does it fit, how fast is it, what does it cost
   llmjax config                                                      every setting, with what it means
 """
 
@@ -42,15 +46,30 @@ settings:
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
+def platforms() -> dict[str, str]:
+    """Have JAX pass over a TPU that is not there: with libtpu installed, for plans, it would ask the network for one."""
+    files = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd")  # of TPUs and GPUs
+    if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None:
+        return {}
+    return {} if any(any(Path("/dev").glob(name)) for name in files) else {"JAX_PLATFORMS": "cpu"}
+
+
 def script() -> NoReturn:
     """The installed command: `main`, on Linux in a process whose malloc asks for huge pages."""
     if sys.platform == "linux" and not HUGE_PAGES.keys() & os.environ.keys():
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | HUGE_PAGES)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | HUGE_PAGES | platforms())
     sys.exit(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status: 0 done or stopped and saved, 1 the machine failed, 2 a mistake to mend."""
+    """Run the command; the exit status: 0 done or stopped and saved, 1 the machine failed, 2 a mistake to mend, 3 a plan that does not fit."""
+    status = _guarded(argv)
+    processes.end(status)
+    return status
+
+
+def _guarded(argv: Sequence[str] | None) -> int:
+    """Run the command; what went wrong as one line and an exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
     args = _parser().parse_args([a for a in arguments if not a.startswith("--config.")])
@@ -81,6 +100,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print(f"\nllmjax: interrupted; {rest}", file=sys.stderr)
         return 130
+    except processes.FirstFailed as error:
+        print(f"llmjax: process {processes.index()} ends, because the first did: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if processes.count() == 1:
+            raise
+        traceback.print_exc()
+        print(f"llmjax: {processes.explain(error)}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
                 "--out", type=Path, metavar="DIR", help="where the comparison goes (default: runs/compare)"
             )
     _add_interop(verbs)
+    _add_plan(verbs)
     settings = verbs.add_parser("config", help="list every setting, its value and its meaning")
     settings.add_argument("--config", metavar="FILE[:ARG]", help="show this config's values instead of the defaults")
     return parser
@@ -150,6 +179,29 @@ def _add_interop(verbs: Any) -> None:
     )
 
 
+def _add_plan(verbs: Any) -> None:
+    about = "say whether a run fits a pod, what it sends and costs, with the real TPU compiler and no TPU"
+    verb = verbs.add_parser(
+        "plan", help=about, description=f"{about[0].upper()}{about[1:]}. GPUs are planned on paper.",
+        epilog=CONFIG_HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    verb.add_argument("--config", required=True, metavar="FILE[:ARG]", help="the config; see below")
+    verb.add_argument(
+        "--topology",
+        required=True,
+        metavar="CHIP:SHAPE",
+        help="v4, v5e, v5p, v6e, tpu7x, such as v5p:8x16x16; or h100:64",
+    )
+    verb.add_argument("--slices", type=int, default=1, metavar="K", help="so many such slices (default: 1)")
+    verb.add_argument("--price", type=float, metavar="USD", help="an hour of one chip (default: a list price)")
+    verb.add_argument("--search", action="store_true", help="try settings that may fit, or be faster, and rank them")
+    verb.add_argument("--trials", type=int, default=8, metavar="N", help="settings that --search tries (default: 8)")
+    verb.add_argument("--out", type=Path, metavar="FILE", help="also write the plan as JSON")
+    verb.add_argument(
+        "--save-executable", type=Path, metavar="FILE", help="write the compiled steps, for train.executable on the pod"
+    )
+
+
 def _interop(args: argparse.Namespace) -> int:
     if args.verb == "import":
         from llmjax.interop.read import import_model
@@ -166,6 +218,14 @@ def _interop(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     if args.verb in ("import", "export"):
         return _interop(args)
+    if args.verb == "plan":
+        from llmjax.scaling import command
+
+        return command.run(
+            config.load(args.config, overrides=overrides),
+            topology=args.topology, slices=args.slices, price=args.price, trials=args.trials if args.search else 0,
+            out=args.out, save=args.save_executable,
+        )  # fmt: skip
     if args.verb == "config":
         _print_settings(config.load(args.config, overrides=overrides) if args.config else config.base())
         return 0
@@ -187,12 +247,16 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(table)
     from llmjax.stopping import Stopped
 
+    processes.start(heartbeat_seconds=c.parallel.heartbeat_seconds)
     try:
         recipe.run(c, workdir, c.stages if args.verb == "run" else (args.verb,))
     except Stopped as stopped:
-        print(f"llmjax: {stopped}")
+        if processes.is_first():
+            print(f"llmjax: {stopped}")
+        processes.end(0)
+        return int(os.environ.get(processes.STOPPED, "0"))
     else:
-        if args.verb == "run":
+        if args.verb == "run" and processes.is_first():
             print(f"\nthe run is in {workdir}; its report: {workdir / 'report' / 'index.html'}")
     return 0
 

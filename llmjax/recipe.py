@@ -3,6 +3,9 @@
 A stage is a function `(config, workdir) -> results`. It depends on some of the config's keys and on earlier stages;
 a hash of both is its fingerprint. WORKDIR/stages.json remembers the fingerprint with which each stage was started
 and whether it was finished, so that an interrupted training goes on and a changed one starts anew.
+
+Of several processes (parallel/processes.py) the first decides which stages run and writes all of this. Stages that do
+not train run in the first alone, on its own devices, while the others wait.
 """
 
 import fcntl
@@ -11,7 +14,7 @@ import importlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax import config, human
+from llmjax.parallel import processes
 
 Results = dict[str, float | int | str]
 
@@ -31,6 +35,7 @@ class Stage:
     keys: tuple[str, ...]  # prefixes of config keys that it depends on
     needs: tuple[str, ...]
     about: str
+    everywhere: bool = False  # all processes of a job run it together
 
 
 STAGES: dict[str, Stage] = {
@@ -46,6 +51,7 @@ STAGES: dict[str, Stage] = {
         "llmjax.train.pretrain:run",
         ("seed", "data.mixture", "model", "objective", "optimizer", "schedule", "train"), ("tokenizer",),
         "train the model, or go on from its last checkpoint",
+        everywhere=True,
     ),
     "eval": Stage(
         "llmjax.stages.eval:run", ("eval",), ("train",),
@@ -69,6 +75,8 @@ IRRELEVANT = (
     "train.eval_every",
     "train.eval_batches",
     "train.max_bad_steps",
+    "train.hunt_nan",
+    "train.executable",
     "model.attention",
     "model.scan_unroll",
     "model.remat",
@@ -109,14 +117,26 @@ def run(c: ConfigDict, workdir: Path, stages: Sequence[str]) -> Results:
     for stage in stages:
         if stage not in STAGES:
             raise ValueError(f"there is no stage {stage!r}; stages are {', '.join(STAGES)}")
-    workdir.mkdir(parents=True, exist_ok=True)
+    if processes.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
     if tuple(stages) == ("report",):  # reads only, so that a run can be looked at while it trains
         _run_stage(c, workdir, "report")
     else:
-        with _lock(workdir):
-            write_atomic(workdir / "config.json", config.to_json(c))
+        with ExitStack() as held:
+            processes.from_first(lambda: _claim(c, workdir, held))
             for stage in stages:
                 _run_stage(c, workdir, stage)
+    return processes.from_first(lambda: _merge(workdir))
+
+
+def _claim(c: ConfigDict, workdir: Path, held: ExitStack) -> None:
+    """Take the run for this process and note its config."""
+    held.enter_context(_lock(workdir))
+    write_atomic(workdir / "config.json", config.to_json(c))
+
+
+def _merge(workdir: Path) -> Results:
+    """Write WORKDIR/results.json from those of the stages, and return it."""
     merged: Results = {}
     for stage in STAGES:
         path = workdir / stage / "results.json"
@@ -130,6 +150,25 @@ def run(c: ConfigDict, workdir: Path, stages: Sequence[str]) -> Results:
 
 
 def _run_stage(c: ConfigDict, workdir: Path, stage: str) -> None:
+    wanted = processes.from_first(lambda: _begin(c, workdir, stage))
+    if wanted is None:
+        return
+    began = time.perf_counter()
+
+    def call() -> Results:
+        module, _, name = STAGES[stage].function.partition(":")
+        return getattr(importlib.import_module(module), name)(c, workdir)
+
+    results = call() if STAGES[stage].everywhere else processes.from_first(call)
+    if processes.is_first():
+        (workdir / stage).mkdir(exist_ok=True)
+        write_atomic(workdir / stage / "results.json", json.dumps(results, indent=1) + "\n")
+        _write_stage(workdir, stage, wanted, done=True)
+    print(f"== {stage} took {human.duration(time.perf_counter() - began)}", flush=True)
+
+
+def _begin(c: ConfigDict, workdir: Path, stage: str) -> dict[str, Any] | None:
+    """Note that a stage is started, and return the settings it depends on; None when it is done already."""
     wanted = dependencies(c, stage, workdir)
     for need in STAGES[stage].needs:
         if not is_done(workdir, need, dependencies(c, need, workdir)):
@@ -139,7 +178,7 @@ def _run_stage(c: ConfigDict, workdir: Path, stage: str) -> None:
             )
     if stage != "report" and is_done(workdir, stage, wanted):
         print(f"{stage}: done already, skipped ({workdir / stage})")
-        return
+        return None
     before = _read_stages(workdir).get(stage)
     if before is not None and before["fingerprint"] != fingerprint(wanted):
         print(f"{stage}: runs again, because {_what_changed(before['settings'], wanted)}")
@@ -147,13 +186,7 @@ def _run_stage(c: ConfigDict, workdir: Path, stage: str) -> None:
             _set_aside(workdir)
     print(f"\n== {stage}: {STAGES[stage].about}", flush=True)
     _write_stage(workdir, stage, wanted, done=False)
-    began = time.perf_counter()
-    module, _, name = STAGES[stage].function.partition(":")
-    results = getattr(importlib.import_module(module), name)(c, workdir)
-    (workdir / stage).mkdir(exist_ok=True)
-    write_atomic(workdir / stage / "results.json", json.dumps(results, indent=1) + "\n")
-    _write_stage(workdir, stage, wanted, done=True)
-    print(f"== {stage} took {human.duration(time.perf_counter() - began)}", flush=True)
+    return wanted
 
 
 def is_done(workdir: Path, stage: str, settings: dict[str, Any]) -> bool:

@@ -91,7 +91,7 @@ def prepare_steps(c: config.ConfigDict, mesh: Mesh) -> tuple[State, State, Any]:
 
     def run(state: State, batch: dict[str, np.ndarray]) -> tuple[State, dict[str, jax.Array]]:
         on_mesh = jax.device_put(batch, batch_shardings(mesh))
-        with placement.active(mesh, kv_heads=c.model.kv_heads or c.model.heads):
+        with placement.active(mesh, c):
             return step(state, on_mesh, jax.random.key(1))
 
     return state, abstract, run

@@ -12,6 +12,7 @@ from llmjax.parallel import placement
 from llmjax.train import checkpoint, optimizer
 
 MESHES = ("data=1", "data=8", "fsdp=8", "data=2 fsdp=2 tensor=2")
+ONES = dict.fromkeys(("data", "pipeline", "fsdp", "expert", "context", "tensor"), 1)
 TOLERANCE = 1e-5  # nats; sums over devices are added in another order
 
 
@@ -41,7 +42,7 @@ def test_muons_products_are_divided_among_data_devices_and_the_losses_stay_the_s
     np.testing.assert_allclose(divided, alone, rtol=0, atol=TOLERANCE)
     stack = jnp.zeros((2, 32, 32))
     for line, layers_each in (("data=2", 1), ("data=8", 2), ("data=2 fsdp=2", 2)):  # 8 do not divide 2 layers
-        with placement.active(mesh_of(line), kv_heads=4):
+        with placement.active(mesh_of(line), tiny_config()):
             pieces = jax.jit(optimizer.spread_layers)(stack).addressable_shards
         assert {piece.data.shape[0] for piece in pieces} == {layers_each}, line
 
@@ -82,8 +83,10 @@ def test_activations_are_spread_over_the_mesh_inside_the_step(monkeypatch):
 
     monkeypatch.setattr(jax.lax, "with_sharding_constraint", spy)
     losses_of(tiny_config(), mesh_of("data=2 fsdp=2 tensor=2"), steps=1)
-    for spec in ("(('data', 'fsdp'), None, 'tensor')", "(('data', 'fsdp'), None, 'tensor', None)"):  # BLV and BLF, BLHK
+    rows = "('data', 'fsdp', 'expert')"
+    for spec in (f"({rows}, 'context', 'tensor')", f"({rows}, 'context', 'tensor', None)"):  # BLF, BLHK
         assert any(spec in text for text in applied), applied
+    assert any(f"({rows}, 'context', ('tensor', 'pipeline'))" in text for text in applied), applied  # BLV
 
 
 def test_fewer_key_heads_than_tensor_devices_are_kept_whole_and_change_nothing():
@@ -123,7 +126,7 @@ def test_rows_of_the_config_come_before_the_table_and_are_checked():
     )
     with pytest.raises(ValueError, match="has 1 dimensions and the parameter 2"):
         place(params, mesh, rules=[("embedding", ("fsdp",))])
-    with pytest.raises(ValueError, match="names the axis 'model'; axes are data, fsdp, tensor"):
+    with pytest.raises(ValueError, match="names the axis 'model'; axes are data, pipeline, fsdp, expert"):
         place(params, mesh, rules=[("embedding", ("model", None))])
 
 
@@ -140,7 +143,7 @@ def test_an_axis_that_does_not_divide_a_dimension_is_an_error_that_says_which():
         ("data=3", "asks for 3 devices and there are 8"),
         ("data=-1 fsdp=3", "asks for 3 devices or a multiple and there are 8"),
         ("data=-1 fsdp=-1", "2 axes of size -1"),
-        ("model=8", "'model=8' is not understood; write AXIS=SIZE, axes data, fsdp, tensor"),
+        ("model=8", "'model=8' is not understood; write AXIS=SIZE, axes data, pipeline, fsdp, expert, context, tensor"),
         ("data=0", "is not understood"),
         ("data 8", "is not understood"),
         ("data=4 data=2 fsdp=4", "gives the axis data twice"),
@@ -152,8 +155,9 @@ def test_a_bad_mesh_line_is_an_error_that_says_what_is_wrong(line, message):
 
 
 def test_a_mesh_line_gives_every_axis_and_fills_the_free_one():
-    assert meshes.parse_mesh("fsdp=2 data=-1", devices=8) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert meshes.parse_mesh("fsdp=2 data=-1", devices=8) == ONES | {"data": 4, "fsdp": 2}
     mesh = meshes.make_mesh("data=-1 tensor=2")
-    assert dict(mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
-    assert mesh.devices[0, 0, 0].id + 1 == mesh.devices[0, 0, 1].id  # tensor has the closest neighbours
+    assert dict(mesh.shape) == ONES | {"data": 4, "tensor": 2}
+    first, second = mesh.devices.reshape(4, 2)[0]
+    assert first.id + 1 == second.id  # tensor has the closest neighbours
     assert all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)  # Linen needs Auto

@@ -218,7 +218,7 @@ def flags(line: str) -> list[str]:
 def test_every_choice_there_is_stands_in_the_table_of_ablations():
     lines = {flag for axis in axes().values() for line in axis for flag in flags(line)}
     elsewhere = {  # what is no axis of an ablation, or is what the other choice is compared with
-        "tokenizer.kind", "model.mlp", "model.direction", "model.remat", "model.attention", "schedule.by",
+        "tokenizer.kind", "model.mlp", "model.direction", "model.remat", "model.attention", "schedule.by", "parallel.context",
     }  # fmt: skip
     defaults = config.flatten(config.base().to_dict())
     for key, choices in config.CHOICES.items():

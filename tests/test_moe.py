@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers import mesh_of
+from helpers import mesh_of, tiny_config
 from ml_collections import FrozenConfigDict
 
 from llmjax import config
@@ -430,7 +430,7 @@ def on_mesh(line: str, c: FrozenConfigDict) -> tuple[Any, str]:
     places = placement.parameter_shardings(stacked, mesh)["layers"]["moe"]
     places = jax.tree.map(lambda s: jax.NamedSharding(mesh, jax.P(*s.spec[1:])), places)
     arguments = jax.device_put((params, x_BLD), (places, jax.NamedSharding(mesh, placement.BATCH)))
-    with placement.active(mesh, kv_heads=2):
+    with placement.active(mesh, tiny_config(model__heads=2)):
         run = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True)).lower(*arguments).compile()
     return jax.device_get(run(*arguments)), run.as_text()
 
@@ -462,7 +462,7 @@ def test_a_model_with_sparse_layers_places_every_parameter_sows_by_layer_and_mov
     params = jax.jit(functools.partial(init_params, module))(jax.random.key(0))
     assert set(params["layers"]["moe"]) == {"router", "up", "gate", "down", "shared", "expert_bias"}
     places = placement.parameter_shardings(params, mesh_of("data=2 fsdp=2 tensor=2"))
-    assert places["layers"]["moe"]["down"]["kernel"].spec == jax.P(None, None, "tensor", "fsdp")
+    assert places["layers"]["moe"]["down"]["kernel"].spec == jax.P(None, "expert", "tensor", "fsdp")
     ids_BL = jax.random.randint(jax.random.key(1), (2, 8), 0, 64)
 
     @jax.jit

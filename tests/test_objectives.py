@@ -23,6 +23,16 @@ class Fixed:
     def apply(self, variables, tokens_BL, **kwargs):
         return self.logits_BLV
 
+    def output_head(self):
+        return Identity()
+
+
+class Identity:
+    """A head for hidden states that are logits."""
+
+    def apply(self, variables, hidden_BLD):
+        return hidden_BLD
+
 
 def random_case(seed=0, shape=(3, 5), vocab=7):
     rng = np.random.default_rng(seed)
@@ -37,7 +47,7 @@ def random_case(seed=0, shape=(3, 5), vocab=7):
     return logits_BLV, batch
 
 
-SETTINGS = {"z_loss": 0.0, "label_smoothing": 0.0, "focal": 0.0}
+SETTINGS = {"z_loss": 0.0, "label_smoothing": 0.0, "focal": 0.0, "loss_chunks": 1}
 
 
 def by_hand(logits_BLV, batch, *, z_loss=0.0, label_smoothing=0.0, focal=0.0):
@@ -114,6 +124,9 @@ class Sowing(nn.Module):
             self.sow("losses", "a", jnp.array(0.25))
             self.sow("losses", "b", jnp.array([0.5, 1.0]))
         return jnp.zeros((*tokens_BL.shape, 7))
+
+    def output_head(self):
+        return Identity()
 
 
 def test_losses_that_layers_sow_are_added_once_for_each_unit_of_weight_and_only_in_training():

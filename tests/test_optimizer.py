@@ -11,9 +11,10 @@ import pytest
 from helpers import assert_same_bits, losses_of, make_batch, mesh_of, prepare_steps, tiny_config
 
 from llmjax.model import transformer
+from llmjax.model.layers import is_follower
 from llmjax.parallel import placement
 from llmjax.train import optimizer
-from llmjax.train.optimizer import is_follower, is_matrix, make_optimizer, muon_dimensions, rate_factor, updated_by
+from llmjax.train.optimizer import is_matrix, make_optimizer, muon_dimensions, rate_factor, updated_by
 
 GOLDEN = Path(__file__).parent / "golden" / "optimizer-groups.txt"
 BIASES = ("qkv", "out", "mlp", "norm", "head")

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from llmjax.config.model_checks import check_model
 from llmjax.config.objective_checks import check_objective
+from llmjax.config.parallel_checks import check_parallel
 from llmjax.config.values import duration, flatten, parse_duration
 
 DURATIONS = (
@@ -34,8 +35,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.moe.dispatch": ("dropless", "capacity"),
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
+    "model.quantization": ("none", "int8", "fp8"),
     "model.remat": ("none", "full", "selective"),
-    "model.attention": ("auto", "reference", "dot_product", "blocked"),
+    "model.attention": ("auto", "reference", "dot_product", "blocked", "cudnn", "splash"),
     "objective.name": (
         "causal",
         "masked",
@@ -47,6 +49,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "infill",
         "multi_token",
     ),
+    "parallel.context": ("gather", "ring"),
     "optimizer.name": ("adamw", "muon", "adafactor", "lion", "sgd"),
     "schedule.by": ("steps", "tokens"),
     "schedule.name": ("constant", "step", "exponential", "cosine", "linear", "inverse_sqrt", "wsd"),
@@ -76,6 +79,10 @@ def check(c: ConfigDict) -> None:
         "train.sequence_length",
         "train.micro_batches",
         "data.record_tokens",
+        "parallel.heartbeat_seconds",
+        "train.rewind.window",
+        "train.rewind.patience",
+        "train.rewind.limit",
     ):
         require(flat[key] > 0, f"{key}={flat[key]} must be at least 1")
     for key in (
@@ -95,10 +102,14 @@ def check(c: ConfigDict) -> None:
         "optimizer.clip_norm",
         "schedule.final",
         "schedule.drop_factor",
+        "train.rewind.factor",
+        "train.rewind.steps",
+        "train.rewind.skip",
     ):
         require(flat[key] >= 0, f"{key}={flat[key]} must be at least 0")
     check_model(c)
     check_objective(c)
+    check_parallel(c)
     require(
         t.batch_size % t.micro_batches == 0,
         f"train.micro_batches={t.micro_batches} must divide train.batch_size={t.batch_size}",
@@ -111,6 +122,15 @@ def check(c: ConfigDict) -> None:
     require(
         m.position != "learned" or t.sequence_length <= m.max_length,
         f"train.sequence_length={t.sequence_length} is more than the {m.max_length} learned positions; raise model.max_length",
+    )
+    require(
+        not t.rewind.factor or t.rewind.factor > 1,
+        f"train.rewind.factor={t.rewind.factor} must be above 1, so that the usual loss is not high, or 0 for never",
+    )
+    require(
+        not t.rewind.factor or not parse_duration(t.batch_ramp)[0],
+        f"train.rewind.factor={t.rewind.factor} skips batches, which during train.batch_ramp={t.batch_ramp!r} would be of "
+        "other sizes: set one of them to 0",
     )
     require(c.data.shard_bytes > 0, f"data.shard_bytes={c.data.shard_bytes} must be at least 1")
     for key in DURATIONS:

@@ -16,6 +16,8 @@ KERNELS = {  # what an attention kernel can do beyond masks and scales
     "reference": ("attention_soft_cap", "position", "attention_dropout"),
     "dot_product": ("position",),
     "blocked": (),
+    "cudnn": (),
+    "splash": ("attention_soft_cap",),
 }
 
 Found = Iterator[tuple[bool, str]]
@@ -108,6 +110,15 @@ def _attention(m: ConfigDict) -> Found:
             f"model.attention={m.attention} cannot do model.{key}={m[key]}: set model.attention to auto or "
             f"{' or '.join(able)}",
         )
+    yield (
+        m.attention == "cudnn" and m.dtype != "bfloat16",
+        f"model.attention=cudnn computes in bfloat16: set model.dtype, which is {m.dtype}, or model.attention=dot_product",
+    )
+    yield (
+        m.attention == "cudnn" and (head_size(m) % 8 != 0 or head_size(m) > 128),
+        f"model.attention=cudnn has heads of a multiple of 8 up to 128, not {head_size(m)}: change model.head_size, or set "
+        "model.attention=dot_product",
+    )
     yield (
         m.two_stream and m.position != "xlnet",
         f"model.two_stream asks about places, which model.position={m.position} tells only from what stands there: set "
@@ -229,6 +240,11 @@ def _sparse(m: ConfigDict) -> Found:
     )
     for key in ("shared", "width", "first", "balance_loss", "z_loss", "bias_rate"):
         yield moe[key] < 0, f"model.moe.{key}={moe[key]} must be at least 0"
+    yield (
+        m.quantization != "none",
+        f"model.quantization={m.quantization} does not reach experts, which are most of a sparse model's products: set it "
+        "to none",
+    )
     yield moe.every < 1, f"model.moe.every={moe.every} must be at least 1"
     yield (
         moe.first + moe.every > m.layers,

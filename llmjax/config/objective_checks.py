@@ -23,6 +23,12 @@ def check_objective(c: ConfigDict) -> None:
                 raise ValueError(message)
 
 
+def own_order(c: ConfigDict) -> bool:
+    """Whether the objective says for each token of a row whom it sees, as by no rule for all rows."""
+    name = c.objective.name
+    return name in ("unilm", "permutation", "prefix") or (name == "span" and not c.model.encoder_layers)
+
+
 def _ranges(c: ConfigDict) -> Found:
     o = c.objective
     for key in ("z_loss", "focal", "l1", "l2"):
@@ -43,6 +49,11 @@ def _ranges(c: ConfigDict) -> Found:
     yield o.span_length < 1, f"objective.span_length={o.span_length} must be at least 1"
     yield o.recurrence < 1, f"objective.recurrence={o.recurrence} must be at least 1"
     yield (
+        not 1 <= o.loss_chunks <= c.train.sequence_length,
+        f"objective.loss_chunks={o.loss_chunks} must be at least 1 and at most train.sequence_length="
+        f"{c.train.sequence_length}, the tokens of a row",
+    )
+    yield (
         o.whole_words and o.name not in BOTH_SIDES,
         f"objective.whole_words is for the masked and translation objectives, not {o.name}: set it to false",
     )
@@ -59,6 +70,10 @@ def _directions(c: ConfigDict) -> Found:
         name in LEFT_TO_RIGHT and m.direction != "causal",
         f"objective.name={name} predicts what comes next, and with model.direction=bidirectional tokens see it: set "
         "model.direction=causal, or an objective that hides tokens, such as masked",
+    )
+    yield (
+        own_order(c) and m.attention == "splash",
+        f"objective.name={name} says for each row who sees whom, which model.attention=splash cannot: set it to auto",
     )
     recurrent = next((kind for kind in m.pattern if kind in RECURRENT), "")
     yield (

@@ -105,9 +105,10 @@ def base() -> ConfigDict:
     # numbers and speed
     c.model.dtype = "float32"  # compute in float32 or bfloat16
     c.model.param_dtype = "float32"  # store parameters in float32 (master weights) or bfloat16
+    c.model.quantization = "none"  # matrix products of the blocks, but not experts, in none, int8 or fp8 (pip install llmjax[quantized])
     c.model.remat = "none"  # rematerialise per layer: none, full, or selective (keep the matrix products, recompute the rest)
     c.model.scan_unroll = 1  # layers per iteration of the scan over layers; model.layers or more: fully unrolled (faster steps, slower compile)
-    c.model.attention = "auto"  # reference, dot_product (jax.nn), blocked (CPU), or auto: chosen once and printed
+    c.model.attention = "auto"  # reference, dot_product (jax.nn), blocked (CPU), splash (TPU), cudnn (GPU), or auto: chosen once and printed
 
     c.model.moe = ConfigDict()
     c.model.moe.experts = 0  # E, routed experts in a sparse layer; 0: all layers are dense
@@ -139,6 +140,7 @@ def base() -> ConfigDict:
     c.objective.z_loss = 0.0  # weight of log(Z)^2 (PaLM uses 1e-4)
     c.objective.label_smoothing = 0.0  # share of the target's probability spread evenly over the vocabulary
     c.objective.focal = 0.0  # gamma of the focal loss: nats are weighted by (1 - probability)^gamma; 0: cross entropy
+    c.objective.loss_chunks = 1  # pieces of each row for which logits and loss are made one after another; 1: all at once
     c.objective.l1 = 0.0  # weight of the sum of |parameter| (matrices only)
     c.objective.l2 = 0.0  # weight of half the sum of parameter^2 (matrices only); unlike weight decay it enters the gradient
     c.objective.mask_rate = 0.15  # masked, translation, unilm, span: share of tokens to be predicted
@@ -152,9 +154,16 @@ def base() -> ConfigDict:
     c.objective.infill_suffix_first = 0.5  # infill: share of those in suffix-prefix-middle order
 
     c.parallel = ConfigDict()
-    c.parallel.mesh = "data=-1"  # axes and sizes: data, fsdp, tensor; one -1 takes the devices that are left
+    c.parallel.mesh = "data=-1"  # axes and sizes: data, pipeline, fsdp, expert, context, tensor; one -1 takes the devices that are left
+    c.parallel.slices = 0  # pods joined by the data-centre network, which the first axes of the mesh cross; 0: as the devices say
+    c.parallel.zero = 3  # what fsdp divides: 1: optimizer state; 2: gradients too; 3: parameters too
+    c.parallel.sequence = False  # divide the positions of the residual stream over tensor, where it would be whole
+    c.parallel.context = "gather"  # attention over positions divided by the axis context: gather keys and values, or a ring
+    c.parallel.rounds = 1  # pipeline: turns that each part makes through the stages; 1: GPipe, more: circular schedule, less bubble
+    c.parallel.parts = 0  # pipeline: parts of a micro-batch that follow each other through the stages; 0: 4 a stage, as far as rows allow
     c.parallel.rules = ()  # rows (regex, (axis, ...)) put before the placement table in parallel/placement.py
-    c.parallel.cpu_devices = 0  # CPU devices to make when there is no accelerator; 0: as many as cores the batch divides by
+    c.parallel.cpu_devices = 0  # CPU devices to make when there is no accelerator; 0: as many as cores the batch divides by, or this process's share of them
+    c.parallel.heartbeat_seconds = 10  # several processes: one that has not been heard of for so long is lost, and the others end
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "adamw"  # adamw, muon (matrices; AdamW for the rest), adafactor, lion, sgd
@@ -185,15 +194,25 @@ def base() -> ConfigDict:
     c.train.micro_batches = 1  # gradient accumulation: the batch is cut into this many parts, one after another
     c.train.ema = 0.0  # decay of the moving average of the weights, used by evaluation; 0: off
     c.train.max_bad_steps = 10  # end the run after this many updates skipped for non-finite gradients, in a row
+    c.train.hunt_nan = False  # run a step that is not finite again with every layer watched, and name the first that is bad; each step is then waited for
     c.train.eval_every = "10%"  # held-out loss during training; "0 steps": off
     c.train.eval_batches = 8  # batches of held-out text for that
     c.train.log_every = 10.0  # seconds between lines where the terminal cannot show a progress bar
     c.train.tensorboard = False  # also write TensorBoard event files (pip install llmjax[tensorboard])
     c.train.init_from = ""  # start from the weights of this run or checkpoint (a new optimizer, step 0)
+    c.train.executable = ""  # a file of `llmjax plan --save-executable`: the compiled steps, so that the first one starts in seconds
+
+    c.train.rewind = ConfigDict()
+    c.train.rewind.factor = 0.0  # a loss above this times its running median is high; when it stays so, go back and skip batches (PaLM); 0: never
+    c.train.rewind.window = 100  # losses in the running median
+    c.train.rewind.patience = 10  # high losses in a row that are a spike
+    c.train.rewind.steps = 100  # go back to a checkpoint from at least so many steps before the spike, if there is one; see checkpoint.keep
+    c.train.rewind.skip = 100  # batches skipped beside those up to where the spike was noticed
+    c.train.rewind.limit = 3  # times; after that the run ends with an error
 
     c.checkpoint = ConfigDict()
-    c.checkpoint.every = "25%"  # a duration
-    c.checkpoint.every_seconds = 600.0  # and whenever this much time has passed; 0: off
+    c.checkpoint.every = "25%"  # a duration: the most steps that are lost when machines die
+    c.checkpoint.every_seconds = 600.0  # and whenever this much time has passed, so that no more of it is lost; 0: off
     c.checkpoint.keep = 2  # newest checkpoints kept
     c.checkpoint.keep_every = "0 steps"  # besides, keep those at multiples of this duration for ever; "0 steps": none
 

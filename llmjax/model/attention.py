@@ -2,11 +2,15 @@
 
 Every way of computing attention is a function `(q_BLHK, k_BMGK, v_BMGK, mask_BLM, *, causal, scale, ...) -> y_BLHK` in
 `KERNELS`, tested against `reference`. The mask carries everything (causality, packed documents, the cache's length);
-`causal` only promises that L = M and nothing above the diagonal is wanted, so that a kernel may skip it. Not every
-kernel can do everything: `CAN` says what.
+`causal` only promises that L = M and nothing above the diagonal is wanted, so that a kernel may skip it. Those in
+`BY_PATTERN` take a `views.Pattern` instead, which is all they can express; calls with another mask, such as those with a
+cache, go to a kernel that takes masks. Not every kernel can do everything: `CAN` says what, and `choose` why one is
+passed over.
 """
 
 from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,11 +19,11 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from llmjax import config
-from llmjax.model import kernels, layers
+from llmjax.model import kernels, kernels_local, layers
 from llmjax.model import positions as P
 from llmjax.model.init import attention_scale, initializer
 from llmjax.model.layers import Linear, dtype_of, label
-from llmjax.model.views import View
+from llmjax.model.views import Pattern, View
 
 Cache = dict[str, Any]
 
@@ -90,31 +94,125 @@ def blocked(
     return kernels.blocked_attention(q_BLHK, k_BMGK, v_BMGK, mask_BLM, causal)
 
 
+def cudnn(
+    q_BLHK: jax.Array,
+    k_BMGK: jax.Array,
+    v_BMGK: jax.Array,
+    mask_BLM: jax.Array,
+    *,
+    causal: bool = False,
+    scale: float = 0.0,
+    implementation: Any = "cudnn",
+) -> jax.Array:
+    """cuDNN's flash attention for GPU, in bfloat16: it never holds the scores of more than a few blocks.
+
+    It has no segments, so the mask goes in as a bias (B, 1, L, M), which all heads share; `causal` skips blocks besides.
+    Under a mesh each device computes its own rows, queries and heads.
+    """
+
+    def run(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+        whole = q.shape[1] == k.shape[1]  # a device that has some of the queries has the mask alone to go by
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=mask[:, None], scale=scale or None, is_causal=causal and whole, implementation=implementation
+        )
+
+    return kernels_local.on_each_device(run, q_BLHK, k_BMGK, v_BMGK, mask_BLM)
+
+
+def splash(
+    q_BLHK: jax.Array,
+    k_BMGK: jax.Array,
+    v_BMGK: jax.Array,
+    pattern: Pattern,
+    *,
+    scale: float = 0.0,
+    soft_cap: float = 0.0,
+) -> jax.Array:
+    """JAX's Pallas kernel for TPU; see kernels_splash.py, which is imported when it is used."""
+    from llmjax.model import kernels_splash
+
+    return kernels_splash.attention(
+        q_BLHK, k_BMGK, v_BMGK, pattern, interpret=platform() != "tpu", scale=scale, soft_cap=soft_cap
+    )
+
+
 KERNELS: dict[str, Callable[..., jax.Array]] = {
     "reference": reference,
     "dot_product": dot_product,
     "blocked": blocked,
+    "cudnn": cudnn,
 }
+BY_PATTERN: dict[str, Callable[..., jax.Array]] = {"splash": splash}
 CAN: dict[str, frozenset[str]] = {
     "reference": frozenset({"soft_cap", "bias", "dropout"}),
     "dot_product": frozenset({"bias"}),
     "blocked": frozenset(),
+    "cudnn": frozenset(),  # its bias would have no gradient
+    "splash": frozenset({"soft_cap"}),
 }
-FASTEST = {"cpu": ("blocked", "dot_product", "reference")}  # measured; elsewhere:
-FASTEST_ELSEWHERE = ("dot_product", "reference")
+# What takes the place of a kernel where a row's queries meet all its keys; parallel/context.py sets it.
+WHOLE: ContextVar[Callable[..., jax.Array] | None] = ContextVar("WHOLE", default=None)
+FASTEST = {  # on CPU as measured, on TPU by the memory of compiled programs (results/attention.json)
+    "cpu": ("blocked", "dot_product", "reference"),
+    "tpu": ("splash", "dot_product", "reference"),
+    "gpu": ("dot_product", "reference"),  # cudnn when asked for: there was no GPU to hold it against the reference
+}
 
 
-def needs(c: ConfigDict) -> frozenset[str]:
-    """What the model's settings ask of an attention kernel beyond masks and scales."""
-    wanted = {"soft_cap": c.attention_soft_cap, "bias": c.position in P.RELATIVE, "dropout": c.attention_dropout}
-    return frozenset(name for name, value in wanted.items() if value)
+@dataclass(frozen=True)
+class Choice:
+    """An attention kernel, and the faster ones that were passed over: (name, why)."""
+
+    name: str
+    passed_over: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return "; ".join([self.name, *(f"not {name}, which {why}" for name, why in self.passed_over)])
 
 
-def resolve(c: ConfigDict, *, platform: str) -> str:
-    """The name in `KERNELS` that the model's settings mean on a platform ("cpu", "gpu" or "tpu")."""
-    if c.attention != "auto":
-        return c.attention
-    return next(name for name in FASTEST.get(platform, FASTEST_ELSEWHERE) if needs(c) <= CAN[name])
+def choose(c: ConfigDict, *, platform: str, any_mask: bool = False) -> Choice:
+    """The kernel that the model's settings mean on a platform ("cpu", "gpu" or "tpu").
+
+    Args:
+        any_mask: masks are to be expected that are no patterns, as with objectives that order tokens themselves.
+    """
+    passed_over: list[tuple[str, str]] = []
+    if c.attention == "cudnn" and platform != "gpu":
+        passed_over.append((c.attention, "needs a GPU"))
+    elif c.attention != "auto" and not (any_mask and c.attention in BY_PATTERN):
+        return Choice(c.attention)
+    elif platform == "gpu":
+        passed_over.append(("cudnn", "is only taken when model.attention=cudnn asks for it"))
+    asked = {
+        "soft_cap": (c.attention_soft_cap, f"model.attention_soft_cap={c.attention_soft_cap}"),
+        "bias": (c.position in P.RELATIVE, f"model.position={c.position}"),
+        "dropout": (c.attention_dropout, f"model.attention_dropout={c.attention_dropout}"),
+    }
+    for name in FASTEST.get(platform, FASTEST["gpu"]):
+        lacking = [said for what, (needed, said) in asked.items() if needed and what not in CAN[name]]
+        if lacking:
+            passed_over.append((name, f"cannot do {' and '.join(lacking)}"))
+        elif any_mask and name in BY_PATTERN:
+            passed_over.append((name, "cannot do masks that come with the rows"))
+        else:
+            return Choice(name, tuple(passed_over))
+    raise AssertionError("the reference can do everything")
+
+
+def resolve(c: ConfigDict, *, platform: str, any_mask: bool = False) -> str:
+    """The name of `choose`."""
+    return choose(c, platform=platform, any_mask=any_mask).name
+
+
+def platform() -> str:
+    """What a program that is being traced will run on: the devices of the mesh, else JAX's own."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return jax.default_backend() if device is None else device.platform
+
+
+def takes_patterns(c: ConfigDict) -> bool:
+    """Whether the model's attention does without masks where there is a pattern."""
+    return WHOLE.get() is not None or resolve(c, platform=platform()) in BY_PATTERN
 
 
 class Attention(nn.Module):
@@ -180,7 +278,13 @@ class Attention(nn.Module):
         self, q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array, view: View, bias_BHLM: jax.Array | None
     ) -> jax.Array:
         c = self.c
-        name = resolve(c, platform=jax.default_backend())
+        whole = q_BLHK.shape[1] == k_BMGK.shape[1]
+        kernel = WHOLE.get() if whole else None
+        fast = resolve(c, platform=platform())
+        if kernel is None and view.pattern is not None and fast in BY_PATTERN:
+            attend = BY_PATTERN[fast]
+            return attend(q_BLHK, k_BMGK, v_BMGK, view.pattern, scale=attention_scale(c), soft_cap=c.attention_soft_cap)
+        name = resolve(c, platform=platform(), any_mask=True)
         if q_BLHK.shape[1] == 1 and name == "blocked":
             name = "dot_product"  # one query a row has no blocks, and `blocked` would transpose the whole cache for it
         more: dict[str, Any] = {}
@@ -191,8 +295,10 @@ class Attention(nn.Module):
         if c.attention_dropout and not self.deterministic:
             key = self.make_rng("dropout")
             more["dropout"] = lambda weights: layers.drop(weights, c.attention_dropout, key)
-        causal = view.causal and q_BLHK.shape[1] == k_BMGK.shape[1]
-        return KERNELS[name](q_BLHK, k_BMGK, v_BMGK, view.mask_BLM, causal=causal, scale=attention_scale(c), **more)
+        if kernel is not None:
+            return kernel(q_BLHK, k_BMGK, v_BMGK, view, scale=attention_scale(c), **more)
+        causal = view.causal and whole
+        return KERNELS[name](q_BLHK, k_BMGK, v_BMGK, view.mask(), causal=causal, scale=attention_scale(c), **more)
 
     def _relative(self, q_BLHK: jax.Array, view: View, keys: int) -> tuple[jax.Array, jax.Array]:
         """Transformer-XL's and XLNet's scores (Dai et al. 2019, Yang et al. 2019): (q + u) k + (q + v) r + (q + s) e.

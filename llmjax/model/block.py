@@ -7,6 +7,7 @@ period does not divide the layers).
 
 import functools
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from llmjax.model.moe import MoE
 from llmjax.model.views import View
 
 ATTENTION = ("global", "local")
+# Another way than a scan to run the repeated layers; see `run_stack`. parallel/pipeline.py sets it.
+RUNNER: ContextVar[Callable[..., tuple[jax.Array, jax.Array]] | None] = ContextVar("RUNNER", default=None)
 Kind = tuple[str, bool]  # what mixes tokens, and whether the MLP is sparse
 
 
@@ -51,6 +54,7 @@ class Block(nn.Module):
     sparse: bool = False
     deterministic: bool = True
     cross: bool = False
+    encoder: bool = False
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, inputs: Inputs, state: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
@@ -155,7 +159,7 @@ class Block(nn.Module):
         return Norm(self.c, deterministic=self.deterministic, name=name)
 
     def _residual(self, x_BLD: jax.Array) -> jax.Array:
-        scale = residual_scale(self.c, encoder=self.path[0] == "encoder")
+        scale = residual_scale(self.c, encoder=self.encoder)
         return x_BLD if scale == 1 else x_BLD * jnp.asarray(scale, x_BLD.dtype)
 
     def _rate(self, rate: float, state: dict[str, Any]) -> float | jax.Array:
@@ -240,7 +244,7 @@ class Period(nn.Module):
 
 
 def run_stack(
-    c: ConfigDict,
+    module: nn.Module,
     x_BLD: jax.Array,
     inputs: Inputs,
     states: dict[str, Any],
@@ -248,7 +252,10 @@ def run_stack(
     deterministic: bool,
     encoder: bool = False,
 ) -> tuple[jax.Array, dict[str, Any]]:
-    """All blocks of the stack, to be called inside a compact method, whose module gets their parameters.
+    """All blocks of the stack, to be called inside a compact method of `module`, which gets their parameters.
+
+    The layers of the repeated pattern are scanned, or handed to `RUNNER` when it is set and nothing is carried from call
+    to call: as a pure function of one layer (or period) and trees with the layers in front.
 
     Args:
         states: by section, then by place in the period if there is more than one: trees with a leading layer
@@ -257,8 +264,10 @@ def run_stack(
     Returns:
         The residual stream and the new states.
     """
+    c: ConfigDict = module.c
+    runner = RUNNER.get() if not module.is_initializing() else None
     cls = Block if c.remat == "none" else nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
-    common = {"c": c, "deterministic": deterministic, "cross": c.encoder_layers > 0 and not encoder}
+    common = {"c": c, "deterministic": deterministic, "cross": c.encoder_layers > 0 and not encoder, "encoder": encoder}
     count = c.encoder_layers if encoder else c.layers
     new_states = {}
     for section in sections(c, encoder=encoder):
@@ -267,13 +276,23 @@ def run_stack(
         depth = depth / max(count - 1, 1)
         given = states.get(section.name, {})
         kind, sparse = section.kinds[0]
-        body: type[nn.Module] = cls
+        elsewhere = runner is not None and section.name == "layers" and not jax.tree.leaves(given)
+        own = Block if elsewhere else cls
+        body: type[nn.Module] = own
         if places == 1:
             fields = {**common, "kind": kind, "sparse": sparse}
             per_layer = {**given, "depth": depth[:, 0]}
         else:
-            body, fields = Period, {"make_block": functools.partial(cls, **common), "kinds": section.kinds}
+            body, fields = Period, {"make_block": functools.partial(own, **common), "kinds": section.kinds}
             per_layer = {str(i): {**given.get(str(i), {}), "depth": depth[:, i]} for i in range(places)}
+        if elsewhere:
+            assert runner is not None
+            layer = functools.partial(_one_layer, body(**fields, parent=None))
+            key = None if deterministic else module.make_rng("dropout")
+            stacked = module.variables["params"][section.name]
+            x_BLD, auxiliary = runner(layer, stacked, x_BLD, inputs, per_layer, key)
+            module.sow("losses", "layers", auxiliary)
+            continue
         scanned = nn.scan(
             body,
             variable_axes={"params": 0, "losses": 0, "intermediates": 0},
@@ -285,3 +304,12 @@ def run_stack(
         )
         x_BLD, new_states[section.name] = scanned(**fields, name=section.name)(x_BLD, inputs, per_layer)
     return x_BLD, new_states
+
+
+def _one_layer(
+    block: nn.Module, params: Any, x_BLD: jax.Array, inputs: Inputs, state: dict[str, Any], key: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """A block as a pure function: the residual stream, and the sum of what it sows into "losses"."""
+    rngs = {} if key is None else {"dropout": key}
+    (x_BLD, _), sown = block.apply({"params": params}, x_BLD, inputs, state, rngs=rngs, mutable=["losses"])
+    return x_BLD, sum((jnp.sum(leaf) for leaf in jax.tree.leaves(sown)), start=jnp.zeros((), jnp.float32))

@@ -169,6 +169,12 @@ def width_ratio(c: ConfigDict) -> float:
     return c.width / c.mup_base_width if c.init == "mup" else 1.0
 
 
+def _said(entry: Any, mesh: Any) -> str:
+    """The axes of a dimension's placement that divide it, in words."""
+    axes = (entry,) if isinstance(entry, str) else tuple(entry or ())
+    return "+".join(axis for axis in axes if mesh.shape[axis] > 1) or "."
+
+
 def parameter_table(params: Any, *, shardings: Any = None) -> str:
     """Path, shape, type, measured mean and standard deviation (and placement) of every parameter, as text.
 
@@ -182,7 +188,7 @@ def parameter_table(params: Any, *, shardings: Any = None) -> str:
     )
     for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
         name = "/".join(str(getattr(k, "key", k)) for k in path)
-        spec = "" if places is None else " ".join(str(axis or ".") for axis in places[i].spec) or "replicated"
+        spec = "" if places is None else " ".join(_said(entry, places[i].mesh) for entry in places[i].spec)
         mean, deviation = statistics[2 * i], statistics[2 * i + 1]
         total += leaf.size
         rows.append(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from llmjax.model import kernels
+from llmjax.model import kernels, kernels_quantized
 from llmjax.model.init import initializer
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -35,6 +35,14 @@ def label(x: jax.Array, dimensions: str) -> jax.Array:
 def dtype_of(name: str) -> Any:
     """The jax type for float32 or bfloat16."""
     return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]
+
+
+FOLLOWERS = {"running_mean": "average", "running_var": "average", "expert_bias": "balance"}  # and how they are moved
+
+
+def is_follower(name: str) -> bool:
+    """Whether a parameter of this path is moved by what the forward pass observes instead of by the loss."""
+    return name.rpartition("/")[2] in FOLLOWERS
 
 
 @jax.custom_vjp
@@ -73,7 +81,12 @@ class Linear(nn.Module):
         # A product of two matrices: with more dimensions XLA on CPU copies a transposed cotangent for the kernel's gradient.
         batch = x.shape[: x.ndim - self.inputs]
         rows = x.astype(dtype).reshape(math.prod(batch), -1)
-        y = (rows @ kernel.astype(dtype).reshape(rows.shape[1], -1)).reshape(*batch, *self.features)
+        matrix, low = kernel.astype(dtype).reshape(rows.shape[1], -1), self.c.quantization
+        if low != "none" and self.kind != "head" and not self.is_initializing():
+            y = kernels_quantized.product(rows, matrix, low)
+        else:
+            y = rows @ matrix
+        y = y.reshape(*batch, *self.features)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, self.features, dtype_of(self.c.param_dtype))
             y = y + jnp.expand_dims(bias.astype(dtype), range(y.ndim - bias.ndim))

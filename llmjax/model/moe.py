@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from llmjax.model import routing
 from llmjax.model.init import initializer
 from llmjax.model.layers import ACTIVATIONS, GATED, MLP, dtype_of, mlp_width, track
-from llmjax.model.per_device import per_device
+from llmjax.model.per_device import axes_of, per_device, summable
 from llmjax.model.routing import Places
 
 BLOCK = (
@@ -115,6 +115,10 @@ def mixture(
 ) -> jax.Array:
     """The weighted sum of each token's experts: x_BLD -> y_BLD, in the type of x. Each device sorts its own tokens.
 
+    Where experts live on different devices, capacities let each send the others exactly their rows (all-to-all).
+    Without, nobody knows beforehand how many rows go where: each device gathers the tokens of all, answers for its own
+    experts, and the answers are added up where the tokens came from.
+
     Args:
         experts_BLJ: int32; E and more: no expert.
         weights_BLJ: float32.
@@ -129,18 +133,52 @@ def mixture(
         own: dict[str, dict[str, jax.Array]] = {name: {} for name in weights}
         for (name, kind, _), array in zip(parts, arrays, strict=True):
             own[name][kind] = array / copies if (name, kind) == ("down", "bias") else array
-        T, D = x_BLD.shape[0] * x_BLD.shape[1], x_BLD.shape[2]
+        count = own["up"]["kernel"].shape[0]
         if c.moe.dispatch == "capacity":
-            places, product = routing.limited(experts_BLJ, c.moe), even_product
-        else:
-            places = routing.dropless(experts_BLJ, c.moe.experts)
-            product = functools.partial(grouped_product, sizes_E=places.sizes)
-        rows_PD = mlp(c, give(x_BLD.reshape(T, D), places), own, product, places.sizes)
-        return collect(rows_PD, weights_BLJ.transpose(2, 0, 1).reshape(-1, T), places).reshape(x_BLD.shape)
+            places = routing.limited(experts_BLJ, c.moe)
 
+            def answers(x_PD: jax.Array) -> jax.Array:
+                x_PD = _exchange(x_PD, owners, experts=c.moe.experts, out=True)
+                y_PD = mlp(c, x_PD, own, even_product, jnp.full(count, x_PD.shape[0] // count, jnp.int32))
+                return _exchange(y_PD, owners, experts=count, out=False)
+
+            return _mixed(x_BLD, weights_BLJ, places, answers)
+        if owners:
+            x_BLD = jax.lax.all_gather(summable(x_BLD), owners, tiled=True).astype(x_BLD.dtype)
+            weights_BLJ = jax.lax.all_gather(weights_BLJ, owners, tiled=True)
+            experts_BLJ = jax.lax.all_gather(experts_BLJ, owners, tiled=True) - jax.lax.axis_index(owners) * count
+            experts_BLJ = jnp.where((experts_BLJ >= 0) & (experts_BLJ < count), experts_BLJ, count)
+        places = routing.dropless(experts_BLJ, count)
+        product = functools.partial(grouped_product, sizes_E=places.sizes)
+        y_BLD = _mixed(x_BLD, weights_BLJ, places, lambda x_PD: mlp(c, x_PD, own, product, places.sizes))
+        if owners:
+            y_BLD = jax.lax.psum_scatter(summable(y_BLD), owners, tiled=True).astype(y_BLD.dtype)
+        return y_BLD
+
+    owners = axes_of("E", c.moe.experts)
+    # The places of a row are given out together, so rows are not cut there.
+    row = "BM" if c.moe.dispatch == "capacity" else "BL"
     # In the type of the computation already here, so that what is gathered from other devices is small.
     arrays = [array.astype(x_BLD.dtype) for _, _, array in parts]
-    return per_device(local, (x_BLD, experts_BLJ, weights_BLJ, *arrays), ("BLD", "BLJ", "BLJ", *dims))
+    return per_device(local, (x_BLD, experts_BLJ, weights_BLJ, *arrays), (f"{row}D", f"{row}J", f"{row}J", *dims))
+
+
+def _mixed(
+    x_BLD: jax.Array, weights_BLJ: jax.Array, places: Places, answers: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """Rows to experts, their answers to the rows, and the answers' weighted sum for each token."""
+    T, D = x_BLD.shape[0] * x_BLD.shape[1], x_BLD.shape[2]
+    rows_PD = answers(give(x_BLD.reshape(T, D), places))
+    return collect(rows_PD, weights_BLJ.transpose(2, 0, 1).reshape(-1, T), places).reshape(x_BLD.shape)
+
+
+def _exchange(x_PD: jax.Array, owners: tuple[str, ...], *, experts: int, out: bool) -> jax.Array:
+    """Rows in the order of their experts, equally many for each, to the devices that have these, or back."""
+    if not owners:
+        return x_PD
+    x_ECD = x_PD.reshape(experts, -1, x_PD.shape[1])
+    split, join = (0, 1) if out else (1, 0)
+    return jax.lax.all_to_all(x_ECD, owners, split, join, tiled=True).reshape(-1, x_PD.shape[1])
 
 
 def mlp(

@@ -6,11 +6,24 @@ knows letters only; parallel/placement.py says on which axes they live, and with
 
 import math
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import AxisType, PartitionSpec
+
+PLATFORM: ContextVar[str] = ContextVar("PLATFORM", default="")  # "cpu", "gpu", "tpu"; parallel/placement.py sets it
+
+
+def platform() -> str:
+    """What the program that is being traced will run on: the mesh's devices, which may be another machine's."""
+    return PLATFORM.get() or jax.default_backend()
+
+
+def summable(x: jax.Array) -> jax.Array:
+    """The array in a type that devices can add up: XLA on CPU cannot in bfloat16."""
+    return x.astype(jnp.float32) if platform() == "cpu" and x.dtype == jnp.bfloat16 else x
 
 
 def per_device(function: Callable[..., jax.Array], arguments: Sequence[jax.Array], dims: Sequence[str]) -> jax.Array:
@@ -26,16 +39,19 @@ def per_device(function: Callable[..., jax.Array], arguments: Sequence[jax.Array
     sizes = {
         letter: size for x, d in zip(arguments, dims, strict=True) for letter, size in zip(d, x.shape, strict=True)
     }
-    axes = {letter: _axes(letter, size, mesh) for letter, size in sizes.items()}
+    axes = {letter: axes_of(letter, size) for letter, size in sizes.items()}
     region = tuple(axis for axis in mesh.axis_names if any(axis in names for names in axes.values()))
     if not region:
         return function(*arguments, 1)
 
     def spec(d: str) -> tuple[tuple[str, ...], PartitionSpec]:
         """The axes over which an array of these dimensions is repeated, and where it lives, these in front."""
-        used = {axis for letter in d for axis in axes[letter]}
-        repeated = tuple(axis for axis in region if axis not in used)
-        return repeated, PartitionSpec(repeated or None, *(axes[letter] or None for letter in d))
+        cuts: list[tuple[str, ...]] = []
+        for letter in d:  # an axis cuts one dimension, the first whose letter asks for it
+            taken = {axis for cut in cuts for axis in cut}
+            cuts.append(() if taken & set(axes[letter]) else axes[letter])
+        repeated = tuple(axis for axis in region if all(axis not in cut for cut in cuts))
+        return repeated, PartitionSpec(repeated or None, *(cut or None for cut in cuts))
 
     # Copies become a dimension of their own, so that the gradients of copies are added by an ordinary sum, which the
     # compiler turns into whatever the parameter's placement asks for (and XLA on CPU has no sum of bfloat16 otherwise).
@@ -54,8 +70,9 @@ def per_device(function: Callable[..., jax.Array], arguments: Sequence[jax.Array
     return jnp.sum(run(*given), axis=0)
 
 
-def _axes(letter: str, size: int, mesh: jax.sharding.AbstractMesh) -> tuple[str, ...]:
-    """The axes that cut dimensions of this letter; none when they do not divide the size."""
+def axes_of(letter: str, size: int) -> tuple[str, ...]:
+    """The axes that cut dimensions of this letter here; none when they do not divide the size."""
+    mesh = jax.sharding.get_abstract_mesh()
     (entry,) = nn.logical_to_mesh_axes((letter,)) or (None,)
     names = (entry,) if isinstance(entry, str) else tuple(entry or ())
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)) if mesh.axis_names else {}

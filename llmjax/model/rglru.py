@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from llmjax.model.convolution import ShortConvolution
 from llmjax.model.layers import ACTIVATIONS, Linear, dtype_of, label
+from llmjax.model.per_device import platform
 
 SHARPNESS = 8.0  # the paper's c: a = (decay at rest) ** (c r)
 
@@ -60,7 +61,7 @@ def linear_recurrence(a_BLR: jax.Array, b_BLR: jax.Array, start_BR: jax.Array, f
         form: sequential, associative, or auto: by the platform.
     """
     if form == "auto":
-        form = "sequential" if jax.default_backend() == "cpu" else "associative"
+        form = "sequential" if platform() == "cpu" else "associative"
     return (sequential if form == "sequential" else associative)(a_BLR, b_BLR, start_BR)
 
 

@@ -16,11 +16,13 @@ from flax import linen as nn
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from llmjax.model import positions as P
+from llmjax.model.attention import takes_patterns
 from llmjax.model.block import ATTENTION, Block, Inputs, run_stack, sections
 from llmjax.model.cache import Cache, by_section, cached_keys, pick
-from llmjax.model.init import initializer, logit_scale
-from llmjax.model.layers import ACTIVATIONS, Linear, Norm, drop, dtype_of, label
-from llmjax.model.views import Keys, Tokens, View, make_view, visible
+from llmjax.model.head import Head, embedding_table, logits_function
+from llmjax.model.init import initializer
+from llmjax.model.layers import Linear, Norm, drop, dtype_of, label
+from llmjax.model.views import Keys, Pattern, Tokens, View, make_view, visible
 
 Source = dict[str, jax.Array]
 
@@ -36,9 +38,10 @@ class Encoder(nn.Module):
         c = self.c
         relative = relative_table(self) if c.position == "t5" else None
         keys = Keys(tokens, visible(tokens, tokens))
-        view = make_view(c, "global", tokens, keys, bidirectional=True, relative_embedding=relative)
+        more: dict[str, Any] = {"in_order": True, "by_pattern": takes_patterns(c), "relative_embedding": relative}
+        view = make_view(c, "global", tokens, keys, bidirectional=True, **more)
         inputs = Inputs({"global": view}, tokens.segments > 0, tokens.positions == 0)
-        x_BMD, _ = run_stack(c, x_BMD, inputs, {}, deterministic=self.deterministic, encoder=True)
+        x_BMD, _ = run_stack(self, x_BMD, inputs, {}, deterministic=self.deterministic, encoder=True)
         return final_norm(c, self.deterministic)(x_BMD, inputs.valid_BL)
 
 
@@ -77,7 +80,8 @@ class Transformer(nn.Module):
         deterministic: False turns on dropout, which needs `rngs={"dropout": key}`, and the losses of sparse layers
             (in the collection "losses") and batch statistics.
         output: "logits"; "hidden" (B, L, D) after the final norm; "pooled" (B, D), the pooler's or the first token;
-            "classes" (B, classes); "encoded" (B, M, D); or "ahead" (A, B, L, V), logits of the next A tokens.
+            "classes" (B, classes); "encoded" (B, M, D); "ahead" (A, B, L, V), logits of the next A tokens, or
+            "hidden_ahead" (A, B, L, D), what the head makes them of.
     """
 
     c: ConfigDict
@@ -113,8 +117,8 @@ class Transformer(nn.Module):
             positions_BL = index_BL
         if segments_BL is None:
             segments_BL = jnp.ones_like(tokens_BL)
-        promised = c.direction == "causal" and orders_BL is None and queries is None and memory is None
         bidirectional = c.direction == "bidirectional"
+        in_order = orders_BL is None and queries is None and memory is None and cache is None
         if orders_BL is None and not (cache is not None and not bidirectional):
             orders_BL = jnp.zeros_like(index_BL) if bidirectional else index_BL
         x_BLD = embed(tokens_BL, positions_BL, types_BL, languages_BL)
@@ -139,10 +143,13 @@ class Transformer(nn.Module):
             x_BLD, tokens, found = self._with_queries(queries, x_BLD, tokens, found)
             keys = dict.fromkeys(kinds, found)
         # ------------------------------------------------------------------ blocks
+        by_pattern = takes_patterns(c)
         relative = relative_table(self) if c.position == "t5" else None
         rules: dict[str, Any] = {
             "bidirectional": bidirectional,
-            "causal": promised and cache is None,
+            "causal": in_order and not bidirectional,
+            "in_order": in_order and content is None,
+            "by_pattern": by_pattern,
             "relative_embedding": relative,
         }
         views = {kind: make_view(c, kind, tokens, keys[kind], **rules) for kind in kinds}
@@ -150,7 +157,9 @@ class Transformer(nn.Module):
         if c.encoder_layers:
             segments_BM = sources.segments if sources is not None else cache["source"] if cache is not None else None
             assert segments_BM is not None, "an encoder-decoder needs a source"
-            cross_view = View(segments_BM[:, None, :] == tokens.segments[:, :, None])
+            pattern = Pattern(tokens.segments, segments_BM)
+            whole = by_pattern and cache is None
+            cross_view = View(None if whole else pattern.mask(), pattern=pattern if whole else None)
         starts_B = None if cache is None else positions_BL[:, 0]
         inputs = Inputs(
             views, tokens.segments > 0, tokens.positions == 0, starts_B, encoded, cross_view, content=content
@@ -160,7 +169,7 @@ class Transformer(nn.Module):
             cache=None if cache is None else cache["layers"],
             memory=None if memory is None else memory["layers"],
         )
-        x_BLD, states = run_stack(c, x_BLD, inputs, states, deterministic=deterministic)
+        x_BLD, states = run_stack(self, x_BLD, inputs, states, deterministic=deterministic)
         norm = final_norm(c, deterministic)
         hidden_BLD = norm(x_BLD, inputs.valid_BL)
         if queries is not None:
@@ -169,10 +178,10 @@ class Transformer(nn.Module):
         made: Any = self._pooled(hidden_BLD, output)
         if output == "hidden":
             made = hidden_BLD
-        elif output in ("logits", "ahead") or self.is_initializing():
-            head = self._head(embedding_VE)
+        elif output in ("logits", "ahead", "hidden_ahead") or self.is_initializing():
+            head = (lambda x_BLD: x_BLD) if output == "hidden_ahead" else logits_function(self, embedding_VE)
             made = head(hidden_BLD)
-            if c.ahead > 1 and (output == "ahead" or self.is_initializing()):
+            if c.ahead > 1 and (output.endswith("ahead") or self.is_initializing()):
                 made = self._ahead(x_BLD, inputs, deterministic, made, norm, head)
         if cache is not None:
             new_cache = {**cache, "layers": pick(c, states, "cache")}
@@ -185,6 +194,11 @@ class Transformer(nn.Module):
             return made, {"segments": segments_BM, "layers": pick(c, states, "memory")}
         return made
 
+    @nn.nowrap
+    def output_head(self) -> Head:
+        """The head alone, from the output "hidden" to logits, to be applied to `head.parameters(params)`."""
+        return Head(self.c)
+
     def _embeddings(self, deterministic: bool) -> tuple[Callable[..., jax.Array], jax.Array]:
         """The function from ids to the residual stream, and the table of tokens."""
         c = self.c
@@ -194,7 +208,7 @@ class Transformer(nn.Module):
         def table(name: str, kind: str, rows: int, columns: int) -> jax.Array:
             return self.param(name, initializer(c, kind), (rows, columns), stored).astype(dtype)
 
-        embedding_VE = label(table("embedding", "embedding", c.vocab_size, size), "VD")
+        embedding_VE = embedding_table(self)
         project = Linear(c, (c.width,), "inward", name="embedding_projection") if size != c.width else None
         rows = c.position_offset + c.max_length
         position_MD = table("position_embedding", "position", rows, c.width) if c.position == "learned" else None
@@ -281,39 +295,6 @@ class Transformer(nn.Module):
         start_BQD = jnp.broadcast_to(start_D.astype(dtype)[None, None], (*at_BQ.shape, c.width))
         keys = Keys(found.tokens, mask_BLM, found.tokens.positions)
         return jnp.concatenate([x_BLD, start_BQD], axis=1), both, keys
-
-    def _head(self, embedding_VE: jax.Array) -> Callable[[jax.Array], jax.Array]:
-        """The function from hidden states to logits, float32."""
-        c = self.c
-        dtype, size, scale = dtype_of(c.dtype), c.embedding_width or c.width, logit_scale(c)
-        transform = Linear(c, (c.width,), "inward", bias=True, name="head_transform") if c.head_transform else None
-        norm = Norm(c, name="head_norm") if c.head_transform else None
-        project = Linear(c, (size,), "head", name="output_projection") if size != c.width else None
-        head = None if c.tie_embeddings else Linear(c, (c.vocab_size,), "head", name="head")
-        bias_V = None
-        if "head" in c.bias:
-            bias_V = self.param("head_bias", nn.initializers.zeros, (c.vocab_size,), dtype_of(c.param_dtype))
-
-        def logits(x_BLD: jax.Array) -> jax.Array:
-            if transform is not None and norm is not None:
-                x_BLD = norm(ACTIVATIONS[c.activation](transform(x_BLD)))
-            if project is not None:
-                x_BLD = project(x_BLD)
-            if scale != 1:
-                x_BLD = x_BLD * jnp.asarray(scale, dtype)
-            if head is None:
-                rows = x_BLD.reshape(-1, size) @ embedding_VE.T
-                logits_BLV = rows.reshape(*x_BLD.shape[:-1], c.vocab_size)
-            else:
-                logits_BLV = head(x_BLD)
-            if bias_V is not None:
-                logits_BLV = logits_BLV + bias_V.astype(dtype)[None, None]
-            logits_BLV = label(logits_BLV.astype(jnp.float32), "BLV")
-            if c.logit_soft_cap:
-                logits_BLV = c.logit_soft_cap * jnp.tanh(logits_BLV / c.logit_soft_cap)
-            return logits_BLV
-
-        return logits
 
     def _ahead(
         self,

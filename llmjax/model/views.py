@@ -16,16 +16,50 @@ from llmjax.model import positions as P
 
 
 @struct.dataclass
+class Pattern:
+    """A mask in few numbers: a query sees the keys of its own segment, with `causal` none after itself, with `window`
+    those closer than that. With either, queries and keys are the same tokens in the same order (L = M)."""
+
+    queries_BL: jax.Array  # int32 segments
+    keys_BM: jax.Array
+    causal: bool = struct.field(pytree_node=False, default=False)
+    window: int = struct.field(pytree_node=False, default=0)  # 0: none
+
+    @property
+    def banded(self) -> bool:
+        """Whether places matter, not segments alone."""
+        return self.causal or self.window > 0
+
+    def mask(self) -> jax.Array:
+        """mask_BLM, bool."""
+        seen_BLM = self.keys_BM[:, None, :] == self.queries_BL[:, :, None]
+        distance_LM = jnp.arange(seen_BLM.shape[1])[:, None] - jnp.arange(seen_BLM.shape[2])[None, :]
+        if self.causal:
+            seen_BLM &= (distance_LM >= 0)[None]
+        if self.window:
+            seen_BLM &= (jnp.abs(distance_LM) < self.window)[None]
+        return seen_BLM
+
+
+@struct.dataclass
 class View:
     """What one kind of attention needs beside its inputs; L queries, M keys, R slots of a ring (see `cache.py`)."""
 
-    mask_BLM: jax.Array  # bool, true where a query may look
+    mask_BLM: jax.Array | None  # bool, true where a query may look; None: as the pattern says
     bias_BHLM: jax.Array | None = None  # float32, added to the scores (ALiBi, T5)
     rotary: tuple[P.Rotary, P.Rotary] | None = None  # for the queries and for the new keys
     distance_BLM: jax.Array | None = None  # int32, query's position minus key's (XLNet)
     differs_BLM: jax.Array | None = None  # bool, the key is of another type (XLNet)
     renew_BR: jax.Array | None = None  # int32, which new key goes to each slot of a ring; -1: the slot stays
+    pattern: Pattern | None = None  # the mask in few numbers, where it is that simple
     causal: bool = struct.field(pytree_node=False, default=False)  # a promise: L = M, nothing above the diagonal
+
+    def mask(self) -> jax.Array:
+        """mask_BLM, which a kernel that takes patterns does without."""
+        if self.mask_BLM is None:
+            assert self.pattern is not None
+            return self.pattern.mask()
+        return self.mask_BLM
 
 
 @struct.dataclass
@@ -64,6 +98,8 @@ def make_view(
     *,
     bidirectional: bool,
     causal: bool = False,
+    in_order: bool = False,
+    by_pattern: bool = False,
     relative_embedding: Any = None,
 ) -> View:
     """The view of one kind of attention layer, "global" or "local".
@@ -71,6 +107,9 @@ def make_view(
     Args:
         bidirectional: whether T5's buckets tell keys that come later apart.
         causal: the promise of `View.causal`.
+        in_order: the promise that queries and keys are the same tokens, and see each other by their places in the row
+            (`causal`) or all their own segment.
+        by_pattern: the layers can do without the mask itself, given a pattern.
         relative_embedding: (buckets, H), T5's table.
     """
     local, found = kind == "local", keys.tokens
@@ -89,12 +128,19 @@ def make_view(
     differs = None
     if xlnet and queries.types is not None and found.types is not None:
         differs = queries.types[:, :, None] != found.types[:, None, :]
+    pattern = Pattern(queries.segments, found.segments, causal, c.window if local else 0) if in_order else None
+    mask_BLM: jax.Array | None = keys.mask_BLM
+    if pattern is not None and by_pattern:
+        mask_BLM = None
+    elif local:
+        mask_BLM = keys.mask_BLM & (jnp.abs(distance_BLM) < c.window)
     return View(
-        mask_BLM=keys.mask_BLM & (jnp.abs(distance_BLM) < c.window) if local else keys.mask_BLM,
+        mask_BLM=mask_BLM,
         bias_BHLM=bias,
         rotary=rotary,
         distance_BLM=distance_BLM if xlnet else None,
         differs_BLM=differs,
         renew_BR=keys.renew_BR,
+        pattern=pattern,
         causal=causal,
     )

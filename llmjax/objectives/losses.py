@@ -7,6 +7,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from llmjax.model import head
+from llmjax.objectives import chunks
+
 Batch = dict[str, jax.Array]
 # Keys of a batch that are inputs of the model under another name.
 INPUTS = {name: f"{name}_BL" for name in ("positions", "segments", "orders", "types", "languages")}
@@ -21,16 +24,32 @@ class Sums(NamedTuple):
     metrics: dict[str, jax.Array]
 
 
+class Predictor(NamedTuple):
+    """The head of a model with its parameters: hidden_BLD -> logits_BLV float32."""
+
+    module: Any
+    params: Any
+
+    def __call__(self, hidden_BLD: jax.Array) -> jax.Array:
+        return self.module.apply({"params": self.params}, hidden_BLD)
+
+
 class Predictions(NamedTuple):
-    """What a model predicts and what it should have: logits_BLV, targets_BL, weights_BL (0: not asked for).
+    """What a model predicts and what it should have: hidden_BLD and the head, targets_BL, weights_BL (0: not asked for).
 
     `auxiliary` is a float32 scalar that layers add to the loss of each token, None where none does (see `call`).
     """
 
-    logits: jax.Array
+    hidden: jax.Array
+    head: Predictor
     targets: jax.Array
     weights: jax.Array
     auxiliary: jax.Array | None = None
+
+    @property
+    def logits(self) -> jax.Array:
+        """logits_BLV of all tokens at once."""
+        return self.head(self.hidden)
 
 
 def cross_entropy(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -67,10 +86,13 @@ def token_losses(logits_BLV: jax.Array, targets_BL: jax.Array, c: ConfigDict) ->
 
 def add_up(predictions: Predictions, c: ConfigDict) -> Sums:
     """The sums of `token_losses` over what is predicted, and of the auxiliary loss."""
-    loss_BL, nats_BL = token_losses(predictions.logits, predictions.targets, c)
-    weight = jnp.sum(predictions.weights)
-    objective, metrics = jnp.sum(loss_BL * predictions.weights), {"loss": jnp.sum(nats_BL * predictions.weights)}
-    return with_auxiliary(Sums(objective, weight, metrics), predictions.auxiliary)
+    weights_BL = predictions.weights
+    if c.loss_chunks > 1:
+        objective, nats = chunks.sums(token_losses, predictions, c)
+    else:
+        loss_BL, nats_BL = token_losses(predictions.logits, predictions.targets, c)
+        objective, nats = jnp.sum(loss_BL * weights_BL), jnp.sum(nats_BL * weights_BL)
+    return with_auxiliary(Sums(objective, jnp.sum(weights_BL), {"loss": nats}), predictions.auxiliary)
 
 
 def with_auxiliary(sums: Sums, auxiliary: jax.Array | None) -> Sums:
@@ -113,5 +135,10 @@ def predict(
     module: nn.Module, params: Any, batch: Batch, rng: jax.Array | None, c: ConfigDict | None = None
 ) -> Predictions:
     """Predictions of every position of a batch: for all objectives that only differ by the batch."""
-    logits_BLV, auxiliary = call(module, params, batch, rng)
-    return Predictions(logits_BLV, batch["targets"], batch["weights"], auxiliary)
+    hidden_BLD, auxiliary = call(module, params, batch, rng, output="hidden")
+    return Predictions(hidden_BLD, head_of(module, params), batch["targets"], batch["weights"], auxiliary)
+
+
+def head_of(module: Any, params: Any) -> Predictor:
+    """The head of a model, to be applied to its output "hidden"."""
+    return Predictor(module.output_head(), head.parameters(params))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from llmjax.objectives.losses import Batch, Predictions, Sums, add_up, call, with_auxiliary
+from llmjax.objectives.losses import Batch, Predictions, Sums, add_up, call, head_of, with_auxiliary
 
 
 def ahead(batch: Batch, distance: int) -> tuple[jax.Array, jax.Array]:
@@ -25,10 +25,9 @@ def ahead(batch: Batch, distance: int) -> tuple[jax.Array, jax.Array]:
 
 def multi_token(module: nn.Module, params: Any, batch: Batch, rng: jax.Array | None, c: ConfigDict) -> Sums:
     """The mean over the heads of their losses; the metric `loss` is that of the next token, as in other objectives."""
-    logits_ABLV, auxiliary = call(module, params, batch, rng, output="ahead")
-    heads = []
-    for distance, logits_BLV in enumerate(logits_ABLV):
-        targets_BL, weights_BL = ahead(batch, distance)
-        heads.append(add_up(Predictions(logits_BLV, targets_BL, weights_BL), c))
+    hidden_ABLD, auxiliary = call(module, params, batch, rng, output="hidden_ahead")
+    head, heads = head_of(module, params), []
+    for distance, hidden_BLD in enumerate(hidden_ABLD):
+        heads.append(add_up(Predictions(hidden_BLD, head, *ahead(batch, distance)), c))
     objective = sum((head.objective for head in heads), start=jnp.zeros(())) / len(heads)
     return with_auxiliary(heads[0]._replace(objective=objective), auxiliary)

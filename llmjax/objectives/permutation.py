@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax.model.cache import init_memory
-from llmjax.objectives.losses import Batch, Predictions, call
+from llmjax.objectives.losses import Batch, Predictions, call, head_of
 from llmjax.objectives.rows import Row
 from llmjax.objectives.special import Special
 
@@ -66,7 +66,7 @@ def predict(module: Any, params: Any, batch: Batch, rng: jax.Array | None, c: Co
     context = {name: values for name, values in batch.items() if name not in ("targets", "weights")}
     rows, length = batch["tokens"].shape
     memory = init_memory(module.c, batch=rows, length=length - length // parts) if parts > 1 else None
-    logits, extras = [], []
+    hidden, extras = [], []
     for i in range(parts):
         part = {name: jnp.split(values, parts, axis=1)[i] for name, values in context.items()}
         queries = {
@@ -76,11 +76,12 @@ def predict(module: Any, params: Any, batch: Batch, rng: jax.Array | None, c: Co
         }
         key = None if rng is None else jax.random.fold_in(rng, i)
         settings = {} if memory is None else {"memory": memory}
-        output, extra = call(module, params, part, key, queries=queries, **settings)
+        output, extra = call(module, params, part, key, queries=queries, output="hidden", **settings)
         if memory is not None:
             output, memory = output
             memory = jax.lax.stop_gradient(memory)
-        logits.append(output)
+        hidden.append(output)
         extras += [] if extra is None else [extra / parts]
     auxiliary = sum(extras, start=jnp.zeros(())) if extras else None
-    return Predictions(jnp.concatenate(logits, axis=1), batch["targets"], batch["weights"], auxiliary)
+    hidden_BLD = jnp.concatenate(hidden, axis=1)
+    return Predictions(hidden_BLD, head_of(module, params), batch["targets"], batch["weights"], auxiliary)

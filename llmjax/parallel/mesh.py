@@ -1,4 +1,4 @@
-"""The device mesh, from one line of config such as "data=-1 fsdp=4 tensor=2"."""
+"""The device mesh, from one line of config such as "data=-1 fsdp=4 tensor=2"; see README for what the axes do."""
 
 import ctypes
 import math
@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-AXES = ("data", "fsdp", "tensor")  # from the slowest to the fastest links
+AXES = ("data", "pipeline", "fsdp", "expert", "context", "tensor")  # from the slowest to the fastest links
+ROWS = ("data", "fsdp", "expert")  # the axes over which the rows of a batch are spread
 
 
 def parse_mesh(line: str, *, devices: int) -> dict[str, int]:
@@ -44,12 +47,72 @@ def parse_mesh(line: str, *, devices: int) -> dict[str, int]:
     return sizes
 
 
-def make_mesh(line: str, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over `devices` (default: all), axes in the order of `AXES`, the closest neighbours on the last axis."""
+def slice_sizes(sizes: dict[str, int], *, slices: int) -> dict[str, int]:
+    """How many slices (pods joined by the data-centre network) each axis spans: the outermost axes take them all.
+
+    Raises ValueError when the sizes of the axes cannot be divided so.
+    """
+    left, spans = slices, {}
+    for axis, size in sizes.items():
+        spans[axis] = math.gcd(size, left)
+        left //= spans[axis]
+        if spans[axis] < size:
+            break
+    if left > 1:
+        line = " ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
+        raise ValueError(
+            f"the mesh {line} cannot be laid over {slices} slices: the product of its first axes must be a multiple of "
+            f"{slices}, so that only they cross the network between slices; for instance begin with data={slices}"
+        )
+    return dict.fromkeys(sizes, 1) | spans
+
+
+def make_mesh(line: str, *, devices: Sequence[jax.Device] | None = None, slices: int = 0) -> Mesh:
+    """The mesh over `devices` (default: all), axes in the order of `AXES`, the closest neighbours on the last axis.
+
+    Args:
+        slices: pods joined by the data-centre network, which the first axes cross; 0: as many as the devices say.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = parse_mesh(line, devices=len(devices))
     axis_types = (AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices)
+    told = len({getattr(device, "slice_index", 0) for device in devices})
+    spans = slice_sizes(sizes, slices=slices or told)
+    if told == 1:  # one slice, or devices that do not know of theirs
+        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices)
+    if slices not in (0, told):
+        raise ValueError(f"parallel.slices={slices}, and the devices are in {told} slices: set it to 0")
+    inside = [sizes[axis] // spans[axis] for axis in sizes]
+    arranged = mesh_utils.create_hybrid_device_mesh(inside, list(spans.values()), devices=devices)
+    return Mesh(arranged, tuple(sizes), axis_types=axis_types)
+
+
+def row_ways(mesh: Mesh) -> int:
+    """Over how many devices the rows of a batch are spread."""
+    return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def row_group(mesh: Mesh) -> tuple[int, int]:
+    """(number, count): which part of a batch's rows this process reads, and how many parts there are.
+
+    Processes whose devices differ only along pipeline, context or tensor work on the same rows and read the same part.
+
+    Raises ValueError when the devices of a process hold rows that another process has only some of.
+    """
+    names = list(mesh.shape)
+    rows = [names.index(axis) for axis in ROWS]
+    by_row = np.moveaxis(mesh.devices, rows, range(len(rows))).reshape(row_ways(mesh), -1)
+    of_process: dict[int, set[int]] = {}
+    for row, devices in enumerate(by_row):
+        for device in devices:
+            of_process.setdefault(device.process_index, set()).add(row)
+    groups = sorted({tuple(sorted(held)) for held in of_process.values()})
+    if sum(map(len, groups)) != len(by_row) or len({len(group) for group in groups}) > 1:
+        raise ValueError(
+            "the mesh cuts the rows of a batch through the middle of a process: choose sizes of parallel.mesh such that "
+            f"data x fsdp x expert={len(by_row)} is a multiple or a divisor of the number of processes"
+        )
+    return groups.index(tuple(sorted(of_process[jax.process_index()]))), len(groups)
 
 
 LARGEST_KEPT = 64 << 20  # bytes; what glibc's arenas of threads can hold as one piece

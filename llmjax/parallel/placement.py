@@ -2,30 +2,43 @@
 
 A row is (regex on the parameter's path, one mesh axis or None for each dimension). The first row that matches
 wins; a parameter that no row matches is an error, so nothing is replicated by accident. Optimizer state and moving
-averages follow their parameter (ZeRO-3 when fsdp is more than one). Stacked layers have the layer dimension first.
+averages follow their parameter. Stacked layers have the layer dimension first, which `pipeline` divides.
+
+ZeRO (Rajbhandari et al. 2020) is where things live, no other code: `parallel.zero=3` keeps everything as the table says,
+2 keeps parameters whole over fsdp, 1 also their gradients; what is left divided are gradients and optimizer state (2)
+or optimizer state alone (1).
 """
 
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
-Row = tuple[str, tuple[str | None, ...]]
+from llmjax.model.per_device import PLATFORM
+from llmjax.parallel import context, pipeline
+from llmjax.parallel.mesh import ROWS
+
+Axes = str | tuple[str, ...] | None
+Row = tuple[str, tuple[Axes, ...]]
+
+VOCABULARY = ("tensor", "pipeline")  # embedding and head lie outside of the stages, which share them
 
 # Where blocks live: sections of the stack, of the encoder's stack, the place in a period of several kinds of layers.
 LAYER = r"^((encoder/)?(first|layers|last)/(\d+/)?|ahead/)"
 
 TABLE: tuple[Row, ...] = (
-    (r"^embedding$", ("tensor", "fsdp")),  # V D
+    (r"^embedding$", (VOCABULARY, "fsdp")),  # V D
     (r"^(position|type|language)_embedding$", (None, "fsdp")),  # M D
     (r"^query_embedding$", (None,)),  # D
     (r"relative_embedding$", (None, None)),  # buckets H
-    (r"^head/kernel$", ("fsdp", "tensor")),  # D V
-    (r"^head_bias$", ("tensor",)),  # V
+    (r"^head/kernel$", ("fsdp", VOCABULARY)),  # D V
+    (r"^head_bias$", (VOCABULARY,)),  # V
     (r"^(embedding_projection|output_projection|head_transform|pooler|classifier)/kernel$", ("fsdp", None)),  # D D
     (r"^(head_transform|pooler|classifier)/bias$", (None,)),  # D
     (LAYER + r"(attention|cross)/(query|key|value|position)/kernel$", (None, "fsdp", "tensor", None)),  # N D H K
@@ -39,10 +52,10 @@ TABLE: tuple[Row, ...] = (
     (LAYER + r"(attention/out|cross/out|mlp/down|moe/shared/down)/bias$", (None, None)),  # N D
     (LAYER + r"moe/router/kernel$", (None, "fsdp", None)),  # N D E
     (LAYER + r"moe/expert_bias$", (None, None)),  # N E
-    (LAYER + r"moe/(up|gate)/kernel$", (None, None, "fsdp", "tensor")),  # N E D F
-    (LAYER + r"moe/(up|gate)/bias$", (None, None, "tensor")),  # N E F
-    (LAYER + r"moe/down/kernel$", (None, None, "tensor", "fsdp")),  # N E F D
-    (LAYER + r"moe/down/bias$", (None, None, None)),  # N E D
+    (LAYER + r"moe/(up|gate)/kernel$", (None, "expert", "fsdp", "tensor")),  # N E D F
+    (LAYER + r"moe/(up|gate)/bias$", (None, "expert", "tensor")),  # N E F
+    (LAYER + r"moe/down/kernel$", (None, "expert", "tensor", "fsdp")),  # N E F D
+    (LAYER + r"moe/down/bias$", (None, "expert", None)),  # N E D
     (LAYER + r"(.*/)?\w*norm/(scale|bias|running_mean|running_var)$", (None, None)),  # N D or N K
     (r"norm/(scale|bias|running_mean|running_var)$", (None,)),  # D
     # Recurrent mixers: channels over tensor. In rnn and lstm each step then gathers the hidden state.
@@ -65,22 +78,25 @@ TABLE: tuple[Row, ...] = (
     (LAYER + r"(rnn|lstm|rglru|mamba2)/out/bias$", (None, None)),  # N D
 )
 
-# Letter of the legend -> mesh axes, for activations labelled by `model.layers.label`. D is not sharded: the
-# residual stream is whole on every device, parameters sharded over fsdp are gathered when they are used.
-ACTIVATIONS: tuple[tuple[str, Any], ...] = (
-    ("B", ("data", "fsdp")),
+# Letter of the legend -> mesh axes, for activations labelled by `model.layers.label`; of the rows for a letter the first
+# whose axes no other dimension of the array has taken. D is not sharded: parameters sharded over fsdp are gathered when
+# they are used. What queries look at, M, is gathered over context (or goes round in a ring, parallel/context.py).
+ACTIVATIONS: tuple[tuple[str, Axes], ...] = (
+    ("B", ROWS),
     ("H", "tensor"),
     ("G", "tensor"),
     ("F", "tensor"),
     ("R", "tensor"),  # channels inside a recurrent mixer
-    ("V", "tensor"),
-    ("L", None),
+    ("E", "expert"),
+    ("V", VOCABULARY),
+    ("L", "context"),
     ("M", None),
     ("D", None),
     ("K", None),
 )
 
-BATCH = PartitionSpec(("data", "fsdp"))
+BATCH = PartitionSpec(ROWS)
+STACKED = re.compile(r"^(encoder/)?layers/")  # what is divided among the stages of a pipeline
 
 
 def path_name(path: Sequence[Any]) -> str:
@@ -88,12 +104,14 @@ def path_name(path: Sequence[Any]) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def parameter_shardings(params: Any, mesh: Mesh, *, rules: Sequence[Row] = ()) -> Any:
-    """A NamedSharding for every parameter of a tree of arrays or shapes.
+def parameter_specs(
+    params: Any, sizes: Mapping[str, int], *, rules: Sequence[Row] = (), whole: Sequence[str] = ()
+) -> Any:
+    """A PartitionSpec for every parameter of a tree of arrays or shapes, on a mesh with axes of these sizes.
 
     Args:
-        params: tree of arrays or ShapeDtypeStructs.
         rules: rows to try before the table, from `config.parallel.rules`.
+        whole: axes over which nothing is divided, whatever the rows say (fsdp, for ZeRO-1 and 2).
 
     Raises:
         ValueError: when no row matches a parameter, a row has the wrong number of dimensions, or a mesh axis does
@@ -102,36 +120,58 @@ def parameter_shardings(params: Any, mesh: Mesh, *, rules: Sequence[Row] = ()) -
     """
     rows = (*((pattern, tuple(axes)) for pattern, axes in rules), *TABLE)
 
-    def place(path: Sequence[Any], leaf: Any) -> NamedSharding:
-        name = path_name(path)
+    def place(path: Sequence[Any], leaf: Any) -> PartitionSpec:
+        name, shape = path_name(path), tuple(leaf.shape)
         axes = next((axes for pattern, axes in rows if re.search(pattern, name)), None)
         if axes is None:
             raise ValueError(
-                f"no row places the parameter {name} {leaf.shape}: add one to parallel.rules or parallel/placement.py"
+                f"no row places the parameter {name} {shape}: add one to parallel.rules or parallel/placement.py"
             )
-        if len(axes) != len(leaf.shape):
-            raise ValueError(
-                f"the row for {name} has {len(axes)} dimensions and the parameter {len(leaf.shape)}: {leaf.shape}"
-            )
-        unknown = [axis for axis in axes if axis is not None and axis not in mesh.shape]
+        if len(axes) != len(shape):
+            raise ValueError(f"the row for {name} has {len(axes)} dimensions and the parameter {len(shape)}: {shape}")
+        found = [tuple([entry] if isinstance(entry, str) else entry or ()) for entry in axes]
+        unknown = [axis for entry in found for axis in entry if axis not in sizes]
         if unknown:
             raise ValueError(
-                f"the row for {name} names the axis {unknown[0]!r}; axes are {', '.join(mesh.shape)}, or None: mend parallel.rules"
+                f"the row for {name} names the axis {unknown[0]!r}; axes are {', '.join(sizes)}, or None: mend parallel.rules"
             )
-        kept = list(axes)
-        for i, (axis, size) in enumerate(zip(axes, leaf.shape, strict=True)):
-            if axis is None or size % mesh.shape[axis] == 0:
+        found = [tuple(axis for axis in entry if axis not in whole) for entry in found]
+        if STACKED.search(name) and sizes["pipeline"] > 1:
+            found = _among_stages(found, shape, sizes)
+        for i, (entry, size) in enumerate(zip(found, shape, strict=True)):
+            ways = math.prod(sizes[axis] for axis in entry)
+            if size % ways == 0:
                 continue
-            if axis == "tensor" and re.search(r"(attention|cross)/(key|value)/", name):
-                kept[i] = None
+            if entry == ("tensor",) and re.search(r"(attention|cross)/(key|value)/", name):
+                found[i] = ()
                 continue
+            said = " x ".join(f"{axis}={sizes[axis]}" for axis in entry if sizes[axis] > 1)
             raise ValueError(
-                f"the mesh axis {axis}={mesh.shape[axis]} does not divide dimension {i} of {name} {tuple(leaf.shape)}; "
-                f"choose another size for {axis} in parallel.mesh or for the model"
+                f"the mesh axis {said} does not divide dimension {i} of {name} {shape}; "
+                f"choose another size for {entry[0]} in parallel.mesh or for the model"
             )
-        return NamedSharding(mesh, PartitionSpec(*kept))
+        return PartitionSpec(*(entry[0] if len(entry) == 1 else entry or None for entry in found))
 
     return jax.tree_util.tree_map_with_path(place, params)
+
+
+def _among_stages(
+    found: list[tuple[str, ...]], shape: Sequence[int], sizes: Mapping[str, int]
+) -> list[tuple[str, ...]]:
+    """The axes of stacked layers with the stages: layers are divided among them, or where they are too few or uneven
+    the dimension that fsdp divides is; the step then gives each stage its layers (parallel/pipeline.py)."""
+    if shape[0] % sizes["pipeline"] == 0:
+        return [("pipeline",), *found[1:]]
+    for i, entry in enumerate(found):
+        if "fsdp" in entry and shape[i] % (math.prod(sizes[axis] for axis in entry) * sizes["pipeline"]) == 0:
+            return [*found[:i], (*entry, "pipeline"), *found[i + 1 :]]
+    return found
+
+
+def parameter_shardings(params: Any, mesh: Mesh, *, rules: Sequence[Row] = (), whole: Sequence[str] = ()) -> Any:
+    """A NamedSharding for every parameter of a tree of arrays or shapes; see `parameter_specs`."""
+    specs = parameter_specs(params, mesh.shape, rules=rules, whole=whole)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
 def like_parameters(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
@@ -158,18 +198,37 @@ def like_parameters(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def activation_rules(mesh: Mesh, *, kv_heads: int) -> tuple[tuple[str, Any], ...]:
-    """The letters' axes for flax's logical rules; key and value heads that tensor does not divide stay whole."""
-    if kv_heads % mesh.shape["tensor"]:
-        return tuple((letter, None if letter == "G" else axes) for letter, axes in ACTIVATIONS)
-    return ACTIVATIONS
+def activation_rules(mesh: Mesh, c: ConfigDict) -> tuple[tuple[str, Axes], ...]:
+    """The letters' axes for flax's logical rules, for a config.
+
+    Key and value heads that tensor does not divide stay whole. With `parallel.sequence` the positions of the residual
+    stream are divided over tensor too, where heads or features do not need it (Korthikanti et al. 2022).
+    """
+    rules: list[tuple[str, Axes]] = []
+    for letter, axes in ACTIVATIONS:
+        if letter == "G" and (c.model.kv_heads or c.model.heads) % mesh.shape["tensor"]:
+            axes = None
+        if letter == "L" and c.parallel.sequence:
+            rules.append(("L", ("context", "tensor")))
+        rules.append((letter, axes))
+    return tuple(rules)
 
 
 @contextmanager
-def active(mesh: Mesh, *, kv_heads: int) -> Iterator[None]:
-    """Trace under the mesh, with the letters of activations bound to its axes.
+def active(mesh: Mesh, c: ConfigDict) -> Iterator[None]:
+    """Trace under the mesh, with the letters of activations bound to its axes, and the stack and attention run as
+    `c.parallel` says.
 
     `jax.set_mesh`, not `with mesh:`, under which flax makes its constraints do nothing.
     """
-    with jax.set_mesh(mesh), nn.logical_axis_rules(activation_rules(mesh, kv_heads=kv_heads)):
-        yield
+    token = PLATFORM.set(mesh.devices.flat[0].platform)
+    with (
+        jax.set_mesh(mesh),
+        nn.logical_axis_rules(activation_rules(mesh, c)),
+        pipeline.active(mesh, c),
+        context.active(mesh, c),
+    ):
+        try:
+            yield
+        finally:
+            PLATFORM.reset(token)

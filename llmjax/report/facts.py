@@ -125,6 +125,8 @@ def tiles(run: Run) -> list[Tile]:
         found.append(Tile("tokens per second", human.count(speed), "training, all devices"))
     if (mfu := train_number(run, "mfu")) is not None:
         found.append(Tile("MFU", f"{mfu:.1%}", "model FLOPs over peak FLOPs"))
+    if (goodput := train_number(run, "goodput")) is not None:
+        found.append(Tile("goodput", f"{goodput:.0%}", "of the time since the first start was training"))
     if (seconds := train_number(run, "train_seconds")) is not None:
         flops = train_number(run, "flops")
         found.append(

@@ -19,6 +19,7 @@ from llmjax.data.tokens import Index, load_index, read_stream, read_texts
 from llmjax.eval.bits_per_byte import split_documents
 from llmjax.objectives import OBJECTIVES, corruption
 from llmjax.parallel import placement
+from llmjax.parallel.mesh import row_ways
 from llmjax.train.pretrain import make_heldout
 
 
@@ -87,7 +88,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
 def _by_objective(c: ConfigDict, model: LanguageModel, index: Index) -> dict[str, float | int | str]:
     """Loss and accuracy of what the model's objective predicts in held-out text, at most `eval.max_bytes` a source."""
     settings = model.config.copy_and_resolve_references()
-    ways = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
+    ways = row_ways(model.mesh)
     with settings.unlocked():
         settings.train.batch_size = -(-c.eval.batch_size // ways) * ways
     entries = index.splits["heldout"].values()
@@ -100,7 +101,7 @@ def _by_objective(c: ConfigDict, model: LanguageModel, index: Index) -> dict[str
         corruption=corruption(settings, model.tokenizer),
     )
     piece_sizes = np.array([len(piece) for piece in model.tokenizer.piece_bytes])
-    with placement.active(model.mesh, kv_heads=settings.model.kv_heads or settings.model.heads):
+    with placement.active(model.mesh, settings):
         measured = make_heldout(settings, model.module, batches, piece_sizes, model.mesh)(model.params)
     results = {name.removeprefix("heldout_"): value for name, value in measured.items()}
     for source in ("", *(f"/{source}" for source in batches)):

@@ -6,6 +6,7 @@ the random state), the clock and the tokens seen. Parameters stand apart so that
 """
 
 import errno
+import functools
 import gc
 import json
 import logging
@@ -22,6 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from llmjax import human
+from llmjax.parallel import processes
 from llmjax.parallel.placement import path_name
 from llmjax.train.step import State
 
@@ -88,10 +90,7 @@ def save(checkpoints: Manager, state: State, *, step: int, meta: dict) -> None:
     Raises OSError (ENOSPC) when the disk has no room for the state: better than a save that fails halfway.
     """
     needed = sum(x.nbytes for x in jax.tree.leaves(state)) + METADATA_BYTES
-    free = shutil.disk_usage(checkpoints.directory).free
-    if free < needed:
-        reason = f"{os.strerror(errno.ENOSPC)}: a checkpoint takes {human.size(needed)} and {human.size(free)} is free"
-        raise OSError(errno.ENOSPC, reason, str(checkpoints.directory))
+    processes.from_first(lambda: _check_space(Path(checkpoints.directory), needed))  # all save, or none
     items: dict[str, Any] = {
         "params": ocp.args.StandardSave(state.params, save_args=_by_layers(state.params)),
         "rest": ocp.args.StandardSave(_rest(state)),
@@ -100,6 +99,13 @@ def save(checkpoints: Manager, state: State, *, step: int, meta: dict) -> None:
     if state.ema is not None:
         items["ema"] = ocp.args.StandardSave(state.ema, save_args=_by_layers(state.ema))
     checkpoints.save(step, args=ocp.args.Composite(**items), force=True)
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        reason = f"{os.strerror(errno.ENOSPC)}: a checkpoint takes {human.size(needed)} and {human.size(free)} is free"
+        raise OSError(errno.ENOSPC, reason, str(folder))
 
 
 def _by_layers(params: Any) -> Any:
@@ -131,6 +137,7 @@ def restore(folder: Path, abstract: State) -> tuple[State, dict] | None:
 
     A damaged checkpoint is reported and the one before it is used; once that was read, the damaged one is moved
     aside to `STEP.damaged`. When none can be read all stay where they are, so that the next start is no silent restart.
+    Several processes use the newest that all of them can read their parts of.
 
     Args:
         folder: `checkpoints/`.
@@ -140,32 +147,43 @@ def restore(folder: Path, abstract: State) -> tuple[State, dict] | None:
         CheckpointMismatch: when the newest sound checkpoint has other arrays than `abstract`.
         CheckpointError: when there are checkpoints and none can be read.
     """
-    steps, damaged = steps_in(folder), []
+    steps, damaged = processes.from_first(lambda: steps_in(folder)), []
     for step in steps:
-        path = folder / str(step)
+        found, reason = None, None
         try:
-            meta = read_meta(path)
-            restored = _read(path, "rest", _rest(abstract))
-            ema = None if abstract.ema is None else _read(path, "ema", abstract.ema)
-            state = State(params=_read(path, "params", abstract.params), ema=ema, **restored)
+            found = restore_step(folder / str(step), abstract)
         except CheckpointMismatch:
             raise
         except CheckpointError as error:
-            print(f"WARNING: {error}")
-            damaged.append(path)
+            reason = str(error)
+        if failed := processes.failures(reason):
+            print(f"WARNING: {failed[0]}")
+            damaged.append(folder / str(step))
             continue
-        for path in damaged:
-            aside = path.with_name(f"{path.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            print(f"WARNING: {path} was moved to {aside}; going on from the checkpoint before it, step {step:,}")
-        return state, meta
+        processes.from_first(functools.partial(_move_aside, damaged, step))
+        return found
     if steps:
         raise CheckpointError(
             f"none of the checkpoints in {folder} can be read (steps {', '.join(map(str, steps))}); "
             f"to start again from step 0, delete {folder}"
         )
     return None
+
+
+def restore_step(path: Path, abstract: State) -> tuple[State, dict]:
+    """The checkpoint folder `path` as (state, meta). Raises CheckpointError and CheckpointMismatch as `restore` does."""
+    meta = read_meta(path)
+    restored = _read(path, "rest", _rest(abstract))
+    ema = None if abstract.ema is None else _read(path, "ema", abstract.ema)
+    return State(params=_read(path, "params", abstract.params), ema=ema, **restored), meta
+
+
+def _move_aside(damaged: Sequence[Path], step: int) -> None:
+    for path in damaged:
+        aside = path.with_name(f"{path.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        print(f"WARNING: {path} was moved to {aside}; going on from the checkpoint before it, step {step:,}")
 
 
 def read_meta(path: Path) -> dict:
@@ -192,7 +210,10 @@ def _read(path: Path, item: str, abstract: Any, *, cast: bool = False) -> Any:
         )
     with _abandoned_coroutines_end_silently():
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
+            # Each process reads its own part, waiting for none: a part that one cannot read must not hold up the others.
+            me = jax.process_index()
+            alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+            with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
                 tree = checkpointer.metadata(where).item_metadata.tree
                 mismatch = _first_difference(_shapes(tree, types=not cast), _shapes(abstract, types=not cast))
                 if not mismatch:

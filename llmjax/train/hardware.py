@@ -5,18 +5,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-# Dense bfloat16 FLOP/s of one device as JAX counts devices, from the makers' data sheets and documentation.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,  # cloud.google.com/tpu/docs/v4
-    "TPU v5 lite": 197e12,  # v5e
-    "TPU v5": 459e12,  # v5p
-    "TPU v6 lite": 918e12,  # v6e, Trillium
-    "TPU7x": 1153.5e12,  # Ironwood, half a chip: 2,307 a chip of two cores
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
+from llmjax.train import chips
 
 
 def peak_flops(device: jax.Device, *, device_count: int) -> tuple[float, str]:
@@ -27,10 +16,10 @@ def peak_flops(device: jax.Device, *, device_count: int) -> tuple[float, str]:
     """
     if device.platform == "cpu":
         return _measured_cpu(), "measured: float32 matrix product on all cores"
-    best = max((name for name in PEAK_FLOPS if device.device_kind.startswith(name)), key=len, default="")
-    if not best:
+    chip = chips.of_device_kind(device.device_kind)
+    if chip is None:
         return 0.0, f"not known for {device.device_kind}"
-    return PEAK_FLOPS[best] * device_count, f"published bfloat16 peak of {best}"
+    return chip.flops / chip.devices * device_count, f"published bfloat16 peak of {chip.kind}"
 
 
 def _measured_cpu() -> float:

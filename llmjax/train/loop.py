@@ -2,7 +2,8 @@
 
 Order at a step that is due for several things: the checkpoint is written first, then the evaluation runs, so that
 nothing that can fail stands between a trained step and the disk. Metrics are fetched one step late, so the device
-never waits for the host. SIGTERM and Ctrl-C save and stop; the same command then goes on.
+never waits for the host. SIGTERM and Ctrl-C save and stop; the same command then goes on. Several processes go through
+the same steps; what depends on a clock or a signal of one of them, they agree on (`agree.py`).
 """
 
 import dataclasses
@@ -23,12 +24,14 @@ from llmjax.model import init
 from llmjax.model.count import flops_per_token
 from llmjax.model.transformer import Transformer
 from llmjax.parallel import mesh as meshes
-from llmjax.parallel import placement
+from llmjax.parallel import pipeline, placement, processes
 from llmjax.stopping import Stopped
-from llmjax.train import checkpoint, hardware, metrics
+from llmjax.train import checkpoint, executable, hardware, hunt, metrics
 from llmjax.train import optimizer as optimizers
+from llmjax.train.agree import Agreement, Wishes
+from llmjax.train.rewind import Spikes, batch_number
 from llmjax.train.schedule import make_schedule
-from llmjax.train.step import Batch, batch_shardings, init_state, make_train_step
+from llmjax.train.step import Batch, batch_shardings, init_state, lower_step, make_train_step
 
 Evaluate = Callable[[Any], dict[str, float]]
 
@@ -65,19 +68,26 @@ def train(
 
     # ------------------------------------------------------------------ devices
     phase = time.perf_counter()
-    mesh = meshes.make_mesh(c.parallel.mesh)
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    mesh = meshes.make_mesh(c.parallel.mesh, slices=c.parallel.slices)
+    ways = meshes.row_ways(mesh)
     for stage in sizes.stages:
         rows = stage.rows // stage.micro_batches
         if rows % ways:
             ramp = f" of the stage of the batch ramp from step {stage.first_step:,}" if len(sizes.stages) > 1 else ""
             raise ValueError(
                 f"train.batch_size / train.micro_batches = {stage.rows} / {stage.micro_batches} = {rows} sequences{ramp} "
-                f"cannot be spread over {ways} devices (data x fsdp of parallel.mesh={c.parallel.mesh!r}): change "
+                f"cannot be spread over {ways} devices ({' x '.join(meshes.ROWS)} of parallel.mesh={c.parallel.mesh!r}): change "
                 f"{'train.batch_start or ' if ramp else ''}one of them"
             )
     peak, peak_source = hardware.peak_flops(jax.devices()[0], device_count=mesh.size)
     print(f"devices: {meshes.describe(mesh)}; peak {human.count(peak)}FLOP/s ({peak_source})")
+    for stage in sizes.stages:
+        if said := pipeline.describe(c, mesh, rows=stage.rows // stage.micro_batches):
+            print(f"pipeline: {said}")
+
+    agreement = Agreement(mesh)
+    processes.meet()
+    agreement.last(Wishes())  # the first program that needs the others, while all are here
 
     # ------------------------------------------------------------------ optimizer and schedule
     total = sizes.steps(c.train.duration)
@@ -104,15 +114,17 @@ def train(
         print(init.parameter_table(state.params, shardings=jax.tree.map(lambda x: x.sharding, state.params)))
         print(optimizers.table(c.optimizer, state.params, model=c.model))
     first = meta["step"]
-    has_row = metrics.keep_rows(workdir / "metrics.jsonl", up_to=first)
+    has_row = processes.from_first(lambda: metrics.keep_rows(workdir / "metrics.jsonl", up_to=first))
+    spikes = Spikes(c.train.rewind, meta.get("spikes"))
     jax.block_until_ready(state)
     phases["devices and state"] = time.perf_counter() - phase
 
     # ------------------------------------------------------------------ compile
     phase = time.perf_counter()
     rows_sharding = batch_shardings(mesh)
-    key = jax.device_put(jax.random.key(c.seed + 1), NamedSharding(mesh, PartitionSpec()))
-    stream = batches(first)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    key = jax.jit(lambda: jax.random.key(c.seed + 1), out_shardings=everywhere)()  # made in each process
+    stream = batches(batch_number(first, spikes.skips))
 
     def next_batch() -> Batch:
         return {k: jax.make_array_from_process_local_data(rows_sharding, v) for k, v in next(stream).items()}
@@ -123,17 +135,20 @@ def train(
             k: jax.ShapeDtypeStruct((len(v) * stage.rows // rows, *v.shape[1:]), v.dtype, sharding=v.sharding)
             for k, v in batch.items()
         }
-        with placement.active(mesh, kv_heads=c.model.kv_heads or c.model.heads):
-            step_fn = make_train_step(module, optimizer, schedule, c, micro_batches=stage.micro_batches)
-            return jax.jit(step_fn, donate_argnums=0, out_shardings=(places, None)).lower(state, like, key).compile()
+        step_fn = make_train_step(module, optimizer, schedule, c, micro_batches=stage.micro_batches)
+        lowered = lower_step(step_fn, abstract, like, key, mesh=mesh, c=c)
+        if c.train.executable:
+            return executable.load(Path(c.train.executable), executable.name_of(stage), lowered, c=c, mesh=mesh)
+        return lowered.compile()
 
     programs = {}
     if first < total:
-        batch, rows, places = next_batch(), sizes.at(first).rows, jax.tree.map(lambda x: x.sharding, abstract)
+        batch, rows = next_batch(), sizes.at(first).rows
         for stage in sizes.stages:  # all of them now: one that does not fit should not be found out after days
             if sizes.at(first).first_step <= stage.first_step < total:
                 programs[stage] = compile_step(batch, stage)
     evaluate = make_evaluate(mesh) if make_evaluate is not None else None
+    processes.meet()
     phases["compile"] = time.perf_counter() - phase
 
     # ------------------------------------------------------------------ the loop
@@ -143,27 +158,37 @@ def train(
         for value in (c.train.eval_every, c.checkpoint.every, c.checkpoint.keep_every)
     )
     checkpoints = checkpoint.manager(folder, keep=c.checkpoint.keep, keep_every=keep_every)
-    writer = metrics.Writer(workdir, tensorboard=c.train.tensorboard)
+    writer = metrics.Writer(workdir, tensorboard=c.train.tensorboard, silent=not processes.is_first())
     progress = metrics.Progress(total=total, every=c.train.log_every)
     clock = metrics.Clock(meta["train_seconds"])
+    born = processes.from_first(lambda: metrics.first_start(workdir, train_seconds=meta["train_seconds"]))
+    agreed, several = Wishes(), processes.count() > 1
+    examine: Callable[..., dict[str, Any]] | None = None
+    spike: int | None = None  # the step since which the loss has been high, once that is a spike
+    hunted = ""  # what was not finite first in the last bad step
+    step, last_saved, stopping, started_at = first, first, False, first
     seconds_before, began, last_save, last_row = clock.seconds, time.perf_counter(), time.perf_counter(), clock.seconds
     signals: list[int] = []
     previous = {s: signal.signal(s, lambda number, _: signals.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
 
     def make_row(step: int, values: dict[str, jax.Array]) -> dict[str, Any]:
         """Wait for a step and turn its metrics into a row. Raises ValueError after too many bad steps."""
-        nonlocal last_row
+        nonlocal last_row, spike
         numbers = {k: float(v) for k, v in jax.device_get(values).items()}
         now = clock.seconds
         rate = (sizes.tokens(step) - sizes.tokens(step - 1)) / max(now - last_row, 1e-9)
         last_row = now
         bad = int(numbers.pop("bad_in_a_row"))
+        if bad == 1 and c.train.hunt_nan:
+            hunt_step(step)
         if bad >= c.train.max_bad_steps:
             raise ValueError(
                 f"the gradients were not finite in {bad} steps in a row, up to step {step}; the parameters are as they "
-                "were before. Lower optimizer.learning_rate, look at the batches, or set model.dtype=float32, and run "
+                f"were before. {hunted}Lower optimizer.learning_rate, look at the batches, or set model.dtype=float32, and run "
                 f"again: it goes on from the last checkpoint in {folder}"
             )
+        spike = spikes.see(step, numbers["loss"])
+        slowest = {"host_step_seconds_max": agreed.seconds, "slowest_host": agreed.slowest} if several else {}
         return {
             "step": step,
             **numbers,
@@ -175,14 +200,57 @@ def train(
             "tokens_per_second_per_device": rate / mesh.size,
             "mfu": rate * flops / peak if peak else None,
             "train_seconds": now,
+            "goodput": now / max(time.time() - born, now, 1e-9),
+            **slowest,
+            **({"rewinds": len(spikes.skips)} if spikes.skips else {}),
         }
+
+    def hunt_step(step: int) -> None:
+        """Say what was not finite first in a step that was skipped, whose batch and parameters are still those at hand."""
+        nonlocal examine, hunted
+        parts = sizes.at(step - 1).micro_batches
+        examine = examine or hunt.make_examine(module, c, mesh)
+        step_key = jax.random.fold_in(key, step - 1)
+        found = (examine(state.params, batch, step_key, part, parts) for part in range(parts))
+        hunted = hunt.warn((hunt.explain(one, c.model) for one in found), step=step)
+        progress.note(hunted)
+        hunted = f"{hunted.removeprefix('WARNING: ')}. "
+
+    def go_back(since: int, seen: int) -> int | None:
+        """Return to before a spike of the loss and skip its batches; the step to go on from, None if there is none."""
+        nonlocal state, stream, spikes, clock, writer, last_row
+        checkpoints.wait_until_finished()
+        saved = processes.from_first(lambda: list(checkpoints.all_steps()))
+        target = spikes.choose(saved, since=since)
+        if target is None:
+            progress.note(f"WARNING: the loss is high since step {since:,}, and no checkpoint is from before: going on")
+            spikes.forget()
+            return None
+        skip = spikes.skip(back_to=target, seen=seen)
+        progress.note(
+            f"WARNING: the loss is high since step {since:,}: going back to step {target:,} and skipping {skip.batches:,} "
+            f"batches (time {len(spikes.skips)} of {c.train.rewind.limit})"
+        )
+        for later in sorted(step for step in saved if step > target)[::-1]:
+            checkpoints.delete(later)  # a start after a kill must not go on from inside the spike
+        jax.tree.map(lambda x: x.delete(), state)
+        state, meta = checkpoint.restore_step(folder / str(target), abstract)
+        spikes = Spikes(c.train.rewind, {**meta.get("spikes", {}), "skips": spikes.state["skips"]})
+        stream = batches(batch_number(target, spikes.skips))
+        writer.close()
+        processes.from_first(lambda: metrics.keep_rows(workdir / "metrics.jsonl", up_to=target))
+        writer = metrics.Writer(workdir, tensorboard=c.train.tensorboard, silent=not processes.is_first())
+        clock = metrics.Clock(meta["train_seconds"])
+        last_row = clock.seconds
+        return target
 
     def save(row: dict[str, Any]) -> None:
         """Start writing a checkpoint; the row goes with it, for a kill between the two files."""
-        nonlocal last_save
-        last_save = time.perf_counter()
+        nonlocal last_save, last_saved
+        last_save, last_saved = time.perf_counter(), row["step"]
         if row["step"] not in checkpoints.all_steps():
             meta = {"step": row["step"], "train_seconds": clock.seconds, "tokens": row["tokens"], "seed": c.seed}
+            meta["spikes"] = spikes.state
             checkpoint.save(
                 checkpoints, state, step=row["step"], meta={**meta, "row": metrics.clean(row), "config": c.to_dict()}
             )
@@ -192,7 +260,7 @@ def train(
 
     def evaluated(row: dict[str, Any]) -> dict[str, Any]:
         assert evaluate is not None
-        with placement.active(mesh, kv_heads=c.model.kv_heads or c.model.heads):
+        with placement.active(mesh, c):
             row = {**row, **evaluate(state.ema if state.ema is not None else state.params)}
         bits = f", {row['heldout_bits_per_byte']:.4f} bits per byte" if "heldout_bits_per_byte" in row else ""
         if "heldout_accuracy" in row and not bits:
@@ -208,28 +276,49 @@ def train(
     pending: tuple[int, dict[str, jax.Array]] | None = None
     try:
         if first and not has_row:
-            row = {**meta["row"], "loss": float("nan") if meta["row"]["loss"] is None else meta["row"]["loss"]}
-            finish(evaluated(row) if due_for_eval(first) else row)
+            last = {**meta["row"], "loss": float("nan") if meta["row"]["loss"] is None else meta["row"]["loss"]}
+            finish(evaluated(last) if due_for_eval(first) else last)
         clock.start()
-        for step in range(first + 1, total + 1):
-            if step > first + 1:
+        while step < total and not stopping:
+            step += 1
+            own = time.perf_counter()
+            if step > started_at + 1:
                 batch = next_batch()
             with jax.transfer_guard("disallow"):
                 state, values = programs[sizes.at(step - 1)](state, batch, key)
+            timed = c.checkpoint.every_seconds and time.perf_counter() - last_save > c.checkpoint.every_seconds
+            # Signals are read once: one that comes later stops after the next step.
+            agreed = agreement.ask(Wishes(bool(signals), bool(timed), time.perf_counter() - own))
             if pending is not None:
                 finish(make_row(*pending))
             pending = (step, values)
-            if step == first + 1:
+            if phases.get("first step") is None:
                 jax.block_until_ready(values)
                 phases["first step"] = clock.seconds - seconds_before
                 spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases.items())
                 progress.note(f"first step {time.perf_counter() - started:.1f} s into the stage: {spent}")
-            timed = c.checkpoint.every_seconds and time.perf_counter() - last_save > c.checkpoint.every_seconds
-            stopping = bool(signals)  # read once: a signal that comes later stops after the next step
+            stopping = agreed.stop
+            timed = agreed.save and not (several and last_saved == step - 1)  # asked for while it was being done
             must_save = step == total or timed or stopping or (save_every and step % save_every == 0)
-            if must_save or due_for_eval(step) or values["loss"].is_ready():
+            ready = c.train.hunt_nan or (not several and values["loss"].is_ready())
+            row: dict[str, Any] | None = None
+            if spike is None and (must_save or due_for_eval(step) or ready):
                 row = make_row(*pending)
                 pending = None
+            if spike is not None:
+                clock.stop()
+                back = go_back(spike, seen=step if row is not None else step - 1)
+                spike = None
+                if back is not None:
+                    step = last_saved = back
+                    pending, batch, started_at = None, next_batch(), back
+                    clock.start()
+                    continue
+                clock.start()
+            if row is None and pending is not None and (must_save or due_for_eval(step)):
+                row = make_row(*pending)
+                pending = None
+            if row is not None:
                 clock.stop()
                 if must_save:
                     save(row)
@@ -237,8 +326,6 @@ def train(
                     row = evaluated(row)
                 finish(row)
                 clock.start()
-            if stopping:
-                break
         checkpoints.wait_until_finished()
     finally:
         for number, handler in previous.items():
@@ -246,8 +333,9 @@ def train(
         progress.close()
         writer.close()
         checkpoints.close()
-    if signals:
-        raise Stopped(f"stopped by {signal.Signals(signals[0]).name}, saved in {folder}; the same command goes on")
+    if stopping or agreement.last(Wishes(stop=bool(signals))).stop:
+        by = signal.Signals(signals[0]).name if signals else "a signal to another process"
+        raise Stopped(f"stopped by {by}, saved in {folder}; the same command goes on")
 
     # ------------------------------------------------------------------ the numbers
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
@@ -256,11 +344,14 @@ def train(
     rate = sizes.tokens(total) / max(clock.seconds, 1e-9)
     return {
         "steps": total,
-        "loss": metrics.tail_mean(workdir / "metrics.jsonl", "loss", count=max(10, total // 100)),
+        "loss": processes.from_first(
+            lambda: metrics.tail_mean(workdir / "metrics.jsonl", "loss", count=max(10, total // 100))
+        ),
         "tokens": sizes.tokens(total),
         "flops": sizes.tokens(total) * flops,
         "train_seconds": clock.seconds,
         "wall_seconds": time.perf_counter() - began,
+        "goodput": clock.seconds / max(time.time() - born, clock.seconds, 1e-9),
         "compile_seconds": phases["compile"],
         "first_step_seconds": sum(phases.values()),
         "tokens_per_second": rate,

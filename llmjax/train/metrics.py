@@ -63,13 +63,29 @@ def keep_rows(path: Path, *, up_to: int) -> bool:
     return found
 
 
-class Writer:
-    """Appends rows to metrics.jsonl, and scalars to TensorBoard when asked to."""
+def first_start(workdir: Path, *, train_seconds: float) -> float:
+    """Unix time at which the run was first started: kept in WORKDIR/train, for the share of time that trained.
 
-    def __init__(self, workdir: Path, *, tensorboard: bool) -> None:
-        self._file: TextIO = (workdir / "metrics.jsonl").open("a", buffering=1)
+    Args:
+        train_seconds: trained so far, from which the time is guessed for a run that did not keep it.
+    """
+    path = workdir / "train" / "first_start.json"
+    try:
+        return float(json.loads(path.read_text())["unix_seconds"])
+    except (OSError, ValueError, KeyError):
+        path.parent.mkdir(exist_ok=True)
+        unix_seconds = time.time() - train_seconds
+        path.write_text(json.dumps({"unix_seconds": unix_seconds}) + "\n")
+        return unix_seconds
+
+
+class Writer:
+    """Appends rows to metrics.jsonl, and scalars to TensorBoard when asked to; silent: does nothing."""
+
+    def __init__(self, workdir: Path, *, tensorboard: bool, silent: bool = False) -> None:
+        self._file: TextIO | None = None if silent else (workdir / "metrics.jsonl").open("a", buffering=1)
         self._tensorboard: Any = None
-        if tensorboard:
+        if tensorboard and not silent:
             try:
                 from tensorboardX import SummaryWriter
             except ImportError as error:
@@ -78,6 +94,8 @@ class Writer:
 
     def write(self, row: dict[str, Any]) -> None:
         """Write one row, as `clean` makes it."""
+        if self._file is None:
+            return
         row = clean(row)
         self._file.write(json.dumps(row) + "\n")
         if self._tensorboard is not None:
@@ -86,7 +104,8 @@ class Writer:
                     self._tensorboard.add_scalar(key, value, row["step"])
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 

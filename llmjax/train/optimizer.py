@@ -21,21 +21,16 @@ from ml_collections import ConfigDict
 from optax import contrib
 
 from llmjax.model.init import width_ratio
+from llmjax.model.layers import FOLLOWERS, is_follower
 from llmjax.parallel.placement import path_name
 
 IN_LAYERS = re.compile(r"(encoder/)?(first|layers|last|ahead)/")
-FOLLOWERS = {"running_mean": "average", "running_var": "average", "expert_bias": "balance"}
 AVERAGE_RATE = 0.1  # of the distance to the observed statistics, each step
 
 
 def is_matrix(name: str) -> bool:
     """Whether a parameter of this path is decayed and counted by L1 and L2: kernels and embeddings."""
     return name.endswith(("kernel", "embedding")) and not name.endswith(("conv/kernel", "query_embedding"))
-
-
-def is_follower(name: str) -> bool:
-    """Whether a parameter of this path is moved by what the forward pass observes instead of by the loss."""
-    return name.rpartition("/")[2] in FOLLOWERS
 
 
 def matrices(params: Any) -> Any:

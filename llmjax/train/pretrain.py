@@ -11,12 +11,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax import config
+from llmjax.config.objective_checks import own_order
 from llmjax.data import ramp
 from llmjax.data.batches import TrainBatches, heldout_batches
 from llmjax.data.score import Score, total_score
 from llmjax.data.tokenizer import Tokenizer, load_tokenizer
 from llmjax.model import attention, transformer
 from llmjax.objectives import OBJECTIVES, corruption, special_ids
+from llmjax.parallel import mesh as meshes
+from llmjax.parallel import processes
 from llmjax.parallel.mesh import use_cpu_devices
 from llmjax.train import checkpoint, loop
 from llmjax.train.step import batch_shardings, make_heldout_step
@@ -26,14 +29,17 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     """Train the model of `c` on the token shards of WORKDIR/tokenizer, continuing from WORKDIR/checkpoints."""
     started = time.perf_counter()
     rows = math.gcd(*(size // ramp.micro_batches(c.train, size) for size in ramp.sizes(c.train)))
-    use_cpu_devices(c.parallel.cpu_devices, batch_size=rows, work_bytes=work_bytes(c))
+    use_cpu_devices(c.parallel.cpu_devices or processes.cpu_share(), batch_size=rows, work_bytes=work_bytes(c))
     tokens_folder = workdir / "tokenizer" / "tokens"
     tokenizer = load_tokenizer(workdir / "tokenizer")
     c = resolve(c, tokenizer)
     change = corruption(c, tokenizer)
 
     # Percentages of data.mixture need the number of steps, and durations in epochs need the size of the data.
-    hosts = {"host": jax.process_index(), "hosts": jax.process_count()}
+    hosts: dict[str, int] = {}
+    if processes.count() > 1:
+        host, of = meshes.row_group(meshes.make_mesh(c.parallel.mesh, slices=c.parallel.slices))
+        hosts = {"host": host, "hosts": of}
     tokens_per_epoch = TrainBatches(c, tokens_folder, total_steps=1, corruption=change, **hosts).tokens_per_epoch
     sizes = ramp.batch_sizes(c.train, tokens_per_epoch=tokens_per_epoch)
     total = sizes.steps(c.train.duration)
@@ -47,7 +53,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
             "objective.name=translation needs parallel text, and data.sources has none: give two files with as many "
             "lines, such as data.sources='[\"fr|en=french.txt|english.txt\"]', or set objective.name=masked"
         )
-    print(f"attention: {attention.resolve(c.model, platform=jax.default_backend())}")
+    print(f"attention: {attention.choose(c.model, platform=jax.default_backend(), any_mask=own_order(c))}")
     module = transformer.build(c.model)
     heldout = heldout_batches(c, tokens_folder, count=c.train.eval_batches, corruption=change)
     piece_sizes = np.array([len(piece) for piece in tokenizer.piece_bytes])

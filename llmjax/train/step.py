@@ -11,11 +11,11 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from llmjax.model.layers import is_follower
 from llmjax.model.transformer import Transformer, init_params
-from llmjax.objectives import OBJECTIVES
-from llmjax.objectives.losses import call, cross_entropy
+from llmjax.objectives import OBJECTIVES, chunks, losses
 from llmjax.parallel import placement
-from llmjax.train.optimizer import is_follower, is_matrix
+from llmjax.train.optimizer import is_matrix
 
 Batch = dict[str, jax.Array]
 
@@ -53,13 +53,15 @@ def init_state(
         )
 
     shapes = jax.eval_shape(init, jax.random.key(0))
-    shardings = placement.parameter_shardings(shapes.params, mesh, rules=c.parallel.rules)
+    whole = () if c.parallel.zero == 3 else ("fsdp",)
+    shardings = placement.parameter_shardings(shapes.params, mesh, rules=c.parallel.rules, whole=whole)
+    divided = placement.parameter_shardings(shapes.params, mesh, rules=c.parallel.rules)
     everywhere = NamedSharding(mesh, PartitionSpec())
     places = State(
         step=everywhere,
         params=shardings,
-        opt_state=placement.like_parameters(shapes.opt_state, shapes.params, shardings, mesh),
-        ema=shardings if c.train.ema else None,
+        opt_state=placement.like_parameters(shapes.opt_state, shapes.params, divided, mesh),
+        ema=divided if c.train.ema else None,
         skipped=everywhere,
         bad_in_a_row=everywhere,
     )
@@ -98,7 +100,15 @@ def make_train_step(
             return sums.objective, sums
 
         grads, sums = jax.grad(loss, has_aux=True)(params)
-        return grads, sums
+        return placed(grads), sums
+
+    def placed(grads: Any) -> Any:
+        """Gradients where ZeRO wants them, if that is not where their parameters are."""
+        mesh = jax.sharding.get_abstract_mesh()
+        if c.parallel.zero != 2 or not mesh.axis_names:
+            return grads
+        specs = placement.parameter_specs(grads, mesh.shape, rules=c.parallel.rules)
+        return jax.tree.map(jax.lax.with_sharding_constraint, grads, specs)
 
     def step(state: State, batch: Batch, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
@@ -163,6 +173,18 @@ def make_train_step(
     return step
 
 
+def lower_step(
+    step: Callable[..., Any], state: State, batch: dict[str, Any], key: jax.Array, *, mesh: Mesh, c: ConfigDict
+) -> jax.stages.Lowered:
+    """The step traced for a mesh, to be compiled: the state is given back in place, where it was.
+
+    Arrays may be abstract (ShapeDtypeStructs with shardings), and the mesh one of devices that are not here.
+    """
+    places = jax.tree.map(lambda x: x.sharding, state)
+    with placement.active(mesh, c):
+        return jax.jit(step, donate_argnums=0, out_shardings=(places, None)).lower(state, batch, key)
+
+
 def _follows(path: Any) -> bool:
     return is_follower(placement.path_name(path))
 
@@ -190,9 +212,9 @@ def make_eval_step(module: nn.Module, c: ConfigDict) -> Callable[[Any, Batch], j
     """A pure function `(params, batch) -> nats_BL`: the weighted nats of every target given what precedes it, float32."""
 
     def step(params: Any, batch: Batch) -> jax.Array:
-        logits_BLV, _ = call(module, params, batch, None)
-        nats_BL, _ = cross_entropy(logits_BLV, batch["targets"])
-        return nats_BL * batch["weights"]
+        made = losses.predict(module, params, batch, None)
+        nats_BL, _ = chunks.token_values(losses.cross_entropy, made, c.objective.loss_chunks)
+        return nats_BL * made.weights
 
     return step
 
@@ -204,10 +226,13 @@ def make_heldout_step(module: nn.Module, c: ConfigDict) -> Callable[[Any, Batch]
     """
     objective = OBJECTIVES[c.objective.name]
 
+    def measure(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
+        right_BL = jnp.argmax(logits_BLV, axis=-1) == targets_BL
+        return losses.cross_entropy(logits_BLV, targets_BL)[0], right_BL.astype(jnp.float32)
+
     def step(params: Any, batch: Batch) -> dict[str, jax.Array]:
         made = objective.predict(module, params, batch, None, c.objective)
-        nats_BL, _ = cross_entropy(made.logits, made.targets)
-        correct_BL = (jnp.argmax(made.logits, axis=-1) == made.targets).astype(jnp.float32)
+        nats_BL, correct_BL = chunks.token_values(measure, made, c.objective.loss_chunks)
         return {
             "nats": jnp.sum(nats_BL * made.weights),
             "correct": jnp.sum(correct_BL * made.weights),

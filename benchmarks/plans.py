@@ -1,0 +1,190 @@
+"""The famous runs, planned: does each fit its pod, what does it need, and how far is the estimate from what was published.
+
+    python benchmarks/plans.py [NAME ...] [--folder results/plans] [--table]
+
+Every plan is `llmjax plan` in a process of its own (one at a time holds the TPU's compiler) and is kept as
+results/plans/NAME.json; table.md is made of all that are there (`--table`: of those alone, without planning anything).
+Estimates are rooflines: the peak FLOP/s, the bandwidths and nothing else. Published numbers are measurements; those that
+their authors did not give as MFU are computed here from what they gave, with 6 FLOPs a parameter and token.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+TIERING = "MaxText documentation, models/tiering"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, where it is planned, and what is known of it."""
+
+    spec: str  # of configs/runs
+    topology: str
+    slices: int = 1
+    published: float | None = None  # MFU
+    source: str = ""
+    why: str = ""  # the published number differs from the estimate
+
+
+RUNS = {
+    "gpt3-v4": Run("gpt3.py", "v4:8x8x16", why="not published on this chip"),
+    "gpt3-a100": Run(
+        "gpt3.py:a100", "a100:1024", 1, 6 * 174.6e9 * 300e9 / (1024 * 312e12 * 34 * 86400),
+        "Narayanan et al. 2021: 300B tokens in 34 days",
+        "products do not reach the peak; Megatron waits for its all-reduces and recomputes everything",
+    ),
+    "palm": Run(
+        "palm.py", "v4:12x16x16", 2, 0.462, "Chowdhery et al. 2022, table 3",
+        "everything is recomputed here, and gathers over fsdp in four micro-batches are waited for; 57.8% of the peak was "
+        "reached there with what is recomputed",
+    ),
+    "falcon": Run(
+        "falcon.py", "a100-40gb:384", 1, 6 * 40e9 * 1e12 / (384 * 312e12 * 61 * 86400),
+        "the model's card: 1T tokens in two months, interruptions included",
+        "two months hold interruptions and the ramp of the batch; the nodes' network is 50 Gb/s a GPU",
+    ),
+    "chinchilla": Run("chinchilla.py", "v4:8x8x16", why="neither chips nor MFU were published"),
+    "llama1-a100": Run(
+        "llama1.py", "a100:2048", 1, 380 * 6 * 65.2e9 / 312e12, "Touvron et al. 2023: 380 tokens/s a GPU",
+        "products do not reach the peak; gathering 65B parameters over 2,048 GPUs is not free",
+    ),
+    "llama1-v5p": Run("llama1.py", "v5p:8x16x16", why="not published on this chip"),
+    "phi1-a100": Run(
+        "phi1.py", "a100:8", 1, 24_000 * 1024 * 2048 * 6 * 1.3e9 / (8 * 312e12 * 4 * 86400),
+        "Gunasekar et al. 2023: 24,000 steps in under four days",
+        "small matrices reach less of the peak; the published time is an upper bound",
+    ),
+    "phi1-v5e": Run("phi1.py", "v5e:4x4", why="not published on this chip"),
+    "llama2-v5p": Run(
+        "llama2.py", "v5p:8x8x8", 1, 0.654, TIERING, "the compiler makes all-reduces, twice the bytes, of all gathers over 512 chips, and waits for them; batch, sharding and "
+        "flags of the published row are not known",
+    ),
+    "mixtral-v5p": Run(
+        "mixtral.py", "v5p:4x8x8", 1, 0.5256, TIERING, "the experts' weight gradients (ragged_dot_general) are compiled as dense products over all eight experts: 3.2 times the "
+        "model's FLOPs; batch, sharding and kernels of the published row are not known",
+    ),
+    "trillion-v5p": Run(
+        "trillion.py", "v5p:8x16x16", 1, 0.648, "MaxText's configs for v5p: 1024B parameters, another shape",
+        "another shape; gathers over fsdp are waited for here; flags of the published run are not known",
+    ),
+    "trillion-a100": Run(
+        "trillion.py:a100", "a100:3072", 1, 163e12 / 312e12 * 6 / 8,
+        "Narayanan et al. 2021: 163 TFLOP/s with recomputation, a quarter of it",
+        "products do not reach the peak; Megatron waits for its all-reduces and recomputes everything",
+    ),
+}  # fmt: skip
+
+
+def plan(name: str, folder: Path) -> None:
+    """Plan one run and keep what comes out."""
+    run, out = RUNS[name], folder / f"{name}.json"
+    command = [
+        "llmjax", "plan", "--config", f"configs/runs/{run.spec}", "--topology", run.topology,
+        *(["--slices", str(run.slices)] if run.slices > 1 else []), "--out", str(out),
+    ]  # fmt: skip
+    print("$", " ".join(command), flush=True)
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "llmjax.cli", *command[1:]], cwd=ROOT, check=False)
+    if done.returncode not in (0, 3):
+        print(f"{name}: failed with status {done.returncode}")
+        return
+    made = json.loads(out.read_text())
+    made["command"] = " ".join(command).replace(str(ROOT) + "/", "")
+    made["wall_seconds"] = time.perf_counter() - start
+    made["load_average"], made["cores"] = os.getloadavg()[0], os.cpu_count()
+    made["published"] = {"mfu": run.published, "source": run.source}
+    out.write_text(json.dumps(made, indent=1) + "\n")
+
+
+def gib(size: float) -> str:
+    """Binary gigabytes."""
+    return f"{size / 2**30:.1f}"
+
+
+def percent(share: float | None) -> str:
+    """A share for the table."""
+    return "" if share is None else f"{share:.1%}"
+
+
+def row(name: str, made: dict[str, Any]) -> list[str]:
+    """One run's cells."""
+    known = RUNS[name]
+    sent = sum(one["sent"] for one in made.get("collectives", ()))
+    run = made.get("run", {})
+    busy = (
+        f" (load {made['load_average']:.0f} on {made['cores']} cores)"
+        if made["load_average"] > 1.5 * made["cores"]
+        else ""
+    )
+    return [
+        made["config"],
+        made["topology"],
+        " ".join(f"{axis}={size}" for axis, size in made["mesh"].items()),
+        "yes" if made["fits"] else f"no, by {gib(made['over_by'])}",
+        f"{gib(made['memory']['peak'])} of {gib(made['available'])}",
+        gib(made["on_paper"]["memory"]["peak"]) if made["exact"] else "(is on paper)",
+        f"{made['seconds_to_compile']:.0f} s{busy}" if "seconds_to_compile" in made else "",
+        f"{sent / 1e9:.0f}" if sent else "",
+        percent(made.get("mfu")),
+        percent(made.get("mfu_by_compiler")),
+        f"{known.published:.1%} ({known.source})" if known.published else "",
+        f"{run['days']:.0f}" if run else "",
+        known.why,
+    ]
+
+
+HEADER = [
+    "run", "pod", "mesh", "fits", "GiB a chip", "on paper", "compiled in", "GB sent a step", "MFU, roofline",
+    "MFU, compiler's cycles", "MFU, published", "days", "why they differ",
+]  # fmt: skip
+
+
+def table(folder: Path) -> str:
+    """The Markdown table of all plans that were kept."""
+    kept = {
+        name: json.loads((folder / f"{name}.json").read_text()) for name in RUNS if (folder / f"{name}.json").is_file()
+    }
+    lines = [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
+    lines += [f"| {' | '.join(row(name, made))} |" for name, made in kept.items()]
+    errors = [
+        made["on_paper"]["memory"]["peak"] / made["memory"]["peak"] - 1
+        for made in kept.values()
+        if made["exact"] and made["memory"]["peak"]
+    ]
+    if errors:
+        lines += [
+            "",
+            f"Memory by formula against the compiler's, {len(errors)} plans: median error {statistics.median(errors):+.0%}, "
+            f"from {min(errors):+.0%} to {max(errors):+.0%}.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Plan, then write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RUNS)} (default: all)")
+    parser.add_argument("--folder", type=Path, default=ROOT / "results" / "plans")
+    parser.add_argument("--table", action="store_true", help="only write the table of what is there")
+    args = parser.parse_args()
+    unknown = [name for name in args.names if name not in RUNS]
+    if unknown:
+        parser.error(f"{unknown[0]} is not one of {', '.join(RUNS)}")
+    args.folder.mkdir(parents=True, exist_ok=True)
+    for name in [] if args.table else args.names or RUNS:
+        plan(name, args.folder)
+    (args.folder / "table.md").write_text(table(args.folder))
+    print(table(args.folder))
+
+
+if __name__ == "__main__":
+    main()

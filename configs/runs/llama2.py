@@ -1,0 +1,26 @@
+"""Llama 2 70B on 512 chips of TPU v5p: the shape of a published row of MaxText.
+
+    llmjax plan --config configs/runs/llama2.py --topology v5p:8x8x8
+
+MaxText's documentation (models/tiering) gives 65.4% MFU and 692 tokens/s a chip at sequences of 4,096; not the batch,
+which is Llama 2's own of 4M tokens here, nor the sharding, which is fsdp alone here.
+"""
+
+from pathlib import Path
+
+from llmjax import config
+from llmjax.config import ConfigDict, parse_arg
+
+MODEL = Path(__file__).parents[1] / "models" / "llama.py"
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The one run there is."""
+    parse_arg(arg)
+    c = config.load(f"{MODEL}:llama2-70b").unlock()
+    c.name = "llama2-70b"
+    c.parallel.mesh = "fsdp=-1"
+    c.train.sequence_length = 4096
+    c.train.batch_size = 1024
+    c.train.micro_batches = 2
+    return c

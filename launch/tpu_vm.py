@@ -1,0 +1,241 @@
+"""A training on Cloud TPU VMs: ask for them, ship the code, start every host, and start again when they are preempted.
+
+    python launch/tpu_vm.py --name llama --type v5p-64 --zone us-east5-a --project P --spot \\
+        --disk 10.0.0.2:/runs -- train --config configs/models/llama.py:llama3-8b --workdir /mnt/runs/llama
+
+Needs gcloud, signed in. The commit that is checked out goes to the hosts (git archive), is installed from the lock with
+the tpu extra, and the command starts on all of them. --disk is what all hosts see as /mnt/runs: a network disk
+(Filestore, HOST:/PATH) or a bucket (gs://BUCKET, mounted with gcsfuse; make it with a hierarchical namespace, in which a
+folder is renamed at once, as checkpoints need). --config and --workdir must be paths on the hosts.
+
+Stays in front, shows the first host's output, and watches: machines that were taken away are asked for again, a training
+that ended with an error starts again from its last checkpoint, together at most --restarts times. The machines are
+deleted at the end (--keep: they stay); when this program itself ends early they stay, and the same call goes on.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import common
+from common import line
+
+RUNTIMES = {
+    "v4": "tpu-ubuntu2204-base",
+    "v5litepod": "v2-alpha-tpuv5-lite",
+    "v5p": "v2-alpha-tpuv5",
+    "v6e": "v2-alpha-tpuv6e",
+}
+MOUNT = "/mnt/runs"
+POLL_SECONDS = 30
+GONE = ("SUSPENDED", "SUSPENDING", "FAILED", "DELETING")  # states of a request whose machines are not there
+SILENT = 20  # looks in a row without an answer, after which the request is taken to be gone
+# On a host, in the home folder: llmjax/ (the code), llmjax.log, llmjax.status (the exit status, once there is one).
+STATUS = "cat llmjax.status 2>/dev/null || (pgrep -f '[l]lmjax.cli' > /dev/null && echo running || echo lost)"
+
+
+def flags(args: argparse.Namespace) -> list[str]:
+    """Where the machines are, for every gcloud command."""
+    return [f"--zone={args.zone}", f"--project={args.project}"]
+
+
+def nodes(args: argparse.Namespace) -> list[str]:
+    """The names of the slices."""
+    return [args.name] if args.slices == 1 else [f"{args.name}-{i}" for i in range(args.slices)]
+
+
+def create(args: argparse.Namespace) -> list[str]:
+    """The command that asks for the machines."""
+    which = [f"--node-id={args.name}"]
+    if args.slices > 1:
+        which = [f"--node-prefix={args.name}", f"--node-count={args.slices}"]
+    runtime = args.runtime or RUNTIMES[args.type.partition("-")[0]]
+    more = ["--spot"] if args.spot else []
+    more += [f"--reservation={args.reservation}"] if args.reservation else []
+    return [
+        "gcloud", "compute", "tpus", "queued-resources", "create", args.name, *which,
+        f"--accelerator-type={args.type}", f"--runtime-version={runtime}", *more, *flags(args),
+    ]  # fmt: skip
+
+
+def delete(args: argparse.Namespace) -> list[str]:
+    """The command that gives the machines back."""
+    return ["gcloud", "compute", "tpus", "queued-resources", "delete", args.name, "--force", "--quiet", *flags(args)]
+
+
+def describe(args: argparse.Namespace) -> list[str]:
+    """The command that says in which state the request is."""
+    return [
+        "gcloud", "compute", "tpus", "queued-resources", "describe", args.name, "--format=value(state.state)",
+        *flags(args),
+    ]  # fmt: skip
+
+
+def ssh(args: argparse.Namespace, node: str, script: str, *, worker: str = "all") -> list[str]:
+    """The command that runs a script on the hosts of a slice."""
+    return [
+        "gcloud", "compute", "tpus", "tpu-vm", "ssh", node, f"--worker={worker}", f"--command={script}", *flags(args)
+    ]  # fmt: skip
+
+
+def install_script(disk: str) -> str:
+    """What makes a bare host ready."""
+    if disk.startswith("gs://"):
+        bucket = disk.removeprefix("gs://").rstrip("/")
+        mount = f"gcsfuse --implicit-dirs {bucket} {MOUNT}"
+    else:
+        mount = f"sudo apt-get install -y -qq nfs-common && sudo mount {disk} {MOUNT}"
+    return "\n".join(
+        [
+            "set -euo pipefail",
+            f"sudo mkdir -p {MOUNT} && sudo chown $USER {MOUNT}",
+            f"mountpoint -q {MOUNT} || ({mount})",
+            "rm -rf llmjax && mkdir llmjax && tar -xzf llmjax.tar.gz -C llmjax && cd llmjax",
+            "python3.11 -m venv .venv || (sudo apt-get install -y -qq python3.11-venv && python3.11 -m venv .venv)",
+            ".venv/bin/pip install --quiet -r requirements.lock",
+            ".venv/bin/pip install --quiet -c requirements.lock -e '.[tpu]'",
+        ]
+    )
+
+
+def start_script(command: Sequence[str]) -> str:
+    """What starts the command on a host and leaves it running. Each host starts the same: JAX finds the others."""
+    words = line([".venv/bin/python", "-m", "llmjax.cli", *command], env={"LLMJAX_CLUSTER": "tpu", **common.STOPPED})
+    body = f"cd ~/llmjax; {words} >> ~/llmjax.log 2>&1; echo $? > ~/llmjax.status"
+    return f"rm -f llmjax.status; {line(['setsid', 'nohup', 'bash', '-c', body])} > /dev/null 2>&1 < /dev/null &"
+
+
+def archive(args: argparse.Namespace) -> tuple[list[str], Path]:
+    """The command that packs the commit that is checked out, and its file."""
+    path = common.ROOT / "runs" / ".launch" / args.name / "llmjax.tar.gz"
+    return ["git", "-C", str(common.ROOT), "archive", "--format=tar.gz", f"--output={path}", args.commit], path
+
+
+def prepare(args: argparse.Namespace, code: Path) -> list[list[str]]:
+    """The commands that bring the code to every host and install it."""
+    commands = []
+    for node in nodes(args):
+        target = f"{node}:llmjax.tar.gz"
+        commands.append(["gcloud", "compute", "tpus", "tpu-vm", "scp", str(code), target, "--worker=all", *flags(args)])
+        commands.append(ssh(args, node, install_script(args.disk)))
+    return commands
+
+
+def begin(args: argparse.Namespace, command: Sequence[str]) -> list[list[str]]:
+    """The commands that start the training on every host, after ending what an earlier start has left."""
+    end = [ssh(args, node, "pkill -KILL -f '[l]lmjax.cli' || true") for node in nodes(args)]
+    return [*end, *(ssh(args, node, start_script(command)) for node in nodes(args))]
+
+
+def state(args: argparse.Namespace) -> str:
+    """The state of the request; empty when there is none, or no answer."""
+    return common.ask(describe(args)).split(";")[0].strip()
+
+
+def wait_until_active(args: argparse.Namespace) -> None:
+    """Ask for the machines unless that was done, and wait for them however long it takes."""
+    now = state(args)
+    if now in GONE:
+        common.call(delete(args))
+        now = ""
+    if not now:
+        common.call(create(args))
+    while (now := state(args)) != "ACTIVE":
+        if now in GONE:
+            raise common.Mistake(f"the request {args.name} is {now}: look at it with {line(describe(args))}")
+        print(f"launch: the machines are {now or 'not known'} yet", file=sys.stderr, flush=True)
+        time.sleep(args.poll)
+
+
+def watch(args: argparse.Namespace) -> str:
+    """Wait for the training's end: its exit status, "lost" (it is not running), or "preempted"."""
+    first, silent = nodes(args)[0], 0
+    log = subprocess.Popen(ssh(args, first, "tail -n +1 -F llmjax.log", worker="0"), stdin=subprocess.DEVNULL)
+    try:
+        while True:
+            time.sleep(args.poll)
+            found = state(args)
+            silent = 0 if found else silent + 1
+            if found in GONE or silent > SILENT:
+                return "preempted"
+            now = common.ask(ssh(args, first, STATUS, worker="0"))
+            if now not in ("running", ""):  # empty: the host did not answer this time
+                return "preempted" if state(args) in GONE else now
+    finally:
+        log.terminate()
+
+
+def show(args: argparse.Namespace, command: Sequence[str]) -> None:
+    """Print what would run, in its order."""
+    pack, code = archive(args)
+    print(f"# pack the code\n{line(pack)}\n# ask for the machines\n{line(create(args))}")
+    print(f"# until it says ACTIVE, every {args.poll} s\n{line(describe(args))}")
+    print("# ship and install")
+    print("\n".join(map(line, prepare(args, code))))
+    print("# start on all hosts")
+    print("\n".join(map(line, begin(args, command))))
+    print("# show the output; look at the machines and the training")
+    print(line(ssh(args, nodes(args)[0], "tail -n +1 -F llmjax.log", worker="0")))
+    print(line(ssh(args, nodes(args)[0], STATUS, worker="0")))
+    print(f"# preempted: delete, and again from the request on; another error: start again; {args.restarts} times")
+    if not args.keep:
+        print(f"# at the end\n{line(delete(args))}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the training to its end; the exit status is the training's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", required=True, help="of the request and the machines")
+    parser.add_argument("--type", required=True, help="accelerator type, such as v5p-64 or v5litepod-256")
+    parser.add_argument("--slices", type=int, default=1, help="slices joined by the data-centre network")
+    parser.add_argument("--zone", required=True)
+    parser.add_argument("--project", required=True)
+    parser.add_argument("--disk", required=True, help=f"HOST:/PATH or gs://BUCKET, seen by all hosts as {MOUNT}")
+    parser.add_argument("--runtime", default="", help="the machines' software (default: by type)")
+    parser.add_argument("--spot", action="store_true", help="cheaper machines that may be taken away")
+    parser.add_argument("--reservation", default="", help="take them from this reservation")
+    parser.add_argument("--commit", default="HEAD", help="what to ship")
+    parser.add_argument("--restarts", type=int, default=100)
+    parser.add_argument("--poll", type=float, default=POLL_SECONDS, help="seconds between looks")
+    parser.add_argument("--keep", action="store_true", help="do not delete the machines at the end")
+    parser.add_argument("--yes", action="store_true", help="do not ask, though it costs money")
+    args, command = common.parse(parser, argv)
+    if not common.workdir(command).startswith(f"{MOUNT}/"):
+        raise common.Mistake(f"--workdir must be below {MOUNT}, the disk that all hosts see")
+    if not args.runtime and args.type.partition("-")[0] not in RUNTIMES:
+        raise common.Mistake(
+            f"the runtime of {args.type} is not known: give --runtime; known are {', '.join(RUNTIMES)}"
+        )
+    if args.dry_run:
+        show(args, command)
+        return 0
+    common.approve(f"{args.slices} x {args.type} in {args.zone}, until the training ends", yes=args.yes)
+    pack, code = archive(args)
+    code.parent.mkdir(parents=True, exist_ok=True)
+    common.call(pack)
+    status, fresh = "preempted", True
+    for attempt in range(args.restarts + 1):
+        if status == "preempted":
+            wait_until_active(args)
+            fresh = True
+        try:
+            for words in [*(prepare(args, code) if fresh else []), *begin(args, command)]:
+                common.call(words)
+        except subprocess.CalledProcessError as error:  # hosts may vanish under our hands
+            status = "preempted" if state(args) in GONE else f"{line(error.cmd[:6])} failed"
+        else:
+            fresh, status = False, watch(args)
+        if status in ("0", "2"):
+            break
+        print(f"launch: {status}; starting again ({attempt + 1} of {args.restarts})", file=sys.stderr, flush=True)
+    if not args.keep:
+        common.call(delete(args))
+    return int(status) if status.isdigit() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

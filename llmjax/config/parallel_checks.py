@@ -1,0 +1,47 @@
+"""Which settings of `parallel` go together, with each other and with the model; sizes are checked when devices are known."""
+
+import re
+
+from ml_collections import ConfigDict
+
+
+def check_parallel(c: ConfigDict) -> None:
+    """Raise ValueError for settings of `parallel` that are out of range or contradict others."""
+    p, m = c.parallel, c.model
+
+    def refuse(condition: bool, message: str) -> None:
+        if condition:
+            raise ValueError(message)
+
+    def divided(axis: str) -> bool:
+        size = re.search(rf"\b{axis}=(-?\d+)", p.mesh)
+        return size is not None and size[1] != "1"
+
+    refuse(p.zero not in (1, 2, 3), f"parallel.zero={p.zero} must be 1, 2 or 3")
+    refuse(p.slices < 0, f"parallel.slices={p.slices} must be at least 0 (0: as the devices say)")
+    refuse(p.rounds < 1, f"parallel.rounds={p.rounds} must be at least 1")
+    refuse(p.parts < 0, f"parallel.parts={p.parts} must be at least 0 (0: chosen by the number of stages)")
+    refuse(
+        p.rounds > 1 and not divided("pipeline"),
+        f"parallel.rounds={p.rounds} are turns through the stages of a pipeline, and parallel.mesh={p.mesh!r} has none: "
+        "set it to 1, or give the mesh the axis pipeline",
+    )
+    refuse(
+        divided("pipeline") and m.norm == "batch",
+        "model.norm=batch takes statistics over all rows of a micro-batch, and a pipeline sends its parts through one "
+        "after another: choose another norm, or a mesh without the axis pipeline",
+    )
+    refuse(
+        divided("pipeline") and c.objective.recurrence > 1,
+        f"objective.recurrence={c.objective.recurrence} hands what every layer made of one part of a row to the next, which a "
+        "pipeline does not: set it to 1, or use a mesh without the axis pipeline",
+    )
+    refuse(
+        divided("context") and p.context == "ring" and m.attention_dropout > 0,
+        "parallel.context=ring never has the weights of attention that model.attention_dropout acts on: set it to 0, or "
+        "parallel.context=gather",
+    )
+    refuse(
+        p.sequence and not divided("tensor"),
+        f"parallel.sequence divides positions over tensor, which parallel.mesh={p.mesh!r} does not have: set it to False",
+    )

@@ -1,0 +1,283 @@
+"""A plan on paper: memory, bytes sent and time of a step by formula, for GPUs and for ranking what to try.
+
+The state is exact: its shapes and placements are those of the run. Activations follow what each rematerialisation
+policy keeps (Chen et al. 2016, Korthikanti et al. 2022), collectives what each axis must send (Rajbhandari et al. 2020,
+Shoeybi et al. 2019). `benchmarks/plans.py` compares these numbers with the TPU compiler's for the same configs.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jax.sharding import AbstractMesh
+from ml_collections import ConfigDict
+
+from llmjax import config
+from llmjax.data.ramp import Stage
+from llmjax.model.block import ATTENTION, layer_slots, sections
+from llmjax.model.count import active_matrices, flops_per_token
+from llmjax.model.layers import GATED, mlp_width
+from llmjax.model.moe import expert_width
+from llmjax.parallel import pipeline
+from llmjax.parallel.mesh import ROWS
+from llmjax.scaling import compiler
+from llmjax.scaling.topology import Topology
+
+NEVER_HOLD_SCORES = ("splash", "cudnn")  # kernels of attention
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What one device sends along an axis in a step, for one reason."""
+
+    kind: str
+    axes: tuple[str, ...]
+    bytes: float  # sent by each device
+    hidden: bool  # may run beside products: exposed only for what is longer than they are
+    why: str
+
+
+@dataclass
+class Paper:
+    """A step by formula, of one device."""
+
+    memory: dict[str, float]  # parts in bytes, and "peak"
+    flows: list[Flow]
+    flops: float  # executed
+    bubble: float  # share of the time in which a pipeline stage waits
+    seconds: dict[str, float] = field(default_factory=dict)  # compute, update, exposed, step
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Dimensions of what one device works on at a time."""
+
+    tokens: float  # of a micro-batch
+    length: float  # of its part of a sequence
+    layers: float  # of its stage
+    attending: float  # of these
+    stream: float  # bytes of the residual stream of those tokens
+    inner: float  # bytes of what a layer makes inside: queries, keys, values, features
+    experts: float  # of these, bytes of the rows at the experts, whose grouped products no policy keeps
+    outer: float  # bytes of what a branch gives back to the stream, which is whole over tensor
+    scores: float  # bytes of one float32 array of attention scores
+    update: float  # features of the active experts or the MLP, bytes
+
+
+def sizes_of(c: ConfigDict, mesh: Mapping[str, int], stage: Stage) -> Sizes:
+    """See `Sizes`."""
+    m, act = c.model, BYTES[c.model.dtype]
+    rows = stage.rows / stage.micro_batches / math.prod(mesh[axis] for axis in ROWS)
+    length = c.train.sequence_length / mesh["context"]
+    tokens, tensor = rows * length, mesh["tensor"]
+    count = m.layers + m.encoder_layers
+    attending = sum(s.repeats for s in sections(m) for kind, _ in s.kinds if kind in ATTENTION) + m.encoder_layers
+    size = config.head_size(m)
+    groups = m.kv_heads or m.heads
+    if m.moe.experts:
+        width = expert_width(m) * (m.moe.active + m.moe.shared)
+        moved = 2 * m.moe.active * m.width  # tokens at their experts, before and after
+    else:
+        width, moved = mlp_width(m) if m.mlp == "dense" else 0, 0
+    gates = 2 if m.activation in GATED else 1
+    shared = groups / tensor if groups % tensor == 0 else groups
+    heads = m.heads / tensor * size + 2 * shared * size
+    return Sizes(
+        tokens=tokens,
+        length=length,
+        layers=count / mesh["pipeline"],
+        attending=attending / mesh["pipeline"],
+        stream=tokens * m.width * act / (tensor if c.parallel.sequence else 1),
+        inner=tokens * act * (heads + gates * width / tensor + moved),
+        experts=tokens * act * (gates * width / tensor + moved) if m.moe.experts else 0.0,
+        outer=tokens * m.width * act,
+        scores=4 * rows * m.heads / tensor * length * c.train.sequence_length,
+        update=tokens * act * width / tensor,
+    )
+
+
+def memory(c: ConfigDict, mesh: AbstractMesh, stage: Stage) -> dict[str, float]:
+    """Bytes of one device by what they are for, and together ("peak")."""
+    m, act = c.model, BYTES[c.model.dtype]
+    found = compiler.state_bytes(compiler.abstract_state(c, mesh))
+    s, shape = sizes_of(c, mesh.shape, stage), mesh.shape
+    stored = BYTES[m.param_dtype]
+    divided = found["parameters"] / (shape["fsdp"] if c.parallel.zero != 3 else 1)
+    whole = found["parameters"] * (shape["fsdp"] if c.parallel.zero == 3 else 1)  # not divided over fsdp
+    gradients = found["parameters"] if c.parallel.zero != 2 else divided
+    found["gradients"] = gradients * (2 if stage.micro_batches > 1 else 1)  # the sum so far, and those that are added
+    # The compiler casts the whole stack before the loop over layers; what a layer uses is gathered just before.
+    found["cast parameters"] = found["parameters"] * act / stored if act < stored else 0.0
+    one_layer = whole / stored * act / max(len(layer_slots(m)) / shape["pipeline"], 1)
+    found["gathered parameters"] = 2 * one_layer if shape["fsdp"] > 1 and c.parallel.zero == 3 else 0.0
+    kept, at_once = _activations(c, s)
+    if shape["pipeline"] > 1:
+        at_once /= _parts(c, shape, stage)
+    found["activations kept"] = kept * s.layers
+    found["activations of a layer"] = at_once
+    chunks = c.objective.loss_chunks
+    vocabulary = m.vocab_size / (shape["tensor"] * shape["pipeline"])
+    found["logits"] = 2 * 4 * s.tokens * vocabulary / chunks  # float32: logits and their gradient
+    found["peak"] = sum(found.values())
+    return found
+
+
+def _activations(c: ConfigDict, s: Sizes) -> tuple[float, float]:
+    """(bytes kept of each layer until its backward pass, bytes of the layer that is being worked on)."""
+    flash = c.model.attention in NEVER_HOLD_SCORES
+    act = BYTES[c.model.dtype]
+    # Besides what the products give, what norms give, rotated queries and keys, what attention and activation give.
+    everything = 2 * (s.inner + s.outer + s.stream) + s.update
+    attention = 0.0 if flash else s.scores * (1 + act / 4)  # scores, and the weights in the type of the products
+    kept = {
+        "none": s.stream + everything + attention,
+        "selective": s.stream + s.inner - s.experts + s.outer,
+        "full": s.stream,
+    }
+    mine = kept.get(c.model.remat, kept["selective"])  # a policy by another name keeps no more than the products
+    backward = everything + (0.0 if flash else 2 * attention)  # the layer again, and gradients
+    return mine, backward + (attention if c.model.remat != "none" else 0.0)
+
+
+def _parts(c: ConfigDict, mesh: Mapping[str, int], stage: Stage) -> int:
+    rows = stage.rows // stage.micro_batches // math.prod(mesh[axis] for axis in ROWS)
+    return pipeline.parts(c, stages=mesh["pipeline"], rows=rows)
+
+
+_COSTS: dict[str, tuple[float, float]] = {}
+
+
+def token_flops(c: ConfigDict) -> tuple[float, float]:
+    """(model FLOPs of a token, those of products with parameters among them)."""
+    key = json.dumps([compiler.shapes_key(c.model), c.train.sequence_length])
+    if key not in _COSTS:
+        total = flops_per_token(c.model, sequence_length=c.train.sequence_length)
+        _COSTS[key] = total, 6.0 * active_matrices(c.model)
+    return _COSTS[key]
+
+
+def recomputed(c: ConfigDict) -> float:
+    """FLOPs computed again in the backward pass, as a share of the model's."""
+    total, products = token_flops(c)
+    head = 6.0 * c.model.vocab_size * (c.model.embedding_width or c.model.width)
+    attention = total - products
+    if c.model.remat == "full":
+        return (products - head + attention) / 3 / total
+    return attention / 3 / total if c.model.remat != "none" else 0.0
+
+
+def flows(c: ConfigDict, mesh: AbstractMesh, stage: Stage) -> list[Flow]:
+    """What one device sends in a step."""
+    m, act, shape, turns = c.model, BYTES[c.model.dtype], mesh.shape, stage.micro_batches
+    s = sizes_of(c, shape, stage)
+    mine = compiler.shard_bytes(compiler.abstract_state(c, mesh).params) / BYTES[m.param_dtype]  # numbers
+    found = []
+
+    def ring(axis: str) -> float:
+        return (shape[axis] - 1) / shape[axis]
+
+    # Stages gather what a layer needs for every part that comes by.
+    uses = turns * (_parts(c, shape, stage) * c.parallel.rounds if shape["pipeline"] > 1 else 1)
+    if (n := shape["fsdp"]) > 1:
+        if c.parallel.zero == 3:
+            found.append(Flow("all-gather", ("fsdp",), 2 * mine * n * act * ring("fsdp") * uses, True,
+                              "parameters, forward and backward"))  # fmt: skip
+            found.append(Flow("reduce-scatter", ("fsdp",), mine * n * act * ring("fsdp") * uses, True, "gradients"))
+        else:
+            found.append(Flow("all-reduce", ("fsdp",), 2 * mine * 4 * ring("fsdp") * (1 if c.parallel.zero == 1 else turns),
+                              True, "gradients"))  # fmt: skip
+            found.append(Flow("all-gather", ("fsdp",), mine * 4 * ring("fsdp"), False, "updated parameters"))
+    if shape["data"] > 1:
+        found.append(Flow("all-reduce", ("data",), 2 * mine * 4 * ring("data"), True, "gradients"))
+    stream = s.tokens * m.width * act
+    if shape["tensor"] > 1:
+        times = (1 if m.block == "parallel" else 2) * (3 if m.remat == "full" else 2)
+        found.append(
+            Flow(
+                "all-reduce", ("tensor",), 2 * times * stream * ring("tensor") * s.layers * turns, False, "activations"
+            )
+        )
+    if shape["context"] > 1:
+        groups = (m.kv_heads or m.heads) * config.head_size(m) * 2
+        keys = s.tokens * shape["context"] * groups * act / shape["tensor"]
+        found.append(
+            Flow("all-gather", ("context",), 3 * keys * ring("context") * s.attending * turns, False, "keys and values")
+        )
+    if shape["expert"] > 1 and m.moe.experts:
+        found.append(
+            Flow(
+                "all-to-all",
+                ("expert",),
+                6 * m.moe.active * stream * ring("expert") * s.layers * turns,
+                False,
+                "tokens",
+            )
+        )
+    if shape["pipeline"] > 1:
+        crossings = c.parallel.rounds * 2 * turns
+        found.append(Flow("collective-permute", ("pipeline",), crossings * stream, True, "activations between stages"))
+    return found
+
+
+def link_speed(topology: Topology, mesh: Mapping[str, int], axes: tuple[str, ...]) -> float:
+    """Bytes/s that one device sends along an axis; the last axes are the closest together.
+
+    Between nodes or slices every member of a group in the same node carries its share of what the node sends.
+    """
+    chip = topology.chip
+    names = list(mesh)
+    apart = math.prod(mesh[name] for name in names[names.index(axes[0]) + 1 :])  # between neighbours along the axis
+    joined = chip.node if chip.node else topology.devices // topology.slices
+    fast = (
+        chip.link if chip.node else 2 * chip.link
+    ) / chip.devices  # a switch, or a ring along a dimension of a torus
+    if apart * mesh[axes[0]] <= joined:
+        return fast
+    return min(fast, chip.network / chip.devices * max(1, joined // apart))
+
+
+def _elementwise(c: ConfigDict, mesh: Mapping[str, int], stage: Stage) -> float:
+    """Bytes to and from HBM in a step beside the products, about: norms and sums read and write the stream eight times a
+    pass over a layer and what is inside of it twice, the loss its float32 logits six times in all."""
+    s = sizes_of(c, mesh, stage)
+    passes = 4 if c.model.remat == "full" else 3  # forward, backward for inputs and for weights, and the recomputation
+    logits = 6 * 4 * s.tokens * c.model.vocab_size / (mesh["tensor"] * mesh["pipeline"])
+    return stage.micro_batches * (passes * s.layers * (8 * s.stream + 2 * s.inner) + logits)
+
+
+def plan(c: ConfigDict, topology: Topology, stage: Stage) -> Paper:
+    """Memory, bytes and seconds of a step by formula.
+
+    Gradients and gathered parameters travel beside products and are exposed for what is longer than those; activations
+    are waited for. Products run at the peak and the rest at the bandwidth of HBM: a lower bound of the time.
+
+    Raises ValueError for a mesh that does not fit the devices, the model or the batch.
+    """
+    mesh = compiler.abstract_mesh(c, devices=topology.devices)
+    compiler.check_rows(c, stage, dict(mesh.shape))
+    chip, shape = topology.chip, mesh.shape
+    held = memory(c, mesh, stage)
+    sent = flows(c, mesh, stage)
+    tokens = stage.rows * c.train.sequence_length
+    model = token_flops(c)[0] * tokens / topology.devices
+    flops = model * (1 + recomputed(c))
+    idle = 0.0
+    if shape["pipeline"] > 1:
+        idle = pipeline.bubble(stages=shape["pipeline"], parts=_parts(c, shape, stage), rounds=c.parallel.rounds)
+    compute = flops / (chip.flops / chip.devices)
+    elementwise = _elementwise(c, shape, stage) / (chip.bandwidth / chip.devices)
+    update = 2 * (held["parameters"] + held["optimizer"]) / (chip.bandwidth / chip.devices)
+    hidden: dict[tuple[str, ...], float] = {}
+    waited = 0.0
+    for flow in sent:
+        took = flow.bytes / link_speed(topology, shape, flow.axes)
+        if flow.hidden:
+            hidden[flow.axes] = hidden.get(flow.axes, 0.0) + took
+        else:
+            waited += took
+    exposed = waited + max(0.0, max(hidden.values(), default=0.0) - compute)
+    step = (compute + elementwise) / (1 - idle) + update + exposed
+    seconds = {"compute": compute, "elementwise": elementwise, "update": update, "exposed": exposed, "step": step}
+    return Paper(held, sent, flops, idle, seconds)

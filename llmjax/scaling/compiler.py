@@ -1,0 +1,219 @@
+"""Compile the real train step for devices that are not here, and read what the compiler says of it.
+
+The step is the one that `train/loop.py` runs: the same functions make its state and trace it. Only arrays are abstract.
+"""
+
+import dataclasses
+import json
+import math
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from llmjax.data.batches import pack
+from llmjax.data.hf_tokenizer import no_tokenizer
+from llmjax.data.ramp import BatchSizes, Stage, batch_sizes
+from llmjax.model import attention, transformer
+from llmjax.objectives import corruption
+from llmjax.parallel import mesh as meshes
+from llmjax.train.optimizer import make_optimizer
+from llmjax.train.schedule import make_schedule
+from llmjax.train.step import State, batch_shardings, init_state, lower_step, make_train_step
+
+UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class DoesNotFitError(Exception):
+    """The compiler's refusal: `needed` bytes of HBM on each device where `available` are (0: it does not say)."""
+
+    def __init__(self, needed: float, available: float, message: str) -> None:
+        super().__init__(message)
+        self.needed, self.available = needed, available
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled step and what it was made of."""
+
+    stage: Stage
+    abstract: State
+    lowered: jax.stages.Lowered
+    compiled: Any
+    trace_seconds: float
+    compile_seconds: float
+
+
+def resolve(c: ConfigDict, *, platform: str) -> ConfigDict:
+    """The config with what the run's tokenizer and platform decide filled in: model.vocab_size, model.attention."""
+    c = c.copy_and_resolve_references().unlock()
+    if not c.model.vocab_size:
+        c.model.vocab_size = transformer.padded_vocab(
+            c.model, 260 if c.tokenizer.kind == "byte" else c.tokenizer.vocab_size
+        )
+    c.model.attention = attention.resolve(c.model, platform=platform)
+    return c.lock()
+
+
+def stages(c: ConfigDict) -> BatchSizes:
+    """The batches of the run. Raises ValueError for durations in epochs: a plan knows no data."""
+    try:
+        sizes = batch_sizes(c.train)
+        sizes.steps(c.train.duration)
+    except ValueError as error:
+        raise ValueError(f"{error}. A plan reads no data: give train.duration in tokens or steps") from error
+    return sizes
+
+
+def check_rows(c: ConfigDict, stage: Stage, sizes: dict[str, int]) -> None:
+    """Raise ValueError when a micro-batch cannot be spread over the devices."""
+    ways = math.prod(sizes.get(axis, 1) for axis in meshes.ROWS)
+    rows = stage.rows // stage.micro_batches
+    if rows % ways:
+        raise ValueError(
+            f"train.batch_size / train.micro_batches = {stage.rows} / {stage.micro_batches} = {rows} sequences cannot be "
+            f"spread over {ways} devices ({' x '.join(meshes.ROWS)} of parallel.mesh={c.parallel.mesh!r}): change one of them"
+        )
+
+
+def abstract_mesh(c: ConfigDict, *, devices: int) -> AbstractMesh:
+    """The mesh of a config over so many devices of which nothing else is known."""
+    sizes = meshes.parse_mesh(c.parallel.mesh, devices=devices)
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def abstract_batch(c: ConfigDict, mesh: Mesh, *, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of the config's objective, without its numbers."""
+    change = corruption(c, dataclasses.replace(
+        no_tokenizer(c.model.vocab_size), piece_bytes=(b"a",) * c.model.vocab_size, pad_id=0, bos_id=1, eos_id=2
+    ))  # fmt: skip
+    length = c.train.sequence_length if change is None else change.tokens
+    row = pack([np.full(length + 1, 3, np.int32)], length=length)
+    if c.model.languages:
+        row["languages"] = np.zeros_like(row["tokens"])
+    if change is not None:
+        one = change.change({k: v[0] for k, v in row.items()}, np.random.default_rng(0))
+        row = {k: np.asarray(v)[None] for k, v in one.items()}
+    sharding = batch_shardings(mesh)
+    return {k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype, sharding=sharding) for k, v in row.items()}
+
+
+def parts(c: ConfigDict, sizes: BatchSizes) -> tuple[Any, Any, Any]:
+    """The module, the optimizer and the schedule of a run."""
+    total = sizes.steps(c.train.duration)
+    schedule = make_schedule(c.schedule, total_steps=total, sizes=sizes)
+    return transformer.build(c.model), make_optimizer(c.optimizer, schedule, model=c.model), schedule
+
+
+def shapes_key(c: ConfigDict) -> dict[str, Any]:
+    """Of the settings under `model` those on which shapes depend."""
+    return {k: v for k, v in c.to_dict().items() if k not in ("remat", "attention", "scan_unroll")}
+
+
+_STATES: dict[tuple[str, AbstractMesh], State] = {}  # a search asks for the same ones again and again
+
+
+def abstract_state(c: ConfigDict, mesh: AbstractMesh) -> State:
+    """The state of a run on a mesh of which only the sizes are known."""
+    rest = (c.optimizer.to_dict(), c.parallel.zero, c.parallel.rules, c.train.ema)
+    key = (json.dumps([shapes_key(c.model), *rest]), mesh)
+    if key not in _STATES:
+        module, optimizer, _ = parts(c, stages(c))
+        _STATES[key] = init_state(module, optimizer, c, mesh)[1]  # type: ignore[arg-type]
+    return _STATES[key]
+
+
+def compile_stage(c: ConfigDict, mesh: Mesh, sizes: BatchSizes, stage: Stage) -> Compiled:
+    """The step for the batches of one stage, compiled for the mesh's devices.
+
+    Raises:
+        ValueError: for a mesh that does not fit the model or the batch.
+        DoesNotFitError: when the program does not fit the devices.
+    """
+    check_rows(c, stage, dict(mesh.shape))
+    module, optimizer, schedule = parts(c, sizes)
+    start = time.perf_counter()
+    _, abstract = init_state(module, optimizer, c, mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+    step = make_train_step(module, optimizer, schedule, c, micro_batches=stage.micro_batches)
+    batch = abstract_batch(c, mesh, rows=stage.rows)
+    lowered = lower_step(step, abstract, batch, key, mesh=mesh, c=c)  # type: ignore[arg-type]
+    traced = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        refusal = read_refusal(str(error))
+        if refusal is None:
+            raise
+        raise refusal from error
+    return Compiled(stage, abstract, lowered, compiled, traced - start, time.perf_counter() - traced)
+
+
+def read_refusal(message: str) -> DoesNotFitError | None:
+    """The refusal in a compiler's error, or None for errors of another kind.
+
+    >>> refusal = read_refusal("RESOURCE_EXHAUSTED: ... total memory required (38.84G) exceeds available HBM (30.74G)")
+    >>> round(refusal.needed / 2**30, 2), round(refusal.available / 2**30, 2)
+    (38.84, 30.74)
+    """
+    if not re.search(r"RESOURCE_EXHAUSTED|HbmOom|out of memory|exceed", message, re.IGNORECASE):
+        return None
+    size = r"\(?([\d.]+) ?([KMGT]?)i?B?\)?"
+    for pattern in (
+        rf"memory required[^(]*{size} exceeds available HBM {size}",
+        rf"Used {size} of {size} hbm",
+        rf"required[^\d]{{0,40}}{size}[^\d]{{0,60}}{size}",
+    ):
+        if match := re.search(pattern, message):
+            needed, available = (float(match[i]) * UNITS[match[i + 1]] for i in (1, 3))
+            return DoesNotFitError(needed, available, match[0])
+    if "HbmOom" in message or "RESOURCE_EXHAUSTED" in message:
+        return DoesNotFitError(0.0, 0.0, message.strip().splitlines()[0])
+    return None
+
+
+# ------------------------------------------------------------------ memory
+
+
+def shard_bytes(tree: Any) -> float:
+    """Bytes of the arrays of a tree on one device, by their shardings."""
+    return float(
+        sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    )
+
+
+def state_bytes(abstract: State) -> dict[str, float]:
+    """Exact bytes of the state on one device: parameters, optimizer, average."""
+    return {
+        "parameters": shard_bytes(abstract.params),
+        "optimizer": shard_bytes(abstract.opt_state),
+        "average": shard_bytes(abstract.ema),
+    }
+
+
+def compiled_bytes(compiled: Any) -> dict[str, float]:
+    """What the compiler says of one device's HBM: arguments, temporaries, code, and all of it together (`peak`)."""
+    said = compiled.memory_analysis()
+    if said is None:
+        raise ValueError("this backend's compiler says nothing about memory")
+    names = ("argument", "output", "alias", "temp", "generated_code")
+    size = {name: float(getattr(said, f"{name}_size_in_bytes")) for name in names}
+    return {
+        "arguments": size["argument"],
+        "outputs": size["output"] - size["alias"],  # what does not take the place of an argument
+        "temporaries": size["temp"],
+        "code": size["generated_code"],
+        "peak": size["argument"] + size["output"] - size["alias"] + size["temp"] + size["generated_code"],
+    }
+
+
+def device_order(mesh: Mesh) -> Sequence[Any]:
+    """The mesh's devices as a partitioned program numbers them."""
+    return list(mesh.devices.flat)

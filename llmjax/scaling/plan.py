@@ -1,0 +1,239 @@
+"""`llmjax plan`: what a run needs, sends and costs on a pod, as a dictionary that is also the JSON it writes.
+
+For TPUs the real step is compiled and its program read; for GPUs everything is on paper. Units: bytes, seconds, FLOPs,
+US dollars; of one device unless the key says otherwise. A device is a chip, but half of one on TPU7x.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import nullcontext
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from llmjax.data.ramp import BatchSizes, Stage
+from llmjax.model.count import flops_per_token, param_count
+from llmjax.parallel import mesh as meshes
+from llmjax.parallel import pipeline
+from llmjax.scaling import analytic, compiler, hlo, timeline
+from llmjax.scaling.collectives import axes_of
+from llmjax.scaling.topology import Topology, compiler_lock, devices, link_model
+from llmjax.train import executable
+
+HOUR, DAY = 3600.0, 86400.0
+Plan = dict[str, Any]
+
+
+def make_plan(c: ConfigDict, topology: Topology, *, price: float | None = None, save: Path | None = None) -> Plan:
+    """The plan of a run on a topology.
+
+    Args:
+        price: US dollars for an hour of one chip; None: the table's.
+        save: write the compiled steps of all stages of the run to this file.
+
+    Raises ValueError for a mesh that does not fit the devices, the model or the batch, and when steps cannot be saved.
+    """
+    with compiler_lock() if topology.chip.torus else nullcontext():
+        return plan_locked(c, topology, price=price, save=save)
+
+
+def plan_locked(c: ConfigDict, topology: Topology, *, price: float | None = None, save: Path | None = None) -> Plan:
+    """`make_plan` for a caller that holds the compiler's lock."""
+    tpu = topology.chip.torus > 0
+    c = compiler.resolve(c, platform="tpu" if tpu else "gpu")
+    sizes = compiler.stages(c)
+    stage = sizes.stages[-1]
+    plan = _facts(c, topology, sizes, stage)
+    paper = analytic.plan(c, topology, stage)
+    plan["on_paper"] = {"memory": paper.memory, "seconds": paper.seconds}
+    if tpu:
+        mesh = _mesh(c, topology)
+        _compile(plan, c, topology, mesh, sizes, stage, save)
+    else:
+        if save is not None:
+            raise ValueError("--save-executable: GPUs' programs are compiled on a GPU; there is nothing to save here")
+        _on_paper(plan, paper, topology)
+    if plan["fits"]:
+        plan["run"] = _run(plan, topology, sizes, price)
+    return plan
+
+
+def _mesh(c: ConfigDict, topology: Topology) -> Mesh:
+    """The mesh over the topology's devices, neighbours of the torus along the last axes."""
+    try:
+        return meshes.make_mesh(c.parallel.mesh, devices=devices(topology), slices=topology.slices)
+    except NotImplementedError as error:
+        sides = "x".join(map(str, topology.shape))
+        raise ValueError(
+            f"parallel.mesh={c.parallel.mesh!r} cannot be laid over the torus {sides}: the size of each axis must be the "
+            f"product of some of its sides, such as tensor={min(topology.shape)}"
+        ) from error
+
+
+def _facts(c: ConfigDict, topology: Topology, sizes: BatchSizes, stage: Stage) -> Plan:
+    """What is known before anything is compiled."""
+    axes = compiler.abstract_mesh(c, devices=topology.devices).shape
+    tokens = stage.rows * c.train.sequence_length
+    flops = flops_per_token(c.model, sequence_length=c.train.sequence_length)
+    plan = {
+        "config": c.name,
+        "topology": str(topology),
+        "chips": topology.chips,
+        "devices": topology.devices,
+        "mesh": {axis: size for axis, size in axes.items() if size > 1},
+        "settings": {
+            "rows": stage.rows,
+            "micro_batches": stage.micro_batches,
+            "sequence_length": c.train.sequence_length,
+            "remat": c.model.remat,
+            "attention": c.model.attention,
+            "zero": c.parallel.zero,
+            "sequence_over_tensor": c.parallel.sequence,
+            "optimizer": c.optimizer.name,
+            "duration": c.train.duration,
+        },
+        "parameters": param_count(c.model),
+        "tokens_per_step": tokens,
+        "flops": {"model_per_token": flops, "model": flops * tokens / topology.devices},
+        "available": topology.chip.usable / topology.chip.devices,
+        "peak_flops": topology.chip.flops / topology.chip.devices,
+    }
+    if axes["pipeline"] > 1:
+        rows = stage.rows // stage.micro_batches // _ways(axes)
+        count = pipeline.parts(c, stages=axes["pipeline"], rows=rows)
+        idle = pipeline.bubble(stages=axes["pipeline"], parts=count, rounds=c.parallel.rounds)
+        plan["pipeline"] = {"parts": count, "rounds": c.parallel.rounds, "bubble": idle}
+    return plan
+
+
+def _ways(axes: Mapping[str, int]) -> int:
+    ways = 1
+    for axis in meshes.ROWS:
+        ways *= axes[axis]
+    return ways
+
+
+def _compile(
+    plan: Plan, c: ConfigDict, topology: Topology, mesh: Mesh, sizes: BatchSizes, stage: Stage, save: Path | None
+) -> None:
+    """Add what the compiler says."""
+    plan["made_by"] = f"jax {metadata.version('jax')}, libtpu {metadata.version('libtpu')}"
+    plan["exact"] = True
+    try:
+        made = compiler.compile_stage(c, mesh, sizes, stage)
+    except compiler.DoesNotFitError as refusal:
+        if save is not None:
+            raise ValueError(f"nothing is saved: the step does not fit ({refusal})") from refusal
+        plan |= {"fits": False, "refusal": str(refusal)}
+        plan["memory"] = {
+            "peak": refusal.needed,
+            **compiler.state_bytes(compiler.abstract_state(c, mesh.abstract_mesh)),
+        }
+        plan["available"] = refusal.available or plan["available"]
+        plan["over_by"] = max(refusal.needed - plan["available"], 0.0)
+        return
+    plan["seconds_to_trace"], plan["seconds_to_compile"] = made.trace_seconds, made.compile_seconds
+    plan["memory"] = compiler.state_bytes(made.abstract) | compiler.compiled_bytes(made.compiled)
+    plan["fits"] = True  # the compiler refuses what does not
+    read_program(plan, made.compiled.as_text(), topology, mesh)
+    if save is not None:
+        programs = {executable.name_of(stage): (made.lowered, made.compiled)}
+        for other in sizes.stages[:-1]:
+            one = compiler.compile_stage(c, mesh, sizes, other)
+            programs[executable.name_of(other)] = (one.lowered, one.compiled)
+        plan["executable"] = {"file": str(save), "bytes": executable.save(save, programs, c=c, mesh=mesh)}
+
+
+def read_program(plan: Plan, text: str, topology: Topology, mesh: Mesh) -> None:
+    """Add what the program's text says: FLOPs, collectives, time."""
+    program = hlo.parse(text)
+    chip = topology.chip
+    link_seconds, channels = link_model(topology, compiler.device_order(mesh), mesh.shape)
+    machine = timeline.Machine(chip.flops / chip.devices, chip.bandwidth / chip.devices, link_seconds, channels)
+    cost = timeline.walk(program, machine)
+    plan["flops"] |= {"executed": cost.flops, "recomputed": max(cost.flops - plan["flops"]["model"], 0.0)}
+    groups: dict[tuple[str, tuple[str, ...]], dict[str, float]] = {}
+    for sent in cost.sent.values():
+        one = groups.setdefault(
+            (sent.collective.kind, axes_of(sent.collective, mesh.shape)),
+            dict.fromkeys(("count", "bytes", "sent", "seconds", "exposed"), 0.0),
+        )
+        one["count"] += sent.count
+        one["bytes"] += sent.collective.bytes * sent.count
+        one["sent"] += sent.collective.moved * sent.count
+        one["seconds"] += sent.seconds
+        one["exposed"] += sent.exposed
+    plan["collectives"] = [
+        {"kind": kind, "axes": list(axes), **numbers}
+        for (kind, axes), numbers in sorted(
+            groups.items(), key=lambda item: -item[1]["exposed"] - 1e-9 * item[1]["bytes"]
+        )
+    ]
+    plan["seconds"] = {
+        "products": cost.flops / machine.flops,
+        "memory": cost.bytes / machine.bandwidth,
+        "busy": cost.busy,
+        "exposed": sum(one["exposed"] for one in groups.values()),
+        "waits": cost.waits,
+        "step": cost.seconds,
+    }
+    if chip.clock:
+        timed = timeline.walk(
+            program, timeline.Machine(machine.flops, machine.bandwidth, link_seconds, channels, chip.clock)
+        )
+        plan["seconds"]["compiler"] = timed.seconds
+    plan["not_counted"] = {"kernels": cost.kernels, "loops": cost.unknown_loops}
+    _mfu(plan)
+
+
+def _on_paper(plan: Plan, paper: analytic.Paper, topology: Topology) -> None:
+    plan["exact"] = False
+    plan["memory"] = paper.memory
+    plan["fits"] = paper.memory["peak"] <= plan["available"]
+    if not plan["fits"]:
+        plan["over_by"] = paper.memory["peak"] - plan["available"]
+    plan["flops"] |= {"executed": paper.flops, "recomputed": paper.flops - plan["flops"]["model"]}
+    plan["collectives"] = [
+        {"kind": f.kind, "axes": list(f.axes), "sent": f.bytes, "why": f.why, "hidden": f.hidden} for f in paper.flows
+    ]
+    plan["seconds"] = {"products": paper.seconds["compute"], **paper.seconds}
+    _mfu(plan)
+
+
+def _mfu(plan: Plan) -> None:
+    ideal = plan["flops"]["model"] / plan["peak_flops"]
+    plan["mfu"] = ideal / plan["seconds"]["step"]
+    if "compiler" in plan["seconds"]:
+        plan["mfu_by_compiler"] = ideal / plan["seconds"]["compiler"]
+
+
+def _run(plan: Plan, topology: Topology, sizes: BatchSizes, price: float | None) -> dict[str, Any]:
+    """Steps, days, price and energy of the whole run; small batches of a ramp are taken as fast, token by token."""
+    total = sizes.steps(plan["settings"]["duration"])
+    tokens = sizes.tokens(total)
+    seconds = tokens / plan["tokens_per_step"] * max(plan["seconds"]["step"], plan["seconds"].get("compiler", 0.0))
+    chip = topology.chip
+    rate = chip.price if price is None else price
+    hours = seconds / HOUR * topology.chips
+    return {
+        "steps": total,
+        "tokens": tokens,
+        "days": seconds / DAY,
+        "tokens_per_second_per_chip": tokens / seconds / topology.chips,
+        "chip_hours": hours,
+        "price_per_chip_hour": rate,
+        "price_source": "given" if price is not None else chip.sources.get("price", ""),
+        "price": hours * rate if rate else None,
+        "megawatt_hours": hours * chip.watts / 1e6,
+        "watts": chip.watts,
+        "watts_source": chip.sources["watts"],
+    }
+
+
+def write(plan: Plan, path: Path) -> None:
+    """Write a plan as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plan, indent=1) + "\n")

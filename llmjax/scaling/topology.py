@@ -1,0 +1,202 @@
+"""Pods by name, such as "v5p:8x16x16" or "h100:64": their devices for the compiler, and how fast their links are.
+
+TPU pods are described by libtpu, the TPU's compiler, which needs no TPU. GPUs have no such description: their plans are
+made on paper (`analytic.py`).
+"""
+
+import contextlib
+import fcntl
+import math
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmjax.scaling.collectives import Collective, axes_of
+from llmjax.train.chips import CHIPS, Chip
+
+# libtpu else asks the network where it is, and guesses the machine's kind.
+QUIET = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Chips and how they are joined."""
+
+    name: str  # as in CHIPS
+    shape: tuple[int, ...]  # of the torus of one slice; GPUs: (how many,)
+    slices: int = 1
+
+    @property
+    def chip(self) -> Chip:
+        """What one of them can do."""
+        return CHIPS[self.name]
+
+    @property
+    def chips(self) -> int:
+        """How many chips, over all slices."""
+        return math.prod(self.shape) * self.slices
+
+    @property
+    def devices(self) -> int:
+        """How many devices JAX sees."""
+        return self.chips * self.chip.devices
+
+    def __str__(self) -> str:
+        said = f"{self.name}:{'x'.join(map(str, self.shape))}"
+        return f"{said}, {self.slices} slices" if self.slices > 1 else said
+
+
+def parse_topology(text: str, *, slices: int = 1) -> Topology:
+    """A topology from "v5p:8x16x16" (a TPU slice) or "h100:64" (GPUs).
+
+    Raises ValueError for a chip that is not in the table or a shape that it cannot have.
+    """
+    name, _, shape = text.partition(":")
+    if name not in CHIPS:
+        raise ValueError(f"--topology {text!r}: the chip {name!r} is not known; it can be {', '.join(CHIPS)}")
+    chip = CHIPS[name]
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
+        example = "64" if not chip.torus else "x".join(["16"] * chip.torus)
+        raise ValueError(f"--topology {text!r}: write the chips as {name}:{example}")
+    sizes = tuple(int(part) for part in shape.split("x"))
+    if chip.torus and len(sizes) != chip.torus:
+        raise ValueError(
+            f"--topology {text!r}: a slice of {chip.name} is a torus of {chip.torus} dimensions, such as "
+            f"{name}:{'x'.join(['4'] * chip.torus)}"
+        )
+    if not chip.torus and (len(sizes) > 1 or slices > 1):
+        raise ValueError(f"--topology {text!r}: GPUs are given by their number, such as {name}:64, without --slices")
+    return Topology(name, sizes, slices)
+
+
+@contextlib.contextmanager
+def compiler_lock() -> Iterator[None]:
+    """Wait until no other process plans: a large compile takes all cores and gigabytes."""
+    path = Path(tempfile.gettempdir()) / f"llmjax-libtpu-{os.getuid()}.lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            print("another plan holds the TPU compiler: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def devices(topology: Topology) -> Sequence[Any]:
+    """The devices of a TPU topology, for `parallel.mesh.make_mesh`; call it under `compiler_lock`.
+
+    Raises ValueError when libtpu is not installed, or does not know the topology.
+    """
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    import jax
+    from jax.experimental import topologies
+
+    jax.config.update("jax_platforms", "cpu")  # the plan needs no accelerator, and takes none from a run
+    try:
+        import libtpu  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "planning for TPUs needs their compiler: pip install 'llmjax[plan]' (Linux on x86-64); "
+            "GPUs are planned on paper, such as --topology h100:64"
+        ) from error
+    if warning := mismatch():
+        print(warning, file=sys.stderr)
+    more: dict[str, Any] = {"chip_config_name": "megacore"} if topology.name == "v4" else {}
+    if topology.slices > 1:
+        more["num_slices"] = topology.slices
+    name = f"{topology.name}:{'x'.join(map(str, topology.shape))}"
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--topology {name}: the TPU compiler does not know it ({reason})") from error
+    assert len(found) == topology.devices, f"{name} has {len(found)} devices, expected {topology.devices}"
+    return found
+
+
+def mismatch() -> str:
+    """A warning when the libtpu that is installed is not the one that this jax asks for; empty when it is."""
+    wanted = next((r for r in metadata.requires("jax") or () if r.startswith("libtpu")), "")
+    match = re.match(r"libtpu ?\(?==([\d.]+?)\.?\*", wanted)
+    installed = metadata.version("libtpu")
+    if match is None or f"{installed}.".startswith(f"{match[1]}."):
+        return ""
+    return (
+        f"libtpu {installed} is not the compiler of jax {metadata.version('jax')}, which is {match[1]}.*: plans are slower "
+        f"and may fail; pip install 'libtpu=={match[1]}.*'"
+    )
+
+
+# ------------------------------------------------------------------ links
+
+
+def wraps(topology: Topology) -> tuple[bool, ...]:
+    """Along which dimensions a slice's links close to rings: whole cubes of four in 3-D, a side of 16 in 2-D."""
+    multiple = 4 if len(topology.shape) == 3 else 16
+    closed = all(size % 4 == 0 for size in topology.shape) if len(topology.shape) == 3 else True
+    return tuple(closed and size % multiple == 0 for size in topology.shape)
+
+
+def link_model(
+    topology: Topology, mesh_devices: Sequence[Any], mesh: Mapping[str, int]
+) -> tuple[Callable[[Collective], float], Callable[[Collective], tuple[object, ...]]]:
+    """(seconds of a collective, the links it takes), for the mesh's devices in the order of the mesh.
+
+    A group that spans dimensions of the torus has two links for each that closes to a ring, one for each that does not;
+    between slices, and between nodes of GPUs, it has its share of the network. Neighbours of a permute are taken as one
+    hop apart.
+    """
+    chip = topology.chip
+    rings = wraps(topology)
+
+    def place(i: int) -> tuple[int, ...]:
+        device = mesh_devices[i]
+        return (getattr(device, "slice_index", None) or 0, *device.coords[: len(topology.shape)])
+
+    def seconds(sent: Collective) -> float:
+        if sent.kind == "send":
+            return sent.moved / (chip.network / chip.devices)
+        group = sent.groups[0] if sent.kind == "collective-permute" else max(sent.groups, key=len)
+        if len(group) < 2:
+            return 0.0
+        places = np.array([place(i) for i in group[:4096]])
+        distinct = [len(set(column.tolist())) for column in places.T]
+        if distinct[0] > 1:  # each member in a slice carries its share of what leaves the slice
+            return sent.moved / (chip.network / chip.devices * max(1, len(group) // distinct[0]))
+        if sent.kind == "collective-permute":
+            return sent.moved / (chip.link / chip.devices)
+        width = sum(
+            2 if closed and count == size else 1
+            for closed, count, size in zip(rings, distinct[1:], topology.shape, strict=True)
+            if count > 1
+        )
+        # Cores of one chip talk inside of it, at least as fast as over a link.
+        return sent.moved / (chip.link * max(width, 1) / chip.devices)
+
+    def channels(sent: Collective) -> tuple[object, ...]:
+        axes = axes_of(sent, mesh)
+        if sent.kind == "send":
+            return ("slices",)
+        if sent.kind != "collective-permute":
+            return tuple((axis, sign) for axis in axes for sign in (-1, 1))
+        source, target = (np.unravel_index(i, tuple(mesh.values())) for i in sent.groups[0][:2])
+        found = []
+        for i, (axis, size) in enumerate(mesh.items()):
+            if axis in axes:  # to the next of the ring, or to the one before
+                found.append((axis, 1 if (target[i] - source[i]) % size <= size // 2 else -1))
+        return tuple(found)
+
+    return seconds, channels

@@ -1,0 +1,57 @@
+"""Compiled steps in a file: a run that loads them is the same run, and those of another run are refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from helpers import batches_from, mesh_of, tiny_config
+
+from llmjax import config
+from llmjax.model import transformer
+from llmjax.scaling import compiler
+from llmjax.train import executable, loop
+
+
+def save_steps(c, path, mesh):
+    sizes = compiler.stages(c)
+    made = {s: compiler.compile_stage(c, mesh, sizes, s) for s in sizes.stages}
+    executable.save(path, {executable.name_of(s): (m.lowered, m.compiled) for s, m in made.items()}, c=c, mesh=mesh)
+
+
+def test_a_run_with_a_saved_step_is_the_same_run(tmp_path, one_device):
+    c = tiny_config(train__duration="4 steps", train__eval_every="0 steps", model__attention="auto")
+    mesh = mesh_of("data=1")
+    save_steps(c, tmp_path / "steps", mesh)
+    losses = {}
+    for name, file in (("plain", ""), ("saved", str(tmp_path / "steps"))):
+        config.set_key(c, "train.executable", file)
+        loop.train(
+            c, tmp_path / name, module=transformer.build(c.model), batches=batches_from(c), tokens_per_epoch=1000
+        )
+        rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses[name] = [json.loads(row)["loss"] for row in rows]
+    assert len(losses["plain"]) == 4
+    assert losses["plain"] == losses["saved"]
+
+
+def test_a_saved_step_of_another_run_is_refused(tmp_path):
+    c = tiny_config(parallel__mesh="fsdp=2")
+    mesh, path = mesh_of("fsdp=2"), tmp_path / "steps"
+    save_steps(c, path, mesh)
+    sizes = compiler.stages(c)
+    made = compiler.compile_stage(c, mesh, sizes, sizes.stages[0])
+    name = executable.name_of(sizes.stages[0])
+    assert executable.load(path, name, made.lowered, c=c, mesh=mesh) is not None
+    other = tiny_config(parallel__mesh="fsdp=2", optimizer__learning_rate=5e-3)
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rate was 0\.01 and is 0\.005"):
+        executable.load(path, name, made.lowered, c=other, mesh=mesh)
+    with pytest.raises(ValueError, match=r"mesh\.data was 1 and is 2"):
+        executable.load(path, name, made.lowered, c=c, mesh=mesh_of("data=2"))
+    with pytest.raises(ValueError, match="no program for 3 rows"):
+        executable.load(path, "3 rows in 1", made.lowered, c=c, mesh=mesh)
+    with pytest.raises(ValueError, match="not there"):
+        executable.load(tmp_path / "nothing", name, made.lowered, c=c, mesh=mesh)
+    changed = jax.jit(lambda x: x + 1).lower(np.zeros(3))
+    with pytest.raises(ValueError, match="made from other code"):
+        executable.load(path, name, changed, c=c, mesh=mesh)

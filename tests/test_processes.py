@@ -1,0 +1,230 @@
+"""Several processes find each other, train as one, write one of everything, and go on as more or fewer."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from helpers import mesh_of, run_command
+
+from llmjax.parallel import processes
+from llmjax.train import checkpoint
+from llmjax.train.agree import Agreement, Wishes, _largest
+
+ROOT = Path(__file__).parent.parent
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_NTASKS": "16",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "3",
+}
+EXPLICIT = {"LLMJAX_COORDINATOR": "host:1", "LLMJAX_PROCESSES": "4", "LLMJAX_PROCESS": "2"}
+
+
+# ---------------------------------------------------------------- finding the others
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, None),
+        (EXPLICIT, processes.Cluster("explicit", 4, 2, "host:1")),
+        ({**EXPLICIT, "LLMJAX_LOCAL_PROCESSES": "4"}, processes.Cluster("explicit", 4, 2, "host:1", 4)),
+        ({**EXPLICIT, "LLMJAX_PROCESSES": "1", "LLMJAX_PROCESS": "0"}, None),
+        (
+            {**EXPLICIT, **SLURM},
+            processes.Cluster("explicit", 4, 2, "host:1"),
+        ),  # what is said goes before what is found
+        (SLURM, processes.Cluster("slurm", 16, 3)),
+        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, processes.Cluster("slurm", 16, 3, local=8)),
+        ({**SLURM, "SLURM_NTASKS": "1"}, None),
+        ({k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"}, None),  # the batch script, outside of srun
+        ({"LLMJAX_CLUSTER": "tpu"}, processes.Cluster("tpu")),
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}, processes.Cluster("tpu")),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, processes.Cluster("tpu")),
+        (
+            {"LLMJAX_COORDINATOR": "a-0:1", "LLMJAX_PROCESSES": "4", "JOB_COMPLETION_INDEX": "3"},
+            processes.Cluster("explicit", 4, 3, "a-0:1"),
+        ),
+    ],
+)
+def test_the_job_is_found_from_the_environment(env, expected):
+    assert processes.detect(env) == expected
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"LLMJAX_PROCESSES": "4", "LLMJAX_PROCESS": "0"}, "LLMJAX_COORDINATOR is not set"),
+        ({"LLMJAX_COORDINATOR": "a:1", "LLMJAX_PROCESSES": "4"}, "LLMJAX_PROCESS is not set"),
+        ({**EXPLICIT, "LLMJAX_PROCESS": "4"}, "LLMJAX_PROCESS=4 must be from 0 to LLMJAX_PROCESSES - 1 = 3"),
+        ({**EXPLICIT, "LLMJAX_PROCESSES": "four"}, "must be whole numbers"),
+        ({"LLMJAX_CLUSTER": "gpu"}, "LLMJAX_CLUSTER='gpu' is not known: set it to tpu"),
+    ],
+)
+def test_an_environment_that_cannot_be_is_refused_with_what_to_set(env, message):
+    with pytest.raises(ValueError, match=message):
+        processes.detect(env)
+
+
+def test_alone_nothing_happens():
+    assert processes.start(heartbeat_seconds=10) is None
+    assert (processes.count(), processes.index(), processes.is_first(), processes.cpu_share()) == (1, 0, True, 0)
+    assert processes.from_first(lambda: {1: 2}) == {1: 2}
+    assert processes.failures(None) == []
+    assert processes.failures("no") == ["no"]
+    processes.end(1)
+
+
+def test_processes_on_one_machine_share_its_cores(monkeypatch):
+    cores = len(os.sched_getaffinity(0))
+    for local, expected in ((1, cores), (cores, 1), (10 * cores, 1)):
+        monkeypatch.setattr(processes, "_job", processes.Cluster("explicit", 20 * cores, 0, "a:1", local))
+        assert processes.cpu_share() == expected
+
+
+# ---------------------------------------------------------------- agreeing
+
+
+def test_one_process_has_its_wish_at_once():
+    agreement = Agreement(mesh_of("data=4 fsdp=2"))
+    wishes = Wishes(stop=True, seconds=0.5)
+    assert agreement.ask(wishes) == agreement.last(wishes) == wishes
+
+
+def test_all_want_what_one_wants_and_the_slowest_is_named(monkeypatch):
+    table = np.array([[0, 0, 0.1], [1, 0, 0.3], [0, 0, 0.2], [0, 1, 0.1]], np.float32)
+    np.testing.assert_allclose(jax.jit(_largest)(table), [1, 1, 0.3, 1])
+    # The protocol of several processes on the devices of one: every answer is a step late, and none is lost.
+    agreement = Agreement(mesh_of("data=4"))
+    monkeypatch.setattr(agreement, "_alone", False)
+    assert agreement.ask(Wishes(stop=True)) == Wishes()
+    assert agreement.ask(Wishes(save=True, seconds=1.5)).stop
+    assert agreement.ask(Wishes()) == Wishes(save=True, seconds=1.5)
+    assert agreement.last(Wishes(stop=True)).stop
+
+
+# ---------------------------------------------------------------- real processes
+
+
+def launch(count, workdir, *settings, restarts=0, verb="train"):
+    """Several processes over Gloo, each with one device: status and output."""
+    command = [
+        sys.executable,
+        ROOT / "launch" / "local.py",
+        "-n",
+        count,
+        "--devices-per-process",
+        1,
+        "--restarts",
+        restarts,
+    ]
+    command += ["--", verb, "--workdir", workdir, *settings]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=300)
+    return done.returncode, done.stdout + done.stderr
+
+
+def rows_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+LOSSES = ("loss", "heldout_loss")
+
+
+def assert_same_losses(workdir, expected):
+    mine, theirs = rows_of(workdir), rows_of(expected)
+    assert [row["step"] for row in mine] == [row["step"] for row in theirs]
+    for a, b in zip(mine, theirs, strict=True):
+        assert a.keys() & set(LOSSES) == b.keys() & set(LOSSES)
+        for key in a.keys() & set(LOSSES):
+            assert a[key] == pytest.approx(b[key], rel=1e-5, abs=1e-5), (key, a["step"])
+
+
+@pytest.fixture(scope="module")
+def one_process(prepared_run, tmp_path_factory):
+    """The run of one process with two devices, to its end."""
+    workdir = shutil.copytree(prepared_run, tmp_path_factory.mktemp("one") / "run")
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
+    status, output = run_command("train", "--workdir", workdir, XLA_FLAGS=flags)
+    assert status == 0, output
+    return workdir
+
+
+def test_two_processes_train_as_one_does_with_two_devices_and_write_one_of_everything(one_process, tiny_run):
+    status, output = launch(2, tiny_run)
+    assert status == 0, output
+    assert_same_losses(tiny_run, one_process)
+    assert output.count("== train took") == 1
+    log = (tiny_run / "processes" / "1.log").read_text()
+    assert "Traceback" not in log + output
+    assert checkpoint.steps_in(tiny_run / "checkpoints") == [8, 4]
+    assert json.loads((tiny_run / "stages.json").read_text())["train"]["done"]
+    results = json.loads((tiny_run / "train" / "results.json").read_text())
+    assert results["loss"] == pytest.approx(
+        json.loads((one_process / "train" / "results.json").read_text())["loss"], rel=1e-5
+    )
+    for row in rows_of(tiny_run):
+        assert row["slowest_host"] in (0, 1)
+        assert row["host_step_seconds_max"] >= 0
+        assert 0 < row["goodput"] <= 1
+
+
+def test_a_mesh_that_the_devices_do_not_fill_is_refused_by_all_and_not_tried_again(tiny_run):
+    status, output = launch(2, tiny_run, "--config.parallel.mesh=data=3", restarts=3)
+    assert status == 2, output
+    assert "parallel.mesh='data=3' asks for 3 devices and there are 2" in output
+    assert "starting again" not in output
+
+
+@pytest.mark.slow
+def test_the_whole_recipe_runs_on_two_processes_and_a_model_divided_over_them_goes_on_in_one(
+    tiny_sources, tmp_path, one_process
+):
+    from helpers import tiny_config
+
+    from llmjax import config
+
+    path = tmp_path / "config.json"
+    path.write_text(config.to_json(tiny_config(tiny_sources)))
+    settings = ("--config", path)
+    status, output = launch(2, tmp_path / "run", *settings, "--config.parallel.mesh=tensor=2", verb="run")
+    assert status == 0, output
+    assert_same_losses(tmp_path / "run", one_process)
+    assert (tmp_path / "run" / "report" / "index.html").is_file()
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["bits_per_byte"] > 0
+    longer = ("--config.train.duration=12 steps",)
+    shutil.copytree(one_process, tmp_path / "other")
+    for workdir in (tmp_path / "run", tmp_path / "other"):
+        stages = json.loads((workdir / "stages.json").read_text())
+        del stages["train"]  # so that a longer training goes on instead of anew
+        (workdir / "stages.json").write_text(json.dumps(stages))
+        status, output = run_command("train", "--workdir", workdir, *longer, "--config.parallel.mesh=data=-1")
+        assert status == 0, output
+        assert "resuming from step 8 of 12" in output
+    assert_same_losses(tmp_path / "run", tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_one_process_cannot_read_is_put_aside_by_all(one_process, tiny_run):
+    status, output = launch(2, tiny_run, "--config.parallel.mesh=fsdp=2")
+    assert status == 0, output
+    stages = json.loads((tiny_run / "stages.json").read_text())
+    stages["train"]["done"] = False
+    (tiny_run / "stages.json").write_text(json.dumps(stages))
+    largest = max(
+        (tiny_run / "checkpoints" / "8" / "params").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0
+    )
+    os.truncate(largest, largest.stat().st_size // 2)
+    status, output = launch(2, tiny_run, "--config.parallel.mesh=fsdp=2")
+    assert status == 0, output
+    assert f"WARNING: the checkpoint {tiny_run}/checkpoints/8 cannot be read" in output
+    assert "resuming from step 4 of 8" in output
+    assert (tiny_run / "checkpoints" / "8.damaged").is_dir()
+    assert_same_losses(tiny_run, one_process)
