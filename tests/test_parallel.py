@@ -93,11 +93,9 @@ CASES = {
 ENOUGH = (
     "pipeline, uneven layers",
     "pipeline, rounds",
-    "pipeline, encoder-decoder",
     "context, ring, ALiBi",
     "context, ring, window, soft cap",
     "sequence",
-    "expert, dropless",
     "expert, context, capacity",
     "pipeline, expert, tensor",
     "pipeline, context ring",
