@@ -7,7 +7,7 @@ speed. For gradients: the largest difference of any element, relative to the lar
 For pipelines: how often the compiled loop turns against (parts x rounds) / (1 - bubble), and by how many bytes a device's
 temporaries grow with each further part of a micro-batch, next to what a part's activations are at the border of a stage.
 
-Hardware: 2 CPU cores, about 15 minutes.
+Hardware: 2 CPU cores.
 """
 
 import os

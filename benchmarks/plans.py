@@ -120,11 +120,9 @@ def row(name: str, made: dict[str, Any]) -> list[str]:
     known = RUNS[name]
     sent = sum(one["sent"] for one in made.get("collectives", ()))
     run = made.get("run", {})
-    busy = (
-        f" (load {made['load_average']:.0f} on {made['cores']} cores)"
-        if made["load_average"] > 1.5 * made["cores"]
-        else ""
-    )
+    load, busy = made.get("load_average"), " (load not recorded)"
+    if load is not None:
+        busy = f" (load {load:.0f} on {made['cores']} cores)" if load > 1.5 * made["cores"] else ""
     return [
         made["config"],
         made["topology"],

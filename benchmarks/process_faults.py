@@ -7,7 +7,7 @@ same losses. Then one of the four is killed with SIGKILL at random moments, agai
 starts the job again: how long until the others were gone, until the next step was trained, and how many steps were lost;
 the parameters at the end must be the same bits as the undisturbed run's. Then a run that was stopped in the middle goes
 on as two processes and as one. Last, four processes without a launcher: how long a survivor takes to notice by itself.
-Takes some ten minutes on 2 cores, which four processes share: seconds are an upper bound. Status 1 if anything differs.
+Runs on 2 cores, which four processes share: seconds are an upper bound. Status 1 if anything differs.
 """
 
 import argparse

@@ -14,7 +14,7 @@ contexts, and between the arms.
 Masked and permutation: trained on the French verses, measured on French test verses, beside the best that the
 frequencies of tokens alone can do on the same targets.
 
-Hardware: 2 CPU cores, about MINUTES minutes for three seeds.
+Hardware: 2 CPU cores.
 """
 
 import argparse

@@ -23,6 +23,7 @@ from llmjax.model import kernels, kernels_local, layers
 from llmjax.model import positions as P
 from llmjax.model.init import attention_scale, initializer
 from llmjax.model.layers import Linear, dtype_of, label
+from llmjax.model.per_device import platform
 from llmjax.model.views import Pattern, View
 
 Cache = dict[str, Any]
@@ -202,12 +203,6 @@ def choose(c: ConfigDict, *, platform: str, any_mask: bool = False) -> Choice:
 def resolve(c: ConfigDict, *, platform: str, any_mask: bool = False) -> str:
     """The name of `choose`."""
     return choose(c, platform=platform, any_mask=any_mask).name
-
-
-def platform() -> str:
-    """What a program that is being traced will run on: the devices of the mesh, else JAX's own."""
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    return jax.default_backend() if device is None else device.platform
 
 
 def takes_patterns(c: ConfigDict) -> bool:

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
+
+from llmjax.model.per_device import divided, left_to_the_compiler, ways
 
 
 def on_each_device(
@@ -32,30 +33,3 @@ def copied(k_BMGK: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """Keys or values repeated such that the devices that divide the heads get a copy of those their heads look at."""
     groups, parts = k_BMGK.shape[2], ways(axes)
     return jnp.repeat(k_BMGK, math.lcm(groups, parts) // groups, axis=2) if groups % parts else k_BMGK
-
-
-def ways(axes: tuple[str, ...]) -> int:
-    """Over how many devices these axes of the mesh divide a dimension."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape[name] for name in axes)
-
-
-def left_to_the_compiler() -> set[str]:
-    """The axes of the mesh that are not manual yet. A kernel has to make all of them so: where even one of size 1 is left,
-    the compiler for TPU refuses it."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return {name for name, kind in zip(mesh.axis_names, mesh.axis_types or (), strict=True) if kind == AxisType.Auto}
-
-
-def divided(letters: str, sizes: tuple[int, ...]) -> dict[str, tuple[str, ...]]:
-    """The axes of the mesh over which the dimensions of an array are divided, as far as the compiler has them to give
-    and they divide the sizes."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)) if mesh.axis_names else {}
-    found = {}
-    entries = nn.logical_to_mesh_axes(tuple(letters)) or ()
-    for letter, size, entry in zip(letters, sizes, entries, strict=True):
-        names = (entry,) if isinstance(entry, str) else tuple(entry or ())
-        names = tuple(name for name in names if kinds.get(name) == AxisType.Auto and mesh.shape[name] > 1)
-        found[letter] = names if size % math.prod(mesh.shape[name] for name in names) == 0 else ()
-    return found

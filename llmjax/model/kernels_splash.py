@@ -14,7 +14,8 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 
-from llmjax.model.kernels_local import copied, divided, left_to_the_compiler, ways
+from llmjax.model.kernels_local import copied
+from llmjax.model.per_device import divided, left_to_the_compiler, ways
 from llmjax.model.views import Pattern
 
 LANES = 128  # lengths are padded to multiples of it

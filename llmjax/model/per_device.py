@@ -6,19 +6,17 @@ knows letters only; parallel/placement.py says on which axes they live, and with
 
 import math
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import AxisType, PartitionSpec
 
-PLATFORM: ContextVar[str] = ContextVar("PLATFORM", default="")  # "cpu", "gpu", "tpu"; parallel/placement.py sets it
-
 
 def platform() -> str:
-    """What the program that is being traced will run on: the mesh's devices, which may be another machine's."""
-    return PLATFORM.get() or jax.default_backend()
+    """What a program that is being traced will run on: the mesh's devices, which may be another machine's, else JAX's own."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return jax.default_backend() if device is None else device.platform
 
 
 def summable(x: jax.Array) -> jax.Array:
@@ -72,9 +70,31 @@ def per_device(function: Callable[..., jax.Array], arguments: Sequence[jax.Array
 
 def axes_of(letter: str, size: int) -> tuple[str, ...]:
     """The axes that cut dimensions of this letter here; none when they do not divide the size."""
+    return divided(letter, (size,))[letter]
+
+
+def divided(letters: str, sizes: tuple[int, ...]) -> dict[str, tuple[str, ...]]:
+    """The axes of the mesh over which the dimensions of an array are divided, as far as the compiler has them to give
+    and they divide the sizes."""
     mesh = jax.sharding.get_abstract_mesh()
-    (entry,) = nn.logical_to_mesh_axes((letter,)) or (None,)
-    names = (entry,) if isinstance(entry, str) else tuple(entry or ())
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)) if mesh.axis_names else {}
-    names = tuple(name for name in names if kinds.get(name) == AxisType.Auto and mesh.shape[name] > 1)
-    return names if size % math.prod(mesh.shape[name] for name in names) == 0 else ()
+    found = {}
+    entries = nn.logical_to_mesh_axes(tuple(letters)) or ()
+    for letter, size, entry in zip(letters, sizes, entries, strict=True):
+        names = (entry,) if isinstance(entry, str) else tuple(entry or ())
+        names = tuple(name for name in names if kinds.get(name) == AxisType.Auto and mesh.shape[name] > 1)
+        found[letter] = names if size % math.prod(mesh.shape[name] for name in names) == 0 else ()
+    return found
+
+
+def ways(axes: tuple[str, ...]) -> int:
+    """Over how many devices these axes of the mesh divide a dimension."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[name] for name in axes)
+
+
+def left_to_the_compiler() -> set[str]:
+    """The axes of the mesh that are not manual yet. A kernel has to make all of them so: where even one of size 1 is left,
+    the compiler for TPU refuses it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {name for name, kind in zip(mesh.axis_names, mesh.axis_types or (), strict=True) if kind == AxisType.Auto}

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from llmjax.model import head as heads
-from llmjax.model.kernels_local import divided
+from llmjax.model.per_device import divided
 
 Loss = Callable[[jax.Array, jax.Array, ConfigDict], tuple[jax.Array, jax.Array]]
 

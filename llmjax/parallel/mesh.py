@@ -78,12 +78,20 @@ def make_mesh(line: str, *, devices: Sequence[jax.Device] | None = None, slices:
     axis_types = (AxisType.Auto,) * len(sizes)
     told = len({getattr(device, "slice_index", 0) for device in devices})
     spans = slice_sizes(sizes, slices=slices or told)
-    if told == 1:  # one slice, or devices that do not know of theirs
-        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices)
-    if slices not in (0, told):
+    if slices not in (0, told) and told > 1:
         raise ValueError(f"parallel.slices={slices}, and the devices are in {told} slices: set it to 0")
-    inside = [sizes[axis] // spans[axis] for axis in sizes]
-    arranged = mesh_utils.create_hybrid_device_mesh(inside, list(spans.values()), devices=devices)
+    try:
+        if told == 1:  # one slice, or devices that do not know of theirs
+            return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices)
+        inside = [sizes[axis] // spans[axis] for axis in sizes]
+        arranged = mesh_utils.create_hybrid_device_mesh(inside, list(spans.values()), devices=devices)
+    except NotImplementedError as error:  # what JAX raises for a torus whose sides do not make the axes
+        places = [device.coords for device in devices if hasattr(device, "coords")]
+        sides = "x".join(str(len(set(side))) for side in zip(*places, strict=True))
+        raise ValueError(
+            f"parallel.mesh={line!r} cannot be laid over the torus {sides}: the size of each axis must be the product of "
+            "some of its sides"
+        ) from error
     return Mesh(arranged, tuple(sizes), axis_types=axis_types)
 
 

@@ -20,7 +20,6 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from llmjax.model.per_device import PLATFORM
 from llmjax.parallel import context, pipeline
 from llmjax.parallel.mesh import ROWS
 
@@ -221,14 +220,10 @@ def active(mesh: Mesh, c: ConfigDict) -> Iterator[None]:
 
     `jax.set_mesh`, not `with mesh:`, under which flax makes its constraints do nothing.
     """
-    token = PLATFORM.set(mesh.devices.flat[0].platform)
     with (
         jax.set_mesh(mesh),
         nn.logical_axis_rules(activation_rules(mesh, c)),
         pipeline.active(mesh, c),
         context.active(mesh, c),
     ):
-        try:
-            yield
-        finally:
-            PLATFORM.reset(token)
+        yield

@@ -63,14 +63,7 @@ def plan_locked(c: ConfigDict, topology: Topology, *, price: float | None = None
 
 def _mesh(c: ConfigDict, topology: Topology) -> Mesh:
     """The mesh over the topology's devices, neighbours of the torus along the last axes."""
-    try:
-        return meshes.make_mesh(c.parallel.mesh, devices=devices(topology), slices=topology.slices)
-    except NotImplementedError as error:
-        sides = "x".join(map(str, topology.shape))
-        raise ValueError(
-            f"parallel.mesh={c.parallel.mesh!r} cannot be laid over the torus {sides}: the size of each axis must be the "
-            f"product of some of its sides, such as tensor={min(topology.shape)}"
-        ) from error
+    return meshes.make_mesh(c.parallel.mesh, devices=devices(topology), slices=topology.slices)
 
 
 def _facts(c: ConfigDict, topology: Topology, sizes: BatchSizes, stage: Stage) -> Plan:
