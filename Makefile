@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CONFIG ?= configs/quickstart.py
 TOPOLOGY ?= v5e:2x2
 
-.PHONY: quickstart plan test test-hf test-slow lint lock clean
+.PHONY: quickstart plan test test-hf test-slow test-spark lint lock clean
 
 quickstart: .venv/.installed
 	.venv/bin/llmjax run --config $(CONFIG)
@@ -20,6 +20,10 @@ test: .venv/.installed-test
 # The tests that compare with Hugging Face's transformers live, on PyTorch; `make test` compares with stored answers.
 test-hf: .venv/.installed-hf
 	.venv/bin/python -m pytest -n auto tests/test_hf_decoders.py tests/test_hf_encoders.py tests/test_hf_export.py tests/test_interop_command.py
+
+# The preparation on Spark, against this machine's own engine; needs Java 17.
+test-spark: .venv/.installed-spark
+	.venv/bin/python -m pytest tests/test_prepare_spark.py
 
 test-slow: .venv/.installed-test
 	.venv/bin/python -m pytest -n auto -m slow
@@ -45,6 +49,10 @@ lint: .venv/.installed-test
 .venv/.installed-hf: .venv/.installed-test
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv/bin/uv pip install --quiet --python .venv/bin/python -c requirements-test.lock transformers==5.23.0
+	touch $@
+
+.venv/.installed-spark: .venv/.installed-test
+	.venv/bin/uv pip install --quiet --python .venv/bin/python -c requirements-test.lock "pyspark>=4.1,<5" "pandas>=2.2" setuptools
 	touch $@
 
 .venv/.installed-plan: requirements-plan.lock .venv/.installed

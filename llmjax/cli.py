@@ -143,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
             )
     _add_interop(verbs)
     _add_plan(verbs)
+    _add_classify(verbs)
     settings = verbs.add_parser("config", help="list every setting, its value and its meaning")
     settings.add_argument("--config", metavar="FILE[:ARG]", help="show this config's values instead of the defaults")
     return parser
@@ -177,6 +178,23 @@ def _add_interop(verbs: Any) -> None:
     verb.add_argument(
         "--shard-size", default="5GB", metavar="SIZE", help="begin a new file after this much (default: 5GB)"
     )
+
+
+def _add_classify(verbs: Any) -> None:
+    about = "train a document classifier or an n-gram model for the steps quality, toxicity and perplexity of prepare"
+    verb = verbs.add_parser("classify", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    verb.add_argument(
+        "--positive", type=Path, nargs="+", required=True, metavar="FILE",
+        help="documents of the kind to be found: text files, or JSONL such as RUN/prepare/train/*.jsonl",
+    )  # fmt: skip
+    verb.add_argument("--negative", type=Path, nargs="+", default=[], metavar="FILE", help="other documents")
+    verb.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="where the model goes")
+    verb.add_argument(
+        "--kind", default="classifier", choices=("classifier", "ngram"),
+        help="classifier (of two kinds of documents) or ngram (a model of one kind, for perplexity)",
+    )  # fmt: skip
+    verb.add_argument("--text-field", default="text", metavar="NAME", help="the field of JSONL rows (default: text)")
+    verb.add_argument("--seed", type=int, default=0, help="of the split into learning and measuring (default: 0)")
 
 
 def _add_plan(verbs: Any) -> None:
@@ -226,6 +244,15 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
             topology=args.topology, slices=args.slices, price=args.price, trials=args.trials if args.search else 0,
             out=args.out, save=args.save_executable,
         )  # fmt: skip
+    if args.verb == "classify":
+        from llmjax.prepare import classify
+
+        print(
+            classify.run(
+                args.positive, args.negative, out=args.out, kind=args.kind, text_field=args.text_field, seed=args.seed
+            )
+        )
+        return 0
     if args.verb == "config":
         _print_settings(config.load(args.config, overrides=overrides) if args.config else config.base())
         return 0

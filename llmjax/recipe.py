@@ -40,7 +40,8 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "prepare": Stage(
-        "llmjax.data.prepare:run", ("data.sources", "data.text_field", "data.min_bytes", "data.holdout", "data.shard_bytes"), (),
+        "llmjax.prepare.run:run",
+        ("prepare", "data.sources", "data.text_field", "data.min_bytes", "data.holdout", "data.shard_bytes"), (),
         "read the sources into clean, deduplicated shards of documents",
     ),
     "tokenizer": Stage(
@@ -49,7 +50,7 @@ STAGES: dict[str, Stage] = {
     ),
     "train": Stage(
         "llmjax.train.pretrain:run",
-        ("seed", "data.mixture", "model", "objective", "optimizer", "schedule", "train"), ("tokenizer",),
+        ("seed", "data.mixture", "data.max_epochs", "model", "objective", "optimizer", "schedule", "train"), ("tokenizer",),
         "train the model, or go on from its last checkpoint",
         everywhere=True,
     ),
@@ -80,6 +81,11 @@ IRRELEVANT = (
     "model.attention",
     "model.scan_unroll",
     "model.remat",
+    "prepare.engine",
+    "prepare.spark_master",
+    "prepare.workers",
+    "prepare.memory_bytes",
+    "prepare.keep_work",
 )
 
 
@@ -96,7 +102,7 @@ def dependencies(c: ConfigDict, stage: str, workdir: Path) -> dict[str, Any]:
         if key.startswith(STAGES[stage].keys) and key not in IRRELEVANT:
             keys[key] = value
     if stage == "prepare":
-        from llmjax.data.sources import sources_fingerprint
+        from llmjax.prepare.sources import sources_fingerprint
 
         try:
             keys[FILES] = sources_fingerprint(c.data.sources)

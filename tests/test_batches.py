@@ -9,7 +9,7 @@ import pytest
 from llmjax.config import base, duration
 from llmjax.data import tokens
 from llmjax.data.batches import Corruption, TrainBatches, heldout_batches, pack
-from llmjax.data.mixture import BLOCK, PERIOD, Mixture, parse_mixture
+from llmjax.data.mixture import BLOCK, PERIOD, Mixture, capped, parse_mixture, tempered
 from llmjax.data.tokenizer import byte_tokenizer
 from llmjax.eval.bits_per_byte import split_documents
 
@@ -318,3 +318,31 @@ def test_rows_of_more_text_than_the_sequence_length_still_show_every_token_once(
         for s in range(len(stream) - rows * 21)
     ]
     assert shown in shifts
+
+
+def test_a_source_is_seen_no_more_often_than_max_epochs_and_the_others_give_the_rest():
+    sizes = {"a": 100, "b": 1000, "c": 10_000}
+    stages = capped([(0, {"a": 1, "b": 1, "c": 2})], examples=4000, sizes=sizes, max_epochs=2.0)
+    counts = Mixture(stages, sources=list(sizes), seed=0).counts(4000)
+    assert counts["a"] == pytest.approx(200, abs=2)
+    assert counts["c"] / counts["b"] == pytest.approx(2.0, rel=0.01) and sum(counts.values()) == 4000
+    # What the first stage used up is not there for the second.
+    stages = capped([(0, {"a": 1}), (150, {"a": 1, "b": 1})], examples=350, sizes=sizes, max_epochs=2.0)
+    counts = Mixture(stages, sources=list(sizes), seed=0).counts(350)
+    assert counts["a"] == pytest.approx(200, abs=2) and counts["c"] == 0
+    with pytest.raises(ValueError, match="200 examples left under it, and 300 are wanted"):
+        capped([(0, {"a": 1})], examples=300, sizes=sizes, max_epochs=2.0)
+
+
+def test_the_temperature_lifts_small_sources():
+    sizes = {"large": 900, "small": 100}
+    assert tempered(sizes, 1.0) == {"large": 900.0, "small": 100.0}
+    assert tempered(sizes, 0.5) == {"large": 30.0, "small": 10.0}
+    assert tempered(sizes, 0.0) == {"large": 1.0, "small": 1.0}
+
+
+def test_counts_agree_with_where_every_example_is():
+    mixture = Mixture([(0, {"a": 3, "b": 1}), (700, {"b": 1, "c": 5})], sources=["a", "b", "c"], seed=1)
+    for examples in (0, 1, 256, 699, 700, 701, 1500):
+        sources, _ = mixture.locate(np.arange(examples))
+        assert list(mixture.counts(examples).values()) == np.bincount(sources, minlength=3).tolist()

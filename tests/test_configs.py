@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 SPECS = (
     "quickstart.py", "quickstart.py:hour", "shakespeare.py", "dial.py:d2", "dial.py:d12",
+    "data/web.py", "data/web.py:strict", "data/pile.py",
 )  # fmt: skip
 
 
@@ -25,7 +26,7 @@ def load(spec: str, *overrides: str):
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_config_resolves_to_its_golden_values(spec):
     flat = json.loads(json.dumps(config.flatten(load(spec).to_dict())))
-    path = GOLDEN / f"config-{re.sub('[.:]', '-', spec.replace('.py', ''))}.json"
+    path = GOLDEN / f"config-{re.sub('[.:/]', '-', spec.replace('.py', ''))}.json"
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(json.dumps(flat, indent=1) + "\n")
     assert path.is_file(), "no golden values yet: run UPDATE_GOLDEN=1 pytest tests/test_configs.py and commit the file"
@@ -35,7 +36,8 @@ def test_every_config_resolves_to_its_golden_values(spec):
 
 
 def test_every_config_file_is_among_the_tested():
-    assert {p.name for p in (ROOT / "configs").glob("*.py")} == {spec.partition(":")[0] for spec in SPECS}
+    files = [*(ROOT / "configs").glob("*.py"), *(ROOT / "configs" / "data").glob("*.py")]
+    assert {p.relative_to(ROOT / "configs").as_posix() for p in files} == {spec.partition(":")[0] for spec in SPECS}
 
 
 def documented_commands() -> list[str]:

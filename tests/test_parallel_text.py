@@ -10,7 +10,7 @@ from llmjax.data import parallel_text
 from llmjax.data.batches import TrainBatches, heldout_batches
 from llmjax.data.documents import read_documents
 from llmjax.data.parallel_text import parse_spec, read_pairs, rows_of_pairs, shorten
-from llmjax.data.sources import resolve_sources
+from llmjax.prepare.sources import resolve_sources
 from llmjax.data.tokenizer import byte_tokenizer
 from llmjax.data.tokens import load_index, read_stream
 from llmjax.objectives import corruption
@@ -52,9 +52,9 @@ def test_pairs_are_documents_held_out_by_line(run):
     found = {}
     for split in ("train", "heldout"):
         for document in read_documents(workdir / "prepare" / split, source="en-de"):
-            first, second = document.text.split("\n")
+            first, second = document["text"].split("\n")
             number = first.split()[0]
-            assert number == second.split()[0] and document.path == f"a.txt:{int(number) + 1}"
+            assert number == second.split()[0] and document["path"] == f"a.txt:{int(number) + 1}"
             assert found.setdefault(number, split) == split
     assert len(found) == 120 and 10 < sum(split == "heldout" for split in found.values()) < 40
 
@@ -176,7 +176,7 @@ def test_a_causal_model_of_two_languages_is_scored_on_both_texts_of_held_out_pai
     c = tiny_config(spec, model__languages=2, eval__max_bytes=0, eval__xz=False).lock()
     results = recipe.run(c, tmp_path / "run", ("prepare", "tokenizer", "train", "eval"))
     documents = list(read_documents(tmp_path / "run" / "prepare" / "heldout", source="en-de"))
-    assert results["eval/bytes"] == sum(document.size - 1 for document in documents)
+    assert results["eval/bytes"] == sum(len(document["text"].encode()) - 1 for document in documents)
     model = llmjax.load(tmp_path / "run")
     ids = np.array([1, *TOKENIZER.encode("1 das wort"), 2])
     losses = [model.score([ids], languages=[n], batch_size=8).nats for n in (0, 1)]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from llmjax import config
-from llmjax.data import documents, prepare
 from llmjax.data.documents import read_documents, shard_files
+from llmjax.prepare import clean, engine, shards
+from llmjax.prepare import run as prepare
 
 SHARED_TEXT = Path(__file__).parents[2] / "shared" / "data" / "text"
 
@@ -50,11 +51,12 @@ def test_two_runs_give_the_same_bytes_whatever_order_the_files_were_made_in(tmp_
     run(tmp_path / "run1", f"x={corpus}")
     run(tmp_path / "run2", f"x={tmp_path}/other")
     one, two = tree(tmp_path / "run1"), tree(tmp_path / "run2")
-    assert one.pop("prepare/manifest.json") and two.pop("prepare/manifest.json")  # these differ in the folder's name
+    named = ("prepare/manifest.json", "prepare/card.html")  # these differ in the folder's name
+    kept = {name: one.pop(name) for name in named}
+    assert all(two.pop(name) for name in named)
     assert one == two
-    manifest = (tmp_path / "run1/prepare/manifest.json").read_bytes()
     run(tmp_path / "run1", f"x={corpus}")
-    assert tree(tmp_path / "run1") == {**one, "prepare/manifest.json": manifest}
+    assert tree(tmp_path / "run1") == {**one, **kept}
 
 
 def test_neighbours_are_unrelated_and_changing_one_text_moves_no_other(tmp_path, corpus):
@@ -156,7 +158,7 @@ def test_shards_are_cut_at_shard_bytes_and_read_back_in_order(tmp_path, corpus):
     sizes = [shard["bytes"] for shard in manifest["shards"]["train"]["corpus"]]
     assert len(sizes) > 10 and max(sizes) <= 2000 and min(sizes[:-1]) > 1700
     assert list(shard_files(folder)) == ["corpus"]  # source a holds duplicates only
-    assert [d.text for d in read_documents(folder, source="corpus")] == [
+    assert [d["text"] for d in read_documents(folder, source="corpus")] == [
         r["text"] for r in rows(tmp_path / "run", "train")
     ]
 
@@ -175,6 +177,13 @@ def test_nothing_left_for_training_gives_the_counts_by_reason(tmp_path):
         run(tmp_path / "run", tmp_path / "in")
 
 
+def test_a_text_field_that_no_row_has_names_the_fields_there_are(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"content": "x", "url": "y"}\n')
+    message = "has the field 'contents'; they have content, url; set data.text_field=content"
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "run", tmp_path / "a.jsonl", text_field="contents")
+
+
 def test_a_run_that_would_read_its_own_files_is_refused(tmp_path, corpus):
     run(tmp_path, corpus)  # text below the run's folder is no harm
     for source in (tmp_path, f"{tmp_path}/**/*.jsonl"):
@@ -182,14 +191,26 @@ def test_a_run_that_would_read_its_own_files_is_refused(tmp_path, corpus):
             run(tmp_path, source)
 
 
-def test_a_full_disk_is_reported_and_leaves_no_manifest_and_no_spill(tmp_path, corpus, monkeypatch):
-    def full(path: Path, buffer: bytearray) -> None:
+def test_a_full_disk_is_reported_and_the_next_run_goes_on_from_there(tmp_path, corpus, monkeypatch):
+    def full(lines, path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(documents, "append", full)
-    with pytest.raises(OSError, match="No space left on device"):
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "write_lines", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            run(tmp_path / "run", corpus)
+    assert not (tmp_path / "run/prepare/manifest.json").exists()
+    monkeypatch.setattr(clean, "read_part", None)  # what was read is not read again
+    run(tmp_path / "run", corpus)
+    monkeypatch.undo()
+    run(tmp_path / "other", corpus)
+    assert tree(tmp_path / "run") == tree(tmp_path / "other")
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_work(tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr(engine.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100})())
+    with pytest.raises(OSError, match="GB free"):
         run(tmp_path / "run", corpus)
-    assert not tree(tmp_path / "run")
 
 
 def test_a_later_run_removes_what_an_earlier_one_left(tmp_path, corpus):
@@ -203,7 +224,7 @@ def test_the_standard_library_is_split_by_whole_modules(tmp_path):
     assert numbers["train_bytes"] > 10_000_000
     assert 0.005 < numbers["heldout_bytes"] / numbers["bytes"] < 0.05
     train, heldout = (
-        {d.group for d in read_documents(tmp_path / f"run/prepare/{split}", source="stdlib")}
+        {d["group"] for d in read_documents(tmp_path / f"run/prepare/{split}", source="stdlib")}
         for split in ("train", "heldout")
     )
     assert len(heldout) > 3 and not train & heldout

@@ -24,6 +24,45 @@ def base() -> ConfigDict:
     c.data.shard_bytes = 64_000_000  # size of one shard of clean documents, in UTF-8 bytes of text
     c.data.record_tokens = 4096  # tokens in one record of a token shard; any sequence length can be read from any record size
     c.data.mixture = ()  # weights by source over training: ("0%: stdlib=1 notes=1", "80%: notes=1"); empty: by size
+    c.data.mixture_temperature = 1.0  # without data.mixture: sources weigh size ** this (1: by size, 0: all alike)
+    c.data.max_epochs = 0.0  # no source is seen more often over the training; the others give what it may not; 0: no limit
+
+    c.prepare = ConfigDict()
+    c.prepare.steps = ("exact",)  # in this order: repair, emoji, spelling, language, gopher_quality, gopher_repetition, c4, fineweb, perplexity, quality, toxicity, personal, decontaminate; exact, paragraphs, lines, near, substring
+    c.prepare.html = "main"  # of web pages: main (the main content), all (all visible text), raw
+    c.prepare.pdf_margins = True  # leave out of PDFs what repeats at the top and foot of pages, and join hyphenated lines
+    c.prepare.encodings = ("utf-8",)  # tried in this order; "detect" as the last guesses from the bytes
+    c.prepare.max_document_bytes = 256_000_000  # larger documents are rejected without being held in memory
+    c.prepare.normal_form = "NFC"  # repair: NFC, NFKC or none
+    c.prepare.emoji = "names"  # emoji: names (":red_heart:" in the document's language), remove, keep
+    c.prepare.emoticons = False  # emoji: also ":-)" and its like
+    c.prepare.spelling = "en_US"  # spelling: the speller's language
+    c.prepare.languages = ()  # language: those kept, such as ("en", "de"); empty: all
+    c.prepare.language_threshold = 0.65  # language: documents whose language is less certain are rejected, if languages are chosen
+    c.prepare.words = "spacy_compat"  # what a word is in the quality rules: spacy_compat (as the published rules count) or unicode (runs of letters and digits, faster)
+    c.prepare.perplexity_model = ""  # perplexity: a saved n-gram model (llmjax classify --kind ngram)
+    c.prepare.perplexity_max = 0.0  # perplexity: more bits per byte are rejected; 0: only noted
+    c.prepare.quality_model = ""  # quality: a saved classifier (llmjax classify)
+    c.prepare.quality_min = 0.5  # quality: a lower probability is rejected
+    c.prepare.toxicity_model = ""  # toxicity: a saved classifier beside the word lists; empty: the lists alone
+    c.prepare.toxicity_max = 0.5  # toxicity: a higher probability is rejected
+    c.prepare.toxic_words_max = 0.02  # toxicity: a larger share of listed words is rejected
+    c.prepare.personal = ("email", "phone", "ip", "card", "iban", "key")  # personal: what is masked
+    c.prepare.near_jaccard = 0.7  # near: documents this similar (word shingles) are duplicates
+    c.prepare.near_bands = 14  # near: bands of the MinHash, and
+    c.prepare.near_rows = 8  # near: hash functions in each; 14 x 8 finds 0.988 of pairs at 0.85, 0.77 at 0.75
+    c.prepare.near_words = 5  # near: words of a shingle
+    c.prepare.near_keep = "first"  # near: of duplicates stays the first (in the order of the sources) or the longest
+    c.prepare.substring_tokens = 50  # substring: passages of at least so many words and marks that occurred before are cut out
+    c.prepare.decontaminate = ()  # decontaminate: files of benchmarks, in lm-evaluation-harness's JSONL
+    c.prepare.decontaminate_words = 13  # decontaminate: words in a row that say that an item is in a document
+    c.prepare.decontaminate_characters = 50  # decontaminate: and the characters that they must have in common
+    c.prepare.bias = False  # report which identity terms stand near words of sentiment, before and after (English)
+    c.prepare.engine = "local"  # local (processes of this machine) or spark (a cluster; pip install llmjax[spark])
+    c.prepare.spark_master = "local[*]"  # spark: where the cluster is, such as spark://HOST:7077
+    c.prepare.workers = 0  # local: processes; 0: one for each core
+    c.prepare.memory_bytes = 4_000_000_000  # local: half is for groupings, which spill to disk beyond that
+    c.prepare.keep_work = False  # keep WORKDIR/prepare/work, with what every step decided
 
     c.tokenizer = ConfigDict()
     c.tokenizer.kind = "bpe"  # bpe, unigram, char (SentencePiece) or byte
@@ -222,6 +261,16 @@ def base() -> ConfigDict:
     c.eval.batch_size = 32  # windows at a time
     c.eval.max_bytes = 0  # score at most this much text of each source; 0: all of it
     c.eval.xz = True  # also compress the same bytes with xz -9e, as a yardstick
+    c.eval.tasks = ()  # benchmarks, such as ("arc_challenge", "mmlu"), or openllm_v1_4, openllm_v1_6; any task of lm-evaluation-harness
+    c.eval.data = ()  # the folders with their questions (arc_challenge_test.jsonl, ...); nothing is downloaded
+    c.eval.runner = "auto"  # of tasks: auto (our own where it knows the task, with the same scores), or harness for all
+    c.eval.limit = 0  # questions of each task at most; 0: all
+    c.eval.chat = False  # tasks put their questions through the chat template (by the harness)
+    c.eval.context_length = 0  # tokens that tasks let the model read; 0: model.max_length
+    c.eval.samples = 1  # programs that humaneval and mbpp have written for each problem
+    c.eval.pass_at = (1,)  # k of pass@k, each at most eval.samples
+    c.eval.temperature = 0.0  # of those programs; 0: greedy
+    c.eval.contamination = True  # look for the tasks' questions in the run's training text
 
     c.generate = ConfigDict()
     c.generate.prompts = ("def ",)  # continued by the generate stage, and by `llmjax generate` when it is given none
@@ -230,7 +279,17 @@ def base() -> ConfigDict:
     c.generate.top_k = 0  # keep the k most likely tokens; 0: all
     c.generate.top_p = 0.95  # keep the smallest set of tokens that holds this much probability; 1: all
     c.generate.min_p = 0.0  # keep tokens at least this likely relative to the likeliest; 0: all
+    c.generate.typical_p = 1.0  # keep the tokens nearest to the expected surprise that hold this much probability; 1: all
+    c.generate.repetition_penalty = 1.0  # logits of what prompt and text have are divided (above 0) or multiplied by it; 1: off
+    c.generate.frequency_penalty = 0.0  # taken from a token's logit for each time the text has it
+    c.generate.presence_penalty = 0.0  # taken from the logits of tokens that the text has
     c.generate.stop = ()  # strings at which a text ends (they are not part of it)
+
+    c.infer = ConfigDict()
+    c.infer.slots = 8  # texts written at a time, by `llmjax generate --prompts`
+    c.infer.steps = 8  # tokens a text at most between two looks at arrivals and stop strings
+    c.infer.weights = "auto"  # as decoding reads them: stored, tiles (CPU, few texts), int8 (rounded, a quarter of the memory)
+    c.infer.ahead = 0  # tokens guessed a step from what followed the same words before, and checked all at once; 0: off
     # fmt: on
     return c
 

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax.data import parallel_text
-from llmjax.data.mixture import Mixture, parse_mixture
+from llmjax.data.mixture import Mixture, capped, parse_mixture, tempered
 from llmjax.data.ramp import batch_sizes, sizes
 from llmjax.data.tokens import Index, Stream, load_index
 
@@ -209,6 +209,7 @@ class TrainBatches:
         self._make = _Maker(c, index, corruption)
         layouts = {name: _layout(index, stream, length=self._make.length) for name, stream in streams.items()}
         self._rows = [_Rows(layout, source=name, seed=c.seed) for name, layout in layouts.items()]
+        self._counts = {name: rows.count for name, rows in zip(streams, self._rows, strict=True)}
         self.languages = [stream.languages for stream in streams.values()]
         self.tokens_per_epoch = sum(rows.count for rows in self._rows) * length
         self._sizes = batch_sizes(c.train, tokens_per_epoch=self.tokens_per_epoch)
@@ -216,10 +217,18 @@ class TrainBatches:
             steps = functools.partial(self._sizes.steps, total_steps=total_steps)
             stages = parse_mixture(c.data.mixture, sources=list(streams), steps=steps)
         else:
-            stages = [(0, {name: float(rows.count) for name, rows in zip(streams, self._rows, strict=True)})]
+            stages = [(0, tempered(self._counts, c.data.mixture_temperature))]
         examples = [(self._sizes.first_row(step), weights) for step, weights in stages]
+        if c.data.max_epochs and total_steps > 1:
+            rows = self._sizes.first_row(total_steps)
+            examples = capped(examples, examples=rows, sizes=self._counts, max_epochs=c.data.max_epochs)
         self._mixture = Mixture(examples, sources=list(streams), seed=c.seed)
         self._seed, self._host, self._hosts = c.seed, host, hosts
+
+    def epochs(self, steps: int) -> dict[str, float]:
+        """How often each source has been seen after so many steps."""
+        seen = self._mixture.counts(self._sizes.first_row(steps))
+        return {name: seen[name] / count for name, count in self._counts.items()}
 
     def batch(self, k: int) -> Batch:
         """This host's rows of global batch k, as `pack` describes them, or as the objective changed them."""

@@ -79,6 +79,51 @@ def _parse_weights(text: str, shares: str, sources: Sequence[str]) -> dict[str, 
     return weights
 
 
+def tempered(sizes: Mapping[str, float], temperature: float) -> dict[str, float]:
+    """Weights size ** temperature: 1 is by size, 0 all alike, 0.3 to 0.7 lifts small sources (Conneau and Lample 2019)."""
+    return {name: float(size**temperature) if size else 0.0 for name, size in sizes.items()}
+
+
+def capped(
+    stages: Sequence[tuple[int, Mapping[str, float]]], *, examples: int, sizes: Mapping[str, int], max_epochs: float
+) -> list[tuple[int, dict[str, float]]]:
+    """The stages with weights lowered so that no source is seen more than `max_epochs` times over the whole training.
+
+    What a source may not give, the others of its stage give, in proportion to their weights.
+
+    Args:
+        stages: number of the first example, and weight by source.
+        examples: of the whole training.
+        sizes: examples in one pass over each source.
+
+    Raises:
+        ValueError: if the sources that a stage draws on have too few examples left between them.
+    """
+    left = {name: max_epochs * size for name, size in sizes.items()}
+    result = []
+    ends = [start for start, _ in stages[1:]] + [examples]
+    for (start, weights), end in zip(stages, ends, strict=True):
+        need = float(max(end - start, 0))
+        free = {name: weight for name, weight in weights.items() if weight > 0}
+        share: dict[str, float] = {}
+        if need > sum(left[name] for name in free) * (1 + 1e-9):
+            raise ValueError(
+                f"data.max_epochs={max_epochs:g}: {', '.join(free)} have {sum(left[n] for n in free):,.0f} examples left "
+                f"under it, and {need:,.0f} are wanted from them: raise data.max_epochs, shorten train.duration, or add text"
+            )
+        while free:
+            rate = (need - sum(share.values())) / sum(free.values())
+            full = [name for name, weight in free.items() if weight * rate > left[name]]
+            if not full:
+                share |= {name: weight * rate for name, weight in free.items()}
+                break
+            share |= {name: left[name] for name in full}
+            free = {name: weight for name, weight in free.items() if name not in full}
+        left = {name: amount - share.get(name, 0.0) for name, amount in left.items()}
+        result.append((start, share if need else dict(weights)))
+    return result
+
+
 def apportion(weights: Sequence[float], seats: int) -> np.ndarray:
     """Seats by largest remainder, at least one for every positive weight; int64, sums to `seats`."""
     share = np.asarray(weights, np.float64) / np.sum(weights) * seats
@@ -126,6 +171,15 @@ class Mixture:
             sources[chosen] = block_sources[within[chosen] % BLOCK]
             indices[chosen] = block_indices[within[chosen] % BLOCK]
         return sources.reshape(np.shape(examples)), indices.reshape(np.shape(examples))
+
+    def counts(self, examples: int) -> dict[str, int]:
+        """How many of the first `examples` examples are of each source."""
+        stage = int(np.searchsorted(self._starts, examples, side="right")) - 1
+        block, rest = divmod(examples - int(self._starts[stage]), BLOCK)
+        begun, _ = self._block(stage, block)
+        seen = self._tables[stage].before(block) + self._used[stage]
+        seen = seen + np.bincount(begun[:rest], minlength=len(self.sources))
+        return dict(zip(self.sources, seen.tolist(), strict=True))
 
     def _make_block(self, stage: int, block: int) -> tuple[np.ndarray, np.ndarray]:
         table = self._tables[stage]

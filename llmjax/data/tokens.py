@@ -113,7 +113,7 @@ def read_texts(prepared: Path, split: str, source: str) -> Iterator[str]:
     """The texts of a source as they are encoded, in order: its documents, or both texts of each pair."""
     languages = languages_of(prepared, source)
     for document in read_documents(prepared / split, source=source):
-        yield from parallel_text.sides(document.text, languages)
+        yield from parallel_text.sides(document["text"], languages)
 
 
 def _train(c: ConfigDict, prepared: Path) -> Tokenizer:

@@ -48,6 +48,8 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
         f"data: {tokens_per_epoch:,} training tokens, {sizes.tokens(total):,} to be seen "
         f"({sizes.tokens(total) / tokens_per_epoch:.2f} epochs), {sizes.describe()}"
     )
+    if len(batches.languages) > 1:
+        print("epochs: " + ", ".join(f"{name} {epochs:.2f}" for name, epochs in batches.epochs(total).items()))
     if c.objective.name == "translation" and all(len(names) == 1 for names in batches.languages):
         raise ValueError(
             "objective.name=translation needs parallel text, and data.sources has none: give two files with as many "

@@ -1,0 +1,35 @@
+"""Web text made ready for training, in FineWeb's order: extraction, repair, language, quality, duplicates, personal data.
+
+    llmjax prepare --config configs/data/web.py --config.data.sources='["crawl/"]' --workdir runs/web
+    llmjax prepare --config configs/data/web.py:strict --config.data.sources='["crawl/"]' --workdir runs/web-strict
+
+Reads folders of HTML, WARC, WET, PDF, text and JSONL. Kept are English documents that pass the rules of Gopher, C4
+(without the rule of terminal marks, as in FineWeb) and FineWeb, at the thresholds of llmjax/prepare/rules.py; near
+duplicates are found over all sources at once, where FineWeb does so for each crawl. `strict` also cuts out repeated
+passages of 50 tokens (Lee et al. 2021). What is thrown away is in WORKDIR/prepare/rejected/ with its reason, and
+WORKDIR/prepare/card.html tells how much went where.
+
+Needs the extra [data]. Hardware: any; about 1.5 MB of text a second and core, most of it the repair and the masking.
+
+Penedo et al. (2024), "The FineWeb Datasets: Decanting the Web for the Finest Text Data at Scale".
+"""
+
+from ml_collections import ConfigDict
+
+from llmjax.config import base, parse_arg
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`fineweb` (the default) or `strict`."""
+    choice = parse_arg(arg, choices=("fineweb", "strict")).choice
+    c = base()
+    c.name = "web"
+    c.prepare.steps = (
+        "repair", "language", "gopher_repetition", "gopher_quality", "c4", "fineweb", "exact", "near", "personal",
+    )  # fmt: skip
+    c.prepare.languages = ("en",)
+    c.prepare.encodings = ("utf-8", "detect")
+    if choice == "strict":
+        c.name = "web-strict"
+        c.prepare.steps = (*c.prepare.steps[:-1], "substring", "personal")
+    return c

@@ -1,0 +1,199 @@
+"""The task of one part: read it (or take it from the step before), run the steps on each batch, write it, and count.
+
+What is counted here is summed over the parts by `summary.py` and becomes the funnel and the data card.
+"""
+
+import importlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llmjax.prepare import split, store
+from llmjax.prepare.parts import Part
+from llmjax.prepare.reading import Fields, read_part
+from llmjax.prepare.records import SCHEMA, Step, kept, reject, replace, with_ids
+from llmjax.prepare.summary import Summary
+
+PER_DOCUMENT = (
+    "extract", "repair", "emoji", "spelling", "language", "gopher_quality", "gopher_repetition", "c4", "fineweb",
+    "perplexity", "quality", "toxicity", "personal", "decontaminate",
+)  # fmt: skip
+REJECTED_TEXT = 1000  # characters of a rejected document that are kept
+
+
+def clean_part(
+    *,
+    part: Part,
+    before: str,
+    removed: str,
+    spans: str,
+    steps: Sequence[str],
+    settings: dict[str, Any],
+    text_field: str,
+    min_bytes: int,
+    out: str,
+) -> dict[str, Any]:
+    """Run per-document steps on one part and write it to the folder `out`.
+
+    Args:
+        before: folder of the documents of the step before; "": read the sources.
+        removed: folder of side tables (ordinal, kind, of, detail) of documents to reject; "": none.
+        spans: folder of side tables (ordinal, start, stop) of bytes to take out of texts; "": none.
+        settings: those of c.prepare.
+
+    Returns:
+        the part's `Summary` as JSON values.
+    """
+    chosen = SimpleNamespace(**settings)
+    pipeline = [(name, _make(name, chosen)) for name in steps]
+    summary, fields = Summary(), Fields()
+    writer = store.PartWriter(store.part_path(Path(out), part.number), number=part.number, source=part.source)
+    if before:
+        batches = _changed(Path(before), part.number, removed, spans, summary)
+    else:
+        batches = read_part(part, text_field=text_field, max_bytes=settings["max_document_bytes"], fields=fields)
+    for batch in batches:
+        if not before:
+            batch = _read(batch, summary)
+        for name, step in pipeline:
+            batch = _run(name, step, batch, summary)
+            if name == "extract" and settings["bias"]:
+                summary.add_bias(batch)
+        batch = _check_size(batch, min_bytes, summary)
+        batch = _clip(batch)
+        keep = kept(batch)
+        summary.add_facts(batch)
+        groups = split.group_hashes(batch["group"].to_pylist())
+        writer.write(batch, sizes=batch["size"].to_numpy(), groups=groups, kept=keep)
+    writer.close()
+    summary.fields = {"rows": fields.rows, "with_field": fields.with_field, "names": sorted(fields.names)}
+    return summary.to_json()
+
+
+def _make(name: str, settings: Any) -> Step:
+    module = importlib.import_module(f"llmjax.prepare.steps.{name}")
+    step: Step = module.make(settings)
+    return step
+
+
+def _read(batch: pa.RecordBatch, summary: Summary) -> pa.RecordBatch:
+    """Count what was read; documents that need no extraction pass it untouched, so their ids are right already."""
+    summary.read_documents += batch.num_rows
+    summary.read_bytes += pc.sum(batch["size"]).as_py() or 0
+    summary.add_rejected("read", batch, np.zeros(batch.num_rows, bool))
+    return batch
+
+
+def _run(name: str, step: Step, batch: pa.RecordBatch, summary: Summary) -> pa.RecordBatch:
+    began = time.process_time()
+    was_kept, before = kept(batch), batch["text"]
+    after = step(batch)
+    assert after.num_rows == batch.num_rows and after.schema == SCHEMA, name
+    changed = 0
+    if after["text"] is not before:
+        differ = pc.not_equal(pc.fill_null(after["text"], ""), pc.fill_null(before, "")).to_numpy(zero_copy_only=False)
+        changed = int((differ & was_kept).sum())
+        after = with_ids(after) if changed else after
+    if name == "extract":
+        after = _without_data(batch, after)
+    summary.add_step(name, before=batch, after=after, was_kept=was_kept, changed=changed)
+    summary.add_rejected(name, after, ~was_kept)
+    summary.seconds[name] = summary.seconds.get(name, 0.0) + time.process_time() - began
+    return after
+
+
+def _without_data(before: pa.RecordBatch, after: pa.RecordBatch) -> pa.RecordBatch:
+    """After the extraction: no raw bytes, but where there is no text the first of them, to recognise it by."""
+    texts = after["text"].to_pylist() if after["text"].null_count else after["text"]
+    for row in np.flatnonzero(after["text"].is_null().to_numpy(zero_copy_only=False)):
+        texts[row] = (before["data"][int(row)].as_py() or b"")[:REJECTED_TEXT].decode("utf-8", "replace")
+    rows = after.num_rows
+    return replace(after, text=texts, data=pa.nulls(rows, pa.large_binary()), format=[""] * rows)
+
+
+def _check_size(batch: pa.RecordBatch, min_bytes: int, summary: Summary) -> pa.RecordBatch:
+    was_kept = kept(batch)
+    reasons: dict[int, str] = {}
+    sizes, texts = batch["size"].to_numpy(), batch["text"]
+    for row in np.flatnonzero(was_kept & (sizes < max(min_bytes, 64))):
+        if not texts[int(row)].as_py().strip():
+            reasons[int(row)] = "empty"
+        elif sizes[row] < min_bytes:
+            reasons[int(row)] = f"too short: {sizes[row]} bytes, data.min_bytes={min_bytes}"
+    # Long texts can be all white space too; that is rare, so only those that begin with it are looked at whole.
+    for row in np.flatnonzero(was_kept & (sizes >= max(min_bytes, 64))):
+        text = texts[int(row)]
+        if text.as_buffer().to_pybytes()[:1].isspace() and not text.as_py().strip():
+            reasons[int(row)] = "empty"
+    batch = reject(batch, reasons)
+    summary.add_rejected("size", batch, ~was_kept)
+    return batch
+
+
+def _clip(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rejected documents keep their beginning only."""
+    keep = kept(batch)
+    if keep.all():
+        return batch
+    texts = batch["text"].to_pylist()
+    return replace(batch, text=[t if k else (t or "")[:REJECTED_TEXT] for t, k in zip(texts, keep, strict=True)])
+
+
+def _changed(before: Path, number: int, removed: str, spans: str, summary: Summary) -> Iterator[pa.RecordBatch]:
+    """A part as the last step left it, with what was decided since: documents removed, bytes taken out."""
+    out = store.row_table(Path(removed) / f"{number:06d}.parquet") if removed else None
+    cut = store.row_table(Path(spans) / f"{number:06d}.parquet") if spans else None
+    reasons = removal_reasons(out, before) if out is not None else {}
+    start = 0
+    for batch in store.read_batches(store.part_path(before, number)):
+        stop, was_kept = start + batch.num_rows, kept(batch)
+        batch = reject(batch, {row - start: reason for row, reason in reasons.items() if start <= row < stop})
+        summary.add_rejected("overall", batch, ~was_kept)
+        if cut is not None:
+            batch = _without_spans(batch, start, cut)
+        yield batch
+        start = stop
+
+
+def removal_reasons(removed: pa.Table, documents: Path) -> dict[int, str]:
+    """Row -> reason of the documents of one part that a step over all documents removed."""
+    reasons: dict[int, str] = {}
+    origins = _origins(removed["of"].to_numpy(), documents)
+    for ordinal, kind, of, detail in zip(
+        *(removed[n].to_pylist() for n in ("ordinal", "kind", "of", "detail")), strict=True
+    ):
+        where = f"of {origins[of]}" if of >= 0 else ""
+        reasons[ordinal & 0xFFFFFFFF] = f"{kind}: {' '.join(filter(None, (detail, where)))}"
+    return reasons
+
+
+def _origins(ordinals: np.ndarray, documents: Path) -> dict[int, str]:
+    """ "SOURCE: PATH" of documents by their ordinals."""
+    found: dict[int, str] = {}
+    wanted = np.unique(ordinals[ordinals >= 0])
+    for part in np.unique(wanted >> 32):
+        chosen = wanted[wanted >> 32 == part]
+        table = store.take(store.part_path(documents, int(part)), chosen & 0xFFFFFFFF, columns=("source", "path"))
+        found |= {
+            int(o): f"{s}: {p}"
+            for o, s, p in zip(chosen, table["source"].to_pylist(), table["path"].to_pylist(), strict=True)
+        }
+    return found
+
+
+def _without_spans(batch: pa.RecordBatch, start: int, cut: pa.Table) -> pa.RecordBatch:
+    from llmjax.prepare.duplicates import remove_spans
+
+    rows = (cut["ordinal"].to_numpy() & 0xFFFFFFFF) - start
+    inside = (rows >= 0) & (rows < batch.num_rows)
+    inside[inside] &= kept(batch)[rows[inside]]
+    if not inside.any():
+        return batch
+    begins, ends = cut["start"].to_numpy()[inside], cut["stop"].to_numpy()[inside]
+    return with_ids(replace(batch, text=remove_spans(batch["text"], rows[inside], begins, ends)))

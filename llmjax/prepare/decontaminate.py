@@ -1,0 +1,341 @@
+"""Benchmark questions in training text: runs of words in common, how much they cover, and the longest common text.
+
+Brown et al. (2020), "Language Models are Few-Shot Learners", appendix C, call 13 words in a row a collision. That finds
+no short question and few edited ones, and a proverb is one too. So runs of 8 words are looked up, and an item is told if
+a run goes on to 13 words or if runs cover half of it; the table says what matched, how much of it, and how long the
+longest common text is. `leaked` is a rule over it.
+
+Words are those of `kernels.words`: case-folded, punctuation aside, digits as they stand.
+"""
+
+import collections
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from llmjax.prepare.kernels import windows
+from llmjax.prepare.kernels.words import find_words, rolling, room, tables, utf8
+
+SHORT = 8  # words of a run that is looked up; an item with fewer cannot be told from chance
+HALF = 0.5  # share of an item that counts in shorter runs than the words asked for
+SHARED = 3  # a run in more items of one benchmark than this is an instruction, not a question
+QUESTION_KEYS = (
+    "question",
+    "query",
+    "ctx",
+    "prompt",
+    "problem",
+    "instruction",
+    "input",
+    "sentence",
+    "passage",
+    "context",
+    "text",
+)
+ANSWER_KEYS = ("canonical_solution", "solution", "answer", "target", "output", "completion", "response")
+ID_KEYS = ("id", "task_id", "ind", "idx", "qid", "question_id")
+SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("benchmark", pa.string()),
+        ("item", pa.string()),
+        ("field", pa.string()),  # question, answer, or both in a row
+        ("words", pa.int64()),  # of the field that are in common runs of at least SHORT words
+        ("run", pa.int64()),  # of the longest of these runs
+        ("share", pa.float64()),  # of the field's words
+        ("characters", pa.int64()),  # of the longest common text, case and punctuation aside
+        ("text", pa.string()),  # the words of the document that are in it
+    ]
+)
+
+
+class Item(NamedTuple):
+    """A question of a benchmark: its name within it and the texts to look for, by what they are."""
+
+    id: str
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One text of one item, as words."""
+
+    benchmark: str
+    item: str
+    field: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Index:
+    """What `overlaps` looks for.
+
+    Attributes:
+        grams: hashes of runs of SHORT words, sorted, uint64 (places,); one that occurs in several places, several times.
+        entry, position: which entry has the run, and from which of its words on, int64 (places,).
+        filter: bitmap of the hashes, of `windows.make_filter`.
+        words: words in a row that are told however little of an item they are.
+        left_out: by benchmark, how many items have too few words to be looked for.
+    """
+
+    entries: Sequence[Entry]
+    grams: np.ndarray
+    entry: np.ndarray
+    position: np.ndarray
+    filter: np.ndarray
+    words: int
+    left_out: Mapping[str, int]
+
+
+def read_benchmark(path: str | Path) -> list[Item]:
+    """The items of a JSON-lines file (.gz too) in the format of a Hugging Face data set or the evaluation harness.
+
+    Known are question, context or prompt with its answer, and choices with the number, letter or labels of the right
+    one (ARC, HellaSwag, MMLU, TruthfulQA, GSM8K, HumanEval); of other rows the longest string is the question.
+
+    Raises:
+        ValueError: if a line is not a JSON object, or has no text in it.
+    """
+    path = Path(path)
+    items = []
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                advice = "write the benchmark as JSON lines, one object a line (datasets: `to_json`)"
+                raise ValueError(f"{path}, line {number}, is not JSON ({error}): {advice}") from error
+            if not isinstance(row, dict) or not any(isinstance(value, str) and value for value in row.values()):
+                raise ValueError(f"{path}, line {number}: a row must be an object with the question as a string field")
+            items.append(_item(row, number))
+    if not items:
+        raise ValueError(f"{path} has no rows")
+    return items
+
+
+def _item(row: Mapping[str, Any], number: int) -> Item:
+    name = next((str(row[key]) for key in ID_KEYS if row.get(key) not in (None, "")), str(number))
+    question = next((row[key] for key in QUESTION_KEYS if isinstance(row.get(key), str) and row[key].strip()), None)
+    if question is None:
+        question = max((value for value in row.values() if isinstance(value, str)), key=len)
+    fields = {"question": question}
+    answer = _right_choice(row)
+    if answer is None:
+        answer = next((row[key] for key in ANSWER_KEYS if isinstance(row.get(key), str)), None)
+    if answer:
+        fields["answer"] = answer
+        if len(question.split()) < 2 * SHORT:  # too short to be told from chance, but with its answer it may not be
+            fields["question and answer"] = f"{question} {answer}"
+    if isinstance(row.get("test"), str):
+        fields["test"] = row["test"]
+    return Item(name, fields)
+
+
+def _right_choice(row: Mapping[str, Any]) -> str | None:
+    """The text of the right one of several choices, however the benchmark marks it."""
+    targets = row.get("mc1_targets")
+    if isinstance(targets, dict) and 1 in targets.get("labels", ()):
+        return str(targets["choices"][targets["labels"].index(1)])
+    choices = row.get("choices", row.get("endings", row.get("options")))
+    letters: Sequence[Any] = list("ABCDEFGHIJ")
+    if isinstance(choices, dict):
+        letters, choices = choices.get("label", letters), choices.get("text")
+    answer = next((row[key] for key in ("answerKey", "answer", "label", "gold", "answer_index") if key in row), None)
+    if not isinstance(choices, list) or answer is None:
+        return None
+    if answer in letters:
+        place = list(letters).index(answer)
+    elif str(answer).lstrip("-").isdigit():
+        place = int(answer)
+    else:
+        return str(answer) if answer in choices else None
+    return str(choices[place]) if 0 <= place < len(choices) else None
+
+
+def _words(text: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Hashes of the words of a text, their bytes (words, 2), and the words in lower case."""
+    raw = text.encode()
+    data = np.frombuffer(raw or b" ", np.uint8)
+    hashes, spans = np.empty(len(raw) + 1, np.uint64), np.empty((len(raw) + 1, 2), np.int64)
+    count = find_words(data, 0, len(raw), *tables(), False, hashes, spans)
+    return hashes[:count], spans[:count], tuple(raw[a:b].decode().casefold() for a, b in spans[:count])
+
+
+def index(benchmarks: Mapping[str, Iterable[Item]], *, words: int = 13) -> Index:
+    """The runs of SHORT words of all items, by benchmark.
+
+    Runs in more than SHARED items of one benchmark are left out: they are its instructions. Texts of fewer than SHORT words
+    are not looked for.
+
+    Args:
+        words: words in a row that count however little of an item they are.
+
+    Raises:
+        ValueError: for fewer than SHORT words, which prose has in common by chance.
+    """
+    if words < SHORT:
+        raise ValueError(f"decontaminate_words must be at least {SHORT}, not {words}: shorter runs match by chance")
+    entries: list[Entry] = []
+    grams: list[np.ndarray] = []  # of each entry
+    left_out: dict[str, int] = {}
+    shared: set[int] = set()
+    for benchmark, items in benchmarks.items():
+        seen: collections.Counter[int] = collections.Counter()
+        left_out[benchmark] = 0
+        for item in items:
+            runs: set[int] = set()
+            for name, text in item.fields.items():
+                hashes, _, plain = _words(text)
+                if len(hashes) >= SHORT:
+                    entries.append(Entry(benchmark, item.id, name, plain))
+                    grams.append(np.empty(len(hashes), np.uint64))
+                    grams[-1] = grams[-1][: rolling(hashes, len(hashes), SHORT, grams[-1])]
+                    runs.update(grams[-1].tolist())
+            left_out[benchmark] += not runs
+            seen.update(runs)
+        shared.update(run for run, count in seen.items() if count > SHARED)
+    places = [
+        (run, number, position)
+        for number, runs_of in enumerate(grams)
+        for position, run in enumerate(runs_of.tolist())
+        if run not in shared
+    ]
+    places.sort()
+    sorted_grams = np.array([run for run, _, _ in places], np.uint64)
+    return Index(
+        entries=entries,
+        grams=sorted_grams,
+        entry=np.array([entry for _, entry, _ in places], np.int64),
+        position=np.array([position for _, _, position in places], np.int64),
+        filter=windows.make_filter(sorted_grams),
+        words=words,
+        left_out=left_out,
+    )
+
+
+def overlaps(texts: pa.LargeStringArray, index: Index) -> pa.Table:
+    """The items that a text has in common runs of words with: a table of SCHEMA, sorted by row, benchmark and item.
+
+    Told are runs of `index.words` words or more, and items of which runs of SHORT words cover half. Of the fields of an item
+    one is told: the question if half of it is covered, else the one with the longest common text.
+    """
+    data, offsets = utf8(texts)
+    hashes = np.empty(room(offsets), np.uint64)
+    size = 4096
+    while True:
+        rows, starts, places = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.int64)
+        arguments = (data, offsets, *tables(), index.grams, SHORT, index.filter, hashes, rows, starts, places)
+        count = windows.matches(*arguments)
+        if count <= size:
+            break
+        size = count
+    by_row: dict[int, list[tuple[int, int]]] = {}
+    for row, start, place in zip(rows[:count].tolist(), starts[:count].tolist(), places[:count].tolist(), strict=True):
+        by_row.setdefault(row, []).append((start, place))
+    result: list[dict[str, Any]] = []
+    for row, hits in by_row.items():
+        best: dict[tuple[str, str], dict[str, Any]] = {}
+        for found in _in_text(texts[row].as_py(), hits, index):
+            key = (found["benchmark"], found["item"])
+            if key not in best or _weight(found) > _weight(best[key]):
+                best[key] = {"row": row, **found}
+        result.extend(best[key] for key in sorted(best))
+    return pa.Table.from_pylist(result, SCHEMA)
+
+
+def _weight(found: Mapping[str, Any]) -> tuple[bool, int, float]:
+    is_question = found["field"].startswith("question") and found["share"] >= HALF
+    return is_question, found["characters"], found["share"]
+
+
+def _in_text(text: str, hits: Sequence[tuple[int, int]], index: Index) -> Iterator[dict[str, Any]]:
+    """What the entries of these hits have in common with a text."""
+    aligned: dict[
+        int, dict[int, set[int]]
+    ] = {}  # entry -> (word of the text - word of the entry) -> words of the entry
+    for start, place in hits:
+        last = int(np.searchsorted(index.grams, index.grams[place], side="right"))
+        for i in range(place, last):
+            position = int(index.position[i])
+            words = aligned.setdefault(int(index.entry[i]), {}).setdefault(start - position, set())
+            words.update(range(position, position + SHORT))
+    _, spans, plain = _words(text)
+    raw = text.encode()
+    for number, by_shift in aligned.items():
+        entry = index.entries[number]
+        covered: set[int] = set().union(*by_shift.values())
+        found = [_longest(entry.words, plain, shift, sorted(words)) for shift, words in sorted(by_shift.items())]
+        length, first, last = max(found)
+        share = len(covered) / len(entry.words)
+        run = max(_most_in_a_row(sorted(words)) for words in by_shift.values())
+        if share < HALF and run < index.words:
+            continue
+        yield {
+            "benchmark": entry.benchmark,
+            "item": entry.item,
+            "field": entry.field,
+            "words": len(covered),
+            "run": run,
+            "share": share,
+            "characters": length,
+            "text": raw[spans[first, 0] : spans[last, 1]].decode(),
+        }
+
+
+def _longest(entry: Sequence[str], text: Sequence[str], shift: int, words: Sequence[int]) -> tuple[int, int, int]:
+    """Characters of the longest common text through runs of these words, and its first and last whole word in the text."""
+    best = (0, 0, 0)
+    at = 0
+    while at < len(words):
+        end = at
+        while end + 1 < len(words) and words[end + 1] == words[end] + 1:
+            end += 1
+        first, last = words[at], words[end]
+        length = sum(len(entry[i]) for i in range(first, last + 1)) + last - first
+        if first > 0 and first + shift > 0:
+            length += 1 + _common_end(entry[first - 1], text[first + shift - 1])
+        if last + 1 < len(entry) and last + shift + 1 < len(text):
+            length += 1 + _common_end(entry[last + 1][::-1], text[last + shift + 1][::-1])
+        best = max(best, (length, first + shift, last + shift))
+        at = end + 1
+    return best
+
+
+def _most_in_a_row(numbers: Sequence[int]) -> int:
+    """The length of the longest stretch of consecutive numbers in a sorted sequence."""
+    best = length = 0
+    previous = -2
+    for number in numbers:
+        length = length + 1 if number == previous + 1 else 1
+        best, previous = max(best, length), number
+    return best
+
+
+def _common_end(a: str, b: str) -> int:
+    """How many last characters two words have in common."""
+    count = 0
+    while count < min(len(a), len(b)) and a[-1 - count] == b[-1 - count]:
+        count += 1
+    return count
+
+
+def leaked(table: pa.Table, *, characters: int = 50, share: float = 0.3, words: int = 26) -> np.ndarray:
+    """Rows of texts to reject for `overlaps`, int64, sorted, each once.
+
+    A common text of `characters` characters (GPT-4's report, Achiam et al. 2023, appendix C, goes by 50) and with it either
+    `share` of the item or `words` words; or, of questions, HALF of one however short. One run of 13 words that a long
+    question quotes from elsewhere (a law, a proverb) is thus no leak, and a lightly edited question is one.
+    """
+    covered = table["share"].to_numpy()
+    much = (covered >= share) | (table["words"].to_numpy() >= words)
+    is_long = table["characters"].to_numpy() >= characters
+    questions = np.array([name.startswith("question") for name in table["field"].to_pylist()], bool)
+    return np.unique(table["row"].to_numpy()[(is_long & much) | (questions & (covered >= HALF))])

@@ -1,0 +1,309 @@
+"""Everything that the Gopher and FineWeb rules ask about a text, in one pass over its bytes.
+
+All lengths are in characters (code points), as the published rules count them.
+"""
+
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from llmjax.prepare import rules
+from llmjax.prepare.kernels import english, jit
+from llmjax.prepare.kernels.english import (
+    ALPHABETIC,
+    BLANK,
+    LINE_END,
+    SYMBOL,
+    TERMINAL,
+    characters_hash,
+    english_tokens,
+    unicode_words,
+)
+from llmjax.prepare.kernels.words import TABLE_SIZE, decode, rolling, room, utf8
+
+NAMES = (
+    "characters",
+    "words",
+    "plain_words",  # not of symbols alone
+    "plain_characters",  # in those
+    "alphabetic_words",
+    "stop_words",  # different ones
+    "hashes",
+    "ellipses",
+    "lines",  # by any line end of Unicode
+    "bullet_lines",
+    "ellipsis_lines",
+    "paragraphs",
+    "repeated_paragraphs",
+    "repeated_paragraph_characters",
+    "pieces",  # lines as Gopher's repetition counts them: what runs of line feeds part
+    "repeated_pieces",
+    "repeated_piece_characters",
+    "full_lines",  # by line feed, not blank
+    "terminal_lines",
+    "short_lines",
+    "repeated_full_characters",
+    "line_feeds",
+    *(f"top_{n}" for n in range(2, 5)),
+    *(f"repeated_{n}" for n in range(5, 11)),
+)
+COLUMN = {name: i for i, name in enumerate(NAMES)}
+WordKind = Literal["unicode", "spacy_compat"]
+
+
+def statistics(
+    texts: pa.LargeStringArray, *, words: WordKind = "unicode", short_line: int = 30
+) -> dict[str, np.ndarray]:
+    """Counts for every text, float64 (texts,) by name.
+
+    Args:
+        words: runs of letters and digits of any script ("unicode"), or tokens much as spaCy's English ones, among them
+            punctuation ("spacy_compat"), with which the published thresholds were found.
+        short_line: most characters of a short line.
+
+    Raises:
+        ValueError: for another kind of words.
+    """
+    if words not in ("unicode", "spacy_compat"):
+        raise ValueError(f"words must be 'unicode' or 'spacy_compat', not {words!r}")
+    data, offsets = utf8(texts)
+    out = np.zeros((len(texts), len(NAMES)), np.float64)
+    stop_words = np.array([english.hash_of(word) for word in rules.STOP_WORDS], np.uint64)
+    _statistics(
+        data,
+        offsets,
+        english.properties(),
+        words == "spacy_compat",
+        *english.special_pieces(),
+        stop_words,
+        short_line,
+        room(offsets),
+        out,
+    )
+    return {name: out[:, i] for name, i in COLUMN.items()}
+
+
+_last: tuple[pa.Array, object, dict[str, np.ndarray]] | None = None
+
+
+def shared_statistics(texts: pa.LargeStringArray, *, words: WordKind, short_line: int) -> dict[str, np.ndarray]:
+    """`statistics`, remembered for the last array: the rule sets ask one after the other about the same buffers.
+
+    The array that is remembered is held, so that its memory cannot become that of other texts.
+    """
+    global _last
+    addresses = tuple(buffer.address if buffer else 0 for buffer in texts.buffers())
+    key = (addresses, texts.offset, len(texts), words, short_line)
+    last = _last
+    if last is None or last[1] != key:
+        last = (texts, key, statistics(texts, words=words, short_line=short_line))
+        _last = last
+    return last[2]
+
+
+@jit
+def _entry(
+    keys: np.ndarray, owners: np.ndarray, stamps: np.ndarray, mask: int, stamp: int, key: np.uint64, new: int
+) -> int:
+    """The number that a key has in a hash table, which is `new` if it was not there. Slots of other stamps are free."""
+    slot = np.int64(key & np.uint64(mask))
+    while stamps[slot] == stamp:
+        if keys[slot] == key:
+            return owners[slot]
+        slot = (slot + 1) & mask
+    keys[slot], owners[slot], stamps[slot] = key, new, stamp
+    return new
+
+
+@jit
+def _mask(items: int) -> int:
+    """One less than the power of two that holds so many items half full."""
+    size = 16
+    while size < 2 * items:
+        size *= 2
+    return size - 1
+
+
+@jit
+def _statistics(
+    data: np.ndarray,
+    offsets: np.ndarray,
+    properties: np.ndarray,
+    is_english: bool,
+    specials: np.ndarray,
+    parts: np.ndarray,
+    units: np.ndarray,
+    stop_words: np.ndarray,
+    short_line: int,
+    most: int,
+    out: np.ndarray,
+) -> None:
+    codes, bits = np.empty(most, np.int32), np.empty(most, np.uint32)
+    spans, stack = np.empty((most + 2, 2), np.int64), np.empty((most if is_english else 0, 2), np.int64)
+    hashes, grams = np.empty(most, np.uint64), np.empty(most, np.uint64)
+    before = np.zeros(most + 1, np.int64)  # characters of all words before each
+    counts, lengths = np.empty(most, np.int64), np.empty(most, np.int64)
+    table = _mask(1024) + 1
+    keys, owners, stamps = np.empty(table, np.uint64), np.empty(table, np.int32), np.zeros(table, np.int64)
+    stamp = 0
+    for text in range(offsets.shape[0] - 1):
+        row = out[text]
+        at, stop, count = offsets[text], offsets[text + 1], 0
+        while at < stop:
+            code, size = decode(data, at, stop)
+            codes[count] = code
+            bits[count] = properties[code] if code < TABLE_SIZE else 0
+            count += 1
+            at += size
+        row[0] = count
+
+        if is_english:
+            words = english_tokens(codes, bits, count, specials, parts, units, spans, stack)
+        else:
+            words = unicode_words(bits, count, spans)
+        needed = _mask(max(words, count // 2)) + 1
+        if needed > keys.shape[0]:
+            keys, owners, stamps = np.empty(needed, np.uint64), np.empty(needed, np.int32), np.zeros(needed, np.int64)
+            stamp = 0
+
+        found_stop_words = 0
+        for i in range(words):
+            start, end = spans[i, 0], spans[i, 1]
+            is_plain, is_alphabetic = False, False
+            for j in range(start, end):
+                is_plain = is_plain or not bits[j] & SYMBOL
+                is_alphabetic = is_alphabetic or bits[j] & ALPHABETIC != 0
+            hashes[i] = characters_hash(codes, start, end)
+            before[i + 1] = before[i] + end - start
+            row[2] += is_plain
+            row[3] += (end - start) if is_plain else 0
+            row[4] += is_alphabetic
+            if end - start <= 4:
+                for j in range(stop_words.shape[0]):
+                    if hashes[i] == stop_words[j]:
+                        found_stop_words |= 1 << j
+        row[1] = words
+        for j in range(stop_words.shape[0]):
+            row[5] += (found_stop_words >> j) & 1
+
+        _characters_and_lines(codes, bits, count, row)
+        mask = _mask(count // 2)
+        stamp += 2
+        _pieces(codes, bits, count, short_line, keys, owners, stamps, mask, stamp, row)
+
+        mask = _mask(words)
+        for n in range(2, 5):
+            if words < n:
+                break
+            stamp += 1
+            entries = 0
+            for i in range(rolling(hashes, words, n, grams)):
+                entry = _entry(keys, owners, stamps, mask, stamp, grams[i], entries)
+                if entry == entries:
+                    counts[entry], lengths[entry] = 1, before[i + n] - before[i] + n - 1
+                    entries += 1
+                else:
+                    counts[entry] += 1
+            best = 0
+            for entry in range(entries):  # of equally frequent runs the first counts
+                if counts[entry] > counts[best]:
+                    best = entry
+            row[20 + n] = counts[best] * lengths[best]
+        for n in range(5, 11):
+            if words < n:
+                break
+            stamp += 1
+            number = rolling(hashes, words, n, grams)
+            i, repeated = 0, 0
+            while i < number:
+                if _entry(keys, owners, stamps, mask, stamp, grams[i], i) == i:
+                    i += 1
+                else:
+                    repeated += before[i + n] - before[i]
+                    i += n
+            row[20 + n] = repeated
+
+
+@jit
+def _characters_and_lines(codes: np.ndarray, bits: np.ndarray, count: int, row: np.ndarray) -> None:
+    """Hashes, ellipses, and lines as Python's str.splitlines cuts them."""
+    dots, line_has_begun, is_bullet, last = 0, False, False, -1
+    for i in range(count + 1):
+        code = codes[i] if i < count else 10
+        dots = dots + 1 if code == 46 else 0
+        row[6] += code == 35
+        row[7] += code == 0x2026 or (code == 46 and dots % 3 == 0)
+        row[21] += code == 10 and i < count
+        if i == count or bits[i] & LINE_END:
+            is_second_half = i < count and code == 10 and i > 0 and codes[i - 1] == 13
+            if not is_second_half and (i < count or (count and not bits[count - 1] & LINE_END)):
+                row[8] += 1
+                row[9] += is_bullet
+                if last >= 0:
+                    three = last >= 2 and codes[last] == 46 and codes[last - 1] == 46 and codes[last - 2] == 46
+                    row[10] += codes[last] == 0x2026 or three
+            line_has_begun, is_bullet, last = False, False, -1
+        elif not bits[i] & BLANK:
+            if not line_has_begun:
+                is_bullet = code == 0x2022 or code == 45
+                line_has_begun = True
+            last = i
+
+
+@jit
+def _pieces(
+    codes: np.ndarray,
+    bits: np.ndarray,
+    count: int,
+    short_line: int,
+    keys: np.ndarray,
+    owners: np.ndarray,
+    stamps: np.ndarray,
+    mask: int,
+    stamp: int,
+    row: np.ndarray,
+) -> None:
+    """Lines by line feeds and paragraphs by two or more, and what is repeated of them."""
+    number, at = 0, 0
+    if count:
+        # Runs of line feeds at the two ends part empty lines off, as a regular expression's split does.
+        at_both_ends = codes[0] == 10 and codes[count - 1] == 10
+        row[14] = (codes[0] == 10) + (codes[count - 1] == 10)
+        row[15] = at_both_ends
+    while at < count:
+        if codes[at] == 10:
+            at += 1
+            continue
+        start, is_blank = at, True
+        while at < count and codes[at] != 10:
+            is_blank = is_blank and bits[at] & BLANK != 0
+            at += 1
+        is_repeated = _entry(keys, owners, stamps, mask, stamp - 1, characters_hash(codes, start, at), number) != number
+        number += 1
+        row[14] += 1
+        if is_repeated:
+            row[15] += 1
+            row[16] += at - start
+        if not is_blank:
+            row[17] += 1
+            row[18] += bits[at - 1] & TERMINAL != 0
+            row[19] += at - start <= short_line
+            row[20] += (at - start) if is_repeated else 0
+    first, last = 0, count
+    while first < last and bits[first] & BLANK:
+        first += 1
+    while last > first and bits[last - 1] & BLANK:
+        last -= 1
+    at, number = first, 0
+    while at < last:
+        start = at
+        while at < last and not (codes[at] == 10 and codes[at + 1] == 10):
+            at += 1
+        if _entry(keys, owners, stamps, mask, stamp, characters_hash(codes, start, at), number) != number:
+            row[12] += 1
+            row[13] += at - start
+        number += 1
+        while at < last and codes[at] == 10:
+            at += 1
+    row[11] = max(number, 1)

@@ -1,0 +1,263 @@
+"""Words and their 64-bit hashes, straight from the UTF-8 bytes of an Arrow string array.
+
+A word is a maximal run of letters, digits, combining marks and underscores; where a script is written without spaces
+(Chinese characters, kana, Thai, Lao, Khmer, Burmese and their like) every character, with the marks that follow it, is
+a word of its own. Punctuation and symbols of all scripts divide words, as white space does; soft hyphens and zero-width
+joiners are looked through. What a code point is comes from `unicodedata`, thus from the Unicode version of the Python
+that runs: machines that share keys must run the same Python.
+"""
+
+import functools
+import unicodedata
+
+import numpy as np
+import pyarrow as pa
+
+from llmjax.prepare.kernels import jit
+
+SPACE, OTHER, LETTER, DIGIT, MARK, SINGLE, IGNORED = range(7)  # classes of code points
+TABLE_SIZE = 0x33480  # no letter is assigned beyond the third plane; what lies there is OTHER
+UNSPACED = (  # scripts written without spaces between words: first and last code point of their blocks
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x1000, 0x109F),  # Burmese
+    (0x1780, 0x17FF),  # Khmer
+    (0x1950, 0x19DF),  # Tai Le, New Tai Lue
+    (0x1A20, 0x1AAF),  # Tai Tham
+    (0x2E80, 0x2FDF),  # radicals
+    (0x3005, 0x3007),
+    (0x3021, 0x312F),  # Hangzhou numerals, kana, Bopomofo
+    (0x31A0, 0x31FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0xA4CF),  # unified ideographs, Yi
+    (0xA980, 0xA9FF),  # Javanese, Burmese extensions
+    (0xAA60, 0xAA7F),
+    (0xF900, 0xFAFF),
+    (0xFF66, 0xFF9F),  # half-width katakana
+    (0x1AFF0, 0x1B2FF),  # kana supplements, Nushu
+    (0x20000, 0x3347F),
+)
+# Constants of the hash functions. Stored keys depend on them: changing one is a new format of every index.
+SEED = np.uint64(0x9E3779B97F4A7C15)
+CHARACTER = np.uint64(0xFF51AFD7ED558CCD)
+MIX = np.uint64(0xD6E8FEB86659FD93)
+ROLL = np.uint64(0xC2B2AE3D27D4EB4F)
+_32 = np.uint64(32)
+
+
+@functools.cache
+def tables() -> tuple[np.ndarray, np.ndarray]:
+    """For every code point below TABLE_SIZE its class (uint8) and its case-folded code point (uint32)."""
+    classes, folds = np.full(TABLE_SIZE, OTHER, np.uint8), np.arange(TABLE_SIZE, dtype=np.uint32)
+    by_category = {"L": LETTER, "N": LETTER, "M": MARK, "Z": SPACE}
+    for code in range(TABLE_SIZE):
+        character = chr(code)
+        category = unicodedata.category(character)
+        if category == "Nd":
+            classes[code] = DIGIT
+        elif category == "Cc" or code == 0x200B:  # of the format characters the zero-width space alone divides words
+            classes[code] = SPACE
+        elif category == "Cf":
+            classes[code] = IGNORED
+        else:
+            classes[code] = by_category.get(category[0], OTHER)
+        folded = character.casefold()
+        folded = folded if len(folded) == 1 else character.lower()
+        if len(folded) == 1:  # the few whose lower case is several characters stay as they are
+            folds[code] = ord(folded)
+    classes[ord("_")] = LETTER
+    for first, last in UNSPACED:
+        block = classes[first : last + 1]
+        block[block == LETTER] = SINGLE
+    return classes, folds
+
+
+def utf8(texts: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes (uint8) of a string array and the int64 offsets of its n rows in them (n + 1), without copying them.
+
+    A null is an empty text. Raises:
+        ValueError: if the array is not of strings.
+    """
+    if isinstance(texts, pa.ChunkedArray):
+        texts = texts.combine_chunks()
+    if pa.types.is_string(texts.type):
+        texts = texts.cast(pa.large_string())
+    if not pa.types.is_large_string(texts.type):
+        raise ValueError(f"texts must be an Arrow array of large_string, not of {texts.type}")
+    if texts.null_count:
+        texts = texts.fill_null("")
+    _, offsets_buffer, data_buffer = texts.buffers()
+    if not len(texts):
+        return np.zeros(1, np.uint8), np.zeros(1, np.int64)
+    offsets = np.frombuffer(offsets_buffer, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    # An empty buffer is None; numba wants an array all the same.
+    data = np.zeros(1, np.uint8) if not data_buffer else np.frombuffer(data_buffer, np.uint8)
+    return data, offsets
+
+
+def room(offsets: np.ndarray) -> int:
+    """How many words or tokens the longest of the texts can have."""
+    return int(np.diff(offsets).max(initial=0)) + 1
+
+
+@jit
+def mix(x: np.uint64) -> np.uint64:
+    """A bijection of 64-bit numbers whose every output bit depends on every input bit."""
+    x = (x ^ (x >> _32)) * MIX
+    x = (x ^ (x >> _32)) * MIX
+    return x ^ (x >> _32)
+
+
+@jit
+def decode(data: np.ndarray, at: int, stop: int) -> tuple[np.int64, int]:
+    """The code point that begins at a byte of valid UTF-8, and its number of bytes; never reads beyond `stop`."""
+    first = np.int64(data[at])
+    if first < 0x80:
+        return first, 1
+    if first < 0xE0:
+        if at + 1 >= stop:
+            return np.int64(0), 1
+        return (first & 0x1F) << 6 | np.int64(data[at + 1]) & 0x3F, 2
+    if first < 0xF0:
+        if at + 2 >= stop:
+            return np.int64(0), 1
+        return (first & 0x0F) << 12 | (np.int64(data[at + 1]) & 0x3F) << 6 | np.int64(data[at + 2]) & 0x3F, 3
+    if at + 3 >= stop:
+        return np.int64(0), 1
+    high = (first & 0x07) << 18 | (np.int64(data[at + 1]) & 0x3F) << 12
+    return high | (np.int64(data[at + 2]) & 0x3F) << 6 | np.int64(data[at + 3]) & 0x3F, 4
+
+
+@jit
+def find_words(
+    data: np.ndarray,
+    start: int,
+    stop: int,
+    classes: np.ndarray,
+    folds: np.ndarray,
+    zero_digits: bool,
+    hashes: np.ndarray,
+    spans: np.ndarray,
+) -> int:
+    """Write the hash of each case-folded word of data[start:stop], and where it lies, and return their number.
+
+    Args:
+        data: uint8, valid UTF-8.
+        classes, folds: of `tables`.
+        zero_digits: whether all digits count as "0".
+        hashes: uint64, written to; at least as long as there can be words (`room`).
+        spans: int64 (words, 2), written to: first byte and byte after the last; of no rows where it is not wanted.
+    """
+    count, state, begin, end = 0, SPACE, start, start
+    code_hash = SEED
+    wants_spans = spans.shape[0] > 0
+    at = start
+    while at < stop:
+        code, size = decode(data, at, stop)
+        kind = classes[code] if code < TABLE_SIZE else OTHER
+        if kind == IGNORED:
+            at += size
+            continue
+        if kind == MARK:  # belongs to whatever it follows; at the beginning of a word it is a letter
+            kind = LETTER if state == SPACE else state
+            joins = state != SPACE
+        else:
+            kind = LETTER if kind == DIGIT else kind
+            joins = kind == LETTER and state == LETTER
+        if not joins and state != SPACE:
+            hashes[count] = mix(code_hash)
+            if wants_spans:
+                spans[count, 0], spans[count, 1] = begin, end
+            count += 1
+            code_hash = SEED
+            state = SPACE
+        if kind in (LETTER, SINGLE):
+            if state == SPACE:
+                begin = at
+            folded = np.uint64(folds[code])
+            if zero_digits and classes[code] == DIGIT:
+                folded = np.uint64(48)
+            code_hash = (code_hash ^ folded) * CHARACTER
+            state = kind
+            end = at + size
+        at += size
+    if state != SPACE:
+        hashes[count] = mix(code_hash)
+        if wants_spans:
+            spans[count, 0], spans[count, 1] = begin, end
+        count += 1
+    return count
+
+
+@jit
+def find_tokens(
+    data: np.ndarray, start: int, stop: int, classes: np.ndarray, hashes: np.ndarray, spans: np.ndarray
+) -> int:
+    """Write the hash of each token of data[start:stop], and where it lies, and return their number.
+
+    A token is a word as above, case and digits as they stand, or a single other character that is not white space.
+    The arguments are those of `find_words`.
+    """
+    count, state, begin, end = 0, SPACE, start, start
+    code_hash = SEED
+    wants_spans = spans.shape[0] > 0
+    at = start
+    while at < stop:
+        code, size = decode(data, at, stop)
+        kind = classes[code] if code < TABLE_SIZE else OTHER
+        if kind == IGNORED:
+            at += size
+            continue
+        if kind == MARK:
+            kind = LETTER if state == SPACE else state
+            joins = state != SPACE
+        else:
+            kind = LETTER if kind == DIGIT else kind
+            joins = kind == LETTER and state == LETTER
+        if not joins and state != SPACE:
+            hashes[count] = mix(code_hash)
+            if wants_spans:
+                spans[count, 0], spans[count, 1] = begin, end
+            count += 1
+            code_hash = SEED
+        if kind != SPACE:
+            if not joins:
+                begin = at
+            code_hash = (code_hash ^ np.uint64(code)) * CHARACTER
+            end = at + size
+        state = kind
+        at += size
+    if state != SPACE:
+        hashes[count] = mix(code_hash)
+        if wants_spans:
+            spans[count, 0], spans[count, 1] = begin, end
+        count += 1
+    return count
+
+
+@jit
+def power(length: int) -> np.uint64:
+    """ROLL to the power of length - 1: what the oldest of `length` hashes weighs in their rolling hash."""
+    weight = np.uint64(1)
+    for _ in range(length - 1):
+        weight *= ROLL
+    return weight
+
+
+@jit
+def rolling(hashes: np.ndarray, count: int, length: int, out: np.ndarray) -> int:
+    """Write the hash of each run of `length` of the first `count` hashes, and return the number of runs.
+
+    Fewer than `length` hashes, but some, make one run of all of them. The hash of a run is a polynomial of its hashes
+    modulo 2**64, mixed, so that each run costs the same whatever its length.
+    """
+    if count == 0:
+        return 0
+    length = min(length, count)
+    weight, total = power(length), np.uint64(0)
+    for i in range(length - 1):
+        total = total * ROLL + hashes[i]
+    for i in range(length - 1, count):
+        total = total * ROLL + hashes[i]
+        out[i - length + 1] = mix(total)
+        total -= hashes[i - length + 1] * weight
+    return count - length + 1

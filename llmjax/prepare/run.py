@@ -1,0 +1,282 @@
+"""The prepare stage: sources -> WORKDIR/prepare, clean shards, what was thrown away, and an account of everything.
+
+The sources are cut into parts; tasks read and clean them, steps that look at all documents decide between two such
+passes, and tasks write the shards. Every task leaves a summary in WORKDIR/prepare/work/, so that a stopped run goes on
+with the parts that are left; that folder goes when all is done.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from llmjax import __version__
+from llmjax.data.documents import SPLITS
+from llmjax.prepare import account, clean, overall, parts, shards, split, store
+from llmjax.prepare.engine import Engine, Job, Local, check_room, workers_of
+from llmjax.prepare.overall import OVERALL, State
+from llmjax.prepare.sources import Source, check_extras, resolve_sources, sources_fingerprint
+from llmjax.prepare.summary import total
+
+OUTPUTS = (*SPLITS, "rejected")
+# How the preparation runs, not what comes out of it: a run may be resumed with others.
+HOW = ("workers", "memory_bytes", "engine", "spark_master", "keep_work")
+
+
+def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
+    """Make WORKDIR/prepare from `c.data.sources` by the steps of `c.prepare` and return its final numbers.
+
+    Rows of train/SOURCE-NNNNN.jsonl and heldout/: id, source, group, path, text, and url, licence, language and facts
+    where known; of rejected/: also reason, and of the text the first 1,000 characters. The same sources and settings
+    give the same bytes in every file, whatever the number of workers and however often the run was stopped.
+
+    Raises:
+        ValueError: for sources or settings that cannot be used, if nothing is left to train on, or if nothing could be
+            held out although a share was asked for.
+        OSError: if a file cannot be read or the disk is full; the same command goes on from there.
+    """
+    began = time.perf_counter()
+    sources = resolve_sources(c.data.sources)
+    check_extras(sources)
+    check_steps(c.prepare)
+    _check_apart(sources, workdir)
+    folder, work = workdir / "prepare", workdir / "prepare" / "work"
+    _begin(c, folder, work)
+    cut = parts.cut(sources)
+    check_room(folder, sum(part.size for part in cut))
+    state = State(make_engine(c.prepare, work), cut, work, c.prepare.to_dict())
+    with contextlib.closing(state.engine):
+        return _run(c, state, sources, folder, began)
+
+
+def _run(
+    c: ConfigDict, state: State, sources: Sequence[Source], folder: Path, began: float
+) -> dict[str, float | int | str]:
+    summaries, found = _steps(c, state, sources)
+    holdout = split.Holdout(
+        c.data.holdout_percent, c.data.holdout_max_bytes, c.data.holdout_tail_percent, c.data.min_bytes
+    )
+    written = _write(c, state, holdout, folder)
+    funnels = account.funnels(sources, state.parts, summaries, written)
+    account.check_result(c.data, funnels)
+    manifest = account.manifest(c, sources, funnels, written, found)
+    store.write_json(manifest, folder / "manifest.json")
+    account.write_card(manifest, folder / "card.html")
+    if not c.prepare.keep_work:
+        shutil.rmtree(state.work)
+    print(account.table(funnels, sources), flush=True)
+    return {**account.numbers(funnels), "seconds": round(time.perf_counter() - began, 3)}
+
+
+def check_steps(prepare: ConfigDict) -> None:
+    """Raise ValueError for a step that is unknown, twice there, or makes no sense where it stands."""
+    import difflib
+
+    known = (*clean.PER_DOCUMENT[1:], *OVERALL)
+    for number, name in enumerate(prepare.steps):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"they are {', '.join(known)}"
+            raise ValueError(f"prepare.steps: there is no step {name!r}; {hint}")
+        if name in prepare.steps[:number]:
+            raise ValueError(f"prepare.steps has {name!r} twice: leave one of them out")
+    if prepare.engine not in ("local", "spark"):
+        raise ValueError(f"prepare.engine must be local or spark, not {prepare.engine!r}")
+
+
+def make_engine(prepare: ConfigDict, work: Path) -> Engine:
+    """The engine of c.prepare.engine. ValueError if Spark is asked for and not installed."""
+    if prepare.engine == "spark":
+        from llmjax.prepare.spark import Spark
+
+        return Spark(prepare.spark_master)
+    return Local(workers_of(prepare.workers), prepare.memory_bytes, work / "spill")
+
+
+def _begin(c: ConfigDict, folder: Path, work: Path) -> None:
+    """Keep what a stopped run of the same sources and settings left, or begin anew."""
+    settings = {key: value for key, value in c.prepare.to_dict().items() if key not in HOW}
+    data = {
+        key: value
+        for key, value in c.data.to_dict().items()
+        if key not in ("mixture", "mixture_temperature", "max_epochs", "record_tokens")
+    }
+    models = {key: _digest(value) for key, value in settings.items() if key.endswith("_model") and value}
+    models |= {path: _digest(path) for path in settings["decontaminate"]}
+    values = [__version__, platform.python_version(), sources_fingerprint(c.data.sources), settings, data, models]
+    fingerprint = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    known = work / "fingerprint"
+    if not (known.is_file() and known.read_text() == fingerprint):
+        if folder.exists():
+            shutil.rmtree(folder)
+        work.mkdir(parents=True)
+        known.write_text(fingerprint)
+    for name in OUTPUTS:
+        (folder / name).mkdir(exist_ok=True)
+
+
+def _digest(path: str) -> str:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"prepare: there is no file {path}")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _check_apart(sources: Sequence[Source], workdir: Path) -> None:
+    home = workdir.resolve()
+    for source in sources:
+        if source.kind in ("stdlib", "url"):
+            continue
+        around = source.kind == "folder" and home.is_relative_to(Path(source.root).resolve())
+        if around or any(Path(file).resolve().is_relative_to(home / "prepare") for file in source.files):
+            raise ValueError(
+                f"the source {source.spec!r} takes in the run's own folder {workdir}, so the run would read what it "
+                "writes: choose another --workdir, or list in data.sources the subfolders that hold text"
+            )
+
+
+def _steps(
+    c: ConfigDict, state: State, sources: Sequence[Source]
+) -> tuple[list[list[dict[str, Any]]], dict[str, dict[str, float]]]:
+    """Run all steps; the parts' summaries of every pass over them, and what the steps over all documents found."""
+    passes: list[list[dict[str, Any]]] = []
+    found: dict[str, dict[str, float]] = {}
+    waiting = ["extract"]
+    for name in c.prepare.steps:
+        if name not in OVERALL:
+            waiting.append(name)
+            continue
+        _pass(c, state, waiting, passes)
+        if len(passes) == 1:
+            _check_fields(c, state, sources, passes[0])
+        waiting = []
+        found[name] = overall.run(state, name)
+    _pass(c, state, waiting, passes)
+    if len(passes) == 1:
+        _check_fields(c, state, sources, passes[0])
+    return passes, found
+
+
+def _pass(c: ConfigDict, state: State, names: Sequence[str], passes: list[list[dict[str, Any]]]) -> None:
+    """One pass over the parts, where there is something to do in it."""
+    if not names and not state.spans and passes:
+        return
+    out = state.work / f"documents-{len(passes)}"
+    jobs = [
+        Job(
+            part.number,
+            out / f"{part.number:06d}.json",
+            {
+                "part": part, "before": str(state.documents) if passes else "", "removed": state.removed,
+                "spans": state.spans, "steps": list(names), "settings": state.settings,
+                "text_field": c.data.text_field, "min_bytes": c.data.min_bytes, "out": str(out),
+            },
+            part.size,
+        )
+        for part in state.parts
+    ]  # fmt: skip
+    label = "cleaning" if any(name != "extract" for name in names) else ("reading" if not passes else "cutting")
+    passes.append(state.engine.map(clean.clean_part, jobs, label=label))
+    state.documents, state.removed, state.spans = out, "", ""
+
+
+def _check_fields(c: ConfigDict, state: State, sources: Sequence[Source], summaries: Sequence[dict[str, Any]]) -> None:
+    """Raise ValueError if not one of a source's rows has `data.text_field`."""
+    import difflib
+
+    for number, source in enumerate(sources):
+        own = total(s for part, s in zip(state.parts, summaries, strict=True) if part.source == number)
+        if not own.fields["rows"] or own.fields["with_field"]:
+            continue
+        names, wanted = own.fields["names"], c.data.text_field
+        near = difflib.get_close_matches(wanted, names, n=1)
+        mend = f"set data.text_field={near[0]}" if near else "set data.text_field to one of these"
+        raise ValueError(
+            f"source {source.name!r}: none of its {own.fields['rows']:,} rows has the field {wanted!r}; they have "
+            f"{', '.join(names) or 'no fields'}; {mend}"
+        )
+
+
+def _write(c: ConfigDict, state: State, holdout: split.Holdout, folder: Path) -> account.Written:
+    """Decide where every document goes, and write all shards."""
+    settings, names = dataclasses.asdict(holdout), _source_names(state)
+    removed = store.files(Path(state.removed)) if state.removed else []
+    pieces: list[str] = []
+    if holdout.tail_percent:
+        state.map(
+            split.cut_part, "pieces", label="cutting tails", documents=str(state.documents), removed=state.removed,
+            percent=holdout.tail_percent, min_bytes=holdout.min_bytes,
+        )  # fmt: skip
+        pieces = store.files(state.work / "pieces")
+    plan, jobs, planned, seen = state.work / "plan", [], [], []
+    shutil.rmtree(plan, ignore_errors=True)
+    plan.mkdir()
+    # What goes where is decided on this machine, from numbers alone.
+    with Local(workers_of(c.prepare.workers), c.prepare.memory_bytes, state.work / "spill").database() as database:
+        places = split.place(
+            database, holdout, documents=state.documents, removed=removed, linked=state.linked, pieces=pieces
+        )
+        for number, shard in enumerate(shards.assign(places, shard_bytes=c.data.shard_bytes)):
+            ordinals = np.concatenate([chunk[0] for chunk in shard.chunks])
+            if shard.split == "seen":
+                seen.append(ordinals)
+                continue
+            rows = plan / f"{number:06d}.npz"
+            np.savez(rows, ordinals=ordinals, pieces=np.concatenate([chunk[1] for chunk in shard.chunks]))
+            out = folder / shard.split / f"{names[shard.source]}-{shard.number:05d}.jsonl"
+            arguments = {"documents": str(state.documents), "rows": str(rows), "holdout": settings}
+            jobs.append(Job(number, state.work / "shards" / f"{number:06d}.json",
+                            {**arguments, "split_name": shard.split, "count_bias": c.prepare.bias, "out": str(out)}, shard.bytes))  # fmt: skip
+            planned.append(shard)
+        groups = split.heldout_groups(database, holdout)
+    described = state.engine.write(jobs)
+    rejects = _write_rejected(state, settings, names, seen, folder)
+    return account.Written(
+        shards=[(s.split, names[s.source], text) for s, text in zip(planned, described, strict=True)],
+        rejected=rejects,
+        heldout_groups={names[source]: _groups(state, rows) for source, rows in groups.items()},
+    )
+
+
+def _write_rejected(
+    state: State, holdout: dict[str, Any], names: Sequence[str], seen: Sequence[np.ndarray], folder: Path
+) -> list[tuple[str, dict[str, Any]]]:
+    seen_file = state.work / "plan" / "seen.npz"
+    if seen:
+        np.savez(seen_file, ordinals=np.concatenate(seen))
+    jobs, within = [], dict.fromkeys(range(len(names)), 0)
+    for part in state.parts:
+        out = folder / "rejected" / f"{names[part.source]}-{within[part.source]:05d}.jsonl"
+        within[part.source] += 1
+        arguments = {
+            "documents": str(state.documents), "removed": state.removed, "number": part.number, "holdout": holdout,
+            "seen": str(seen_file) if seen else "", "out": str(out),
+        }  # fmt: skip
+        jobs.append(Job(part.number, state.work / "rejected" / f"{part.number:06d}.json", arguments, part.size))
+    described = state.engine.map(shards.write_rejected, jobs, label="writing rejects")
+    return [(part.name, text) for part, text in zip(state.parts, described, strict=True)]
+
+
+def _source_names(state: State) -> list[str]:
+    names = dict.fromkeys(range(max((part.source for part in state.parts), default=-1) + 1), "")
+    return list((names | {part.source: part.name for part in state.parts}).values())
+
+
+def _groups(state: State, ordinals: Sequence[int]) -> list[str]:
+    """The names of held-out groups, but for those of rows, which are groups of their own."""
+    table = shards.fetch(state.documents, np.array(ordinals, np.int64), columns=("group", "path"))
+    pairs = zip(table["group"].to_pylist(), table["path"].to_pylist(), strict=True)
+    return sorted(group for group, _ in pairs if not _is_id(group))
+
+
+def _is_id(group: str) -> bool:
+    return len(group) == 32 and all(letter in "0123456789abcdef" for letter in group)

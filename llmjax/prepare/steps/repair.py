@@ -1,0 +1,245 @@
+"""Step "repair": broken encodings, normal form, control and invisible characters, whitespace.
+
+Source code is not damaged: quotes, ligatures, tabs and indentation stay. Changed are trailing spaces (the hard line
+breaks of Markdown too), more than two blank lines in a row, form feeds and no-break spaces (they become spaces).
+"""
+
+import functools
+import re
+import unicodedata
+from typing import Any
+
+from llmjax.prepare.records import Step, add_facts, kept, replace
+
+NORMAL_FORMS = ("NFC", "NFKC", "none")
+EVIDENCE = 2_000  # the code page of a document is judged from so many of its characters
+ROUNDS = 5
+LIKELY = 0.7  # and taken if their mean plausibility, from -1 to 1, is at least this
+_C1 = re.compile("[\x80-\x9f]")
+_LONE_C1 = re.compile(  # or UTF-8 read as Latin-1, which is for ftfy to mend
+    "[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}|([\x80-\x9f])"
+)
+# Letters that are in hardly any language: ftfy takes the Swedish "»Är" for "Ȁr" in UTF-8 read as Mac Roman.
+_RARE = re.compile("[\u01a6-\u01ae\u01b1-\u01cc\u01dd-\u0217\u021c-\u0250\u02e0-\u02ff]")
+_ESCAPES = re.compile("\x1b(?:\\[[0-?]*[ -/]*[@-~]|\\][^\x07\x1b\n]*(?:\x07|\x1b\\\\)|[@-Z\\\\^_])")
+_OVERSTRIKES = re.compile("[^\n\b]\b")  # a manual page writes bold as "x\bx" and underlined as "_\bx"
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|[\x80-\x84\x86-\x9f]")
+_INVISIBLE = re.compile(
+    "[\u00ad\u180e\u200b\u2060-\u2064\ufeff\u202a-\u202e\u2066-\u206f\ufff9-\ufffc\ufdd0-\ufdef\ufffe\uffff"
+    "\ue000-\uf8ff\U000f0000-\U0010ffff]"  # soft hyphens, zero width, direction overrides, private use, no characters
+    "|(?<![^\x00-\x7f\\s])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f\\s])"  # joiners belong between other letters
+    "|(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0000-\U000e007f]+"  # tags belong after the black flag
+)
+_SPACES = str.maketrans({"\u00a0": " ", "\u2007": " ", "\u202f": " ", "\u0085": "\n"})
+_BLANK_LINES = re.compile("\n{4,}")
+_DOS_QUOTES = re.compile(r"(?<![\d\s])½(?!\d)|(?<!\d)½(?![\d\s])")
+
+
+def make(settings: Any) -> Step:
+    """The step. Reads settings.normal_form: "NFC", "NFKC" or "none".
+
+    Facts: "repair.mojibake" lines whose encoding was mended, "repair.control" control characters and terminal
+    escapes removed, "repair.invisible" invisible and private characters removed.
+
+    Raises:
+        ValueError: the normal form is not known, or ftfy is not installed.
+    """
+    form = settings.normal_form
+    if form not in NORMAL_FORMS:
+        raise ValueError(f"normal_form={form!r} is not known; use one of {', '.join(NORMAL_FORMS)}")
+    _ftfy()
+
+    def step(batch: Any) -> Any:
+        texts = batch["text"].to_pylist()
+        facts = {}
+        changed = False
+        for row in kept(batch).nonzero()[0].tolist():
+            if texts[row]:
+                text, facts[row] = repair(texts[row], form=form)
+                changed |= text != texts[row]
+                texts[row] = text
+        return add_facts(replace(batch, text=texts), facts) if changed else add_facts(batch, facts)
+
+    return step
+
+
+@functools.cache
+def _ftfy() -> tuple[Any, Any, Any]:
+    """ftfy's is_bad and fix_encoding, and a config in which only encodings are mended."""
+    try:
+        import ftfy
+        from ftfy.badness import is_bad
+    except ImportError as error:
+        raise ValueError("mending encodings needs ftfy: pip install 'llmjax[data]'") from error
+    config = ftfy.TextFixerConfig(
+        unescape_html=False,
+        remove_terminal_escapes=False,
+        fix_latin_ligatures=False,
+        fix_character_width=False,
+        uncurl_quotes=False,
+        fix_line_breaks=False,
+        fix_surrogates=False,
+        remove_control_chars=False,
+        normalization=None,
+        explain=False,
+    )
+    return is_bad, ftfy.fix_encoding, config
+
+
+def repair(text: str, *, form: str = "NFC") -> tuple[str, dict[str, int]]:
+    """The mended text, and what was mended, by fact name; only what occurred is named."""
+    total: dict[str, int] = {}
+    for _ in range(ROUNDS):  # where an encoding was mended another layer may come to light; few texts need two rounds
+        before = text
+        text, facts = _repair_once(text, form)
+        for name, number in facts.items():
+            total[name] = total.get(name, 0) + number
+        if text == before or text.isascii() or not _ftfy()[0](text):
+            break
+    return text, total
+
+
+def _repair_once(text: str, form: str) -> tuple[str, dict[str, int]]:
+    facts: dict[str, int] = {}
+    if not text.isascii():
+        text, mended = repair_encoding(text)
+        if mended:
+            facts["repair.mojibake"] = mended
+    removed = 0
+    if "\x1b" in text:
+        text, removed = _ESCAPES.subn("", text)
+    while "\b" in text:  # "x\bx\bx": each turn removes one letter of a pile
+        text, piles = _OVERSTRIKES.subn("", text)
+        removed += piles
+        if not piles:
+            break
+    if not text.isprintable():  # a line end is not printable either: this spares only single lines
+        text, controls = _CONTROLS.subn("", text)
+        removed += controls
+    if removed:
+        facts["repair.control"] = removed
+    if not text.isascii():
+        text, invisible = _without_invisible(text)
+        if invisible:
+            facts["repair.invisible"] = invisible
+        text = text.translate(_SPACES) if re.search("[\u00a0\u2007\u202f\u0085]", text) else text
+        if form != "none" and not unicodedata.is_normalized(form, text):  # type: ignore[arg-type]
+            text = unicodedata.normalize(form, text)  # type: ignore[arg-type]
+    return clean_whitespace(text), facts
+
+
+def _without_invisible(text: str) -> tuple[str, int]:
+    """The text without invisible characters, and their number; what becomes out of place by a removal goes too."""
+    total = 0
+    while True:
+        text, number = _INVISIBLE.subn("", text)
+        total += number
+        if not number:
+            return text, total
+
+
+def clean_whitespace(text: str) -> str:
+    """The text without trailing spaces and tabs, with at most two blank lines in a row and none at the start or end.
+
+    Tabs and indentation stay. A line end at the end of the text stays, one only.
+    """
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if " \n" in text or "\t\n" in text or text[-1:] in (" ", "\t"):
+        # Not a regular expression: "[ \t]+\n" takes quadratic time on a long run of spaces within a line.
+        text = "\n".join([line.rstrip(" \t") for line in text.split("\n")])
+    text = _BLANK_LINES.sub("\n\n\n", text).lstrip("\n")
+    return text.rstrip("\n") + "\n" if text.endswith("\n") else text
+
+
+def repair_encoding(text: str) -> tuple[str, int]:
+    """The text with broken encodings mended, and the number of lines that changed.
+
+    First the code pages of DOS and the Macintosh read as Latin-1, which leaves C1 controls in words; ftfy reads those
+    as Windows-1252 and makes quotation marks of letters. Then ftfy, line by line: UTF-8 read as a single-byte encoding,
+    once or several times.
+    """
+    before = text
+    codec = legacy_codec(text) if _C1.search(text) else None
+    if codec:
+        text = _redecode(text, codec)
+    is_bad, fix_encoding, config = _ftfy()
+    if is_bad(text):
+        lines = text.split("\n")
+        for row, line in enumerate(lines):
+            if not line.isascii() and is_bad(line):
+                fixed = fix_encoding(line, config)
+                if len(_RARE.findall(fixed)) <= len(_RARE.findall(line)):
+                    lines[row] = fixed
+        text = "\n".join(lines)
+    if text == before:
+        return text, 0
+    old, new = before.split("\n"), text.split("\n")
+    return text, max(1, sum(a != b for a, b in zip(old, new, strict=False)))
+
+
+def legacy_codec(text: str) -> str | None:
+    """The code page, "cp850" (DOS) or "mac_roman", in which the C1 controls of the text would be letters; or None.
+
+    None too where Windows-1252 explains them as well: for quotation marks and dashes, where those belong. Judged by
+    whether each character, so decoded, fits its neighbours: a letter beside letters of fitting case, an apostrophe
+    between letters, an opening mark before a word.
+    """
+    found = []
+    for match in _LONE_C1.finditer(text):
+        if match[1]:
+            found.append(match.start())
+            if len(found) == EVIDENCE:
+                break
+    if len(found) < 2:
+        return None
+    scores = {codec: sum(_fit(text, at, codec) for at in found) / len(found) for codec in _TABLES}
+    best = max(_CODECS, key=scores.__getitem__)  # of equals the first
+    return best if best != "cp1252" and scores[best] >= LIKELY else None
+
+
+_CODECS = ("cp1252", "cp850", "mac_roman")
+_TABLES = {codec: {chr(b): bytes([b]).decode(codec, "replace") for b in range(128, 256)} for codec in _CODECS}
+
+
+def _fit(text: str, at: int, codec: str) -> float:
+    """How well the character at a place, decoded by the codec, fits its neighbours: from -1 to 1."""
+    table = _TABLES[codec]
+    left = text[at - 1] if at else " "
+    right = text[at + 1] if at + 1 < len(text) else " "
+    left, right = table.get(left, left), table.get(right, right)
+    character = table[text[at]]
+    category = unicodedata.category(character)
+    if character == "ƒ":
+        return -1.0
+    if category == "Ll":
+        if not (left.isalpha() or right.isalpha()):
+            return 0.0
+        return -1.0 if right.isupper() else 1.0
+    if category == "Lu":
+        if not (left.isalpha() or right.isalpha()):
+            return 0.0
+        return -1.0 if left.islower() else 1.0
+    if character in "\u2018\u2019":  # single quotation marks; the latter is also the apostrophe
+        return 1.0 if left.isalnum() or right.isalnum() else 0.0
+    if character in "\u201c\u201e\u2039":  # opening quotation marks
+        return 1.0 if not left.isalnum() and right.isalnum() else -1.0
+    if character in "\u201d\u203a":  # closing ones
+        return 1.0 if not left.isspace() and not right.isalnum() else -1.0
+    if character in "\u2013\u2014":  # dashes
+        return 1.0 if left.isspace() == right.isspace() else 0.0
+    if character in "…•€™‰†":
+        return 0.5 if not (left.isalpha() and right.isalpha()) else -1.0
+    return -1.0
+
+
+def _redecode(text: str, codec: str) -> str:
+    """The text with its C1 controls read by the codec, and where it is all Latin-1, its other letters and quotes too."""
+    table = {ord(c): to for c, to in _TABLES[codec].items() if c < "\xa0"}
+    if max(text) <= "\xff":
+        for c, to in _TABLES[codec].items():
+            if to in "«»¿¡\xa0" or unicodedata.category(to) in ("Lu", "Ll"):
+                table[ord(c)] = to
+    text = text.translate(table)
+    # In some files of DOS origin quotation marks »so» have become ½so½; a half beside a letter is no number.
+    return _DOS_QUOTES.sub("»", text) if codec == "cp850" else text

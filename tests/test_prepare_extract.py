@@ -1,0 +1,311 @@
+"""Promises of the step that turns bytes into text, and of the formats it reads."""
+
+# ruff: noqa: E402, RUF001  (libraries that may be missing come first; letters of many scripts are the subject)
+
+import io
+import types
+import zlib
+from email.message import EmailMessage
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("pyarrow")
+pytest.importorskip("resiliparse")
+pypdf = pytest.importorskip("pypdf")
+
+from llmjax.prepare import html, pdf
+from llmjax.prepare.records import make_batch
+from llmjax.prepare.steps import extract
+
+SWEDISH = "Det var en gång en gammal älg som åt äpplen i trädgården, och över ängen flög en tärna mot sjön. " * 4
+RUSSIAN = "Все люди рождаются свободными и равными в своем достоинстве и правах. Они наделены разумом и совестью. " * 3
+
+
+def options(**changes):
+    return types.SimpleNamespace(**{"html": "main", "pdf_margins": True, "encodings": ("utf-8", "detect"), **changes})
+
+
+def run(*documents, **changes):
+    """Rows (text, reason, facts) of (format, bytes) pairs."""
+    rows = [{"format": name, "data": data, "path": str(i)} for i, (name, data) in enumerate(documents)]
+    batch = extract.make(options(**changes))(make_batch(rows))
+    return list(zip(*(batch[name].to_pylist() for name in ("text", "reason", "facts")), strict=True))
+
+
+def make_pdf(pages, *, raw=None):
+    """A small PDF of one column of lines per page; `raw`: bytes of a compressed stream in place of the first page's."""
+    objects = [b"<< /Type /Catalog /Pages 2 0 R >>", b"", b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>"]
+    kids = []
+    for number, lines in enumerate(pages):
+        shown = b" T* ".join(b"(%s) Tj" % line.encode().replace(b"(", rb"\(").replace(b")", rb"\)") for line in lines)
+        content = zlib.compress(b"BT /F1 12 Tf 14 TL 50 780 Td %s ET" % shown)
+        content = raw if raw is not None and number == 0 else content
+        objects.append(b"<< /Length %d /Filter /FlateDecode >>\nstream\n%s\nendstream" % (len(content), content))
+        objects.append(
+            b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Contents %d 0 R "
+            b"/Resources << /Font << /F1 3 0 R >> >> >>" % len(objects)
+        )
+        kids.append(b"%d 0 R" % len(objects))
+    objects[1] = b"<< /Type /Pages /Count %d /Kids [%s] >>" % (len(kids), b" ".join(kids))
+    out, offsets = b"%PDF-1.4\n", []
+    for number, body in enumerate(objects, 1):
+        offsets.append(len(out))
+        out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
+    table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    size = len(objects) + 1
+    return out + (
+        b"xref\n0 %d\n0000000000 65535 f \n%strailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n"
+        % (size, table, size, len(out))
+    )
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [("utf-8", SWEDISH), ("utf-8-sig", SWEDISH), ("utf-16", SWEDISH), ("utf-32", SWEDISH), ("utf-16-le", SWEDISH),
+     ("utf-16-be", SWEDISH), ("cp1252", SWEDISH), ("cp850", SWEDISH), ("mac_roman", SWEDISH), ("koi8-r", RUSSIAN),
+     ("cp1251", RUSSIAN)],
+)  # fmt: skip
+def test_text_of_any_usual_encoding_is_read(encoding, text):
+    [(found, reason, facts)] = run(("text", text.encode(encoding)))
+    assert (found, reason) == (text, "")
+    assert bool(facts) == (encoding in ("utf-16-le", "utf-16-be", "cp1252", "cp850", "mac_roman", "koi8-r", "cp1251"))
+
+
+def test_the_encodings_given_are_tried_in_their_order():
+    data = "smörgås".encode("cp850")
+    assert run(("text", data), encodings=("utf-8", "cp850"))[0][0] == "smörgås"
+    assert run(("text", data), encodings=("utf-8", "latin-1"))[0][0] != "smörgås"
+
+
+def test_what_is_not_text_is_a_reject_with_its_reason():
+    noise = bytes((i * i * 31 + i // 7 * 13) % 256 for i in range(5000))
+    rows = run(("text", b"\x7fELF\x02\x01\x01" + b"\0" * 64), ("text", noise), ("text", b""), ("text", b" \n"),
+               ("text", b"\x01\x02\x03\x04abc" * 50), ("text", b"PK\x03\x04rest of an archive"), ("odt", b"abc"),
+               ("text", b"ab\xff\xfe\x81\x8d" * 3), ("html", b"<p></p>"))  # fmt: skip
+    assert [reason.partition(":")[0] for _, reason, _ in rows[:7]] == ["binary", "binary", "empty", "empty", "binary", "binary",
+                                                     "format"]  # fmt: skip
+    assert all(text is None for text, _, _ in rows[:7])
+    assert rows[8][1] == "html: no text"
+
+
+def test_bytes_that_no_encoding_explains_are_the_wrong_encoding(monkeypatch):
+    monkeypatch.setattr(extract, "_guesses", lambda data, *, markup: ["ascii", "no-such-codec"])
+    text, reason, _ = run(("text", b"caf\xe9 cr\xe8me"))[0]
+    assert text is None and reason == "wrong encoding: neither utf-8 nor any that is known"
+
+
+def test_without_detection_bytes_are_what_they_are_said_to_be_or_rejected():
+    assert run(("text", b"caf\xe9"), encodings=("utf-8",))[0][:2] == (None, "invalid UTF-8: at byte 3")
+    assert run(("text", b"caf\xe9"), encodings=("utf-8", "ascii"))[0][1] == "wrong encoding: neither utf-8, ascii"
+    page = "<html><head><meta charset=latin-1></head><body><p>caf\xe9 au lait</p></body></html>".encode("latin-1")
+    assert "caf\xe9" in run(("html", page), encodings=("utf-8",))[0][0]  # it says so itself
+
+
+def test_line_ends_become_newlines():
+    assert run(("text", "a\r\nb\rc\u2028d\n".encode()))[0][0] == "a\nb\nc\u2028d\n"
+
+
+def test_unknown_settings_say_how_to_mend_them():
+    with pytest.raises(ValueError, match="main, all, raw"):
+        extract.make(options(html="most"))
+    with pytest.raises(ValueError, match="no encoding 'utf-9'"):
+        extract.make(options(encodings=("utf-9",)))
+
+
+def test_rejected_rows_and_rows_with_text_are_untouched():
+    batch = make_batch([{"format": "text", "data": b"abc", "reason": "language: de"}, {"text": "kept"}])
+    assert extract.make(options())(batch).equals(batch)
+
+
+def test_data_and_format_are_empty_after_extraction_and_kept_for_rejects():
+    batch = extract.make(options())(make_batch([{"format": "text", "data": b"abc"}, {"format": "pdf", "data": b"abc"}]))
+    assert batch["data"].to_pylist() == [None, b"abc"]
+    assert batch["format"].to_pylist() == ["", "pdf"]
+    assert batch["reason"].to_pylist()[1].startswith("pdf: broken")
+
+
+DOCUMENTS = [("text", SWEDISH.encode("cp1252")), ("text", b"plain"), ("text", b"\0\0\0"), ("html", b"<p>a page of text</p>"),
+             ("pdf", make_pdf([["one line"]])), ("pdf", b"no pdf"), ("mail", b"Subject: hello\n\nbody\n")]  # fmt: skip
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.sampled_from(DOCUMENTS), max_size=6), st.integers(1, 4))
+def test_batches_do_not_change_the_result(documents, size):
+    whole = run(*documents)
+    assert whole == [row for at in range(0, len(documents), size) for row in run(*documents[at : at + size])]
+
+
+# HTML
+
+INTRO = "<p>Some introduction of the page, in a paragraph of words that is long enough to be the main content.</p>"
+
+
+def page(body):
+    return (
+        "<html><head><title>t</title><style>p{}</style></head><body><header>Site name</header>"
+        f"<nav><ul><li><a href='/'>Home</a></li><li><a href='/b'>Blog</a></li></ul></nav><main>{INTRO}{body}</main>"
+        "<footer>Copyright of nobody</footer><script>var x = 1;</script></body></html>"
+    )
+
+
+def main(body):
+    return html.make_extractor("main")(page(body))[0]
+
+
+def test_navigation_and_footer_are_left_out_of_the_main_content_only():
+    text = main("")
+    assert text == INTRO[3:-4]
+    everything = html.make_extractor("all")(page(""))[0]
+    assert "Home" in everything and "Copyright" in everything and "var x" not in everything
+    assert html.make_extractor("raw")(page(""))[0] == page("")
+
+
+def test_code_keeps_its_line_ends_and_indentation():
+    code = "def f(x):\n    if x:\n\t\treturn 1\t\t# tabs\n\n\n    return   x[0]"
+    escaped = code.replace("x[0]", "x <b>[0]</b>").replace("x <b>", "x<b>")
+    table = "<table><tr><td>a</td><td>b</td></tr></table>"
+    assert code in main(f"<pre><code>{escaped}</code></pre>")
+    assert code in main(f"<pre>{code}</pre>{table}")
+    assert "a = 1\nb = 2" in main("<div class=highlight><pre>a = 1<br>b = 2</pre></div>" + table)
+
+
+def test_line_numbers_beside_code_are_dropped():
+    body = "<table><tr><td class='linenos'><pre>1\n2</pre></td><td class='code'><pre>a = 1\n  b</pre></td></tr></table>"
+    assert main(body).removeprefix(INTRO[3:-4]).strip("\n") == "a = 1\n  b"
+
+
+def test_rows_of_tables_stay_lines_and_cells_have_borders():
+    body = "<table><tr><th>name</th><th></th><th>n</th></tr><tr><td>a<br>b</td><td><p>x</p><p>y</p></td><td>3</td></tr></table>"
+    assert main(body).endswith("name |  | n\na b | x y | 3")
+
+
+def test_lists_of_text_are_content_and_lists_of_links_are_not():
+    text = main("<ul><li>The first item is a sentence.</li><li>So is the second, <a href='x'>linked</a>.</li></ul>")
+    assert "The first item is a sentence." in text and "So is the second, linked." in text
+    assert "Archive" not in main("<ul><li><a href='a'>Archive of the year</a></li><li><a href='b'>Older</a></li></ul>")
+
+
+def test_a_page_without_main_content_keeps_its_text_and_is_counted():
+    links = "".join(f"<li><a href='/{i}'>Entry number {i} of the list of the whole site</a></li>" for i in range(20))
+    [(text, reason, facts)] = run(("html", f"<html><body><ul>{links}</ul></body></html>".encode()))
+    assert reason == "" and "Entry number 7" in text and facts == '{"extract.fallback": 1}'
+
+
+def test_a_page_is_read_by_the_encoding_that_it_declares():
+    body = f"<html><head><meta charset='windows-1251'></head><body><p>{RUSSIAN}</p></body></html>"
+    assert run(("html", body.encode("cp1251")))[0][0] == RUSSIAN.strip()
+
+
+def test_a_page_nested_too_deeply_is_taken_whole():
+    [(text, _, facts)] = run(("html", b"<div>" * 50_000 + b"text of a page" + b"</div>" * 50_000))
+    assert text == "text of a page" and "fallback" in facts
+    many = "<p>a paragraph that is not closed<br>" * 5_000  # many tags, and not deep
+    [(text, _, facts)] = run(("html", page(many).encode()))
+    assert text.count("not closed") == 5_000 and not facts
+
+
+def test_broken_pages_do_not_raise():
+    for data in (b"<<<>>><table><tr><td><p>x</table>", b"<table><td><ul><li>", b"</body><pre>a\t\tb<table>"):
+        [(text, reason, _)] = run(("html", data))
+        assert text or reason
+
+
+# PDF
+
+
+def test_headers_footers_and_page_numbers_are_removed():
+    body = ["Body of page {} begins.", "It goes on.", "And on.", "Page {} ends here."]
+    pages = [["The Great Report", *(line.format("abcdef"[i]) for line in body), f"Page {i + 1} of 6"] for i in range(6)]
+    text = pdf.make_extractor()(make_pdf(pages))
+    assert "Great Report" not in text and "of 6" not in text
+    assert all("\n".join(body).format(c, c) in text for c in "abcdef")
+    assert "Great Report" in pdf.make_extractor(margins=False)(make_pdf(pages))
+
+
+def test_a_line_that_only_few_pages_have_is_no_margin():
+    assert pdf.drop_margins([["Preface", "a"], ["Preface", "b"], ["c"], ["d"]])[0] == ["Preface", "a"]
+
+
+def test_hyphens_of_line_ends_are_joined_and_those_of_words_kept():
+    assert pdf.join_hyphens("the infor-\nmation is here") == "the information is here"
+    assert pdf.join_hyphens("a well-known fact, well-\nknown indeed") == "a well-known fact, well-known indeed"
+    assert pdf.join_hyphens("from 1990-\n1995, the Anglo-\nSaxon") == "from 1990-1995, the Anglo-Saxon"
+    assert pdf.join_hyphens("soft\u00ad\nhyphen") == "softhyphen"
+    assert pdf.join_hyphens("- a\n- b\n") == "- a\n- b\n"
+
+
+def test_a_sentence_runs_on_over_a_page_break():
+    assert (
+        pdf.join_pages(["It was a long", "and winding road.", "The end."])
+        == "It was a long\nand winding road.\n\nThe end."
+    )
+
+
+def test_pdf_with_a_password_is_a_reject():
+    pytest.importorskip("cryptography")
+    writer = pypdf.PdfWriter(clone_from=io.BytesIO(make_pdf([["secret"]])))
+    writer.encrypt("pass", algorithm="AES-256")
+    locked = io.BytesIO()
+    writer.write(locked)
+    assert run(("pdf", locked.getvalue()))[0][:2] == (None, "pdf: password")
+
+
+def test_pdf_that_anyone_may_open_is_read_though_encrypted():
+    pytest.importorskip("cryptography")
+    writer = pypdf.PdfWriter(clone_from=io.BytesIO(make_pdf([["open to all"]])))
+    writer.encrypt("", owner_password="owner", algorithm="AES-256")
+    out = io.BytesIO()
+    writer.write(out)
+    assert run(("pdf", out.getvalue()))[0][0] == "open to all"
+
+
+def test_broken_empty_and_scanned_pdf_are_rejects():
+    whole = make_pdf([["some text"]] * 3)
+    reasons = [
+        row[1] for row in run(("pdf", whole[:400]), ("pdf", b"%PDF-1.4"), ("pdf", make_pdf([[]])), ("pdf", b"\0" * 99))
+    ]
+    assert all(reason.startswith("pdf: ") for reason in reasons)
+    assert reasons[2] == "pdf: no text"
+
+
+def test_a_decompression_bomb_is_a_reject():
+    bomb = zlib.compress(b"(a) Tj " * (pdf.STREAM_BYTES // 7 + 10), 9)
+    assert len(bomb) < pdf.STREAM_BYTES / 500
+    assert run(("pdf", make_pdf([["x"]], raw=bomb)))[0][:2] == (None, "pdf: too large when decompressed")
+
+
+def test_a_pdf_of_too_many_pages_is_a_reject(monkeypatch):
+    monkeypatch.setattr(pdf, "PAGES", 2)
+    assert run(("pdf", make_pdf([["x"]] * 3)))[0][1] == "pdf: more than 2 pages"
+
+
+# Mail
+
+
+def test_mail_gives_subject_and_plain_text_without_attachments():
+    message = EmailMessage()
+    message["Subject"] = "Grüße und ein sehr langes Thema, das umbrochen werden muss, weil es so lang ist"
+    message["From"] = "someone@site.org"
+    message.set_content("Schöne Grüße = gut\nZeile zwei\n", cte="quoted-printable", charset="iso-8859-1")
+    message.add_alternative("<p>the html</p>", subtype="html")
+    message.add_attachment(b"\x89PNG....", maintype="image", subtype="png", filename="a.png")
+    text = run(("mail", message.as_bytes()))[0][0]
+    assert text == f"{message['Subject']}\n\nSchöne Grüße = gut\nZeile zwei\n"
+
+
+def test_mail_of_html_only_gives_its_visible_text():
+    message = EmailMessage()
+    message["Subject"] = "News"
+    message.set_content("<html><body><p>Hello <b>you</b></p><script>x()</script></body></html>", subtype="html")
+    assert run(("mail", message.as_bytes()))[0][0] == "News\n\nHello you\n"
+
+
+def test_mail_without_text_is_a_reject():
+    message = EmailMessage()
+    message["Subject"] = "Picture"
+    message.add_attachment(b"\x89PNG....", maintype="image", subtype="png", filename="a.png")
+    rows = run(("mail", message.as_bytes()), ("mail", b"Content-Type: multipart/mixed\n\n--"))
+    assert all(text is None and reason for text, reason, _ in rows)
+    assert rows[0][1] == "mail: no text"
