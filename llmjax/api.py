@@ -18,7 +18,9 @@ from llmjax.data.hf_tokenizer import no_tokenizer
 from llmjax.data.score import Score
 from llmjax.data.tokenizer import Tokenizer, load_tokenizer
 from llmjax.eval.bits_per_byte import score
-from llmjax.infer.generate import Completion, generate
+from llmjax.infer.engine import Engine
+from llmjax.infer.generate import generate
+from llmjax.infer.request import Completion
 from llmjax.model import transformer
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes
@@ -109,13 +111,23 @@ class LanguageModel:
         given = self.config.generate.to_dict()
         given.pop("prompts")
         settings = {"seed": self.config.seed, **given, **settings}
+        params, more = self._placed(len(prompts))
+        return generate(self.module, params, self.tokenizer, prompts, **more, **settings)
+
+    def engine(self, *, slots: int = 8, **settings: Any) -> Engine:
+        """An engine of this model for requests that come and go. See `infer.engine.Engine`."""
+        self._check_reads_left_to_right("continue")
+        params, more = self._placed(slots)
+        return Engine(self.module, params, self.tokenizer, slots=slots, **more, **settings)
+
+    def _placed(self, rows: int) -> tuple[Any, dict[str, Any]]:
+        """The parameters as decoding so many rows uses them, and the settings that say where."""
         whole = all(leaf.is_fully_replicated for leaf in jax.tree.leaves(self.params))
-        if whole and (len(prompts) < self._rows or self.mesh.devices.flat[0].platform == "cpu"):
+        if whole and (rows < self._rows or self.mesh.devices.flat[0].platform == "cpu"):
             # Every device would do the same work, and CPU devices share their cores: one of them is faster alone.
-            params = jax.tree.map(lambda leaf: leaf.addressable_data(0), self.params)
-            return generate(self.module, params, self.tokenizer, prompts, **settings)
-        with placement.active(self.mesh, self.config):
-            return generate(self.module, self.params, self.tokenizer, prompts, rows_multiple=self._rows, **settings)
+            return jax.tree.map(lambda leaf: leaf.addressable_data(0), self.params), {}
+        context = functools.partial(placement.active, self.mesh, self.config)
+        return self.params, {"mesh": self.mesh, "context": context}
 
     def _check_reads_left_to_right(self, what: str) -> None:
         name = self.config.objective.name

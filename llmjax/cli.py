@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llmjax import __version__, config, human, recipe
+from llmjax.eval import command as eval_command
+from llmjax.infer import command as infer_command
 from llmjax.parallel import processes
 
 DESCRIPTION = """\
@@ -28,7 +30,12 @@ examples:
   llmjax report runs/a runs/b                                        two runs side by side
   llmjax import --from SmolLM2-135M-Instruct/ --to runs/smollm2      a Hugging Face folder or a .gguf file becomes a run
   llmjax generate --workdir runs/smollm2 --chat --prompt 'Why is the sky blue?'
+  llmjax chat --workdir runs/smollm2                                 talk with it
+  llmjax generate --workdir runs/smollm2 --prompts questions.jsonl --out answers.jsonl
+  llmjax bench-infer --workdir runs/smollm2                          how fast it writes
   llmjax export --from runs/quickstart --to exported/                a run becomes a folder that transformers loads
+  llmjax eval --workdir runs/smollm2 --tasks openllm_v1_4 --data benchmarks/   the questions are read from files there
+  llmjax rate a.jsonl b.jsonl --to ratings.jsonl                     which answer is better: a page on this machine
   llmjax plan --config configs/runs/llama2.py --topology v5p:8x8x8   does it fit, how fast is it, what does it cost
   llmjax config                                                      every setting, with what it means
 """
@@ -62,7 +69,11 @@ def script() -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status: 0 done or stopped and saved, 1 the machine failed, 2 a mistake to mend, 3 a plan that does not fit."""
+    """Run the command and return its exit status.
+
+    0 done, or stopped and saved; 1 the machine failed; 2 a mistake to mend; 3 a plan that does not fit; 4 prepared, but
+    for documents that could not be read.
+    """
     status = _guarded(argv)
     processes.end(status)
     return status
@@ -132,18 +143,19 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--config", metavar="FILE[:ARG]", help="the config; see below")
         verb.add_argument("--workdir", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME)")
         if name == "generate":
-            verb.add_argument(
-                "--prompt", action="append", metavar="TEXT", help="continue this text and print it; may be repeated"
-            )
-            verb.add_argument("--chat", action="store_true", help="give prompts to a chat model as a user's messages")
+            infer_command.add_generate(verb)
+        if name == "eval":
+            eval_command.add_tasks(verb)
         if name == "report":
             verb.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="runs to lay side by side, two or more")
             verb.add_argument(
                 "--out", type=Path, metavar="DIR", help="where the comparison goes (default: runs/compare)"
             )
     _add_interop(verbs)
+    infer_command.add_verbs(verbs, CONFIG_HELP)
     _add_plan(verbs)
     _add_classify(verbs)
+    eval_command.add_rate(verbs)
     settings = verbs.add_parser("config", help="list every setting, its value and its meaning")
     settings.add_argument("--config", metavar="FILE[:ARG]", help="show this config's values instead of the defaults")
     return parser
@@ -236,6 +248,8 @@ def _interop(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     if args.verb in ("import", "export"):
         return _interop(args)
+    if args.verb == "rate":
+        return eval_command.rate(args)
     if args.verb == "plan":
         from llmjax.scaling import command
 
@@ -266,23 +280,31 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
             return 0
     c = _config(args, overrides)
     workdir = args.workdir or Path("runs") / c.name
-    if args.verb == "generate" and args.chat and not args.prompt:
-        raise ValueError("--chat needs what is said to the model: --prompt TEXT")
-    if args.verb == "generate" and args.prompt:
-        return _generate(c, workdir, args.prompt, chat=args.chat)
+    if args.verb == "eval" and args.tasks:
+        return eval_command.tasks(c, workdir, args)
+    if args.verb == "generate" and args.chat and not args.prompt and not args.prompts:
+        raise ValueError("--chat needs what is said to the model: --prompt TEXT or --prompts FILE")
+    if args.verb == "generate" and (args.prompt or args.prompts):
+        return infer_command.generate(c, workdir, args)
+    if args.verb in ("chat", "bench-infer"):
+        return (infer_command.chat if args.verb == "chat" else infer_command.bench)(c, workdir, args)
     if args.config and args.verb in ("run", "train") and (table := config.derivation(args.config)):
         print(table)
     from llmjax.stopping import Stopped
 
     processes.start(heartbeat_seconds=c.parallel.heartbeat_seconds)
     try:
-        recipe.run(c, workdir, c.stages if args.verb == "run" else (args.verb,))
+        results = recipe.run(c, workdir, c.stages if args.verb == "run" else (args.verb,))
     except Stopped as stopped:
         if processes.is_first():
             print(f"llmjax: {stopped}")
         processes.end(0)
         return int(os.environ.get(processes.STOPPED, "0"))
     else:
+        if args.verb == "prepare" and (unreadable := results.get("prepare/unreadable")):
+            folder = workdir / "prepare" / "rejected"
+            print(f"llmjax: {unreadable:,} documents could not be read; {folder} says why", file=sys.stderr)
+            return 4
         if args.verb == "run" and processes.is_first():
             print(f"\nthe run is in {workdir}; its report: {workdir / 'report' / 'index.html'}")
     return 0
@@ -298,20 +320,6 @@ def _config(args: argparse.Namespace, overrides: Sequence[str]) -> config.Config
             f"{args.workdir} has no config.json, so it is not a run yet: give --config FILE, such as configs/quickstart.py"
         )
     raise ValueError("give --config FILE, such as configs/quickstart.py, or --workdir with an existing run")
-
-
-def _generate(c: config.ConfigDict, workdir: Path, prompts: Sequence[str], *, chat: bool) -> int:
-    from llmjax import load
-    from llmjax.data.chat import chat_ids
-
-    model = load(workdir)
-    settings = {k: v for k, v in c.generate.to_dict().items() if k != "prompts"}
-    for prompt in prompts:
-        print(prompt, end="\n\n" if chat else "", flush=True)
-        given = chat_ids(model.tokenizer, [{"role": "user", "content": prompt}]) if chat else prompt
-        model.generate([given], seed=c.seed, on_text=lambda _, piece: print(piece, end="", flush=True), **settings)
-        print()
-    return 0
 
 
 def _print_settings(c: config.ConfigDict) -> None:

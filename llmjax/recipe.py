@@ -49,7 +49,7 @@ STAGES: dict[str, Stage] = {
         "train the tokenizer and write token shards",
     ),
     "train": Stage(
-        "llmjax.train.pretrain:run",
+        "llmjax.stages.train:run",
         ("seed", "data.mixture", "data.max_epochs", "model", "objective", "optimizer", "schedule", "train"), ("tokenizer",),
         "train the model, or go on from its last checkpoint",
         everywhere=True,

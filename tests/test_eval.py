@@ -6,7 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from llmjax.data.score import Score
 from llmjax.eval import bits_per_byte as bpb
+from llmjax.stages import eval as stage
 from llmjax.stages.eval import xz_bytes
 
 
@@ -74,3 +76,8 @@ def test_the_xz_yardstick_is_the_size_of_a_stream_that_xz_reads_back():
     packed = lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
     assert len(packed) == xz_bytes(data)
     assert lzma.decompress(packed) == data
+
+
+def test_bits_per_character_divide_by_characters_and_bits_per_byte_by_bytes():
+    numbers = stage._numbers(Score(nats=12 * math.log(2), tokens=3, bytes=6), len("é" * 3))
+    assert numbers["bits_per_byte"] == pytest.approx(2.0) and numbers["bits_per_character"] == pytest.approx(4.0)

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmjax.data.tokenizer import byte_tokenizer
-from llmjax.infer.generate import Text, generate
-from llmjax.infer.sample import Sampling, sample, truncate
+from llmjax.infer.generate import generate
+from llmjax.infer.sample import sample
+from llmjax.infer.sample import settings as sampling_of
+from llmjax.infer.text import Text
 from llmjax.model import transformer
 
 TOKENIZER = byte_tokenizer()
@@ -41,11 +43,6 @@ def tokens_of(prompts: list[str], **kwargs: Any) -> list[tuple[int, ...]]:
     return [one.tokens for one in generate(*model(**ROTARY), TOKENIZER, prompts, **kwargs)]
 
 
-def sampling(rows: int, **given: Any) -> Sampling:
-    values = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, **given}
-    return Sampling(**{k: jnp.full(rows, v, jnp.int32 if k == "top_k" else jnp.float32) for k, v in values.items()})
-
-
 # ---------------------------------------------------------------------- the model
 
 
@@ -66,7 +63,7 @@ def test_cached_batched_decoding_equals_the_plain_forward_pass(changes):
     for row, (prompt, completion) in enumerate(zip(PROMPTS, completions, strict=True)):
         ids = [TOKENIZER.bos_id, *TOKENIZER.encode(prompt)]
         row_key = jax.random.fold_in(jax.random.key(3), row)
-        row_sampling = Sampling(**{k: jnp.array([v[row]]) for k, v in given.items()})
+        row_sampling = sampling_of(1, **{k: v[row] for k, v in given.items()})
         for token, log_probability in zip(completion.tokens, completion.log_probabilities, strict=True):
             tokens_BL = np.array([ids + [0] * (64 - len(ids))], np.int32)
             key = jax.random.fold_in(row_key, len(ids) - 1)
@@ -151,66 +148,6 @@ def test_mistakes_are_named(prompts, kwargs, message):
 
 def test_no_prompts_give_no_texts():
     assert generate(*model(**ROTARY), TOKENIZER, []) == []
-
-
-# ---------------------------------------------------------------------- samplers
-
-LOGITS = np.log(np.array([0.05, 0.4, 0.02, 0.3, 0.03, 0.2], np.float32))
-
-
-@pytest.mark.parametrize(
-    ("given", "kept"),
-    [
-        ({}, {0, 1, 2, 3, 4, 5}),
-        ({"top_k": 1}, {1}),
-        ({"top_k": 4}, {0, 1, 3, 5}),
-        ({"top_k": 99}, {0, 1, 2, 3, 4, 5}),
-        ({"top_p": 0.01}, {1}),
-        ({"top_p": 0.69}, {1, 3}),
-        ({"top_p": 0.71}, {1, 3, 5}),
-        ({"min_p": 0.11}, {0, 1, 3, 5}),  # 0.05 / 0.4 = 0.125
-        ({"min_p": 1.0}, {1}),
-        ({"top_k": 2, "top_p": 0.6}, {1, 3}),  # top-p sees 4/7 and 3/7
-        ({"top_k": 2, "top_p": 0.5}, {1}),
-        ({"temperature": 2.0, "min_p": 0.3}, {0, 1, 3, 5}),  # min-p sees sqrt(0.05 / 0.4) = 0.35
-    ],
-)
-def test_top_k_top_p_and_min_p_keep_exactly_what_they_promise(given, kept):
-    out = truncate(jnp.array(LOGITS)[None], sampling(1, **given))[0]
-    assert set(np.flatnonzero(np.isfinite(out))) == kept
-    expected = np.exp(LOGITS.astype(np.float64) / given.get("temperature", 1.0))
-    expected *= [i in kept for i in range(6)]
-    np.testing.assert_allclose(jax.nn.softmax(out), expected / expected.sum(), rtol=1e-5)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 40), st.floats(0.05, 0.99), st.floats(0.1, 3.0))
-def test_truncation_equals_sorting(seed, top_k, top_p, temperature):
-    logits = np.random.default_rng(seed).normal(size=64).astype(np.float32) * 3
-    scaled = np.sort((logits - logits.max()).astype(np.float64) / np.float32(temperature))[::-1][:top_k]
-    probabilities = np.exp(scaled) / np.exp(scaled).sum()
-    before = np.cumsum(probabilities) - probabilities
-    if np.min(np.abs(before - np.float32(top_p))) < 1e-5:
-        return  # rounding decides
-    given = sampling(1, top_k=top_k, top_p=top_p, temperature=temperature)
-    out = jax.jit(truncate)(jnp.array(logits)[None], given)[0]
-    assert int(jnp.sum(jnp.isfinite(out))) == int(np.sum(before < np.float32(top_p)))
-
-
-def test_samples_follow_the_distribution_and_rows_their_own_settings():
-    draws = 20_000
-    rows = sampling(2 * draws)
-    first = jnp.arange(2 * draws) < draws
-    rows = rows.replace(temperature=jnp.where(first, 1.0, 0.5), top_k=jnp.where(first, 0, 3))
-    logits_BV = jnp.tile(jnp.array(LOGITS)[None], (2 * draws, 1))
-    tokens = np.asarray(jax.jit(sample)(logits_BV, jax.random.split(jax.random.key(0), 2 * draws), rows))
-    square = np.exp(2 * LOGITS) * [0, 1, 0, 1, 0, 1]
-    for part, expected in ((tokens[:draws], np.exp(LOGITS)), (tokens[draws:], square / square.sum())):
-        counts = np.bincount(part, minlength=6)
-        assert not counts[expected == 0].any()
-        there = expected > 0
-        chi_square = np.sum((counts[there] - draws * expected[there]) ** 2 / (draws * expected[there]))
-        assert chi_square < 20.5  # the 0.1% point for 5 degrees of freedom
 
 
 # ---------------------------------------------------------------------- texts

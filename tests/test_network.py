@@ -164,7 +164,7 @@ def test_local_attention_decodes_in_a_ring_of_its_window(position):
     """Wherever the prompt is cut, shorter or longer than the ring, padded or not, and however far decoding goes."""
     module, params = make(settings(position=position, pattern=("local", "local", "global"), layers=3, window=4))
     cache = init_cache(module.c, batch=2, length=64)
-    sizes = {leaf.shape[2] for leaf in jax.tree.leaves(cache["layers"])}
+    sizes = {leaf.shape[3] for leaf in jax.tree.leaves(cache["layers"])}
     assert sizes == {4, 64}
     tokens_BL = jax.random.randint(jax.random.key(5), (2, 30), 0, 32)
     expected = run(module, params, tokens_BL)

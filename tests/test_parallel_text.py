@@ -10,10 +10,10 @@ from llmjax.data import parallel_text
 from llmjax.data.batches import TrainBatches, heldout_batches
 from llmjax.data.documents import read_documents
 from llmjax.data.parallel_text import parse_spec, read_pairs, rows_of_pairs, shorten
-from llmjax.prepare.sources import resolve_sources
 from llmjax.data.tokenizer import byte_tokenizer
 from llmjax.data.tokens import load_index, read_stream
 from llmjax.objectives import corruption
+from llmjax.prepare.sources import resolve_sources
 
 TOKENIZER = byte_tokenizer()
 

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from llmjax import config
+from llmjax import cli, config
+from llmjax.data import tokens
 from llmjax.prepare import engine, parts, run, store
 
 pytest.importorskip("numba")
@@ -113,6 +114,16 @@ def test_any_number_of_workers_and_a_killed_run_give_the_same_bytes(tmp_path, co
     assert was == {p: p.stat().st_mtime_ns for p in (work / "documents-0").glob("*.arrow")}
     found = tree(tmp_path / "killed")
     assert {name: data for name, data in found.items() if not name.startswith("prepare/work")} == tree(tmp_path / "one")
+
+
+def test_what_cannot_be_split_is_not_cleaned_again_with_another_split(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text(sentences(0, 20))
+    with pytest.raises(ValueError, match="was held out"):
+        prepared(tmp_path / "run", [tmp_path / "a.txt"])
+    monkeypatch.setattr(run.clean, "read_part", None)
+    prepared(tmp_path / "run", [tmp_path / "a.txt"], data__holdout_tail_percent=20.0)
+    assert rows(tmp_path / "run", "heldout")
+    assert not (tmp_path / "run/prepare/work").exists()
 
 
 def test_what_is_removed_names_what_it_duplicates(tmp_path, corpus):
@@ -233,6 +244,7 @@ def test_bad_input_is_counted_with_its_reason_and_the_run_goes_on(tmp_path):
     }
     assert {name: reasons[name][: len(start)] for name, start in starts.items()} == starts
     assert numbers["rejected"] == len(rows(tmp_path / "run", "rejected"))
+    assert numbers["unreadable"] == numbers["rejected"] - 1  # the empty file was read
 
 
 def test_large_files_of_rows_are_cut_at_lines_and_numbered_as_a_whole(tmp_path):
@@ -337,3 +349,54 @@ def test_rows_are_taken_from_a_part_in_any_order(tmp_path):
             writer.write_batch(pa.record_batch([pa.array(range(start, min(start + 7, 100)))], names=["n"]))
     wanted = np.random.default_rng(1).permutation(100)[:40]
     assert store.take(tmp_path / "a.arrow", wanted, columns=("n",))["n"].to_pylist() == wanted.tolist()
+
+
+def test_what_an_earlier_run_kept_is_not_repeated_and_not_written_again(tmp_path, corpus):
+    first = sentences(7, 20)
+    (tmp_path / "old.txt").write_text(first)
+    prepared(tmp_path / "old", [tmp_path / "old.txt"], data__holdout_percent=0.0)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/same.txt").write_text(first)
+    (tmp_path / "new/near.txt").write_text(first.replace(" people ", " persons ", 2) + " And a little more of it.")
+    (tmp_path / "new/other.txt").write_text(sentences(8, 20))
+    settings = {"prepare__earlier": (str(tmp_path / "old"),), "data__holdout_percent": 0.0}
+    for keep in ("first", "longest"):
+        prepared(tmp_path / keep, [tmp_path / "new"], ("exact", "near"), prepare__near_keep=keep, **settings)
+        assert [row["path"] for row in rows(tmp_path / keep, "train")] == ["other.txt"]
+        reasons = {row["path"]: row["reason"] for row in rows(tmp_path / keep, "rejected")}
+        origin = "of earlier:old: train/old-00000.jsonl:1"
+        assert reasons["same.txt"] == f"duplicate: {origin}" and reasons["near.txt"].endswith(origin)
+    manifest = json.loads((tmp_path / "first/prepare/manifest.json").read_text())
+    assert list(manifest["sources"]) == ["new"] and manifest["total"]["documents"] == 3
+    with pytest.raises(ValueError, match="is no run whose preparation was finished"):
+        prepared(tmp_path / "x", [tmp_path / "new"], prepare__earlier=(str(tmp_path),))
+
+
+def test_languages_are_capped_and_routed_to_shards_of_their_own(tmp_path):
+    texts = {"en": "the {} house of words", "de": "das {} Haus der Worte", "fr": "la {} maison des mots"}
+    lines = [{"text": text.format(n), "language": name} for name, text in texts.items() for n in range(50)]
+    (tmp_path / "web.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    settings = {"prepare__caps": ("language:de=400", "source:web=2kB"), "prepare__route": "language"}
+    prepared(tmp_path / "run", [tmp_path / "web.jsonl"], ("caps",), data__holdout_percent=10.0, **settings)
+    kept = rows(tmp_path / "run", "train") + rows(tmp_path / "run", "heldout")
+    size = {name: sum(len(r["text"]) for r in kept if r["language"] == name) for name in texts}
+    assert 350 < size["de"] <= 400 and 1900 < sum(size.values()) <= 2000
+    names = {path.name for path in (tmp_path / "run/prepare/train").iterdir()}
+    assert names == {f"web.{name}-00000.jsonl" for name in texts}
+    assert {r["reason"] for r in rows(tmp_path / "run", "rejected")} == {
+        "cap: language de has its 400 bytes", "cap: source web has its 2,000 bytes",
+    }  # fmt: skip
+    assert tokens.languages_of(tmp_path / "run/prepare", "web.de") == ("de",)
+    with pytest.raises(ValueError, match="there is no source 'wep'"):
+        prepared(tmp_path / "x", [tmp_path / "web.jsonl"], ("caps",), prepare__caps=("source:wep=1GB",))
+
+
+def test_the_command_ends_with_4_when_some_documents_could_not_be_read(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/good.txt").write_text(sentences(0, 5))
+    command = ["prepare", "--config", "configs/quickstart.py", f'--config.data.sources=["{tmp_path}/in"]']
+    command += ["--config.data.holdout_percent=0", "--workdir", str(tmp_path / "run")]
+    assert cli.main(command) == 0
+    (tmp_path / "in/bad.txt").write_bytes(b"binary\0")
+    assert cli.main(command) == 4
+    assert "1 documents could not be read" in capsys.readouterr().err

@@ -28,7 +28,7 @@ def base() -> ConfigDict:
     c.data.max_epochs = 0.0  # no source is seen more often over the training; the others give what it may not; 0: no limit
 
     c.prepare = ConfigDict()
-    c.prepare.steps = ("exact",)  # in this order: repair, emoji, spelling, language, gopher_quality, gopher_repetition, c4, fineweb, perplexity, quality, toxicity, personal, decontaminate; exact, paragraphs, lines, near, substring
+    c.prepare.steps = ("exact",)  # in this order: repair, emoji, spelling, language, gopher_quality, gopher_repetition, c4, fineweb, perplexity, quality, toxicity, personal, decontaminate; exact, paragraphs, lines, near, substring, caps
     c.prepare.html = "main"  # of web pages: main (the main content), all (all visible text), raw
     c.prepare.pdf_margins = True  # leave out of PDFs what repeats at the top and foot of pages, and join hyphenated lines
     c.prepare.encodings = ("utf-8",)  # tried in this order; "detect" as the last guesses from the bytes
@@ -57,6 +57,9 @@ def base() -> ConfigDict:
     c.prepare.decontaminate = ()  # decontaminate: files of benchmarks, in lm-evaluation-harness's JSONL
     c.prepare.decontaminate_words = 13  # decontaminate: words in a row that say that an item is in a document
     c.prepare.decontaminate_characters = 50  # decontaminate: and the characters that they must have in common
+    c.prepare.caps = ()  # caps: most bytes of a language or a source, such as ("language:de=2GB", "source:web=10GB")
+    c.prepare.earlier = ()  # folders of earlier runs: what they kept is not repeated (exact, near, lines, paragraphs, substring)
+    c.prepare.route = "source"  # shards are named by their source, or SOURCE.LANGUAGE (language), for data.mixture
     c.prepare.bias = False  # report which identity terms stand near words of sentiment, before and after (English)
     c.prepare.engine = "local"  # local (processes of this machine) or spark (a cluster; pip install llmjax[spark])
     c.prepare.spark_master = "local[*]"  # spark: where the cluster is, such as spark://HOST:7077

@@ -106,7 +106,10 @@ def languages_of(prepared: Path, source: str) -> tuple[str, ...]:
     manifest = prepared / "manifest.json"
     if not manifest.is_file():  # documents put there by hand
         return (source,)
-    return tuple(json.loads(manifest.read_text(encoding="utf-8"))["sources"][source]["languages"])
+    sources = json.loads(manifest.read_text(encoding="utf-8"))["sources"]
+    if source in sources:
+        return tuple(sources[source]["languages"])
+    return (source.rpartition(".")[2],)  # routed by language: SOURCE.LANGUAGE
 
 
 def read_texts(prepared: Path, split: str, source: str) -> Iterator[str]:

@@ -1,4 +1,5 @@
-"""Text from a model: `sample` picks tokens from logits, `generate` runs the decoder with its cache.
+"""Text from a model: an engine that writes many texts at a time, and what is built on it.
 
-Every function here is pure or keeps its state in one call; requests that come and go are the server's business.
+`generate` continues prompts, `Engine` takes requests that come and go, `beam.search` finds likely texts; `sample` has the
+samplers, `speculative` several tokens a step, `constrained` texts of a given form, `weights` how decoding reads matrices.
 """

@@ -3,8 +3,8 @@
 Every way of computing attention is a function `(q_BLHK, k_BMGK, v_BMGK, mask_BLM, *, causal, scale, ...) -> y_BLHK` in
 `KERNELS`, tested against `reference`. The mask carries everything (causality, packed documents, the cache's length);
 `causal` only promises that L = M and nothing above the diagonal is wanted, so that a kernel may skip it. Those in
-`BY_PATTERN` take a `views.Pattern` instead, which is all they can express; calls with another mask, such as those with a
-cache, go to a kernel that takes masks. Not every kernel can do everything: `CAN` says what, and `choose` why one is
+`BY_PATTERN` take a `views.Pattern` instead, which is all they can express; calls with another mask go to a kernel that
+takes masks. Calls with a cache of up to `FEW` tokens a row have a way of their own, `few_queries`. Not every kernel can do everything: `CAN` says what, and `choose` why one is
 passed over.
 """
 
@@ -62,6 +62,34 @@ def reference(
     if dropout is not None:
         weights = dropout(weights)
     return jnp.einsum("bgrlm,bmgk->blgrk", weights.astype(v_BMGK.dtype), v_BMGK).reshape(B, L, H, K)
+
+
+FEW = 512  # queries whose scores with the whole cache may be held at once
+
+
+def few_queries(
+    q_BLHK: jax.Array,
+    k_BGMK: jax.Array,
+    v_BGMK: jax.Array,
+    mask_BLM: jax.Array,
+    *,
+    scale: float = 0.0,
+    soft_cap: float = 0.0,
+    bias_BHLM: jax.Array | None = None,
+) -> jax.Array:
+    """`reference` for keys and values as the cache has them, which are read where they lie."""
+    B, L, H, K = q_BLHK.shape
+    G = k_BGMK.shape[1]
+    rows = q_BLHK.transpose(0, 2, 1, 3).reshape(B, G, H // G * L, K)
+    scores = jnp.einsum("bgrk,bgmk->bgrm", rows, k_BGMK, preferred_element_type=jnp.float32) * (scale or K**-0.5)
+    scores = scores.reshape(B, H, L, -1)
+    if soft_cap:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    if bias_BHLM is not None:
+        scores = scores + jnp.broadcast_to(bias_BHLM, scores.shape)
+    weights = jax.nn.softmax(jnp.where(mask_BLM[:, None], scores, -1e30), axis=-1).astype(v_BGMK.dtype)
+    y = jnp.einsum("bgrm,bgmk->bgrk", weights.reshape(B, G, H // G * L, -1), v_BGMK)
+    return y.reshape(B, H, L, K).transpose(0, 2, 1, 3)
 
 
 def dot_product(
@@ -244,7 +272,7 @@ class Attention(nn.Module):
             q_BLHK = P.rotate(q_BLHK, view.rotary[0])
         if self.cross and keys_BMD is None:
             assert cache is not None
-            k_BMGK, v_BMGK = cache["key"], cache["value"]
+            return self._cached(q_BLHK, None, view, cache)
         else:
             keys_BMD = x_BLD if keys_BMD is None else keys_BMD
             k_BMGK = Linear(c, (groups, size), "inward", bias=bias, name="key")(keys_BMD)
@@ -253,21 +281,50 @@ class Attention(nn.Module):
                 k_BMGK = layers.Norm(c, "rms", name="key_norm")(k_BMGK)
             if view.rotary is not None:
                 k_BMGK = P.rotate(k_BMGK, view.rotary[1])
-            if cache is not None and view.renew_BR is not None:
-                pairs = {"key": k_BMGK, "value": v_BMGK}
-                k_BMGK, v_BMGK = (jnp.concatenate([cache[name], new], axis=1) for name, new in pairs.items())
-                cache = {name: renew(cache[name], new, view.renew_BR) for name, new in pairs.items()}
-            elif cache is not None:
-                starts_B = jnp.zeros(x_BLD.shape[0], jnp.int32) if self.cross or starts_B is None else starts_B
-                cache = {"key": write(cache["key"], k_BMGK, starts_B), "value": write(cache["value"], v_BMGK, starts_B)}
-                k_BMGK, v_BMGK = cache["key"], cache["value"]
+            if cache is not None:
+                return self._cached(q_BLHK, {"key": k_BMGK, "value": v_BMGK}, view, cache, starts_B)
         q_BLHK, k_BMGK, v_BMGK = label(q_BLHK, "BLHK"), label(k_BMGK, "BMGK"), label(v_BMGK, "BMGK")
         bias_BHLM = view.bias_BHLM
         if view.distance_BLM is not None:
             q_BLHK, bias_BHLM = self._relative(q_BLHK, view, k_BMGK.shape[1])
         y_BLHK = self._attend(q_BLHK, k_BMGK, v_BMGK, view, bias_BHLM)
-        out = Linear(c, (c.width,), "outward", inputs=2, bias="out" in c.bias, name="out")
-        return out(label(y_BLHK, "BLHK")), cache
+        return self._out(y_BLHK), None
+
+    def _cached(
+        self,
+        q_BLHK: jax.Array,
+        new: Cache | None,
+        view: View,
+        cache: Cache,
+        starts_B: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache]:
+        """Write the new keys and values (B, L, G, K), if there are any, and attend to what the cache then has."""
+        seen = cache
+        if new is not None:
+            new = {name: x_BLGK.swapaxes(1, 2) for name, x_BLGK in new.items()}
+            if view.slot_B is not None:
+                cache = seen = {name: put(cache[name], x_BG1K, view.slot_B) for name, x_BG1K in new.items()}
+            elif view.renew_BR is not None:
+                seen = {name: jnp.concatenate([cache[name], x_BGLK], axis=2) for name, x_BGLK in new.items()}
+                cache = {name: renew(cache[name], x_BGLK, view.renew_BR) for name, x_BGLK in new.items()}
+            else:
+                starts_B = jnp.zeros(q_BLHK.shape[0], jnp.int32) if self.cross or starts_B is None else starts_B
+                cache = seen = {name: write(cache[name], x_BGLK, starts_B) for name, x_BGLK in new.items()}
+        q_BLHK = label(q_BLHK, "BLHK")
+        k_BGMK, v_BGMK = (label(seen[name].astype(q_BLHK.dtype), "BGMK") for name in ("key", "value"))
+        bias_BHLM = view.bias_BHLM
+        if view.distance_BLM is not None:
+            q_BLHK, bias_BHLM = self._relative(q_BLHK, view, k_BGMK.shape[2])
+        if q_BLHK.shape[1] <= FEW:
+            scale, cap = attention_scale(self.c), self.c.attention_soft_cap
+            y_BLHK = few_queries(q_BLHK, k_BGMK, v_BGMK, view.mask(), scale=scale, soft_cap=cap, bias_BHLM=bias_BHLM)
+        else:
+            y_BLHK = self._attend(q_BLHK, k_BGMK.swapaxes(1, 2), v_BGMK.swapaxes(1, 2), view, bias_BHLM)
+        return self._out(y_BLHK), cache
+
+    def _out(self, y_BLHK: jax.Array) -> jax.Array:
+        out = Linear(self.c, (self.c.width,), "outward", inputs=2, bias="out" in self.c.bias, name="out")
+        return out(label(y_BLHK, "BLHK"))
 
     def _attend(
         self, q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array, view: View, bias_BHLM: jax.Array | None
@@ -280,8 +337,6 @@ class Attention(nn.Module):
             attend = BY_PATTERN[fast]
             return attend(q_BLHK, k_BMGK, v_BMGK, view.pattern, scale=attention_scale(c), soft_cap=c.attention_soft_cap)
         name = resolve(c, platform=platform(), any_mask=True)
-        if q_BLHK.shape[1] == 1 and name == "blocked":
-            name = "dot_product"  # one query a row has no blocks, and `blocked` would transpose the whole cache for it
         more: dict[str, Any] = {}
         if bias_BHLM is not None:
             more["bias_BHLM"] = bias_BHLM
@@ -323,14 +378,20 @@ class Attention(nn.Module):
         return q_BLHK + vector("content_bias"), bias_BHLM.astype(jnp.float32) * attention_scale(c)
 
 
-def write(cache_BMGK: jax.Array, new_BLGK: jax.Array, starts_B: jax.Array) -> jax.Array:
+def write(cache_BGMK: jax.Array, new_BGLK: jax.Array, starts_B: jax.Array) -> jax.Array:
     """Put L new entries of each row at its own slot."""
-    return jax.vmap(lambda row, new, start: jax.lax.dynamic_update_slice(row, new.astype(row.dtype), (start, 0, 0)))(
-        cache_BMGK, new_BLGK, starts_B
+    return jax.vmap(lambda row, new, start: jax.lax.dynamic_update_slice(row, new.astype(row.dtype), (0, start, 0)))(
+        cache_BGMK, new_BGLK, starts_B
     )
 
 
-def renew(ring_BRGK: jax.Array, new_BLGK: jax.Array, from_BR: jax.Array) -> jax.Array:
+def put(cache_BGMK: jax.Array, new_BG1K: jax.Array, slot_B: jax.Array) -> jax.Array:
+    """Put one new entry of each row in its slot, or nowhere if the slot is beyond the last."""
+    rows_B = jnp.arange(cache_BGMK.shape[0])
+    return cache_BGMK.at[rows_B, :, slot_B].set(new_BG1K[:, :, 0].astype(cache_BGMK.dtype), mode="drop")
+
+
+def renew(ring_BGRK: jax.Array, new_BGLK: jax.Array, from_BR: jax.Array) -> jax.Array:
     """Put in each slot of a ring the new entry with the given number, or leave it as it is (-1)."""
-    chosen_BRGK = jnp.take_along_axis(new_BLGK, jnp.maximum(from_BR, 0)[:, :, None, None], axis=1)
-    return jnp.where(from_BR[:, :, None, None] >= 0, chosen_BRGK.astype(ring_BRGK.dtype), ring_BRGK)
+    chosen_BGRK = jnp.take_along_axis(new_BGLK, jnp.maximum(from_BR, 0)[:, None, :, None], axis=2)
+    return jnp.where(from_BR[:, None, :, None] >= 0, chosen_BGRK.astype(ring_BGRK.dtype), ring_BGRK)

@@ -217,6 +217,19 @@ def sections(c: ConfigDict, *, encoder: bool = False) -> list[Section]:
     return found
 
 
+def unstacked(c: ConfigDict, tree: Any) -> dict[str, Any]:
+    """Parameters, or a cache's layers, with a tuple of each layer's (or period's) own arrays for every section.
+
+    `run_stack` takes both forms; this one is for decoding. A scan over layers reads its parameters and its cache through
+    slices, which cost as much as a small step computes, and puts the new cache together again as a copy.
+    """
+
+    def parts(section: Section) -> tuple[Any, ...]:
+        return tuple(jax.tree.map(lambda x, i=i: x[i], tree[section.name]) for i in range(section.repeats))
+
+    return {**tree, **{section.name: parts(section) for section in sections(c)}}
+
+
 def layer_slots(c: ConfigDict, *, encoder: bool = False) -> list[tuple[str, int]]:
     """Where the parameters of layer i are: (path, index in its stack), such as ("layers", 3) or ("encoder/layers/1", 0)."""
     base = "encoder/" if encoder else ""
@@ -259,7 +272,8 @@ def run_stack(
 
     Args:
         states: by section, then by place in the period if there is more than one: trees with a leading layer
-            dimension, such as {"layers": {"cache": ...}} (see `Block`); may be empty.
+            dimension, such as {"layers": {"cache": ...}} (see `Block`); may be empty. Where the parameters are
+            `unstacked`, a tuple of such trees without that dimension.
 
     Returns:
         The residual stream and the new states.
@@ -276,6 +290,10 @@ def run_stack(
         depth = depth / max(count - 1, 1)
         given = states.get(section.name, {})
         kind, sparse = section.kinds[0]
+        stack = None if module.is_initializing() else module.variables["params"].get(section.name)
+        if isinstance(stack, tuple):
+            x_BLD, new_states[section.name] = _one_by_one(section, common, stack, x_BLD, inputs, given, depth)
+            continue
         elsewhere = runner is not None and section.name == "layers" and not jax.tree.leaves(given)
         own = Block if elsewhere else cls
         body: type[nn.Module] = own
@@ -304,6 +322,34 @@ def run_stack(
         )
         x_BLD, new_states[section.name] = scanned(**fields, name=section.name)(x_BLD, inputs, per_layer)
     return x_BLD, new_states
+
+
+def _one_by_one(
+    section: Section,
+    common: dict[str, Any],
+    stack: tuple[Any, ...],
+    x_BLD: jax.Array,
+    inputs: Inputs,
+    given: Any,
+    depth: jax.Array,
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    """The layers of a section whose parameters are `unstacked`, in a loop of Python's: each with arrays of its own."""
+    new_states = []
+    for i, params in enumerate(stack):
+        state = dict(given[i]) if isinstance(given, tuple) else {}
+        if len(section.kinds) == 1:
+            kind, sparse = section.kinds[0]
+            block: nn.Module = Block(**common, kind=kind, sparse=sparse, parent=None)
+            state["depth"] = depth[i, 0]
+        else:
+            make_block = functools.partial(Block, **common)
+            block = Period(make_block=make_block, kinds=section.kinds, parent=None)
+            places = range(len(section.kinds))
+            state = {str(j): {**state.get(str(j), {}), "depth": depth[i, j]} for j in places}
+        made: Any = block.apply({"params": params}, x_BLD, inputs, state)
+        x_BLD, new_state = made
+        new_states.append(new_state)
+    return x_BLD, tuple(new_states)
 
 
 def _one_layer(

@@ -65,6 +65,9 @@ class Transformer(nn.Module):
         positions_BL: int32, default 0, 1, 2, ... With a cache they must be contiguous in each row.
         segments_BL: int32, tokens see those of their own number only; 0 is padding; default: one document a row.
         orders_BL: int32, a token sees those whose order is not above its own; default: by `c.direction`.
+        until_BL: int32, for a row that is a tree of texts with common beginnings, its tokens in depth-first order: the
+            place behind the last token that continues each one. A token sees those that it continues, and positions_BL
+            are depths in the tree. Not for recurrent layers, nor with a cache.
         types_BL, languages_BL: int32 ids of segment types and languages, default 0; read if the model has such.
         source: what an encoder reads: {"tokens": (B, M)} and optionally positions, segments, types, languages; or
             {"encoded": (B, M, D)} with segments, from an earlier call. Decoder tokens see the source's tokens of
@@ -94,6 +97,7 @@ class Transformer(nn.Module):
         positions_BL: jax.Array | None = None,
         segments_BL: jax.Array | None = None,
         orders_BL: jax.Array | None = None,
+        until_BL: jax.Array | None = None,
         types_BL: jax.Array | None = None,
         languages_BL: jax.Array | None = None,
         source: Source | None = None,
@@ -118,15 +122,17 @@ class Transformer(nn.Module):
         if segments_BL is None:
             segments_BL = jnp.ones_like(tokens_BL)
         bidirectional = c.direction == "bidirectional"
-        in_order = orders_BL is None and queries is None and memory is None and cache is None
+        by_index = orders_BL is None and queries is None and memory is None and cache is None
+        in_order = by_index and until_BL is None
         if orders_BL is None and not (cache is not None and not bidirectional):
             orders_BL = jnp.zeros_like(index_BL) if bidirectional else index_BL
         x_BLD = embed(tokens_BL, positions_BL, types_BL, languages_BL)
         if types_BL is None:
             types_BL = jnp.zeros_like(tokens_BL)
         orders = positions_BL if orders_BL is None else orders_BL
-        place_BL = index_BL if cache is None else positions_BL
-        tokens = Tokens(place_BL, positions_BL, segments_BL, orders, types_BL)
+        # In a tree, as in a cache, how far apart two tokens are is told by their positions.
+        place_BL = index_BL if cache is None and until_BL is None else positions_BL
+        tokens = Tokens(place_BL, positions_BL, segments_BL, orders, types_BL, until_BL)
         kinds = {kind for section in sections(c) for kind, _ in section.kinds if kind in ATTENTION}
         if cache is not None:
             keys = {k: cached_keys(c, cache, tokens, k, ordered=orders_BL is not None) for k in kinds}
@@ -147,7 +153,7 @@ class Transformer(nn.Module):
         relative = relative_table(self) if c.position == "t5" else None
         rules: dict[str, Any] = {
             "bidirectional": bidirectional,
-            "causal": in_order and not bidirectional,
+            "causal": by_index and not bidirectional,
             "in_order": in_order and content is None,
             "by_pattern": by_pattern,
             "relative_embedding": relative,
@@ -229,7 +235,8 @@ class Transformer(nn.Module):
             if project is not None:
                 x_BLD = project(x_BLD)
             if position_MD is not None:
-                x_BLD = x_BLD + jnp.take(position_MD, positions_BL + c.position_offset, axis=0)
+                # Padding may reach beyond the last position, and what it is must be a number.
+                x_BLD = x_BLD + jnp.take(position_MD, positions_BL + c.position_offset, axis=0, mode="clip")
             elif c.position == "sinusoidal":
                 x_BLD = x_BLD + P.sinusoids(positions_BL, c.width).astype(dtype)
             for table_TD, ids_BL in ((type_TD, types_BL), (language_TD, languages_BL)):

@@ -51,6 +51,7 @@ class View:
     distance_BLM: jax.Array | None = None  # int32, query's position minus key's (XLNet)
     differs_BLM: jax.Array | None = None  # bool, the key is of another type (XLNet)
     renew_BR: jax.Array | None = None  # int32, which new key goes to each slot of a ring; -1: the slot stays
+    slot_B: jax.Array | None = None  # int32, where in the cache a row's only new key goes; beyond its end: nowhere
     pattern: Pattern | None = None  # the mask in few numbers, where it is that simple
     causal: bool = struct.field(pytree_node=False, default=False)  # a promise: L = M, nothing above the diagonal
 
@@ -64,19 +65,25 @@ class View:
 
 @struct.dataclass
 class Tokens:
-    """Positions, segments, orders and types of some tokens, (B, L) int32 each; index is the place in the row."""
+    """Positions, segments, orders and types of some tokens, (B, L) int32 each; index is the place in the row.
+
+    `until` makes rows that are trees: a key is seen by queries of lower order than that alone (see `Transformer`).
+    """
 
     index: jax.Array
     positions: jax.Array
     segments: jax.Array
     orders: jax.Array
     types: jax.Array | None = None
+    until: jax.Array | None = None
 
 
 def visible(queries: Tokens, keys: Tokens, *, strict: bool = False) -> jax.Array:
     """mask_BLM by segments and orders; `strict`: only keys of lower order (XLNet's query stream)."""
     orders, limit = keys.orders[:, None, :], queries.orders[:, :, None]
     seen = orders < limit if strict else orders <= limit
+    if keys.until is not None:
+        seen &= limit < keys.until[:, None, :]
     return seen & (keys.segments[:, None, :] == queries.segments[:, :, None])
 
 
@@ -88,6 +95,7 @@ class Keys:
     mask_BLM: jax.Array
     new_BL: jax.Array | None = None  # positions of the keys that this call makes; None: it makes all of them
     renew_BR: jax.Array | None = None  # see `View`
+    slot_B: jax.Array | None = None
 
 
 def make_view(
@@ -141,6 +149,7 @@ def make_view(
         distance_BLM=distance_BLM if xlnet else None,
         differs_BLM=differs,
         renew_BR=keys.renew_BR,
+        slot_B=keys.slot_B,
         pattern=pattern,
         causal=causal,
     )

@@ -14,6 +14,7 @@ from llmjax.prepare.parts import Part
 from llmjax.prepare.sources import Source
 from llmjax.prepare.summary import Summary, add_counts, total
 
+WITHOUT_TEXT = ("empty", "html", "mail", "empty line")  # kinds of rejects that were read, and held no text
 DATA_KEYS = ("text_field", "min_bytes", "holdout_percent", "holdout_max_bytes", "holdout_tail_percent", "shard_bytes")
 
 
@@ -134,6 +135,12 @@ def numbers(found: dict[str, Funnel]) -> dict[str, float | int | str]:
         "duplicates": whole.rejected.get("duplicate", Count()).documents,
         "duplicate_bytes": whole.rejected.get("duplicate", Count()).bytes,
         "heldout_groups": len(whole.heldout_groups),
+        "unreadable": sum(
+            documents
+            for step in ("read", "extract")
+            for kind, (documents, _) in whole.summary.rejected_by.get(step, {}).items()
+            if kind not in WITHOUT_TEXT
+        ),
     }
     for name, funnel in {"": whole, **found}.items():
         end = f"/{name}" if name else ""
@@ -243,7 +250,9 @@ def table(found: dict[str, Funnel], sources: Sequence[Source]) -> str:
         named = ", ".join(groups[:6]) + (f" and {len(groups) - 6} more" if len(groups) > 6 else "")
         line("= held out", funnel.heldout, f"  {named}" if groups else "")
         if source.skipped:
-            skipped = ", ".join(f"{count:,} {suffix}" for suffix, count in source.skipped.items())
+            order = sorted(source.skipped.items(), key=lambda pair: (-pair[1], pair[0]))
+            skipped = ", ".join(f"{count:,} {suffix}" for suffix, count in order[:8])
+            skipped += f" and {len(order) - 8} other kinds" if len(order) > 8 else ""
             lines.append(f"  skipped files: {skipped}")
     seconds = add_up(found).summary.seconds
     if sum(seconds.values()) > 5:

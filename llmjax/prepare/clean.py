@@ -51,6 +51,8 @@ def clean_part(
         the part's `Summary` as JSON values.
     """
     chosen = SimpleNamespace(**settings)
+    if part.kind == "earlier":  # clean already, and there only to be compared with
+        steps, min_bytes = [name for name in steps if name == "extract"], 0
     pipeline = [(name, _make(name, chosen)) for name in steps]
     summary, fields = Summary(), Fields()
     writer = store.PartWriter(store.part_path(Path(out), part.number), number=part.number, source=part.source)

@@ -6,7 +6,7 @@ documents to remove, with the one they duplicate, or bytes to take out of texts.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from llmjax import human
 from llmjax.prepare import split, store
 from llmjax.prepare.engine import Engine, Job
 from llmjax.prepare.parts import Part
 
-OVERALL = ("exact", "paragraphs", "lines", "near", "substring")
+OVERALL = ("exact", "paragraphs", "lines", "near", "substring", "caps")
 REMOVED = pa.schema([("ordinal", pa.int64()), ("kind", pa.string()), ("of", pa.int64()), ("detail", pa.string())])
 SPANS = pa.schema([("ordinal", pa.int64()), ("start", pa.int64()), ("stop", pa.int64())])
 KEY_ROWS = 1 << 18  # rows of keys that are written at once
@@ -38,6 +39,7 @@ class State:
     documents: Path = Path()
     removed: str = ""  # folder of REMOVED tables by part, "" none
     spans: str = ""  # folder of SPANS tables by part, "" none
+    earlier: int = 0  # so many sources at the start are earlier runs
     linked: list[str] = field(default_factory=list)  # files (group, root): groups with near-duplicates of each other
     number: int = 0
 
@@ -89,6 +91,7 @@ def run(state: State, name: str) -> dict[str, float]:
         "paragraphs": functools.partial(units, unit="paragraph"),
         "lines": functools.partial(units, unit="line"),
         "substring": substring,
+        "caps": caps,
     }
     return functions[name](state)
 
@@ -176,10 +179,10 @@ def _unique_pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _ranks(state: State) -> tuple[np.ndarray, np.ndarray]:
-    """(ordinals sorted, their ranks): the longest document first, then the first read."""
+    """(ordinals sorted, their ranks): those of earlier runs first, then the longest, then the first read."""
     table = store.concat(store.files(state.documents))
     ordinals, sizes = table["ordinal"].to_numpy(), table["size"].to_numpy()
-    order = np.lexsort((ordinals, -sizes))
+    order = np.lexsort((ordinals, -sizes, table["source"].to_numpy() >= state.earlier))
     ranks = np.empty(len(order), np.int64)
     ranks[order] = np.arange(len(order))
     return ordinals, ranks
@@ -349,6 +352,58 @@ def write_spans(*, number: int, documents: str, found: str, tokens: int, out: st
     return {"spans": spans.num_rows}
 
 
+# Caps.
+
+
+def caps(state: State) -> dict[str, float]:
+    """Of a language or a source with more bytes than its cap stays what comes first in the order of the ids."""
+    limits = parse_caps(state.settings["caps"], sources=[part.name for part in state.parts])
+    live = [
+        _live_index(state.documents, part.number, state.removed) for part in state.parts if part.source >= state.earlier
+    ]
+    table = pa.concat_tables(live) if live else store.INDEX.empty_table()
+    names = {part.source: part.name for part in state.parts}
+    table = table.sort_by([("id", "ascending"), ("ordinal", "ascending")])
+    sizes, ordinals = table["size"].to_numpy(), table["ordinal"].to_numpy()
+    columns = {
+        "language": np.array(table["language"].to_pylist(), object),
+        "source": np.array([names[number] for number in table["source"].to_pylist()], object),
+    }
+    gone: dict[int, str] = {}
+    for (kind, name), limit in limits.items():
+        rows = np.flatnonzero(columns[kind] == name)
+        rows = rows[np.fromiter((int(ordinals[row]) not in gone for row in rows), bool, len(rows))]
+        over = rows[np.cumsum(sizes[rows]) > limit]
+        gone |= {int(ordinals[row]): f"{kind} {name} has its {limit:,} bytes" for row in over}
+    found = sorted(gone.items())
+    columns_of = [[o for o, _ in found], ["cap"] * len(found), [-1] * len(found), [detail for _, detail in found]]
+    state.remove(
+        "caps", pa.table([pa.array(c, f.type) for c, f in zip(columns_of, REMOVED, strict=True)], schema=REMOVED)
+    )
+    return {"removed": len(found)}
+
+
+def parse_caps(given: Sequence[str], *, sources: Sequence[str]) -> dict[tuple[str, str], int]:
+    """(kind, name) -> bytes of "language:de=2GB" or "source:web=10GB".
+
+    Raises ValueError for anything else, a source that is not there, or no cap at all.
+    """
+    limits: dict[tuple[str, str], int] = {}
+    if not given:
+        raise ValueError('the step caps needs prepare.caps, such as \'["language:de=2GB", "source:web=10GB"]\'')
+    for text in given:
+        what, _, size = text.partition("=")
+        kind, _, name = what.partition(":")
+        if kind not in ("language", "source") or not name or not size:
+            raise ValueError(f"prepare.caps: {text!r} is not understood: write language:de=2GB or source:web=10GB")
+        if kind == "source" and name not in sources:
+            raise ValueError(
+                f"prepare.caps: there is no source {name!r}; there are {', '.join(dict.fromkeys(sources))}"
+            )
+        limits[kind, name] = human.parse_size(size)
+    return limits
+
+
 # Keys.
 
 
@@ -360,7 +415,7 @@ def write_keys(
     path = Path(out) / f"{number:06d}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "id":
-        table = _live_index(Path(documents), number, removed)
+        table = _live_index(Path(documents), number, removed).select(["id", "ordinal"])
         store.write_table(table, path)
         return {"rows": table.num_rows}
     extra = {"ranks": ranks, "anchors": anchors}
@@ -388,7 +443,7 @@ def _live_index(documents: Path, number: int, removed: str) -> pa.Table:
     live = index["kept"].to_numpy()
     if gone is not None:
         live = live & ~np.isin(index["ordinal"].to_numpy(), gone["ordinal"].to_numpy())
-    return index.filter(pa.array(live)).select(["id", "ordinal"])
+    return index.filter(pa.array(live))
 
 
 def _text_keys(

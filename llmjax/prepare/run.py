@@ -24,11 +24,12 @@ from llmjax.data.documents import SPLITS
 from llmjax.prepare import account, clean, overall, parts, shards, split, store
 from llmjax.prepare.engine import Engine, Job, Local, check_room, workers_of
 from llmjax.prepare.overall import OVERALL, State
-from llmjax.prepare.sources import Source, check_extras, resolve_sources, sources_fingerprint
+from llmjax.prepare.sources import Source, check_extras, earlier_runs, resolve_sources, sources_fingerprint
 from llmjax.prepare.summary import total
 
 OUTPUTS = (*SPLITS, "rejected")
 # How the preparation runs, not what comes out of it: a run may be resumed with others.
+PLACING = ("holdout_percent", "holdout_max_bytes", "holdout_tail_percent", "shard_bytes")
 HOW = ("workers", "memory_bytes", "engine", "spark_master", "keep_work")
 
 
@@ -45,15 +46,16 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
         OSError: if a file cannot be read or the disk is full; the same command goes on from there.
     """
     began = time.perf_counter()
+    earlier = earlier_runs(c.prepare.earlier)
     sources = resolve_sources(c.data.sources)
     check_extras(sources)
     check_steps(c.prepare)
-    _check_apart(sources, workdir)
+    _check_apart([*earlier, *sources], workdir)
     folder, work = workdir / "prepare", workdir / "prepare" / "work"
     _begin(c, folder, work)
-    cut = parts.cut(sources)
+    cut = parts.cut([*earlier, *sources])
     check_room(folder, sum(part.size for part in cut))
-    state = State(make_engine(c.prepare, work), cut, work, c.prepare.to_dict())
+    state = State(make_engine(c.prepare, work), cut, work, c.prepare.to_dict(), earlier=len(earlier))
     with contextlib.closing(state.engine):
         return _run(c, state, sources, folder, began)
 
@@ -89,6 +91,8 @@ def check_steps(prepare: ConfigDict) -> None:
             raise ValueError(f"prepare.steps: there is no step {name!r}; {hint}")
         if name in prepare.steps[:number]:
             raise ValueError(f"prepare.steps has {name!r} twice: leave one of them out")
+    if prepare.route not in ("source", "language"):
+        raise ValueError(f"prepare.route must be source or language, not {prepare.route!r}")
     if prepare.engine not in ("local", "spark"):
         raise ValueError(f"prepare.engine must be local or spark, not {prepare.engine!r}")
 
@@ -103,25 +107,39 @@ def make_engine(prepare: ConfigDict, work: Path) -> Engine:
 
 
 def _begin(c: ConfigDict, folder: Path, work: Path) -> None:
-    """Keep what a stopped run of the same sources and settings left, or begin anew."""
-    settings = {key: value for key, value in c.prepare.to_dict().items() if key not in HOW}
-    data = {
-        key: value
-        for key, value in c.data.to_dict().items()
-        if key not in ("mixture", "mixture_temperature", "max_epochs", "record_tokens")
-    }
+    """Keep what a stopped run of the same sources and settings left, or begin anew.
+
+    Settings that only say what goes where do not undo the cleaning: then the shards alone are made again.
+    """
+    settings = {key: value for key, value in c.prepare.to_dict().items() if key not in (*HOW, "route")}
     models = {key: _digest(value) for key, value in settings.items() if key.endswith("_model") and value}
     models |= {path: _digest(path) for path in settings["decontaminate"]}
-    values = [__version__, platform.python_version(), sources_fingerprint(c.data.sources), settings, data, models]
-    fingerprint = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    known = work / "fingerprint"
-    if not (known.is_file() and known.read_text() == fingerprint):
+    models |= {run: _digest(f"{run}/prepare/manifest.json") for run in settings["earlier"]}
+    read = [c.data.text_field, c.data.min_bytes, list(c.data.sources), sources_fingerprint(c.data.sources)]
+    cleaning = _fingerprint([__version__, platform.python_version(), read, settings, models])
+    placing = _fingerprint([*(c.data[key] for key in PLACING), c.prepare.route])
+    if not _is(work / "cleaning", cleaning):
         if folder.exists():
             shutil.rmtree(folder)
         work.mkdir(parents=True)
-        known.write_text(fingerprint)
+    elif not _is(work / "placing", placing):
+        for path in (
+            *(folder / name for name in OUTPUTS),
+            *(work / name for name in ("pieces", "plan", "shards", "rejected")),
+        ):
+            shutil.rmtree(path, ignore_errors=True)
+    (work / "cleaning").write_text(cleaning)
+    (work / "placing").write_text(placing)
     for name in OUTPUTS:
         (folder / name).mkdir(exist_ok=True)
+
+
+def _fingerprint(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _is(path: Path, content: str) -> bool:
+    return path.is_file() and path.read_text() == content
 
 
 def _digest(path: str) -> str:
@@ -194,7 +212,7 @@ def _check_fields(c: ConfigDict, state: State, sources: Sequence[Source], summar
     import difflib
 
     for number, source in enumerate(sources):
-        own = total(s for part, s in zip(state.parts, summaries, strict=True) if part.source == number)
+        own = total(s for part, s in zip(state.parts, summaries, strict=True) if part.source == number + state.earlier)
         if not own.fields["rows"] or own.fields["with_field"]:
             continue
         names, wanted = own.fields["names"], c.data.text_field
@@ -223,7 +241,14 @@ def _write(c: ConfigDict, state: State, holdout: split.Holdout, folder: Path) ->
     # What goes where is decided on this machine, from numbers alone.
     with Local(workers_of(c.prepare.workers), c.prepare.memory_bytes, state.work / "spill").database() as database:
         places = split.place(
-            database, holdout, documents=state.documents, removed=removed, linked=state.linked, pieces=pieces
+            database,
+            holdout,
+            documents=state.documents,
+            removed=removed,
+            linked=state.linked,
+            pieces=pieces,
+            first=state.earlier,
+            route=c.prepare.route == "language",
         )
         for number, shard in enumerate(shards.assign(places, shard_bytes=c.data.shard_bytes)):
             ordinals = np.concatenate([chunk[0] for chunk in shard.chunks])
@@ -232,7 +257,8 @@ def _write(c: ConfigDict, state: State, holdout: split.Holdout, folder: Path) ->
                 continue
             rows = plan / f"{number:06d}.npz"
             np.savez(rows, ordinals=ordinals, pieces=np.concatenate([chunk[1] for chunk in shard.chunks]))
-            out = folder / shard.split / f"{names[shard.source]}-{shard.number:05d}.jsonl"
+            name = names[shard.source] + (f".{shard.language or 'unknown'}" if c.prepare.route == "language" else "")
+            out = folder / shard.split / f"{name}-{shard.number:05d}.jsonl"
             arguments = {"documents": str(state.documents), "rows": str(rows), "holdout": settings}
             jobs.append(Job(number, state.work / "shards" / f"{number:06d}.json",
                             {**arguments, "split_name": shard.split, "count_bias": c.prepare.bias, "out": str(out)}, shard.bytes))  # fmt: skip
@@ -254,7 +280,8 @@ def _write_rejected(
     if seen:
         np.savez(seen_file, ordinals=np.concatenate(seen))
     jobs, within = [], dict.fromkeys(range(len(names)), 0)
-    for part in state.parts:
+    new = [part for part in state.parts if part.source >= state.earlier]
+    for part in new:
         out = folder / "rejected" / f"{names[part.source]}-{within[part.source]:05d}.jsonl"
         within[part.source] += 1
         arguments = {
@@ -263,7 +290,7 @@ def _write_rejected(
         }  # fmt: skip
         jobs.append(Job(part.number, state.work / "rejected" / f"{part.number:06d}.json", arguments, part.size))
     described = state.engine.map(shards.write_rejected, jobs, label="writing rejects")
-    return [(part.name, text) for part, text in zip(state.parts, described, strict=True)]
+    return [(part.name, text) for part, text in zip(new, described, strict=True)]
 
 
 def _source_names(state: State) -> list[str]:

@@ -31,7 +31,8 @@ class Shard:
 
     split: str
     source: int
-    number: int  # within split and source
+    language: str  # "" unless shards are routed by language
+    number: int  # within split, source and language
     documents: int = 0
     bytes: int = 0
     chunks: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # ordinals and pieces
@@ -42,16 +43,18 @@ def assign(places: Iterable[pa.Table], *, shard_bytes: int) -> Iterator[Shard]:
     current: Shard | None = None
     for table in places:
         splits, sources = table["split"].to_pylist(), table["source"].to_numpy()
+        languages = table["language"].to_pylist()
         sizes, ordinals, pieces = (table[name].to_numpy() for name in ("size", "ordinal", "piece"))
         start = 0
         for row, size in enumerate(sizes.tolist()):
-            same = current is not None and (current.split, current.source) == (splits[row], sources[row])
+            here = (splits[row], int(sources[row]), languages[row])
+            same = current is not None and (current.split, current.source, current.language) == here
             if current is None or not same or (current.bytes and current.bytes + size > shard_bytes):
                 if current is not None:
                     current.chunks.append((ordinals[start:row], pieces[start:row]))
                     yield current
                 number = current.number + 1 if current is not None and same else 0
-                current, start = Shard(splits[row], int(sources[row]), number), row
+                current, start = Shard(*here, number), row
             current.documents += 1
             current.bytes += size
         if current is not None:

@@ -75,7 +75,7 @@ FORMATS = {
 }
 MODULES = {"html": "resiliparse", "warc": "fastwarc", "pdf": "pypdf"}  # of the extra `data`
 STDLIB = ("stdlib", "stdlib-tests")
-Kind = Literal["stdlib", "file", "folder", "glob", "parallel", "url"]
+Kind = Literal["stdlib", "file", "folder", "glob", "parallel", "url", "earlier"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,23 @@ def resolve_sources(specs: Sequence[str]) -> list[Source]:
                 f"'{source.name}2={spec.partition('=')[2] or spec}'"
             )
     return list(sources.values())
+
+
+def earlier_runs(runs: Sequence[str]) -> list[Source]:
+    """What other runs have kept, as sources that come before all others: new documents must not repeat them.
+
+    Raises ValueError for a folder without finished preparation.
+    """
+    found = []
+    for run in runs:
+        folder = Path(run).expanduser() / "prepare"
+        if not (folder / "manifest.json").is_file():
+            raise ValueError(
+                f"prepare.earlier: {run} is no run whose preparation was finished: {folder} has no manifest.json"
+            )
+        files = sorted(str(file) for split in ("train", "heldout") for file in (folder / split).glob("*.jsonl"))
+        found.append(Source(f"earlier:{Path(run).name}", run, "earlier", root=str(folder), files=tuple(files)))
+    return found
 
 
 def sources_fingerprint(specs: Sequence[str]) -> str:

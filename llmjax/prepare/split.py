@@ -101,21 +101,21 @@ def live_texts(documents: Path, number: int, removed: str) -> Iterator[tuple[np.
 # each other to one of them, which decides for all, so that both copies land on the same side.
 PLACES = """
 CREATE TEMP TABLE live AS
-    SELECT i.ordinal, i.source, i.id, i.size, coalesce(l.root, i."group") AS "group"
+    SELECT i.ordinal, i.source, i.language, i.id, i.size, coalesce(l.root, i."group") AS "group"
     FROM read_parquet($index) i LEFT JOIN linked l ON i."group" = l."group"
-    WHERE i.kept AND i.ordinal NOT IN (SELECT ordinal FROM removed);
+    WHERE i.kept AND i.source >= $first AND i.ordinal NOT IN (SELECT ordinal FROM removed);
 CREATE TEMP TABLE big AS
     SELECT "group" FROM live GROUP BY "group" HAVING $most > 0 AND sum(size) > $most;
 """
 BY_GROUP = """
-SELECT ordinal, 0::TINYINT AS piece, source, id, size,
+SELECT ordinal, 0::TINYINT AS piece, source, CASE WHEN $route THEN language ELSE '' END AS language, id, size,
     CASE WHEN ("group" < $threshold OR $all) AND "group" NOT IN (SELECT "group" FROM big)
          THEN 'heldout' ELSE 'train' END AS split
 FROM live
 """
 # A tail that is the whole text of something trained on is no test of anything.
 BY_TAIL = """
-SELECT p.ordinal, p.piece, i.source, p.id, p.size,
+SELECT p.ordinal, p.piece, i.source, CASE WHEN $route THEN i.language ELSE '' END AS language, p.id, p.size,
     CASE WHEN p.piece <> 2 THEN 'train'
          WHEN p.id IN (SELECT id FROM read_parquet($pieces) WHERE piece <> 2) THEN 'seen'
          ELSE 'heldout' END AS split
@@ -131,12 +131,17 @@ def place(
     removed: Sequence[str],
     linked: Sequence[str],
     pieces: Sequence[str],
+    first: int = 0,
+    route: bool = False,
 ) -> Iterator[pa.Table]:
-    """The rows (ordinal, piece, source, id, size, split) of every document that is kept, sorted by split, source and id.
+    """The rows (ordinal, piece, source, language, id, size, split) of every document that is kept.
+
+    They are sorted by split, source, language and id; without `route` the language is "" for all.
 
     Args:
         database: of the engine; its tables are made here.
         removed, linked, pieces: Parquet files; pieces only with a tail.
+        first: number of the first source that is not an earlier run.
     """
     for name, files, columns in (
         ("removed", removed, "ordinal BIGINT"),
@@ -147,7 +152,7 @@ def place(
         if files:
             database.execute(f"INSERT INTO {name} SELECT {chosen} FROM read_parquet($files)", {"files": list(files)})
     create, big = PLACES.strip().rstrip(";").split(";")
-    database.execute(create, {"index": store.files(documents)})
+    database.execute(create, {"index": store.files(documents), "first": first})
     database.execute(big, {"most": holdout.max_bytes})
     if holdout.tail_percent:
         query = BY_TAIL
@@ -155,7 +160,9 @@ def place(
     else:
         query = BY_GROUP
         values = {"threshold": threshold(holdout.percent), "all": holdout.percent >= 100}
-    reader = database.sql(f"{query} ORDER BY split, source, id, ordinal, piece", params=values)
+    reader = database.sql(
+        f"{query} ORDER BY split, source, language, id, ordinal, piece", params={**values, "route": route}
+    )
     for batch in reader.to_arrow_reader(PLAN_ROWS):
         yield pa.Table.from_batches([batch])
 

@@ -23,6 +23,7 @@ INDEX = pa.schema(
         ("source", pa.int32()),
         ("group", pa.int64()),  # hash of the group's name
         ("size", pa.int64()),  # UTF-8 bytes of the text
+        ("language", pa.string()),
         ("kept", pa.bool_()),
     ]
 )
@@ -44,14 +45,8 @@ class PartWriter:
             self._writer = pa.ipc.new_file(str(self._temporary), batch.schema)
         self._writer.write_batch(batch)
         rows = np.arange(self._row, self._row + batch.num_rows, dtype=np.int64) + ordinal(self._number)
-        columns = [
-            rows,
-            batch["id"].cast(pa.binary()),
-            np.full(batch.num_rows, self._source, np.int32),
-            groups,
-            sizes,
-            kept,
-        ]
+        sources = np.full(batch.num_rows, self._source, np.int32)
+        columns = [rows, batch["id"].cast(pa.binary()), sources, groups, sizes, batch["language"], kept]
         arrays = [c if isinstance(c, pa.Array) else pa.array(c) for c in columns]
         self._index.append(pa.record_batch(arrays, schema=INDEX))
         self._row += batch.num_rows

@@ -39,7 +39,8 @@ def compare(workdirs: Sequence[Path], *, out: Path) -> Path:
 
     Args:
         workdirs: the runs' folders; differences are given relative to the first.
-        out: the folder to write index.html and report.md to (made if it is not there).
+        out: the folder to write index.html and report.md to (made if it is not there), and scores.md, the scores of
+            `llmjax eval --tasks` with a paired test, where runs have them.
 
     Returns:
         The path of the HTML page.
@@ -47,6 +48,12 @@ def compare(workdirs: Sequence[Path], *, out: Path) -> Path:
     Raises:
         ValueError: for fewer than two runs, the same run twice, or a folder that is not a run.
     """
+    from llmjax.report import scores
     from llmjax.report.comparison import write_comparison
 
-    return write_comparison([collect(Path(workdir)) for workdir in workdirs], out)
+    page = write_comparison([collect(Path(workdir)) for workdir in workdirs], out)
+    if any(scores.read_scores(Path(workdir)) for workdir in workdirs):
+        table = scores.comparison_table([Path(workdir) for workdir in workdirs])
+        (out / "scores.md").write_text(table, encoding="utf-8")
+        print(f"{table}\nthese scores: {out / 'scores.md'}")
+    return page

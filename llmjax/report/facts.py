@@ -236,8 +236,9 @@ def tokenizer_facts(run: Run) -> list[tuple[str, str]]:
 def evaluation(run: Run) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """The names of the columns, and a row for all text and for each source."""
     results = run.stages.get("eval", {})
-    sources = list(dict.fromkeys(name.partition("/")[2] for name in results if "/" in name))
-    order = ["bits_per_byte", "xz_bits_per_byte", "perplexity", "loss", "tokens", "bytes"]
+    order = ["bits_per_byte", "bits_per_character", "xz_bits_per_byte", "perplexity", "loss", "tokens", "bytes"]
+    split = [name.partition("/") for name in results if "/" in name]
+    sources = list(dict.fromkeys(source for name, _, source in split if name in order))  # not TASK/METRIC
     present = {name.partition("/")[0] for name in results}
     columns = [name for name in order if name in present]
     rows = [("all", [show(name, results[name]) if name in results else "" for name in columns])]

@@ -16,6 +16,7 @@ from llmjax.api import LanguageModel, load
 from llmjax.data.batches import heldout_batches
 from llmjax.data.score import Score, total_score
 from llmjax.data.tokens import Index, load_index, read_stream, read_texts
+from llmjax.eval import tasks
 from llmjax.eval.bits_per_byte import split_documents
 from llmjax.objectives import OBJECTIVES, corruption
 from llmjax.parallel import placement
@@ -29,7 +30,8 @@ def xz_bytes(data: bytes) -> int:
 
 
 def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
-    """The eval stage: perplexity and bits per byte of the held-out documents of each source, and xz beside them.
+    """The eval stage: perplexity, bits per byte and per character of the held-out documents of each source, xz beside
+    them, and the benchmarks of `eval.tasks`.
 
     A model that was not trained to predict text from left to right is measured by what its objective predicts, with a
     fixed choice of what is hidden: loss and accuracy.
@@ -44,11 +46,11 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
         print(
             "nothing was held out, so there is nothing to measure: see data.holdout_percent and data.holdout_tail_percent"
         )
-        return {"bytes": 0}
+        return {"bytes": 0, **_tasks(c, model, workdir)}
     if not OBJECTIVES[model.config.objective.name].reads_left_to_right:
         return {**_by_objective(c, model, index), "seconds": time.perf_counter() - began}
     results: dict[str, float | int | str] = {}
-    scores, compressed, raw = [], 0, 0
+    scores, compressed, raw, characters = [], 0, 0, 0
     for source in index.splits["heldout"]:
         stream = read_stream(index.folder, "heldout", source)
         documents = list(split_documents(stream, start_id=index.start_id, end_id=index.end_id))
@@ -70,7 +72,9 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
             part = dataclasses.replace(part, bytes=len(text))
         assert part.bytes == len(text), (part.bytes, len(text))
         scores.append(part)
-        results |= {f"{name}/{source}": value for name, value in _numbers(part).items()}
+        count = sum(len(data.decode()) for data in texts)
+        characters += count
+        results |= {f"{name}/{source}": value for name, value in _numbers(part, count).items()}
         line = f"{source}: {part.bits_per_byte:.4f} bits per byte, perplexity {part.perplexity:.2f} a token, {human.size(part.bytes)}"
         if c.eval.xz:
             size = xz_bytes(text)
@@ -79,10 +83,15 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
             line += f"; xz -9e needs {8 * size / max(len(text), 1):.4f}"
         print(line)
     whole = total_score(scores)
-    head = {**_numbers(whole), "checkpoint_step": model.step}
+    head = {**_numbers(whole, characters), "checkpoint_step": model.step}
     if c.eval.xz:
         head["xz_bits_per_byte"] = 8 * compressed / max(raw, 1)
-    return {**head, **results, "seconds": time.perf_counter() - began}
+    return {**head, **results, **_tasks(c, model, workdir), "seconds": time.perf_counter() - began}
+
+
+def _tasks(c: ConfigDict, model: LanguageModel, workdir: Path) -> dict[str, float]:
+    """The scores of `eval.tasks`; programs run only by the command's own --allow-code-execution."""
+    return tasks.run(c, model, workdir) if c.eval.tasks else {}
 
 
 def _by_objective(c: ConfigDict, model: LanguageModel, index: Index) -> dict[str, float | int | str]:
@@ -112,9 +121,10 @@ def _by_objective(c: ConfigDict, model: LanguageModel, index: Index) -> dict[str
     return {**results, "objective": settings.objective.name, "checkpoint_step": model.step}
 
 
-def _numbers(score: Score) -> dict[str, float | int | str]:
+def _numbers(score: Score, characters: int) -> dict[str, float | int | str]:
     return {
         "bits_per_byte": score.bits_per_byte,
+        "bits_per_character": score.nats / math.log(2) / max(characters, 1),
         "perplexity": score.perplexity,
         "loss": score.loss,
         "tokens": score.tokens,

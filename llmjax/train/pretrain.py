@@ -24,9 +24,18 @@ from llmjax.parallel.mesh import use_cpu_devices
 from llmjax.train import checkpoint, loop
 from llmjax.train.step import batch_shardings, make_heldout_step
 
+# (config, module, tokenizer, mesh) -> (parameters -> named numbers)
+MakeMore = Callable[
+    [ConfigDict, transformer.Transformer, Tokenizer, jax.sharding.Mesh], Callable[[Any], dict[str, float]]
+]
 
-def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
-    """Train the model of `c` on the token shards of WORKDIR/tokenizer, continuing from WORKDIR/checkpoints."""
+
+def run(c: ConfigDict, workdir: Path, *, make_more: MakeMore | None = None) -> dict[str, float | int | str]:
+    """Train the model of `c` on the token shards of WORKDIR/tokenizer, continuing from WORKDIR/checkpoints.
+
+    Args:
+        make_more: makes what is measured beside the held-out loss, whenever that is.
+    """
     started = time.perf_counter()
     rows = math.gcd(*(size // ramp.micro_batches(c.train, size) for size in ramp.sizes(c.train)))
     use_cpu_devices(c.parallel.cpu_devices or processes.cpu_share(), batch_size=rows, work_bytes=work_bytes(c))
@@ -63,13 +72,18 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     def initial_params(abstract: Any) -> Any:
         return checkpoint.read_params(checkpoint.newest(Path(c.train.init_from)), abstract, cast=True)
 
+    def make_evaluate(mesh: jax.sharding.Mesh) -> Callable[[Any], dict[str, float]]:
+        held = make_heldout(c, module, heldout, piece_sizes, mesh) if heldout else lambda params: {}
+        more = make_more(c, module, tokenizer, mesh) if make_more else lambda params: {}
+        return lambda params: held(params) | more(params)
+
     return loop.train(
         c,
         workdir,
         module=module,
         batches=lambda start: batches.iterate(start),
         tokens_per_epoch=tokens_per_epoch,
-        make_evaluate=(lambda mesh: make_heldout(c, module, heldout, piece_sizes, mesh)) if heldout else None,
+        make_evaluate=make_evaluate if heldout or make_more else None,
         initial_params=initial_params if c.train.init_from else None,
         started=started,
     )

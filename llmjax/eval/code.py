@@ -1,0 +1,163 @@
+"""Programs as answers: HumanEval (Chen et al. 2021) and MBPP (Austin et al. 2021), scored by running them.
+
+Files are JSON Lines as published. HumanEval: task_id, prompt, entry_point, test, canonical_solution. MBPP: task_id, text (or
+prompt), test_list, and optionally test_setup_code (or test_imports) and code.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmjax.api import LanguageModel
+from llmjax.eval import local_data, sandbox
+from llmjax.eval.leaderboard import TaskScore
+from llmjax.eval.likelihood import context_length
+from llmjax.eval.statistics import mean
+
+TASKS = ("humaneval", "mbpp")
+STOPS = {
+    "humaneval": ("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
+    "mbpp": ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n```"),
+}
+NEW_TOKENS = 512
+REFUSAL = (
+    "this task runs programs that the model writes, which is off unless asked for: give --allow-code-execution. They run "
+    "in a process with fences around it (see llmjax/eval/sandbox.py for what those do not keep away)"
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A prompt that the model continues, and what makes a program of the two with its test behind it."""
+
+    name: str
+    prompt: str
+    stops: tuple[str, ...]
+    program: Callable[[str], str]
+    solution: str  # the published one; "" if there is none
+
+
+def load(path: str | Path) -> list[Problem]:
+    """The problems of a file in either format. Raises ValueError for another."""
+    problems = []
+    for number, row in enumerate(local_data.read(Path(path))):
+        if {"prompt", "entry_point", "test"} <= row.keys():
+            problems.append(_humaneval(row))
+        elif "test_list" in row and ("text" in row or "prompt" in row):
+            problems.append(_mbpp(row))
+        else:
+            raise ValueError(f"row {number} of {path} is neither HumanEval's nor MBPP's: it has {', '.join(row)}")
+    return problems
+
+
+def find(task: str, folders: Sequence[str | Path]) -> list[Problem]:
+    """The problems of "humaneval" or "mbpp" in local folders: TASK.jsonl or TASK_test.jsonl."""
+    for folder in folders:
+        for name in (f"{task}.jsonl", f"{task}_test.jsonl"):
+            if (Path(folder) / name).is_file():
+                return load(Path(folder) / name)
+    raise ValueError(f"no problems of {task}: give --data DIR, a folder with {task}.jsonl")
+
+
+def _humaneval(row: dict[str, Any]) -> Problem:
+    def program(completion: str) -> str:
+        return f"{row['prompt']}{completion}\n{row['test']}\ncheck({row['entry_point']})\n"
+
+    return Problem(row["task_id"], row["prompt"], STOPS["humaneval"], program, row.get("canonical_solution", ""))
+
+
+def _mbpp(row: dict[str, Any]) -> Problem:
+    text, tests = row.get("text") or row["prompt"], "\n".join(row["test_list"])
+    setup = row.get("test_setup_code") or "\n".join(row.get("test_imports", ()))
+    prompt = f'"""\n{text}\n{tests}\n"""\n'
+
+    def program(completion: str) -> str:
+        return f"{completion}\n{setup}\n{tests}\n"
+
+    return Problem(f"MBPP/{row['task_id']}", prompt, STOPS["mbpp"], program, row.get("code", ""))
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """The chance that one of k samples is right, without bias, from n samples of which c are: 1 - C(n-c, k) / C(n, k).
+
+    Raises ValueError for fewer samples than k.
+    """
+    if not 1 <= k <= samples or not 0 <= right <= samples:
+        raise ValueError(f"pass@{k} cannot be told from {samples} samples of which {right} are right")
+    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def check(problems: Sequence[Problem], completions: Sequence[Sequence[str]], **settings: Any) -> list[list[bool]]:
+    """Whether each completion of each problem passes its test; settings as of `sandbox.run_all`."""
+    programs = [p.program(text) for p, texts in zip(problems, completions, strict=True) for text in texts]
+    outcomes = iter(sandbox.run_all(programs, **settings))
+    return [[next(outcomes).passed for _ in texts] for texts in completions]
+
+
+def evaluate(
+    model: LanguageModel,
+    task: str,
+    folders: Sequence[str | Path],
+    *,
+    allow_code_execution: bool,
+    samples: int = 1,
+    ks: Sequence[int] = (1,),
+    temperature: float = 0.0,
+    top_p: float = 0.95,
+    max_new_tokens: int = NEW_TOKENS,
+    seed: int = 0,
+    limit: int = 0,
+    rows: int = 32,
+    limits: sandbox.Limits | None = None,
+) -> TaskScore:
+    """pass@k of the programs that a model writes.
+
+    Args:
+        allow_code_execution: must be True; the command's --allow-code-execution.
+        samples: programs for each problem.
+        ks: of pass@k, each at most `samples`.
+        temperature, top_p: of sampling; 0: greedy, for one sample.
+        rows: prompts generated at a time.
+        limits: of each program.
+
+    Raises:
+        ValueError: when code may not run, several samples would be the same, or data is missing.
+    """
+    if not allow_code_execution:
+        raise ValueError(f"{task}: {REFUSAL}")
+    if samples > 1 and temperature == 0:
+        raise ValueError(f"{samples} samples at temperature 0 are all the same: set a temperature, such as 0.8")
+    for k in ks:
+        pass_at_k(samples, 0, k)
+    problems = find(task, folders)
+    problems = problems[:limit] if limit else problems
+    print(sandbox.describe())
+    room = context_length(model.config) - max_new_tokens
+    jobs = []
+    for problem in problems:
+        ids = [*model.tokenizer.prefix_ids, *model.tokenizer.encode(problem.prompt)]
+        jobs += [(problem, (ids[-room:] if room > 0 else ids) or [model.tokenizer.start_id])] * samples
+    texts: list[str] = []
+    for start in range(0, len(jobs), rows):
+        part = jobs[start : start + rows]
+        made = model.generate(
+            [ids for _, ids in part], max_new_tokens=max_new_tokens, temperature=temperature, top_k=0,
+            top_p=top_p if temperature else 1.0, min_p=0.0, stop=list(problems[0].stops),
+            seed=[seed + start + i for i in range(len(part))],
+        )  # fmt: skip
+        texts += [completion.text for completion in made]
+    completions = [texts[i * samples : (i + 1) * samples] for i in range(len(problems))]
+    passed = check(problems, completions, limits=limits)
+    items: list[dict[str, Any]] = [
+        {
+            "id": problem.name,
+            **{f"pass@{k}": pass_at_k(samples, sum(right), k) for k in ks},
+            "texts": list(written),
+            "passed": right,
+        }
+        for problem, written, right in zip(problems, completions, passed, strict=True)
+    ]
+    metrics = {f"pass@{k}": mean([item[f"pass@{k}"] for item in items]) for k in ks}
+    return TaskScore(task, 0, f"pass@{ks[0]}", metrics, items, (sandbox.describe(),))

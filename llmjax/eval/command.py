@@ -1,0 +1,92 @@
+"""What the command takes and does for evaluation: `llmjax eval --tasks` and `llmjax rate`. Imports are late: help is quick."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def add_tasks(verb: argparse.ArgumentParser) -> None:
+    """What `llmjax eval` takes to run benchmarks on a model, in place of the stage."""
+    verb.add_argument(
+        "--tasks", metavar="NAME,...",
+        help="run these benchmarks instead: arc_challenge, hellaswag, mmlu, truthfulqa_mc2, winogrande, gsm8k, humaneval, "
+        "mbpp, openllm_v1_4, openllm_v1_6, or any task of lm-evaluation-harness",
+    )  # fmt: skip
+    verb.add_argument(
+        "--data", action="append", default=[], metavar="DIR", help="a folder with their questions; may be repeated"
+    )
+    verb.add_argument(
+        "--limit", type=int, default=0, metavar="N", help="at most N questions of each task (default: all)"
+    )
+    verb.add_argument("--harness", action="store_true", help="by lm-evaluation-harness, whatever the task")
+    verb.add_argument("--chat-template", action="store_true", help="questions as a user's messages")
+    verb.add_argument(
+        "--allow-code-execution", action="store_true",
+        help="let humaneval and mbpp run the programs that the model writes, fenced in as llmjax/eval/sandbox.py tells",
+    )  # fmt: skip
+
+
+def add_rate(verbs: Any) -> None:
+    """The verb `llmjax rate`."""
+    about = "let people, or a model, say which of two answers is better, blind and in random order"
+    verb = verbs.add_parser("rate", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    verb.add_argument(
+        "answers", nargs="*", type=Path, metavar="FILE",
+        help="two or more JSONL files with prompt and text, each a system's; or one with prompt, answers and systems",
+    )  # fmt: skip
+    verb.add_argument(
+        "--to", type=Path, default=Path("ratings.jsonl"), metavar="FILE", help="the ratings (default: ratings.jsonl)"
+    )
+    verb.add_argument("--terminal", metavar="NAME", default="", help="rate here, as NAME, instead of in a browser")
+    verb.add_argument("--port", type=int, default=0, help="of the page on 127.0.0.1 (default: any that is free)")
+    verb.add_argument(
+        "--judge", type=Path, metavar="RUN", help="let this run's chat model rate, each pair in both orders"
+    )
+    verb.add_argument("--seed", type=int, default=0, help="of the order in which answers are shown")
+
+
+def rate(args: argparse.Namespace) -> int:
+    """`llmjax rate`; the exit status."""
+    from llmjax.eval import rate as rating
+    from llmjax.eval import ratings
+
+    if not args.answers:
+        found = ratings.read(args.to)
+        if not found:
+            raise ValueError(f"{args.to} has no ratings yet: give the files with the answers to rate")
+        print(ratings.summary(found))
+        return 0
+    session = rating.Session(ratings.read_pairs(args.answers), args.to, seed=args.seed)
+    if args.judge:
+        from llmjax import load
+        from llmjax.eval import judge
+
+        name = f"judge {args.judge.name}"
+        left = [pair for pair in session.pairs if not session.is_rated(name, pair)]
+        for made in judge.judge(left, judge.ask_model(load(args.judge)), rater=name):
+            ratings.append(args.to, made)
+        print(ratings.summary(ratings.read(args.to)))
+    elif args.terminal:
+        rating.in_terminal(session, rater=args.terminal)
+    else:
+        rating.serve(session, port=args.port)
+    return 0
+
+
+def tasks(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
+    """Run benchmarks on a run's model, whatever stages it has had (an imported model has had none)."""
+    from llmjax import load
+    from llmjax.eval import tasks as benchmarks
+
+    c = c.copy_and_resolve_references()
+    with c.unlocked():
+        c.eval.tasks = tuple(name for name in args.tasks.split(",") if name)
+        c.eval.data = tuple(args.data) or c.eval.data
+        c.eval.limit = args.limit or c.eval.limit
+        c.eval.runner = "harness" if args.harness else c.eval.runner
+        c.eval.chat = args.chat_template or c.eval.chat
+    benchmarks.run(c, load(workdir), workdir, allow_code_execution=args.allow_code_execution)
+    print(f"the scores are in {workdir / 'eval' / benchmarks.SCORES}")
+    return 0

@@ -1,0 +1,358 @@
+"""lm-evaluation-harness on our models: its tasks, prompts and metrics, our scoring and generation, local data only.
+
+The harness is an extra (`pip install 'llmjax[eval]'`, no torch needed) and is imported when it is used. It never asks
+the network: questions come from local files (`local_data.py`), and a task that would fetch anything is an error.
+"""
+
+import functools
+import importlib.util
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmjax.api import LanguageModel
+from llmjax.data.chat import chat_text
+from llmjax.eval import leaderboard, local_data, native
+from llmjax.eval.encoding import encode_pairs, encode_texts, prefix_id, rolling_windows
+from llmjax.eval.leaderboard import Setting, TaskScore, expand, mmlu
+from llmjax.eval.likelihood import Request, context_length, score_requests
+from llmjax.eval.local_data import MMLU, TaskData
+from llmjax.eval.statistics import Estimate
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+NEW_TOKENS = 256  # that the harness lets a task generate when it does not say
+ROWS = 32  # prompts generated at a time
+
+
+def require() -> None:
+    """Raise ValueError unless the harness is installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError("lm-evaluation-harness is not installed: pip install 'llmjax[eval]'")
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Hugging Face's libraries may not use their hub, whether they are imported now or were before."""
+    before = {name: os.environ.get(name) for name in OFFLINE}
+    os.environ.update(OFFLINE)
+    constants = []
+    try:
+        import datasets.config
+        import huggingface_hub.constants
+
+        constants = [(huggingface_hub.constants, "HF_HUB_OFFLINE"), (datasets.config, "HF_HUB_OFFLINE")]
+        held = [(module, name, getattr(module, name)) for module, name in constants if hasattr(module, name)]
+        for module, name, _ in held:
+            setattr(module, name, True)
+        yield
+        for module, name, value in held:
+            setattr(module, name, value)
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def make_model(
+    model: LanguageModel,
+    *,
+    max_length: int = 0,
+    batch_tokens: int = 0,
+    on_scored: Callable[[int, int], None] | None = None,
+) -> Any:
+    """The model as the harness wants it, an `lm_eval.api.model.TemplateLM`.
+
+    Args:
+        max_length, batch_tokens: see `likelihood.score_requests`.
+        on_scored: called with the numbers of requests that are scored and of all.
+    """
+    require()
+    from lm_eval.api.model import TemplateLM
+
+    tokenizer = model.tokenizer
+    limit = max_length or context_length(model.config)
+    more: dict[str, Any] = {"max_length": limit, "batch_tokens": batch_tokens}
+
+    class Adapter(TemplateLM):
+        """Log-likelihoods, rolling log-likelihoods, generation and chat templates."""
+
+        @property
+        def eot_token_id(self) -> int:
+            return tokenizer.end_id
+
+        @property
+        def prefix_token_id(self) -> int:
+            return prefix_id(tokenizer)
+
+        @property
+        def tokenizer_name(self) -> str:
+            return tokenizer.fingerprint
+
+        @property
+        def max_length(self) -> int:
+            return limit
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+            if add_special_tokens is False:
+                return tokenizer.encode(string, specials="parse")
+            return encode_texts(tokenizer, [string])[0]
+
+        def _score(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
+            tell = None if on_scored is None else (lambda done: on_scored(done, len(requests)))
+            return [(x.sum, x.greedy) for x in score_requests(model, requests, on_scored=tell, **more)]
+
+        def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
+            return self._score([Request(context, continuation) for _, context, continuation in requests])
+
+        def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+            pairs = [request.args for request in requests]
+            found = self._score(encode_pairs(tokenizer, pairs))
+            for pair, one in zip(pairs, found, strict=True):
+                self.cache_hook.add_partial("loglikelihood", pair, one)
+            return found
+
+        def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+            texts = [request.args[0] for request in requests]
+            rows = [
+                list(rolling_windows(ids, prefix=self.prefix_token_id, length=limit))
+                for ids in encode_texts(tokenizer, texts)
+            ]
+            parts = iter(self._score([window for row in rows for window in row]))
+            found = [float(sum([next(parts)[0] for _ in row])) for row in rows]
+            for text, total in zip(texts, found, strict=True):
+                self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
+            return found
+
+        def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+            texts = [""] * len(requests)
+            groups: dict[str, list[int]] = {}
+            for number, request in enumerate(requests):
+                groups.setdefault(repr(sorted(request.args[1].items())), []).append(number)
+            for numbers in groups.values():
+                settings, count = generation_settings(requests[numbers[0]].args[1], limit=limit)
+                prompts = encode_texts(tokenizer, [requests[n].args[0] for n in numbers])
+                prompts = [ids[-(limit - count) :] or [self.prefix_token_id] for ids in prompts]
+                by_length = sorted(range(len(numbers)), key=lambda i: -len(prompts[i]))
+                for start in range(0, len(by_length), ROWS):
+                    chosen = by_length[start : start + ROWS]
+                    made = model.generate([prompts[i] for i in chosen], max_new_tokens=count, **settings)
+                    for i, completion in zip(chosen, made, strict=True):
+                        texts[numbers[i]] = completion.text
+            for request, text in zip(requests, texts, strict=True):
+                self.cache_hook.add_partial("generate_until", request.args, text)
+            return texts
+
+        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+            return chat_prompt(model, chat_history, reply=add_generation_prompt)
+
+        def chat_template(self, chat_template: bool | str = False) -> str | None:
+            return tokenizer.chat_template if chat_template else None
+
+    return Adapter()
+
+
+def chat_prompt(model: LanguageModel, messages: Sequence[dict[str, str]], *, reply: bool) -> str:
+    """The messages as the tokenizer's template writes them; without `reply` the last one is left open, to go on.
+
+    A template that refuses a system's message is given the others, as in the harness. Raises ValueError as `chat_text`
+    does.
+    """
+    try:
+        text = chat_text(model.tokenizer, messages, reply=reply)
+    except ValueError:
+        others = [message for message in messages if message["role"] != "system"]
+        if not model.tokenizer.chat_template or len(others) == len(messages):
+            raise
+        text, messages = chat_text(model.tokenizer, others, reply=reply), others
+    if reply:
+        return text
+    # What the template puts behind the last message would end it: the text goes on where the message's own ends.
+    last = messages[-1]["content"].strip()
+    return text[: text.rindex(last) + len(last)]
+
+
+def generation_settings(given: dict[str, Any], *, limit: int) -> tuple[dict[str, Any], int]:
+    """The settings of `LanguageModel.generate` that a task's generation_kwargs mean, and its number of new tokens.
+
+    Greedy unless `do_sample`. Raises ValueError when the new tokens alone fill the model's context.
+    """
+    aliases = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+    count = int(next((given[name] for name in aliases if given.get(name) is not None), NEW_TOKENS))
+    if count >= limit:
+        raise ValueError(
+            f"the task generates {count} tokens, which leaves nothing of the model's {limit} for the prompt: "
+            "give a longer eval.context_length, or a model that reads more"
+        )
+    until = given.get("until") or []
+    stops = [until] if isinstance(until, str) else list(until)
+    temperature = float(given.get("temperature") or 0.0)
+    samples = given.get("do_sample", temperature > 0)
+    settings: dict[str, Any] = {
+        "stop": [stop for stop in stops if stop],
+        "temperature": (temperature or 1.0) if samples else 0.0,
+        "top_k": int(given.get("top_k") or 0) if samples else 0,
+        "top_p": float(given.get("top_p") or 1.0) if samples else 1.0,
+        "min_p": float(given.get("min_p") or 0.0) if samples else 0.0,
+    }
+    return settings, count
+
+
+def task_config(task: str, data: TaskData, splits: dict[str, Any], setting: Setting | None) -> dict[str, Any]:
+    """A member of a group for the harness: its own task, of which the data is replaced, and the shots."""
+    changes: dict[str, Any] = {"task": task, "custom_dataset": lambda **_: splits, "dataset_kwargs": None}
+    if setting is None:
+        return changes
+    leave_one_out = data.leave_one_out and setting.shots > 0
+    # The harness leaves the question itself out of the examples when both are of the test split.
+    alone = {"validation_split": None if data.asked == "test" or leave_one_out else data.asked}
+    alone["test_split"] = data.asked if data.asked == "test" or leave_one_out else None
+    if setting.shots:
+        changes |= {"training_split": None, "fewshot_split": data.shots, "num_fewshot": setting.shots}
+    else:
+        changes |= {"training_split": None}
+    return changes | alone
+
+
+class _Splits(dict):
+    """The splits of a task's data, empty ones where there is none; `missing` are those that were asked for."""
+
+    def __init__(self, splits: dict[str, Any]) -> None:
+        super().__init__(splits)
+        self.missing: list[str] = []
+
+    def __missing__(self, name: str) -> Any:
+        import datasets
+
+        self.missing.append(name)
+        columns = next(iter(self.values())).column_names
+        return datasets.Dataset.from_dict({column: [] for column in columns})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Splits":
+        return self
+
+
+def evaluate(
+    model: Any,
+    tasks: Sequence[str],
+    folders: Sequence[str | Path],
+    *,
+    shots: int | None = None,
+    limit: int = 0,
+    chat: bool = False,
+    bootstrap: int = 1000,
+) -> dict[str, TaskScore]:
+    """Run tasks of the harness: task -> scores, with "mmlu" as all its subjects together.
+
+    Args:
+        model: from `make_model`, or any other model of the harness.
+        tasks: names of the harness, or "openllm_v1_4" and "openllm_v1_6".
+        folders: where the data lies, see `local_data`; shots and metrics are the leaderboard's where it had the task.
+        shots: other numbers of examples; None: those.
+        limit: questions of each task at most; 0: all.
+        chat: prompts go through the tokenizer's chat template, examples as earlier turns.
+        bootstrap: resamples for the standard errors of metrics that are no means.
+
+    Raises:
+        ValueError: for unknown tasks, missing data, or a task that needs the network.
+    """
+    require()
+    names = expand(tasks)
+    parts = {name: native.with_subjects(name, folders) for name in names}
+    leaves = list(dict.fromkeys(part for group in parts.values() for part in group))
+    with offline(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import datasets
+        import lm_eval
+
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        datasets.disable_progress_bars()
+        members, chosen, splits = [], {}, {}
+        for leaf in leaves:
+            setting = _setting(leaf, shots)
+            data = local_data.find(leaf, folders, shots_from=setting.shots_from if setting else "train")
+            chosen[leaf] = (setting, data)
+            splits[leaf] = _Splits({name: datasets.Dataset.from_list(rows) for name, rows in data.splits.items()})
+            members.append(task_config(leaf, data, splits[leaf], setting))
+        try:
+            found = lm_eval.simple_evaluate(
+                model=model,
+                tasks=[{"group": "llmjax_local", "task": members}],
+                task_manager=_tasks(),
+                num_fewshot=shots if shots is not None else None,
+                limit=limit or None,
+                bootstrap_iters=bootstrap,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=chat,
+                log_samples=True,
+            )
+        except (ConnectionError, OSError) as error:
+            raise ValueError(
+                f"a task wants something from the Hugging Face hub, which is off ({error}): tasks with their own metrics "
+                "or data scripts cannot run from local files"
+            ) from error
+        except (AssertionError, ValueError) as error:
+            lacking = [f"{leaf}_{name}.jsonl" for leaf, data in splits.items() for name in dict.fromkeys(data.missing)]
+            if not lacking:
+                raise
+            raise ValueError(
+                f"the harness stopped ({error}); it had no {', '.join(lacking)}: add it to the data"
+            ) from error
+    assert found is not None
+    scores = {leaf: _score(leaf, found, *chosen[leaf]) for leaf in leaves}
+    return {name: mmlu([scores[p] for p in group]) if name == MMLU else scores[name] for name, group in parts.items()}
+
+
+@functools.cache
+def _tasks() -> Any:
+    """The harness's index of its tasks, which takes seconds to make."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+def _setting(task: str, shots: int | None) -> Setting | None:
+    setting = leaderboard.setting(task)
+    if setting is None or shots is None or not setting.shots:
+        return setting
+    return Setting(shots, setting.metric, setting.shots_from)
+
+
+def _score(task: str, found: dict[str, Any], setting: Setting | None, data: TaskData) -> TaskScore:
+    """The harness's results of one task as ours."""
+    results, samples = found["results"][task], found["samples"][task]
+    count = len({sample["doc_id"] for sample in samples})
+    metrics = {}
+    for key, value in results.items():
+        name, _, kind = key.partition(",")
+        if not isinstance(value, (int, float)) or name.endswith("_stderr") or not kind:
+            continue
+        error = results.get(f"{name}_stderr,{kind}")
+        label = name if kind == "none" else key
+        metrics[label] = Estimate(float(value), float(error) if isinstance(error, (int, float)) else np.nan, count)
+    if not metrics:
+        raise ValueError(f"the harness gave no score for {task}")
+    main = setting.metric if setting and setting.metric in metrics else next(iter(metrics))
+    items: dict[int, dict[str, Any]] = {}
+    for sample in samples:
+        row = items.setdefault(sample["doc_id"], {"id": sample["doc_id"]})
+        for name in sample["metrics"]:
+            if isinstance(sample[name], (int, float)):
+                row[name if sample["filter"] == "none" else f"{name},{sample['filter']}"] = float(sample[name])
+        responses = [
+            response for one in sample["filtered_resps"] for response in (one if isinstance(one, list) else [one])
+        ]
+        if all(isinstance(r, tuple) and len(r) == 2 for r in responses):
+            row["log_likelihoods"] = [float(r[0]) for r in responses]
+        elif all(isinstance(r, str) for r in responses):
+            row.setdefault("texts", responses)
+    shots = int(found.get("n-shot", {}).get(task) or (setting.shots if setting else 0))
+    notes = native.notes(task, setting, data) if setting else ()
+    return TaskScore(task, shots, main, metrics, list(items.values()), notes)

@@ -1,0 +1,70 @@
+"""A model as the rater of two answers (Zheng et al. 2023), asked twice with the answers in both places.
+
+A verdict that changes with the places is a tie, not a win of the place. An answer of the judge that is none of the
+three verdicts is a missing judgement, for which nobody gets anything.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+from llmjax.api import LanguageModel
+from llmjax.data.chat import chat_ids
+from llmjax.eval.ratings import Choice, Pair, Rating, rate
+
+PROMPT = """\
+Two assistants answered the same request. Judge which answer is better: more helpful, correct, relevant and clear. Neither \
+the order in which they stand here nor their length should count.
+
+[Request]
+{prompt}
+
+[Answer A]
+{first}
+
+[Answer B]
+{second}
+
+Which one is better? Reply with [[A]], [[B]], or [[C]] if they are equally good."""
+VERDICT = re.compile(r"\[\[([ABC])\]\]")
+Ask = Callable[[Sequence[str]], Sequence[str | None]]  # prompts -> what the judge says; None: it failed
+
+
+def judge(pairs: Sequence[Pair], ask: Ask, *, rater: str) -> Iterator[Rating]:
+    """A rating of every pair; `choice` is None where either of the two verdicts is missing."""
+    asked = [PROMPT.format(prompt=p.prompt, first=p.answers[i], second=p.answers[1 - i]) for p in pairs for i in (0, 1)]
+    said = list(ask(asked))
+    if len(said) != len(asked):
+        raise ValueError(f"the judge gave {len(said)} answers to {len(asked)} questions")
+    for number, pair in enumerate(pairs):
+        one = verdict(said[2 * number], first=0)
+        two = verdict(said[2 * number + 1], first=1)
+        choice: Choice = None if one is None or two is None else one if one == two else "tie"
+        yield rate(pair, rater=rater, choice=choice, order=(0, 1))
+
+
+def verdict(text: str | None, *, first: int) -> Choice:
+    """0 or 1, the better answer, "tie", or None when the text has no verdict or several.
+
+    Args:
+        first: the number of the answer that was shown as A.
+    """
+    found = set(VERDICT.findall(text or ""))
+    if len(found) != 1:
+        return None
+    [letter] = found
+    return "tie" if letter == "C" else first if letter == "A" else 1 - first
+
+
+def ask_model(model: LanguageModel, *, max_new_tokens: int = 256, rows: int = 8) -> Ask:
+    """Questions to a chat model, answered greedily."""
+
+    def ask(prompts: Sequence[str]) -> list[str | None]:
+        ids = [chat_ids(model.tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
+        said: list[str | None] = []
+        for start in range(0, len(ids), rows):
+            part = ids[start : start + rows]
+            made = model.generate(part, max_new_tokens=max_new_tokens, temperature=0.0, stop=[])
+            said += [completion.text for completion in made]
+        return said
+
+    return ask

@@ -1,0 +1,260 @@
+"""Which of two answers is better: the file of ratings, and what many of them say about systems and about raters.
+
+A ratings file is JSON Lines; reward models can train on it. Each row: "rater", "time" (seconds since 1970), "prompt",
+"answers" (two texts), "systems" (their names), "order" (which answer was shown first: [0, 1] or [1, 0]) and "choice": 0
+or 1, the answer that was better, whatever was shown first; "tie"; or null, a judgement that failed. What failed is
+missing: it is counted nowhere.
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llmjax.eval import local_data, statistics
+
+Choice = int | str | None
+CHOICES: tuple[Choice, ...] = (0, 1, "tie", None)
+ELO_SCALE, ELO_MEAN = 400 / math.log(10), 1000.0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt with two answers."""
+
+    prompt: str
+    answers: tuple[str, str]
+    systems: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Rating:
+    """A row of the file, see the module."""
+
+    rater: str
+    time: float
+    choice: Choice
+    prompt: str
+    answers: tuple[str, str]
+    order: tuple[int, int]
+    systems: tuple[str, str]
+
+    @property
+    def key(self) -> str:
+        """What was compared, whoever rated it and in whatever order it was shown."""
+        return pair_key(Pair(self.prompt, self.answers, self.systems))
+
+
+def pair_key(pair: Pair) -> str:
+    """A name for a pair, the same for both orders of its answers."""
+    sides = sorted(zip(pair.systems, pair.answers, strict=True))
+    return hashlib.blake2b(json.dumps([pair.prompt, sides]).encode(), digest_size=12).hexdigest()
+
+
+def rate(pair: Pair, *, rater: str, choice: Choice, order: tuple[int, int], now: float | None = None) -> Rating:
+    """A rating of a pair. Raises ValueError for a choice that is none."""
+    if choice not in CHOICES or isinstance(choice, bool):
+        raise ValueError(f"choice={choice!r} is not known: give 0, 1, 'tie' or None")
+    return Rating(rater, time.time() if now is None else now, choice, pair.prompt, pair.answers, order, pair.systems)
+
+
+def shown_order(pair: Pair, *, rater: str, seed: int) -> tuple[int, int]:
+    """Which answer a rater sees first: random, but the same when the pair comes again."""
+    digest = hashlib.blake2b(f"{seed} {rater} {pair_key(pair)}".encode(), digest_size=8).digest()
+    # By system, not by place in the file, or two files in another order would show another.
+    first = int(np.argmin(pair.systems)) if pair.systems[0] != pair.systems[1] else 0
+    return (first, 1 - first) if digest[0] % 2 else (1 - first, first)
+
+
+def append(path: Path, rating: Rating) -> None:
+    """Write one rating behind the others, whole and on disk before this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(rating), ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(path: Path) -> list[Rating]:
+    """The ratings of a file, none if it is not there. Raises ValueError for a damaged one."""
+    if not path.is_file() or not path.stat().st_size:
+        return []
+    found = []
+    for number, row in enumerate(local_data.read(path), start=1):
+        try:
+            row = {**row, **{name: tuple(row[name]) for name in ("answers", "order", "systems")}}
+            found.append(Rating(**{name: row[name] for name in Rating.__dataclass_fields__}))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number} is no rating ({error!r})") from error
+        if found[-1].choice not in CHOICES or isinstance(found[-1].choice, bool):
+            raise ValueError(f"{path}, line {number}: choice is {found[-1].choice!r}, not 0, 1, 'tie' or null")
+    return found
+
+
+def read_pairs(paths: Sequence[Path]) -> list[Pair]:
+    """Pairs of one file with "prompt", "answers" and "systems", or of several files of generated texts ("prompt" and
+    "text"), each a system of the file's name: every two answers to the same prompt.
+
+    Raises ValueError when nothing can be paired.
+    """
+    if len(paths) == 1:
+        rows = local_data.read(paths[0])
+        if any(not {"prompt", "answers", "systems"} <= row.keys() for row in rows):
+            raise ValueError(
+                f"{paths[0]} has rows without prompt, answers and systems: give two files of texts, or pairs"
+            )
+        return [Pair(row["prompt"], tuple(row["answers"]), tuple(row["systems"])) for row in rows]
+    by_file: dict[str, dict[str, str]] = {}
+    for path in paths:
+        name = path.stem if path.stem not in by_file else str(path)
+        by_file[name] = {
+            str(row["prompt"]): str(row.get("text", row.get("answer", ""))) for row in local_data.read(path)
+        }
+    names = list(by_file)
+    found = [
+        Pair(prompt, (text, by_file[b][prompt]), (a, b))
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+        for prompt, text in by_file[a].items()
+        if prompt in by_file[b]
+    ]
+    if not found:
+        raise ValueError("the files have no prompt in common, so there is nothing to compare")
+    return found
+
+
+@dataclass(frozen=True)
+class Strength:
+    """A system's strength on Elo's scale: 400 points are odds of ten to one, the mean is 1000; 95 % interval; comparisons."""
+
+    elo: float
+    low: float
+    high: float
+    count: int
+
+
+def bradley_terry(
+    ratings: Iterable[Rating], *, draws: int = 200, seed: int = 0, prior: float = 0.5
+) -> dict[str, Strength]:
+    """Strengths of systems under the model of Bradley and Terry (1952): the odds that i beats j are exp(s_i - s_j).
+
+    A tie is half a win for each; missing judgements count nowhere. Intervals are percentiles of a bootstrap over prompts,
+    so that several ratings of one prompt are not taken for several prompts.
+
+    Args:
+        prior: ties against a system of mean strength that every system is given, without which one that never lost
+            would be infinitely strong.
+    """
+    rows = [r for r in ratings if r.choice is not None and r.systems[0] != r.systems[1]]
+    names = sorted({name for r in rows for name in r.systems})
+    if not rows:
+        return {}
+    number = {name: i for i, name in enumerate(names)}
+    prompts: dict[str, list[tuple[int, int, float]]] = {}
+    for r in rows:
+        share = 0.5 if r.choice == "tie" else 1.0 - float(r.choice)  # type: ignore[arg-type]
+        prompts.setdefault(r.prompt, []).append((number[r.systems[0]], number[r.systems[1]], share))
+    tables = np.zeros((len(prompts), len(names), len(names)))
+    for table, compared in zip(tables, prompts.values(), strict=True):
+        for i, j, share in compared:
+            table[i, j] += share
+            table[j, i] += 1 - share
+    whole = _fit(tables.sum(0), prior)
+    rng = np.random.default_rng(seed)
+    samples = [_fit(tables[rng.integers(0, len(tables), len(tables))].sum(0), prior) for _ in range(draws)]
+    low, high = np.quantile(samples, [0.025, 0.975], axis=0) if draws else (whole, whole)
+    counts = tables.sum((0, 2)) + tables.sum((0, 1))
+    return {
+        name: Strength(float(whole[i]), float(low[i]), float(high[i]), round(counts[i]))
+        for name, i in sorted(number.items(), key=lambda item: -whole[item[1]])
+    }
+
+
+def _fit(wins: np.ndarray, prior: float) -> np.ndarray:
+    """Elo of each system by Hunter's minorisation (2004) from wins[i, j], how often i beat j."""
+    games = wins + wins.T
+    won = wins.sum(1) + prior / 2
+    strength = np.ones(len(wins))
+    for _ in range(2000):
+        denominator = (games / (strength[:, None] + strength[None, :])).sum(1) + prior / (strength + 1.0)
+        new = won / denominator
+        new /= np.exp(np.log(new).mean())
+        if np.abs(np.log(new / strength)).max() < 1e-9:
+            strength = new
+            break
+        strength = new
+    return ELO_MEAN + ELO_SCALE * np.log(strength)
+
+
+def cohen_kappa(a: Sequence[Choice], b: Sequence[Choice]) -> float:
+    """Agreement of two raters on the same items beyond chance (Cohen 1960); 1 is full, 0 is chance; nan without a choice."""
+    if len(a) != len(b) or not a:
+        raise ValueError("two raters must have rated the same items, at least one")
+    kinds = list(dict.fromkeys([*a, *b]))
+    left = np.array([[x == kind for kind in kinds] for x in a], float)
+    right = np.array([[x == kind for kind in kinds] for x in b], float)
+    observed, expected = (left * right).sum() / len(a), float(left.mean(0) @ right.mean(0))
+    return math.nan if expected == 1 else float((observed - expected) / (1 - expected))
+
+
+def fleiss_kappa(counts: np.ndarray) -> float:
+    """Agreement of several raters (Fleiss 1971): counts[item, kind], every item rated by as many, at least two."""
+    counts = np.asarray(counts, float)
+    raters = counts.sum(1)
+    if counts.ndim != 2 or not len(counts) or (raters != raters[0]).any() or raters[0] < 2:
+        raise ValueError("every item must have been rated by as many raters, at least two")
+    n = raters[0]
+    agreement = ((counts**2).sum(1) - n) / (n * (n - 1))
+    expected = float(((counts.sum(0) / counts.sum()) ** 2).sum())
+    return math.nan if expected == 1 else float((agreement.mean() - expected) / (1 - expected))
+
+
+def agreement(ratings: Iterable[Rating]) -> dict[str, float]:
+    """ "A ~ B" -> Cohen's kappa of each two raters with items in common, and "all" -> Fleiss' kappa of the items that all
+    have rated, of three or more. The last rating of an item counts; missing judgements do not."""
+    by_rater: dict[str, dict[str, Choice]] = {}
+    for r in ratings:
+        choice = r.choice
+        if isinstance(choice, int) and r.systems[0] > r.systems[1]:
+            choice = 1 - choice  # the same answer has the same number in both orders of the file
+        if choice is not None:
+            by_rater.setdefault(r.rater, {})[r.key] = choice
+    names = sorted(by_rater)
+    found = {}
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            if common := sorted(by_rater[a].keys() & by_rater[b].keys()):
+                pairs = [by_rater[a][k] for k in common], [by_rater[b][k] for k in common]
+                found[f"{a} ~ {b}"] = cohen_kappa(*pairs)
+    shared = sorted(set.intersection(*(set(rated) for rated in by_rater.values()))) if by_rater else []
+    if len(names) > 2 and shared:
+        kinds: tuple[Choice, ...] = (0, 1, "tie")
+        table = [[sum(by_rater[n][key] == kind for n in names) for kind in kinds] for key in shared]
+        found["all"] = fleiss_kappa(np.array(table))
+    return found
+
+
+def summary(ratings: Sequence[Rating], *, bootstrap: Callable[..., dict[str, Strength]] = bradley_terry) -> str:
+    """A few lines on what the ratings say."""
+    missing = sum(r.choice is None for r in ratings)
+    lines = [
+        f"{len(ratings) - missing} ratings by {len({r.rater for r in ratings})} raters"
+        + f", {missing} missing" * bool(missing)
+    ]
+    for name, strength in bootstrap(ratings).items():
+        lines.append(
+            f"  {name}: Elo {strength.elo:.0f} [{strength.low:.0f}, {strength.high:.0f}], {strength.count} comparisons"
+        )
+    first = [r.choice == r.order[0] for r in ratings if isinstance(r.choice, int)]
+    if len(first) > 1:
+        share = statistics.mean([float(x) for x in first])
+        lines.append(
+            f"  the answer shown first was preferred {share.value:.1%} of the time (standard error {share.error:.1%})"
+        )
+    lines += [f"  agreement {name}: kappa {kappa:.2f}" for name, kappa in agreement(ratings).items()]
+    return "\n".join(lines)

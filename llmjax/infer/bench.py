@@ -1,0 +1,108 @@
+"""How fast an engine is: time to the first token, time per token, tokens a second, and the share of memory bandwidth."""
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llmjax.infer.engine import Engine
+from llmjax.infer.request import Request
+
+
+def bandwidth(device: jax.Device) -> float:
+    """Bytes a second that this machine reads, measured: a sum of an array that no cache holds, the best of a few."""
+    size = 1 << (26 if device.platform == "cpu" else 28)
+    x = jax.device_put(jnp.ones(size, jnp.float32), device)
+    total = jax.jit(lambda x: jnp.sum(x.reshape(-1, 4096), axis=0))
+    total(x).block_until_ready()
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        total(x).block_until_ready()
+        best = min(best, time.perf_counter() - began)
+    return 4 * size / best
+
+
+def measure(engine: Engine, *, prompt: int, new: int, rounds: int = 3, peak: float = 0.0) -> dict[str, float]:
+    """Every slot writes `new` tokens after prompts of `prompt` tokens, all at once; medians over rounds.
+
+    seconds_to_first_token: of one request to an idle engine; seconds_per_token: of a step for all slots, what the
+    first one and the prompts take being taken off;
+    bytes_per_step: parameters and half-filled caches, which a step must read at least; bandwidth_share: of `peak`.
+    """
+    engine.warm_up()
+    rng = np.random.default_rng(0)
+    V = engine.tokenizer.vocab_size
+
+    def ids() -> tuple[int, ...]:
+        return tuple(rng.integers(min(4, V - 1), V, prompt).tolist())
+
+    def seconds(count: int, new: int) -> float:
+        for _ in range(count):
+            engine.submit(Request(ids(), new, temperature=0.0))
+        began, before = time.perf_counter(), engine.written
+        for _ in engine.run():
+            pass
+        counted.append(engine.written - before)
+        return time.perf_counter() - began
+
+    first, prompts, whole, counted = [], [], [], list[int]()
+    for _ in range(rounds):
+        first.append(seconds(1, 1))
+        prompts.append(seconds(engine.count, 1))
+        whole.append(seconds(engine.count, new))
+    # An end of text that a random prompt happens to bring leaves fewer tokens: steps are told by the tokens of a slot.
+    steps = counted[-1] / engine.count - 1
+    step = max(statistics.median(whole) - statistics.median(prompts), 0.0) / max(steps, 1.0)
+    cache = sum(leaf.nbytes for leaf in jax.tree.leaves(engine.slots.caches))
+    read = sum(leaf.nbytes for leaf in jax.tree.leaves(engine.params)) + cache / 2
+    found = {
+        "slots": engine.count,
+        "seconds_to_first_token": statistics.median(first),
+        "seconds_per_token": step,
+        "decoded_tokens_per_second": engine.count / step if step else 0.0,
+        "tokens_per_second": counted[-1] / statistics.median(whole),
+        "bytes_per_step": read,
+    }
+    return found | ({"bandwidth_share": read / step / peak} if peak and step else {})
+
+
+def table(rows: Sequence[dict[str, float]]) -> str:
+    """The results as text."""
+    heads = ("slots", "first token", "per token", "tokens/s decoding", "tokens/s in all", "of bandwidth")
+    lines = [" ".join(f"{head:>18}" for head in heads)]
+    for r in rows:
+        cells = (
+            f"{r['slots']:.0f}", f"{1e3 * r['seconds_to_first_token']:.1f} ms", f"{1e3 * r['seconds_per_token']:.2f} ms",
+            f"{r['decoded_tokens_per_second']:,.0f}", f"{r['tokens_per_second']:,.0f}",
+            f"{100 * r.get('bandwidth_share', float('nan')):.0f}%",
+        )  # fmt: skip
+        lines.append(" ".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(lines)
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    """FOLDER/infer.json and FOLDER/infer.png: tokens a second and time per token over the number of slots."""
+    from matplotlib.figure import Figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "infer.json").write_text(json.dumps(results, indent=1) + "\n")
+    rows = results["rows"]
+    slots = [row["slots"] for row in rows]
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    speed, delay = figure.subplots(1, 2)
+    speed.plot(slots, [row["decoded_tokens_per_second"] for row in rows], "o-", label="decoding")
+    speed.plot(slots, [row["tokens_per_second"] for row in rows], "o--", label="prompts included")
+    speed.set(xlabel="texts at a time", ylabel="tokens a second", ylim=(0, None))
+    speed.legend()
+    delay.plot(slots, [1e3 * row["seconds_per_token"] for row in rows], "o-", label="per token")
+    delay.plot(slots, [1e3 * row["seconds_to_first_token"] for row in rows], "o--", label="first token, alone")
+    delay.set(xlabel="texts at a time", ylabel="milliseconds", ylim=(0, None))
+    delay.legend()
+    figure.savefig(folder / "infer.png", dpi=120)

@@ -1,0 +1,147 @@
+"""A conversation in the terminal: answers appear while they are written, the history is cut to what the model can read."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmjax.data.chat import chat_ids
+from llmjax.data.tokenizer import Tokenizer
+from llmjax.infer.engine import Engine
+from llmjax.infer.request import RANGES, Request, check_range
+
+HELP = """\
+/help                 this
+/reset                forget the conversation (the system prompt stays)
+/system TEXT          the system prompt, and a new conversation; without TEXT none
+/save FILE            write the conversation as JSON
+/load FILE            go on with one that was saved
+/temperature VALUE    and /top_k, /top_p, /min_p, /typical_p, /repetition_penalty, /frequency_penalty,
+                      /presence_penalty, /max_new_tokens, /seed: change it, or say it without VALUE
+/quit                 end, as does the end of the input"""
+NUMBERS = {**dict.fromkeys(RANGES, float), "top_k": int, "max_new_tokens": int, "seed": int}
+
+
+@dataclass
+class Chat:
+    """A conversation with a chat model, which answers through an engine."""
+
+    engine: Engine
+    settings: dict[str, Any]  # of `Request`
+    show: Callable[[str], None]
+    system: str = ""
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.engine.tokenizer
+
+    def prompt(self) -> list[int]:
+        """The ids of the conversation, without its oldest turns where all of it would be too long.
+
+        Raises ValueError when the last message alone is too long, or the tokenizer has no chat template.
+        """
+        first = [{"role": "system", "content": self.system}] if self.system else []
+        room = self.engine.limit - self.settings["max_new_tokens"]
+        kept = list(self.messages)
+        while True:
+            ids = chat_ids(self.tokenizer, [*first, *kept])
+            if len(ids) <= room:
+                return ids
+            if len(kept) == 1:
+                raise ValueError(
+                    f"the message is too long: {len(ids)} tokens with the system prompt, and {room} fit beside "
+                    f"max_new_tokens={self.settings['max_new_tokens']}"
+                )
+            kept = kept[2:]  # what the user said, and the answer
+
+    def say(self, text: str) -> str:
+        """Answer a message, showing the answer while it comes. Nothing is remembered of a message that cannot be answered."""
+        self.messages.append({"role": "user", "content": text})
+        try:
+            ids = tuple(self.prompt())
+            number = self.engine.submit(Request(ids, shared=len(ids), **self.settings), on_text=self.show)
+        except ValueError:
+            self.messages.pop()
+            raise
+        try:
+            answer = dict(self.engine.run())[number]
+        except KeyboardInterrupt:  # what there is of the answer stays
+            self.engine.cancel(number)
+            answer = dict(self.engine.run())[number]
+        self.messages.append({"role": "assistant", "content": answer.text})
+        return answer.text
+
+    def command(self, line: str) -> str | None:
+        """Do what a line that begins with "/" says: what to show, or None to end. ValueError says what is wrong."""
+        name, _, rest = line[1:].partition(" ")
+        rest = rest.strip()
+        if name in ("quit", "exit"):
+            return None
+        if name == "help":
+            return HELP
+        if name in ("reset", "system"):
+            self.messages.clear()
+            if name == "system":
+                self.system = rest
+            return "a new conversation"
+        if name in ("save", "load") and rest:
+            return self._save(Path(rest)) if name == "save" else self._load(Path(rest))
+        if name in NUMBERS:
+            return self._set(name, rest)
+        raise ValueError(f"there is no /{name}{' without a file' if name in ('save', 'load') else ''}; see /help")
+
+    def _set(self, name: str, rest: str) -> str:
+        if rest:
+            try:
+                value = NUMBERS[name](rest)
+            except ValueError as error:
+                raise ValueError(f"{rest!r} is no number for {name}") from error
+            if name in RANGES:
+                check_range(name, value)
+            elif name == "max_new_tokens" and not 1 <= value < self.engine.limit:
+                raise ValueError(f"max_new_tokens={value} must be from 1 to {self.engine.limit - 1}")
+            self.settings[name] = value
+        return f"{name} = {self.settings.get(name, 'off')}"
+
+    def _save(self, path: Path) -> str:
+        path.write_text(json.dumps({"system": self.system, "messages": self.messages}, ensure_ascii=False, indent=1))
+        return f"saved in {path}"
+
+    def _load(self, path: Path) -> str:
+        try:
+            saved = json.loads(path.read_text())
+            messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in saved["messages"]]
+            self.system, self.messages = str(saved["system"]), messages
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read as a conversation: {error}") from error
+        return f"{len(self.messages)} messages"
+
+
+def talk(chat: Chat, lines: Iterable[str], *, sign: Callable[[], None] = lambda: None) -> None:
+    """Answer lines until they end or one says /quit. Mistakes are said, and do not end the conversation.
+
+    Args:
+        sign: called before each line is read, to show that it is the user's turn.
+    """
+    reading = iter(lines)
+    while True:
+        sign()
+        line = next(reading, None)
+        if line is None:
+            return
+        line = line.strip()
+        if not line:
+            continue
+        try:
+            if line.startswith("/"):
+                said = chat.command(line)
+                if said is None:
+                    return
+                chat.show(said)
+            else:
+                chat.say(line)
+        except ValueError as error:
+            chat.show(f"({error})")
+        chat.show("\n")

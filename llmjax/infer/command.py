@@ -1,0 +1,197 @@
+"""The verbs generate (with prompts of its own), chat and bench-infer."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+INFER = ("slots", "steps", "weights", "ahead")  # the settings of `config.infer`
+
+
+def add_generate(verb: argparse.ArgumentParser) -> None:
+    """What `llmjax generate` takes beside the stage's arguments."""
+    verb.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="continue this text and print it; may be repeated"
+    )
+    verb.add_argument("--chat", action="store_true", help="give prompts to a chat model as a user's messages")
+    verb.add_argument(
+        "--prompts", type=Path, metavar="FILE",
+        help="answer the prompts of this file: lines of text, or JSONL with prompt, messages or ids, and maybe an id and settings",
+    )  # fmt: skip
+    verb.add_argument(
+        "--out", type=Path, metavar="FILE.jsonl",
+        help="where the answers go; run again, the same command goes on with those that are missing",
+    )  # fmt: skip
+
+
+def add_verbs(verbs: Any, config_help: str) -> None:
+    """The verbs chat and bench-infer."""
+    raw = argparse.RawDescriptionHelpFormatter
+    about = "talk with a chat model in the terminal"
+    chat = verbs.add_parser("chat", help=about, description=f"{about[0].upper()}{about[1:]}; /help says how.", epilog=config_help, formatter_class=raw)  # fmt: skip
+    chat.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
+    about = "measure how fast a model writes: time to the first token, time per token, share of memory bandwidth"
+    bench = verbs.add_parser("bench-infer", help=about, description=f"{about[0].upper()}{about[1:]}.", epilog=config_help, formatter_class=raw)  # fmt: skip
+    bench.add_argument("--slots", default="1,2,4,8", metavar="N,N,...", help="texts at a time (default: 1,2,4,8)")
+    bench.add_argument("--prompt-tokens", type=int, default=64, metavar="N", help="of each prompt (default: 64)")
+    bench.add_argument("--new-tokens", type=int, default=64, metavar="N", help="written after it (default: 64)")
+    bench.add_argument(
+        "--text", type=Path, metavar="FILE", help="also measure what int8 weights cost: bits per byte of this text"
+    )
+    bench.add_argument(
+        "--out", type=Path, metavar="DIR", help="for infer.json and infer.png (default: WORKDIR/bench-infer)"
+    )
+    for verb in (chat, bench):
+        verb.add_argument("--config", metavar="FILE[:ARG]", help="the config; see below")
+        verb.add_argument("--workdir", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME)")
+
+
+def engine_settings(c: ConfigDict) -> dict[str, Any]:
+    """`c.infer` as the engine's settings."""
+    return {"slots": c.infer.slots, "steps": c.infer.steps, "form": c.infer.weights, "ahead": c.infer.ahead}
+
+
+def request_settings(c: ConfigDict) -> dict[str, Any]:
+    """`c.generate` as a request's settings."""
+    given = c.generate.to_dict()
+    given.pop("prompts")
+    stop = given.pop("stop")
+    return {**given, "stop": (stop,) if isinstance(stop, str) else tuple(stop), "seed": c.seed}
+
+
+def generate(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
+    """`llmjax generate --prompt TEXT` or `--prompts FILE --out FILE`."""
+    from llmjax import load
+    from llmjax.data.chat import chat_ids
+
+    if args.prompts is not None:
+        if args.prompt or args.out is None:
+            raise ValueError("--prompts needs --out FILE.jsonl for the answers, and no --prompt beside it")
+        return _files(c, workdir, args)
+    model = load(workdir)
+    settings = {k: v for k, v in c.generate.to_dict().items() if k != "prompts"}
+    for prompt in args.prompt:
+        print(prompt, end="\n\n" if args.chat else "", flush=True)
+        given = chat_ids(model.tokenizer, [{"role": "user", "content": prompt}]) if args.chat else prompt
+        model.generate([given], seed=c.seed, on_text=lambda _, piece: print(piece, end="", flush=True), **settings)
+        print()
+    return 0
+
+
+def _files(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
+    from llmjax import load
+    from llmjax.infer import files
+
+    rows = list(files.read_prompts(args.prompts))
+    done = files.answered(args.out)
+    todo = [row for row in rows if str(row["id"]) not in done]
+    if not todo:
+        print(f"all {len(rows)} prompts are answered in {args.out}")
+        return 0
+    model = load(workdir)
+    defaults = request_settings(c)
+    length = 0
+    for row in todo:
+        request = files.request_of(
+            model.tokenizer, row, defaults, vocab_size=model.config.model.vocab_size, chat=args.chat
+        )
+        length = max(length, len(request.ids) + request.max_new_tokens)
+    if model.config.model.position == "learned":
+        length = min(length, model.config.model.max_length)  # longer rows are refused one by one
+    engine = model.engine(length=length, **engine_settings(c))
+    counts = files.answer_file(engine, rows, args.out, defaults, chat=args.chat)
+    print(f"{args.out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    return 0
+
+
+def chat(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
+    """`llmjax chat`: from the terminal, or lines from a pipe."""
+    from llmjax import load
+    from llmjax.data.chat import chat_ids
+    from llmjax.infer.chat import Chat, talk
+
+    model = load(workdir)
+    chat_ids(model.tokenizer, [{"role": "user", "content": "?"}])  # says early that this is no chat model
+    settings = request_settings(c)
+    engine = model.engine(length=model.config.model.max_length, **{**engine_settings(c), "slots": 1})
+    settings["max_new_tokens"] = min(settings["max_new_tokens"], engine.limit // 2)
+    conversation = Chat(engine, settings, lambda text: print(text, end="", flush=True), system=args.system)
+    if not sys.stdin.isatty():
+        talk(conversation, sys.stdin)
+        return 0
+    print(f"{workdir}, step {model.step}; /help says what can be done")
+    talk(conversation, _typed(), sign=print)
+    return 0
+
+
+def _typed() -> Iterator[str]:
+    """Lines from the terminal, with its line editing."""
+    import readline  # noqa: F401 - input() then has a history
+
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return
+
+
+def bench(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
+    """`llmjax bench-infer`."""
+    import jax
+
+    from llmjax import load
+    from llmjax.infer import bench
+
+    try:
+        sizes = sorted({int(n) for n in args.slots.split(",")})
+    except ValueError as error:
+        raise ValueError(f"--slots {args.slots}: give numbers with commas between, such as 1,4,16") from error
+    if sizes[0] < 1 or args.prompt_tokens < 1 or args.new_tokens < 2:
+        raise ValueError("--slots and --prompt-tokens must be at least 1, --new-tokens at least 2")
+    model = load(workdir)
+    device = jax.devices()[0]
+    peak = bench.bandwidth(device)
+    rows = []
+    for slots in sizes:
+        settings = {**engine_settings(c), "slots": slots}
+        engine = model.engine(length=args.prompt_tokens + args.new_tokens, **settings)
+        rows.append(bench.measure(engine, prompt=args.prompt_tokens, new=args.new_tokens, peak=peak))
+    results: dict[str, Any] = {
+        "model": c.name,
+        "device": device.device_kind,
+        "weights": c.infer.weights,
+        "prompt_tokens": args.prompt_tokens,
+        "new_tokens": args.new_tokens,
+        "bandwidth_bytes_per_second": peak,
+        "rows": rows,
+    }
+    print(bench.table(rows))
+    if args.text is not None:
+        results["bits_per_byte"] = _int8_loss(model, args.text.read_text(encoding="utf-8"))
+        print(", ".join(f"{form} {value:.4f} bits per byte" for form, value in results["bits_per_byte"].items()))
+    folder = args.out or workdir / "bench-infer"
+    bench.write(results, folder)
+    print(f"written: {folder / 'infer.json'}, {folder / 'infer.png'}")
+    return 0
+
+
+def _int8_loss(model: Any, text: str) -> dict[str, float]:
+    """Bits per byte of a text with the weights as stored and as int8 rounds them."""
+    import dataclasses
+
+    import jax
+
+    from llmjax.infer import weights
+    from llmjax.train.step import make_eval_step
+
+    module, params = weights.untied(model.module, model.params)
+    rounded = dataclasses.replace(
+        model,
+        module=module,
+        params=weights.dequantized(module, params),
+        _eval_step=jax.jit(make_eval_step(module, model.config)),
+    )
+    return {"stored": model.loss(text).bits_per_byte, "int8": rounded.loss(text).bits_per_byte}

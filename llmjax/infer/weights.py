@@ -1,0 +1,165 @@
+"""Parameters as decoding reads them: each layer's own arrays, matrices in tiles or in int8.
+
+A step of decoding reads every matrix once for a few rows, so what counts is how fast it streams from memory.
+"tiles": a kernel (D, F) as (F / TILE, D, TILE), so that a product is a batch of small ones, each with its tile in cache:
+on CPU 1.5 times as fast as the plain product for 2 to 8 rows, as fast for 1, and no better for 32.
+"int8": weights as signed bytes with one float32 scale for each output channel, rounded to nearest; activations stay as
+they are (weight-only quantization). A quarter of the memory; the product converts the bytes as it reads them.
+The modules know nothing of this: `computing` has Linear maps look for such kernels.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from llmjax.model import transformer
+from llmjax.model.block import unstacked
+from llmjax.model.layers import Linear, dtype_of
+
+TILE = 64
+TILED_ROWS = 64  # for more rows the tiles are put back together, which costs one copy of the matrix
+FORMS = ("stored", "tiles", "int8")
+
+
+def choose(*, platform: str, devices: int, rows: int) -> str:
+    """The form for so many rows a step, on so many devices: tiles where they were measured to be faster."""
+    return "tiles" if platform == "cpu" and devices == 1 and rows <= 12 else "stored"
+
+
+def prepare(module: transformer.Transformer, params: Any, form: str) -> tuple[transformer.Transformer, dict[str, Any]]:
+    """The module and parameters to decode with; the parameters given stay as they are.
+
+    A head tied to the embedding gets a matrix of its own where it is read in another form than the embedding.
+
+    Raises ValueError for a form that is not in `FORMS`.
+    """
+    if form not in FORMS:
+        raise ValueError(f"weights={form!r} must be one of {', '.join(FORMS)}")
+    if form != "stored":
+        module, params = untied(module, params)
+    return module, _prepared(module, params, form)
+
+
+def untied(module: transformer.Transformer, params: Any) -> tuple[transformer.Transformer, Any]:
+    """The same model with a head of its own."""
+    if not module.c.tie_embeddings:
+        return module, params
+    c = ConfigDict(module.c.to_dict())
+    c.tie_embeddings = False
+    return transformer.build(c), {**params, "head": {"kernel": params["embedding"].T}}
+
+
+@functools.partial(jax.jit, static_argnames=("module", "form"))
+def _prepared(module: transformer.Transformer, params: Any, form: str) -> dict[str, Any]:
+    params = unstacked(module.c, params)
+    if form == "stored":
+        return params
+    change = _tiled if form == "tiles" else quantized
+    sections = {name: tree for name, tree in params.items() if isinstance(tree, tuple)}
+    sections = {name: tuple(_each_kernel(layer, change) for layer in tree) for name, tree in sections.items()}
+    return {**params, **sections, "head": _each_kernel({"head": params["head"]}, change)["head"]}
+
+
+def _each_kernel(tree: Any, change: Any, name: str = "") -> Any:
+    """The tree with `change(name, parameters)` for every linear map's parameters."""
+    if not isinstance(tree, dict):
+        return tree
+    if "kernel" in tree and name in LINEAR and tree["kernel"].ndim in LINEAR[name]:
+        return change(name, tree)
+    return {key: _each_kernel(part, change, key) for key, part in tree.items()}
+
+
+# Linear maps by name, and the dimensions of their kernels; a stack of experts' has one more.
+LINEAR = {
+    **dict.fromkeys(("query", "key", "value"), (3,)),  # D H K
+    **dict.fromkeys(("up", "gate", "down", "head", "state"), (2,)),
+    "out": (2, 3),  # H K D, of recurrent mixers R D
+    "input": (2, 3),  # D R, or D I R
+}
+
+
+def _matrix(name: str, kernel: jax.Array) -> jax.Array:
+    """The kernel as (inputs, outputs)."""
+    return kernel.reshape(-1, kernel.shape[-1]) if name == "out" else kernel.reshape(kernel.shape[0], -1)
+
+
+def _tiled(name: str, own: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    matrix_DF = _matrix(name, own["kernel"])
+    padded_DF = jnp.pad(matrix_DF, ((0, 0), (0, -matrix_DF.shape[1] % TILE)))
+    tiles = padded_DF.reshape(matrix_DF.shape[0], -1, TILE).swapaxes(0, 1)
+    return {**{key: value for key, value in own.items() if key != "kernel"}, "tiles": tiles}
+
+
+def quantized(name: str, own: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """A linear map's parameters with an int8 kernel and the scale of each output: kernel = int8 x scale."""
+    kernel = own["kernel"].astype(jnp.float32)
+    inputs = tuple(range(kernel.ndim - 1)) if name == "out" else (0,)
+    scale = jnp.maximum(jnp.max(jnp.abs(kernel), axis=inputs, keepdims=True) / 127, 1e-30)
+    return {**own, "kernel": jnp.round(kernel / scale).astype(jnp.int8), "scale": scale.reshape(-1)}
+
+
+def dequantized(module: transformer.Transformer, params: Any) -> Any:
+    """Parameters, stacked as they were, that are rounded as int8 would round them: what the loss is measured with."""
+    if module.c.tie_embeddings:
+        raise ValueError("dequantized needs a module whose head is its own: see `untied`")
+
+    def there_and_back(name: str, own: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        low = quantized(name, own)
+        outputs = own["kernel"].shape[-1:] if name == "out" else own["kernel"].shape[1:]
+        scale = jnp.broadcast_to(low.pop("scale").reshape(outputs), own["kernel"].shape)
+        return {**low, "kernel": (low["kernel"] * scale).astype(own["kernel"].dtype)}
+
+    apart = unstacked(module.c, params)
+    sections = {name: tree for name, tree in apart.items() if isinstance(tree, tuple)}
+    stack = {
+        name: jax.tree.map(lambda *x: jnp.stack(x), *(_each_kernel(layer, there_and_back) for layer in tree))
+        for name, tree in sections.items()
+    }
+    return {**params, **stack, "head": _each_kernel({"head": params["head"]}, there_and_back)["head"]}
+
+
+@contextmanager
+def computing() -> Iterator[None]:
+    """Trace with linear maps that read the forms of this file."""
+    with nn.intercept_methods(_intercept):
+        yield
+
+
+def _intercept(call: Any, arguments: Any, more: Any, context: Any) -> Any:
+    module = context.module
+    if isinstance(module, Linear) and context.method_name == "__call__":
+        own = module.variables.get("params", {})
+        if "tiles" in own or "scale" in own:
+            return _product(module, own, *arguments)
+    return call(*arguments, **more)
+
+
+def _product(module: Linear, own: Any, x: jax.Array) -> jax.Array:
+    dtype = dtype_of(module.c.dtype)
+    batch = x.shape[: x.ndim - module.inputs]
+    rows = x.astype(dtype).reshape(math.prod(batch), -1)
+    outputs = math.prod(module.features)
+    if "tiles" in own:
+        y = _tiled_product(rows, own["tiles"].astype(dtype))[:, :outputs]
+    else:
+        y = (rows @ own["kernel"].astype(dtype).reshape(rows.shape[1], -1)) * own["scale"].astype(dtype)[None]
+    y = y.reshape(*batch, *module.features)
+    if module.bias:
+        y = y + jnp.expand_dims(own["bias"].astype(dtype), range(y.ndim - own["bias"].ndim))
+    return y
+
+
+def _tiled_product(rows_RD: jax.Array, tiles: jax.Array) -> jax.Array:
+    count, D, _ = tiles.shape
+    if rows_RD.shape[0] > TILED_ROWS:
+        return rows_RD @ tiles.swapaxes(0, 1).reshape(D, -1)
+    copies = jnp.broadcast_to(rows_RD[None], (count, *rows_RD.shape))
+    y = jax.lax.dot_general(copies, tiles, (((2,), (1,)), ((0,), (0,))))
+    return y.swapaxes(0, 1).reshape(rows_RD.shape[0], -1)

@@ -1,0 +1,58 @@
+"""The train stage: the training of train/pretrain.py, with the benchmarks of c.eval.tasks among what is logged."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from llmjax.data.tokenizer import Tokenizer
+from llmjax.model.transformer import Transformer
+from llmjax.parallel import processes
+from llmjax.train import pretrain
+
+
+def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
+    """Train, or go on from the last checkpoint; with c.eval.tasks, score them whenever the held-out text is scored.
+
+    Only the tasks of the native runner are scored, each with c.eval.limit questions at most; `llmjax eval` runs the
+    others when the training is done.
+
+    Raises:
+        ValueError: if a task's questions are not in c.eval.data, before the training begins; and as `pretrain.run`.
+    """
+    return pretrain.run(c, workdir, make_more=_make_tasks(c))
+
+
+def _make_tasks(c: ConfigDict) -> pretrain.MakeMore | None:
+    if not c.eval.tasks:
+        return None
+    from llmjax.eval import local_data, native
+    from llmjax.eval.leaderboard import expand
+
+    names = [name for name in expand(c.eval.tasks) if native.can_run(name)]
+    if not names or processes.count() > 1:
+        why = "in training they need a single process" if names else "none is of the native runner"
+        print(f"eval.tasks are not scored during training ({why}); `llmjax eval` scores them afterwards")
+        return None
+    for name in names:
+        for part in native.with_subjects(name, c.eval.data):
+            local_data.find(part, c.eval.data, shots_from=native.setting_of(part).shots_from)
+
+    def make(
+        resolved: ConfigDict, module: Transformer, tokenizer: Tokenizer, mesh: jax.sharding.Mesh
+    ) -> Callable[[Any], dict[str, float]]:
+        from llmjax.api import LanguageModel
+        from llmjax.train.step import make_eval_step
+
+        step = jax.jit(make_eval_step(module, resolved))
+        with_tasks = resolved.copy_and_resolve_references()
+        with with_tasks.unlocked():
+            with_tasks.eval.tasks = tuple(names)
+        with_tasks.lock()
+        return lambda params: native.numbers(
+            with_tasks, LanguageModel(with_tasks, module, params, tokenizer, 0, mesh, step)
+        )
+
+    return make

@@ -1,0 +1,331 @@
+"""The engine writes what the plain forward pass would, whatever else it writes, and compiles nothing on the way."""
+
+import contextlib
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import mesh_of, tiny_config
+from networks import make, settings
+
+from llmjax.data.tokenizer import byte_tokenizer
+from llmjax.infer import weights
+from llmjax.infer.engine import Engine
+from llmjax.infer.request import Completion, Request
+from llmjax.infer.slots import take_row
+from llmjax.parallel import placement
+
+TOKENIZER = byte_tokenizer()
+V = 272
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {"kv_heads": 2},
+    "gpt2": {
+        "position": "learned",
+        "max_length": 64,
+        "norm": "layer",
+        "activation": "gelu",
+        "bias": ("qkv", "out", "mlp", "norm"),
+        "tie_embeddings": False,
+    },
+    "alibi": {"position": "alibi", "block": "parallel"},
+    "t5 decoder": {"position": "t5", "norm_place": "sandwich"},
+    "gemma": {"pattern": ("local", "global"), "window": 5, "layers": 3, "attention_soft_cap": 20.0, "qk_norm": True},
+    "mistral": {"pattern": ("local",), "window": 6},
+    "moe": {"moe": {"experts": 4, "active": 2}},
+    "rnn": {"pattern": ("rnn",)},
+    "lstm": {"pattern": ("lstm",)},
+    "rglru": {"pattern": ("rglru",)},
+    "mamba2": {"pattern": ("mamba2",), "recurrent": {"state_size": 8, "chunk": 4}},
+    "griffin": {"pattern": ("rglru", "rglru", "local"), "layers": 4, "window": 5, "kv_heads": 1},
+}
+PROMPTS = [tuple((7 * i + j * j) % 250 + 4 for j in range(n)) for i, n in enumerate((1, 5, 37, 18, 16, 17))]
+
+
+@functools.cache
+def model(name: str = "llama") -> tuple[Any, Any]:
+    return make(settings(vocab_size=V, **ARCHITECTURES[name]))
+
+
+def answers(engine: Engine, requests: list[Request]) -> list[Completion]:
+    numbers = [engine.submit(request) for request in requests]
+    done = dict(engine.run())
+    return [done[number] for number in numbers]
+
+
+@functools.cache
+def plain(name: str) -> Any:
+    module, params = model(name)
+    return jax.jit(lambda tokens_BL: module.apply({"params": params}, tokens_BL))
+
+
+def greedy(name: str, ids: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """The oracle: the whole text through the network again for every token."""
+    row = list(ids)
+    for _ in range(count):
+        tokens_BL = np.zeros((1, 64), np.int32)
+        tokens_BL[0, : len(row)] = row
+        logits_V = np.array(plain(name)(tokens_BL)[0, len(row) - 1])
+        logits_V[[0, 1, 3, *range(TOKENIZER.vocab_size, V)]] = -np.inf
+        row.append(int(np.argmax(logits_V)))
+        if row[-1] == TOKENIZER.eos_id:
+            break
+    return tuple(row[len(ids) :])
+
+
+RARER = ("alibi", "mistral", "rnn", "rglru", "gpt2", "t5 decoder")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in RARER else []) for name in ARCHITECTURES]
+)
+def test_every_architecture_writes_what_the_plain_forward_pass_would(name):
+    """More prompts than slots, of one token to several parts, one twice, so that slots are used again and rows copied."""
+    engine = Engine(*model(name), TOKENIZER, slots=2, length=64, parts=(16,), steps=4, form="stored")
+    requests = [Request(ids, 9, temperature=0.0) for ids in (*PROMPTS, PROMPTS[2])]
+    for request, answer in zip(requests, answers(engine, requests), strict=True):
+        assert answer.tokens == greedy(name, request.ids, 9)
+
+
+def test_an_encoder_decoder_writes_what_the_plain_forward_pass_would():
+    module, params = make(settings(vocab_size=V, encoder_layers=2, position="t5"))
+    sources = [tuple(range(5, 5 + n)) for n in (3, 9, 12)]
+    engine = Engine(module, params, TOKENIZER, slots=2, length=32, source_length=16, steps=4)
+    found = answers(engine, [Request((1,), 8, temperature=0.0, source=source) for source in sources])
+    run = jax.jit(lambda tokens, source: module.apply({"params": params}, tokens, source=source))
+    for source, answer in zip(sources, found, strict=True):
+        given = {"tokens": np.array([source + (0,) * (16 - len(source))])}
+        given["segments"] = np.array([[1] * len(source) + [0] * (16 - len(source))])
+        row = [1, *answer.tokens]
+        logits_LV = np.array(run(np.array([row + [0] * (16 - len(row))]), given)[0])
+        logits_LV[:, [0, 1, 3, *range(TOKENIZER.vocab_size, V)]] = -np.inf
+        assert answer.tokens == tuple(np.argmax(logits_LV, -1)[: len(answer.tokens)])
+
+
+@contextlib.contextmanager
+def compilations():
+    """A list that grows with every program that XLA compiles, or that is read from the cache of compiled programs."""
+    seen: list[str] = []
+
+    def listen(name: str, *_: Any, **__: Any) -> None:
+        if name == "/jax/core/compile/backend_compile_duration":
+            seen.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def random_request(seed: int) -> Request:
+    rng = np.random.default_rng(seed)
+    ids = tuple(rng.integers(4, 260, rng.integers(1, 40)).tolist())
+    return Request(
+        ids,
+        int(rng.integers(1, 24)),
+        temperature=float(rng.choice([0.0, 0.7, 1.5])),
+        top_k=int(rng.choice([0, 5, 40])),
+        top_p=float(rng.choice([1.0, 0.8])),
+        min_p=float(rng.choice([0.0, 0.05])),
+        typical_p=float(rng.choice([1.0, 0.9])),
+        repetition_penalty=float(rng.choice([1.0, 1.3])),
+        frequency_penalty=float(rng.choice([0.0, 0.4])),
+        logit_bias={int(rng.integers(4, 260)): 2.0} if rng.random() < 0.3 else {},
+        stop=("e",) if rng.random() < 0.3 else (),
+        stop_ids=(int(rng.integers(4, 260)),) if rng.random() < 0.3 else (),
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_requests_that_come_and_go_get_what_they_get_alone(count):
+    """Random lengths, settings and cancellations against 8 slots: the same answers, all slots free, nothing compiled."""
+    make_engine = functools.partial(Engine, *model(), TOKENIZER, slots=8, length=64, parts=(16, 32), steps=4)
+    alone, engine = make_engine(form="stored"), make_engine(form="stored")
+    compiled = engine.warm_up()
+    assert compiled > 0
+    rng = np.random.default_rng(count)
+    requests = [random_request(i) for i in range(count)]
+    numbers, done, cancelled, waiting = {}, {}, set(), list(range(count))
+    while waiting or engine.busy:
+        for _ in range(min(int(rng.integers(0, 4)), len(waiting))):
+            i = waiting.pop(0)
+            numbers[engine.submit(requests[i])] = i
+        if numbers and rng.random() < 0.3:
+            number = int(rng.choice(list(numbers)))
+            if engine.cancel(number):
+                cancelled.add(numbers[number])
+        for number, answer in engine.step():
+            assert numbers[number] not in done
+            done[numbers[number]] = answer
+    assert sorted(done) == list(range(count))
+    assert cancelled
+    assert engine.programs.compiled() == compiled
+    for i, answer in done.items():
+        expected = answers(alone, [requests[i]])[0]
+        if i in cancelled:
+            assert answer.finish == "cancelled"
+            assert answer.tokens == expected.tokens[: len(answer.tokens)]
+        else:
+            assert (answer.tokens, answer.text, answer.finish) == (expected.tokens, expected.text, expected.finish)
+            np.testing.assert_allclose(answer.log_probabilities, expected.log_probabilities, atol=1e-4)
+    assert engine.programs.compiled() == compiled
+    after = answers(engine, [random_request(i) for i in range(8)])  # all slots still serve
+    assert [one.tokens for one in after] == [answers(alone, [random_request(i)])[0].tokens for i in range(8)]
+
+
+def test_a_beginning_that_prompts_share_is_prefilled_once():
+    common, ends = PROMPTS[2][:32], [(5,), (9, 10, 11), PROMPTS[3]]
+    requests = [Request(common + end, 6, temperature=0.0, shared=32) for end in ends]
+    engine = Engine(*model("griffin"), TOKENIZER, slots=4, length=64, parts=(16,))
+    found = answers(engine, requests)
+    assert [one.tokens for one in found] == [greedy("griffin", request.ids, 6) for request in requests]
+    assert engine.prefilled == 32 + sum(len(end) - 1 for end in ends)
+    samples = [Request(PROMPTS[2], 6, seed=3, number=i) for i in range(4)]
+    before = engine.prefilled
+    texts = {one.tokens for one in answers(engine, samples)}
+    assert len(texts) > 1
+    assert engine.prefilled - before <= len(PROMPTS[2]) - 1
+
+
+@pytest.mark.parametrize("name", ["llama", "griffin", "moe"])
+@pytest.mark.parametrize("form", ["stored", "tiles"])
+def test_a_step_of_decoding_copies_no_cache(name, form):
+    """What the program needs beside its arguments is far less than the cache, which it writes where it is."""
+    engine = Engine(*model(name), TOKENIZER, slots=4, length=4096, form=form)
+    steps = (np.ones(4, bool), engine._all_BW, np.bool_(False), np.int32(8), np.bool_(False))
+    lowered = engine.programs.decode.lower(engine.params, engine.slots, *steps)
+    memory = lowered.compile().memory_analysis()
+    cache = sum(leaf.nbytes for leaf in jax.tree.leaves(engine.slots.caches[0]["layers"]))
+    assert memory.alias_size_in_bytes > cache
+    if name != "griffin":  # whose cache is small
+        assert memory.temp_size_in_bytes < cache / 2
+
+
+def test_local_layers_and_recurrent_ones_keep_what_their_window_and_state_need():
+    engine = Engine(*model("griffin"), TOKENIZER, slots=2, length=4096)
+    layers = engine.slots.caches[0]["layers"]
+    assert max(leaf.nbytes for leaf in jax.tree.leaves(layers)) < 2 * 4096
+
+
+@pytest.mark.parametrize("line", ["data=2 tensor=2", "fsdp=2 tensor=4"])
+def test_slots_divided_over_a_mesh_write_the_same(line):
+    c = tiny_config(model__init_std=0.3, model__kv_heads=2, model__vocab_size=V, parallel__mesh=line)
+    module, params = make(c.model)
+    mesh = mesh_of(line)
+    placed = jax.device_put(params, placement.parameter_shardings(params, mesh))
+    context = functools.partial(placement.active, mesh, c)
+    requests = [
+        Request(ids, 7, temperature=t, seed=i) for i, (ids, t) in enumerate(zip(PROMPTS, [0, 1] * 3, strict=True))
+    ]
+    one = Engine(module, params, TOKENIZER, slots=4, length=64, parts=(16,), form="stored")
+    many = Engine(module, placed, TOKENIZER, slots=4, length=64, parts=(16,), mesh=mesh, context=context)
+    expected = [answer.tokens for answer in answers(one, requests)]
+    with compilations() as compiled:
+        many.warm_up()
+        assert compiled
+        compiled.clear()
+        assert [answer.tokens for answer in answers(many, requests)] == expected
+        assert not compiled
+
+
+def test_log_probabilities_of_the_likeliest_are_those_of_the_model():
+    engine = Engine(*model(), TOKENIZER, slots=2, length=64, likeliest=3)
+    answer = answers(engine, [Request(PROMPTS[1], 5, temperature=0.0)])[0]
+    row = np.zeros((1, 64), np.int32)
+    row[0, :10] = [*PROMPTS[1], *answer.tokens]
+    expected_LV = jax.nn.log_softmax(plain("llama")(row))[0]
+    for i, pairs in enumerate(answer.likeliest):
+        values, ids = jax.lax.top_k(expected_LV[4 + i], 3)
+        assert [i for i, _ in pairs] == ids.tolist()
+        np.testing.assert_allclose([nats for _, nats in pairs], values, atol=1e-4)
+        np.testing.assert_allclose(answer.log_probabilities[i], expected_LV[4 + i, answer.tokens[i]], atol=1e-4)
+
+
+def test_ids_that_end_a_text_end_it_and_are_part_of_its_tokens():
+    free = greedy("llama", PROMPTS[1], 9)
+    engine = Engine(*model(), TOKENIZER, slots=2, length=64, steps=8)
+    answer = answers(engine, [Request(PROMPTS[1], 9, temperature=0.0, stop_ids=(free[4],))])[0]
+    assert answer.tokens == free[: free.index(free[4]) + 1]
+    assert answer.finish == "eos"
+
+
+# Weights
+
+QUICK = (("gpt2", "tiles"), ("griffin", "int8"))
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        pytest.param(name, form, marks=[] if (name, form) in QUICK else [pytest.mark.slow])
+        for name in ("llama", "gpt2", "griffin", "mamba2")
+        for form in ("tiles", "int8")
+    ],
+)
+def test_forms_of_weights_give_the_logits_of_the_parameters_they_stand_for(name, form):
+    module, params = model(name)
+    tokens_BL = jax.random.randint(jax.random.key(0), (8, 12), 4, 260)
+    prepared, own = weights.prepare(module, params, form)
+    run = jax.jit(lambda own, tokens: prepared.apply({"params": own}, tokens))
+    with weights.computing():
+        found, many = run(own, tokens_BL[:2]), run(own, tokens_BL)  # more rows than tiles are for
+    untied, params = weights.untied(module, params)
+    if form == "int8":
+        params = jax.jit(functools.partial(weights.dequantized, untied))(params)
+    expected = jax.jit(untied.apply)({"params": params}, tokens_BL)
+    np.testing.assert_allclose(found, expected[:2], atol=1e-4 * float(jnp.abs(expected).max()))
+    np.testing.assert_allclose(many, expected, atol=1e-4 * float(jnp.abs(expected).max()))
+
+
+def test_int8_is_a_quarter_of_the_bytes_and_near_the_logits():
+    module, params = model("gpt2")
+    _, own = weights.prepare(module, params, "int8")
+    matrix, low = params["layers"]["mlp"]["up"]["kernel"], own["layers"][0]["mlp"]["up"]
+    assert matrix.nbytes / 2 == 4 * low["kernel"].nbytes  # of two layers
+    assert low["scale"].nbytes == 4 * matrix.shape[2]
+    tokens_BL = jax.random.randint(jax.random.key(0), (2, 12), 4, 260)
+    run = jax.jit(lambda params: module.apply({"params": params}, tokens_BL))
+    exact, rounded = run(params), run(jax.jit(functools.partial(weights.dequantized, module))(params))
+    error = float(jnp.sqrt(jnp.mean((exact - rounded) ** 2) / jnp.var(exact)))
+    assert 0 < error < 0.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parts": (20,)}, "multiples of 16"),
+        ({"slots": 0}, "slots=0"),
+        ({"source_length": 8}, "encoder-decoders"),
+        ({"form": "int3"}, "weights='int3'"),
+        ({"draft": model()}, "ahead=0"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Engine(*model(), TOKENIZER, length=64, **changes)
+
+
+def test_requests_that_cannot_be_answered_are_refused():
+    engine = Engine(*model(), TOKENIZER, slots=1, length=32)
+    for request, message in (
+        (Request((5,) * 30, 3), "more than the 32 that a slot"),
+        (Request((), 3), "at least one id"),
+        (Request((5,), 3, stop_ids=tuple(range(4, 20))), "ids end the text"),
+        (Request((5,), 3, logit_bias={999: 1.0}), "logit_bias"),
+        (Request((5,), 3, source=(4,)), "source has 1 tokens"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            engine.submit(request)
+    assert not engine.busy
+
+
+def test_a_row_taken_from_the_slots_is_a_copy():
+    engine = Engine(*model(), TOKENIZER, slots=2, length=32)
+    row = engine.programs.take_row(engine.slots.caches, np.int32(1))
+    answers(engine, [Request(PROMPTS[1], 4)])
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(row))
+    assert jax.tree.structure(row) == jax.tree.structure(jax.eval_shape(take_row, engine.slots.caches, 0))
