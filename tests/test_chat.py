@@ -200,6 +200,7 @@ def test_the_benchmark_counts_what_it_says(tmp_path):
     assert (tmp_path / "infer.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_the_benchmark_command_measures_int8(loaded, capsys):
     (loaded / "text.txt").write_text("some text to predict " * 4)
     command = ["bench-infer", "--workdir", str(loaded), "--slots", "1,2", "--prompt-tokens", "5", "--new-tokens", "4"]

@@ -211,7 +211,7 @@ def test_local_layers_and_recurrent_ones_keep_what_their_window_and_state_need()
     assert max(leaf.nbytes for leaf in jax.tree.leaves(layers)) < 2 * 4096
 
 
-@pytest.mark.parametrize("line", ["data=2 tensor=2", "fsdp=2 tensor=4"])
+@pytest.mark.parametrize("line", ["data=2 tensor=2", pytest.param("fsdp=2 tensor=4", marks=pytest.mark.slow)])
 def test_slots_divided_over_a_mesh_write_the_same(line):
     c = tiny_config(model__init_std=0.3, model__kv_heads=2, model__vocab_size=V, parallel__mesh=line)
     module, params = make(c.model)

@@ -262,6 +262,7 @@ def moved(scheme, width, *, steps=3):
     return {name: float(jnp.sqrt(jnp.mean(jnp.square(after[name] - before[name])))) for name in before}
 
 
+@pytest.mark.slow
 def test_the_coordinate_check_steps_move_activations_alike_at_every_width_under_mup_and_more_the_wider_without():
     growth = {}
     for scheme in ("gpt2", "mup"):

@@ -15,6 +15,12 @@ from llmjax.model.cache import init_cache, init_memory
 from llmjax.model.count import flops_per_token, param_count
 from llmjax.model.positions import rotary_frequencies
 
+
+def slow(value: str) -> Any:
+    """A case that runs with the slow tests; its kind is among the others too."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 TOKENS_BL = jax.random.randint(jax.random.key(1), (2, 12), 0, 32)
 
 
@@ -114,7 +120,7 @@ def test_queries_of_a_two_stream_model_see_lower_orders_and_never_their_own_toke
 # Encoders
 
 
-@pytest.mark.parametrize("position", ["t5", "sinusoidal", "learned", "rotary"])
+@pytest.mark.parametrize("position", ["t5", slow("sinusoidal"), slow("learned"), "rotary"])
 def test_an_encoder_decoder_decodes_with_its_cache_as_without(position):
     module, params = make(settings(encoder_layers=2, position=position, norm_place="post"))
     source = {"tokens": (TOKENS_BL[:, :7] * 5) % 32, "segments": jnp.array([[1] * 7, [1] * 4 + [0] * 3])}
@@ -159,7 +165,7 @@ def test_a_prompt_that_sees_itself_whole_can_be_cached():
     close(rest_BLV, expected[:, 6:], 1e-5)
 
 
-@pytest.mark.parametrize("position", ["rotary", "alibi", "t5", "none"])
+@pytest.mark.parametrize("position", ["rotary", slow("alibi"), slow("t5"), slow("none")])
 def test_local_attention_decodes_in_a_ring_of_its_window(position):
     """Wherever the prompt is cut, shorter or longer than the ring, padded or not, and however far decoding goes."""
     module, params = make(settings(position=position, pattern=("local", "local", "global"), layers=3, window=4))

@@ -440,6 +440,7 @@ def test_the_mamba2_mixer_equals_transformers(length):
 # In the network
 
 
+@pytest.mark.slow
 def test_a_stack_of_all_mixers_gives_the_same_losses_on_a_mesh_and_rematerialised():
     changes = {
         "model__pattern": KINDS, "model__layers": 4, "model__mlp": "none", "model__position": "none",
