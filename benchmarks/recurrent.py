@@ -36,6 +36,7 @@ from llmjax import config
 from llmjax.api import LanguageModel, load
 from llmjax.cli import HUGE_PAGES
 from llmjax.model import transformer
+from llmjax.model.block import unstacked
 from llmjax.model.cache import Cache, init_cache
 from llmjax.model.count import param_count
 
@@ -153,6 +154,8 @@ def decoding(module: transformer.Transformer, params: Any, context: int, rounds:
     """Tokens a second of one row with so many tokens behind it, and what the row's cache takes."""
     cache = init_cache(module.c, batch=1, length=context + TIMED)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(cache["layers"]))
+    # As the engine decodes: each layer with arrays of its own, which are written in place.
+    cache, params = {**cache, "layers": unstacked(module.c, cache["layers"])}, unstacked(module.c, params)
     token_B, times = jnp.zeros(1, jnp.int32), []
     for _ in range(rounds + 1):
         began = time.perf_counter()
