@@ -96,7 +96,7 @@ def test_any_number_of_workers_and_a_killed_run_give_the_same_bytes(tmp_path, co
     code = (
         "import time; from pathlib import Path; from llmjax import config; from llmjax.prepare import overall, parts, run\n"
         "parts.cut.__kwdefaults__['part_bytes'] = 100_000\n"
-        "overall.near = lambda state: time.sleep(60)\n"
+        "overall.near.near = lambda state: time.sleep(60)\n"
         f"c = config.base(); c.data.sources = ({str(corpus)!r},); c.prepare.steps = {EVERY!r}; c.prepare.workers = 1\n"
         f"run.run(c.lock(), Path({str(tmp_path / 'killed')!r}))\n"
     )

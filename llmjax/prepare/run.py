@@ -23,8 +23,9 @@ from llmjax import __version__
 from llmjax.data.documents import SPLITS
 from llmjax.prepare import account, clean, overall, parts, shards, split, store
 from llmjax.prepare.engine import Engine, Job, Local, check_room, workers_of
-from llmjax.prepare.overall import OVERALL, State
+from llmjax.prepare.overall import OVERALL
 from llmjax.prepare.sources import Source, check_extras, earlier_runs, resolve_sources, sources_fingerprint
+from llmjax.prepare.state import State
 from llmjax.prepare.summary import total
 
 OUTPUTS = (*SPLITS, "rejected")
