@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 pytest.importorskip("pyarrow")
-from llmjax.prepare import bias, calibration, classifier, lexicons, ngram
+from llmjax.prepare import bias, calibration, classifier, features, lexicons, ngram
 from llmjax.prepare.records import make_batch, reject
 from llmjax.prepare.steps import perplexity, quality, toxicity
 
@@ -284,15 +284,15 @@ def test_classifier_scores_do_not_depend_on_batching(small_classifier, monkeypat
     ],
 )
 def test_hashed_words_see_what_they_should(one, two, same):
-    a, b = (classifier.hashed_words([text], classifier.DEFAULTS) for text in (one, two))
+    a, b = (features.hashed_words([text], classifier.DEFAULTS) for text in (one, two))
     assert (a.columns.tolist() == b.columns.tolist()) == same
 
 
 def test_hashed_words_of_a_document_have_length_one_and_statistics_are_as_named():
-    features = classifier.hashed_words(["Ab 12. cd!\nEf", "", "aa aa aa"], classifier.DEFAULTS)
-    norms = np.bincount(features.rows, weights=features.values**2, minlength=3)
+    found = features.hashed_words(["Ab 12. cd!\nEf", "", "aa aa aa"], classifier.DEFAULTS)
+    norms = np.bincount(found.rows, weights=found.values**2, minlength=3)
     np.testing.assert_allclose(norms, [1, 0, 1])
-    first = dict(zip(classifier.STATISTICS, features.dense[0], strict=True))
+    first = dict(zip(features.STATISTICS, found.dense[0], strict=True))
     assert first["letters a word"] == 2 and first["upper-case letters a letter"] == pytest.approx(2 / 6)
     assert first["digits a byte"] == pytest.approx(2 / 14) and first["sentence marks a word"] == 0.5
     assert first["lines that end a sentence a line"] == 0.5
@@ -302,15 +302,15 @@ def test_another_feature_extractor_can_be_plugged_in(monkeypatch, tmp_path):
     def embeddings(texts, settings):
         none = np.empty(0, np.int64)
         dense = np.array([[len(text), text.count("proof")] for text in texts], np.float64)
-        return classifier.Features(none, none, np.empty(0), dense, 1)
+        return features.Features(none, none, np.empty(0), dense, 1)
 
-    monkeypatch.setitem(classifier.FEATURES, "embeddings", embeddings)
+    monkeypatch.setitem(features.FEATURES, "embeddings", embeddings)
     texts = ["proof of it"] * 30 + ["chat about"] * 30
     texts = [f"{text} {k}" for k, text in enumerate(texts)]
     model = classifier.train(texts, [1] * 30 + [0] * 30, settings={"features": "embeddings", "dense_scale": 1.0})
     assert model.metrics["auroc"] == 1.0
     classifier.save(model, tmp_path / "model.npz")
-    monkeypatch.delitem(classifier.FEATURES, "embeddings")
+    monkeypatch.delitem(features.FEATURES, "embeddings")
     with pytest.raises(ValueError, match="features 'embeddings' are not known"):
         classifier.score(classifier.load(tmp_path / "model.npz"), texts)
 
