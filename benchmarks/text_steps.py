@@ -281,7 +281,7 @@ def benchmark_encodings(folder: Path | None, repeats: int) -> list[dict]:
             except UnicodeError:
                 continue
             try:
-                guessed.append(extract.decode(data)[0] == text)
+                guessed.append(extract.decode(data, ("utf-8", "detect"))[0] == text)
             except extract.RejectedError:
                 guessed.append(False)
     rows.append(

@@ -189,6 +189,7 @@ def test_a_file_that_is_no_answers_is_left_alone(tmp_path):
 # Speed, and beam search
 
 
+@pytest.mark.slow
 def test_the_benchmark_counts_what_it_says(tmp_path):
     found = bench.measure(engine(), prompt=8, new=40, rounds=2, peak=1e9)
     assert found["slots"] == 2

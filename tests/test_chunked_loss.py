@@ -133,7 +133,7 @@ def temporaries(c, mesh):
         return step.lower(abstract, batch, jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("line", ["data=1", "fsdp=2 tensor=2"])
+@pytest.mark.parametrize("line", ["data=1", pytest.param("fsdp=2 tensor=2", marks=pytest.mark.slow)])
 def test_by_chunks_the_logits_of_all_tokens_never_exist_at_once(line):
     rows, length, vocab, mesh = 4, 256, 16384, mesh_of(line)
     changes = {"model__vocab_size": vocab, "train__sequence_length": length, "train__batch_size": rows}

@@ -65,6 +65,7 @@ def undisturbed(prepared_run, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_sigterm_to_any_process_saves_in_all_at_one_step_and_fewer_processes_go_on(undisturbed, tiny_run):
     process = start(tiny_run, *LONG, "--config.checkpoint.every=0 steps")
     wait_for(lambda: trained_steps(tiny_run) >= 5, process)
@@ -205,7 +206,8 @@ def test_a_spike_goes_back_skips_its_batches_and_the_run_ends_as_if_they_had_not
 
 
 @pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize("killed", [pytest.param(19, marks=pytest.mark.slow), 22])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [19, 22])
 def test_killed_before_or_after_going_back_it_ends_in_the_same_bits(tmp_path, killed):
     c = tiny_config(
         train__duration="30 steps", checkpoint__every="4 steps", checkpoint__keep=5, **rewinding(factor=1.3, window=8)

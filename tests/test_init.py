@@ -119,7 +119,9 @@ def test_orthogonal_matrices_are_orthogonal_in_every_layer_role_and_expert(chang
         assert len({x.tobytes() for x in matrices}) == len(matrices), f"{name}: two are the same"
 
 
-@pytest.mark.parametrize("scheme", ["lecun", "t_fixup", "mup"])
+@pytest.mark.parametrize(
+    "scheme", ["lecun", *(pytest.param(name, marks=pytest.mark.slow) for name in ("t_fixup", "mup"))]
+)
 def test_an_expert_starts_as_a_dense_mlp_of_its_size_does(scheme):
     changes = {**DECODER, "model__init": scheme, "model__norm": "none" if scheme == "t_fixup" else "rms"}
     dense = start_of(tiny_config(**changes))
@@ -287,6 +289,7 @@ def final_loss(scheme, *, steps=40, **changes):
     return float(np.mean(losses[-5:]))
 
 
+@pytest.mark.slow
 def test_t_fixup_learns_without_norms_and_warm_up_where_plain_initialisations_do_not():
     schemes = ("t_fixup", "gpt2", "xavier")
     losses = {scheme: final_loss(scheme, model__norm="none", model__layers=16) for scheme in schemes}
@@ -296,6 +299,7 @@ def test_t_fixup_learns_without_norms_and_warm_up_where_plain_initialisations_do
     assert losses["t_fixup"] < losses["xavier"] - 0.5 or math.isnan(losses["xavier"])
 
 
+@pytest.mark.slow
 def test_deepnorm_learns_with_norms_after_the_sums_of_many_layers_where_plain_initialisation_does_not():
     changes = {"model__norm": "layer", "model__norm_place": "post", "model__layers": 24}
     losses = {scheme: final_loss(scheme, **changes) for scheme in ("deepnorm", "xavier")}

@@ -90,6 +90,7 @@ def test_splash_attention_on_a_mesh_equals_the_reference(line, monkeypatch):
         close(run(*arguments), expected, 2e-5)
 
 
+@pytest.mark.slow
 def test_a_model_learns_the_same_with_splash_attention_in_the_stages_of_a_pipeline():
     losses = {}
     for name, line in (("reference", "data=1"), ("splash", "pipeline=2 tensor=2")):
