@@ -35,6 +35,7 @@ def test_a_run_with_a_saved_step_is_the_same_run(tmp_path, one_device):
     assert losses["plain"] == losses["saved"]
 
 
+@pytest.mark.slow
 def test_a_saved_step_of_another_run_is_refused(tmp_path):
     c = tiny_config(parallel__mesh="fsdp=2")
     mesh, path = mesh_of("fsdp=2"), tmp_path / "steps"

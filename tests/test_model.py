@@ -70,6 +70,7 @@ def test_every_attention_kernel_equals_the_reference_on_a_cache_longer_than_the_
     close(results, attention.reference(q_BLHK, k_BMGK, v_BMGK, mask_BLM), 2e-6)
 
 
+@pytest.mark.slow
 def test_blocked_attention_gives_the_same_losses_on_a_mesh():
     losses = {}
     for name, mesh in (("reference", "data=1"), ("blocked", "data=2 tensor=2")):

@@ -388,6 +388,7 @@ class Residual(nn.Module):
         return x_BLD + MoE(self.c, deterministic=False, name="moe")(x_BLD, valid_BL), None
 
 
+@pytest.mark.slow
 def test_a_scanned_and_rematerialised_stack_equals_a_loop_over_its_layers():
     c = settings(moe__bias_rate=0.1, moe__score="sigmoid", bias=("mlp",))
     x_BLD, valid_BL = tokens(padded=True)

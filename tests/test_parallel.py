@@ -130,6 +130,7 @@ def test_a_pipeline_trains_with_micro_batches_as_one_device_does():
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_follows_the_experts_load_moves_in_a_pipeline_as_without():
     changes = {**MOE, "model__moe__bias_rate": 0.1, "model__layers": 4, "train__batch_size": 8}
     parts = {"train__micro_batches": 4}  # the parts of the pipeline, one after another
