@@ -55,7 +55,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     folder, work = workdir / "prepare", workdir / "prepare" / "work"
     _begin(c, folder, work)
     cut = parts.cut([*earlier, *sources])
-    check_room(folder, sum(part.size for part in cut))
+    check_room(folder, 2 * sum(part.size for part in cut))  # the documents between the steps, and the shards
     state = State(make_engine(c.prepare, work), cut, work, c.prepare.to_dict(), earlier=len(earlier))
     with contextlib.closing(state.engine):
         return _run(c, state, sources, folder, began)

@@ -48,11 +48,6 @@ def threshold(percent: float) -> int:
     return min(int(percent / 100 * 2**64), 2**64 - 1) - 2**63
 
 
-def is_held_out(group: str, percent: float) -> bool:
-    """Whether a group is among the held-out `percent` of all groups."""
-    return percent >= 100 or _group_hash(group) < threshold(percent)
-
-
 def cut_tail(text: str, *, percent: float, min_bytes: int) -> tuple[str, str]:
     """Cut a text into its first characters and its last `percent` of them, as nanoGPT's data[:int(n * 0.9)] does.
 
