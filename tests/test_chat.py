@@ -212,6 +212,7 @@ def test_the_benchmark_command_measures_int8(loaded, capsys):
     assert "bits per byte" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_beams_that_are_wide_enough_find_the_likeliest_texts():
     module, params = make(settings(vocab_size=8))
     given = dataclasses.replace(byte_tokenizer(), vocab_size=8, unsampled_ids=(0, 1, 3))

@@ -75,7 +75,7 @@ def greedy(name: str, ids: tuple[int, ...], count: int) -> tuple[int, ...]:
     return tuple(row[len(ids) :])
 
 
-RARER = ("alibi", "mistral", "moe", "lstm", "rnn", "rglru", "gpt2", "t5 decoder")
+RARER = ("alibi", "mistral", "moe", "lstm", "gemma", "rnn", "rglru", "gpt2", "t5 decoder")
 
 
 @pytest.mark.parametrize(

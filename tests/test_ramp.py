@@ -240,6 +240,7 @@ def train(c, workdir, **options):
     return results, state, [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_a_run_counts_rows_and_tokens_and_goes_on_inside_the_ramp_bit_for_bit(tmp_path, caplog):
     c = tiny_config(**RAMP, checkpoint__every="3 steps", model__dropout=0.1, schedule__by="tokens")
