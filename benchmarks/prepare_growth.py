@@ -8,7 +8,7 @@ to 20 drawn by a seed. One document in twenty is a copy of another, half of thos
 repair, exact, near, substring, gopher_quality, personal. Memory is the largest sum of private memory of the process and
 its workers, disk the largest size of the run's folder, both looked at every half second. Needs the extra [data] and psutil.
 
-Hardware: 2 CPU cores; 5 GB take about an hour and 25 GB of disk.
+Hardware: 2 CPU cores; not yet run to the end, so time and disk are not known. Begin with --gigabytes 0.2.
 """
 
 import argparse

@@ -10,7 +10,7 @@ Measured, both with one tokenizer (trained on the raw corpus): bits per byte of 
 that are in neither arm, of WikiText-2's validation text, and the share of generated characters that lie in a passage of
 50 characters or more that is verbatim in the raw corpus. Needs the extra [data].
 
-Hardware: 2 CPU cores, about 5 minutes a seed and arm.
+Hardware: 2 CPU cores; not yet run to the end.
 """
 
 import argparse

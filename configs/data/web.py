@@ -9,7 +9,8 @@ duplicates are found over all sources at once, where FineWeb does so for each cr
 passages of 50 tokens (Lee et al. 2021). What is thrown away is in WORKDIR/prepare/rejected/ with its reason, and
 WORKDIR/prepare/card.html tells how much went where.
 
-Needs the extra [data]. Hardware: any; about 1.5 MB of text a second and core, most of it the repair and the masking.
+Needs the extra [data]. Hardware: any; about 1.5 MB of input a second and core (66 MB of /usr/share/doc and prose),
+most of it repair, extraction and the rules of repetition.
 
 Penedo et al. (2024), "The FineWeb Datasets: Decanting the Web for the Finest Text Data at Scale".
 """
