@@ -43,10 +43,8 @@ _NESTING = re.compile(  # tags that stay open until they are closed
     re.IGNORECASE,
 )
 _TAG = re.compile(r"<[^>]*>")
-_LINK = re.compile(r"<a[ >].*?</a>", re.DOTALL | re.IGNORECASE)
+_LINK = re.compile(r"<a[ >][^<]*(?:<(?!/a>)[^<]*)*</a>", re.IGNORECASE)
 _TAB = "\ue0ff"  # stands for a tab within <pre> while two tabs mean the border of a cell; private use, repaired away
-_EMPTY_BORDERS = re.compile(r"[ \t]*\t\t[ \t]*$", re.MULTILINE)
-_BORDER = re.compile(r" ?\t\t ?")
 
 
 def make_extractor(kind: str = "main") -> Callable[[str], tuple[str, bool]]:
@@ -64,7 +62,6 @@ def make_extractor(kind: str = "main") -> Callable[[str], tuple[str, bool]]:
         return lambda page: (page, False)
     try:
         from resiliparse.extract.html2text import extract_plain_text
-        from resiliparse.parse.html import HTMLTree
     except ImportError as error:
         raise ValueError("the text of HTML needs resiliparse: pip install 'llmjax[data]'") from error
 
@@ -82,23 +79,18 @@ def make_extractor(kind: str = "main") -> Callable[[str], tuple[str, bool]]:
             first = _SITE_HEADER.search(page)
             if first and not re.search(r"(?i)<(?:main|article)\b", page[: first.start()]):
                 page = page[: first.start()] + page[first.end() :]
-        tree = HTMLTree.parse(page)
-        if tree.body is None:
-            return "", False
         # A selector costs as much as a hundred elements, so only those are given that a page may need.
         skipped = [selector for words, selector in _GUTTERS.items() if words in lowered]
-        if kind == "main":
-            text = extract_plain_text(tree, main_content=True, alt_texts=False, skip_elements=skipped)
-        else:
-            text = extract_plain_text(tree, main_content=False, alt_texts=False, skip_elements=skipped)
+        # Of a page, not of a parsed tree: the tree's way through Python takes a third as long again.
+        text = extract_plain_text(page, main_content=kind == "main", alt_texts=False, skip_elements=skipped)
         fallback = kind == "main" and not text.strip()
         if fallback:
             furniture = [*skipped, "nav", "footer", "aside"]
-            text = extract_plain_text(tree, main_content=False, alt_texts=False, skip_elements=furniture)
+            text = extract_plain_text(page, main_content=False, alt_texts=False, skip_elements=furniture)
             if len(text) < FALLBACK_CHARACTERS:
                 return "", False
         if tables:
-            text = _BORDER.sub(" | ", _EMPTY_BORDERS.sub("", text)).replace(_TAB, "\t")
+            text = _draw_borders(text).replace(_TAB, "\t")
         return text, fallback
 
     return extract
@@ -134,9 +126,10 @@ def _is_content(markup: str) -> bool:
     opening = markup[: markup.find(">")]
     if re.search(r"(?i)\b(nav|menu)", opening):
         return False
-    words = len(_TAG.sub("", markup))
-    linked = sum(len(_TAG.sub("", link)) for link in _LINK.findall(markup)) if "<a" in markup or "<A" in markup else 0
-    return words >= 20 and linked <= 0.5 * words
+    text = len(_TAG.sub("", markup))
+    if "<a" not in markup and "<A" not in markup:
+        return text >= 20
+    return text >= 20 and len(_TAG.sub("", _LINK.sub("", markup))) >= 0.5 * text
 
 
 def _mend_cells(page: str, *, pre: bool) -> str:
@@ -151,3 +144,15 @@ def _mend_cells(page: str, *, pre: bool) -> str:
     if pre:
         page = _PRE.sub(lambda match: match[0].replace("\t", _TAB), page)
     return _CELL.sub(flatten, page)
+
+
+def _draw_borders(text: str) -> str:
+    """The text with " | " where two tabs part the cells of a row, and none behind the last cell that is not empty."""
+    lines = text.split("\n")
+    for i, line in enumerate(lines):
+        if line.endswith(("\t", " ")):
+            end = len(line.rstrip(" \t"))
+            if "\t\t" in line[end:]:
+                lines[i] = line[:end]
+    # Replacing thrice takes a tenth of the time of a regular expression with optional spaces.
+    return "\n".join(lines).replace(" \t\t", "\t\t").replace("\t\t ", "\t\t").replace("\t\t", " | ")
