@@ -89,7 +89,7 @@ def ours(folder: Path) -> Any:
         if at_a_time not in engines:
             length = max(map(len, rows)) + max(new)
             tokenizer = no_tokenizer(module.c.vocab_size)
-            engines[at_a_time] = Engine(module, params, tokenizer, slots=at_a_time, length=length, parts=(16, 32, 64))
+            engines[at_a_time] = Engine(module, params, tokenizer, slots=at_a_time, length=length)
             engines[at_a_time].warm_up()
         engine = engines[at_a_time]
         numbers = [engine.submit(Request(tuple(row), n, temperature=0.0)) for row, n in zip(rows, new, strict=True)]

@@ -13,7 +13,9 @@ Hardware: 2 CPU cores; not yet run to the end, so time and disk are not known. B
 """
 
 import argparse
+import contextlib
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -154,11 +156,10 @@ def prepare(folder: Path, corpus: Path, steps: list[str]) -> dict[str, Any]:
 def folder_bytes(folder: Path) -> int:
     """The size of all files in a folder that others may be deleting."""
     total = 0
-    for file in folder.rglob("*"):
-        try:
-            total += file.stat().st_size if file.is_file() else 0
-        except FileNotFoundError:
-            continue
+    for parent, _, names in os.walk(folder):  # which passes over folders that have gone
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += (Path(parent) / name).stat().st_size
     return total
 
 

@@ -31,6 +31,7 @@ from llmjax.model.transformer import Transformer
 from llmjax.parallel import mesh as meshes
 
 ALIGN = 16  # beginnings are kept by so many tokens, which every part of a prompt but the last has a multiple of
+TOGETHER = 4  # prompts that are prefilled at once: on CPU more are no faster, and fewer read all weights more often
 OnText = Callable[[str], None]
 
 
@@ -47,6 +48,26 @@ class Live:
     likeliest: list[tuple[tuple[int, float], ...]] | None = None
 
 
+@dataclass
+class Reading:
+    """A prompt on its way into a slot's cache, all but its last token."""
+
+    slot: int
+    live: Live
+    keep: frozenset[int]  # lengths at which the cache is kept for other prompts
+    at: int = 0  # tokens that the cache has
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """What is to be read."""
+        return self.live.request.ids[:-1]
+
+    @property
+    def count(self) -> int:
+        """Tokens up to the next place where the cache is kept, or the end."""
+        return min([mark for mark in self.keep if mark > self.at], default=len(self.ids)) - self.at
+
+
 class Engine:
     """See the module. Not for several threads: one calls, the others hand over (the server does)."""
 
@@ -60,7 +81,7 @@ class Engine:
         length: int = 1024,
         source_length: int = 0,
         steps: int = 8,
-        parts: Sequence[int] = (16, 64, 256),
+        parts: Sequence[int] = (16, 32, 64, 128, 256),
         beginnings: int = 4,
         likeliest: int = 0,
         ahead: int = 0,
@@ -76,7 +97,8 @@ class Engine:
             length: tokens of prompt and text together, rounded up to a multiple of ALIGN.
             source_length: of an encoder-decoder's sources.
             steps: tokens a slot at most between two looks at stop strings, arrivals and cancellations.
-            parts: lengths, multiples of ALIGN, in which prompts are prefilled; a program each.
+            parts: lengths, multiples of ALIGN, in which prompts are prefilled; a program each, or two: for one prompt and
+                for TOGETHER.
             beginnings: how many shared beginnings of prompts are kept.
             likeliest: for each token so many of the likeliest ids are reported.
             ahead: tokens drafted a step (speculative decoding); 0: none.
@@ -112,6 +134,8 @@ class Engine:
             self.limit = self.capacity
         self.module, self.tokenizer, self.steps, self.ahead, self.top = module, tokenizer, steps, ahead, likeliest
         self.parts, self.ways, self.beginnings = sorted({ALIGN, *parts}), ways, beginnings
+        together = -(-TOGETHER // ways) * ways
+        self.together = together if together <= self.count else ways
         self.source_length = source_length
         self._context = context
         if form == "auto":
@@ -121,8 +145,12 @@ class Engine:
         with self._context():
             prepared = [weights.prepare(*model, form) for model in ((module, params), *([draft] if draft else []))]
             self.params = tuple(own for _, own in prepared)
+            # Prompts are read with the caller's parameters: tiles are for few rows. int8 must be the same model throughout.
+            read = prepared if form == "int8" else [(module, params), *([draft] if draft else [])]
+            self._read_params = tuple(own for _, own in read)
             self.programs = programs(
                 tuple(one for one, _ in prepared),
+                tuple(one for one, _ in read),
                 count=self.count,
                 length=self.capacity + (ALIGN * -(-(ahead + 1) // ALIGN) if ahead else 0),
                 source_length=source_length,
@@ -203,14 +231,16 @@ class Engine:
         """
         assert not self.busy
         source, done = (1,) * min(1, self.source_length), 0
-        for token, part in enumerate(self.parts):
-            count = min(part, self.limit - 2)
-            if count > done:
-                for _ in range(2):  # the second is a twin, so a beginning is kept and copied
-                    self.submit(Request((token,) * (count + 1), 1, temperature=0.0, source=source))
+        for number, part in enumerate(self.parts):
+            count, other = min(part, self.limit - 2), number * (self.together + 1)
+            # Two that are twins, so a beginning is kept and copied, and then as many others as are read together.
+            for tokens in ([other] * 2, range(other + 1, other + 1 + self.together)) if count > done else ():
+                for token in tokens:
+                    ids = (token % self.tokenizer.vocab_size,) * (count + 1)
+                    self.submit(Request(ids, 1, temperature=0.0, source=source))
+                for _ in self.run():
+                    pass
             done = part
-        for _ in self.run():
-            pass
         self._beginnings.clear()
         self.prefilled = 0
         return self.programs.compiled()
@@ -238,12 +268,56 @@ class Engine:
             live.on_text(piece)
 
     def _admit(self) -> None:
-        for slot in range(self.count):
-            if self._live[slot] is None and self._waiting:
-                live = self._waiting.popleft()
-                self._prefill(slot, live.request)
-                self.slots = self.programs.place(self.slots, np.int32(slot), self._row(live.request))
-                self._live[slot] = live
+        while self._waiting and (free := [slot for slot, live in enumerate(self._live) if live is None]):
+            group = self._take(free)
+            self._read(group)
+            for one in group:
+                row = self._row(one.live.request)
+                self.slots = self.programs.place(self.slots, np.int32(one.slot), row)
+                self._live[one.slot] = one.live
+
+    def _take(self, free: Sequence[int]) -> list[Reading]:
+        """Those next in the queue whose prompts can be read side by side: up to one that begins as another of them does."""
+        group: list[Reading] = []
+        for slot in free:
+            if not self._waiting:
+                break
+            request = self._waiting[0].request
+            ids = request.ids[:-1]
+            known = self._known(request)
+            at = len(known[1]) if known else 0
+            begun = [
+                mark
+                for one in group
+                if one.live.request.source == request.source
+                for mark in one.keep
+                if at < mark <= len(ids) and one.ids[:mark] == ids[:mark]
+            ]
+            if begun and self.beginnings:
+                break  # what it begins with will be kept when the group is read
+            live = self._waiting.popleft()
+            twins = any(
+                other.request.ids == request.ids and other.request.source == request.source for other in self._waiting
+            )
+            marks = {request.shared // ALIGN * ALIGN} | ({len(ids)} if twins else set())
+            keep = frozenset(mark for mark in marks if mark <= len(ids))
+            if known:
+                self._beginnings.move_to_end(known)
+                self.slots = self.programs.put_row(self.slots, np.int32(slot), self._beginnings[known])
+            group.append(Reading(slot, live, keep, at))
+        return group
+
+    def _known(self, request: Request) -> tuple[Any, ...] | None:
+        """The key of the longest kept beginning that a prompt has."""
+        ids = request.ids[:-1]
+        known = [
+            key
+            for key in self._beginnings
+            if key[0] == request.source
+            and key[1] == ids[: len(key[1])]
+            and (len(key[1]) % ALIGN == 0 or len(key[1]) == len(ids))
+        ]
+        return max(known, key=lambda key: len(key[1]), default=None)
 
     def _row(self, request: Request) -> Row:
         ids, bias_V, seen_V = request.ids, self._bias_V, self._unseen_V
@@ -270,54 +344,46 @@ class Engine:
             history_M=history_M,
         )
 
-    def _prefill(self, slot: int, request: Request) -> None:
-        """Fill a slot's cache with all of a prompt but its last token, from a kept beginning where there is one."""
-        ids = request.ids[:-1]
-        twins = any(live.request.ids == request.ids and live.request.source == request.source for live in self._waiting)
-        keep = {request.shared // ALIGN * ALIGN} | ({len(ids)} if twins else set())
-        at = 0
-        known = [
-            key
-            for key in self._beginnings
-            if key[0] == request.source
-            and key[1] == ids[: len(key[1])]
-            and (len(key[1]) % ALIGN == 0 or len(key[1]) == len(ids))
-        ]
-        if known:
-            key = max(known, key=lambda key: len(key[1]))
-            self._beginnings.move_to_end(key)
-            self.slots = self.programs.put_row(self.slots, np.int32(slot), self._beginnings[key])
-            at = len(key[1])
-        elif self.source_length and not ids:
-            self._part(slot, request, 0, 0)  # the source must be read even so
-        while at < len(ids):
-            stop = min([mark for mark in keep if mark > at], default=len(ids))
-            count = self._part(slot, request, at, min(stop, len(ids)) - at)
-            at += count
-            if at in keep and self.beginnings:
-                self._keep((request.source, ids[:at]), slot)
+    def _read(self, group: Sequence[Reading]) -> None:
+        """Fill the caches of slots with all of their prompts but the last tokens."""
+        pending = [one for one in group if one.at < len(one.ids) or (self.source_length and not one.at)]
+        while pending:
+            # Neighbours in length, so that little is padding. A source is read with the first part of its prompt.
+            pending.sort(key=lambda one: (self.source_length > 0 and one.at == 0, one.count))
+            done = 0
+            while done < len(pending):
+                first = self.source_length > 0 and pending[done].at == 0
+                alike = [one for one in pending[done:] if (self.source_length > 0 and one.at == 0) == first]
+                rows = self.together if 2 * len(alike) > self.together else self.ways
+                self._part(alike[:rows], rows, first=first)
+                done += min(rows, len(alike))
+            for one in pending:
+                if one.at in one.keep and self.beginnings:
+                    self._keep((one.live.request.source, one.ids[: one.at]), one.slot)
+            pending = [one for one in pending if one.at < len(one.ids)]
 
-    def _part(self, slot: int, request: Request, start: int, count: int) -> int:
-        """Prefill up to `count` tokens from `start`: how many it was."""
-        fitting = [part for part in self.parts if start + part <= self.capacity]
-        assert start % ALIGN == 0, start
-        size = next((part for part in fitting if part >= count), fitting[-1])
-        count = min(count, size)
-        rows_R = np.full(self.ways, self.count, np.int32)
-        rows_R[0] = slot
-        tokens_RL = np.zeros((self.ways, size), np.int32)
-        tokens_RL[0, :count] = request.ids[start : start + count]
-        starts_R, counts_R = np.zeros(self.ways, np.int32), np.zeros(self.ways, np.int32)
-        starts_R[0], counts_R[0] = start, count
-        source = None
-        if self.source_length and start == 0:
-            source = {name: np.zeros((self.ways, self.source_length), np.int32) for name in ("tokens", "segments")}
-            source["tokens"][0, : len(request.source)] = request.source
-            source["segments"][0, : len(request.source)] = 1
+    def _part(self, group: Sequence[Reading], rows: int, *, first: bool) -> None:
+        """The next part of up to `rows` prompts, in one call; with `first` their sources too."""
+        fitting = [part for part in self.parts if max(one.at for one in group) + part <= self.capacity]
+        longest = max(one.count for one in group)
+        size = next((part for part in fitting if part >= longest), fitting[-1])
+        rows_R = np.full(rows, self.count, np.int32)
+        tokens_RL = np.zeros((rows, size), np.int32)
+        starts_R, counts_R = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+        names = ("tokens", "segments")
+        source = {name: np.zeros((rows, self.source_length), np.int32) for name in names} if first else None
+        for row, one in enumerate(group):
+            assert one.at % ALIGN == 0, one.at
+            count = min(one.count, size)
+            rows_R[row], starts_R[row], counts_R[row] = one.slot, one.at, count
+            tokens_RL[row, :count] = one.ids[one.at : one.at + count]
+            if source is not None:
+                ids = one.live.request.source
+                source["tokens"][row, : len(ids)], source["segments"][row, : len(ids)] = ids, 1
+            one.at += count
+            self.prefilled += count
         arrays = (rows_R, tokens_RL, starts_R, counts_R, source)
-        self.slots = self.programs.prefill(self.params, self.slots, *arrays)
-        self.prefilled += count
-        return count
+        self.slots = self.programs.prefill(self._read_params, self.slots, *arrays)
 
     def _keep(self, key: tuple[Any, ...], slot: int) -> None:
         self._beginnings[key] = self.programs.take_row(self.slots.caches, np.int32(slot))

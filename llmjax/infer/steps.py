@@ -18,6 +18,7 @@ from llmjax.infer import speculative
 from llmjax.infer.sample import penalized, sample
 from llmjax.infer.slots import Slots
 from llmjax.infer.weights import computing
+from llmjax.model.block import sections, stacked, unstacked
 from llmjax.model.transformer import Transformer
 
 
@@ -43,13 +44,16 @@ def prefill(
 ) -> Slots:
     """The slots with `counts` tokens more in the caches of some rows, from position `starts` on.
 
-    A row that is no slot is padding. Nobody reads the logits, so they are not computed.
+    A row that is no slot is padding. Nobody reads the logits, so they are not computed. Parameters may be stacked, which
+    compiles one layer instead of all: for many tokens it does not matter that a scan copies what it reads.
     """
     at_RL = jnp.arange(tokens_RL.shape[1])[None]
     segments_RL = (at_RL < counts_R[:, None]).astype(jnp.int32)
     caches = []
     for module, own, cache in zip(modules, params, slots.caches, strict=True):
+        apart = any(isinstance(own[section.name], tuple) for section in sections(module.c))
         row = jax.tree.map(lambda x: x.at[rows_R].get(mode="clip"), cache)
+        row = row if apart else {**row, "layers": stacked(module.c, row["layers"])}
         with computing():
             made: Any = module.apply(
                 {"params": own},
@@ -60,7 +64,8 @@ def prefill(
                 cache=row,
                 output="hidden",
             )
-        caches.append(jax.tree.map(lambda x, new: x.at[rows_R].set(new, mode="drop"), cache, made[1]))
+        row = made[1] if apart else {**made[1], "layers": unstacked(module.c, made[1]["layers"])}
+        caches.append(jax.tree.map(lambda x, new: x.at[rows_R].set(new, mode="drop"), cache, row))
     return dataclasses.replace(slots, caches=tuple(caches))
 
 
@@ -177,6 +182,7 @@ class Programs(NamedTuple):
 @functools.lru_cache(maxsize=32)
 def programs(
     modules: tuple[Transformer, ...],
+    readers: tuple[Transformer, ...],
     *,
     count: int,
     length: int,
@@ -186,13 +192,18 @@ def programs(
     ahead: int = 0,
     mesh: Mesh | None = None,
 ) -> Programs:
-    """The programs for so many slots; on a mesh the slots stay where `slots.shardings` puts them."""
+    """The programs for so many slots; on a mesh the slots stay where `slots.shardings` puts them.
+
+    Args:
+        modules: those that decode, the model and a draft model.
+        readers: the same as they read prompts, which is with parameters of another form.
+    """
     history = ahead > 0 and len(modules) == 1
     make = functools.partial(S.init, modules, count=count, length=length, source_length=source_length, history=history)
     where: Any = None if mesh is None else S.shardings(jax.eval_shape(make), mesh)
     whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     step = functools.partial(decode, modules, most=most, top=top, ahead=ahead)
-    fill = functools.partial(prefill, modules)
+    fill = functools.partial(prefill, readers)
     kept: dict[str, Any] = {} if mesh is None else {"out_shardings": where}
     both: dict[str, Any] = {} if mesh is None else {"out_shardings": (where, whole)}
     donated: dict[str, Any] = {"donate_argnames": "slots"}

@@ -230,6 +230,14 @@ def unstacked(c: ConfigDict, tree: Any) -> dict[str, Any]:
     return {**tree, **{section.name: parts(section) for section in sections(c)}}
 
 
+def stacked(c: ConfigDict, tree: Any) -> dict[str, Any]:
+    """The inverse of `unstacked`: arrays with the layers (or periods) in front."""
+    return {
+        **tree,
+        **{s.name: jax.tree.map(lambda *layers: jnp.stack(layers), *tree[s.name]) for s in sections(c)},
+    }
+
+
 def layer_slots(c: ConfigDict, *, encoder: bool = False) -> list[tuple[str, int]]:
     """Where the parameters of layer i are: (path, index in its stack), such as ("layers", 3) or ("encoder/layers/1", 0)."""
     base = "encoder/" if encoder else ""
