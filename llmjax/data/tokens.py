@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from array_record.python import array_record_module
 from ml_collections import ConfigDict
 
+from llmjax import progress
 from llmjax.data import parallel_text
 from llmjax.data.documents import SPLITS, read_documents, shard_files
 from llmjax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -232,18 +232,10 @@ def _batches(texts: Iterable[str]) -> Iterator[tuple[list[str], int]]:
 
 def _watched(batches: Iterator[tuple[list[str], int]], label: str) -> Iterator[tuple[list[str], int]]:
     """The same batches, with a progress line while they pass if a person watches."""
-    if not sys.stderr.isatty():
-        yield from batches
-        return
-    from rich.console import Console
-    from rich.progress import DownloadColumn, Progress, SpinnerColumn, TextColumn, TransferSpeedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(label, total=None)
+    with progress.bar(label) as advance:
         for batch, size in batches:
             yield batch, size
-            progress.advance(task, size)
+            advance(size)
 
 
 @dataclass(frozen=True)

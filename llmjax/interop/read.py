@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from llmjax import config, human
+from llmjax import config, human, progress
 from llmjax.data import hf_tokenizer
 from llmjax.data.tokenizer import BYTE_FILE, MODEL_FILE, Tokenizer, load_tokenizer
 from llmjax.interop import gguf, tensors
@@ -21,7 +21,7 @@ from llmjax.interop.families import FAMILIES
 from llmjax.interop.mapping import Family, Row, to_ours
 from llmjax.interop.matching import fit
 from llmjax.interop.stacked import StackedWriter
-from llmjax.interop.staging import progress, require_space, staged
+from llmjax.interop.staging import require_space, staged
 from llmjax.interop.tensors import Source, Tensor
 from llmjax.model import transformer
 from llmjax.parallel.placement import path_name
@@ -213,7 +213,7 @@ def _write_checkpoint(
     require_space(folder, total)
     stacked = {slot.path for row in rows for slot in row.ours if slot.layer is not None}
     writer = StackedWriter(folder, params, stacked=stacked)
-    with progress("importing", total) as advance:
+    with progress.bar("importing", total) as advance:
         for row in rows:
             _write_row(writer, row, params, weights)
             advance(sum(math.prod(slot.shape) * params[slot.path].dtype.itemsize for slot in row.ours))

@@ -1,11 +1,10 @@
-"""Folders that appear whole or not at all, and the progress of filling them."""
+"""Folders that appear whole or not at all."""
 
 import errno
 import fcntl
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,20 +48,3 @@ def require_space(folder: Path, needed: int) -> None:
     if free < needed + ROOM_BYTES:
         reason = f"{os.strerror(errno.ENOSPC)}: {human.size(needed)} are to be written and {human.size(free)} are free"
         raise OSError(errno.ENOSPC, reason, str(folder))
-
-
-@contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes on a terminal: the function that is yielded is told of each further part."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda size: bar.advance(task, size)

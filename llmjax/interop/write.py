@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from llmjax import config, human
+from llmjax import config, human, progress
 from llmjax.data.hf_tokenizer import CONFIG_FILE, GENERATION_FILE
 from llmjax.data.tokenizer import Tokenizer, load_tokenizer
 from llmjax.interop import pieces
@@ -17,7 +17,7 @@ from llmjax.interop.families import FAMILIES
 from llmjax.interop.mapping import Family, Row, to_theirs
 from llmjax.interop.matching import Shapes, uncovered
 from llmjax.interop.stacked import StackedReader
-from llmjax.interop.staging import progress, require_space, staged
+from llmjax.interop.staging import require_space, staged
 from llmjax.interop.tensors import Tensor, Writer, shard_names, write_index
 from llmjax.train import checkpoint
 
@@ -70,7 +70,7 @@ def export_model(source: Path, folder: Path, *, model_type: str = "", shard_byte
     with staged(folder, purpose="--to") as unfinished:
         require_space(unfinished, total)
         _write_texts(unfinished, step.parent.parent / "tokenizer", theirs, dtype=c.model.param_dtype)
-        with progress("exporting", total) as advance:
+        with progress.bar("exporting", total) as advance:
             for name, shard in zip(shard_names(len(shards)), shards, strict=True):
                 writer = Writer(unfinished / name, shard.tensors)
                 for row in shard.rows:

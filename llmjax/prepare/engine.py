@@ -9,7 +9,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from llmjax import progress
 from llmjax.prepare import shards, store
 
 Reduce = Callable[[pa.Table], pa.Table]
@@ -77,7 +77,7 @@ class Local:
     def map(self, function: Callable[..., Any], jobs: Sequence[Job], *, label: str) -> list[Any]:
         """See `Engine.map`. OSError if a worker was killed, which is what a machine does that has no memory left."""
         left = [job for job in jobs if not job.summary.exists()]
-        with _progress(label, jobs) as advance:
+        with progress.bar(label, sum(job.size for job in jobs) or None) as advance:
             for job in jobs:
                 if job.summary.exists():
                     advance(job.size)
@@ -200,20 +200,3 @@ def check_room(folder: Path, needed: int) -> None:
             f"the disk has {free / 1e9:.1f} GB free, and about {needed / 1e9:.1f} GB are needed",
             str(folder),
         )
-
-
-@contextmanager
-def _progress(label: str, jobs: Sequence[Job]) -> Iterator[Callable[[int], None]]:
-    """A bar over the jobs' sizes, if a person watches."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(label, total=sum(job.size for job in jobs) or None)
-        yield lambda size: progress.advance(task, size)
