@@ -3,9 +3,10 @@
     python benchmarks/prepare_growth.py [--gigabytes 0.2 1 5] [--out results/prepare_growth.json]
 
 The text is this machine's (Python sources, documentation, notes of installed packages), one document a file up to 200 KB;
-where more is asked for than there is, further documents are made of it: as long as the files, of lines drawn from all of
-them by a seed. One document in twenty is a copy of another, half of those with one word in 25 changed. Steps: repair,
-exact, near, substring, personal (rules of quality are left out: nearly all text here is code, which they reject).
+where more is asked for than there is, further documents are made of it: half of the lines of three neighbouring files,
+drawn by a seed, so that languages and kinds are as before. One document in twenty is a copy of another, half of those
+with one word in 25 changed. Steps: repair, exact, near, substring, personal (rules of quality are left out: nearly all
+text here is code, which they reject).
 Memory is the largest sum of private memory of the process and its workers, disk the largest size of the run's folder,
 both looked at every half second. Needs the extra [data] and psutil.
 
@@ -83,19 +84,19 @@ def main() -> None:
 
 
 def texts(files: list[Path]) -> Iterator[str]:
-    """The files' texts, then documents of the same lengths whose lines are drawn from all of them, without end."""
-    lines: list[str] = []
-    lengths = []
-    for file in files:
-        text = file.read_text(encoding="utf-8", errors="replace")[:200_000]
-        if len(text) > 500:
-            own = text.split("\n")
-            lines += own
-            lengths.append(len(own))
-            yield text
+    """The files' texts in the order of a seed, then half of the lines of three neighbours each, without end."""
     draw = random.Random(0)
+    lines = {}
+    for place in draw.sample(range(len(files)), len(files)):
+        text = files[place].read_text(encoding="utf-8", errors="replace")[:200_000]
+        if len(text) > 500:
+            lines[place] = text.split("\n")
+            yield text
+    places = sorted(lines)
     while True:
-        yield "\n".join(draw.choices(lines, k=draw.choice(lengths)))
+        first = draw.randrange(len(places) - 2)
+        near = [line for place in places[first : first + 3] for line in lines[place]]
+        yield "\n".join(draw.sample(near, len(near) // 2))
 
 
 def write_corpus(folder: Path, files: list[Path], size: int) -> int:

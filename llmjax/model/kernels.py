@@ -10,7 +10,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-BLOCK = 64  # queries at a time: short enough to skip much of the upper triangle, long enough for large products
+BLOCK = 64  # queries at a time, of rows up to 512: short enough to skip much of the upper triangle, long enough for products
+LONGER = 512  # of longer rows an eighth at a time, or so many: fewer copies of the keys in front of a block
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -41,7 +42,8 @@ def _heads_last(x_BGRLK: jax.Array) -> jax.Array:
 
 def _blocks(length: int, keys: int, causal: bool) -> list[tuple[slice, slice]]:
     """(queries, keys they may need) of every block."""
-    ends = [*range(BLOCK, length, BLOCK), length] if causal else [length]
+    size = max(BLOCK, min(1 << (length // 8).bit_length() - 1, LONGER)) if length > LONGER else BLOCK
+    ends = [*range(size, length, size), length] if causal else [length]
     return [
         (slice(start, end), slice(0, end if causal else keys)) for start, end in zip([0, *ends], ends, strict=False)
     ]
