@@ -113,6 +113,15 @@ def test_blocks_for_cpu_equal_ragged_dot_and_its_gradient_wherever_experts_begin
     assert_close(jax.jit(outer)(x, dy, sizes_E), moe._ragged_outer(x, dy, sizes_E), 1e-4)
 
 
+@pytest.mark.parametrize("sizes", [(200, 0, 1, 90), (0, 0, 0, 291), (0, 0, 0, 0)])
+def test_the_kernel_for_tpu_gives_the_same_gradient(sizes):
+    """By Pallas' interpreter; tests/test_plan.py compiles it for a TPU where the compiler is installed."""
+    sizes_E, total = jnp.asarray(sizes, jnp.int32), sum(sizes)
+    own = (jnp.arange(300) < total)[:, None]
+    x, dy = (own * jax.random.normal(jax.random.key(i), (300, size)) for i, size in enumerate((D, F)))
+    assert_close(moe._tiled_outer(x, dy, sizes_E, interpret=True), moe._ragged_outer(x, dy, sizes_E), 1e-4)
+
+
 def test_bfloat16_differs_from_float32_by_rounding_alone():
     module, params = make(settings(moe__shared=1), deterministic=True)
     x_BLD, valid_BL = tokens()

@@ -18,12 +18,13 @@ from ml_collections import ConfigDict
 from llmjax.model import routing
 from llmjax.model.init import initializer
 from llmjax.model.layers import ACTIVATIONS, GATED, MLP, dtype_of, mlp_width, track
-from llmjax.model.per_device import axes_of, per_device, summable
+from llmjax.model.per_device import axes_of, per_device, platform, run_whole, summable
 from llmjax.model.routing import Places
 
 BLOCK = (
     64  # rows at a time in the product for CPU: short enough to waste little at an expert's end, long enough to be fast
 )
+TILE = 512  # rows and columns at a time of the kernel for TPU: three such tiles are well within a core's vector memory
 Product = Callable[[jax.Array, jax.Array], jax.Array]  # rows (P, D) and a stack of matrices (E, D, F) -> (P, F)
 
 
@@ -293,7 +294,10 @@ def _grouped_backward(
         cpu=functools.partial(_blocks_product, contract=2),
         default=lambda dy_PF, kernel_EDF, sizes_E: _ragged_product(dy_PF, kernel_EDF.mT, sizes_E),
     )
-    dkernel_EDF = jax.lax.platform_dependent(x_PD, dy_PF, sizes_E, cpu=_blocks_outer, default=_ragged_outer)
+    if platform() == "tpu":  # asked while tracing: importing and tracing the kernel takes seconds
+        dkernel_EDF = run_whole(_tiled_outer, x_PD, dy_PF, sizes_E)
+    else:
+        dkernel_EDF = jax.lax.platform_dependent(x_PD, dy_PF, sizes_E, cpu=_blocks_outer, default=_ragged_outer)
     return dx_PD, dkernel_EDF.astype(kernel_EDF.dtype), None
 
 
@@ -313,6 +317,18 @@ def _ragged_outer(x_PD: jax.Array, dy_PF: jax.Array, sizes_E: jax.Array) -> jax.
     """The kernels' gradient, (E, D, F) float32: each expert's rows of x, transposed, times those of dy."""
     dimensions = jax.lax.RaggedDotDimensionNumbers((([0], [0]), ([], [])), [0], [])
     return jax.lax.ragged_dot_general(x_PD, dy_PF, sizes_E, dimensions, preferred_element_type=jnp.float32)
+
+
+def _tiled_outer(x_PD: jax.Array, dy_PF: jax.Array, sizes_E: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """The kernels' gradient by JAX's Pallas kernel for TPU, whose compiler makes of `_ragged_outer` a dense product of all
+    rows for every expert (three times what all of Mixtral's step needs)."""
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
+
+    P = x_PD.shape[0]
+    rows = min(TILE, 1 << max(P - 1, 127).bit_length())
+    x, dy = (jnp.pad(a, ((0, -P % rows), (0, 0))) for a in (x_PD, dy_PF))  # rows of no expert are not read
+    tiling = (rows, min(TILE, x.shape[1]), min(TILE, dy.shape[1]))
+    return tgmm(x.T, dy, sizes_E, jnp.float32, tiling, interpret=interpret)
 
 
 def _block_rows(rows: int, experts: int) -> int:

@@ -98,3 +98,12 @@ def left_to_the_compiler() -> set[str]:
     the compiler for TPU refuses it."""
     mesh = jax.sharding.get_abstract_mesh()
     return {name for name, kind in zip(mesh.axis_names, mesh.axis_types or (), strict=True) if kind == AxisType.Auto}
+
+
+def run_whole(kernel: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """kernel(*arrays) for a kernel that nothing divides further: every device has all of what this region has."""
+    region = left_to_the_compiler()
+    if not region:
+        return kernel(*arrays)
+    whole = PartitionSpec()
+    return jax.shard_map(kernel, in_specs=whole, out_specs=whole, axis_names=region, check_vma=False)(*arrays)
