@@ -383,6 +383,20 @@ def test_the_tpu_compiler_plans_a_tiny_run_and_refuses_a_large_one(tmp_path):
     assert list(header["programs"]) == ["16 rows in 1"]
 
 
+def test_the_tpu_compiler_takes_the_kernel_for_experts(tmp_path):
+    """And executes little more than the model asks for: XLA's own product of the gradients is one of all rows for each expert."""
+    pytest.importorskip("libtpu")
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    code = "import sys; from llmjax import cli; sys.exit(cli.main())"
+    changes = ["--config.model.width=256", "--config.model.dtype=bfloat16", "--config.model.mlp_width=512"]
+    arguments = ["--config", f"{ROOT}/configs/models/mixtral.py:tiny", "--topology", "v5e:2x2", *changes]
+    command = [sys.executable, "-c", code, "plan", *arguments, "--out", str(tmp_path / "plan.json")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["flops"]["model"] < plan["flops"]["executed"] < 1.5 * plan["flops"]["model"]
+
+
 def test_make_plan_is_what_the_command_prints():
     c = compiler.resolve(tiny_config(), platform="gpu")
     plan = make_plan(c, parse_topology("a100:1"), price=1.0)
