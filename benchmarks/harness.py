@@ -1,18 +1,19 @@
 """lm-evaluation-harness on the same exported weights: its own Hugging Face backend against our adapter and our own runner.
 
     python benchmarks/harness.py --data ../shared/data/eval --text ../shared/data/text/wikitext2-train.txt
-        [--model gpt2 llama] [--steps 1 200] [--limit 40] [--length 2048] [--out results/harness.json]
+        [--model gpt2 llama] [--steps 1 200] [--width 128] [--limit 40] [--length 2048] [--out results/harness.json]
 
 Trains a tiny model of each shape for so many steps (1: as good as random), exports it, gives the folder to the harness's
 HFLM (torch, float32, batches of 16) and, imported again, to `llmjax.eval.harness`; then to `llmjax.eval.native`. All in
-one process, HFLM and ours by turns. Where MMLU's dev split is missing, it is the first five questions of each subject. Compared are every log-likelihood, every metric, rolling log-likelihoods and
-generated texts; timed is what the harness asks of the model (tokenization included), ours with and without compilation.
+one process, HFLM and ours by turns. Where MMLU's dev split is missing, it is the first five questions of each subject.
+Compared are every log-likelihood, every metric, rolling log-likelihoods and generated texts; timed is what the harness asks of the model (tokenization included), ours with and without compilation.
 Needs llmjax[eval,hf], torch and transformers. About 4 minutes a model on 2 idle cores with the default limit.
 """
 
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,13 +35,13 @@ TASKS = ("arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc1", "truthfulqa_mc2
 TOLERANCE = 1e-4
 
 
-def train(shape: str, text: Path, folder: Path, *, steps: int, length: int) -> Path:
-    """A run of a model of four layers."""
+def train(shape: str, text: Path, folder: Path, *, steps: int, length: int, width: int) -> Path:
+    """A run of a model of four layers with heads of 32."""
     c = config.base()
     c.name = f"{shape}-{steps}"
     c.data.sources, c.data.min_bytes, c.data.holdout_percent = (str(text),), 1, 0.0
     c.tokenizer.vocab_size = 4096
-    c.model.layers, c.model.width, c.model.heads, c.model.max_length = 4, 128, 4, length
+    c.model.layers, c.model.width, c.model.heads, c.model.max_length = 4, width, width // 32, length
     if shape == "gpt2":
         c.model.activation, c.model.norm, c.model.position = "gelu_tanh", "layer", "learned"
         c.model.bias = ("qkv", "out", "mlp", "norm")
@@ -112,7 +113,7 @@ def compare(shape: str, steps: int, args: argparse.Namespace) -> dict[str, Any]:
     methods = ("loglikelihood", "loglikelihood_rolling", "generate_until")
     with tempfile.TemporaryDirectory() as folder:
         data = with_dev_split(args.data, Path(folder) / "data")
-        run = train(shape, args.text, Path(folder) / "run", steps=steps, length=args.length)
+        run = train(shape, args.text, Path(folder) / "run", steps=steps, length=args.length, width=args.width)
         export_model(run, Path(folder) / "exported")
         import_model(Path(folder) / "exported", Path(folder) / "imported")
         model = llmjax.load(Path(folder) / "imported")
@@ -152,6 +153,7 @@ def compare(shape: str, steps: int, args: argparse.Namespace) -> dict[str, Any]:
     result = {
         "shape": shape,
         "steps": steps,
+        "width": args.width,
         "requests": len(differences),
         "largest_difference": max(differences),
         "largest_relative_difference": max(relative),
@@ -177,6 +179,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="what the models are trained on, and rolling texts")
     parser.add_argument("--model", nargs="+", default=["gpt2", "llama"], choices=("gpt2", "llama"))
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 200], help="of training, a model for each")
+    parser.add_argument("--width", type=int, default=128, help="of the models, a multiple of 64")
     parser.add_argument(
         "--limit", type=int, default=40, help="questions of each task (of each subject of MMLU) at most"
     )
@@ -188,7 +191,7 @@ def main() -> None:
     rows = [compare(shape, steps, args) for shape in args.model for steps in args.steps]
     if args.out:
         kept = {
-            "command": "python benchmarks/harness.py --data DIR --text FILE",
+            "command": "python " + " ".join(sys.argv),
             "limit": args.limit,
             "jax": jax.__version__,
             "models": rows,

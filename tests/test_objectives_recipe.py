@@ -14,7 +14,7 @@ from llmjax import recipe
     ("name", "changes"),
     [
         ("masked", {"model__direction": "bidirectional", "objective__whole_words": True}),
-        ("span", {"model__encoder_layers": 1, "model__position": "t5"}),
+        pytest.param("span", {"model__encoder_layers": 1, "model__position": "t5"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_recipe_without_left_to_right_text_measures_its_own_predictions(tiny_sources, tmp_path, name, changes):

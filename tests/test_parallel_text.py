@@ -170,6 +170,7 @@ def test_more_languages_than_the_model_has_are_an_error(run):
         TrainBatches(few, workdir / "tokenizer" / "tokens", total_steps=9)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_a_causal_model_of_two_languages_is_scored_on_both_texts_of_held_out_pairs(tmp_path):
     spec = write_lines(tmp_path, 40)
