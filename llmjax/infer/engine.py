@@ -6,13 +6,12 @@
         for number, completion in engine.step(): ...
 
 Requests join and leave between calls of one compiled program, so nobody waits for the longest text of a batch, and what
-a request gets does not depend on what else is being written. Prompts are prefilled in parts of few lengths; the caches of
-beginnings that prompts share are kept and copied (by whole `ALIGN` tokens, and wholly where the same prompt waits
-several times, as with n samples). Recurrent layers keep a state and local attention its window, in the same slots.
+a request gets does not depend on what else is being written. Recurrent layers keep a state and local attention its
+window, in the same slots. `prompts.py` reads prompts into them.
 """
 
 import contextlib
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.infer import speculative, weights
+from llmjax.infer.prompts import ALIGN, Reader
 from llmjax.infer.request import Completion, Request, check, sampling_row
 from llmjax.infer.sample import settings
 from llmjax.infer.slots import Row, stop_row
@@ -30,8 +30,6 @@ from llmjax.infer.text import Text
 from llmjax.model.transformer import Transformer
 from llmjax.parallel import mesh as meshes
 
-ALIGN = 16  # beginnings are kept by so many tokens, which every part of a prompt but the last has a multiple of
-TOGETHER = 4  # prompts that are prefilled at once: on CPU more are no faster, and fewer read all weights more often
 OnText = Callable[[str], None]
 
 
@@ -46,26 +44,6 @@ class Live:
     prompt: str
     matcher: Any = None
     likeliest: list[tuple[tuple[int, float], ...]] | None = None
-
-
-@dataclass
-class Reading:
-    """A prompt on its way into a slot's cache, all but its last token."""
-
-    slot: int
-    live: Live
-    keep: frozenset[int]  # lengths at which the cache is kept for other prompts
-    at: int = 0  # tokens that the cache has
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """What is to be read."""
-        return self.live.request.ids[:-1]
-
-    @property
-    def count(self) -> int:
-        """Tokens up to the next place where the cache is kept, or the end."""
-        return min([mark for mark in self.keep if mark > self.at], default=len(self.ids)) - self.at
 
 
 class Engine:
@@ -97,8 +75,7 @@ class Engine:
             length: tokens of prompt and text together, rounded up to a multiple of ALIGN.
             source_length: of an encoder-decoder's sources.
             steps: tokens a slot at most between two looks at stop strings, arrivals and cancellations.
-            parts: lengths, multiples of ALIGN, in which prompts are prefilled; a program each, or two: for one prompt and
-                for TOGETHER.
+            parts: lengths, multiples of ALIGN, in which prompts are read; see `prompts.Reader`.
             beginnings: how many shared beginnings of prompts are kept.
             likeliest: for each token so many of the likeliest ids are reported.
             ahead: tokens drafted a step (speculative decoding); 0: none.
@@ -133,9 +110,6 @@ class Engine:
         else:
             self.limit = self.capacity
         self.module, self.tokenizer, self.steps, self.ahead, self.top = module, tokenizer, steps, ahead, likeliest
-        self.parts, self.ways, self.beginnings = sorted({ALIGN, *parts}), ways, beginnings
-        together = -(-TOGETHER // ways) * ways
-        self.together = together if together <= self.count else ways
         self.source_length = source_length
         self._context = context
         if form == "auto":
@@ -147,7 +121,6 @@ class Engine:
             self.params = tuple(own for _, own in prepared)
             # Prompts are read with the caller's parameters: tiles are for few rows. int8 must be the same model throughout.
             read = prepared if form == "int8" else [(module, params), *([draft] if draft else [])]
-            self._read_params = tuple(own for _, own in read)
             self.programs = programs(
                 tuple(one for one, _ in prepared),
                 tuple(one for one, _ in read),
@@ -160,10 +133,13 @@ class Engine:
                 mesh=mesh,
             )
             self.slots = self.programs.init()
+        self._reader = Reader(
+            self.programs, tuple(own for _, own in read), self.count, self.capacity, sorted({ALIGN, *parts}), ways,
+            source_length, beginnings,
+        )  # fmt: skip
         self._live: list[Live | None] = [None] * self.count
         self._waiting: deque[Live] = deque()
         self._done: list[tuple[int, Completion]] = []
-        self._beginnings: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self._numbers = 0
         V = c.vocab_size
         allowed_V = np.arange(V) < tokenizer.vocab_size
@@ -171,10 +147,14 @@ class Engine:
         self._bias_V = np.where(allowed_V, 0.0, -np.inf).astype(np.float32)
         self._unseen_V = np.zeros(V, bool)
         self._all_BW = np.full((self.count, -(-V // 32)), 2**32 - 1, np.uint32)
-        self.prefilled = 0  # tokens computed by prefill, those of copied beginnings not counted
         self.written = 0  # tokens written
 
     # ------------------------------------------------------------------ what a caller does
+
+    @property
+    def prefilled(self) -> int:
+        """Tokens of prompts computed so far, those of copied beginnings not counted."""
+        return self._reader.count
 
     @property
     def busy(self) -> bool:
@@ -230,19 +210,18 @@ class Engine:
         Nothing is compiled afterwards (on a mesh `programs.compiled()` may still grow, by entries for the same programs).
         """
         assert not self.busy
-        source, done = (1,) * min(1, self.source_length), 0
-        for number, part in enumerate(self.parts):
-            count, other = min(part, self.limit - 2), number * (self.together + 1)
+        source, done, together = (1,) * min(1, self.source_length), 0, self._reader.together
+        for number, part in enumerate(self._reader.parts):
+            count, other = min(part, self.limit - 2), number * (together + 1)
             # Two that are twins, so a beginning is kept and copied, and then as many others as are read together.
-            for tokens in ([other] * 2, range(other + 1, other + 1 + self.together)) if count > done else ():
+            for tokens in ([other] * 2, range(other + 1, other + 1 + together)) if count > done else ():
                 for token in tokens:
                     ids = (token % self.tokenizer.vocab_size,) * (count + 1)
                     self.submit(Request(ids, 1, temperature=0.0, source=source))
                 for _ in self.run():
                     pass
             done = part
-        self._beginnings.clear()
-        self.prefilled = 0
+        self._reader.forget()
         return self.programs.compiled()
 
     # ------------------------------------------------------------------ what it does
@@ -269,55 +248,12 @@ class Engine:
 
     def _admit(self) -> None:
         while self._waiting and (free := [slot for slot, live in enumerate(self._live) if live is None]):
-            group = self._take(free)
-            self._read(group)
+            group = self._reader.next([live.request for live in self._waiting], free)
+            self.slots = self._reader.read(group, self.slots)
             for one in group:
-                row = self._row(one.live.request)
-                self.slots = self.programs.place(self.slots, np.int32(one.slot), row)
-                self._live[one.slot] = one.live
-
-    def _take(self, free: Sequence[int]) -> list[Reading]:
-        """Those next in the queue whose prompts can be read side by side: up to one that begins as another of them does."""
-        group: list[Reading] = []
-        for slot in free:
-            if not self._waiting:
-                break
-            request = self._waiting[0].request
-            ids = request.ids[:-1]
-            known = self._known(request)
-            at = len(known[1]) if known else 0
-            begun = [
-                mark
-                for one in group
-                if one.live.request.source == request.source
-                for mark in one.keep
-                if at < mark <= len(ids) and one.ids[:mark] == ids[:mark]
-            ]
-            if begun and self.beginnings:
-                break  # what it begins with will be kept when the group is read
-            live = self._waiting.popleft()
-            twins = any(
-                other.request.ids == request.ids and other.request.source == request.source for other in self._waiting
-            )
-            marks = {request.shared // ALIGN * ALIGN} | ({len(ids)} if twins else set())
-            keep = frozenset(mark for mark in marks if mark <= len(ids))
-            if known:
-                self._beginnings.move_to_end(known)
-                self.slots = self.programs.put_row(self.slots, np.int32(slot), self._beginnings[known])
-            group.append(Reading(slot, live, keep, at))
-        return group
-
-    def _known(self, request: Request) -> tuple[Any, ...] | None:
-        """The key of the longest kept beginning that a prompt has."""
-        ids = request.ids[:-1]
-        known = [
-            key
-            for key in self._beginnings
-            if key[0] == request.source
-            and key[1] == ids[: len(key[1])]
-            and (len(key[1]) % ALIGN == 0 or len(key[1]) == len(ids))
-        ]
-        return max(known, key=lambda key: len(key[1]), default=None)
+                live = self._waiting.popleft()
+                self.slots = self.programs.place(self.slots, np.int32(one.slot), self._row(live.request))
+                self._live[one.slot] = live
 
     def _row(self, request: Request) -> Row:
         ids, bias_V, seen_V = request.ids, self._bias_V, self._unseen_V
@@ -343,52 +279,6 @@ class Engine:
             seen_V=seen_V,
             history_M=history_M,
         )
-
-    def _read(self, group: Sequence[Reading]) -> None:
-        """Fill the caches of slots with all of their prompts but the last tokens."""
-        pending = [one for one in group if one.at < len(one.ids) or (self.source_length and not one.at)]
-        while pending:
-            # Neighbours in length, so that little is padding. A source is read with the first part of its prompt.
-            pending.sort(key=lambda one: (self.source_length > 0 and one.at == 0, one.count))
-            done = 0
-            while done < len(pending):
-                first = self.source_length > 0 and pending[done].at == 0
-                alike = [one for one in pending[done:] if (self.source_length > 0 and one.at == 0) == first]
-                rows = self.together if 2 * len(alike) > self.together else self.ways
-                self._part(alike[:rows], rows, first=first)
-                done += min(rows, len(alike))
-            for one in pending:
-                if one.at in one.keep and self.beginnings:
-                    self._keep((one.live.request.source, one.ids[: one.at]), one.slot)
-            pending = [one for one in pending if one.at < len(one.ids)]
-
-    def _part(self, group: Sequence[Reading], rows: int, *, first: bool) -> None:
-        """The next part of up to `rows` prompts, in one call; with `first` their sources too."""
-        fitting = [part for part in self.parts if max(one.at for one in group) + part <= self.capacity]
-        longest = max(one.count for one in group)
-        size = next((part for part in fitting if part >= longest), fitting[-1])
-        rows_R = np.full(rows, self.count, np.int32)
-        tokens_RL = np.zeros((rows, size), np.int32)
-        starts_R, counts_R = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-        names = ("tokens", "segments")
-        source = {name: np.zeros((rows, self.source_length), np.int32) for name in names} if first else None
-        for row, one in enumerate(group):
-            assert one.at % ALIGN == 0, one.at
-            count = min(one.count, size)
-            rows_R[row], starts_R[row], counts_R[row] = one.slot, one.at, count
-            tokens_RL[row, :count] = one.ids[one.at : one.at + count]
-            if source is not None:
-                ids = one.live.request.source
-                source["tokens"][row, : len(ids)], source["segments"][row, : len(ids)] = ids, 1
-            one.at += count
-            self.prefilled += count
-        arrays = (rows_R, tokens_RL, starts_R, counts_R, source)
-        self.slots = self.programs.prefill(self._read_params, self.slots, *arrays)
-
-    def _keep(self, key: tuple[Any, ...], slot: int) -> None:
-        self._beginnings[key] = self.programs.take_row(self.slots.caches, np.int32(slot))
-        if len(self._beginnings) > self.beginnings:
-            self._beginnings.popitem(last=False)
 
     def _write(self) -> None:
         """One call of the decoding program, and what came of it."""

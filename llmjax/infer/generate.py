@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from llmjax.data.tokenizer import Tokenizer
-from llmjax.infer.engine import ALIGN, Engine
+from llmjax.infer.engine import Engine
+from llmjax.infer.prompts import ALIGN
 from llmjax.infer.request import FIELDS, Completion, Request, check, check_range, prompt_ids
 from llmjax.infer.sample import OFF
 from llmjax.model.transformer import Transformer
