@@ -191,6 +191,32 @@ def test_a_beginning_that_prompts_share_is_prefilled_once():
     assert engine.prefilled - before <= len(PROMPTS[2]) - 1
 
 
+def test_prompts_that_wait_are_read_side_by_side_and_those_that_share_a_beginning_after_each_other():
+    def calls(requests: list[Request]) -> list[list[int]]:
+        """For each call, the tokens read for every row that is no padding."""
+        engine = Engine(*model(), TOKENIZER, slots=8, length=64, parts=(16, 32), form="stored")
+        seen = []
+
+        def watched(
+            params: Any, slots: Any, rows_R: Any, tokens_RL: Any, starts_R: Any, counts_R: Any, source: Any
+        ) -> Any:
+            seen.append(sorted(counts_R[rows_R < 8].tolist()))
+            return programs.prefill(params, slots, rows_R, tokens_RL, starts_R, counts_R, source)
+
+        programs, engine._reader.programs = engine.programs, engine.programs._replace(prefill=watched)
+        found = answers(engine, requests)
+        assert [one.tokens for one in found] == [greedy("llama", request.ids, 3) for request in requests]
+        return seen
+
+    def request(length: int, first: int, **more: Any) -> Request:
+        return Request(tuple(range(first, first + length + 1)), 3, temperature=0.0, **more)
+
+    # Six prompts: four short ones at once, the two long ones alone, and the longest one's second part.
+    assert calls([request(n, 5 * n) for n in (12, 40, 9, 30, 16, 3)]) == [[3, 9, 12, 16], [30], [32], [8]]
+    same = [Request((*range(20), first), 3, temperature=0.0, shared=16) for first in (30, 31, 32, 33)]
+    assert calls(same) == [[16], [4], [4, 4, 4]]
+
+
 @pytest.mark.parametrize("name", ["llama", "griffin", "moe"])
 @pytest.mark.parametrize("form", ["stored", "tiles"])
 def test_a_step_of_decoding_copies_no_cache(name, form):
