@@ -10,7 +10,7 @@ text here is code, which they reject).
 Memory is the largest sum of private memory of the process and its workers, disk the largest size of the run's folder,
 both looked at every half second. Needs the extra [data] and psutil.
 
-Hardware: 2 CPU cores; not yet run to the end, so time and disk are not known. Begin with --gigabytes 0.2.
+Hardware: 2 CPU cores, 8 GB of memory, and for 5 GB 45 GB of free disk; 1, 5 and 23 minutes.
 """
 
 import argparse
