@@ -121,7 +121,7 @@ HloModule jit_step, is_scheduled=true, num_partitions=8
   %start = s32[] convert(%id)
   %nought = s32[] constant(0)
   ROOT %part = f32[64,64]{1,0:T(8,128)} dynamic-slice(%all-reduce.1, %start, %nought), dynamic_slice_sizes={64,64}
-}
+}, execution_thread="sparsecore"
 
 %condition (carried: (s32[], bf16[128,512], bf16[4,512,256], /*index=3*/s32[])) -> pred[] {
   %carried = (s32[]{:T(128)}, bf16[128,512]{1,0:T(8,128)(2,1)}, bf16[4,512,256]{2,1,0:T(8,128)(2,1)}, /*index=3*/s32[]) parameter(0)
@@ -140,7 +140,9 @@ HloModule jit_step, is_scheduled=true, num_partitions=8
   %w = bf16[4,512,256]{2,1,0:T(8,128)(2,1)} get-tuple-element(%carry), index=2
   %end = s32[] get-tuple-element(%carry), index=3
   %permute-start = (bf16[128,512]{1,0:T(8,128)(2,1)}, bf16[128,512]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), channel_id=1, source_target_pairs={{0,1},{1,2},{2,3},{3,0},{4,5},{5,6},{6,7},{7,4}}
-  %product = bf16[128,256]{1,0:T(8,128)(2,1)} fusion(%x, %w, %copied), kind=kOutput, calls=%fused_product, backend_config={"window_config":{"estimated_cycles":"5000"}}
+  %product = bf16[128,256]{1,0:T(8,128)(2,1)} fusion(%x, %w, %copied), kind=kOutput, calls=%fused_product, frontend_attributes={kernel_metadata={
+"xprof_metadata":"{}"
+}}, backend_config={"window_config":{"estimated_cycles":"5000"}}
   %permute-done = bf16[128,512]{1,0:T(8,128)(2,1)} collective-permute-done(%permute-start)
   ROOT %carry.1 = (s32[]{:T(128)}, bf16[128,512]{1,0:T(8,128)(2,1)}, bf16[4,512,256]{2,1,0:T(8,128)(2,1)}, /*index=3*/s32[]) tuple(%next, %permute-done, %w, %end)
 }

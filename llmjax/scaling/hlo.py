@@ -8,7 +8,7 @@ import functools
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -113,12 +113,15 @@ def parse(text: str) -> Program:
             if line.endswith("{") and (match := HEAD.match(line)):
                 now = computations.setdefault(match[2], Computation(match[2]))
                 entry = now if match[1] else entry
-        elif line == "}":
+        elif line == "}" or line.startswith("}, "):  # which may name the thread that runs it
             now = None
         elif match := LINE.match(line):
             instruction = _instruction(match[2], match[3], root=match[1] is not None)
             now.instructions.append(instruction)
             now.by_name[instruction.name] = instruction
+        elif now.instructions:  # what a kernel says of itself may go over several lines
+            last = now.instructions[-1]
+            now.instructions[-1] = now.by_name[last.name] = replace(last, attributes=last.attributes + line)
     if entry is None:
         raise ValueError("this is not the text of a compiled program: it has no ENTRY computation")
     match = re.search(r"num_partitions=(\d+)", text[:20_000])
