@@ -7,8 +7,7 @@ Trains a tiny model of each shape for so many steps (1: as good as random), expo
 HFLM (torch, float32, batches of 16) and, imported again, to `llmjax.eval.harness`; then to `llmjax.eval.native`. All in
 one process, HFLM and ours by turns. Where MMLU's dev split is missing, it is the first five questions of each subject.
 Compared are every log-likelihood, every metric, rolling log-likelihoods and generated texts; timed is what the harness
-asks of the model (tokenization included), ours with and without compilation. The narrower the model, the less its time
-is matrix products and the more it is attention, in which PyTorch's kernel for CPU is faster than ours.
+asks of the model (tokenization included), ours with and without compilation.
 Needs llmjax[eval,hf], torch and transformers. About 4 minutes a model on 2 idle cores with the default limit.
 """
 
