@@ -3,7 +3,9 @@
     llmjax plan --config configs/runs/llama2.py --topology v5p:8x8x8
 
 MaxText's documentation (models/tiering) gives 65.4% MFU and 692 tokens/s a chip at sequences of 4,096; not the batch,
-which is Llama 2's own of 4M tokens here, nor the sharding, which is fsdp alone here.
+which is Llama 2's own of 4M tokens here, nor the sharding. Here 64 chips hold a copy of the model's state, and 8 such
+groups add up their gradients: with one copy over all 512 chips a piece of a matrix has 16 of its 8,192 rows, of which the
+compiler makes all-reduces of whole matrices instead of gathers (50% MFU by its own cycles for 59%).
 """
 
 from pathlib import Path
@@ -19,7 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     parse_arg(arg)
     c = config.load(f"{MODEL}:llama2-70b").unlock()
     c.name = "llama2-70b"
-    c.parallel.mesh = "fsdp=-1"
+    c.parallel.mesh = "data=-1 fsdp=64"
     c.train.sequence_length = 4096
     c.train.batch_size = 1024
     c.train.micro_batches = 2
