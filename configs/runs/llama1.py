@@ -20,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c = config.load(f"{MODEL}:llama1-65b").unlock()
     c.name = "llama1-65b"
     c.model.attention = "cudnn"  # elsewhere the fastest
-    c.parallel.mesh = "fsdp=-1"
+    c.parallel.mesh = "data=-1 fsdp=128"  # with all 2,048 to a copy a piece of a matrix has 4 rows: see llama2.py
     c.train.batch_size = 2048
     c.train.micro_batches = 1
     return c
