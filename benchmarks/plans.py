@@ -55,7 +55,7 @@ RUNS = {
     "chinchilla": Run("chinchilla.py", "v4:8x8x16", why="neither chips nor MFU were published"),
     "llama1-a100": Run(
         "llama1.py", "a100:2048", 1, 380 * 6 * 65.2e9 / 312e12, "Touvron et al. 2023: 380 tokens/s a GPU",
-        "products do not reach the peak; gathering 65B parameters over 2,048 GPUs is not free",
+        "products do not reach the peak; gathering 65B parameters over 128 GPUs is not free",
     ),
     "llama1-v5p": Run("llama1.py", "v5p:8x16x16", why="not published on this chip"),
     "phi1-a100": Run(
