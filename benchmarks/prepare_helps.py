@@ -1,6 +1,6 @@
 """Does preparation help? The same model and tokens on a corpus as it came and as `prepare` makes it, several seeds.
 
-    python benchmarks/prepare_helps.py --texts DIR [--seeds 3] [--out results/prepare_helps.json]
+    python benchmarks/prepare_helps.py --texts DIR [--seeds 3] [--steps 200] [--out results/prepare_helps.json]
 
 The corpus: articles and speeches (wikitext2-train, abc-science, abc-rural, state-of-the-union), each paragraph-sized
 chunk a document, with what crawls carry: one document in a hundred 40 times (half of the copies with one word in 30
@@ -10,7 +10,7 @@ Measured, both with one tokenizer (trained on the raw corpus): bits per byte of 
 that are in neither arm, of WikiText-2's validation text, and the share of generated characters that lie in a passage of
 50 characters or more that is verbatim in the raw corpus. Needs the extra [data].
 
-Hardware: 2 CPU cores; not yet run to the end.
+Hardware: 2 CPU cores, 3 to 5 minutes for each of the six runs.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=Path, required=True, metavar="DIR")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
