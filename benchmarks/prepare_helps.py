@@ -10,7 +10,7 @@ Measured, both with one tokenizer (trained on the raw corpus): bits per byte of 
 that are in neither arm, of WikiText-2's validation text, and the share of generated characters that lie in a passage of
 50 characters or more that is verbatim in the raw corpus. Needs the extra [data].
 
-Hardware: 2 CPU cores, 3 to 5 minutes for each of the six runs.
+Hardware: 2 CPU cores, 3 to 7 minutes for each of the six runs, beside other work.
 """
 
 import argparse
