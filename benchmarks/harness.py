@@ -12,6 +12,7 @@ Needs llmjax[eval,hf], torch and transformers. About 4 minutes a model on 2 idle
 """
 
 import argparse
+import itertools
 import json
 import os
 import tempfile
@@ -181,22 +182,24 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 200], help="of training, a model for each")
     parser.add_argument("--width", type=int, default=128, help="of the models, a multiple of 64")
     parser.add_argument(
-        "--limit", type=int, default=40, help="questions of each task (of each subject of MMLU) at most"
+        "--limit", type=int, default=0, help="questions of each task (of each subject of MMLU) at most; 0: all"
     )
     parser.add_argument("--length", type=int, default=2048, help="tokens that the models read")
     parser.add_argument("--batch", type=int, default=16, help="rows of a batch of the harness's backend")
     parser.add_argument("--rolling", type=int, default=4000, help="characters of each of four rolling texts")
     parser.add_argument("--out", type=Path, help="also write the results as JSON")
     args = parser.parse_args()
-    rows = [compare(shape, steps, args) for shape in args.model for steps in args.steps]
-    if args.out:
-        kept = {
-            "command": "python benchmarks/harness.py --data DIR --text FILE",
-            "limit": args.limit,
-            "jax": jax.__version__,
-            "models": rows,
-        }
-        args.out.write_text(json.dumps(kept, indent=1) + "\n")
+    rows = []
+    for shape, steps in itertools.product(args.model, args.steps):
+        rows.append(compare(shape, steps, args))
+        if args.out:
+            kept = {
+                "command": "python benchmarks/harness.py --data DIR --text FILE",
+                "limit": args.limit,
+                "jax": jax.__version__,
+                "models": rows,
+            }
+            args.out.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from llmjax.model import attention, kernels, layers, transformer
 from llmjax.model.cache import init_cache
 from llmjax.model.count import flops_per_token
 from llmjax.model.init import std
+from llmjax.parallel import placement
 from llmjax.parallel.placement import path_name
 
 GOLDEN = Path(__file__).parent / "golden" / "parameters.json"
@@ -68,6 +69,20 @@ def test_every_attention_kernel_equals_the_reference_on_a_cache_longer_than_the_
     mask_BLM = jnp.arange(12)[None, None, :] <= (jnp.array([[0], [3], [7]]) + jnp.arange(5)[None, :])[:, :, None]
     results = attention.KERNELS[name](q_BLHK, k_BMGK, v_BMGK, mask_BLM)
     close(results, attention.reference(q_BLHK, k_BMGK, v_BMGK, mask_BLM), 2e-6)
+
+
+@pytest.mark.parametrize("mesh", ["data=1", "data=2 tensor=2", "context=2"])
+def test_long_rows_one_by_one_equal_the_reference(mesh, monkeypatch):
+    monkeypatch.setattr(kernels, "SHORT", 16)
+    monkeypatch.setattr(kernels, "TILE", 8)
+    _, segments_BL = packed([[3, 13, 6], [22]])
+    mask_BLM = causal_mask(segments_BL)
+    rng = np.random.default_rng(0)
+    q_BLHK, k_BMGK, v_BMGK = (jnp.asarray(rng.normal(size=(2, 22, h, 6)), jnp.float32) for h in (4, 2, 2))
+    expected = attention.reference(q_BLHK, k_BMGK, v_BMGK, mask_BLM)
+    with placement.active(mesh_of(mesh), tiny_config()):
+        run = jax.jit(attention.blocked, static_argnames="causal")
+        close([run(q_BLHK, k_BMGK, v_BMGK, mask_BLM, causal=causal) for causal in (True, False)], [expected] * 2, 2e-6)
 
 
 @pytest.mark.slow

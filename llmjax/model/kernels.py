@@ -10,8 +10,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-BLOCK = 64  # queries at a time, of rows up to 512: short enough to skip much of the upper triangle, long enough for products
-LONGER = 512  # of longer rows an eighth at a time, or so many: fewer copies of the keys in front of a block
+from llmjax.model.kernels_local import on_each_device
+
+BLOCK = 64  # queries at a time: short enough to skip much of the upper triangle, long enough for products
+SHORT = 512  # tokens; longer rows have blocks of an eighth of them, up to so many: fewer copies of the keys in front
+TILE = 128  # queries at a time of long rows one by one, whose scores stay in a core's cache
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -26,7 +29,22 @@ def blocked_attention(
         mask_BLM: true where a query may look; honoured exactly in every case.
         causal: a promise that L = M and that the mask is false above the diagonal.
     """
-    return _attention_forward(q_BLHK, k_BMGK, v_BMGK, mask_BLM, causal)[0]
+    if q_BLHK.shape[1] <= SHORT:
+        return _attention_forward(q_BLHK, k_BMGK, v_BMGK, mask_BLM, causal)[0]
+    return on_each_device(functools.partial(_row_by_row, causal=causal), q_BLHK, k_BMGK, v_BMGK, mask_BLM)
+
+
+def _row_by_row(
+    q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array, mask_BLM: jax.Array, *, causal: bool
+) -> jax.Array:
+    """The forward pass of long rows where nobody wants a derivative, which would need all the weights."""
+    causal &= q_BLHK.shape[1] == k_BMGK.shape[1]  # not where a device has some of the queries
+
+    def attend(row: tuple[jax.Array, ...]) -> jax.Array:
+        q, k, v, mask = (x[None] for x in row)
+        return _attention_forward(q, k, v, mask, causal, TILE)[0][0]
+
+    return jax.lax.map(attend, (q_BLHK, k_BMGK, v_BMGK, mask_BLM))
 
 
 def _heads_first(x_BLHK: jax.Array, groups: int) -> jax.Array:
@@ -40,22 +58,25 @@ def _heads_last(x_BGRLK: jax.Array) -> jax.Array:
     return x_BGRLK.reshape(B, G * R, L, K).transpose(0, 2, 1, 3)
 
 
-def _blocks(length: int, keys: int, causal: bool) -> list[tuple[slice, slice]]:
-    """(queries, keys they may need) of every block."""
-    size = max(BLOCK, min(1 << (length // 8).bit_length() - 1, LONGER)) if length > LONGER else BLOCK
-    ends = [*range(size, length, size), length] if causal else [length]
+def _blocks(length: int, keys: int, causal: bool, tile: int) -> list[tuple[slice, slice]]:
+    """(queries, keys they may need) of every block: of `tile` queries if given."""
+    size = tile or (min(1 << (length // 8).bit_length() - 1, SHORT) if length > SHORT else BLOCK)
+    ends = [*range(size, length, size), length] if causal or tile else [length]
     return [
         (slice(start, end), slice(0, end if causal else keys)) for start, end in zip([0, *ends], ends, strict=False)
     ]
 
 
-def _attention_forward(q_BLHK, k_BMGK, v_BMGK, mask_BLM, causal):  # type: ignore[no-untyped-def]
+def _attention_forward(q_BLHK, k_BMGK, v_BMGK, mask_BLM, causal, tile=0):  # type: ignore[no-untyped-def]
     G, scale = k_BMGK.shape[2], q_BLHK.shape[3] ** -0.5
     q, k, v = _heads_first(q_BLHK * scale, G), k_BMGK.transpose(0, 2, 1, 3), v_BMGK.transpose(0, 2, 1, 3)
     outputs, weights, factors = [], [], []
-    for rows, columns in _blocks(q.shape[3], k.shape[2], causal):
+    for rows, columns in _blocks(q.shape[3], k.shape[2], causal, tile):
         scores = jnp.einsum("bgrlk,bgmk->bgrlm", q[:, :, :, rows], k[:, :, columns], preferred_element_type=jnp.float32)
-        scores = jnp.where(mask_BLM[:, None, None, rows, columns], scores, -1e30)
+        if tile:  # the choice once for all heads: it costs as much as the exponential
+            scores += jax.lax.optimization_barrier(jnp.where(mask_BLM[:, None, None, rows, columns], 0, -1e30))
+        else:
+            scores = jnp.where(mask_BLM[:, None, None, rows, columns], scores, -1e30)
         e = jnp.exp(scores - jnp.max(scores, -1, keepdims=True))
         factor = 1 / jnp.sum(e, -1, keepdims=True)  # applied to the output, which is smaller than the weights
         e = e.astype(v.dtype)
@@ -76,7 +97,7 @@ def _attention_backward(causal, saved, dy_BLHK):  # type: ignore[no-untyped-def]
     sums = _heads_first(sums_BLH1, G) * factor
     dy = (_heads_first(dy_BLHK, G) * factor).astype(v.dtype)
     dq, dk, dv = [], jnp.zeros(k.mT.shape, jnp.float32), jnp.zeros(v.mT.shape, jnp.float32)
-    for (rows, columns), e in zip(_blocks(L, M, causal), weights, strict=True):
+    for (rows, columns), e in zip(_blocks(L, M, causal, 0), weights, strict=True):
         later = ((0, 0), (0, 0), (0, 0), (0, M - columns.stop))
         dy_rows = dy[:, :, :, rows]
         # (k, m) rather than (m, k): then XLA transposes dy and q for the product, and not e and ds, which are larger.
