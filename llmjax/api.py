@@ -24,7 +24,8 @@ from llmjax.infer.request import Completion
 from llmjax.model import transformer
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes
-from llmjax.parallel import placement, processes
+from llmjax.parallel import placement
+from llmjax.parallel.reading import reading_mesh
 from llmjax.train import checkpoint
 from llmjax.train.step import batch_shardings, make_eval_step
 
@@ -155,7 +156,8 @@ def load(path: str | Path, *, step: int | None = None, mesh: str = "") -> Langua
     Args:
         path: a run's folder (its newest checkpoint is read) or one of its checkpoint folders.
         step: the checkpoint of this step of the run.
-        mesh: a line such as "tensor=2 data=-1"; empty: every device holds the whole model.
+        mesh: a line such as "tensor=2 data=-1"; empty: each copy of the model is on as few devices as hold it, and the
+            copies work on different rows.
 
     Raises:
         ValueError: when the run, the checkpoint or the tokenizer is missing or damaged; the message says what to do.
@@ -174,9 +176,8 @@ def load(path: str | Path, *, step: int | None = None, mesh: str = "") -> Langua
     else:
         tokenizer = load_tokenizer(run / "tokenizer")
     module = transformer.build(c.model)
-    own = {"devices": jax.local_devices()} if processes.count() > 1 else {}  # the model is for this process alone
-    devices = meshes.make_mesh(mesh or "data=-1", **own)
     shapes = jax.eval_shape(lambda key: transformer.init_params(module, key), jax.random.key(0))
+    devices = reading_mesh(mesh, shapes, c)
     places = placement.parameter_shardings(shapes, devices, rules=c.parallel.rules)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
     item = "ema" if (folder / "ema").is_dir() else "params"

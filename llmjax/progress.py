@@ -1,4 +1,4 @@
-"""The bar that a person sees while bytes are read or written."""
+"""What a person sees on a terminal while something takes long: a bar of bytes, or a count."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -26,3 +26,15 @@ def bar(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task(label, total=total)
         yield lambda size: shown.advance(task, size)
+
+
+def counter(label: str, unit: str = "") -> Callable[..., None] | None:
+    """A function that shows (done, total) in a line of its own, which goes when all is done; None without a terminal."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        sys.stderr.write(f"\r{label}: {done:,} of {total:,}{unit}" + ("\r\x1b[K" if done >= total else ""))
+        sys.stderr.flush()
+
+    return show

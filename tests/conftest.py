@@ -23,7 +23,7 @@ import pytest
 from helpers import WORDS, tiny_config
 
 from llmjax import recipe
-from llmjax.parallel import mesh
+from llmjax.parallel import mesh, reading
 from llmjax.train import hardware
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -57,4 +57,5 @@ def tiny_run(prepared_run: Path, tmp_path: Path) -> Path:
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop sees one device of a known speed: what is not about meshes is tested faster so."""
     monkeypatch.setattr(mesh, "make_mesh", functools.partial(mesh.make_mesh, devices=jax.devices()[:1]))
+    monkeypatch.setattr(reading, "own_devices", lambda: jax.devices()[:1])
     monkeypatch.setattr(hardware, "_measured_cpu", lambda: 1e11)

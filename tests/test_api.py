@@ -14,6 +14,8 @@ from helpers import assert_same_bits, mesh_of, prepare_steps, tiny_config
 
 import llmjax
 from llmjax.data.tokenizer import byte_tokenizer
+from llmjax.parallel import reading
+from llmjax.parallel.mesh import row_ways
 from llmjax.train import checkpoint
 
 TEXT = "import os\n\ndef read(path):\n    return path\n"
@@ -71,6 +73,21 @@ def test_every_mesh_gives_the_same_loss_and_text(run, mesh, request):
     prompts = ["def f", "", "import a lot of things"]
     texts = [[c.text for c in m.generate(prompts, max_new_tokens=12, temperature=0.0)] for m in (one, many)]
     assert texts[0] == texts[1]
+
+
+def test_a_model_larger_than_a_device_is_divided_over_as_few_as_hold_it(run, monkeypatch):
+    whole = llmjax.load(run)
+    assert row_ways(whole.mesh) == 8
+    bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(whole.params))
+    monkeypatch.setattr(reading, "memory", lambda device: bytes)  # of which only a part is for parameters
+    divided = llmjax.load(run)
+    assert dict(divided.mesh.shape)["tensor"] == 2 and row_ways(divided.mesh) == 4
+    assert math.isclose(divided.loss(TEXT).nats, whole.loss(TEXT).nats, rel_tol=1e-5)
+
+
+def test_a_mesh_that_does_not_fit_is_the_settings_fault(run):
+    with pytest.raises(ValueError, match="infer.mesh='tensor=3' asks for 3 devices"):
+        llmjax.load(run, mesh="tensor=3")
 
 
 def test_the_loss_of_a_text_counts_every_token_and_its_end_once(run, one_device):

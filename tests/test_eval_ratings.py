@@ -1,14 +1,18 @@
 """People and judges compare answers: blind, in random order, saved at once; strengths are recovered, failures are missing."""
 
+import dataclasses
 import http.client
 import json
 import math
 import threading
+import types
 import urllib.parse
 
 import numpy as np
 import pytest
+from helpers import tiny_config
 
+from llmjax.data.tokenizer import byte_tokenizer
 from llmjax.eval import judge, rate, ratings
 from llmjax.eval.ratings import Pair
 
@@ -197,3 +201,38 @@ def test_a_judge_that_loves_a_place_says_ties_and_one_that_fails_says_nothing():
         assert made[0].choice is None and made[1].choice == "tie"
     with pytest.raises(ValueError, match="gave 0 answers"):
         list(judge.judge(PAIRS, lambda p: [], rater="j"))
+
+
+def test_what_a_judge_has_said_is_not_lost_with_what_it_has_not(monkeypatch):
+    monkeypatch.setattr(judge, "TOGETHER", 5)
+    asked = []
+
+    def fails_later(prompts):
+        asked.append(len(prompts))
+        if len(asked) == 3:
+            raise OSError("no more memory")
+        return ["[[C]]"] * len(prompts)
+
+    made = []
+
+    def collect():
+        for one in judge.judge(PAIRS, fails_later, rater="j"):
+            made.append(one.prompt)
+
+    with pytest.raises(OSError, match="no more memory"):
+        collect()
+    assert asked == [10, 10, 4]
+    assert made == [pair.prompt for pair in PAIRS[:10]]
+
+
+def test_a_model_that_judges_is_not_asked_more_than_it_reads():
+    class Model:
+        tokenizer = dataclasses.replace(byte_tokenizer(), chat_template="{{ messages[0].content }}")
+        config = tiny_config(model__max_length=300)
+
+        def generate(self, prompts, **_):
+            assert all(len(ids) <= 200 for ids in prompts)
+            return [types.SimpleNamespace(text=f"[[A]] {len(ids)}") for ids in prompts]
+
+    said = judge.ask_model(Model(), max_new_tokens=100)(["x" * 200, "y" * 201, "z" * 3])
+    assert said == ["[[A]] 200", None, "[[A]] 3"]

@@ -7,8 +7,9 @@ import pytest
 from helpers import assert_same_bits, losses_of, make_batch, mesh_of, prepare_steps, tiny_config
 from jax.sharding import PartitionSpec
 
+from llmjax.model import transformer
 from llmjax.parallel import mesh as meshes
-from llmjax.parallel import placement
+from llmjax.parallel import placement, reading
 from llmjax.train import checkpoint, optimizer
 
 MESHES = ("data=1", "data=8", "fsdp=8", "data=2 fsdp=2 tensor=2")
@@ -161,3 +162,25 @@ def test_a_mesh_line_gives_every_axis_and_fills_the_free_one():
     first, second = mesh.devices.reshape(4, 2)[0]
     assert first.id + 1 == second.id  # tensor has the closest neighbours
     assert all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)  # Linen needs Auto
+
+
+def read_on(monkeypatch, share, **settings):
+    """The axes that divide a model which is only read, on 8 devices that each have room for so much of it."""
+    c = tiny_config(**{"model__heads": 8, **settings})
+    shapes = jax.eval_shape(lambda: transformer.init_params(transformer.build(c.model), jax.random.key(0)))
+    bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    monkeypatch.setattr(reading, "memory", lambda device: share * bytes / reading.SHARE)
+    return {axis: size for axis, size in reading.reading_mesh("", shapes, c).shape.items() if size > 1}
+
+
+def test_a_copy_to_read_is_on_as_few_devices_as_hold_it(monkeypatch):
+    assert read_on(monkeypatch, 0) == {"data": 8}  # devices that do not say how large they are
+    assert read_on(monkeypatch, 1.01) == {"data": 8}
+    assert read_on(monkeypatch, 0.9) == {"data": 4, "tensor": 2}
+    assert read_on(monkeypatch, 0.2) == {"tensor": 8}
+    with pytest.raises(ValueError, match=r"at least .* on each of the 8 devices of this process, which have .*B:"):
+        read_on(monkeypatch, 0.1)
+
+
+def test_a_copy_to_read_is_over_fsdp_where_tensor_does_not_divide_it(monkeypatch):
+    assert read_on(monkeypatch, 0.9, model__heads=5, model__head_size=8) == {"data": 4, "fsdp": 2}

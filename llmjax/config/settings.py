@@ -293,6 +293,7 @@ def base() -> ConfigDict:
     c.infer.steps = 8  # tokens a text at most between two looks at arrivals and stop strings
     c.infer.weights = "auto"  # as decoding reads them: stored, tiles (CPU, few texts), int8 (rounded, a quarter of the memory)
     c.infer.ahead = 0  # tokens guessed a step from what followed the same words before, and checked all at once; 0: off
+    c.infer.mesh = ""  # how eval, generate, chat and bench-infer divide the model, e.g. "tensor=4 data=-1"; "": by memory
     # fmt: on
     return c
 

@@ -109,7 +109,7 @@ def evaluate(
     max_new_tokens: int = NEW_TOKENS,
     seed: int = 0,
     limit: int = 0,
-    rows: int = 32,
+    on_written: Callable[[int, int], None] | None = None,
     limits: sandbox.Limits | None = None,
 ) -> TaskScore:
     """pass@k of the programs that a model writes.
@@ -119,7 +119,7 @@ def evaluate(
         samples: programs for each problem.
         ks: of pass@k, each at most `samples`.
         temperature, top_p: of sampling; 0: greedy, for one sample.
-        rows: prompts generated at a time.
+        on_written: told how many of how many programs are written.
         limits: of each program.
 
     Raises:
@@ -139,15 +139,12 @@ def evaluate(
     for problem in problems:
         ids = [*model.tokenizer.prefix_ids, *model.tokenizer.encode(problem.prompt)]
         jobs += [(problem, (ids[-room:] if room > 0 else ids) or [model.tokenizer.start_id])] * samples
-    texts: list[str] = []
-    for start in range(0, len(jobs), rows):
-        part = jobs[start : start + rows]
-        made = model.generate(
-            [ids for _, ids in part], max_new_tokens=max_new_tokens, temperature=temperature, top_k=0,
-            top_p=top_p if temperature else 1.0, min_p=0.0, stop=list(problems[0].stops),
-            seed=[seed + start + i for i in range(len(part))],
-        )  # fmt: skip
-        texts += [completion.text for completion in made]
+    made = model.generate(
+        [ids for _, ids in jobs], max_new_tokens=max_new_tokens, temperature=temperature, top_k=0,
+        top_p=top_p if temperature else 1.0, min_p=0.0, stop=list(problems[0].stops),
+        seed=[seed + i for i in range(len(jobs))], on_done=on_written,
+    )  # fmt: skip
+    texts = [completion.text for completion in made]
     completions = [texts[i * samples : (i + 1) * samples] for i in range(len(problems))]
     passed = check(problems, completions, limits=limits)
     items: list[dict[str, Any]] = [

@@ -62,11 +62,15 @@ def rate(args: argparse.Namespace) -> int:
     if args.judge:
         from llmjax import load
         from llmjax.eval import judge
+        from llmjax.progress import counter
 
         name = f"judge {args.judge.name}"
         left = [pair for pair in session.pairs if not session.is_rated(name, pair)]
-        for made in judge.judge(left, judge.ask_model(load(args.judge)), rater=name):
+        shown = counter("judging", " pairs")
+        for number, made in enumerate(judge.judge(left, judge.ask_model(load(args.judge)), rater=name), 1):
             ratings.append(args.to, made)
+            if shown is not None:
+                shown(number, len(left))
         print(ratings.summary(ratings.read(args.to)))
     elif args.terminal:
         rating.in_terminal(session, rater=args.terminal)
@@ -87,6 +91,6 @@ def tasks(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
         c.eval.limit = args.limit or c.eval.limit
         c.eval.runner = "harness" if args.harness else c.eval.runner
         c.eval.chat = args.chat_template or c.eval.chat
-    benchmarks.run(c, load(workdir), workdir, allow_code_execution=args.allow_code_execution)
+    benchmarks.run(c, load(workdir, mesh=c.infer.mesh), workdir, allow_code_execution=args.allow_code_execution)
     print(f"the scores are in {workdir / 'eval' / benchmarks.SCORES}")
     return 0

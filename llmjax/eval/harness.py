@@ -27,7 +27,6 @@ from llmjax.eval.statistics import Estimate
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 NEW_TOKENS = 256  # that the harness lets a task generate when it does not say
-ROWS = 32  # prompts generated at a time
 
 
 def require() -> None:
@@ -72,7 +71,7 @@ def make_model(
 
     Args:
         max_length, batch_tokens: see `likelihood.score_requests`.
-        on_scored: called with the numbers of requests that are scored and of all.
+        on_scored: called with the numbers of requests that are scored, or answered, and of all.
     """
     require()
     from lm_eval.api.model import TemplateLM
@@ -140,12 +139,9 @@ def make_model(
                 settings, count = generation_settings(requests[numbers[0]].args[1], limit=limit)
                 prompts = encode_texts(tokenizer, [requests[n].args[0] for n in numbers])
                 prompts = [ids[-(limit - count) :] or [self.prefix_token_id] for ids in prompts]
-                by_length = sorted(range(len(numbers)), key=lambda i: -len(prompts[i]))
-                for start in range(0, len(by_length), ROWS):
-                    chosen = by_length[start : start + ROWS]
-                    made = model.generate([prompts[i] for i in chosen], max_new_tokens=count, **settings)
-                    for i, completion in zip(chosen, made, strict=True):
-                        texts[numbers[i]] = completion.text
+                made = model.generate(prompts, max_new_tokens=count, on_done=on_scored, **settings)
+                for number, completion in zip(numbers, made, strict=True):
+                    texts[number] = completion.text
             for request, text in zip(requests, texts, strict=True):
                 self.cache_hook.add_partial("generate_until", request.args, text)
             return texts

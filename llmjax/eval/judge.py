@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from llmjax.api import LanguageModel
 from llmjax.data.chat import chat_ids
+from llmjax.eval.likelihood import context_length
 from llmjax.eval.ratings import Choice, Pair, Rating, rate
 
 PROMPT = """\
@@ -25,21 +26,25 @@ the order in which they stand here nor their length should count.
 {second}
 
 Which one is better? Reply with [[A]], [[B]], or [[C]] if they are equally good."""
+TOGETHER = 16  # pairs that are judged before their ratings are told
 VERDICT = re.compile(r"\[\[([ABC])\]\]")
 Ask = Callable[[Sequence[str]], Sequence[str | None]]  # prompts -> what the judge says; None: it failed
 
 
 def judge(pairs: Sequence[Pair], ask: Ask, *, rater: str) -> Iterator[Rating]:
-    """A rating of every pair; `choice` is None where either of the two verdicts is missing."""
-    asked = [PROMPT.format(prompt=p.prompt, first=p.answers[i], second=p.answers[1 - i]) for p in pairs for i in (0, 1)]
-    said = list(ask(asked))
-    if len(said) != len(asked):
-        raise ValueError(f"the judge gave {len(said)} answers to {len(asked)} questions")
-    for number, pair in enumerate(pairs):
-        one = verdict(said[2 * number], first=0)
-        two = verdict(said[2 * number + 1], first=1)
-        choice: Choice = None if one is None or two is None else one if one == two else "tie"
-        yield rate(pair, rater=rater, choice=choice, order=(0, 1))
+    """A rating of every pair, as they come; `choice` is None where either of the two verdicts is missing."""
+    for start in range(0, len(pairs), TOGETHER):
+        part = pairs[start : start + TOGETHER]
+        asked = [
+            PROMPT.format(prompt=p.prompt, first=p.answers[i], second=p.answers[1 - i]) for p in part for i in (0, 1)
+        ]
+        said = list(ask(asked))
+        if len(said) != len(asked):
+            raise ValueError(f"the judge gave {len(said)} answers to {len(asked)} questions")
+        for pair, text, other in zip(part, said[::2], said[1::2], strict=True):
+            one, two = verdict(text, first=0), verdict(other, first=1)
+            choice: Choice = None if one is None or two is None else one if one == two else "tie"
+            yield rate(pair, rater=rater, choice=choice, order=(0, 1))
 
 
 def verdict(text: str | None, *, first: int) -> Choice:
@@ -55,16 +60,14 @@ def verdict(text: str | None, *, first: int) -> Choice:
     return "tie" if letter == "C" else first if letter == "A" else 1 - first
 
 
-def ask_model(model: LanguageModel, *, max_new_tokens: int = 256, rows: int = 8) -> Ask:
-    """Questions to a chat model, answered greedily."""
+def ask_model(model: LanguageModel, *, max_new_tokens: int = 256) -> Ask:
+    """Questions to a chat model, answered greedily; None to one that is longer than the model reads."""
+    room = context_length(model.config) - max_new_tokens
 
     def ask(prompts: Sequence[str]) -> list[str | None]:
         ids = [chat_ids(model.tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
-        said: list[str | None] = []
-        for start in range(0, len(ids), rows):
-            part = ids[start : start + rows]
-            made = model.generate(part, max_new_tokens=max_new_tokens, temperature=0.0, stop=[])
-            said += [completion.text for completion in made]
-        return said
+        fits = [row for row in ids if len(row) <= room]
+        made = iter(model.generate(fits, max_new_tokens=max_new_tokens, temperature=0.0, stop=[]))
+        return [next(made).text if len(row) <= room else None for row in ids]
 
     return ask

@@ -6,7 +6,6 @@ compared pair by pair (`report/scores.py`).
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from llmjax.eval import code, contamination, harness, native
 from llmjax.eval.contamination import Contamination
 from llmjax.eval.leaderboard import TaskScore, aggregates, expand
 from llmjax.eval.statistics import Estimate
+from llmjax.progress import counter
 
 SCORES, ITEMS = "tasks.json", "items.jsonl"
 RUNNERS = ("auto", "harness")
@@ -64,15 +64,15 @@ def evaluate(
     scores: dict[str, TaskScore] = {}
     settings: dict[str, Any] = {"limit": c.eval.limit}
     if ours:
-        more = {**settings, "max_length": c.eval.context_length, "on_scored": _progress("scoring choices")}
+        more = {**settings, "max_length": c.eval.context_length, "on_scored": counter("scoring choices")}
         scores |= native.evaluate(model, ours, folders, **more)
     if theirs:
-        adapter = harness.make_model(model, max_length=c.eval.context_length, on_scored=_progress("scoring requests"))
+        adapter = harness.make_model(model, max_length=c.eval.context_length, on_scored=counter("scoring requests"))
         scores |= harness.evaluate(adapter, theirs, folders, chat=c.eval.chat, **settings)
     for name in programs:
         scores[name] = code.evaluate(
             model, name, folders, allow_code_execution=allow_code_execution, samples=c.eval.samples, ks=c.eval.pass_at,
-            temperature=c.eval.temperature, seed=c.seed, **settings,
+            temperature=c.eval.temperature, seed=c.seed, on_written=counter("writing programs"), **settings,
         )  # fmt: skip
     return {name: scores[name] for name in names}
 
@@ -149,14 +149,3 @@ def _parts(score: TaskScore) -> list[dict[str, Any]]:
 def _generic(task: str) -> bool:
     """Whether only the harness knows the task, so that its files may have any format."""
     return not (native.can_run(task) or task in (*code.TASKS, "gsm8k"))
-
-
-def _progress(label: str) -> Any:
-    if not sys.stderr.isatty():
-        return None
-
-    def show(done: int, total: int) -> None:
-        sys.stderr.write(f"\r{label}: {done:,} of {total:,}" + ("\r\x1b[K" if done >= total else ""))
-        sys.stderr.flush()
-
-    return show

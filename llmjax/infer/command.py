@@ -8,8 +8,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-INFER = ("slots", "steps", "weights", "ahead")  # the settings of `config.infer`
-
 
 def add_generate(verb: argparse.ArgumentParser) -> None:
     """What `llmjax generate` takes beside the stage's arguments."""
@@ -71,7 +69,7 @@ def generate(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
         if args.prompt or args.out is None:
             raise ValueError("--prompts needs --out FILE.jsonl for the answers, and no --prompt beside it")
         return _files(c, workdir, args)
-    model = load(workdir)
+    model = load(workdir, mesh=c.infer.mesh)
     settings = {k: v for k, v in c.generate.to_dict().items() if k != "prompts"}
     for prompt in args.prompt:
         print(prompt, end="\n\n" if args.chat else "", flush=True)
@@ -91,7 +89,7 @@ def _files(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
     if not todo:
         print(f"all {len(rows)} prompts are answered in {args.out}")
         return 0
-    model = load(workdir)
+    model = load(workdir, mesh=c.infer.mesh)
     defaults = request_settings(c)
     length = 0
     for row in todo:
@@ -113,7 +111,7 @@ def chat(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
     from llmjax.data.chat import chat_ids
     from llmjax.infer.chat import Chat, talk
 
-    model = load(workdir)
+    model = load(workdir, mesh=c.infer.mesh)
     chat_ids(model.tokenizer, [{"role": "user", "content": "?"}])  # says early that this is no chat model
     settings = request_settings(c)
     engine = model.engine(length=model.config.model.max_length, **{**engine_settings(c), "slots": 1})
@@ -140,10 +138,9 @@ def _typed() -> Iterator[str]:
 
 def bench(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
     """`llmjax bench-infer`."""
-    import jax
-
     from llmjax import load
     from llmjax.infer import bench
+    from llmjax.parallel import mesh as meshes
 
     try:
         sizes = sorted({int(n) for n in args.slots.split(",")})
@@ -151,9 +148,10 @@ def bench(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
         raise ValueError(f"--slots {args.slots}: give numbers with commas between, such as 1,4,16") from error
     if sizes[0] < 1 or args.prompt_tokens < 1 or args.new_tokens < 2:
         raise ValueError("--slots and --prompt-tokens must be at least 1, --new-tokens at least 2")
-    model = load(workdir)
-    device = jax.devices()[0]
-    peak = bench.bandwidth(device)
+    model = load(workdir, mesh=c.infer.mesh)
+    device = model.mesh.devices.flat[0]
+    together = model.mesh.size // meshes.row_ways(model.mesh)  # devices that read a copy of the parameters side by side
+    peak = bench.bandwidth(device) * (1 if device.platform == "cpu" else together)
     rows = []
     for slots in sizes:
         settings = {**engine_settings(c), "slots": slots}
@@ -162,6 +160,7 @@ def bench(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
     results: dict[str, Any] = {
         "model": c.name,
         "device": device.device_kind,
+        "mesh": meshes.describe(model.mesh),
         "weights": c.infer.weights,
         "prompt_tokens": args.prompt_tokens,
         "new_tokens": args.new_tokens,

@@ -30,6 +30,7 @@ def generate(
     seed: int | Sequence[int] = 0,
     best_of: int = 1,
     on_text: Callable[[int, str], None] | None = None,
+    on_done: Callable[[int, int], None] | None = None,
     slots: int = 0,
     mesh: jax.sharding.Mesh | None = None,
     context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
@@ -52,6 +53,7 @@ def generate(
         best_of: of so many samples of each prompt the one with the largest mean log-probability is returned.
         on_text: called as `on_text(row, piece)` while text becomes certain, a few tokens at a time; the pieces of a
             row add up to its text. Characters come whole, and what may become a stop string is held back.
+        on_done: told after every finished text how many of how many are.
         slots: texts written at a time; 0: as many as prompts, at most 32.
         mesh, context, engine: see `Engine`, and its further settings.
         settings: temperature, top_k, ...: of `Request`, one value, or one for each prompt (a list).
@@ -108,7 +110,11 @@ def generate(
     for row, request in enumerate(requests):
         shown = None if on_text is None else _for_row(on_text, row)
         made.submit(request, on_text=shown, row=f"prompt {row // best_of}")
-    done = dict(made.run())
+    done: dict[int, Completion] = {}
+    for number, one in made.run():
+        done[number] = one
+        if on_done is not None:
+            on_done(len(done), len(requests))
     texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
     chosen = [_best([done[row * best_of + i] for i in range(best_of)]) for row in range(count)]
     return [_named(one, text) for one, text in zip(chosen, texts, strict=True)]

@@ -16,8 +16,11 @@ AXES = ("data", "pipeline", "fsdp", "expert", "context", "tensor")  # from the s
 ROWS = ("data", "fsdp", "expert")  # the axes over which the rows of a batch are spread
 
 
-def parse_mesh(line: str, *, devices: int) -> dict[str, int]:
+def parse_mesh(line: str, *, devices: int, key: str = "parallel.mesh") -> dict[str, int]:
     """Axis sizes for that many devices, every axis present; one axis may be -1 and takes what is left.
+
+    Args:
+        key: the setting that the line is from, for messages.
 
     Raises ValueError for an unknown axis, one given twice, two -1, or sizes that do not multiply to the number of devices.
     """
@@ -26,22 +29,20 @@ def parse_mesh(line: str, *, devices: int) -> dict[str, int]:
     for part in line.split():
         match = re.fullmatch(r"([a-z]+)=(-1|[1-9][0-9]*)", part)
         if not match or match[1] not in AXES:
-            raise ValueError(
-                f"parallel.mesh={line!r}: {part!r} is not understood; write AXIS=SIZE, axes {', '.join(AXES)}"
-            )
+            raise ValueError(f"{key}={line!r}: {part!r} is not understood; write AXIS=SIZE, axes {', '.join(AXES)}")
         if match[1] in given:
-            raise ValueError(f"parallel.mesh={line!r} gives the axis {match[1]} twice; write each axis once")
+            raise ValueError(f"{key}={line!r} gives the axis {match[1]} twice; write each axis once")
         given.add(match[1])
         sizes[match[1]] = int(match[2])
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1:
-        raise ValueError(f"parallel.mesh={line!r} has {len(free)} axes of size -1; at most one can take what is left")
+        raise ValueError(f"{key}={line!r} has {len(free)} axes of size -1; at most one can take what is left")
     fixed = math.prod(size for size in sizes.values() if size > 0)
     if free and devices % fixed == 0:
         sizes[free[0]] = devices // fixed
     elif free or fixed != devices:
         raise ValueError(
-            f"parallel.mesh={line!r} asks for {fixed} devices{' or a multiple' if free else ''} and there are {devices}; "
+            f"{key}={line!r} asks for {fixed} devices{' or a multiple' if free else ''} and there are {devices}; "
             "change a size, or set one axis to -1"
         )
     return sizes
@@ -67,14 +68,17 @@ def slice_sizes(sizes: dict[str, int], *, slices: int) -> dict[str, int]:
     return dict.fromkeys(sizes, 1) | spans
 
 
-def make_mesh(line: str, *, devices: Sequence[jax.Device] | None = None, slices: int = 0) -> Mesh:
+def make_mesh(
+    line: str, *, devices: Sequence[jax.Device] | None = None, slices: int = 0, key: str = "parallel.mesh"
+) -> Mesh:
     """The mesh over `devices` (default: all), axes in the order of `AXES`, the closest neighbours on the last axis.
 
     Args:
         slices: pods joined by the data-centre network, which the first axes cross; 0: as many as the devices say.
+        key: the setting that the line is from, for messages.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = parse_mesh(line, devices=len(devices))
+    sizes = parse_mesh(line, devices=len(devices), key=key)
     axis_types = (AxisType.Auto,) * len(sizes)
     told = len({getattr(device, "slice_index", 0) for device in devices})
     spans = slice_sizes(sizes, slices=slices or told)
@@ -89,7 +93,7 @@ def make_mesh(line: str, *, devices: Sequence[jax.Device] | None = None, slices:
         places = [device.coords for device in devices if hasattr(device, "coords")]
         sides = "x".join(str(len(set(side))) for side in zip(*places, strict=True))
         raise ValueError(
-            f"parallel.mesh={line!r} cannot be laid over the torus {sides}: the size of each axis must be the product of "
+            f"{key}={line!r} cannot be laid over the torus {sides}: the size of each axis must be the product of "
             "some of its sides"
         ) from error
     return Mesh(arranged, tuple(sizes), axis_types=axis_types)

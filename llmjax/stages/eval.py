@@ -1,11 +1,10 @@
 """The eval stage: how well a run's model predicts the held-out documents, and a compressor beside it."""
 
 import dataclasses
+import functools
 import lzma
 import math
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from llmjax.eval.bits_per_byte import split_documents
 from llmjax.objectives import OBJECTIVES, corruption
 from llmjax.parallel import placement
 from llmjax.parallel.mesh import row_ways
+from llmjax.progress import counter
 from llmjax.train.pretrain import make_heldout
 
 
@@ -40,7 +40,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
         ValueError: when the model or the tokenizer cannot be read.
     """
     began = time.perf_counter()
-    model = load(workdir)
+    model = load(workdir, mesh=c.infer.mesh)
     index = load_index(workdir / "tokenizer" / "tokens")
     if not index.splits["heldout"]:
         print(
@@ -59,13 +59,14 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
             total = np.cumsum([len(text) for text in texts])
             keep = max(int(np.searchsorted(total, c.eval.max_bytes, side="right")), 1)
             documents, texts = documents[:keep], texts[:keep]
+        shown = counter(f"scoring {source}", " tokens")
         part = model.score(
             documents,
             stride=c.eval.stride,
             batch_size=c.eval.batch_size,
             sequence_length=c.eval.sequence_length,
             languages=[index.language_numbers[name] for name in index.splits["heldout"][source]["languages"]],
-            on_tokens=_progress(source, sum(len(d) - 1 for d in documents)),
+            on_tokens=shown and functools.partial(shown, total=sum(len(d) - 1 for d in documents)),
         )
         text = b"".join(texts)
         if not model.tokenizer.exact:
@@ -130,14 +131,3 @@ def _numbers(score: Score, characters: int) -> dict[str, float | int | str]:
         "tokens": score.tokens,
         "bytes": score.bytes,
     }
-
-
-def _progress(label: str, total: int) -> Callable[[int], None] | None:
-    if not sys.stderr.isatty():
-        return None
-
-    def show(done: int) -> None:
-        sys.stderr.write(f"\rscoring {label}: {done:,} of {total:,} tokens" + ("\r\x1b[K" if done >= total else ""))
-        sys.stderr.flush()
-
-    return show

@@ -20,7 +20,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     """
     if not c.generate.prompts:
         raise ValueError("generate.prompts is empty: give at least one, such as --config.generate.prompts='[\"def \"]'")
-    model = load(workdir)
+    model = load(workdir, mesh=c.infer.mesh)
     if not OBJECTIVES[model.config.objective.name].reads_left_to_right:
         print(
             f"nothing is generated: objective.name={model.config.objective.name} does not teach a model to continue text"
