@@ -10,7 +10,8 @@ one process, HFLM and ours by turns. Where MMLU's dev split is missing, it is th
 Compared are every log-likelihood, every metric, rolling log-likelihoods, generated texts and, with a plain PyTorch
 loop, the perplexity of the valid text in windows of 512 tokens that advance by 256; timed is what the harness
 asks of the model (tokenization included), ours with and without compilation.
-Needs llmjax[eval,hf], torch and transformers. About 4 minutes a model on 2 idle cores with the default limit.
+The second model of a shape finds the programs of the first, so its first time is not cold.
+Needs llmjax[eval,hf], torch and transformers. About 9 minutes a model on 2 cores, 4 with --limit 40.
 """
 
 import argparse

@@ -11,7 +11,7 @@ from networks import settings
 from test_eval_likelihood import model_of
 
 from llmjax import cli
-from llmjax.eval import code, contamination, native, statistics, tasks
+from llmjax.eval import code, contamination, judge, native, statistics, tasks
 from llmjax.eval.leaderboard import TaskScore
 from llmjax.report import scores
 
@@ -77,7 +77,7 @@ def test_the_command_runs_tasks_and_summarises_ratings(tmp_path, data, model, mo
     (run / "config.json").write_text(config.to_json(tiny_config().lock()))
     import llmjax
 
-    monkeypatch.setattr(llmjax, "load", lambda path, mesh: model)
+    monkeypatch.setattr(llmjax, "load", lambda path, mesh="": model)
     arguments = ["eval", "--workdir", str(run), "--tasks", "arc_easy", "--data", str(data), "--limit", "2"]
     assert cli.main(arguments) == 0
     assert (run / "eval" / tasks.SCORES).is_file() and "the scores are in" in capsys.readouterr().out
@@ -92,6 +92,10 @@ def test_the_command_runs_tasks_and_summarises_ratings(tmp_path, data, model, mo
     assert cli.main(["rate", "--to", ratings]) == 0
     assert "1 ratings by 1 raters" in capsys.readouterr().out
     assert cli.main(["rate", "--to", str(tmp_path / "none")]) == 2
+    monkeypatch.setattr(judge, "ask_model", lambda model: lambda prompts: ["who knows"] * len(prompts))
+    assert cli.main(["rate", *answers, "--to", ratings, "--judge", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "judge run gave no verdict" in said and "1 ratings by 1 raters, 1 missing" in said
 
 
 def test_questions_that_stand_in_the_training_text_are_told_beside_the_score(tmp_path, data, monkeypatch):

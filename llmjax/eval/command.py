@@ -67,10 +67,14 @@ def rate(args: argparse.Namespace) -> int:
         name = f"judge {args.judge.name}"
         left = [pair for pair in session.pairs if not session.is_rated(name, pair)]
         shown = counter("judging", " pairs")
+        verdicts = 0
         for number, made in enumerate(judge.judge(left, judge.ask_model(load(args.judge)), rater=name), 1):
             ratings.append(args.to, made)
+            verdicts += made.choice is not None
             if shown is not None:
                 shown(number, len(left))
+        if left and not verdicts:
+            print(f"{name} gave no verdict ([[A]], [[B]] or [[C]]) on any pair: take a model that follows instructions")
         print(ratings.summary(ratings.read(args.to)))
     elif args.terminal:
         rating.in_terminal(session, rater=args.terminal)

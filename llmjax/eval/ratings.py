@@ -243,7 +243,7 @@ def summary(ratings: Sequence[Rating], *, bootstrap: Callable[..., dict[str, Str
     """A few lines on what the ratings say."""
     missing = sum(r.choice is None for r in ratings)
     lines = [
-        f"{len(ratings) - missing} ratings by {len({r.rater for r in ratings})} raters"
+        f"{len(ratings) - missing} ratings by {len({r.rater for r in ratings if r.choice is not None})} raters"
         + f", {missing} missing" * bool(missing)
     ]
     for name, strength in bootstrap(ratings).items():
