@@ -39,6 +39,7 @@ TINY = [spec for spec in SPECS if ":tiny" in spec]
 COUNTS = json.loads((ROOT / "results" / "parameter_counts.json").read_text())["rows"]
 # Compiling takes seconds a family: these, which differ most, are always tested, the others by `pytest -m slow`.
 ALWAYS = ("falcon:tiny", "deepseek:tiny-v3", "xlnet:tiny", "t5:tiny", "griffin:tiny")
+ALWAYS_TRAINED = ("falcon:tiny", "xlnet:tiny", "t5:tiny")
 EACH = [pytest.param(spec, marks=() if spec in ALWAYS else pytest.mark.slow) for spec in TINY]
 LENGTH = 32
 
@@ -314,7 +315,7 @@ def test_decoding_with_the_cache_gives_the_logits_of_the_plain_pass(spec):
     np.testing.assert_allclose(jnp.concatenate(found, 1), plain, rtol=0, atol=2e-5 * float(jnp.abs(plain).max()))
 
 
-@pytest.mark.parametrize("spec", EACH)
+@pytest.mark.parametrize("spec", [pytest.param(s, marks=() if s in ALWAYS_TRAINED else pytest.mark.slow) for s in TINY])
 def test_20_steps_of_the_own_objective_lower_the_loss_and_what_is_saved_goes_on_the_same(spec, prepared_run, tmp_path):
     losses, (state, abstract, step) = trained(spec, prepared_run, "data=1", 20)
     print(f"{spec}: {losses[0]:.3f} to {losses[-4:].mean():.3f}")  # pytest -rP shows it

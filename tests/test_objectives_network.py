@@ -178,7 +178,7 @@ def test_every_objective_is_learnt_and_measured(case):
     assert after["nats"] < 0.8 * before["nats"]
 
 
-@pytest.mark.parametrize("case", ["permutation in parts", "span"])
+@pytest.mark.parametrize("case", ["permutation in parts", pytest.param("span", marks=pytest.mark.slow)])
 def test_rows_of_any_shape_are_spread_over_meshes_and_micro_batches(case):
     losses = []
     for mesh, parts in (("data=1", 1), ("fsdp=2 tensor=2", 2)):

@@ -89,14 +89,12 @@ CASES = {
 }
 
 
-# The others' parts are in these: they run with `-m slow`.
+# The others' parts are in these, or in test_moe.py: they run with `-m slow`.
 ENOUGH = (
     "pipeline, uneven layers",
     "pipeline, rounds",
-    "context, ring, ALiBi",
     "context, ring, window, soft cap",
     "sequence",
-    "expert, context, capacity",
     "pipeline, expert, tensor",
     "pipeline, context ring",
 )
@@ -110,7 +108,7 @@ def test_gradients_on_the_mesh_are_those_of_one_device(name):
     assert worst < 2e-5
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("zero", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_zero_decides_what_fsdp_divides_and_changes_no_loss(zero):
     c = tiny_config(parallel__zero=zero)
     losses, state = losses_of(c, mesh_of("fsdp=4 tensor=2"), steps=3)
@@ -142,6 +140,7 @@ def test_what_follows_the_experts_load_moves_in_a_pipeline_as_without():
     assert np.abs(expected.params["layers"]["moe"][name]).max() > 0.05
 
 
+@pytest.mark.slow
 def test_dropout_in_a_pipeline_differs_by_layer_and_part_and_repeats():
     c = tiny_config(model__layers=4, model__dropout=0.3, train__batch_size=8, parallel__mesh="pipeline=2")
     first, again = (gradients(c, mesh_of("pipeline=2")) for _ in range(2))

@@ -251,7 +251,7 @@ def trained_copy(trained, tmp_path):
 
 
 @pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize("item", ["params", "rest", "meta"])
+@pytest.mark.parametrize("item", ["params", pytest.param("rest", marks=pytest.mark.slow), "meta"])
 def test_a_checkpoint_cut_in_half_is_put_aside_loudly_and_the_one_before_it_is_used(
     item, trained, trained_copy, capsys
 ):
@@ -343,7 +343,9 @@ def poisoned(c, *steps):
     return iterate
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in ("adamw", "muon") else pytest.mark.slow) for n in OPTIMIZERS]
+)
 def test_every_optimizer_learns_skips_a_nan_batch_and_comes_back_from_a_checkpoint(name, tmp_path):
     rate = {"sgd": 0.3, "lion": 3e-3}.get(name, 1e-2)
     c = tiny_config(optimizer__name=name, optimizer__learning_rate=rate, train__duration="30 steps", train__ema=0.9)
