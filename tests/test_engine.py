@@ -217,12 +217,15 @@ def test_prompts_that_wait_are_read_side_by_side_and_those_that_share_a_beginnin
     assert calls(same) == [[16], [4], [4, 4, 4]]
 
 
-@pytest.mark.parametrize("name", ["llama", "griffin", "moe"])
-@pytest.mark.parametrize("form", ["stored", "tiles"])
-def test_a_step_of_decoding_copies_no_cache(name, form):
+@pytest.mark.parametrize(
+    ("name", "form", "slots"),
+    [(name, form, 4) for name in ("llama", "griffin", "moe") for form in ("stored", "tiles")]
+    + [("llama", "stored", 1)],
+)
+def test_a_step_of_decoding_copies_no_cache(name, form, slots):
     """What the program needs beside its arguments is far less than the cache, which it writes where it is."""
-    engine = Engine(*model(name), TOKENIZER, slots=4, length=4096, form=form)
-    steps = (np.ones(4, bool), engine._all_BW, np.bool_(False), np.int32(8), np.bool_(False))
+    engine = Engine(*model(name), TOKENIZER, slots=slots, length=4096, form=form)
+    steps = (np.ones(slots, bool), engine._all_BW, np.bool_(False), np.int32(8), np.bool_(False))
     lowered = engine.programs.decode.lower(engine.params, engine.slots, *steps)
     memory = lowered.compile().memory_analysis()
     cache = sum(leaf.nbytes for leaf in jax.tree.leaves(engine.slots.caches[0]["layers"]))

@@ -387,8 +387,13 @@ def write(cache_BGMK: jax.Array, new_BGLK: jax.Array, starts_B: jax.Array) -> ja
 
 def put(cache_BGMK: jax.Array, new_BG1K: jax.Array, slot_B: jax.Array) -> jax.Array:
     """Put one new entry of each row in its slot, or nowhere if the slot is beyond the last."""
-    rows_B = jnp.arange(cache_BGMK.shape[0])
-    return cache_BGMK.at[rows_B, :, slot_B].set(new_BG1K[:, :, 0].astype(cache_BGMK.dtype), mode="drop")
+    rows_B, new_BGK = jnp.arange(cache_BGMK.shape[0]), new_BG1K[:, :, 0].astype(cache_BGMK.dtype)
+    if len(rows_B) == 1 and platform() == "cpu":
+        # XLA turns a scatter of one into an update that it fuses with each of its two readers, as a copy of the
+        # whole cache each. A second one, which goes nowhere, keeps it a scatter, in place.
+        rows_B, new_BGK = jnp.zeros(2, jnp.int32), jnp.repeat(new_BGK, 2, axis=0)
+        slot_B = jnp.concatenate([slot_B, jnp.full(1, cache_BGMK.shape[2], slot_B.dtype)])
+    return cache_BGMK.at[rows_B, :, slot_B].set(new_BGK, mode="drop")
 
 
 def renew(ring_BGRK: jax.Array, new_BGLK: jax.Array, from_BR: jax.Array) -> jax.Array:
