@@ -34,7 +34,8 @@ def measure(engine: Engine, *, prompt: int, new: int, rounds: int = 3, peak: flo
 
     seconds_to_first_token: of one request to an idle engine; seconds_per_token: of a step for all slots, what the
     first one and the prompts take being taken off;
-    bytes_per_step: parameters and half-filled caches, which a step must read at least; bandwidth_share: of `peak`.
+    bytes_per_step: parameters and half-filled caches, which a step must read at least; bandwidth_share: of `peak`, not
+    with drafts, where a step gives more than a token.
     """
     engine.warm_up()
     rng = np.random.default_rng(0)
@@ -70,7 +71,6 @@ def measure(engine: Engine, *, prompt: int, new: int, rounds: int = 3, peak: flo
         "tokens_per_second": counted[-1] / statistics.median(whole),
         "bytes_per_step": read,
     }
-    # With drafts a step gives more than a token, so what it reads a token is not known.
     return found | ({"bandwidth_share": read / step / peak} if peak and step and not engine.ahead else {})
 
 
@@ -82,7 +82,7 @@ def table(rows: Sequence[dict[str, float]]) -> str:
         cells = (
             f"{r['slots']:.0f}", f"{1e3 * r['seconds_to_first_token']:.1f} ms", f"{1e3 * r['seconds_per_token']:.2f} ms",
             f"{r['decoded_tokens_per_second']:,.0f}", f"{r['tokens_per_second']:,.0f}",
-            f"{100 * r.get('bandwidth_share', float('nan')):.0f}%",
+            f"{100 * r['bandwidth_share']:.0f}%" if "bandwidth_share" in r else "-",
         )  # fmt: skip
         lines.append(" ".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)

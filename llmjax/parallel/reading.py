@@ -48,6 +48,8 @@ def reading_mesh(line: str, shapes: Any, c: ConfigDict) -> Mesh:
                 mesh = make_mesh(f"{axis}={ways} data=-1", devices=devices)
                 places = placement.parameter_shardings(shapes, mesh, rules=c.parallel.rules)
             except ValueError:  # a dimension that the axis does not divide, or a torus that has no such sides
+                if ways == 1:  # neither
+                    raise
                 continue
             pieces = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, shapes, places)
             needs.append(sum(jax.tree.leaves(pieces)))
