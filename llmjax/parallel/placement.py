@@ -147,7 +147,7 @@ def parameter_specs(
             said = " x ".join(f"{axis}={sizes[axis]}" for axis in entry if sizes[axis] > 1)
             raise ValueError(
                 f"the mesh axis {said} does not divide dimension {i} of {name} {shape}; "
-                f"choose another size for {entry[0]} in parallel.mesh or for the model"
+                f"choose another size for {entry[0]} in the mesh (parallel.mesh; infer.mesh to read) or for the model"
             )
         return PartitionSpec(*(entry[0] if len(entry) == 1 else entry or None for entry in found))
 
