@@ -11,7 +11,7 @@ Compared are every log-likelihood, every metric, rolling log-likelihoods, genera
 loop, the perplexity of the valid text in windows of 512 tokens that advance by 256; timed is what the harness
 asks of the model (tokenization included), ours with and without compilation.
 The second model of a shape finds the programs of the first, so its first time is not cold.
-Needs llmjax[eval,hf], torch and transformers. About 9 minutes a model on 2 cores, 4 with --limit 40.
+Needs llmjax[eval,hf], torch and transformers. About 10 minutes a model on 2 cores.
 """
 
 import argparse

@@ -93,6 +93,7 @@ CASES = {
 ENOUGH = (
     "pipeline, uneven layers",
     "pipeline, rounds",
+    "context, ring, ALiBi",
     "context, ring, window, soft cap",
     "sequence",
     "pipeline, expert, tensor",
@@ -140,7 +141,6 @@ def test_what_follows_the_experts_load_moves_in_a_pipeline_as_without():
     assert np.abs(expected.params["layers"]["moe"][name]).max() > 0.05
 
 
-@pytest.mark.slow
 def test_dropout_in_a_pipeline_differs_by_layer_and_part_and_repeats():
     c = tiny_config(model__layers=4, model__dropout=0.3, train__batch_size=8, parallel__mesh="pipeline=2")
     first, again = (gradients(c, mesh_of("pipeline=2")) for _ in range(2))
