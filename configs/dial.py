@@ -17,6 +17,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from llmjax.config import base, parse_arg
+from llmjax.errors import UserError
 
 
 class Row(NamedTuple):
@@ -122,7 +123,7 @@ def get_config(arg: str = "") -> ConfigDict:
 def _parse(name: str, rest: str) -> tuple[int, ConfigDict]:
     name = name or "d4"
     if not (name[:1] == "d" and name[1:].isdigit() and 1 <= int(name[1:]) <= 200):
-        raise ValueError(f"config argument {name!r} is not a depth: write d1 to d200, such as configs/dial.py:d12")
+        raise UserError(f"config argument {name!r} is not a depth: write d1 to d200, such as configs/dial.py:d12")
     return int(name[1:]), parse_arg(rest, tokens_per_parameter=20.0)
 
 

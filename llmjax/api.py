@@ -17,6 +17,7 @@ from llmjax import config
 from llmjax.data.hf_tokenizer import no_tokenizer
 from llmjax.data.score import Score
 from llmjax.data.tokenizer import Tokenizer, load_tokenizer
+from llmjax.errors import UserError
 from llmjax.eval.bits_per_byte import score
 from llmjax.infer.engine import Engine
 from llmjax.infer.generate import generate
@@ -45,13 +46,13 @@ class LanguageModel:
     def logits(self, tokens_BL: Any) -> jax.Array:
         """logits_BLV float32 of token ids (B, L); rows are taken as they are, so begin them with <bos>.
 
-        Raises ValueError for anything but a two-dimensional array of ids of the vocabulary.
+        Raises UserError for anything but a two-dimensional array of ids of the vocabulary.
         """
         ids_BL = np.asarray(tokens_BL)
         if ids_BL.ndim != 2 or not np.issubdtype(ids_BL.dtype, np.integer):
-            raise ValueError(f"tokens must be integers of shape (batch, length), not {ids_BL.dtype} {ids_BL.shape}")
+            raise UserError(f"tokens must be integers of shape (batch, length), not {ids_BL.dtype} {ids_BL.shape}")
         if ids_BL.size and not 0 <= ids_BL.min() <= ids_BL.max() < self.config.model.vocab_size:
-            raise ValueError(f"token ids must be from 0 to {self.config.model.vocab_size - 1}")
+            raise UserError(f"token ids must be from 0 to {self.config.model.vocab_size - 1}")
         return _logits(self.module, self.params, jnp.asarray(ids_BL, jnp.int32))
 
     def loss(self, text: str) -> Score:
@@ -79,14 +80,14 @@ class LanguageModel:
             languages: numbers of the documents' languages, by turns; for models with language embeddings.
             on_tokens: told the number of tokens scored so far.
 
-        Raises ValueError for windows longer than the learned positions, and for a model whose objective never predicted
+        Raises UserError for windows longer than the learned positions, and for a model whose objective never predicted
         text from left to right.
         """
         self._check_reads_left_to_right("be scored with")
         length = sequence_length or self.config.train.sequence_length
         model = self.config.model
         if model.position == "learned" and length > model.max_length:
-            raise ValueError(
+            raise UserError(
                 f"eval.sequence_length={length} is more than the model's {model.max_length} learned positions: lower it"
             )
         sharding = batch_shardings(self.mesh)
@@ -134,7 +135,7 @@ class LanguageModel:
         name = self.config.objective.name
         if not OBJECTIVES[name].reads_left_to_right:
             able = ", ".join(other for other, objective in OBJECTIVES.items() if objective.reads_left_to_right)
-            raise ValueError(
+            raise UserError(
                 f"this model cannot {what} plain text: objective.name={name} does not teach it to predict text from left "
                 f"to right, as {able} do. The eval stage measures it by what it was trained to predict"
             )
@@ -160,7 +161,7 @@ def load(path: str | Path, *, step: int | None = None, mesh: str = "") -> Langua
             copies work on different rows.
 
     Raises:
-        ValueError: when the run, the checkpoint or the tokenizer is missing or damaged; the message says what to do.
+        UserError: when the run, the checkpoint or the tokenizer is missing or damaged; the message says what to do.
     """
     path = Path(path)
     if step is not None and (path / "checkpoints").is_dir():
@@ -172,7 +173,7 @@ def load(path: str | Path, *, step: int | None = None, mesh: str = "") -> Langua
     if "imported" in meta and not (run / "tokenizer").is_dir():
         tokenizer = no_tokenizer(c.model.vocab_size)
     elif not (run / "tokenizer").is_dir():
-        raise ValueError(f"the run {run} has no tokenizer/: a checkpoint needs the run's folder around it")
+        raise UserError(f"the run {run} has no tokenizer/: a checkpoint needs the run's folder around it")
     else:
         tokenizer = load_tokenizer(run / "tokenizer")
     module = transformer.build(c.model)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llmjax import __version__, config, human, recipe
+from llmjax.errors import UserError
 from llmjax.eval import command as eval_command
 from llmjax.infer import command as infer_command
 from llmjax.parallel import processes
@@ -86,7 +87,7 @@ def _guarded(argv: Sequence[str] | None) -> int:
     args = _parser().parse_args([a for a in arguments if not a.startswith("--config.")])
     try:
         return _run(args, overrides)
-    except ValueError as error:
+    except UserError as error:
         if os.environ.get("LLMJAX_TRACEBACK"):
             raise
         print(f"llmjax: {error}", file=sys.stderr)
@@ -283,7 +284,7 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     if args.verb == "eval" and args.tasks:
         return eval_command.tasks(c, workdir, args)
     if args.verb == "generate" and args.chat and not args.prompt and not args.prompts:
-        raise ValueError("--chat needs what is said to the model: --prompt TEXT or --prompts FILE")
+        raise UserError("--chat needs what is said to the model: --prompt TEXT or --prompts FILE")
     if args.verb == "generate" and (args.prompt or args.prompts):
         return infer_command.generate(c, workdir, args)
     if args.verb in ("chat", "bench-infer"):
@@ -316,10 +317,10 @@ def _config(args: argparse.Namespace, overrides: Sequence[str]) -> config.Config
     if args.workdir and (args.workdir / "config.json").is_file():
         return config.load(str(args.workdir / "config.json"), overrides=overrides)
     if args.workdir:
-        raise ValueError(
+        raise UserError(
             f"{args.workdir} has no config.json, so it is not a run yet: give --config FILE, such as configs/quickstart.py"
         )
-    raise ValueError("give --config FILE, such as configs/quickstart.py, or --workdir with an existing run")
+    raise UserError("give --config FILE, such as configs/quickstart.py, or --workdir with an existing run")
 
 
 def _print_settings(c: config.ConfigDict) -> None:

@@ -3,6 +3,8 @@
 import math
 import re
 
+from llmjax.errors import UserError
+
 
 def count(n: float) -> str:
     """A count in short form.
@@ -27,14 +29,14 @@ def size(bytes: float) -> str:
 
 
 def parse_size(text: str) -> int:
-    """A number of bytes from "5GB", "500 MB", "1.5 kB" or "1000". Raises ValueError for anything else.
+    """A number of bytes from "5GB", "500 MB", "1.5 kB" or "1000". Raises UserError for anything else.
 
     >>> parse_size("5GB"), parse_size("1.5 kB"), parse_size("1000")
     (5000000000, 1500, 1000)
     """
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([kMGT]?)B?", text.strip())
     if not match:
-        raise ValueError(f"the size {text!r} is not understood: write 5GB, 500MB or a number of bytes")
+        raise UserError(f"the size {text!r} is not understood: write 5GB, 500MB or a number of bytes")
     return int(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[match[2]])
 
 

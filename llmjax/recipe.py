@@ -22,6 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax import config, human
+from llmjax.errors import UserError
 from llmjax.parallel import processes
 
 Results = dict[str, float | int | str]
@@ -106,7 +107,7 @@ def dependencies(c: ConfigDict, stage: str, workdir: Path) -> dict[str, Any]:
 
         try:
             keys[FILES] = sources_fingerprint(c.data.sources)
-        except ValueError:
+        except UserError:
             before = _read_stages(workdir).get("prepare", {"done": False})
             if not before["done"] or before["settings"]["data.sources"] != list(c.data.sources):
                 raise
@@ -118,11 +119,11 @@ def run(c: ConfigDict, workdir: Path, stages: Sequence[str]) -> Results:
     """Run the stages in order, skipping those that are done; the merged results are written to WORKDIR/results.json.
 
     Raises:
-        ValueError: for an unknown stage, or a stage whose predecessors have not been run with this config.
+        UserError: for an unknown stage, or a stage whose predecessors have not been run with this config.
     """
     for stage in stages:
         if stage not in STAGES:
-            raise ValueError(f"there is no stage {stage!r}; stages are {', '.join(STAGES)}")
+            raise UserError(f"there is no stage {stage!r}; stages are {', '.join(STAGES)}")
     if processes.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
     if tuple(stages) == ("report",):  # reads only, so that a run can be looked at while it trains
@@ -178,7 +179,7 @@ def _begin(c: ConfigDict, workdir: Path, stage: str) -> dict[str, Any] | None:
     wanted = dependencies(c, stage, workdir)
     for need in STAGES[stage].needs:
         if not is_done(workdir, need, dependencies(c, need, workdir)):
-            raise ValueError(
+            raise UserError(
                 f"{stage} needs {need}, which has not been run with these settings in {workdir}: "
                 f"run `llmjax {need}` first, or `llmjax run` for everything"
             )
@@ -223,7 +224,7 @@ def _read_stages(workdir: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, and the stages run again") from error
+        raise UserError(f"{path} is damaged ({error}): delete it, and the stages run again") from error
 
 
 def _write_stage(workdir: Path, stage: str, settings: dict[str, Any], *, done: bool) -> None:
@@ -263,7 +264,7 @@ def _lock(workdir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
+            raise UserError(
                 f"another process is working on {workdir}: wait for it, or choose another --workdir"
             ) from None
         yield

@@ -8,6 +8,7 @@ from llmjax.config.model_checks import check_model
 from llmjax.config.objective_checks import check_objective
 from llmjax.config.parallel_checks import check_parallel
 from llmjax.config.values import duration, flatten, parse_duration
+from llmjax.errors import UserError
 
 DURATIONS = (
     "train.duration",
@@ -57,19 +58,19 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def check(c: ConfigDict) -> None:
-    """Raise ValueError for values that are out of range or contradict each other."""
+    """Raise UserError for values that are out of range or contradict each other."""
     flat = flatten(c.to_dict())
     for key, choices in CHOICES.items():
         if flat[key] not in choices:
             near = difflib.get_close_matches(str(flat[key]), choices, n=1)
-            raise ValueError(
+            raise UserError(
                 f"{key}={flat[key]!r} is not known{f', did you mean {near[0]}?' if near else ';'} it can be {', '.join(choices)}"
             )
     m, t = c.model, c.train
 
     def require(condition: bool, message: str) -> None:
         if not condition:
-            raise ValueError(message)
+            raise UserError(message)
 
     for key in (
         "checkpoint.keep",

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from llmjax.config.checks import check
 from llmjax.config.values import check_keys, from_json, literal, set_key
+from llmjax.errors import UserError
 
 
 def load(spec: str, *, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -21,7 +22,7 @@ def load(spec: str, *, overrides: Sequence[str] = ()) -> ConfigDict:
         overrides: strings like `"train.batch_size=8"`; values are Python literals, anything else is a string.
 
     Raises:
-        ValueError: for a file that is not there or has no `get_config`, an unknown key, a value of the wrong
+        UserError: for a file that is not there or has no `get_config`, an unknown key, a value of the wrong
             type, or settings that contradict each other; the message says how to mend it.
     """
     file, colon, arg = spec.partition(":")
@@ -29,24 +30,24 @@ def load(spec: str, *, overrides: Sequence[str] = ()) -> ConfigDict:
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else " See the files in configs/."
-        raise ValueError(f"there is no config file {file}.{hint}")
+        raise UserError(f"there is no config file {file}.{hint}")
     if path.suffix == ".json":
         try:
             c = from_json(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is damaged ({error}): give --config with the file that it was made from"
             ) from error
     else:
         get_config = _import_file(path).__dict__.get("get_config")
         if get_config is None:
-            raise ValueError(f"{file} has no function get_config(arg=''); see configs/quickstart.py for an example")
+            raise UserError(f"{file} has no function get_config(arg=''); see configs/quickstart.py for an example")
         c = get_config(arg) if colon else get_config()
         check_keys(c.to_dict())
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            raise ValueError(f"--config.{key} needs a value: --config.{key}=VALUE")
+            raise UserError(f"--config.{key} needs a value: --config.{key}=VALUE")
         set_key(c, key, literal(text))
     check(c)
     return c.lock()

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from llmjax.errors import UserError
+
 ATTENTION = ("global", "local")
 RECURRENT = ("rnn", "lstm", "rglru", "mamba2")
 BIASES = ("qkv", "out", "mlp", "norm", "head")
@@ -24,13 +26,13 @@ Found = Iterator[tuple[bool, str]]
 
 
 def check_model(c: ConfigDict) -> None:
-    """Raise ValueError for the first contradiction in `c.model`; `c` is the whole config."""
+    """Raise UserError for the first contradiction in `c.model`; `c` is the whole config."""
     for part in PARTS:
         for wrong, message in part(c.model):
             if wrong:
-                raise ValueError(message)
+                raise UserError(message)
     if c.model.init == "mup" and c.optimizer.name == "sgd":
-        raise ValueError(
+        raise UserError(
             "model.init=mup has the learning rates of Adam-like optimizers: set optimizer.name to adamw, lion, adafactor "
             "or muon"
         )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from llmjax.config.model_checks import RECURRENT
+from llmjax.errors import UserError
 
 Found = Iterator[tuple[bool, str]]
 # Objectives that say themselves who sees whom, or for which nothing may be hidden from a token.
@@ -16,11 +17,11 @@ UNILM_TYPES = 6
 
 
 def check_objective(c: ConfigDict) -> None:
-    """Raise ValueError for the first contradiction in `c.objective`, and of it with the model and the data."""
+    """Raise UserError for the first contradiction in `c.objective`, and of it with the model and the data."""
     for part in (_ranges, _directions, _parts_of_models, _data):
         for wrong, message in part(c):
             if wrong:
-                raise ValueError(message)
+                raise UserError(message)
 
 
 def own_order(c: ConfigDict) -> bool:

@@ -4,14 +4,16 @@ import re
 
 from ml_collections import ConfigDict
 
+from llmjax.errors import UserError
+
 
 def check_parallel(c: ConfigDict) -> None:
-    """Raise ValueError for settings of `parallel` that are out of range or contradict others."""
+    """Raise UserError for settings of `parallel` that are out of range or contradict others."""
     p, m = c.parallel, c.model
 
     def refuse(condition: bool, message: str) -> None:
         if condition:
-            raise ValueError(message)
+            raise UserError(message)
 
     def divided(axis: str) -> bool:
         size = re.search(rf"\b{axis}=(-?\d+)", p.mesh)

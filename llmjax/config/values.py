@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax.config.settings import base
+from llmjax.errors import UserError
 
 
 def literal(text: str) -> Any:
@@ -23,10 +24,10 @@ def literal(text: str) -> Any:
 
 
 def set_key(c: ConfigDict, key: str, value: Any) -> None:
-    """Set one dotted key in place, with the type that `base()` gives it. Raises ValueError that names the closest key."""
+    """Set one dotted key in place, with the type that `base()` gives it. Raises UserError that names the closest key."""
     default = flatten(base().to_dict()).get(key)
     if default is None:
-        raise ValueError(unknown_key(key))
+        raise UserError(unknown_key(key))
     *parents, last = key.split(".")
     node = c
     for parent in parents:
@@ -54,7 +55,7 @@ def _coerce(key: str, value: Any, default: Any) -> Any:
             return int(value)
     elif isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)
-    raise ValueError(f"{key}={value!r}: this key takes a {type(default).__name__}, such as {default!r}")
+    raise UserError(f"{key}={value!r}: this key takes a {type(default).__name__}, such as {default!r}")
 
 
 def unknown_key(key: str) -> str:
@@ -68,14 +69,14 @@ def unknown_key(key: str) -> str:
 
 
 def check_keys(tree: dict) -> None:
-    """Raise ValueError unless the keys of `tree` are exactly those of `base()`."""
+    """Raise UserError unless the keys of `tree` are exactly those of `base()`."""
     known, given = flatten(base().to_dict()), flatten(tree)
     for key in given:
         if key not in known:
-            raise ValueError(unknown_key(key))
+            raise UserError(unknown_key(key))
     missing = sorted(set(known) - set(given))
     if missing:
-        raise ValueError(f"the config lacks {', '.join(missing)}: start from llmjax.config.base(), which has every key")
+        raise UserError(f"the config lacks {', '.join(missing)}: start from llmjax.config.base(), which has every key")
     for key, value in given.items():
         _coerce(key, value, known[key])
 
@@ -94,7 +95,7 @@ def to_json(c: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """A config from `to_json`'s text. Raises ValueError for keys that this version does not have."""
+    """A config from `to_json`'s text. Raises UserError for keys that this version does not have."""
     tree = json.loads(text)
     check_keys(tree)
     c = base()
@@ -113,7 +114,7 @@ def parse_arg(arg: str, *, choices: Sequence[str] = (), **defaults: Any) -> Conf
     """The argument of a config file, `--config FILE:medium,width=64`, as a ConfigDict.
 
     `choices` are the bare words allowed, of which the one given (or the first) becomes `.choice`;
-    `defaults` are the `key=value` pairs allowed. Raises ValueError for anything left over.
+    `defaults` are the `key=value` pairs allowed. Raises UserError for anything left over.
     """
     result = ConfigDict({"choice": choices[0] if choices else "", **defaults})
     for part in filter(None, arg.split(",")):
@@ -124,7 +125,7 @@ def parse_arg(arg: str, *, choices: Sequence[str] = (), **defaults: Any) -> Conf
             result[key] = type(defaults[key])(literal(text))
         else:
             allowed = [*choices, *(f"{k}={v}" for k, v in defaults.items())]
-            raise ValueError(f"config argument {part!r} is not known; this file takes: {', '.join(allowed) or 'none'}")
+            raise UserError(f"config argument {part!r} is not known; this file takes: {', '.join(allowed) or 'none'}")
     return result
 
 
@@ -132,11 +133,11 @@ def parse_duration(value: str | int) -> tuple[float, str]:
     """An amount and its unit: step, token, epoch or %.
 
     `value` is an integer (steps) or text: "500 steps", "30M tokens", "1.5 epochs", "10%". Numbers may carry k, M, B or
-    T. Raises ValueError for anything else.
+    T. Raises UserError for anything else.
     """
     match = re.fullmatch(r"([0-9][0-9_.]*(?:e[0-9]+)?)\s*([kMBT]?)\s*(steps?|tokens?|epochs?|%|)", str(value).strip())
     if not match:
-        raise ValueError(
+        raise UserError(
             f"duration {value!r} is not understood: write 500, '500 steps', '30M tokens', '1.5 epochs' or '10%'"
         )
     amount = float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[match[2]]
@@ -146,17 +147,17 @@ def parse_duration(value: str | int) -> tuple[float, str]:
 def duration(value: str | int, *, tokens_per_step: int, tokens_per_epoch: int = 0, total_steps: int = 0) -> int:
     """A duration, as `parse_duration` reads it, in steps, rounded to the nearest; percentages are of `total_steps`.
 
-    Raises ValueError for what cannot be read, and for a unit whose number is not given.
+    Raises UserError for what cannot be read, and for a unit whose number is not given.
     """
     amount, unit = parse_duration(value)
     if unit == "token":
         return round(amount / tokens_per_step)
     if unit == "epoch":
         if not tokens_per_epoch:
-            raise ValueError(f"duration {value!r}: epochs are not known here; give steps or tokens")
+            raise UserError(f"duration {value!r}: epochs are not known here; give steps or tokens")
         return round(amount * tokens_per_epoch / tokens_per_step)
     if unit == "%":
         if not total_steps:
-            raise ValueError(f"duration {value!r}: a percentage needs a total; give steps, tokens or epochs here")
+            raise UserError(f"duration {value!r}: a percentage needs a total; give steps, tokens or epochs here")
         return round(amount / 100 * total_steps)
     return round(amount)

@@ -21,6 +21,7 @@ from llmjax.data import parallel_text
 from llmjax.data.mixture import Mixture, capped, parse_mixture, tempered
 from llmjax.data.ramp import batch_sizes, sizes
 from llmjax.data.tokens import Index, Stream, load_index
+from llmjax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2  # of the tokenizers that are trained here
@@ -144,7 +145,7 @@ class _Maker:
         self._ids = {"start_id": index.start_id, "end_id": index.end_id}
         self._numbers = index.language_numbers if c.model.languages else {}
         if len(self._numbers) > c.model.languages:
-            raise ValueError(
+            raise UserError(
                 f"there are {len(self._numbers)} languages ({', '.join(self._numbers)}) and model.languages="
                 f"{c.model.languages}: raise it, or give sources the names of their languages"
             )
@@ -189,7 +190,7 @@ class TrainBatches:
         """Open the train streams; `total_steps` is what percentages in data.mixture refer to.
 
         Raises:
-            ValueError: for token shards that are missing or damaged, a data.mixture that cannot be read, a source with
+            UserError: for token shards that are missing or damaged, a data.mixture that cannot be read, a source with
                 fewer than 2 tokens, or a batch that the hosts do not divide.
         """
         length = c.train.sequence_length
@@ -198,12 +199,12 @@ class TrainBatches:
                 name = (
                     "train.batch_size" if size == c.train.batch_size else "a batch of the ramp from train.batch_start"
                 )
-                raise ValueError(f"{name}={size} is not a multiple of the {hosts} hosts: change {name.split()[-1]}")
+                raise UserError(f"{name}={size} is not a multiple of the {hosts} hosts: change {name.split()[-1]}")
         index = load_index(tokens_folder)
         streams = {source: Stream(index, "train", source) for source in index.splits["train"]}
         streams = {source: stream for source, stream in streams.items() if stream.tokens >= 2}
         if not streams:
-            raise ValueError(
+            raise UserError(
                 f"there is no text to train on in {tokens_folder}: check data.sources and run `llmjax prepare` again"
             )
         self._make = _Maker(c, index, corruption)
@@ -263,11 +264,11 @@ def heldout_batches(
     it a batch's text has as many UTF-8 bytes as
     the `piece_bytes` of its targets with weight 1.
 
-    Raises ValueError as `TrainBatches` does. Without held-out text the dict is empty.
+    Raises UserError as `TrainBatches` does. Without held-out text the dict is empty.
     """
     batch_size = c.train.batch_size
     if batch_size % hosts:
-        raise ValueError(
+        raise UserError(
             f"train.batch_size={batch_size} is not a multiple of the {hosts} hosts: change train.batch_size"
         )
     index = load_index(tokens_folder)

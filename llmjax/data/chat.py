@@ -8,6 +8,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmjax.data.tokenizer import Tokenizer, parse_specials
+from llmjax.errors import UserError
 
 Message = Mapping[str, str]  # "role" and "content"
 HIDDEN = "\U000ffffd{}\U000ffffd"  # stands for special tokens that a message mentions; of a plane that no text uses
@@ -16,10 +17,10 @@ HIDDEN = "\U000ffffd{}\U000ffffd"  # stands for special tokens that a message me
 def chat_text(tokenizer: Tokenizer, messages: Sequence[Message], *, reply: bool = True) -> str:
     """The messages as the tokenizer's template writes them; with `reply` up to where the model's answer begins.
 
-    Raises ValueError when there is no template, or it refuses the messages.
+    Raises UserError when there is no template, or it refuses the messages.
     """
     if not tokenizer.chat_template:
-        raise ValueError("the tokenizer has no chat template, so this is no chat model: give it plain prompts")
+        raise UserError("the tokenizer has no chat template, so this is no chat model: give it plain prompts")
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
@@ -28,14 +29,14 @@ def chat_text(tokenizer: Tokenizer, messages: Sequence[Message], *, reply: bool 
         template = environment.from_string(tokenizer.chat_template)
         return template.render(messages=list(messages), add_generation_prompt=reply, **_named(tokenizer))
     except jinja2.TemplateError as error:
-        raise ValueError(f"the tokenizer's chat template refuses these messages: {error}") from error
+        raise UserError(f"the tokenizer's chat template refuses these messages: {error}") from error
 
 
 def chat_ids(tokenizer: Tokenizer, messages: Sequence[Message], *, reply: bool = True) -> list[int]:
     """The ids of messages as the template writes them: what a chat model is prompted with.
 
     Special tokens come from the template only: those that a message mentions stay text, so that nobody can end their
-    own turn and speak as another. Raises ValueError as `chat_text` does.
+    own turn and speak as another. Raises UserError as `chat_text` does.
     """
     specials = sorted(tokenizer.special_ids, key=len, reverse=True)
     hidden = {text: HIDDEN.format(i) for i, text in enumerate(specials)}

@@ -13,6 +13,7 @@ from typing import Any
 import sentencepiece
 
 from llmjax.data.tokenizer import PROBE, SPACE_SIGN, Tokenizer, parse_specials, sentencepiece_bytes
+from llmjax.errors import UserError
 
 SENTENCEPIECE_FILES = ("spiece.model", "sentencepiece.bpe.model")
 CONFIG_FILE, MAP_FILE = "tokenizer_config.json", "special_tokens_map.json"
@@ -82,13 +83,13 @@ class PiecesBackend:
 
 
 def load(file: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face tokenizer.json and of what lies beside it. Raises ValueError if it cannot be used."""
+    """The tokenizer of a Hugging Face tokenizer.json and of what lies beside it. Raises UserError if it cannot be used."""
     model = file.read_bytes()
     try:
         description = json.loads(model)
         vocabulary = description["model"]["vocab"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             "it describes neither the byte tokenizer nor a tokenizer of the `tokenizers` package "
             f"({error.__class__.__name__}: {error})"
         ) from error
@@ -119,14 +120,14 @@ def load(file: Path) -> Tokenizer:
 
 
 def load_sentencepiece(file: Path) -> Tokenizer:
-    """The tokenizer of a SentencePiece model of an imported one. Raises ValueError if it cannot be used."""
+    """The tokenizer of a SentencePiece model of an imported one. Raises UserError if it cannot be used."""
     processor = sentencepiece.SentencePieceProcessor()
     model = file.read_bytes()
     try:
         processor.LoadFromSerializedProto(model)
         size = processor.vocab_size()
     except RuntimeError as error:
-        raise ValueError("it is not a SentencePiece model (is the file complete?)") from error
+        raise UserError("it is not a SentencePiece model (is the file complete?)") from error
     beside = read_beside(file.parent)
     config = beside[CONFIG_FILE]
     specials = {processor.id_to_piece(i): i for i in range(size) if processor.is_control(i)}
@@ -166,7 +167,7 @@ def no_tokenizer(vocab_size: int) -> Tokenizer:
     class Missing:
         def encode_batch(self, texts: Sequence[str], *, parse: bool, threads: int) -> list[list[int]]:
             if texts:
-                raise ValueError("this model has no tokenizer: give it token ids, or import it with --tokenizer")
+                raise UserError("this model has no tokenizer: give it token ids, or import it with --tokenizer")
             return []
 
         def decode(self, ids: Sequence[int]) -> str:
@@ -187,7 +188,7 @@ def read_beside(folder: Path) -> dict[str, Any]:
         try:
             beside[name] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except ValueError as error:
-            raise ValueError(f"{path} is no JSON ({error}): get the file again") from error
+            raise UserError(f"{path} is no JSON ({error}): get the file again") from error
     template = folder / TEMPLATE_FILE
     beside[TEMPLATE_FILE] = template.read_text(encoding="utf-8") if template.is_file() else ""
     return beside
@@ -246,11 +247,11 @@ def _build(file: str) -> Any:
     try:
         import tokenizers
     except ImportError as error:
-        raise ValueError("reading it needs the package `tokenizers`: pip install 'llmjax[hf]'") from error
+        raise UserError("reading it needs the package `tokenizers`: pip install 'llmjax[hf]'") from error
     try:
         tokenizer = tokenizers.Tokenizer.from_str(file)
     except Exception as error:  # the package raises plain Exceptions
-        raise ValueError(f"the `tokenizers` package does not understand it ({error}); a newer one may") from error
+        raise UserError(f"the `tokenizers` package does not understand it ({error}); a newer one may") from error
     # Some files carry what they were last used with (MiniLM's pads to 128).
     tokenizer.no_padding()
     tokenizer.no_truncation()

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from llmjax.errors import UserError
+
 BLOCK = 256
 PERIOD = 4096
 STRIDE = 2531  # odd, near PERIOD times the golden ratio: neighbouring blocks round in different places
@@ -26,28 +28,28 @@ def parse_mixture(
         steps: from a duration as text to steps.
 
     Raises:
-        ValueError: for a string that cannot be read, an unknown source, a negative weight, a stage without a positive
+        UserError: for a string that cannot be read, an unknown source, a negative weight, a stage without a positive
             weight, a first stage that does not start at 0, or stages out of order.
     """
     stages: list[tuple[int, dict[str, float]]] = []
     for text in mixture:
         when, colon, shares = text.partition(":")
         if not colon:
-            raise ValueError(
+            raise UserError(
                 f"data.mixture: {text!r} is not understood: write START: SOURCE=WEIGHT ..., "
                 f"such as '80%: {sources[0]}=1'"
             )
         try:
             start = steps(when)
-        except ValueError as error:
-            raise ValueError(f"data.mixture: {text!r}: {error}") from error
+        except UserError as error:
+            raise UserError(f"data.mixture: {text!r}: {error}") from error
         weights = _parse_weights(text, shares, sources)
         if not stages and start != 0:
-            raise ValueError(
+            raise UserError(
                 f"data.mixture: the first stage must start at 0, not at {when.strip()}: begin with '0%: ...'"
             )
         if stages and start <= stages[-1][0]:
-            raise ValueError(
+            raise UserError(
                 f"data.mixture: {text!r} starts at step {start}, not after the stage before it, which starts at step "
                 f"{stages[-1][0]}: put the stages in order and apart"
             )
@@ -60,20 +62,20 @@ def _parse_weights(text: str, shares: str, sources: Sequence[str]) -> dict[str, 
     for share in shares.split():
         name, equals, number = share.rpartition("=")
         if not equals or not re.fullmatch(r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?", number):
-            raise ValueError(
+            raise UserError(
                 f"data.mixture: {share!r} in {text!r} is not understood: write SOURCE=WEIGHT, such as {sources[0]}=1"
             )
         if name not in sources:
-            raise ValueError(
+            raise UserError(
                 f"data.mixture: there is no source {name!r} in {text!r}; the sources are {', '.join(sources)}"
             )
         if name in weights:
-            raise ValueError(f"data.mixture: {text!r} gives {name} twice: keep one of them")
+            raise UserError(f"data.mixture: {text!r} gives {name} twice: keep one of them")
         weights[name] = float(number)
         if weights[name] < 0:
-            raise ValueError(f"data.mixture: {share!r} in {text!r} is negative: weights are 0 or more")
+            raise UserError(f"data.mixture: {share!r} in {text!r} is negative: weights are 0 or more")
     if not any(weights.values()):
-        raise ValueError(
+        raise UserError(
             f"data.mixture: no source has a positive weight in {text!r}: give at least one, such as {sources[0]}=1"
         )
     return weights
@@ -97,7 +99,7 @@ def capped(
         sizes: examples in one pass over each source.
 
     Raises:
-        ValueError: if the sources that a stage draws on have too few examples left between them.
+        UserError: if the sources that a stage draws on have too few examples left between them.
     """
     left = {name: max_epochs * size for name, size in sizes.items()}
     result = []
@@ -107,7 +109,7 @@ def capped(
         free = {name: weight for name, weight in weights.items() if weight > 0}
         share: dict[str, float] = {}
         if need > sum(left[name] for name in free) * (1 + 1e-9):
-            raise ValueError(
+            raise UserError(
                 f"data.max_epochs={max_epochs:g}: {', '.join(free)} have {sum(left[n] for n in free):,.0f} examples left "
                 f"under it, and {need:,.0f} are wanted from them: raise data.max_epochs, shorten train.duration, or add text"
             )

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from llmjax.errors import UserError
+
 BOM = b"\xef\xbb\xbf"
 PAIRS_FILE = "pairs.npy"  # beside the records of a stream: where each pair begins, and the end, uint64
 
@@ -34,7 +36,7 @@ def parse_spec(spec: str) -> Spec | None:
     """The parallel entry of `data.sources` that `spec` is, or None if it is of another kind. Reads nothing.
 
     Raises:
-        ValueError: for more than two files, a missing file, or languages that are no names or the same.
+        UserError: for more than two files, a missing file, or languages that are no names or the same.
     """
     if "|" not in spec or Path(spec).exists() or glob.has_magic(spec):
         return None
@@ -42,23 +44,23 @@ def parse_spec(spec: str) -> Spec | None:
     files = [Path(path).expanduser() for path in paths.split("|")]
     languages = names.split("|") if equals else [file.name.partition(".")[0] for file in files]
     if len(files) != 2 or len(languages) != 2:
-        raise ValueError(
+        raise UserError(
             f"data.sources: {spec!r} is not understood: parallel text is two files with as many lines, FILE|FILE, or "
             "with the names of their languages FIRST|SECOND=FILE|FILE"
         )
     for language in languages:
         if not re.fullmatch(r"\w[\w.]*", language, re.ASCII):
-            raise ValueError(
+            raise UserError(
                 f"data.sources: {spec!r}: {language!r} cannot name a language, which takes letters, digits, '_' and "
                 "'.': write FIRST|SECOND=FILE|FILE"
             )
     if languages[0] == languages[1]:
-        raise ValueError(
+        raise UserError(
             f"data.sources: {spec!r}: both languages are called {languages[0]!r}: name them, FIRST|SECOND=FILE|FILE"
         )
     for file in files:
         if not file.is_file():
-            raise ValueError(f"data.sources: {spec!r}: there is no file {file}")
+            raise UserError(f"data.sources: {spec!r}: there is no file {file}")
     return Spec((languages[0], languages[1]), (files[0], files[1]))
 
 
@@ -66,7 +68,7 @@ def read_pairs(first: Path, second: Path) -> Iterator[tuple[int, bytes, str]]:
     """(line number from 1, "TEXT\\nTEXT" in UTF-8, reason why it cannot be used or "") of each pair of lines.
 
     Raises:
-        ValueError: if one file has more lines than the other.
+        UserError: if one file has more lines than the other.
     """
     with first.open("rb") as a, second.open("rb") as b:
         number = 0
@@ -80,7 +82,7 @@ def read_pairs(first: Path, second: Path) -> Iterator[tuple[int, bytes, str]]:
             yield number, b"\n".join(texts), f"empty line: in {' and '.join(empty)}" if empty else ""
         if any(lines):
             counts = [number - 1 + bool(line) + sum(1 for _ in file) for line, file in zip(lines, (a, b), strict=True)]
-            raise ValueError(
+            raise UserError(
                 f"parallel text must have as many lines in both files, but {first} has {counts[0]:,} and {second} has "
                 f"{counts[1]:,}: line {number} is the first without a partner"
             )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ml_collections import ConfigDict
 
 from llmjax import config
+from llmjax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class BatchSizes:
     def steps(self, value: str | int, *, total_steps: int = 0) -> int:
         """A duration from the start of training in steps, rounded to the nearest; percentages are of `total_steps`.
 
-        Raises ValueError as `config.duration` does.
+        Raises UserError as `config.duration` does.
         """
         amount, unit = config.parse_duration(value)
         if unit not in ("token", "epoch") or (unit == "epoch" and not self.tokens_per_epoch):
@@ -95,7 +96,7 @@ def batch_sizes(c: ConfigDict, *, tokens_per_epoch: int = 0) -> BatchSizes:
     as train.duration does. Batches are never above the line.
 
     Raises:
-        ValueError: for durations in epochs when `tokens_per_epoch` is 0.
+        UserError: for durations in epochs when `tokens_per_epoch` is 0.
     """
     amount, unit = config.parse_duration(c.batch_ramp)
     if unit == "%":
@@ -105,7 +106,7 @@ def batch_sizes(c: ConfigDict, *, tokens_per_epoch: int = 0) -> BatchSizes:
     first, *later = sizes(c)
     if unit == "epoch" and later:
         if not tokens_per_epoch:
-            raise ValueError(f"train.batch_ramp={c.batch_ramp!r}: epochs are not known here; give steps or tokens")
+            raise UserError(f"train.batch_ramp={c.batch_ramp!r}: epochs are not known here; give steps or tokens")
         amount, unit = amount * tokens_per_epoch, "token"
     stages = [Stage(0, 0, first, micro_batches(c, first))]
     for size in later:

@@ -21,6 +21,8 @@ from typing import Any, Protocol
 
 import sentencepiece
 
+from llmjax.errors import UserError
+
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")  # ids 0, 1, 2, 3 of every tokenizer
 FIRST_BYTE_ID = len(SPECIALS)
 SPACE_SIGN = "\u2581"  # what SentencePiece writes for a space
@@ -106,7 +108,7 @@ class Tokenizer:
         for i in ids:
             if i is not None:
                 return i
-        raise ValueError(
+        raise UserError(
             "the tokenizer has no id that could part documents: give it a bos_token or an eos_token in "
             "tokenizer/tokenizer_config.json"
         )
@@ -118,14 +120,14 @@ class Tokenizer:
             specials: what becomes of special tokens that are written in the text, such as "<|im_end|>": "text" encodes
                 them like any other characters, "parse" gives their ids (for chat prompts that the program composed).
 
-        Raises ValueError for a lone surrogate, which is no character.
+        Raises UserError for a lone surrogate, which is no character.
         """
         return self.encode_batch([text], threads=1, specials=specials)[0]
 
     def encode_batch(self, texts: Sequence[str], *, threads: int = -1, specials: str = "text") -> list[list[int]]:
         """The ids of each text, as `encode` gives them, with this many threads (-1: one a core)."""
         if specials not in ("text", "parse"):
-            raise ValueError(f"specials={specials!r} is not known: give 'text' or 'parse'")
+            raise UserError(f"specials={specials!r} is not known: give 'text' or 'parse'")
         for text in texts:
             _check_characters(text)
         if self.backend is not None:
@@ -187,7 +189,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     a tokenizer_config.json beside it is that of an imported model and is taken as it is.
 
     Raises:
-        ValueError: if there is none, or for any other SentencePiece model that has other special ids than ours, has no
+        UserError: if there is none, or for any other SentencePiece model that has other special ids than ours, has no
             bytes to fall back on, or does not give a text back exactly.
     """
     from llmjax.data import hf_tokenizer  # which needs this module
@@ -197,7 +199,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     files = [path / name for name in names] if path.is_dir() else [path]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
-        raise ValueError(
+        raise UserError(
             f"there is no tokenizer at {path}: run `llmjax tokenizer` first, or set tokenizer.path to a SentencePiece "
             ".model file, a tokenizer.json or a folder with either"
         )
@@ -210,30 +212,30 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         if (file.parent / hf_tokenizer.CONFIG_FILE).is_file():
             return hf_tokenizer.load_sentencepiece(file)
         return from_model(model)
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be used: {error}") from error
+    except UserError as error:
+        raise UserError(f"{file} cannot be used: {error}") from error
 
 
 def from_model(model: bytes) -> Tokenizer:
-    """A tokenizer from the bytes of a SentencePiece model. Raises ValueError if it is not compatible."""
+    """A tokenizer from the bytes of a SentencePiece model. Raises UserError if it is not compatible."""
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)
         size = processor.vocab_size()
     except RuntimeError as error:
-        raise ValueError("it is not a SentencePiece model (is the file complete?)") from error
+        raise UserError("it is not a SentencePiece model (is the file complete?)") from error
     found = [processor.pad_id(), processor.bos_id(), processor.eos_id(), processor.unk_id()]
     if found != [0, 1, 2, 3]:
-        raise ValueError(
+        raise UserError(
             f"its special ids pad, bos, eos, unk are {', '.join(map(str, found))} where llmjax needs 0, 1, 2, 3: "
             "train it with --pad_id=0 --bos_id=1 --eos_id=2 --unk_id=3, or leave tokenizer.path empty to train one here"
         )
     pieces = sentencepiece_bytes(processor)
     if missing := 256 - len({piece for i, piece in enumerate(pieces) if processor.is_byte(i)}):
-        raise ValueError(f"{missing} of the 256 bytes have no piece: train it with --byte_fallback=true")
+        raise UserError(f"{missing} of the 256 bytes have no piece: train it with --byte_fallback=true")
     tokenizer = Tokenizer(kind="sentencepiece", vocab_size=size, piece_bytes=pieces, model=model, processor=processor)
     if tokenizer.decode(tokenizer.encode(PROBE)) != PROBE:
-        raise ValueError(
+        raise UserError(
             "it changes the text it encodes: train it with --normalization_rule_name=identity --add_dummy_prefix=false "
             "--remove_extra_whitespaces=false"
         )
@@ -259,7 +261,7 @@ def train_tokenizer(
         text_bytes, train_bytes: if both are given, train on this share of every text, `train_bytes / text_bytes`.
 
     Raises:
-        ValueError: for a vocabulary that is larger or smaller than the texts allow, with the size that works; for
+        UserError: for a vocabulary that is larger or smaller than the texts allow, with the size that works; for
             texts without a character; for a lone surrogate.
     """
     if kind == "byte":
@@ -279,7 +281,7 @@ def train_tokenizer(
 def _train(chunks: Iterator[str], *, kind: str, **settings: Any) -> bytes:
     first = next(chunks, None)
     if first is None:
-        raise ValueError("there is no text to train a tokenizer on: check data.sources and data.min_bytes")
+        raise UserError("there is no text to train a tokenizer on: check data.sources and data.min_bytes")
 
     def sentences() -> Iterator[str]:
         yield first
@@ -318,14 +320,14 @@ def _train(chunks: Iterator[str], *, kind: str, **settings: Any) -> bytes:
     return model.getvalue()
 
 
-def _vocabulary_error(message: str, vocab_size: int) -> ValueError | None:
+def _vocabulary_error(message: str, vocab_size: int) -> UserError | None:
     if high := re.search(r"Vocabulary size too high.*?value <= (\d+)", message, re.DOTALL):
-        return ValueError(
+        return UserError(
             f"tokenizer.vocab_size={vocab_size} is too large: the corpus supports at most {high[1]} pieces; "
             f"set tokenizer.vocab_size={high[1]} or less, or add text"
         )
     if small := re.search(r"Vocabulary size is smaller than required_chars\.? *\d+ vs (\d+)", message):
-        return ValueError(
+        return UserError(
             f"tokenizer.vocab_size={vocab_size} is too small: the characters, bytes and special tokens alone take "
             f"{small[1]}; set tokenizer.vocab_size={small[1]} or more"
         )
@@ -362,7 +364,7 @@ def _check_characters(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise UserError(
             f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}: it is half "
             "of a character and has no UTF-8; read the file with errors='replace' or remove it"
         ) from error

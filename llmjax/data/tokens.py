@@ -24,6 +24,7 @@ from llmjax import progress
 from llmjax.data import parallel_text
 from llmjax.data.documents import SPLITS, read_documents, shard_files
 from llmjax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from llmjax.errors import UserError
 
 BATCH_BYTES = 4_000_000  # text that is encoded at once
 FILE_TOKENS = 1 << 26  # a new file is begun after this many tokens
@@ -38,14 +39,14 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     encode_seconds, encode_megabytes_per_second and seconds.
 
     Raises:
-        ValueError: if prepare has not run, if tokenizer.path is no usable tokenizer, or for a vocabulary size that the
+        UserError: if prepare has not run, if tokenizer.path is no usable tokenizer, or for a vocabulary size that the
             text does not allow.
         OSError: if a shard cannot be written.
     """
     began = time.perf_counter()
     prepared = workdir / "prepare"
     if not shard_files(prepared / "train"):
-        raise ValueError(f"there are no documents in {prepared / 'train'}: run `llmjax prepare` first")
+        raise UserError(f"there are no documents in {prepared / 'train'}: run `llmjax prepare` first")
     tokenizer = load_tokenizer(c.tokenizer.path) if c.tokenizer.path else _train(c, prepared)
     trained = time.perf_counter()
     folder = workdir / "tokenizer"
@@ -259,11 +260,11 @@ class Index:
 
 
 def load_index(tokens_folder: str | Path) -> Index:
-    """Read index.json. Raises ValueError if it is missing or damaged; the message names the stage to run."""
+    """Read index.json. Raises UserError if it is missing or damaged; the message names the stage to run."""
     folder = Path(tokens_folder)
     file = folder / "index.json"
     if not file.is_file():
-        raise ValueError(f"there are no token shards in {folder}: run `llmjax tokenizer` first")
+        raise UserError(f"there are no token shards in {folder}: run `llmjax tokenizer` first")
     try:
         values = {"start_id": 1, "end_id": 2} | json.loads(file.read_text(encoding="utf-8"))  # older ones lack these
         for sources in values["splits"].values():
@@ -271,19 +272,19 @@ def load_index(tokens_folder: str | Path) -> Index:
                 entry.setdefault("languages", [source])
         return Index(**{**values, "folder": folder, "dtype": np.dtype(values["dtype"]).newbyteorder("<")})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged: {_rerun(folder)}") from error
+        raise UserError(f"{file} is damaged: {_rerun(folder)}") from error
 
 
 class Stream:
     """Random access to the tokens of one split and source."""
 
     def __init__(self, index: Index, split: str, source: str) -> None:
-        """Raises ValueError for a source that is not there, and for a shard that is missing, truncated or damaged."""
+        """Raises UserError for a source that is not there, and for a shard that is missing, truncated or damaged."""
         import grain  # it imports jax, which most of this room does without
 
         if source not in index.splits.get(split, {}):
             known = ", ".join(index.splits.get(split, {})) or "none"
-            raise ValueError(f"there is no {split} stream of source {source!r} in {index.folder}; there are: {known}")
+            raise UserError(f"there is no {split} stream of source {source!r} in {index.folder}; there are: {known}")
         entry = index.splits[split][source]
         self.tokens: int = entry["tokens"]
         self.text_bytes: int = entry["text_bytes"]
@@ -295,7 +296,7 @@ class Stream:
         self._readers = []
         for path, file in zip(self._files, entry["files"], strict=True):
             if not path.is_file():
-                raise ValueError(f"the token shard {path} is missing: {_rerun(index.folder)}")
+                raise UserError(f"the token shard {path} is missing: {_rerun(index.folder)}")
             try:
                 reader = grain.sources.ArrayRecordDataSource(str(path))
                 records = len(reader)
@@ -309,7 +310,7 @@ class Stream:
         return self.tokens
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop), uint16 or uint32. Raises ValueError for a damaged shard."""
+        """Tokens [start, stop), uint16 or uint32. Raises UserError for a damaged shard."""
         assert 0 <= start <= stop <= self.tokens, (start, stop, self.tokens)
         if start == stop:
             return np.empty(0, self._index.dtype)
@@ -332,13 +333,13 @@ class Stream:
 
 
 def read_stream(tokens_folder: str | Path, split: str, source: str) -> np.ndarray:
-    """A whole stream, uint16 or uint32. Raises ValueError as `load_index` and `Stream` do."""
+    """A whole stream, uint16 or uint32. Raises UserError as `load_index` and `Stream` do."""
     stream = Stream(load_index(tokens_folder), split, source)
     return stream.read(0, stream.tokens)
 
 
-def _damaged(path: Path, index: Index) -> ValueError:
-    return ValueError(f"the token shard {path} is truncated or damaged: {_rerun(index.folder)}")
+def _damaged(path: Path, index: Index) -> UserError:
+    return UserError(f"the token shard {path} is truncated or damaged: {_rerun(index.folder)}")
 
 
 def _rerun(folder: Path) -> str:

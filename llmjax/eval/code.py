@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmjax.api import LanguageModel
+from llmjax.errors import UserError
 from llmjax.eval import local_data, sandbox
 from llmjax.eval.leaderboard import TaskScore
 from llmjax.eval.likelihood import context_length
@@ -40,7 +41,7 @@ class Problem:
 
 
 def load(path: str | Path) -> list[Problem]:
-    """The problems of a file in either format. Raises ValueError for another."""
+    """The problems of a file in either format. Raises UserError for another."""
     problems = []
     for number, row in enumerate(local_data.read(Path(path))):
         if {"prompt", "entry_point", "test"} <= row.keys():
@@ -48,7 +49,7 @@ def load(path: str | Path) -> list[Problem]:
         elif "test_list" in row and ("text" in row or "prompt" in row):
             problems.append(_mbpp(row))
         else:
-            raise ValueError(f"row {number} of {path} is neither HumanEval's nor MBPP's: it has {', '.join(row)}")
+            raise UserError(f"row {number} of {path} is neither HumanEval's nor MBPP's: it has {', '.join(row)}")
     return problems
 
 
@@ -58,7 +59,7 @@ def find(task: str, folders: Sequence[str | Path]) -> list[Problem]:
         for name in (f"{task}.jsonl", f"{task}_test.jsonl"):
             if (Path(folder) / name).is_file():
                 return load(Path(folder) / name)
-    raise ValueError(f"no problems of {task}: give --data DIR, a folder with {task}.jsonl")
+    raise UserError(f"no problems of {task}: give --data DIR, a folder with {task}.jsonl")
 
 
 def _humaneval(row: dict[str, Any]) -> Problem:
@@ -82,10 +83,10 @@ def _mbpp(row: dict[str, Any]) -> Problem:
 def pass_at_k(samples: int, right: int, k: int) -> float:
     """The chance that one of k samples is right, without bias, from n samples of which c are: 1 - C(n-c, k) / C(n, k).
 
-    Raises ValueError for fewer samples than k.
+    Raises UserError for fewer samples than k.
     """
     if not 1 <= k <= samples or not 0 <= right <= samples:
-        raise ValueError(f"pass@{k} cannot be told from {samples} samples of which {right} are right")
+        raise UserError(f"pass@{k} cannot be told from {samples} samples of which {right} are right")
     return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
@@ -123,12 +124,12 @@ def evaluate(
         limits: of each program.
 
     Raises:
-        ValueError: when code may not run, several samples would be the same, or data is missing.
+        UserError: when code may not run, several samples would be the same, or data is missing.
     """
     if not allow_code_execution:
-        raise ValueError(f"{task}: {REFUSAL}")
+        raise UserError(f"{task}: {REFUSAL}")
     if samples > 1 and temperature == 0:
-        raise ValueError(f"{samples} samples at temperature 0 are all the same: set a temperature, such as 0.8")
+        raise UserError(f"{samples} samples at temperature 0 are all the same: set a temperature, such as 0.8")
     for k in ks:
         pass_at_k(samples, 0, k)
     problems = find(task, folders)

@@ -6,6 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from llmjax.errors import UserError
+
 
 def add_tasks(verb: argparse.ArgumentParser) -> None:
     """What `llmjax eval` takes to run benchmarks on a model, in place of the stage."""
@@ -55,7 +57,7 @@ def rate(args: argparse.Namespace) -> int:
     if not args.answers:
         found = ratings.read(args.to)
         if not found:
-            raise ValueError(f"{args.to} has no ratings yet: give the files with the answers to rate")
+            raise UserError(f"{args.to} has no ratings yet: give the files with the answers to rate")
         print(ratings.summary(found))
         return 0
     session = rating.Session(ratings.read_pairs(args.answers), args.to, seed=args.seed)

@@ -36,7 +36,7 @@ class Contamination:
 def check(tasks: Sequence[str], folders: Sequence[str | Path], run: Path) -> dict[str, Contamination]:
     """Task -> what of it is in the training text of a run; {} for a run that has none, such as an imported model.
 
-    Raises ValueError for missing or damaged data.
+    Raises UserError for missing or damaged data.
     """
     prepared = run / "prepare"
     if not (prepared / "train").is_dir():

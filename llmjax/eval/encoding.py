@@ -8,6 +8,7 @@ nothing else but the prefix token stands before a continuation that has no conte
 from collections.abc import Iterator, Sequence
 
 from llmjax.data.tokenizer import Tokenizer
+from llmjax.errors import UserError
 from llmjax.eval.likelihood import Request
 
 
@@ -33,7 +34,7 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list
     Spaces at the end of a context go over to the continuation. Where the two melt into one token, so that nothing is
     left of the continuation, it is encoded alone.
 
-    Raises ValueError for an empty continuation.
+    Raises UserError for an empty continuation.
     """
     moved = []
     for context, continuation in pairs:
@@ -56,7 +57,7 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list
         else:
             requests.append(Request(ids[context], ids[context + rest][len(ids[context]) :]))
         if not requests[-1].continuation:
-            raise ValueError(f"continuation {number} is empty, so there is nothing to score")
+            raise UserError(f"continuation {number} is empty, so there is nothing to score")
     return requests
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from llmjax.api import LanguageModel
 from llmjax.data.chat import chat_text
+from llmjax.errors import UserError
 from llmjax.eval import leaderboard, local_data, native
 from llmjax.eval.encoding import encode_pairs, encode_texts, prefix_id, rolling_windows
 from llmjax.eval.leaderboard import Setting, TaskScore, expand, mmlu
@@ -30,9 +31,9 @@ NEW_TOKENS = 256  # that the harness lets a task generate when it does not say
 
 
 def require() -> None:
-    """Raise ValueError unless the harness is installed."""
+    """Raise UserError unless the harness is installed."""
     if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError("lm-evaluation-harness is not installed: pip install 'llmjax[eval]'")
+        raise UserError("lm-evaluation-harness is not installed: pip install 'llmjax[eval]'")
 
 
 @contextmanager
@@ -158,12 +159,12 @@ def make_model(
 def chat_prompt(model: LanguageModel, messages: Sequence[dict[str, str]], *, reply: bool) -> str:
     """The messages as the tokenizer's template writes them; without `reply` the last one is left open, to go on.
 
-    A template that refuses a system's message is given the others, as in the harness. Raises ValueError as `chat_text`
+    A template that refuses a system's message is given the others, as in the harness. Raises UserError as `chat_text`
     does.
     """
     try:
         text = chat_text(model.tokenizer, messages, reply=reply)
-    except ValueError:
+    except UserError:
         others = [message for message in messages if message["role"] != "system"]
         if not model.tokenizer.chat_template or len(others) == len(messages):
             raise
@@ -178,12 +179,12 @@ def chat_prompt(model: LanguageModel, messages: Sequence[dict[str, str]], *, rep
 def generation_settings(given: dict[str, Any], *, limit: int) -> tuple[dict[str, Any], int]:
     """The settings of `LanguageModel.generate` that a task's generation_kwargs mean, and its number of new tokens.
 
-    Greedy unless `do_sample`. Raises ValueError when the new tokens alone fill the model's context.
+    Greedy unless `do_sample`. Raises UserError when the new tokens alone fill the model's context.
     """
     aliases = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
     count = int(next((given[name] for name in aliases if given.get(name) is not None), NEW_TOKENS))
     if count >= limit:
-        raise ValueError(
+        raise UserError(
             f"the task generates {count} tokens, which leaves nothing of the model's {limit} for the prompt: "
             "give a longer eval.context_length, or a model that reads more"
         )
@@ -257,7 +258,7 @@ def evaluate(
         bootstrap: resamples for the standard errors of metrics that are no means.
 
     Raises:
-        ValueError: for unknown tasks, missing data, or a task that needs the network.
+        UserError: for unknown tasks, missing data, or a task that needs the network.
     """
     require()
     names = expand(tasks)
@@ -290,7 +291,7 @@ def evaluate(
                 log_samples=True,
             )
         except (ConnectionError, OSError) as error:
-            raise ValueError(
+            raise UserError(
                 f"a task wants something from the Hugging Face hub, which is off ({error}): tasks with their own metrics "
                 "or data scripts cannot run from local files"
             ) from error
@@ -298,7 +299,7 @@ def evaluate(
             lacking = [f"{leaf}_{name}.jsonl" for leaf, data in splits.items() for name in dict.fromkeys(data.missing)]
             if not lacking:
                 raise
-            raise ValueError(
+            raise UserError(
                 f"the harness stopped ({error}); it had no {', '.join(lacking)}: add it to the data"
             ) from error
     assert found is not None
@@ -334,7 +335,7 @@ def _score(task: str, found: dict[str, Any], setting: Setting | None, data: Task
         label = name if kind == "none" else key
         metrics[label] = Estimate(float(value), float(error) if isinstance(error, (int, float)) else np.nan, count)
     if not metrics:
-        raise ValueError(f"the harness gave no score for {task}")
+        raise UserError(f"the harness gave no score for {task}")
     main = setting.metric if setting and setting.metric in metrics else next(iter(metrics))
     items: dict[int, dict[str, Any]] = {}
     for sample in samples:

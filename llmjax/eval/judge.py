@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from llmjax.api import LanguageModel
 from llmjax.data.chat import chat_ids
+from llmjax.errors import UserError
 from llmjax.eval.likelihood import context_length
 from llmjax.eval.ratings import Choice, Pair, Rating, rate
 
@@ -40,7 +41,7 @@ def judge(pairs: Sequence[Pair], ask: Ask, *, rater: str) -> Iterator[Rating]:
         ]
         said = list(ask(asked))
         if len(said) != len(asked):
-            raise ValueError(f"the judge gave {len(said)} answers to {len(asked)} questions")
+            raise UserError(f"the judge gave {len(said)} answers to {len(asked)} questions")
         for pair, text, other in zip(part, said[::2], said[1::2], strict=True):
             one, two = verdict(text, first=0), verdict(other, first=1)
             choice: Choice = None if one is None or two is None else one if one == two else "tie"

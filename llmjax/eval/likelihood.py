@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.api import LanguageModel
+from llmjax.errors import UserError
 from llmjax.eval.rows import Row, build_rows, choose_lengths
 from llmjax.model import head
 from llmjax.model.block import ATTENTION, sections
@@ -112,7 +113,7 @@ def score_requests(
         on_scored: told how many requests have been scored.
 
     Raises:
-        ValueError: for a model that does not predict text from left to right, an empty context or continuation, a
+        UserError: for a model that does not predict text from left to right, an empty context or continuation, a
             continuation longer than `max_length`, ids out of the vocabulary, or more than its learned positions.
     """
     c = model.config.model
@@ -192,24 +193,24 @@ def logits_block(vocab_size: int) -> int:
 def _check(model: LanguageModel, requests: Sequence[Request], limit: int) -> None:
     name = model.config.objective.name
     if not OBJECTIVES[name].reads_left_to_right:
-        raise ValueError(
+        raise UserError(
             f"tasks need a model that predicts text from left to right, which objective.name={name} does not"
         )
     c = model.config.model
     if c.position == "learned" and limit > c.max_length:
-        raise ValueError(f"a length of {limit} is more than the model's {c.max_length} learned positions: lower it")
+        raise UserError(f"a length of {limit} is more than the model's {c.max_length} learned positions: lower it")
     for number, request in enumerate(requests):
         if not len(request.context) or not len(request.continuation):
-            raise ValueError(f"request {number} has no context or no continuation: give at least one token of each")
+            raise UserError(f"request {number} has no context or no continuation: give at least one token of each")
         if len(request.continuation) > limit:
-            raise ValueError(
+            raise UserError(
                 f"the continuation of request {number} has {len(request.continuation)} tokens, more than the {limit} "
                 "that the model reads: cut it, or score it as a rolling text"
             )
         low = min(min(request.context), min(request.continuation))
         high = max(max(request.context), max(request.continuation))
         if low < 0 or high >= c.vocab_size:
-            raise ValueError(f"request {number} has ids that are not from 0 to {c.vocab_size - 1}")
+            raise UserError(f"request {number} has ids that are not from 0 to {c.vocab_size - 1}")
 
 
 @dataclass

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmjax.errors import UserError
+
 Doc = dict[str, Any]
 
 SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",), "dev": ("dev",)}
@@ -45,10 +47,10 @@ def find(task: str, folders: Sequence[str | Path], *, shots_from: str = "train")
         shots_from: the split that the task takes its examples from.
 
     Raises:
-        ValueError: when no folder has a file of the task, or a file is damaged.
+        UserError: when no folder has a file of the task, or a file is damaged.
     """
     if not folders:
-        raise ValueError(f"{task} needs its questions: give --data DIR, a folder with {_base(task)}_test.jsonl")
+        raise UserError(f"{task} needs its questions: give --data DIR, a folder with {_base(task)}_test.jsonl")
     base = _base(task)
     splits = {split: read(path) for split in SPLITS if (path := _file(base, split, folders)) is not None}
     if "test" not in splits and "validation" not in splits:
@@ -58,20 +60,20 @@ def find(task: str, folders: Sequence[str | Path], *, shots_from: str = "train")
         splits = {name: [row for row in rows if row.get("subject") == subject] for name, rows in splits.items()}
         splits = {name: rows for name, rows in splits.items() if rows}
         if "test" not in splits and "validation" not in splits:
-            raise ValueError(f"the data has no questions of the subject {subject!r}")
+            raise UserError(f"the data has no questions of the subject {subject!r}")
     asked = "test" if "test" in splits else "validation"
     return TaskData(asked, shots_from if shots_from in splits else asked, splits)
 
 
 def asked_file(task: str, folders: Sequence[str | Path]) -> Path:
-    """The file of the questions that are asked (of all subjects of MMLU). ValueError if there is none."""
+    """The file of the questions that are asked (of all subjects of MMLU). UserError if there is none."""
     base = _base(task)
     named = [Path(folder) / f"{base}.jsonl" for folder in folders]
     found = _file(base, "test", folders) or _file(base, "validation", folders)
     found = found or next((path for path in named if path.is_file()), None)
     if found is None:
         wanted = f"{base}_test.jsonl, {base}_validation.jsonl or {base}.jsonl"
-        raise ValueError(f"no questions of {task}: none of {', '.join(map(str, folders)) or '--data'} has {wanted}")
+        raise UserError(f"no questions of {task}: none of {', '.join(map(str, folders)) or '--data'} has {wanted}")
     return found
 
 
@@ -87,7 +89,7 @@ def subjects(folders: Sequence[str | Path]) -> list[str]:
 
 
 def read(path: Path) -> list[Doc]:
-    """The rows of a file of JSON Lines. Raises ValueError with the line that is none."""
+    """The rows of a file of JSON Lines. Raises UserError with the line that is none."""
     rows = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
@@ -95,9 +97,9 @@ def read(path: Path) -> list[Doc]:
                 try:
                     rows.append(json.loads(line))
                 except ValueError as error:
-                    raise ValueError(f"{path}, line {number} is no JSON ({error}): get the file again") from error
+                    raise UserError(f"{path}, line {number} is no JSON ({error}): get the file again") from error
     if not rows:
-        raise ValueError(f"{path} is empty: get the file again")
+        raise UserError(f"{path} is empty: get the file again")
     return rows
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from llmjax.errors import UserError
+
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]) -> float:
     """Corpus BLEU (Papineni et al. 2002) from 0 to 100, as sacrebleu defines it (13a tokens, exponential smoothing).
@@ -31,7 +33,7 @@ def chrf(
 def rouge_l(hypotheses: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]) -> float:
     """The mean of ROUGE-L's F measure (Lin 2004) from 0 to 1, of each text's best reference; no stemming."""
     if not hypotheses:
-        raise ValueError("there is no text to score")
+        raise UserError("there is no text to score")
     scorer = _library("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=False)
     sets = _by_set(hypotheses, references)
     best = [
@@ -52,7 +54,7 @@ def confusion_matrix(labels: Sequence[int], predictions: Sequence[int], *, class
     labels_B, predictions_B = _checked(labels, predictions)
     size = classes or int(max(labels_B.max(), predictions_B.max())) + 1
     if min(labels_B.min(), predictions_B.min()) < 0 or max(labels_B.max(), predictions_B.max()) >= size:
-        raise ValueError(f"classes must be numbers from 0 to {size - 1}")
+        raise UserError(f"classes must be numbers from 0 to {size - 1}")
     matrix = np.zeros((size, size), np.int64)
     np.add.at(matrix, (labels_B, predictions_B), 1)
     return matrix
@@ -77,7 +79,7 @@ def f1(labels: Sequence[int], predictions: Sequence[int], *, average: str = "mac
         return float((by_class * actual).sum() / actual.sum())
     if average == "binary":
         return float(by_class[1]) if len(by_class) > 1 else 0.0
-    raise ValueError(f"average={average!r} is not known: give macro, micro, weighted or binary")
+    raise UserError(f"average={average!r} is not known: give macro, micro, weighted or binary")
 
 
 def calibration_error(confidences: Sequence[float], right: Sequence[bool], *, bins: int = 10) -> float:
@@ -85,9 +87,9 @@ def calibration_error(confidences: Sequence[float], right: Sequence[bool], *, bi
     their accuracy from their mean confidence, weighted by how many predictions they hold."""
     confidence_B, right_B = np.asarray(confidences, float), np.asarray(right, float)
     if confidence_B.shape != right_B.shape or not confidence_B.size:
-        raise ValueError("confidences and right must be of the same predictions, at least one")
+        raise UserError("confidences and right must be of the same predictions, at least one")
     if confidence_B.min() < 0 or confidence_B.max() > 1:
-        raise ValueError("confidences must be from 0 to 1")
+        raise UserError("confidences must be from 0 to 1")
     bin_B = np.clip(np.ceil(confidence_B * bins).astype(int) - 1, 0, bins - 1)
     counts, sums, hits = (np.bincount(bin_B, weights=w, minlength=bins) for w in (None, confidence_B, right_B))
     return float(np.abs(hits - sums).sum() / counts.sum())
@@ -96,17 +98,17 @@ def calibration_error(confidences: Sequence[float], right: Sequence[bool], *, bi
 def _checked(labels: Sequence[int], predictions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     labels_B, predictions_B = np.asarray(labels), np.asarray(predictions)
     if labels_B.shape != predictions_B.shape or not labels_B.size:
-        raise ValueError("labels and predictions must be as many, at least one")
+        raise UserError("labels and predictions must be as many, at least one")
     return labels_B.astype(np.int64), predictions_B.astype(np.int64)
 
 
 def _by_set(hypotheses: Sequence[str], references: Sequence[Any]) -> list[list[str]]:
     """[references of the first set, of the second, ...]."""
     if len(hypotheses) != len(references):
-        raise ValueError(f"there are {len(hypotheses)} texts and {len(references)} references: give one for each")
+        raise UserError(f"there are {len(hypotheses)} texts and {len(references)} references: give one for each")
     rows = [[row] if isinstance(row, str) else list(row) for row in references]
     if len({len(row) for row in rows}) > 1:
-        raise ValueError("every text must have as many references as the others")
+        raise UserError("every text must have as many references as the others")
     return [list(column) for column in zip(*rows, strict=True)]
 
 
@@ -114,4 +116,4 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(f"this needs the package {name.partition('.')[0]}: pip install 'llmjax[eval]'") from error
+        raise UserError(f"this needs the package {name.partition('.')[0]}: pip install 'llmjax[eval]'") from error

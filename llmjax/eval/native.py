@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax.api import LanguageModel
+from llmjax.errors import UserError
 from llmjax.eval import local_data, prompts
 from llmjax.eval.encoding import encode_pairs
 from llmjax.eval.leaderboard import SETTINGS, Setting, TaskScore, expand, mmlu
@@ -44,12 +45,12 @@ def evaluate(
         on_scored: called with the numbers of choices that are scored and of all.
 
     Raises:
-        ValueError: for tasks that are not ours, missing or damaged data, and models that cannot be scored.
+        UserError: for tasks that are not ours, missing or damaged data, and models that cannot be scored.
     """
     names = expand(tasks)
     for name in names:
         if not can_run(name):
-            raise ValueError(f"{name} is not a task of the native runner, which has {', '.join(prompts.MAKERS)}")
+            raise UserError(f"{name} is not a task of the native runner, which has {', '.join(prompts.MAKERS)}")
     parts = {name: with_subjects(name, folders) for name in names}
     asked: dict[str, tuple[list[tuple[Question, list[tuple[str, str]]]], TaskData]] = {}
     for part in dict.fromkeys(part for group in parts.values() for part in group):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from llmjax.errors import UserError
 from llmjax.eval.leaderboard import Setting
 from llmjax.eval.local_data import MMLU, Doc, TaskData
 
@@ -120,14 +121,14 @@ def prompts(
         limit: at most so many questions; 0: all.
 
     Raises:
-        ValueError: when there are fewer examples than the setting asks for.
+        UserError: when there are fewer examples than the setting asks for.
     """
     make = MAKERS[MMLU if task.startswith(f"{MMLU}_") else task]
     asked = data.splits[data.asked]
     pool = data.splits[data.shots]
     available = len(pool) - data.leave_one_out
     if available < setting.shots:
-        raise ValueError(
+        raise UserError(
             f"{task} takes {setting.shots} examples from its {data.shots} split, which has {available} to spare: "
             "add rows to its file, or lower the shots"
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from llmjax.errors import UserError
 from llmjax.eval.ratings import Choice, Pair, Rating, append, pair_key, rate, read, shown_order, summary
 
 BODY_LIMIT = 1 << 16
@@ -65,11 +66,11 @@ class Session:
     def save(self, rater: str, key: str, shown: str) -> Rating | None:
         """Save that the answer shown in this place ("0", "1") or "tie" was chosen; None if that pair was rated before.
 
-        Raises ValueError for a pair or a choice that does not exist.
+        Raises UserError for a pair or a choice that does not exist.
         """
         pair = self._by_key.get(key)
         if pair is None or shown not in ("0", "1", "tie") or not rater.strip():
-            raise ValueError("there is no such pair, choice or rater")
+            raise UserError("there is no such pair, choice or rater")
         order = self.order(pair, rater)
         choice: Choice = "tie" if shown == "tie" else order[int(shown)]
         with self._lock:
@@ -115,7 +116,7 @@ def make_server(session: Session, *, port: int = 0) -> ThreadingHTTPServer:
             rater = fields.get("rater", "").strip()
             try:
                 session.save(rater, fields.get("pair", ""), fields.get("shown", ""))
-            except ValueError as error:
+            except UserError as error:
                 return self._send(HTTPStatus.BAD_REQUEST, str(error))
             self._send(HTTPStatus.OK, page(session, rater))
 

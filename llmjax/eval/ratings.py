@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llmjax.errors import UserError
 from llmjax.eval import local_data, statistics
 
 Choice = int | str | None
@@ -58,9 +59,9 @@ def pair_key(pair: Pair) -> str:
 
 
 def rate(pair: Pair, *, rater: str, choice: Choice, order: tuple[int, int], now: float | None = None) -> Rating:
-    """A rating of a pair. Raises ValueError for a choice that is none."""
+    """A rating of a pair. Raises UserError for a choice that is none."""
     if choice not in CHOICES or isinstance(choice, bool):
-        raise ValueError(f"choice={choice!r} is not known: give 0, 1, 'tie' or None")
+        raise UserError(f"choice={choice!r} is not known: give 0, 1, 'tie' or None")
     return Rating(rater, time.time() if now is None else now, choice, pair.prompt, pair.answers, order, pair.systems)
 
 
@@ -81,7 +82,7 @@ def append(path: Path, rating: Rating) -> None:
 
 
 def read(path: Path) -> list[Rating]:
-    """The ratings of a file, none if it is not there. Raises ValueError for a damaged one."""
+    """The ratings of a file, none if it is not there. Raises UserError for a damaged one."""
     if not path.is_file() or not path.stat().st_size:
         return []
     found = []
@@ -90,9 +91,9 @@ def read(path: Path) -> list[Rating]:
             row = {**row, **{name: tuple(row[name]) for name in ("answers", "order", "systems")}}
             found.append(Rating(**{name: row[name] for name in Rating.__dataclass_fields__}))
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is no rating ({error!r})") from error
+            raise UserError(f"{path}, line {number} is no rating ({error!r})") from error
         if found[-1].choice not in CHOICES or isinstance(found[-1].choice, bool):
-            raise ValueError(f"{path}, line {number}: choice is {found[-1].choice!r}, not 0, 1, 'tie' or null")
+            raise UserError(f"{path}, line {number}: choice is {found[-1].choice!r}, not 0, 1, 'tie' or null")
     return found
 
 
@@ -100,12 +101,12 @@ def read_pairs(paths: Sequence[Path]) -> list[Pair]:
     """Pairs of one file with "prompt", "answers" and "systems", or of several files of generated texts ("prompt" and
     "text"), each a system of the file's name: every two answers to the same prompt.
 
-    Raises ValueError when nothing can be paired.
+    Raises UserError when nothing can be paired.
     """
     if len(paths) == 1:
         rows = local_data.read(paths[0])
         if any(not {"prompt", "answers", "systems"} <= row.keys() for row in rows):
-            raise ValueError(
+            raise UserError(
                 f"{paths[0]} has rows without prompt, answers and systems: give two files of texts, or pairs"
             )
         return [Pair(row["prompt"], tuple(row["answers"]), tuple(row["systems"])) for row in rows]
@@ -124,7 +125,7 @@ def read_pairs(paths: Sequence[Path]) -> list[Pair]:
         if prompt in by_file[b]
     ]
     if not found:
-        raise ValueError("the files have no prompt in common, so there is nothing to compare")
+        raise UserError("the files have no prompt in common, so there is nothing to compare")
     return found
 
 
@@ -194,7 +195,7 @@ def _fit(wins: np.ndarray, prior: float) -> np.ndarray:
 def cohen_kappa(a: Sequence[Choice], b: Sequence[Choice]) -> float:
     """Agreement of two raters on the same items beyond chance (Cohen 1960); 1 is full, 0 is chance; nan without a choice."""
     if len(a) != len(b) or not a:
-        raise ValueError("two raters must have rated the same items, at least one")
+        raise UserError("two raters must have rated the same items, at least one")
     kinds = list(dict.fromkeys([*a, *b]))
     left = np.array([[x == kind for kind in kinds] for x in a], float)
     right = np.array([[x == kind for kind in kinds] for x in b], float)
@@ -207,7 +208,7 @@ def fleiss_kappa(counts: np.ndarray) -> float:
     counts = np.asarray(counts, float)
     raters = counts.sum(1)
     if counts.ndim != 2 or not len(counts) or (raters != raters[0]).any() or raters[0] < 2:
-        raise ValueError("every item must have been rated by as many raters, at least two")
+        raise UserError("every item must have been rated by as many raters, at least two")
     n = raters[0]
     agreement = ((counts**2).sum(1) - n) / (n * (n - 1))
     expected = float(((counts.sum(0) / counts.sum()) ** 2).sum())

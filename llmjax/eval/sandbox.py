@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from llmjax.errors import UserError
+
 JAIL = Path(__file__).with_name("jail.py")
 ALL_FENCES = ("network namespace", "process namespace", "tmpfs", "resource limits", "landlock")
 
@@ -61,7 +63,7 @@ class Outcome:
 def run(program: str, *, limits: Limits | None = None) -> Outcome:
     """Run a Python program to its end, or to its limits.
 
-    Raises ValueError off Linux, where none of the fences exists.
+    Raises UserError off Linux, where none of the fences exists.
     """
     limits = limits or Limits()
     token = secrets.token_hex(16)
@@ -86,7 +88,7 @@ def fences() -> tuple[str, ...]:
     try:
         return tuple(json.loads(output))
     except ValueError as error:
-        raise ValueError(f"programs cannot be run here: the sandbox did not start ({output.strip()[-500:]})") from error
+        raise UserError(f"programs cannot be run here: the sandbox did not start ({output.strip()[-500:]})") from error
 
 
 def describe() -> str:
@@ -101,7 +103,7 @@ def describe() -> str:
 def _start(program: str | None, limits: Limits) -> tuple[str, str, float]:
     """(why it was ended or "", output, seconds); None instead of a program asks which fences stand."""
     if not sys.platform.startswith("linux"):
-        raise ValueError("programs can be run on Linux only: other systems lack the fences that keep them in")
+        raise UserError("programs can be run on Linux only: other systems lack the fences that keep them in")
     with tempfile.TemporaryDirectory(prefix="llmjax-program-", ignore_cleanup_errors=True) as folder:
         # Nobody's number, so that limits count this program alone; only root may choose it.
         user = 0 if os.geteuid() else 100_000 + secrets.randbelow(1 << 29)

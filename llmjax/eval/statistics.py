@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llmjax.errors import UserError
+
 NORMAL_95 = 1.959963984540054  # of a normal distribution, 95 % lies within so many standard deviations
 
 
@@ -26,7 +28,7 @@ class Estimate:
 def mean(items: Sequence[float]) -> Estimate:
     """The mean of items that are a sample of a task's questions: error = standard deviation (n - 1) / sqrt(n)."""
     if not items:
-        raise ValueError("a score needs at least one item")
+        raise UserError("a score needs at least one item")
     value = sum(items) / len(items)
     if len(items) == 1:
         return Estimate(value, math.nan, 1)
@@ -90,10 +92,10 @@ def compare_paired(a: Sequence[float], b: Sequence[float], *, draws: int = 10_00
     moved to a mean of zero. McNemar's test (1947) is the exact one: among the items that one model alone has right,
     each is as likely to be the better under the null hypothesis.
 
-    Raises ValueError when the numbers of items differ or there is none.
+    Raises UserError when the numbers of items differ or there is none.
     """
     if len(a) != len(b) or not len(a):
-        raise ValueError(f"{len(a)} and {len(b)} items cannot be paired: score both models on the same items")
+        raise UserError(f"{len(a)} and {len(b)} items cannot be paired: score both models on the same items")
     differences = np.asarray(b, float) - np.asarray(a, float)
     count = len(differences)
     observed = float(differences.mean())

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax.api import LanguageModel
+from llmjax.errors import UserError
 from llmjax.eval import code, contamination, harness, native
 from llmjax.eval.contamination import Contamination
 from llmjax.eval.leaderboard import TaskScore, aggregates, expand
@@ -28,7 +29,7 @@ def run(c: ConfigDict, model: LanguageModel, workdir: Path, *, allow_code_execut
     """Run `c.eval.tasks` and keep what they gave in WORKDIR/eval; "TASK/METRIC" -> score and "TASK/METRIC_error".
 
     Raises:
-        ValueError: for unknown tasks and settings, missing data, or code that may not be run.
+        UserError: for unknown tasks and settings, missing data, or code that may not be run.
     """
     names, folders = expand(c.eval.tasks), tuple(c.eval.data)
     scores = evaluate(c, model, names, folders, allow_code_execution=allow_code_execution)
@@ -53,10 +54,10 @@ def evaluate(
 ) -> dict[str, TaskScore]:
     """Task -> scores, in the order of the names; each by its runner."""
     if c.eval.runner not in RUNNERS:
-        raise ValueError(f"eval.runner={c.eval.runner!r} is not known: give {' or '.join(RUNNERS)}")
+        raise UserError(f"eval.runner={c.eval.runner!r} is not known: give {' or '.join(RUNNERS)}")
     programs = [name for name in names if name in code.TASKS]
     if programs and not allow_code_execution:
-        raise ValueError(f"{programs[0]}: {code.REFUSAL}")
+        raise UserError(f"{programs[0]}: {code.REFUSAL}")
     ours = [n for n in names if native.can_run(n) and n not in programs and c.eval.runner == "auto" and not c.eval.chat]
     theirs = [n for n in names if n not in (*programs, *ours)]
     if theirs:

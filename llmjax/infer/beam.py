@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmjax.data.tokenizer import Tokenizer
+from llmjax.errors import UserError
 from llmjax.infer.request import prompt_ids
 from llmjax.model.block import unstacked
 from llmjax.model.cache import init_cache
@@ -44,14 +45,14 @@ def search(
     its place with what it has. At the end they are ordered by log-probability / length ** length_penalty (Wu et al.
     2016 without its constant). Ids that are never sampled are none here either.
 
-    Raises ValueError for settings out of range and a prompt that leaves no room.
+    Raises UserError for settings out of range and a prompt that leaves no room.
     """
     if beams < 1 or max_new_tokens < 1:
-        raise ValueError(f"beams={beams} and max_new_tokens={max_new_tokens} must be at least 1")
+        raise UserError(f"beams={beams} and max_new_tokens={max_new_tokens} must be at least 1")
     c = module.c
     ids = prompt_ids(tokenizer, [prompt], vocab_size=c.vocab_size)[0]
     if c.position == "learned" and len(ids) + max_new_tokens > c.max_length:
-        raise ValueError(
+        raise UserError(
             f"the prompt has {len(ids)} tokens, which with max_new_tokens={max_new_tokens} is more than the model's "
             f"{c.max_length} learned positions: shorten the prompt or lower max_new_tokens"
         )

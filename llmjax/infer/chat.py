@@ -8,6 +8,7 @@ from typing import Any
 
 from llmjax.data.chat import chat_ids
 from llmjax.data.tokenizer import Tokenizer
+from llmjax.errors import UserError
 from llmjax.infer.engine import Engine
 from llmjax.infer.request import RANGES, Request, check_range
 
@@ -40,7 +41,7 @@ class Chat:
     def prompt(self) -> list[int]:
         """The ids of the conversation, without its oldest turns where all of it would be too long.
 
-        Raises ValueError when the last message alone is too long, or the tokenizer has no chat template.
+        Raises UserError when the last message alone is too long, or the tokenizer has no chat template.
         """
         first = [{"role": "system", "content": self.system}] if self.system else []
         room = self.engine.limit - self.settings["max_new_tokens"]
@@ -50,7 +51,7 @@ class Chat:
             if len(ids) <= room:
                 return ids
             if len(kept) == 1:
-                raise ValueError(
+                raise UserError(
                     f"the message is too long: {len(ids)} tokens with the system prompt, and {room} fit beside "
                     f"max_new_tokens={self.settings['max_new_tokens']}"
                 )
@@ -62,7 +63,7 @@ class Chat:
         try:
             ids = tuple(self.prompt())
             number = self.engine.submit(Request(ids, shared=len(ids), **self.settings), on_text=self.show)
-        except ValueError:
+        except UserError:
             self.messages.pop()
             raise
         try:
@@ -74,7 +75,7 @@ class Chat:
         return answer.text
 
     def command(self, line: str) -> str | None:
-        """Do what a line that begins with "/" says: what to show, or None to end. ValueError says what is wrong."""
+        """Do what a line that begins with "/" says: what to show, or None to end. UserError says what is wrong."""
         name, _, rest = line[1:].partition(" ")
         rest = rest.strip()
         if name in ("quit", "exit"):
@@ -90,18 +91,18 @@ class Chat:
             return self._save(Path(rest)) if name == "save" else self._load(Path(rest))
         if name in NUMBERS:
             return self._set(name, rest)
-        raise ValueError(f"there is no /{name}{' without a file' if name in ('save', 'load') else ''}; see /help")
+        raise UserError(f"there is no /{name}{' without a file' if name in ('save', 'load') else ''}; see /help")
 
     def _set(self, name: str, rest: str) -> str:
         if rest:
             try:
                 value = NUMBERS[name](rest)
             except ValueError as error:
-                raise ValueError(f"{rest!r} is no number for {name}") from error
+                raise UserError(f"{rest!r} is no number for {name}") from error
             if name in RANGES:
                 check_range(name, value)
             elif name == "max_new_tokens" and not 1 <= value < self.engine.limit:
-                raise ValueError(f"max_new_tokens={value} must be from 1 to {self.engine.limit - 1}")
+                raise UserError(f"max_new_tokens={value} must be from 1 to {self.engine.limit - 1}")
             self.settings[name] = value
         return f"{name} = {self.settings.get(name, 'off')}"
 
@@ -115,7 +116,7 @@ class Chat:
             messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in saved["messages"]]
             self.system, self.messages = str(saved["system"]), messages
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read as a conversation: {error}") from error
+            raise UserError(f"{path} cannot be read as a conversation: {error}") from error
         return f"{len(self.messages)} messages"
 
 
@@ -142,6 +143,6 @@ def talk(chat: Chat, lines: Iterable[str], *, sign: Callable[[], None] = lambda:
                 chat.show(said)
             else:
                 chat.say(line)
-        except ValueError as error:
+        except UserError as error:
             chat.show(f"({error})")
         chat.show("\n")

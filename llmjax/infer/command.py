@@ -8,6 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from llmjax.errors import UserError
+
 
 def add_generate(verb: argparse.ArgumentParser) -> None:
     """What `llmjax generate` takes beside the stage's arguments."""
@@ -67,7 +69,7 @@ def generate(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
 
     if args.prompts is not None:
         if args.prompt or args.out is None:
-            raise ValueError("--prompts needs --out FILE.jsonl for the answers, and no --prompt beside it")
+            raise UserError("--prompts needs --out FILE.jsonl for the answers, and no --prompt beside it")
         return _files(c, workdir, args)
     model = load(workdir, mesh=c.infer.mesh)
     settings = {k: v for k, v in c.generate.to_dict().items() if k != "prompts"}
@@ -145,9 +147,9 @@ def bench(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
     try:
         sizes = sorted({int(n) for n in args.slots.split(",")})
     except ValueError as error:
-        raise ValueError(f"--slots {args.slots}: give numbers with commas between, such as 1,4,16") from error
+        raise UserError(f"--slots {args.slots}: give numbers with commas between, such as 1,4,16") from error
     if sizes[0] < 1 or args.prompt_tokens < 1 or args.new_tokens < 2:
-        raise ValueError("--slots and --prompt-tokens must be at least 1, --new-tokens at least 2")
+        raise UserError("--slots and --prompt-tokens must be at least 1, --new-tokens at least 2")
     model = load(workdir, mesh=c.infer.mesh)
     device = model.mesh.devices.flat[0]
     together = model.mesh.size // meshes.row_ways(model.mesh)  # devices that read a copy of the parameters side by side

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmjax.data.tokenizer import Tokenizer
+from llmjax.errors import UserError
 
 KINDS = ("json", "regex", "grammar")
 
@@ -19,12 +20,12 @@ KINDS = ("json", "regex", "grammar")
 def vocabulary(tokenizer: Tokenizer, vocab_size: int = 0) -> Any:
     """The tokenizer as llguidance reads it; made once for a tokenizer, it takes a while for large ones.
 
-    Raises ValueError when llguidance is not installed.
+    Raises UserError when llguidance is not installed.
     """
     try:
         import llguidance
     except ImportError as error:
-        raise ValueError("texts of a given form need llguidance: pip install 'llmjax[infer]'") from error
+        raise UserError("texts of a given form need llguidance: pip install 'llmjax[infer]'") from error
     end, count = tokenizer.end_id, max(tokenizer.vocab_size, vocab_size)
     pieces = [*tokenizer.piece_bytes, *[b""] * (count - len(tokenizer.piece_bytes))]
     special = set(tokenizer.special_ids.values()) | {i for i, piece in enumerate(pieces) if not piece}
@@ -59,23 +60,23 @@ class Constraint:
 def constraint(vocabulary: Any, **form: Any) -> Constraint:
     """A constraint from one of json (a schema, as a dict or text), regex or grammar (Lark's notation).
 
-    Raises ValueError for a form that llguidance cannot read, with what it says.
+    Raises UserError for a form that llguidance cannot read, with what it says.
     """
     from llguidance import LLMatcher
 
     if len(form) != 1 or next(iter(form)) not in KINDS:
-        raise ValueError(f"give one of {', '.join(KINDS)}, not {', '.join(form) or 'nothing'}")
+        raise UserError(f"give one of {', '.join(KINDS)}, not {', '.join(form) or 'nothing'}")
     kind, value = next(iter(form.items()))
     if kind == "json":
         try:
             schema = json.loads(value) if isinstance(value, str) else value
             grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
         except ValueError as error:
-            raise ValueError(f"this is no JSON schema: {error}") from error
+            raise UserError(f"this is no JSON schema: {error}") from error
     else:
         grammar = (LLMatcher.grammar_from_regex if kind == "regex" else LLMatcher.grammar_from_lark)(value)
     if message := LLMatcher.validate_grammar(grammar, vocabulary):
-        raise ValueError(f"the {kind} cannot be used as a form: {message}")
+        raise UserError(f"the {kind} cannot be used as a form: {message}")
     return Constraint(vocabulary, grammar)
 
 

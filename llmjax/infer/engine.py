@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from llmjax.data.tokenizer import Tokenizer
+from llmjax.errors import UserError
 from llmjax.infer import speculative, weights
 from llmjax.infer.prompts import ALIGN, Reader
 from llmjax.infer.request import Completion, Request, check, sampling_row
@@ -83,25 +84,25 @@ class Engine:
             form: of the weights: see `weights.FORMS`, or auto.
             mesh, context: where the parameters live, and what to trace under (`placement.active`).
 
-        Raises ValueError for settings that do not go together.
+        Raises UserError for settings that do not go together.
         """
         c = module.c
         if c.direction == "bidirectional":
-            raise ValueError("model.direction=bidirectional cannot write from left to right")
+            raise UserError("model.direction=bidirectional cannot write from left to right")
         if slots < 1 or steps < 1 or ahead < 0:
-            raise ValueError(f"slots={slots} and steps={steps} must be at least 1, and ahead={ahead} at least 0")
+            raise UserError(f"slots={slots} and steps={steps} must be at least 1, and ahead={ahead} at least 0")
         if bool(c.encoder_layers) != bool(source_length):
-            raise ValueError("source_length is needed by encoder-decoders, and by them alone")
+            raise UserError("source_length is needed by encoder-decoders, and by them alone")
         if any(part % ALIGN or part < ALIGN for part in parts) or not parts:
-            raise ValueError(f"parts={tuple(parts)} must be multiples of {ALIGN}")
+            raise UserError(f"parts={tuple(parts)} must be multiples of {ALIGN}")
         if draft is not None and not ahead:
-            raise ValueError("a draft model drafts nothing with ahead=0: give ahead, such as 4")
+            raise UserError("a draft model drafts nothing with ahead=0: give ahead, such as 4")
         if ahead and c.encoder_layers:
-            raise ValueError("speculative decoding is not for encoder-decoders: set ahead to 0")
+            raise UserError("speculative decoding is not for encoder-decoders: set ahead to 0")
         if draft is not None and draft[0].c.vocab_size != c.vocab_size:
-            raise ValueError(f"the draft model has {draft[0].c.vocab_size} ids and the model {c.vocab_size}")
+            raise UserError(f"the draft model has {draft[0].c.vocab_size} ids and the model {c.vocab_size}")
         if draft is not None and not speculative.forgets(draft[0]):
-            raise ValueError("the draft model must attend to everything in every layer (model.pattern=('global',))")
+            raise UserError("the draft model must attend to everything in every layer (model.pattern=('global',))")
         ways = 1 if mesh is None else meshes.row_ways(mesh)
         self.count = -(-slots // ways) * ways
         self.capacity = -(-length // ALIGN) * ALIGN
@@ -162,14 +163,14 @@ class Engine:
         return bool(self._waiting or self._done or any(self._live))
 
     def submit(self, request: Request, *, on_text: OnText | None = None, row: str = "") -> int:
-        """Put a request in the queue: its number. ValueError for one that cannot be answered."""
+        """Put a request in the queue: its number. UserError for one that cannot be answered."""
         check(request, vocab_size=self.module.c.vocab_size, capacity=self.limit, row=row)
         if len(request.source) > self.source_length or (self.source_length > 0) != bool(request.source):
-            raise ValueError(
+            raise UserError(
                 f"the source has {len(request.source)} tokens, of 1 to {self.source_length} for this engine"
             )
         if request.constraint is not None and self.ahead:
-            raise ValueError("constrained texts need an engine without speculative decoding (ahead=0)")
+            raise UserError("constrained texts need an engine without speculative decoding (ahead=0)")
         stop_row((*self.tokenizer.eos_ids, *request.stop_ids))
         ends = (*self.tokenizer.eos_ids, *request.stop_ids)
         text = Text(piece_bytes=self.tokenizer.piece_bytes, eos_ids=ends, stops=request.stop)

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmjax.data.chat import chat_ids
 from llmjax.data.tokenizer import Tokenizer
+from llmjax.errors import UserError
 from llmjax.infer.engine import Engine
 from llmjax.infer.request import FIELDS, Request, prompt_ids
 
@@ -19,10 +20,10 @@ def read_prompts(path: Path) -> Iterator[dict[str, Any]]:
     """Rows with an id each: of JSONL as they are, of other files {"id": line number, "prompt": line}; empty lines are none.
 
     A row has "prompt" (text), "messages" (for chat models) or "ids", and may have an "id" and settings of its own, such
-    as "temperature". Raises ValueError with file and line for what is none of that, and for an id that comes twice.
+    as "temperature". Raises UserError with file and line for what is none of that, and for an id that comes twice.
     """
     if not path.is_file():
-        raise ValueError(f"there is no file {path} with prompts")
+        raise UserError(f"there is no file {path} with prompts")
     seen: set[str] = set()
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
@@ -33,7 +34,7 @@ def read_prompts(path: Path) -> Iterator[dict[str, Any]]:
             )
             row.setdefault("id", number)
             if str(row["id"]) in seen:
-                raise ValueError(f"{path}:{number}: the id {row['id']!r} comes twice")
+                raise UserError(f"{path}:{number}: the id {row['id']!r} comes twice")
             seen.add(str(row["id"]))
             yield row
 
@@ -42,11 +43,11 @@ def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{number}: this is no JSON: {error}") from error
+        raise UserError(f"{path}:{number}: this is no JSON: {error}") from error
     if not isinstance(row, dict) or sum(name in row for name in OWN[1:]) != 1:
-        raise ValueError(f"{path}:{number}: a row must have one of prompt, messages and ids")
+        raise UserError(f"{path}:{number}: a row must have one of prompt, messages and ids")
     if unknown := sorted(row.keys() - SETTINGS - set(OWN)):
-        raise ValueError(
+        raise UserError(
             f"{path}:{number}: no setting is called {unknown[0]!r}; there are {', '.join(sorted(SETTINGS))}"
         )
     return row
@@ -63,7 +64,7 @@ def answered(path: Path) -> set[str]:
                 found.add(str(json.loads(line)["id"]))
             except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
                 if line.endswith(b"\n"):
-                    raise ValueError(f"{path} is no file of answers: give another --out") from error
+                    raise UserError(f"{path} is no file of answers: give another --out") from error
                 break
             whole += len(line)
     if whole < path.stat().st_size:
@@ -124,7 +125,7 @@ def answer_file(
                     try:
                         request = request_of(engine.tokenizer, row, given, vocab_size=vocab_size, chat=chat)
                         row_of[engine.submit(request)] = row
-                    except ValueError as error:
+                    except UserError as error:
                         write({"id": row["id"], "error": str(error)})
                         counts["refused"] += 1
             for number, one in engine.step():

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from llmjax.data.tokenizer import Tokenizer
+from llmjax.errors import UserError
 from llmjax.infer.engine import Engine
 from llmjax.infer.prompts import ALIGN
 from llmjax.infer.request import FIELDS, Completion, Request, check, check_range, prompt_ids
@@ -59,12 +60,12 @@ def generate(
         settings: temperature, top_k, ...: of `Request`, one value, or one for each prompt (a list).
 
     Raises:
-        ValueError: for settings out of range, a prompt that is no text, or one too long for the learned positions.
+        UserError: for settings out of range, a prompt that is no text, or one too long for the learned positions.
     """
     if isinstance(prompts, str):
-        raise ValueError("prompts must be a list of texts; for one prompt write [prompt]")
+        raise UserError("prompts must be a list of texts; for one prompt write [prompt]")
     if best_of < 1 or (best_of > 1 and on_text is not None):
-        raise ValueError(f"best_of={best_of} must be at least 1, and 1 where the text is shown while it is written")
+        raise UserError(f"best_of={best_of} must be at least 1, and 1 where the text is shown while it is written")
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     count = len(prompts)
     columns = {name: _column(name, value, count) for name, value in settings.items()}
@@ -90,7 +91,7 @@ def generate(
     limit = module.c.max_length if module.c.position == "learned" else math.inf
     for row, row_ids in enumerate(ids):
         if len(row_ids) + max_new_tokens > limit:
-            raise ValueError(
+            raise UserError(
                 f"prompt {row} has {len(row_ids)} tokens (<bos> included), which with max_new_tokens={max_new_tokens} is more "
                 f"than the model's {limit} learned positions: shorten the prompt or lower max_new_tokens"
             )
@@ -142,11 +143,11 @@ def _common(ids: Sequence[Sequence[int]]) -> int:
 def _column(name: str, value: Any, count: int) -> list[Any]:
     """One value for each prompt."""
     if name not in FIELDS:
-        raise ValueError(f"generation has no setting {name!r}; it has {', '.join(sorted(FIELDS))}")
+        raise UserError(f"generation has no setting {name!r}; it has {', '.join(sorted(FIELDS))}")
     each = isinstance(value, (list, np.ndarray)) or (isinstance(value, tuple) and name in OFF)
     values = list(value) if each else [value] * count
     if len(values) != count:
-        raise ValueError(f"{name} has {len(values)} values for {count} prompts: give one value, or one for each prompt")
+        raise UserError(f"{name} has {len(values)} values for {count} prompts: give one value, or one for each prompt")
     if name in OFF:
         for one in values:
             check_range(name, one)

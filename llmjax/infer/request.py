@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llmjax.data.tokenizer import Tokenizer
+from llmjax.errors import UserError
 from llmjax.infer.sample import OFF
 
 STOP_IDS = 8  # ids at which a row may end, those of the tokenizer included
@@ -63,21 +64,21 @@ class Completion:
 
 
 def check(request: Request, *, vocab_size: int, capacity: float = math.inf, row: str = "") -> Request:
-    """The request. ValueError with what is wrong; `row` names it, such as "prompt 3"."""
+    """The request. UserError with what is wrong; `row` names it, such as "prompt 3"."""
     name = row or "the prompt"
     if not request.ids or not all(0 <= i < vocab_size for i in request.ids):
-        raise ValueError(f"{name} must have at least one id, and ids from 0 to {vocab_size - 1}")
+        raise UserError(f"{name} must have at least one id, and ids from 0 to {vocab_size - 1}")
     if request.max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={request.max_new_tokens} must be at least 1")
+        raise UserError(f"max_new_tokens={request.max_new_tokens} must be at least 1")
     for key in RANGES:
         check_range(key, getattr(request, key))
     if "" in request.stop:
-        raise ValueError("a stop string is empty, so every text would end at once: remove it from generate.stop")
+        raise UserError("a stop string is empty, so every text would end at once: remove it from generate.stop")
     for i, bias in request.logit_bias.items():
         if not 0 <= i < vocab_size or math.isnan(bias):
-            raise ValueError(f"logit_bias {{{i}: {bias}}} must be a number for an id from 0 to {vocab_size - 1}")
+            raise UserError(f"logit_bias {{{i}: {bias}}} must be a number for an id from 0 to {vocab_size - 1}")
     if len(request.ids) + request.max_new_tokens > capacity:
-        raise ValueError(
+        raise UserError(
             f"{name} has {len(request.ids)} tokens (<bos> included), which with max_new_tokens="
             f"{request.max_new_tokens} is more than the {capacity} that a slot of the engine holds: "
             "shorten the prompt or lower max_new_tokens"
@@ -86,10 +87,10 @@ def check(request: Request, *, vocab_size: int, capacity: float = math.inf, row:
 
 
 def check_range(key: str, value: float) -> None:
-    """ValueError for a setting out of its range."""
+    """UserError for a setting out of its range."""
     low, high, says = RANGES[key]
     if not low <= value <= high or (key in ABOVE_ZERO and value == 0):
-        raise ValueError(f"{key}={value} must be {says}")
+        raise UserError(f"{key}={value} must be {says}")
 
 
 def prompt_ids(tokenizer: Tokenizer, prompts: Sequence[str | Sequence[int]], *, vocab_size: int) -> list[list[int]]:
@@ -102,7 +103,7 @@ def prompt_ids(tokenizer: Tokenizer, prompts: Sequence[str | Sequence[int]], *, 
         elif len(prompt) and all(0 <= i < vocab_size for i in prompt):
             rows.append([int(i) for i in prompt])
         else:
-            raise ValueError(f"prompt {row} must have at least one id, and ids from 0 to {vocab_size - 1}")
+            raise UserError(f"prompt {row} must have at least one id, and ids from 0 to {vocab_size - 1}")
     return rows
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from llmjax.errors import UserError
 from llmjax.infer.request import STOP_IDS
 from llmjax.infer.sample import Sampling, settings
 from llmjax.model.block import unstacked
@@ -159,7 +160,7 @@ def shardings(slots: Any, mesh: Mesh) -> Any:
 
 
 def stop_row(ids: tuple[int, ...]) -> np.ndarray:
-    """stop_S. ValueError for more ids than a slot has places for."""
+    """stop_S. UserError for more ids than a slot has places for."""
     if len(ids) > STOP_IDS:
-        raise ValueError(f"{len(ids)} ids end the text (the tokenizer's included), and at most {STOP_IDS} can")
+        raise UserError(f"{len(ids)} ids end the text (the tokenizer's included), and at most {STOP_IDS} can")
     return np.array([*ids, *[-1] * (STOP_IDS - len(ids))], np.int32)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from llmjax.errors import UserError
 from llmjax.model import transformer
 from llmjax.model.block import unstacked
 from llmjax.model.layers import Linear, dtype_of
@@ -38,10 +39,10 @@ def prepare(module: transformer.Transformer, params: Any, form: str) -> tuple[tr
 
     A head tied to the embedding gets a matrix of its own where it is read in another form than the embedding.
 
-    Raises ValueError for a form that is not in `FORMS`.
+    Raises UserError for a form that is not in `FORMS`.
     """
     if form not in FORMS:
-        raise ValueError(f"weights={form!r} must be one of {', '.join(FORMS)}")
+        raise UserError(f"weights={form!r} must be one of {', '.join(FORMS)}")
     if form != "stored":
         module, params = untied(module, params)
     return module, _prepared(module, params, form)
@@ -108,7 +109,7 @@ def quantized(name: str, own: dict[str, jax.Array]) -> dict[str, jax.Array]:
 def dequantized(module: transformer.Transformer, params: Any) -> Any:
     """Parameters, stacked as they were, that are rounded as int8 would round them: what the loss is measured with."""
     if module.c.tie_embeddings:
-        raise ValueError("dequantized needs a module whose head is its own: see `untied`")
+        raise UserError("dequantized needs a module whose head is its own: see `untied`")
 
     def there_and_back(name: str, own: dict[str, jax.Array]) -> dict[str, jax.Array]:
         low = quantized(name, own)

@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax import config
+from llmjax.errors import UserError
 from llmjax.model.layers import mlp_width
 
 # What never reaches a config.json: how a model is initialised and regularised, and how fast it is computed.
@@ -35,27 +36,27 @@ def field(theirs: Mapping[str, Any], *names: str, default: Any = None) -> Any:
     """The value of the first of these names (a field and its older spellings) that is there and not null.
 
     config.json leaves out what equals the default of its model type: give that as `default`. Without one a missing
-    field is a ValueError.
+    field is a UserError.
     """
     for name in names:
         if theirs.get(name) is not None:
             return theirs[name]
     if default is None:
-        raise ValueError(f"config.json lacks {' or '.join(names)}; add it as in the model type's published configs")
+        raise UserError(f"config.json lacks {' or '.join(names)}; add it as in the model type's published configs")
     return default
 
 
 def only(theirs: Mapping[str, Any], name: str, *values: Any) -> None:
-    """Raise ValueError unless a field is missing, null or one of these values."""
+    """Raise UserError unless a field is missing, null or one of these values."""
     given = theirs.get(name)
     if given is not None and given not in values:
-        raise ValueError(f"config.json has {name}={given!r}; supported: {' or '.join(map(repr, values))}")
+        raise UserError(f"config.json has {name}={given!r}; supported: {' or '.join(map(repr, values))}")
 
 
 def choose(name: str, given: Any, table: Mapping[Any, Any]) -> Any:
-    """The row of a table from their values to ours. ValueError names the field, the value and the table's keys."""
+    """The row of a table from their values to ours. UserError names the field, the value and the table's keys."""
     if given not in table:
-        raise ValueError(f"config.json has {name}={given!r}; supported: {', '.join(map(repr, table))}")
+        raise UserError(f"config.json has {name}={given!r}; supported: {', '.join(map(repr, table))}")
     return table[given]
 
 
@@ -96,7 +97,7 @@ def meaning(c: ConfigDict) -> dict[str, Any]:
 
 
 def require_same(ours: ConfigDict, again: ConfigDict, family: str) -> None:
-    """Raise ValueError unless the model that a family's config.json describes (`again`) is the one to be written."""
+    """Raise UserError unless the model that a family's config.json describes (`again`) is the one to be written."""
     mine, theirs = meaning(ours), meaning(again)
 
     def differs(a: Any, b: Any) -> bool:
@@ -105,6 +106,6 @@ def require_same(ours: ConfigDict, again: ConfigDict, family: str) -> None:
     keys = [k for k in sorted(mine.keys() | theirs.keys()) if differs(mine.get(k), theirs.get(k))]
     if keys:
         said = "; ".join(f"model.{k}={mine.get(k)!r}, there {theirs.get(k)!r}" for k in keys)
-        raise ValueError(
+        raise UserError(
             f"a {family} checkpoint cannot say this model: {said}. Change these or export as another family"
         )

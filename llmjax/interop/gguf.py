@@ -14,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from llmjax.errors import UserError
 from llmjax.interop import pieces
 from llmjax.interop.tensors import Tensor
 
@@ -70,22 +71,22 @@ BLOCK_BYTES = 1 << 26  # dequantized at a time
 
 
 def open_file(path: Path) -> "GgufFile":
-    """Read the metadata of a GGUF file. Raises ValueError if it is missing, damaged or of another architecture."""
+    """Read the metadata of a GGUF file. Raises UserError if it is missing, damaged or of another architecture."""
     if not path.is_file():
-        raise ValueError(f"there is no file {path}")
+        raise UserError(f"there is no file {path}")
     try:
         import gguf
     except ImportError as error:
-        raise ValueError("reading GGUF files needs the package `gguf`: pip install 'llmjax[hf]'") from error
+        raise UserError("reading GGUF files needs the package `gguf`: pip install 'llmjax[hf]'") from error
     try:
         reader = gguf.GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # the package raises whatever numpy does when a file ends too soon
-        raise ValueError(f"{path} is no complete GGUF file ({error}): get it again") from error
+        raise UserError(f"{path} is no complete GGUF file ({error}): get it again") from error
     try:
         return GgufFile(reader, metadata)
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be imported: {error}") from error
+    except UserError as error:
+        raise UserError(f"{path} cannot be imported: {error}") from error
 
 
 class GgufFile:
@@ -95,11 +96,9 @@ class GgufFile:
         self._metadata = metadata
         self._architecture = str(metadata.get("general.architecture"))
         if self._architecture not in ARCHITECTURES:
-            raise ValueError(
-                f"its architecture is {self._architecture!r}; known are {', '.join(sorted(ARCHITECTURES))}"
-            )
+            raise UserError(f"its architecture is {self._architecture!r}; known are {', '.join(sorted(ARCHITECTURES))}")
         if self._metadata.get(f"{self._architecture}.expert_count"):
-            raise ValueError("it has experts; of sparse models the safetensors can be imported")
+            raise UserError("it has experts; of sparse models the safetensors can be imported")
         self._stored = {}
         for tensor in reader.tensors:
             if tensor.name != ROPE_FACTORS:
@@ -148,9 +147,9 @@ class GgufFile:
             key for key in KEYS if KEYS[key] not in config and key not in ("attention.key_length", "rope.freq_base")
         ]
         if lacking:
-            raise ValueError(f"its metadata lacks {', '.join(f'{arch}.{key}' for key in lacking)}")
+            raise UserError(f"its metadata lacks {', '.join(f'{arch}.{key}' for key in lacking)}")
         if uneven := [name for name, value in config.items() if isinstance(value, list) and name != "architectures"]:
-            raise ValueError(f"its layers differ in {', '.join(uneven)}, which is not supported")
+            raise UserError(f"its layers differ in {', '.join(uneven)}, which is not supported")
         config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
         config["vocab_size"] = self.tensors["model.embed_tokens.weight"].shape[0]
         config["tie_word_embeddings"] = "lm_head.weight" not in self.tensors
@@ -196,7 +195,7 @@ class GgufFile:
         if kind == "none" or float(factor := has.get(f"{arch}.rope.scaling.factor", 1.0)) == 1.0:
             return None
         if kind not in ("linear", "yarn"):
-            raise ValueError(f"its rotary positions are stretched in the way {kind!r}; known are linear and yarn")
+            raise UserError(f"its rotary positions are stretched in the way {kind!r}; known are linear and yarn")
         scaling = {"rope_type": kind, "factor": float(factor)}
         if kind == "yarn":
             scaling["original_max_position_embeddings"] = has[f"{arch}.rope.scaling.original_context_length"]
@@ -228,7 +227,7 @@ def llama3_scaling(factors: np.ndarray, *, base: float, size: int) -> dict[str, 
     keep = np.clip((turns - 1.0) / (4.0 - 1.0), 0.0, 1.0)
     expected = 1 / ((1 - keep) / factor + keep)
     if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-3):
-        raise ValueError(f"its rotary frequencies are divided by factors ({ROPE_FACTORS}) that are not Llama 3's")
+        raise UserError(f"its rotary frequencies are divided by factors ({ROPE_FACTORS}) that are not Llama 3's")
     return {
         "rope_type": "llama3",
         "factor": factor,

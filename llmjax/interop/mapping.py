@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from llmjax.errors import UserError
+
 Arrays = list[np.ndarray]
 
 
@@ -48,8 +50,8 @@ class Row:
 class Family:
     """One or more `model_type`s of Hugging Face.
 
-    read_config: their config.json -> `config.model` (every key set that matters; ValueError names what is not supported).
-    write_config: `config.model` -> config.json, including model_type and architectures; ValueError if it cannot be said.
+    read_config: their config.json -> `config.model` (every key set that matters; UserError names what is not supported).
+    write_config: `config.model` -> config.json, including model_type and architectures; UserError if it cannot be said.
     rows: `config.model` -> every row. Names not covered by a row, and parameters not covered, are errors.
     ignored: regular expressions (re.search) of tensor names that carry nothing (buffers such as masks or inverse
         frequencies) and are dropped, unless a row has them.
@@ -77,7 +79,7 @@ def resolve(
         The rows whose tensors are there, `theirs` being the names they have there; the rows that lack tensors, with the
         names of those; and the names that no row knows.
 
-    Raises ValueError for a tensor that is there under two names.
+    Raises UserError for a tensor that is there under two names.
     """
     rows, others = list(family.rows(c)), list(family.other_rows(c))
     known = {name for row in (*rows, *others) for name in row.theirs}
@@ -87,7 +89,7 @@ def resolve(
         if here not in known and any(re.search(pattern, name) for pattern in family.ignored):
             continue
         if here in stored:
-            raise ValueError(f"the checkpoint has both {stored[here]} and {name}, which are the same tensor")
+            raise UserError(f"the checkpoint has both {stored[here]} and {name}, which are the same tensor")
         stored[here] = name
     there = {_slots(row) for row in rows if stored.keys() >= set(row.theirs)}
     others = [row for row in others if stored.keys() >= set(row.theirs) and _slots(row) not in there]
@@ -121,26 +123,26 @@ def said(row: Row) -> str:
 
 
 def to_ours(row: Row, arrays: Arrays) -> Arrays:
-    """A row's parameters from its tensors. ValueError, naming both sides, if a shape is not as the row says."""
+    """A row's parameters from its tensors. UserError, naming both sides, if a shape is not as the row says."""
     for name, array, shape in zip(row.theirs, arrays, row.shapes or [a.shape for a in arrays], strict=True):
         if array.shape != shape:
-            raise ValueError(f"tensor {name} has shape {array.shape}, but {said(row)} needs {shape}; check config.json")
+            raise UserError(f"tensor {name} has shape {array.shape}, but {said(row)} needs {shape}; check config.json")
     made = row.to_ours(arrays)
     for slot, array in zip(row.ours, made, strict=True):
         if array.shape != slot.shape:
-            raise ValueError(f"tensor {', '.join(row.theirs)} makes {array.shape} of {slot.path}, not {slot.shape}")
+            raise UserError(f"tensor {', '.join(row.theirs)} makes {array.shape} of {slot.path}, not {slot.shape}")
     return made
 
 
 def to_theirs(row: Row, arrays: Arrays) -> Arrays:
-    """A row's tensors from its parameters. ValueError, naming both sides, if a shape is not as the row says."""
+    """A row's tensors from its parameters. UserError, naming both sides, if a shape is not as the row says."""
     for slot, array in zip(row.ours, arrays, strict=True):
         if array.shape != slot.shape:
-            raise ValueError(f"{slot.path} has shape {array.shape}, but {', '.join(row.theirs)} needs {slot.shape}")
+            raise UserError(f"{slot.path} has shape {array.shape}, but {', '.join(row.theirs)} needs {slot.shape}")
     made = row.to_theirs(arrays)
     for name, array, shape in zip(row.theirs, made, row.shapes or [a.shape for a in made], strict=True):
         if array.shape != shape:
-            raise ValueError(f"{said(row)} makes {array.shape} of tensor {name}, not {shape}")
+            raise UserError(f"{said(row)} makes {array.shape} of tensor {name}, not {shape}")
     return made
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
+from llmjax.errors import UserError
 from llmjax.interop.mapping import Family, Row, resolve
 from llmjax.interop.tensors import Tensor
 
@@ -26,7 +27,7 @@ def fit(family: Family, c: ConfigDict, tensors: Mapping[str, Tensor], params: Ma
         params: path -> shape, stacked, of every parameter of the model.
 
     Raises:
-        ValueError: naming, all at once and with their shapes, the tensors that are missing, misshapen or not known, and
+        UserError: naming, all at once and with their shapes, the tensors that are missing, misshapen or not known, and
             the parameters that nothing fills.
     """
     found, missing, unknown = resolve(family, c, tensors)
@@ -125,7 +126,7 @@ class _Problems:
             for key in keys:
                 more = f" (and {self._counts[key] - 1} more like it)" if self._counts[key] > 1 else ""
                 lines.append(f"  {self._first[key]}{more}")
-        raise ValueError(
+        raise UserError(
             "the weights do not fit the model of config.json (is it the one that was saved with them?):\n"
             + "\n".join(lines)
         )

@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax import config
+from llmjax.errors import UserError
 from llmjax.interop.mapping import Row, Slot
 
 ACTIVATIONS = {
@@ -24,9 +25,9 @@ ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items(
 
 
 def start(theirs: Mapping[str, Any]) -> ConfigDict:
-    """The settings that read_config fills in. ValueError for quantized weights."""
+    """The settings that read_config fills in. UserError for quantized weights."""
     if theirs.get("quantization_config"):
-        raise ValueError(
+        raise UserError(
             "config.json has a quantization_config; supported: unquantized weights (float32, bfloat16, float16)"
         )
     c = config.base().model

@@ -6,6 +6,7 @@ from typing import Any
 
 from llmjax.data.hf_tokenizer import CONFIG_FILE
 from llmjax.data.tokenizer import BYTE_FILE, FIRST_BYTE_ID, INDENTS, SPACE_SIGN, SPECIALS, Tokenizer
+from llmjax.errors import UserError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # kinds of pieces, in GGUF as in SentencePiece
 
@@ -36,7 +37,7 @@ WHOLE_WORDS = (LLAMA3, TEKKEN)  # a word that is a piece is taken as one, whethe
 
 
 def from_gguf(metadata: Mapping[str, Any], *, gemma: bool) -> dict[str, bytes]:
-    """The files tokenizer.json and tokenizer_config.json. Raises ValueError for a kind that is not known."""
+    """The files tokenizer.json and tokenizer_config.json. Raises UserError for a kind that is not known."""
     has = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
     kind = has.get("model")
     if kind == "gpt2":
@@ -46,7 +47,7 @@ def from_gguf(metadata: Mapping[str, Any], *, gemma: bool) -> dict[str, bytes]:
     elif kind == "llama":
         described = llama_pieces(has["tokens"], has["scores"], prefix_space=has.get("add_space_prefix", True))
     else:
-        raise ValueError(
+        raise UserError(
             f"its tokenizer is of the kind {kind!r}; known are gpt2 and llama. Give another with --tokenizer"
         )
     vocabulary = described["model"]["vocab"]
@@ -78,7 +79,7 @@ def from_gguf(metadata: Mapping[str, Any], *, gemma: bool) -> dict[str, bytes]:
 def byte_level(tokens: Sequence[str], merges: Iterable[str], *, cut: str) -> dict[str, Any]:
     """GPT-2's kind: BPE over characters that stand for bytes, on text cut by a pattern."""
     if cut not in CUTS:
-        raise ValueError(
+        raise UserError(
             f"its tokenizer cuts text in the way {cut!r}; known are {', '.join(CUTS)}. Give the model's own tokenizer.json "
             "with --tokenizer"
         )
@@ -205,7 +206,7 @@ def _is_byte(token: str) -> bool:
 def _bpe(tokens: Sequence[str], merges: Iterable[Sequence[str]], **settings: Any) -> dict[str, Any]:
     vocabulary = {token: i for i, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
-        raise ValueError(f"its vocabulary has {len(tokens) - len(vocabulary)} pieces twice")
+        raise UserError(f"its vocabulary has {len(tokens) - len(vocabulary)} pieces twice")
     nothing = dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
     more = {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
     return {"type": "BPE", **nothing, **more, **settings, "vocab": vocabulary, "merges": [list(m) for m in merges]}

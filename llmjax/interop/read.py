@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from llmjax import config, human, progress
 from llmjax.data import hf_tokenizer
 from llmjax.data.tokenizer import BYTE_FILE, MODEL_FILE, Tokenizer, load_tokenizer
+from llmjax.errors import UserError
 from llmjax.interop import gguf, tensors
 from llmjax.interop.families import FAMILIES
 from llmjax.interop.mapping import Family, Row, to_ours
@@ -59,11 +60,11 @@ def import_model(source: Path, run: Path, *, dtype: str = "", tokenizer: str = "
         tokenizer: a folder or file with the tokenizer if it is not beside the weights, or "none".
 
     Raises:
-        ValueError: for files that are missing, damaged, not supported or do not fit each other; the message says which.
+        UserError: for files that are missing, damaged, not supported or do not fit each other; the message says which.
         OSError: when the disk is full.
     """
     if dtype and dtype not in DTYPES:
-        raise ValueError(f"--dtype {dtype} is not known: choose float32 or bfloat16")
+        raise UserError(f"--dtype {dtype} is not known: choose float32 or bfloat16")
     weights: Source
     files = None
     if source.suffix == ".gguf":
@@ -78,8 +79,8 @@ def import_model(source: Path, run: Path, *, dtype: str = "", tokenizer: str = "
     family = FAMILIES[model_type]
     try:
         model = family.read_config(theirs)
-    except ValueError as error:
-        raise ValueError(f"the config.json of {source} cannot be imported: {error}") from error
+    except UserError as error:
+        raise UserError(f"the config.json of {source} cannot be imported: {error}") from error
     model.param_dtype = model.dtype = dtype or _stored_dtype(weights, family)
     c = run_config(model, name=run.name)
     params = parameters_of(c.model)
@@ -94,7 +95,7 @@ def import_model(source: Path, run: Path, *, dtype: str = "", tokenizer: str = "
             where = Path(tokenizer) if tokenizer else source
             known = _write_tokenizer(where, folder / "tokenizer", theirs, files)
             if known.vocab_size > model.vocab_size:
-                raise ValueError(
+                raise UserError(
                     f"the tokenizer of {where} has ids up to {known.vocab_size - 1:,} and the model has only "
                     f"{model.vocab_size:,}: they do not belong together; give another --tokenizer, or --tokenizer none"
                 )
@@ -105,20 +106,20 @@ def import_model(source: Path, run: Path, *, dtype: str = "", tokenizer: str = "
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder. Raises ValueError when there is none, or for a model_type that is not known."""
+    """config.json of a model folder. Raises UserError when there is none, or for a model_type that is not known."""
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}: give --from the folder of a model, or a .gguf file")
+        raise UserError(f"there is no folder {folder}: give --from the folder of a model, or a .gguf file")
     path = folder / "config.json"
     if not path.is_file():
         if found := sorted(folder.glob("*.gguf")):
-            raise ValueError(f"{folder} has no config.json; to import the GGUF file give it itself: --from {found[0]}")
-        raise ValueError(f"{folder} has no config.json: it is not the folder of a Hugging Face model")
+            raise UserError(f"{folder} has no config.json; to import the GGUF file give it itself: --from {found[0]}")
+        raise UserError(f"{folder} has no config.json: it is not the folder of a Hugging Face model")
     try:
         theirs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): get it again") from error
+        raise UserError(f"{path} is damaged ({error}): get it again") from error
     if theirs.get("model_type") not in FAMILIES:
-        raise ValueError(
+        raise UserError(
             f"{path} has model_type {theirs.get('model_type')!r}, which is not known here; known are "
             + ", ".join(sorted(FAMILIES))
         )
@@ -158,14 +159,14 @@ def _stored_dtype(weights: Source, family: Family) -> str:
 
 
 def _require_equal(weights: Source, name: str, repeats: str) -> None:
-    """ValueError unless a tensor is the other one once more, which is what a tied head is. Holds one at a time."""
+    """UserError unless a tensor is the other one once more, which is what a tied head is. Holds one at a time."""
 
     def digest(name: str) -> bytes:
         return hashlib.blake2b(np.ascontiguousarray(weights.read(name)).reshape(-1).view(np.uint8).data).digest()
 
     one, other = weights.tensors[name], weights.tensors[repeats]
     if one != other or digest(name) != digest(repeats):
-        raise ValueError(
+        raise UserError(
             f"config.json says that {name} repeats {repeats}, but the file has other values there: if the model has a "
             'head of its own, "tie_word_embeddings" must be false in config.json; if not, get the files again'
         )
@@ -184,7 +185,7 @@ def _write_tokenizer(
         names = TOKENIZER_FILES if source.is_dir() else (source.name,)
         found = next((beside / name for name in names if (beside / name).is_file()), None)
         if found is None:
-            raise ValueError(
+            raise UserError(
                 f"there is no tokenizer in {source} ({', '.join(TOKENIZER_FILES)}): write a tokenizer.json once with "
                 "transformers, AutoTokenizer.from_pretrained(DIR).save_pretrained(NEW_DIR), and give --tokenizer "
                 "NEW_DIR; or import without one, --tokenizer none"

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from llmjax.errors import UserError
 from llmjax.interop.fields import choose, field, only
 from llmjax.model.positions import rotary_size
 
@@ -19,7 +20,7 @@ KINDS = {"default": "none", "linear": "linear", "llama3": "llama3", "yarn": "yar
 def read_rope(c: ConfigDict, theirs: Mapping[str, Any], *, base: float = 10_000.0, fraction: float = 1.0) -> None:
     """Set the rotary keys of `c`. Its max_length must be set; base and fraction are the model type's defaults.
 
-    Raises ValueError for kinds of scaling whose angles depend on the text's length (dynamic, longrope), and others.
+    Raises UserError for kinds of scaling whose angles depend on the text's length (dynamic, longrope), and others.
     """
     said = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
     read_dictionary(c, said, theirs)
@@ -30,10 +31,10 @@ def read_rope(c: ConfigDict, theirs: Mapping[str, Any], *, base: float = 10_000.
 
 
 def set_fraction(c: ConfigDict, fraction: float) -> None:
-    """Set rotary_fraction. ValueError if an odd number of dimensions would be rotated (their families disagree then)."""
+    """Set rotary_fraction. UserError if an odd number of dimensions would be rotated (their families disagree then)."""
     size = c.head_size or c.width // c.heads
     if int(size * fraction) % 2:
-        raise ValueError(
+        raise UserError(
             f"config.json has partial_rotary_factor={fraction}, which rotates {int(size * fraction)} of {size} "
             "dimensions; supported: an even number"
         )
@@ -63,7 +64,7 @@ def read_dictionary(c: ConfigDict, said: Mapping[str, Any], theirs: Mapping[str,
     if given is None and said.get("mscale") and said.get("mscale_all_dim"):
         given = _temperature(c.rotary_factor, said["mscale"]) / _temperature(c.rotary_factor, said["mscale_all_dim"])
     if given is not None and not math.isclose(given, temperature, rel_tol=1e-6):
-        raise ValueError(
+        raise UserError(
             f"config.json has a YaRN attention_factor of {given}; supported: the paper's, {temperature} for factor={c.rotary_factor}"
         )
 
@@ -74,12 +75,12 @@ def _temperature(factor: float, scale: float = 1.0) -> float:
 
 
 def write_rope(c: ConfigDict) -> dict[str, Any]:
-    """rope_theta and rope_scaling of a config.json. ValueError if positions are not rotary.
+    """rope_theta and rope_scaling of a config.json. UserError if positions are not rotary.
 
     NTK-aware scaling has no name of its own there, but it is a larger base, and written as such.
     """
     if c.position != "rotary":
-        raise ValueError(f"model.position={c.position!r} cannot be written as rope_theta; it must be rotary")
+        raise UserError(f"model.position={c.position!r} cannot be written as rope_theta; it must be rotary")
     scaling: dict[str, Any] | None = None
     base = c.rotary_base
     if c.rotary_scaling == "ntk":

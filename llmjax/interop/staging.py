@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmjax import human
+from llmjax.errors import UserError
 
 ROOM_BYTES = 1_000_000  # for what is written beside the weights
 
@@ -20,10 +21,10 @@ def staged(target: Path, *, purpose: str) -> Iterator[Path]:
     What a killed process left behind is removed by the next one with the same target.
 
     Raises:
-        ValueError: when the target exists and is not an empty folder, or another process is filling it.
+        UserError: when the target exists and is not an empty folder, or another process is filling it.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} exists: choose another {purpose} folder, or remove it first")
+        raise UserError(f"{target} exists: choose another {purpose} folder, or remove it first")
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = target.with_name(f".{target.name}.unfinished")
     lock = target.with_name(f".{target.name}.lock")
@@ -31,7 +32,7 @@ def staged(target: Path, *, purpose: str) -> Iterator[Path]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"another process is writing {target}: wait for it, or choose another folder") from None
+            raise UserError(f"another process is writing {target}: wait for it, or choose another folder") from None
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         try:

@@ -14,6 +14,8 @@ from typing import Any, BinaryIO, Protocol
 import ml_dtypes
 import numpy as np
 
+from llmjax.errors import UserError
+
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
@@ -56,7 +58,7 @@ class Source(Protocol):
 
 
 class Safetensors:
-    """The tensors of a safetensors file, or of several. Raises ValueError for files that are damaged or incomplete."""
+    """The tensors of a safetensors file, or of several. Raises UserError for files that are damaged or incomplete."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -64,7 +66,7 @@ class Safetensors:
         for file in files:
             for name, (tensor, offset) in _header(file).items():
                 if name in self.tensors:
-                    raise ValueError(f"the tensor {name} is in {self._places[name][0]} and again in {file}: remove one")
+                    raise UserError(f"the tensor {name} is in {self._places[name][0]} and again in {file}: remove one")
                 self.tensors[name], self._places[name] = tensor, (file, offset)
 
     def read(self, name: str) -> np.ndarray:
@@ -72,7 +74,7 @@ class Safetensors:
         tensor = self.tensors[name]
         flat = np.fromfile(file, tensor.dtype, math.prod(tensor.shape), offset=offset)
         if flat.size != math.prod(tensor.shape):
-            raise ValueError(f"{file} was cut short while it was read: get it again")
+            raise UserError(f"{file} was cut short while it was read: get it again")
         return flat.reshape(tensor.shape)
 
 
@@ -83,54 +85,54 @@ def _header(file: Path) -> dict[str, tuple[Tensor, int]]:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):
-                raise ValueError(f"its header is {length:,} bytes long and the file {size:,}")
+                raise UserError(f"its header is {length:,} bytes long and the file {size:,}")
             entries = json.loads(stream.read(length))
         entries.pop("__metadata__", None)
         return {name: _entry(name, entry, start=8 + length, size=size) for name, entry in entries.items()}
     except FileNotFoundError:
-        raise ValueError(f"there is no file {file}") from None
+        raise UserError(f"there is no file {file}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is no complete safetensors file ({error}): get it again") from error
+        raise UserError(f"{file} is no complete safetensors file ({error}): get it again") from error
 
 
 def _entry(name: str, entry: Mapping[str, Any], *, start: int, size: int) -> tuple[Tensor, int]:
     if entry["dtype"] not in DTYPES:
-        raise ValueError(f"{name} has the type {entry['dtype']}; known are {', '.join(DTYPES)}")
+        raise UserError(f"{name} has the type {entry['dtype']}; known are {', '.join(DTYPES)}")
     tensor = Tensor(DTYPES[entry["dtype"]], tuple(entry["shape"]))
     begin, end = entry["data_offsets"]
     if end - begin != tensor.nbytes:
-        raise ValueError(f"{name} of shape {tensor.shape} takes {tensor.nbytes:,} bytes and has {end - begin:,}")
+        raise UserError(f"{name} of shape {tensor.shape} takes {tensor.nbytes:,} bytes and has {end - begin:,}")
     if begin < 0 or start + end > size:
-        raise ValueError(f"{name} ends at byte {start + end:,} and the file at {size:,}")
+        raise UserError(f"{name} ends at byte {start + end:,} and the file at {size:,}")
     return tensor, start + begin
 
 
 def open_folder(folder: Path) -> Safetensors:
-    """The tensors of a model folder. Raises ValueError, with a way out, if there are none or a shard is missing."""
+    """The tensors of a model folder. Raises UserError, with a way out, if there are none or a shard is missing."""
     if (folder / ONE_FILE).is_file():
         return Safetensors([folder / ONE_FILE])
     if (folder / INDEX).is_file():
         try:
             placed: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
         except (ValueError, KeyError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{folder / INDEX} is damaged ({error.__class__.__name__}: {error}): get it again"
             ) from error
         files = [folder / name for name in sorted(set(placed.values()))]
         if missing := [file.name for file in files if not file.is_file()]:
-            raise ValueError(f"{folder} lacks {len(missing)} of {len(files)} shards: {', '.join(missing)}")
+            raise UserError(f"{folder} lacks {len(missing)} of {len(files)} shards: {', '.join(missing)}")
         found = Safetensors(files)
         if lost := sorted(set(placed) - set(found.tensors)):
-            raise ValueError(f"{folder / INDEX} places {len(lost)} tensors that its shards lack: {', '.join(lost)}")
+            raise UserError(f"{folder / INDEX} places {len(lost)} tensors that its shards lack: {', '.join(lost)}")
         return found
     if any(folder.glob("pytorch_model*.bin")):
-        raise ValueError(
+        raise UserError(
             f"{folder} has its weights as pytorch_model.bin, a pickle that could run any code: convert it once with "
             "transformers, AutoModel.from_pretrained(DIR).save_pretrained(NEW_DIR), which writes safetensors"
         )
     if ggufs := sorted(folder.glob("*.gguf")):
-        raise ValueError(f"{folder} has no safetensors; to import the GGUF file give it itself: --from {ggufs[0]}")
-    raise ValueError(f"{folder} has neither {ONE_FILE} nor {INDEX}: is it the folder of a model?")
+        raise UserError(f"{folder} has no safetensors; to import the GGUF file give it itself: --from {ggufs[0]}")
+    raise UserError(f"{folder} has neither {ONE_FILE} nor {INDEX}: is it the folder of a model?")
 
 
 class Writer:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from llmjax import config, human, progress
 from llmjax.data.hf_tokenizer import CONFIG_FILE, GENERATION_FILE
 from llmjax.data.tokenizer import Tokenizer, load_tokenizer
+from llmjax.errors import UserError
 from llmjax.interop import pieces
 from llmjax.interop.families import FAMILIES
 from llmjax.interop.mapping import Family, Row, to_theirs
@@ -50,11 +51,11 @@ def export_model(source: Path, folder: Path, *, model_type: str = "", shard_byte
         shard_bytes: a new file is begun when the next tensors would make one larger than this.
 
     Raises:
-        ValueError: when the run cannot be read, or no model type can say its config; the message says why.
+        UserError: when the run cannot be read, or no model type can say its config; the message says why.
         OSError: when the disk is full.
     """
     if shard_bytes < 1:
-        raise ValueError("--shard-size must be at least 1 byte, such as 5GB")
+        raise UserError("--shard-size must be at least 1 byte, such as 5GB")
     step = checkpoint.newest(source)
     meta = checkpoint.read_meta(step)
     c = config.from_json(json.dumps(meta["config"]))
@@ -64,7 +65,7 @@ def export_model(source: Path, folder: Path, *, model_type: str = "", shard_byte
     rows = list(family.rows(c.model))
     if wrong := uncovered(rows, {path: tensor.shape for path, tensor in weights.params.items()}):
         lines = "\n".join(f"  {path} {about}" for path, about in wrong)
-        raise ValueError(f"the checkpoint {step} does not fit its config as a {theirs['model_type']} model:\n{lines}")
+        raise UserError(f"the checkpoint {step} does not fit its config as a {theirs['model_type']} model:\n{lines}")
     shards = plan(rows, weights.params, shard_bytes)
     total = sum(tensor.nbytes for shard in shards for tensor in shard.tensors.values())
     with staged(folder, purpose="--to") as unfinished:
@@ -84,9 +85,9 @@ def export_model(source: Path, folder: Path, *, model_type: str = "", shard_byte
 
 
 def choose_family(model: ConfigDict, model_type: str, imported: str) -> tuple[Family, dict[str, Any]]:
-    """The family to write a model as, and its config.json. Raises ValueError with the reasons if there is none."""
+    """The family to write a model as, and its config.json. Raises UserError with the reasons if there is none."""
     if model_type and model_type not in FAMILIES:
-        raise ValueError(f"--family {model_type} is not known; known are {', '.join(sorted(FAMILIES))}")
+        raise UserError(f"--family {model_type} is not known; known are {', '.join(sorted(FAMILIES))}")
     if model_type:
         return FAMILIES[model_type], FAMILIES[model_type].write_config(model)
     reasons = []
@@ -94,10 +95,10 @@ def choose_family(model: ConfigDict, model_type: str, imported: str) -> tuple[Fa
     for family in dict.fromkeys([*first, *FAMILIES.values()]):
         try:
             return family, family.write_config(model)
-        except ValueError as error:
+        except UserError as error:
             reasons.append(f"{family.model_types[0]}: {error}")
     lines = "\n".join(f"  {reason}" for reason in sorted(reasons, key=len))  # the fewest differences first
-    raise ValueError(f"no model type of transformers can say this model's config:\n{lines}")
+    raise UserError(f"no model type of transformers can say this model's config:\n{lines}")
 
 
 @dataclass(frozen=True)

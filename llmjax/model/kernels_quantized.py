@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from llmjax.errors import UserError
+
 # For each kind the type of the products' operands, and that of gradients, which range more widely.
 TYPES = {"int8": ("int8", "int8"), "fp8": ("float8_e4m3fn", "float8_e5m2")}
 
@@ -22,7 +24,7 @@ def product(x_RD: jax.Array, kernel_DF: jax.Array, kind: str) -> jax.Array:
     The gradient of x is such a product too. That of the kernel, a sum over all rows that outliers would spoil, is
     computed in the operands' own type (Wortsman et al. 2023).
 
-    Raises ValueError where qwix is not installed.
+    Raises UserError where qwix is not installed.
     """
     wide, _ = TYPES[kind]
     return _rounded(x_RD, kernel_DF, wide, wide)
@@ -55,7 +57,7 @@ def _library() -> Any:
     try:
         import qwix
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             'model.quantization needs qwix: pip install "llmjax[quantized]", or set model.quantization=none'
         ) from error
     return qwix

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from llmjax.errors import UserError
 from llmjax.model import positions as P
 from llmjax.model.attention import takes_patterns
 from llmjax.model.block import ATTENTION, Block, Inputs, run_stack, sections
@@ -353,10 +354,10 @@ def init_params(module: Transformer, key: jax.Array) -> Any:
 
 
 def padded_vocab(c: ConfigDict, tokenizer_size: int) -> int:
-    """V: `c.vocab_size`, or the tokenizer's size rounded up to `c.vocab_multiple`. ValueError if it is too small."""
+    """V: `c.vocab_size`, or the tokenizer's size rounded up to `c.vocab_multiple`. UserError if it is too small."""
     size = c.vocab_size or -(-tokenizer_size // c.vocab_multiple) * c.vocab_multiple
     if size < tokenizer_size:
-        raise ValueError(
+        raise UserError(
             f"model.vocab_size={size} is less than the tokenizer's {tokenizer_size}; set it to 0 to follow the tokenizer"
         )
     return size

@@ -4,6 +4,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax.data.batches import pack
+from llmjax.errors import UserError
 from llmjax.objectives.rows import Row, documents, languages_of
 from llmjax.objectives.special import Special
 
@@ -60,7 +61,7 @@ def split(body: list[int], rng: np.random.Generator, special: Special) -> tuple[
     tokenizer = special.tokenizer
     try:
         if not special.is_text[body].all():
-            raise ValueError("what the tokenizer does not know has no text")
+            raise UserError("what the tokenizer does not know has no text")
         text = b"".join(tokenizer.piece_bytes[token] for token in body).decode()
     except ValueError:
         low, high = np.sort(rng.integers(0, len(body) + 1, 2))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
+from llmjax.errors import UserError
 from llmjax.model.attention import WHOLE
 from llmjax.model.views import View
 
@@ -50,13 +51,13 @@ def ring(
 ) -> jax.Array:
     """`attention.reference` over a mesh whose axis `context` divides L and M, one device's keys and values at a time.
 
-    Raises ValueError when the axis does not divide the sequence, or with dropout of the attention's weights.
+    Raises UserError when the axis does not divide the sequence, or with dropout of the attention's weights.
     """
     ways, length = jax.sharding.get_abstract_mesh().shape[AXIS], q_BLHK.shape[1]
     if dropout is not None:
-        raise ValueError("parallel.context=ring has no dropout of attention weights: set model.attention_dropout=0")
+        raise UserError("parallel.context=ring has no dropout of attention weights: set model.attention_dropout=0")
     if length % ways or k_BMGK.shape[1] % ways:
-        raise ValueError(
+        raise UserError(
             f"the mesh axis context={ways} does not divide the {length} positions of a row: choose another "
             "train.sequence_length or size of context"
         )

@@ -12,6 +12,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from llmjax.errors import UserError
+
 AXES = ("data", "pipeline", "fsdp", "expert", "context", "tensor")  # from the slowest to the fastest links
 ROWS = ("data", "fsdp", "expert")  # the axes over which the rows of a batch are spread
 
@@ -22,26 +24,26 @@ def parse_mesh(line: str, *, devices: int, key: str = "parallel.mesh") -> dict[s
     Args:
         key: the setting that the line is from, for messages.
 
-    Raises ValueError for an unknown axis, one given twice, two -1, or sizes that do not multiply to the number of devices.
+    Raises UserError for an unknown axis, one given twice, two -1, or sizes that do not multiply to the number of devices.
     """
     sizes = dict.fromkeys(AXES, 1)
     given: set[str] = set()
     for part in line.split():
         match = re.fullmatch(r"([a-z]+)=(-1|[1-9][0-9]*)", part)
         if not match or match[1] not in AXES:
-            raise ValueError(f"{key}={line!r}: {part!r} is not understood; write AXIS=SIZE, axes {', '.join(AXES)}")
+            raise UserError(f"{key}={line!r}: {part!r} is not understood; write AXIS=SIZE, axes {', '.join(AXES)}")
         if match[1] in given:
-            raise ValueError(f"{key}={line!r} gives the axis {match[1]} twice; write each axis once")
+            raise UserError(f"{key}={line!r} gives the axis {match[1]} twice; write each axis once")
         given.add(match[1])
         sizes[match[1]] = int(match[2])
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1:
-        raise ValueError(f"{key}={line!r} has {len(free)} axes of size -1; at most one can take what is left")
+        raise UserError(f"{key}={line!r} has {len(free)} axes of size -1; at most one can take what is left")
     fixed = math.prod(size for size in sizes.values() if size > 0)
     if free and devices % fixed == 0:
         sizes[free[0]] = devices // fixed
     elif free or fixed != devices:
-        raise ValueError(
+        raise UserError(
             f"{key}={line!r} asks for {fixed} devices{' or a multiple' if free else ''} and there are {devices}; "
             "change a size, or set one axis to -1"
         )
@@ -51,7 +53,7 @@ def parse_mesh(line: str, *, devices: int, key: str = "parallel.mesh") -> dict[s
 def slice_sizes(sizes: dict[str, int], *, slices: int) -> dict[str, int]:
     """How many slices (pods joined by the data-centre network) each axis spans: the outermost axes take them all.
 
-    Raises ValueError when the sizes of the axes cannot be divided so.
+    Raises UserError when the sizes of the axes cannot be divided so.
     """
     left, spans = slices, {}
     for axis, size in sizes.items():
@@ -61,7 +63,7 @@ def slice_sizes(sizes: dict[str, int], *, slices: int) -> dict[str, int]:
             break
     if left > 1:
         line = " ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
-        raise ValueError(
+        raise UserError(
             f"the mesh {line} cannot be laid over {slices} slices: the product of its first axes must be a multiple of "
             f"{slices}, so that only they cross the network between slices; for instance begin with data={slices}"
         )
@@ -83,7 +85,7 @@ def make_mesh(
     told = len({getattr(device, "slice_index", 0) for device in devices})
     spans = slice_sizes(sizes, slices=slices or told)
     if slices not in (0, told) and told > 1:
-        raise ValueError(f"parallel.slices={slices}, and the devices are in {told} slices: set it to 0")
+        raise UserError(f"parallel.slices={slices}, and the devices are in {told} slices: set it to 0")
     try:
         if told == 1:  # one slice, or devices that do not know of theirs
             return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices)
@@ -92,7 +94,7 @@ def make_mesh(
     except NotImplementedError as error:  # what JAX raises for a torus whose sides do not make the axes
         places = [device.coords for device in devices if hasattr(device, "coords")]
         sides = "x".join(str(len(set(side))) for side in zip(*places, strict=True))
-        raise ValueError(
+        raise UserError(
             f"{key}={line!r} cannot be laid over the torus {sides}: the size of each axis must be the product of "
             "some of its sides"
         ) from error
@@ -109,7 +111,7 @@ def row_group(mesh: Mesh) -> tuple[int, int]:
 
     Processes whose devices differ only along pipeline, context or tensor work on the same rows and read the same part.
 
-    Raises ValueError when the devices of a process hold rows that another process has only some of.
+    Raises UserError when the devices of a process hold rows that another process has only some of.
     """
     names = list(mesh.shape)
     rows = [names.index(axis) for axis in ROWS]
@@ -120,7 +122,7 @@ def row_group(mesh: Mesh) -> tuple[int, int]:
             of_process.setdefault(device.process_index, set()).add(row)
     groups = sorted({tuple(sorted(held)) for held in of_process.values()})
     if sum(map(len, groups)) != len(by_row) or len({len(group) for group in groups}) > 1:
-        raise ValueError(
+        raise UserError(
             "the mesh cuts the rows of a batch through the middle of a process: choose sizes of parallel.mesh such that "
             f"data x fsdp x expert={len(by_row)} is a multiple or a divisor of the number of processes"
         )

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
+from llmjax.errors import UserError
 from llmjax.model.block import REMAT_POLICIES, RUNNER
 from llmjax.model.layers import is_follower
 from llmjax.model.per_device import summable
@@ -34,17 +35,17 @@ Layer = Callable[[Any, jax.Array, Any, Any, Any], tuple[jax.Array, jax.Array]]
 def parts(c: ConfigDict, *, stages: int, rows: int) -> int:
     """Into how many parts `rows` rows (those of one device of a micro-batch) are cut for the stages.
 
-    Raises ValueError when `parallel.parts` does not divide them, or rounds need more parts.
+    Raises UserError when `parallel.parts` does not divide them, or rounds need more parts.
     """
     wanted = c.parallel.parts
     if wanted and rows % wanted:
-        raise ValueError(
+        raise UserError(
             f"parallel.parts={wanted} does not divide the {rows} rows that each device has of a micro-batch: change it, "
             "train.batch_size or train.micro_batches"
         )
     found = wanted or max(n for n in range(1, min(rows, 4 * stages) + 1) if rows % n == 0)
     if c.parallel.rounds > 1 and found < stages:
-        raise ValueError(
+        raise UserError(
             f"parallel.rounds={c.parallel.rounds} needs at least as many parts as stages ({stages}), or the first stage "
             f"would wait for the last; there are {found} of {rows} rows on each device: give larger batches or rounds=1"
         )

@@ -20,6 +20,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from llmjax.errors import UserError
 from llmjax.parallel import context, pipeline
 from llmjax.parallel.mesh import ROWS
 
@@ -113,7 +114,7 @@ def parameter_specs(
         whole: axes over which nothing is divided, whatever the rows say (fsdp, for ZeRO-1 and 2).
 
     Raises:
-        ValueError: when no row matches a parameter, a row has the wrong number of dimensions, or a mesh axis does
+        UserError: when no row matches a parameter, a row has the wrong number of dimensions, or a mesh axis does
             not divide its dimension (key and value heads fewer than the tensor axis are replicated instead, as
             multi-query attention needs).
     """
@@ -123,15 +124,15 @@ def parameter_specs(
         name, shape = path_name(path), tuple(leaf.shape)
         axes = next((axes for pattern, axes in rows if re.search(pattern, name)), None)
         if axes is None:
-            raise ValueError(
+            raise UserError(
                 f"no row places the parameter {name} {shape}: add one to parallel.rules or parallel/placement.py"
             )
         if len(axes) != len(shape):
-            raise ValueError(f"the row for {name} has {len(axes)} dimensions and the parameter {len(shape)}: {shape}")
+            raise UserError(f"the row for {name} has {len(axes)} dimensions and the parameter {len(shape)}: {shape}")
         found = [tuple([entry] if isinstance(entry, str) else entry or ()) for entry in axes]
         unknown = [axis for entry in found for axis in entry if axis not in sizes]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"the row for {name} names the axis {unknown[0]!r}; axes are {', '.join(sizes)}, or None: mend parallel.rules"
             )
         found = [tuple(axis for axis in entry if axis not in whole) for entry in found]
@@ -145,7 +146,7 @@ def parameter_specs(
                 found[i] = ()
                 continue
             said = " x ".join(f"{axis}={sizes[axis]}" for axis in entry if sizes[axis] > 1)
-            raise ValueError(
+            raise UserError(
                 f"the mesh axis {said} does not divide dimension {i} of {name} {shape}; "
                 f"choose another size for {entry[0]} in the mesh (parallel.mesh; infer.mesh to read) or for the model"
             )

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from llmjax.errors import UserError
+
 T = TypeVar("T")
 
 # What launch/ sets; LLMJAX_PROCESS may be missing in an indexed job of Kubernetes, which numbers its pods itself.
@@ -53,12 +55,12 @@ def detect(env: Mapping[str, str]) -> Cluster | None:
     """The job that the environment describes; None: this process is alone.
 
     Raises:
-        ValueError: for variables that are missing beside others, or that are no numbers in range.
+        UserError: for variables that are missing beside others, or that are no numbers in range.
     """
     if COORDINATOR in env or COUNT in env:
         return _explicit(env)
     if env.get(CLUSTER, "tpu") != "tpu":
-        raise ValueError(f"{CLUSTER}={env[CLUSTER]!r} is not known: set it to tpu, or unset it")
+        raise UserError(f"{CLUSTER}={env[CLUSTER]!r} is not known: set it to tpu, or unset it")
     if CLUSTER in env or "," in env.get("TPU_WORKER_HOSTNAMES", "") or env.get("MEGASCALE_NUM_SLICES", "1") != "1":
         return Cluster("tpu")
     if all(name in env for name in SLURM) and env["SLURM_NTASKS"] != "1":
@@ -72,13 +74,13 @@ def _explicit(env: Mapping[str, str]) -> Cluster | None:
     given = {COORDINATOR: env.get(COORDINATOR), COUNT: env.get(COUNT), INDEX: env.get(INDEX, env.get(POD_INDEX))}
     missing = [name for name, value in given.items() if not value]
     if missing:
-        raise ValueError(f"{missing[0]} is not set, but others of {', '.join(given)} are: set all three or none")
+        raise UserError(f"{missing[0]} is not set, but others of {', '.join(given)} are: set all three or none")
     try:
         count, index, local = int(given[COUNT] or ""), int(given[INDEX] or ""), int(env.get(LOCAL, "1"))
     except ValueError:
-        raise ValueError(f"{COUNT}, {INDEX} and {LOCAL} must be whole numbers, not {given}") from None
+        raise UserError(f"{COUNT}, {INDEX} and {LOCAL} must be whole numbers, not {given}") from None
     if not 0 <= index < count:
-        raise ValueError(f"{INDEX}={index} must be from 0 to {COUNT} - 1 = {count - 1}")
+        raise UserError(f"{INDEX}={index} must be from 0 to {COUNT} - 1 = {count - 1}")
     return Cluster("explicit", count, index, given[COORDINATOR], local) if count > 1 else None
 
 
@@ -89,7 +91,7 @@ def start(*, heartbeat_seconds: int) -> Cluster | None:
         heartbeat_seconds: a process that has not been heard of for so long is lost, and the others end.
 
     Raises:
-        ValueError: for an environment that `detect` cannot read.
+        UserError: for an environment that `detect` cannot read.
         ConnectionError: when the processes do not find each other.
     """
     global _job

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from llmjax import human
+from llmjax.errors import UserError
 from llmjax.parallel import placement
 from llmjax.parallel.mesh import make_mesh
 
@@ -35,7 +36,7 @@ def reading_mesh(line: str, shapes: Any, c: ConfigDict) -> Mesh:
         c: a whole config.
 
     Raises:
-        ValueError: for a line that does not fit the devices or the model, or a model that they cannot hold together.
+        UserError: for a line that does not fit the devices or the model, or a model that they cannot hold together.
     """
     devices = own_devices()
     if line:
@@ -47,7 +48,7 @@ def reading_mesh(line: str, shapes: Any, c: ConfigDict) -> Mesh:
             try:
                 mesh = make_mesh(f"{axis}={ways} data=-1", devices=devices)
                 places = placement.parameter_shardings(shapes, mesh, rules=c.parallel.rules)
-            except ValueError:  # a dimension that the axis does not divide, or a torus that has no such sides
+            except UserError:  # a dimension that the axis does not divide, or a torus that has no such sides
                 if ways == 1:  # neither
                     raise
                 continue
@@ -55,7 +56,7 @@ def reading_mesh(line: str, shapes: Any, c: ConfigDict) -> Mesh:
             needs.append(sum(jax.tree.leaves(pieces)))
             if not limit or needs[-1] <= SHARE * limit:
                 return mesh
-    raise ValueError(
+    raise UserError(
         f"the parameters take at least {human.size(min(needs))} on each of the {len(devices)} devices of this process, "
         f"which have {human.size(limit)}: read the model where there are more, or larger ones; infer.mesh divides it "
         "otherwise"

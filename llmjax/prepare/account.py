@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax import human
+from llmjax.errors import UserError
 from llmjax.prepare.parts import Part
 from llmjax.prepare.sources import Source
 from llmjax.prepare.summary import Summary, add_counts, total
@@ -85,11 +86,11 @@ def funnels(
 
 
 def check_result(data: ConfigDict, found: dict[str, Funnel]) -> None:
-    """Raise ValueError if nothing is left to train on, or nothing was held out although a share was asked for."""
+    """Raise UserError if nothing is left to train on, or nothing was held out although a share was asked for."""
     whole = add_up(found)
     if whole.train.documents == 0:
         reasons = ", ".join(f"{count.documents:,} {kind}" for kind, count in whole.rejected.items()) or "none"
-        raise ValueError(
+        raise UserError(
             f"no document is left to train on: {whole.read.documents:,} read, {whole.heldout.documents:,} held out, "
             f"rejected: {reasons}. WORKDIR/prepare/rejected/ has them with their reasons; give other data.sources, or "
             "lower data.min_bytes or data.holdout_percent"
@@ -97,11 +98,11 @@ def check_result(data: ConfigDict, found: dict[str, Funnel]) -> None:
     if whole.heldout.documents or not (data.holdout_percent or data.holdout_tail_percent):
         return
     if data.holdout_tail_percent:
-        raise ValueError(
+        raise UserError(
             f"data.holdout_tail_percent={data.holdout_tail_percent} held out nothing: all tails are shorter than "
             f"data.min_bytes={data.min_bytes}. Raise the one or lower the other"
         )
-    raise ValueError(
+    raise UserError(
         f"none of {whole.train.documents:,} documents was held out for evaluation: data.holdout_percent="
         f"{data.holdout_percent} chooses whole files (or rows) by a hash, and these are too few (or all are larger "
         "than data.holdout_max_bytes). Set data.holdout_tail_percent=10 to hold out the last 10% of every document, "

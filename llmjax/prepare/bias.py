@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from llmjax.errors import UserError
 from llmjax.prepare import lexicons
 from llmjax.prepare.records import kept
 
@@ -130,12 +131,12 @@ def add(tables: Iterable[pa.Table]) -> pa.Table:
     """The sum of tables of `counts`; of none, zeros.
 
     Raises:
-        ValueError: for a table with other rows, as one of another version's word list.
+        UserError: for a table with other rows, as one of another version's word list.
     """
     total = np.zeros((len(rows()), len(COUNTS)), np.int64)
     for table in tables:
         if list(zip(table["category"].to_pylist(), table["term"].to_pylist(), strict=True)) != rows():
-            raise ValueError("bias counts were made with another list of identity terms: count all shards again")
+            raise UserError("bias counts were made with another list of identity terms: count all shards again")
         total += np.stack([table[name].to_numpy() for name in COUNTS], axis=1)
     return _table(total)
 

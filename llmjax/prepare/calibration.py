@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from llmjax.errors import UserError
+
 BINS = 15
 THRESHOLDS = (0.1, 0.25, 0.5, 0.75, 0.9)
 METHODS = ("platt", "isotonic", "none")
@@ -32,15 +34,15 @@ def fit(logits: np.ndarray, labels: np.ndarray, *, method: str = "platt") -> dic
         A JSON-able description for `apply`.
 
     Raises:
-        ValueError: for an unknown method, or labels of one class only.
+        UserError: for an unknown method, or labels of one class only.
     """
     if method not in METHODS:
-        raise ValueError(f"calibration {method!r} is not known: use one of {', '.join(METHODS)}")
+        raise UserError(f"calibration {method!r} is not known: use one of {', '.join(METHODS)}")
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
     if method == "none":
         return {"method": "none"}
     if not 0 < labels.sum() < len(labels):
-        raise ValueError("calibration needs documents of both classes: give more documents")
+        raise UserError("calibration needs documents of both classes: give more documents")
     if method == "platt":
         slope, bias = _fit_platt(logits, labels)
         return {"method": "platt", "slope": slope, "bias": bias}
@@ -124,7 +126,7 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     positive = np.asarray(labels) > 0
     n = int(positive.sum())
     if not 0 < n < len(positive):
-        raise ValueError("the area under the curve needs documents of both classes: give some of each")
+        raise UserError("the area under the curve needs documents of both classes: give some of each")
     return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
 
 

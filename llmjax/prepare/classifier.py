@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from llmjax.errors import UserError
 from llmjax.prepare import calibration
 from llmjax.prepare.features import FEATURES, Features
 from llmjax.prepare.ngram import read_arrays, write_arrays
@@ -48,7 +49,7 @@ PIECE = 1 << 20  # characters for which features are made at once
 def _pieces(texts: Sequence[str], settings: Mapping[str, Any]) -> Iterator[Features]:
     name = settings["features"]
     if name not in FEATURES:
-        raise ValueError(f"features {name!r} are not known: use one of {', '.join(sorted(FEATURES))}")
+        raise UserError(f"features {name!r} are not known: use one of {', '.join(sorted(FEATURES))}")
     begin = 0
     while begin < len(texts):
         end, size = begin, 0
@@ -143,33 +144,33 @@ def train(
         table and the kept-words report, all on the held-out documents.
 
     Raises:
-        ValueError: for an unknown setting, one class missing, too few documents, or scikit-learn not installed.
+        UserError: for an unknown setting, one class missing, too few documents, or scikit-learn not installed.
     """
     chosen = {**DEFAULTS, **(settings or {})}
     if unknown := set(chosen) - set(DEFAULTS):
-        raise ValueError(f"no classifier setting {', '.join(sorted(unknown))}: there are {', '.join(DEFAULTS)}")
+        raise UserError(f"no classifier setting {', '.join(sorted(unknown))}: there are {', '.join(DEFAULTS)}")
     y = np.asarray(labels, np.int64)
     if len(y) != len(texts):
-        raise ValueError(f"{len(texts)} documents and {len(y)} labels: give one label a document")
+        raise UserError(f"{len(texts)} documents and {len(y)} labels: give one label a document")
     for label in (0, 1):
         if (count := int(np.sum(y == label))) < FEWEST:
-            raise ValueError(
+            raise UserError(
                 f"{'positive' if label else 'negative'} documents: {count}, at least {FEWEST} are needed "
                 "(a few hundred for a useful classifier): give more of them, in files of their own or as JSONL"
             )
     if set(y.tolist()) - {0, 1}:
-        raise ValueError("labels must be 0 or 1")
+        raise UserError("labels must be 0 or 1")
     part = _split(texts, y, groups, seed)
     for k, name in enumerate(("to fit", "to calibrate", "to measure")):
         if len(set(y[part == k].tolist())) < 2:
-            raise ValueError(
+            raise UserError(
                 f"the part of the documents {name} has one class only: give more documents, or documents of more groups"
             )
     try:
         from scipy.sparse import csr_matrix, hstack
         from sklearn.linear_model import LogisticRegression
     except ModuleNotFoundError as error:
-        raise ValueError("training a classifier needs scikit-learn: pip install 'llmjax[data]'") from error
+        raise UserError("training a classifier needs scikit-learn: pip install 'llmjax[data]'") from error
 
     fitted = np.flatnonzero(part == 0)
     parts = list(_pieces([texts[k] for k in fitted.tolist()], chosen))
@@ -233,14 +234,14 @@ def load(path: str | os.PathLike[str]) -> Model:
     """Read a model that `save` wrote; it scores the same bit for bit.
 
     Raises:
-        ValueError: if the file is not there, cut off, damaged, of another kind or of a later version.
+        UserError: if the file is not there, cut off, damaged, of another kind or of a later version.
     """
     arrays, rest = read_arrays(path, "classifier", FORMAT)
     try:
         parts: dict[str, Any] = {**arrays, **rest}
         return Model(**{**parts, "bias": float(parts["bias"])})
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: a classifier with parts missing ({error}): train and save it again") from error
+        raise UserError(f"{path}: a classifier with parts missing ({error}): train and save it again") from error
 
 
 def read_documents(paths: Sequence[str | os.PathLike[str]], *, field: str = "text") -> tuple[list[str], list[str]]:
@@ -250,7 +251,7 @@ def read_documents(paths: Sequence[str | os.PathLike[str]], *, field: str = "tex
     characters: a classifier that has seen only whole books does not know a page.
 
     Raises:
-        ValueError: for a file that is not there, is not UTF-8, or has a row that is not JSON or lacks the field.
+        UserError: for a file that is not there, is not UTF-8, or has a row that is not JSON or lacks the field.
     """
     texts: list[str] = []
     files: list[str] = []
@@ -259,7 +260,7 @@ def read_documents(paths: Sequence[str | os.PathLike[str]], *, field: str = "tex
             raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
             content = raw.decode()
         except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: cannot be read as UTF-8 text ({error}): give text or JSONL files") from error
+            raise UserError(f"{path}: cannot be read as UTF-8 text ({error}): give text or JSONL files") from error
         if ".jsonl" in path.suffixes or ".ndjson" in path.suffixes:
             found = []
             for number, line in enumerate(content.split("\n"), start=1):
@@ -267,7 +268,7 @@ def read_documents(paths: Sequence[str | os.PathLike[str]], *, field: str = "tex
                     try:
                         found.append(str(json.loads(line)[field]))
                     except (ValueError, KeyError, TypeError) as error:
-                        raise ValueError(
+                        raise UserError(
                             f"{path}:{number}: not a JSON object with the field {field!r}: mend the row or name its field"
                         ) from error
         else:
@@ -300,13 +301,13 @@ def train_from_files(
     are, and the measures flatter the classifier as far as the documents of a file are alike.
 
     Raises:
-        ValueError: for files that cannot be read, one class missing, or too few documents.
+        UserError: for files that cannot be read, one class missing, or too few documents.
     """
     for paths, name in ((positive, "positive"), (negative, "negative")):
         if not paths:
-            raise ValueError(f"no {name} files: a classifier learns from examples of both classes")
+            raise UserError(f"no {name} files: a classifier learns from examples of both classes")
     if shared := {Path(path).resolve() for path in positive} & {Path(path).resolve() for path in negative}:
-        raise ValueError(f"both positive and negative: {', '.join(sorted(map(str, shared)))}: give each file once")
+        raise UserError(f"both positive and negative: {', '.join(sorted(map(str, shared)))}: give each file once")
     yes, yes_files = read_documents(positive, field=field)
     no, no_files = read_documents(negative, field=field)
     by_file = min(len(set(yes_files)), len(set(no_files))) >= 10

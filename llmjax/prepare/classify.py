@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llmjax.errors import UserError
+
 KINDS = ("classifier", "ngram")
 STEPS = {
     "classifier": "quality with prepare.quality_model, or toxicity with prepare.toxicity_model",
@@ -19,13 +21,13 @@ def run(positive: Sequence[Path], negative: Sequence[Path], *, out: Path, kind: 
         negative: files of other documents, for a classifier.
 
     Raises:
-        ValueError: for files that cannot be read, a class without files, or too few documents.
+        UserError: for files that cannot be read, a class without files, or too few documents.
     """
     from llmjax.prepare import classifier, ngram
 
     if kind == "ngram":
         if negative:
-            raise ValueError("an n-gram model learns from one kind of text: leave --negative out")
+            raise UserError("an n-gram model learns from one kind of text: leave --negative out")
         texts, _ = classifier.read_documents(positive, field=text_field)
         ngram.save(ngram.train(texts), out)
         size = sum(len(text.encode()) for text in texts)

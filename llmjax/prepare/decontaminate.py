@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from llmjax.errors import UserError
 from llmjax.prepare.kernels import windows
 from llmjax.prepare.kernels.words import find_words, rolling, room, tables, utf8
 
@@ -100,7 +101,7 @@ def read_benchmark(path: str | Path) -> list[Item]:
     one (ARC, HellaSwag, MMLU, TruthfulQA, GSM8K, HumanEval); of other rows the longest string is the question.
 
     Raises:
-        ValueError: if a line is not a JSON object, or has no text in it.
+        UserError: if a line is not a JSON object, or has no text in it.
     """
     path = Path(path)
     items = []
@@ -112,12 +113,12 @@ def read_benchmark(path: str | Path) -> list[Item]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 advice = "write the benchmark as JSON lines, one object a line (datasets: `to_json`)"
-                raise ValueError(f"{path}, line {number}, is not JSON ({error}): {advice}") from error
+                raise UserError(f"{path}, line {number}, is not JSON ({error}): {advice}") from error
             if not isinstance(row, dict) or not any(isinstance(value, str) and value for value in row.values()):
-                raise ValueError(f"{path}, line {number}: a row must be an object with the question as a string field")
+                raise UserError(f"{path}, line {number}: a row must be an object with the question as a string field")
             items.append(_item(row, number))
     if not items:
-        raise ValueError(f"{path} has no rows")
+        raise UserError(f"{path} has no rows")
     return items
 
 
@@ -179,10 +180,10 @@ def index(benchmarks: Mapping[str, Iterable[Item]], *, words: int = 13) -> Index
         words: words in a row that count however little of an item they are.
 
     Raises:
-        ValueError: for fewer than SHORT words, which prose has in common by chance.
+        UserError: for fewer than SHORT words, which prose has in common by chance.
     """
     if words < SHORT:
-        raise ValueError(f"decontaminate_words must be at least {SHORT}, not {words}: shorter runs match by chance")
+        raise UserError(f"decontaminate_words must be at least {SHORT}, not {words}: shorter runs match by chance")
     entries: list[Entry] = []
     grams: list[np.ndarray] = []  # of each entry
     left_out: dict[str, int] = {}

@@ -24,6 +24,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from llmjax.errors import UserError
 from llmjax.prepare.kernels import minhash, windows
 from llmjax.prepare.kernels.words import room, tables, utf8
 
@@ -50,7 +51,7 @@ def near_keys(
         mean nothing: leave its rows out.
 
     Raises:
-        ValueError: for numbers below 1 or texts that are not strings.
+        UserError: for numbers below 1 or texts that are not strings.
     """
     _check(bands=bands, rows=rows, words=words)
     data, offsets = utf8(texts)
@@ -88,12 +89,12 @@ def band_edges(keys: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.
         centers and members, int64 (pairs,), center < member, sorted and each pair once within this call.
 
     Raises:
-        ValueError: if the rows are not sorted.
+        UserError: if the rows are not sorted.
     """
     keys, documents = np.asarray(keys, np.uint64), np.asarray(documents, np.int64)
     same = keys[1:] == keys[:-1]
     if np.any(keys[1:] < keys[:-1]) or np.any(same & (documents[1:] < documents[:-1])):
-        raise ValueError("band_edges needs rows sorted by key, then by document")
+        raise UserError("band_edges needs rows sorted by key, then by document")
     rows = np.flatnonzero(same) + 1
     group_start = np.zeros(len(keys), np.int64)
     group_start[1:] = np.where(same, 0, np.arange(1, len(keys)))
@@ -111,7 +112,7 @@ def jaccard_of_stars(centers: np.ndarray, members: np.ndarray, shingles: pa.Larg
         shingles: of each row's member, as `shingles` gives them.
 
     Raises:
-        ValueError: if a group lacks the row of its center.
+        UserError: if a group lacks the row of its center.
     """
     centers, members = np.asarray(centers, np.int64), np.asarray(members, np.int64)
     values, offsets = _lists(shingles)
@@ -124,7 +125,7 @@ def jaccard_of_stars(centers: np.ndarray, members: np.ndarray, shingles: pa.Larg
     center_rows[group[own]] = own
     if np.any(center_rows < 0):
         missing = centers[begins[np.flatnonzero(center_rows < 0)[0]]]
-        raise ValueError(f"the group of document {missing} has no row with the shingles of {missing} itself")
+        raise UserError(f"the group of document {missing} has no row with the shingles of {missing} itself")
     result = np.empty(len(centers), np.float64)
     minhash.jaccard_rows(values, offsets, center_rows[group], np.arange(len(centers)), result)
     result[own] = 1.0
@@ -135,7 +136,7 @@ def jaccard_of_pairs(a: np.ndarray, b: np.ndarray, ordinals: np.ndarray, shingle
     """The similarity of the documents a and b, float64 (pairs,); `ordinals`, sorted, name the rows of `shingles`.
 
     Raises:
-        ValueError: if a document of a pair is not among the ordinals.
+        UserError: if a document of a pair is not among the ordinals.
     """
     ordinals = np.asarray(ordinals, np.int64)
     values, offsets = _lists(shingles)
@@ -143,7 +144,7 @@ def jaccard_of_pairs(a: np.ndarray, b: np.ndarray, ordinals: np.ndarray, shingle
     for side in (np.asarray(a, np.int64), np.asarray(b, np.int64)):
         row = np.minimum(np.searchsorted(ordinals, side), max(0, len(ordinals) - 1))
         if len(side) and (not len(ordinals) or np.any(ordinals[row] != side)):
-            raise ValueError("a pair names a document whose shingles are not given")
+            raise UserError("a pair names a document whose shingles are not given")
         rows.append(row)
     result = np.empty(len(rows[0]), np.float64)
     minhash.jaccard_rows(values, offsets, rows[0], rows[1], result)
@@ -242,7 +243,7 @@ def unit_keys(
         (uint64 (units, 2), 128 bits of the exact bytes); in the order of the texts.
     """
     if unit not in ("line", "paragraph"):
-        raise ValueError(f"unit must be 'line' or 'paragraph', not {unit!r}")
+        raise UserError(f"unit must be 'line' or 'paragraph', not {unit!r}")
     data, offsets = utf8(texts)
     most = int(windows.count_byte(data, offsets[0], offsets[-1], 10)) + len(texts)
     rows, spans = np.empty(most, np.int64), np.empty((most, 2), np.int64)
@@ -344,4 +345,4 @@ def _lists(lists: pa.LargeListArray) -> tuple[np.ndarray, np.ndarray]:
 def _check(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
-            raise ValueError(f"{name} must be at least 1, not {number}")
+            raise UserError(f"{name} must be at least 1, not {number}")

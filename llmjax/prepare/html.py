@@ -18,6 +18,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from llmjax.errors import UserError
+
 KINDS = ("main", "all", "raw")
 CELL_CHARACTERS = 300  # a longer cell is taken for layout, and keeps its paragraphs
 FALLBACK_CHARACTERS = 200  # a page without main content keeps its visible text if there is at least this much
@@ -54,16 +56,16 @@ def make_extractor(kind: str = "main") -> Callable[[str], tuple[str, bool]]:
         kind: "main" for the main content, "all" for all visible text, "raw" for the page as it is.
 
     Raises:
-        ValueError: kind is none of these, or resiliparse is not installed.
+        UserError: kind is none of these, or resiliparse is not installed.
     """
     if kind not in KINDS:
-        raise ValueError(f"html={kind!r} is not known; use one of {', '.join(KINDS)}")
+        raise UserError(f"html={kind!r} is not known; use one of {', '.join(KINDS)}")
     if kind == "raw":
         return lambda page: (page, False)
     try:
         from resiliparse.extract.html2text import extract_plain_text
     except ImportError as error:
-        raise ValueError("the text of HTML needs resiliparse: pip install 'llmjax[data]'") from error
+        raise UserError("the text of HTML needs resiliparse: pip install 'llmjax[data]'") from error
 
     def extract(page: str) -> tuple[str, bool]:
         if _is_deep(page):

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from llmjax.errors import UserError
+
 LANGUAGES = ("en", "de", "fr", "es", "it", "pt", "nl", "sv")
 AMBIGUOUS = "ambiguous"
 LONGEST = 64  # characters of a word that is looked up: data in letters, such as base64, is not language
@@ -48,11 +50,11 @@ def sections(name: str) -> dict[str, tuple[str, ...]]:
     """The entries of lexicons/NAME.txt by section, case-folded, in the file's order.
 
     Raises:
-        ValueError: if there is no such list, or a line stands outside a section or twice in the file.
+        UserError: if there is no such list, or a line stands outside a section or twice in the file.
     """
     path = Path(__file__).with_name("lexicons") / f"{name}.txt"
     if not path.exists():
-        raise ValueError(
+        raise UserError(
             f"no word list {name!r}: there are {', '.join(sorted(p.stem for p in path.parent.glob('*.txt')))}"
         )
     found: dict[str, list[str]] = {}
@@ -65,7 +67,7 @@ def sections(name: str) -> dict[str, tuple[str, ...]]:
             section = entry.strip("[]")
             found[section] = []
         elif not section or entry in seen:
-            raise ValueError(f"{path.name}:{number}: {entry!r} {'is there twice' if section else 'is in no [section]'}")
+            raise UserError(f"{path.name}:{number}: {entry!r} {'is there twice' if section else 'is in no [section]'}")
         else:
             found[section].append(entry)
             seen.add(entry)

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from llmjax.errors import UserError
+
 MAX_ORDER = 6  # 48 bits of an entry; the other 16 are its cost
 UNITS_PER_BIT = 2048
 FORMAT = 1
@@ -205,15 +207,15 @@ def train(texts: Iterable[str], *, order: int = 6, min_count: int = 2) -> Model:
     Memory is about 100 bytes for each distinct n-gram of the longest order, whatever the size of the documents.
 
     Raises:
-        ValueError: for an order or count out of range, or no text.
+        UserError: for an order or count out of range, or no text.
     """
     if not 2 <= order <= MAX_ORDER:
-        raise ValueError(f"the order of an n-gram model of bytes must be from 2 to {MAX_ORDER}, not {order}")
+        raise UserError(f"the order of an n-gram model of bytes must be from 2 to {MAX_ORDER}, not {order}")
     if min_count < 1:
-        raise ValueError(f"min_count must be at least 1, not {min_count}")
+        raise UserError(f"min_count must be at least 1, not {min_count}")
     keys, raw, documents, size = _count(texts, order)
     if not size:
-        raise ValueError("no text to train an n-gram model on: give at least one document that is not empty")
+        raise UserError("no text to train an n-gram model on: give at least one document that is not empty")
     orders = {order: (keys, raw, raw)}
     for n in range(order - 1, 0, -1):
         longer, longer_raw, _ = orders[n + 1]
@@ -316,7 +318,7 @@ def load(path: str | os.PathLike[str]) -> Model:
     """Read a model that `save` wrote.
 
     Raises:
-        ValueError: if the file is not there, cut off, damaged, of another kind or of a later version.
+        UserError: if the file is not there, cut off, damaged, of another kind or of a later version.
     """
     arrays, settings = read_arrays(path, "ngram", FORMAT)
     try:
@@ -331,7 +333,7 @@ def load(path: str | os.PathLike[str]) -> Model:
         ]
         return _model(arrays["bigrams"], levels, settings)
     except KeyError as error:
-        raise ValueError(f"{path}: an n-gram model without {error}: train and save it again") from error
+        raise UserError(f"{path}: an n-gram model without {error}: train and save it again") from error
 
 
 def write_arrays(
@@ -353,7 +355,7 @@ def read_arrays(path: str | os.PathLike[str], kind: str, version: int) -> tuple[
     """The arrays and settings of a file that `write_arrays` wrote.
 
     Raises:
-        ValueError: if the file is not there, cut off, damaged, of another kind or of a later version.
+        UserError: if the file is not there, cut off, damaged, of another kind or of a later version.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -361,24 +363,24 @@ def read_arrays(path: str | os.PathLike[str], kind: str, version: int) -> tuple[
         header = json.loads(arrays.pop("header").tobytes())
         found, found_version, settings = header["kind"], header["version"], header["settings"]
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: there is no such model file: train one, or mend the path in the config") from error
+        raise UserError(f"{path}: there is no such model file: train one, or mend the path in the config") from error
     except (
         OSError,
         EOFError,
         KeyError,
         TypeError,
         AttributeError,
-        ValueError,
+        UserError,
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: not a saved model, or cut off or damaged ({error}): copy it again or train it again"
         ) from error
     if found != kind:
-        raise ValueError(f"{path}: holds a model of kind {found!r}, not {kind!r}: give the right file in the config")
+        raise UserError(f"{path}: holds a model of kind {found!r}, not {kind!r}: give the right file in the config")
     if found_version > version:
-        raise ValueError(
+        raise UserError(
             f"{path}: version {found_version} of the {kind} format, this llmjax reads up to {version}: update llmjax"
         )
     return arrays, settings

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmjax import human
+from llmjax.errors import UserError
 from llmjax.prepare import near, passages, store
 from llmjax.prepare.engine import key_starts
 from llmjax.prepare.keys import live_index
@@ -76,19 +77,17 @@ def caps(state: State) -> dict[str, float]:
 def parse_caps(given: Sequence[str], *, sources: Sequence[str]) -> dict[tuple[str, str], int]:
     """(kind, name) -> bytes of "language:de=2GB" or "source:web=10GB".
 
-    Raises ValueError for anything else, a source that is not there, or no cap at all.
+    Raises UserError for anything else, a source that is not there, or no cap at all.
     """
     limits: dict[tuple[str, str], int] = {}
     if not given:
-        raise ValueError('the step caps needs prepare.caps, such as \'["language:de=2GB", "source:web=10GB"]\'')
+        raise UserError('the step caps needs prepare.caps, such as \'["language:de=2GB", "source:web=10GB"]\'')
     for text in given:
         what, _, size = text.partition("=")
         kind, _, name = what.partition(":")
         if kind not in ("language", "source") or not name or not size:
-            raise ValueError(f"prepare.caps: {text!r} is not understood: write language:de=2GB or source:web=10GB")
+            raise UserError(f"prepare.caps: {text!r} is not understood: write language:de=2GB or source:web=10GB")
         if kind == "source" and name not in sources:
-            raise ValueError(
-                f"prepare.caps: there is no source {name!r}; there are {', '.join(dict.fromkeys(sources))}"
-            )
+            raise UserError(f"prepare.caps: there is no source {name!r}; there are {', '.join(dict.fromkeys(sources))}")
         limits[kind, name] = human.parse_size(size)
     return limits

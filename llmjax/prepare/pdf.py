@@ -12,6 +12,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from llmjax.errors import UserError
+
 PAGES = 5_000
 CHARACTERS = 50_000_000
 STREAM_BYTES = 32_000_000
@@ -36,13 +38,13 @@ def make_extractor(*, margins: bool = True) -> Callable[[bytes], str]:
         margins: drop headers, footers and page numbers, and join words that were hyphenated at line ends.
 
     Raises:
-        ValueError: pypdf is not installed.
+        UserError: pypdf is not installed.
     """
     try:
         import pypdf
         from pypdf.errors import DependencyError, FileNotDecryptedError, LimitReachedError
     except ImportError as error:
-        raise ValueError("the text of PDF needs pypdf: pip install 'llmjax[data]'") from error
+        raise UserError("the text of PDF needs pypdf: pip install 'llmjax[data]'") from error
     # pypdf logs every oddity that it could mend, thousands in a crawl; what it could not mend is a reject with a reason.
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)
 

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from llmjax.data import parallel_text
+from llmjax.errors import UserError
 from llmjax.prepare import mail, sources, stdlib_corpus, warc
 from llmjax.prepare.parts import Item, Part
 from llmjax.prepare.records import make_batch, text_id
@@ -50,7 +51,7 @@ def read_part(part: Part, *, text_field: str, max_bytes: int, fields: Fields) ->
     """The documents of a part in a fixed order, one batch in memory at a time; rejected rows carry their reason.
 
     Raises:
-        ValueError: if parallel text has lines without a partner.
+        UserError: if parallel text has lines without a partner.
         OSError: if a file cannot be read.
     """
     rows: list[Row] = []
@@ -160,21 +161,21 @@ def _broken(compression: str, error: Exception) -> str:
     return f"broken {name}: {'the file is truncated' if isinstance(error, EOFError) else error}"
 
 
-def _lines(opened: Any, item: Item, max_bytes: int, is_compressed: bool) -> Iterator[bytes | ValueError]:
-    """Lines up to the item's end; a ValueError in the place of one that cannot be used, the last one if the file ends there."""
+def _lines(opened: Any, item: Item, max_bytes: int, is_compressed: bool) -> Iterator[bytes | UserError]:
+    """Lines up to the item's end; a UserError in the place of one that cannot be used, the last one if the file ends there."""
     left = item.stop - item.start if item.stop >= 0 else -1
     while left:
         try:
             line = opened.readline(max_bytes + 1)
             if len(line) > max_bytes:
                 skipped = _skip_line(opened, line, max_bytes * BOMB_FACTOR if is_compressed else 0)
-                yield ValueError(_too_large(max_bytes))
+                yield UserError(_too_large(max_bytes))
                 if skipped < 0:
                     return
                 left -= skipped if left > 0 else 0
                 continue
         except (EOFError, gzip.BadGzipFile, zlib.error, _zstd_error()) as error:
-            yield ValueError(_broken(sources.format_of(item.file)[1], error))
+            yield UserError(_broken(sources.format_of(item.file)[1], error))
             return
         if not line:
             return
@@ -193,10 +194,10 @@ def _skip_line(opened: Any, line: bytes, limit: int) -> int:
     return total
 
 
-def _json_rows(item: Item, lines: Iterator[bytes | ValueError], text_field: str, fields: Fields) -> Iterator[Row]:
+def _json_rows(item: Item, lines: Iterator[bytes | UserError], text_field: str, fields: Fields) -> Iterator[Row]:
     for number, line in enumerate(lines, start=item.first + 1):
         where = f"{item.path}:{number}"
-        if isinstance(line, ValueError):
+        if isinstance(line, UserError):
             yield rejected(where, str(line), offset=number)
             continue
         if number == 1:

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from llmjax import __version__
 from llmjax.data.documents import SPLITS
+from llmjax.errors import UserError
 from llmjax.prepare import account, clean, overall, parts, shards, split, store
 from llmjax.prepare.engine import Engine, Job, Local, check_room, workers_of
 from llmjax.prepare.overall import OVERALL
@@ -42,7 +43,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     give the same bytes in every file, whatever the number of workers and however often the run was stopped.
 
     Raises:
-        ValueError: for sources or settings that cannot be used, if nothing is left to train on, or if nothing could be
+        UserError: for sources or settings that cannot be used, if nothing is left to train on, or if nothing could be
             held out although a share was asked for.
         OSError: if a file cannot be read or the disk is full; the same command goes on from there.
     """
@@ -81,7 +82,7 @@ def _run(
 
 
 def check_steps(prepare: ConfigDict) -> None:
-    """Raise ValueError for a step that is unknown, twice there, or makes no sense where it stands."""
+    """Raise UserError for a step that is unknown, twice there, or makes no sense where it stands."""
     import difflib
 
     known = (*clean.PER_DOCUMENT[1:], *OVERALL)
@@ -89,17 +90,17 @@ def check_steps(prepare: ConfigDict) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"they are {', '.join(known)}"
-            raise ValueError(f"prepare.steps: there is no step {name!r}; {hint}")
+            raise UserError(f"prepare.steps: there is no step {name!r}; {hint}")
         if name in prepare.steps[:number]:
-            raise ValueError(f"prepare.steps has {name!r} twice: leave one of them out")
+            raise UserError(f"prepare.steps has {name!r} twice: leave one of them out")
     if prepare.route not in ("source", "language"):
-        raise ValueError(f"prepare.route must be source or language, not {prepare.route!r}")
+        raise UserError(f"prepare.route must be source or language, not {prepare.route!r}")
     if prepare.engine not in ("local", "spark"):
-        raise ValueError(f"prepare.engine must be local or spark, not {prepare.engine!r}")
+        raise UserError(f"prepare.engine must be local or spark, not {prepare.engine!r}")
 
 
 def make_engine(prepare: ConfigDict, work: Path) -> Engine:
-    """The engine of c.prepare.engine. ValueError if Spark is asked for and not installed."""
+    """The engine of c.prepare.engine. UserError if Spark is asked for and not installed."""
     if prepare.engine == "spark":
         from llmjax.prepare.spark import Spark
 
@@ -146,7 +147,7 @@ def _is(path: Path, content: str) -> bool:
 def _digest(path: str) -> str:
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ValueError(f"prepare: there is no file {path}")
+        raise UserError(f"prepare: there is no file {path}")
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
@@ -157,7 +158,7 @@ def _check_apart(sources: Sequence[Source], workdir: Path) -> None:
             continue
         around = source.kind == "folder" and home.is_relative_to(Path(source.root).resolve())
         if around or any(Path(file).resolve().is_relative_to(home / "prepare") for file in source.files):
-            raise ValueError(
+            raise UserError(
                 f"the source {source.spec!r} takes in the run's own folder {workdir}, so the run would read what it "
                 "writes: choose another --workdir, or list in data.sources the subfolders that hold text"
             )
@@ -209,7 +210,7 @@ def _pass(c: ConfigDict, state: State, names: Sequence[str], passes: list[list[d
 
 
 def _check_fields(c: ConfigDict, state: State, sources: Sequence[Source], summaries: Sequence[dict[str, Any]]) -> None:
-    """Raise ValueError if not one of a source's rows has `data.text_field`."""
+    """Raise UserError if not one of a source's rows has `data.text_field`."""
     import difflib
 
     for number, source in enumerate(sources):
@@ -219,7 +220,7 @@ def _check_fields(c: ConfigDict, state: State, sources: Sequence[Source], summar
         names, wanted = own.fields["names"], c.data.text_field
         near = difflib.get_close_matches(wanted, names, n=1)
         mend = f"set data.text_field={near[0]}" if near else "set data.text_field to one of these"
-        raise ValueError(
+        raise UserError(
             f"source {source.name!r}: none of its {own.fields['rows']:,} rows has the field {wanted!r}; they have "
             f"{', '.join(names) or 'no fields'}; {mend}"
         )

@@ -1,7 +1,7 @@
 """Finds what `data.sources` names: the standard library, files, folders, globs, parallel text and fsspec URLs.
 
 Nothing is read here. A setting that is wrong (a path that is not there, a folder without a readable file, an extra
-that is not installed) is a ValueError that says what to do; `reading.py` reads, and never stops at a bad document.
+that is not installed) is a UserError that says what to do; `reading.py` reads, and never stops at a bad document.
 """
 
 import collections
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from llmjax.data import parallel_text
+from llmjax.errors import UserError
 
 CODE_SUFFIXES = [
     ".py",
@@ -101,7 +102,7 @@ def resolve_sources(specs: Sequence[str]) -> list[Source]:
             the translation of line n of the other.
 
     Raises:
-        ValueError: for a path that is not there, a folder or glob without a readable file, a name that is used twice
+        UserError: for a path that is not there, a folder or glob without a readable file, a name that is used twice
             or that cannot be a file's name.
     """
     sources: dict[str, Source] = {}
@@ -110,7 +111,7 @@ def resolve_sources(specs: Sequence[str]) -> list[Source]:
         # Some file systems take A and a for the same name.
         twin = sources.setdefault(source.name.casefold(), source)
         if twin is not source:
-            raise ValueError(
+            raise UserError(
                 f"data.sources: {twin.spec!r} and {spec!r} are both called {source.name!r}; give one another name: "
                 f"'{source.name}2={spec.partition('=')[2] or spec}'"
             )
@@ -120,13 +121,13 @@ def resolve_sources(specs: Sequence[str]) -> list[Source]:
 def earlier_runs(runs: Sequence[str]) -> list[Source]:
     """What other runs have kept, as sources that come before all others: new documents must not repeat them.
 
-    Raises ValueError for a folder without finished preparation.
+    Raises UserError for a folder without finished preparation.
     """
     found = []
     for run in runs:
         folder = Path(run).expanduser() / "prepare"
         if not (folder / "manifest.json").is_file():
-            raise ValueError(
+            raise UserError(
                 f"prepare.earlier: {run} is no run whose preparation was finished: {folder} has no manifest.json"
             )
         files = sorted(str(file) for split in ("train", "heldout") for file in (folder / split).glob("*.jsonl"))
@@ -137,7 +138,7 @@ def earlier_runs(runs: Sequence[str]) -> list[Source]:
 def sources_fingerprint(specs: Sequence[str]) -> str:
     """A digest of the names, sizes and modification times of all files (and of the Python version for "stdlib").
 
-    It changes when a file is added, removed or written to. Raises ValueError as `resolve_sources` does.
+    It changes when a file is added, removed or written to. Raises UserError as `resolve_sources` does.
     """
     parts: list[object] = []
     for source in resolve_sources(specs):
@@ -147,14 +148,14 @@ def sources_fingerprint(specs: Sequence[str]) -> str:
 
 
 def check_extras(sources: Iterable[Source]) -> None:
-    """Raise ValueError for the first file whose format needs a package that is not installed."""
+    """Raise UserError for the first file whose format needs a package that is not installed."""
     for source in sources:
         for file in source.files:
             kind, compression = format_of(file)
             needed = [MODULES.get(kind, ""), "zstandard" if compression == ".zst" else ""]
             for module in filter(None, needed):
                 if importlib.util.find_spec(module) is None:
-                    raise ValueError(f"{file}: {suffix_of(file)} files need {module}: pip install 'llmjax[data]'")
+                    raise UserError(f"{file}: {suffix_of(file)} files need {module}: pip install 'llmjax[data]'")
 
 
 def suffix_of(file: str) -> str:
@@ -198,7 +199,7 @@ def _file_system(url: str) -> Any:
     try:
         return fsspec.core.url_to_fs(url)[0]
     except (ImportError, ValueError) as error:
-        raise ValueError(f"data.sources: {url}: {error}") from error
+        raise UserError(f"data.sources: {url}: {error}") from error
 
 
 def _version(file: str) -> list[object]:
@@ -217,7 +218,7 @@ def _resolve(spec: str) -> Source:
         return Source(pair.name, spec, "parallel", root=folder, files=pair_files, languages=pair.languages)
     named = re.fullmatch(r"(\w[\w.-]*)=(.+)", spec, re.ASCII)
     if not named and "=" in spec and not is_url(spec) and not Path(spec).exists() and not glob.has_magic(spec):
-        raise ValueError(
+        raise UserError(
             f"data.sources: {spec!r}: a source's name takes letters, digits, '_', '-' and '.' only: NAME=PATH"
         )
     name, where = (named[1], named[2]) if named and not Path(spec).exists() else ("", spec)
@@ -241,7 +242,7 @@ def _resolve(spec: str) -> Source:
         files = [file for file in matches if file.is_file() and (literal or _is_known(file.name, skipped))]
         kind, called = "glob", root.resolve().name
     else:
-        raise ValueError(f"data.sources: there is no {where}{_nearest(path)}")
+        raise UserError(f"data.sources: there is no {where}{_nearest(path)}")
     if not files:
         _no_files(where, skipped)
     ordered = sorted(set(files), key=lambda file: file.relative_to(root).as_posix())
@@ -267,7 +268,7 @@ def _resolve_url(spec: str, name: str, where: str) -> Source:
     elif system.exists(where):
         root, files = posixpath.dirname(bare), [bare]
     else:
-        raise ValueError(f"data.sources: there is no {where}: check the address, and that you may read it")
+        raise UserError(f"data.sources: there is no {where}: check the address, and that you may read it")
     if not files:
         _no_files(where, skipped)
     called = posixpath.basename(root if len(files) > 1 else posixpath.splitext(bare)[0])
@@ -312,13 +313,13 @@ def _is_known(file: str, skipped: collections.Counter[str]) -> bool:
 
 def _no_files(where: str, skipped: collections.Counter[str]) -> NoReturn:
     if glob.has_magic(where) and not skipped:
-        raise ValueError(f"data.sources: no file matches {where}; check the pattern (subfolders need **/)")
+        raise UserError(f"data.sources: no file matches {where}; check the pattern (subfolders need **/)")
     found = ", ".join(f"{count} {suffix}" for suffix, count in skipped.most_common(5)) or "nothing"
     mend = "put text there, or give another path"
     if any(suffix.startswith(".") for suffix in skipped):
         suffix = next(suffix for suffix, _ in skipped.most_common() if suffix.startswith("."))
         mend = f"if those are text, give them by a glob, such as {Path(glob.escape(where)) / '**' / f'*{suffix}'}"
-    raise ValueError(
+    raise UserError(
         f"data.sources: {where} has no file that can be read ({' '.join(FORMATS)}, and these with .gz or .zst); found {found}; {mend}"
     )
 

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llmjax.errors import UserError
 from llmjax.prepare import shards, store
 from llmjax.prepare.engine import Job, Reduce, key_starts, run_job
 
@@ -29,7 +30,7 @@ SHARDS_AT_ONCE = 256  # output shards that one round of the shuffle brings toget
 
 @dataclass(frozen=True)
 class Spark:
-    """An engine on the cluster at `master`; see `engine.Engine`. ValueError if pyspark is not installed."""
+    """An engine on the cluster at `master`; see `engine.Engine`. UserError if pyspark is not installed."""
 
     master: str
 
@@ -170,7 +171,7 @@ def _session(master: str) -> Any:
     try:
         from pyspark.sql import SparkSession
     except ImportError as error:
-        raise ValueError("prepare.engine=spark needs pyspark (and Java 17): pip install 'llmjax[spark]'") from error
+        raise UserError("prepare.engine=spark needs pyspark (and Java 17): pip install 'llmjax[spark]'") from error
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     session = (
         SparkSession.builder.master(master)

@@ -19,6 +19,7 @@ their equals: of a run with a period of p tokens the first p stay.
 import numpy as np
 import pyarrow as pa
 
+from llmjax.errors import UserError
 from llmjax.prepare.kernels import windows
 from llmjax.prepare.kernels.words import room, tables, utf8
 
@@ -29,7 +30,7 @@ def anchors(texts: pa.LargeStringArray, *, tokens: int = 50) -> tuple[np.ndarray
     """The smallest 8-grams of the windows of every text: row (int64), token position (int64) and hash (uint64).
 
     Sorted by row. Raises:
-        ValueError: if a window has fewer tokens than a gram.
+        UserError: if a window has fewer tokens than a gram.
     """
     gram = _gram(tokens)
     data, offsets = utf8(texts)
@@ -54,7 +55,7 @@ def window_keys(
     gram = _gram(tokens)
     repeated = np.asarray(repeated, np.uint64)
     if np.any(repeated[1:] < repeated[:-1]):
-        raise ValueError("the repeated anchors must be sorted")
+        raise UserError("the repeated anchors must be sorted")
     data, offsets = utf8(texts)
     hashes = np.empty(room(offsets), np.uint64)
     size = int(offsets[-1] - offsets[0]) // 16 + 1024
@@ -76,13 +77,13 @@ def spans_of(
         rows, starts: int64 (windows,), in any order.
 
     Raises:
-        ValueError: if a window does not lie within its text, which happens when the text was changed meanwhile.
+        UserError: if a window does not lie within its text, which happens when the text was changed meanwhile.
     """
     rows, starts = np.asarray(rows, np.int64), np.asarray(starts, np.int64)
     order = np.lexsort((starts, rows))
     data, offsets = utf8(texts)
     if len(rows) and (rows.min() < 0 or rows.max() >= len(texts)):
-        raise ValueError(f"a window is in row {rows.max()} of {len(texts)} texts")
+        raise UserError(f"a window is in row {rows.max()} of {len(texts)} texts")
     most = room(offsets)
     spans, out_rows, out = (
         np.empty((most, 2), np.int64),
@@ -93,11 +94,11 @@ def spans_of(
     arguments = (data, offsets, tables()[0], tokens, rows[order], starts[order], hashes, spans, out_rows, out)
     count = windows.window_spans(*arguments)
     if count < 0:
-        raise ValueError("a window does not lie within its text: were the texts changed since the windows were made?")
+        raise UserError("a window does not lie within its text: were the texts changed since the windows were made?")
     return out_rows[:count], out[:count, 0], out[:count, 1]
 
 
 def _gram(tokens: int) -> int:
     if tokens < GRAM:
-        raise ValueError(f"substring_tokens must be at least {GRAM}, not {tokens}: shorter runs repeat in all prose")
+        raise UserError(f"substring_tokens must be at least {GRAM}, not {tokens}: shorter runs repeat in all prose")
     return GRAM

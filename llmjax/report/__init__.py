@@ -21,7 +21,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
         "html" and "markdown", the two files relative to WORKDIR, and "html_bytes", the size of the page.
 
     Raises:
-        ValueError: if the folder is not a run.
+        UserError: if the folder is not a run.
     """
     from llmjax.report.page import write_pages
 
@@ -46,7 +46,7 @@ def compare(workdirs: Sequence[Path], *, out: Path) -> Path:
         The path of the HTML page.
 
     Raises:
-        ValueError: for fewer than two runs, the same run twice, or a folder that is not a run.
+        UserError: for fewer than two runs, the same run twice, or a folder that is not a run.
     """
     from llmjax.report import scores
     from llmjax.report.comparison import write_comparison

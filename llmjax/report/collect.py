@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax.config import base, from_json
+from llmjax.errors import UserError
 from llmjax.report.curves import Curves, read_curves
 
 MAX_SAMPLES = 24  # shown; the file has all of them
@@ -43,14 +44,14 @@ def collect(workdir: Path, *, config: ConfigDict | None = None) -> Run:
     """Read the run in `workdir`. WORKDIR/config.json goes before `config`, which stands in where there is none.
 
     Raises:
-        ValueError: if the folder is not there or is not a run.
+        UserError: if the folder is not there or is not a run.
     """
     notes: list[str] = []
     default_stages = [stage for stage in base().stages if stage != "report"]
     if not workdir.is_dir():
-        raise ValueError(f"there is no folder {workdir}. {_WHAT_A_RUN_IS}")
+        raise UserError(f"there is no folder {workdir}. {_WHAT_A_RUN_IS}")
     if not any((workdir / name).exists() for name in ("config.json", "metrics.jsonl", *default_stages)):
-        raise ValueError(f"{workdir} is not a run. {_WHAT_A_RUN_IS}")
+        raise UserError(f"{workdir} is not a run. {_WHAT_A_RUN_IS}")
     config = _read_config(workdir / "config.json", notes) or config
     names = [*(config.stages if config else default_stages)]
     names += [stage for stage in default_stages if stage not in names]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llmjax.config import differences, flatten
+from llmjax.errors import UserError
 from llmjax.report import facts, page
 from llmjax.report.collect import Run
 from llmjax.report.plots import SERIES, Line, draw
@@ -36,11 +37,11 @@ def write_comparison(runs: Sequence[Run], out: Path) -> Path:
     """Write out/index.html and out/report.md and return the path of the HTML page.
 
     Raises:
-        ValueError: for fewer than two different runs.
+        UserError: for fewer than two different runs.
     """
     folders = [run.workdir.resolve() for run in runs]
     if len(runs) < 2 or len(set(folders)) < len(runs):
-        raise ValueError(
+        raise UserError(
             f"a comparison needs two or more different runs, got {', '.join(map(str, folders)) or 'none'}: "
             "give each run's folder once, as in llmjax report runs/a runs/b"
         )

@@ -6,20 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llmjax.errors import UserError
 from llmjax.eval.local_data import read
 from llmjax.eval.statistics import Comparison, Estimate, compare_paired, mean
 from llmjax.eval.tasks import ITEMS, SCORES
 
 
 def read_scores(run: Path) -> dict[str, Any]:
-    """RUN/eval/tasks.json, {} where no tasks were run. Raises ValueError for a damaged file."""
+    """RUN/eval/tasks.json, {} where no tasks were run. Raises UserError for a damaged file."""
     path = run / "eval" / SCORES
     if not path.is_file():
         return {}
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): run `llmjax eval --tasks` again") from error
+        raise UserError(f"{path} is damaged ({error}): run `llmjax eval --tasks` again") from error
     return found
 
 
@@ -65,12 +66,12 @@ def comparison_table(runs: Sequence[Path]) -> str:
     """Scores of runs as a Markdown table: score ± standard error, and against the first run the difference with its
     95 % interval, the paired bootstrap's probability and McNemar's.
 
-    Raises ValueError when no run has task scores.
+    Raises UserError when no run has task scores.
     """
     scores = [read_scores(run) for run in runs]
     tasks = list(dict.fromkeys(task for found in scores for task in found.get("tasks", {})))
     if not tasks:
-        raise ValueError("none of the runs has task scores: run `llmjax eval --tasks` on them first")
+        raise UserError("none of the runs has task scores: run `llmjax eval --tasks` on them first")
     pairs = [compare_runs(runs[0], run) for run in runs[1:]]
     lines = ["| task | metric | " + " | ".join(run.name for run in runs) + " |", "|---|---|" + "---:|" * len(runs)]
     for task in tasks:

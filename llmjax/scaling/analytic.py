@@ -253,7 +253,7 @@ def plan(c: ConfigDict, topology: Topology, stage: Stage) -> Paper:
     Gradients and gathered parameters travel beside products and are exposed for what is longer than those; activations
     are waited for. Products run at the peak and the rest at the bandwidth of HBM: a lower bound of the time.
 
-    Raises ValueError for a mesh that does not fit the devices, the model or the batch.
+    Raises UserError for a mesh that does not fit the devices, the model or the batch.
     """
     mesh = compiler.abstract_mesh(c, devices=topology.devices)
     compiler.check_rows(c, stage, dict(mesh.shape))

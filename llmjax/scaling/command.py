@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from llmjax.errors import UserError
 from llmjax.scaling import render
 from llmjax.scaling.plan import make_plan, write
 from llmjax.scaling.search import best, search
@@ -29,11 +30,11 @@ def run(
         out: where the plan is written as JSON.
         save: where the compiled steps are written.
 
-    Raises ValueError for a topology, a mesh or a batch that cannot be.
+    Raises UserError for a topology, a mesh or a batch that cannot be.
     """
     pods = parse_topology(topology, slices=slices)
     if trials and save is not None:
-        raise ValueError("--search and --save-executable: choose settings first, then save the steps of one config")
+        raise UserError("--search and --save-executable: choose settings first, then save the steps of one config")
     if trials:
         with compiler_lock() if pods.chip.torus else nullcontext():
             tried = search(c, pods, trials=trials, price=price)

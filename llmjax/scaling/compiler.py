@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from llmjax.data.batches import pack
 from llmjax.data.hf_tokenizer import no_tokenizer
 from llmjax.data.ramp import BatchSizes, Stage, batch_sizes
+from llmjax.errors import UserError
 from llmjax.model import attention, transformer
 from llmjax.objectives import corruption
 from llmjax.parallel import mesh as meshes
@@ -62,21 +63,21 @@ def resolve(c: ConfigDict, *, platform: str) -> ConfigDict:
 
 
 def stages(c: ConfigDict) -> BatchSizes:
-    """The batches of the run. Raises ValueError for durations in epochs: a plan knows no data."""
+    """The batches of the run. Raises UserError for durations in epochs: a plan knows no data."""
     try:
         sizes = batch_sizes(c.train)
         sizes.steps(c.train.duration)
-    except ValueError as error:
-        raise ValueError(f"{error}. A plan reads no data: give train.duration in tokens or steps") from error
+    except UserError as error:
+        raise UserError(f"{error}. A plan reads no data: give train.duration in tokens or steps") from error
     return sizes
 
 
 def check_rows(c: ConfigDict, stage: Stage, sizes: dict[str, int]) -> None:
-    """Raise ValueError when a micro-batch cannot be spread over the devices."""
+    """Raise UserError when a micro-batch cannot be spread over the devices."""
     ways = math.prod(sizes.get(axis, 1) for axis in meshes.ROWS)
     rows = stage.rows // stage.micro_batches
     if rows % ways:
-        raise ValueError(
+        raise UserError(
             f"train.batch_size / train.micro_batches = {stage.rows} / {stage.micro_batches} = {rows} sequences cannot be "
             f"spread over {ways} devices ({' x '.join(meshes.ROWS)} of parallel.mesh={c.parallel.mesh!r}): change one of them"
         )
@@ -133,7 +134,7 @@ def compile_stage(c: ConfigDict, mesh: Mesh, sizes: BatchSizes, stage: Stage) ->
     """The step for the batches of one stage, compiled for the mesh's devices.
 
     Raises:
-        ValueError: for a mesh that does not fit the model or the batch.
+        UserError: for a mesh that does not fit the model or the batch.
         DoesNotFitError: when the program does not fit the devices.
     """
     check_rows(c, stage, dict(mesh.shape))
@@ -202,7 +203,7 @@ def compiled_bytes(compiled: Any) -> dict[str, float]:
     """What the compiler says of one device's HBM: arguments, temporaries, code, and all of it together (`peak`)."""
     said = compiled.memory_analysis()
     if said is None:
-        raise ValueError("this backend's compiler says nothing about memory")
+        raise UserError("this backend's compiler says nothing about memory")
     names = ("argument", "output", "alias", "temp", "generated_code")
     size = {name: float(getattr(said, f"{name}_size_in_bytes")) for name in names}
     return {

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from llmjax.errors import UserError
+
 BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128, "token": 0, "opaque": 0}
 SHAPE = re.compile(r"([a-z]\w*)\[([\d,<= ]*)\](?:\{([^{}]*)\})?")
 HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\([^=]*|\(.*)-> .*\{$")
@@ -105,7 +107,7 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """The program of `compiled.as_text()`. Raises ValueError for text that is not HLO."""
+    """The program of `compiled.as_text()`. Raises UserError for text that is not HLO."""
     computations: dict[str, Computation] = {}
     entry, now = None, None
     for line in text.splitlines():
@@ -123,7 +125,7 @@ def parse(text: str) -> Program:
             last = now.instructions[-1]
             now.instructions[-1] = now.by_name[last.name] = replace(last, attributes=last.attributes + line)
     if entry is None:
-        raise ValueError("this is not the text of a compiled program: it has no ENTRY computation")
+        raise UserError("this is not the text of a compiled program: it has no ENTRY computation")
     match = re.search(r"num_partitions=(\d+)", text[:20_000])
     return Program(computations, entry, int(match[1]) if match else 1)
 
@@ -159,7 +161,7 @@ def _closing(text: str, start: int) -> int:
         depth += 1 if match[0] == "(" else -1
         if depth == 0:
             return match.start()
-    raise ValueError(f"a bracket is not closed in {text[start : start + 80]!r}")
+    raise UserError(f"a bracket is not closed in {text[start : start + 80]!r}")
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -332,7 +334,7 @@ def _convolution_flops(computation: Computation, instruction: Instruction) -> fl
     labels = instruction.attribute("dim_labels")
     match = re.fullmatch(r"(\w+)_(\w+)->(\w+)", labels)
     if match is None:
-        raise ValueError(f"the convolution {instruction.name} has dim_labels={labels!r}, which are not understood")
+        raise UserError(f"the convolution {instruction.name} has dim_labels={labels!r}, which are not understood")
     left, right = (computation.by_name[name].shapes[0].dims for name in instruction.operands[:2])
     lhs, rhs = dict(zip(match[1], left, strict=True)), dict(zip(match[2], right, strict=True))
     out = dict(zip(match[3], instruction.shapes[0].dims, strict=True))

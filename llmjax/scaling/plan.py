@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from llmjax.data.ramp import BatchSizes, Stage
+from llmjax.errors import UserError
 from llmjax.model.count import flops_per_token, param_count
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import pipeline
@@ -34,7 +35,7 @@ def make_plan(c: ConfigDict, topology: Topology, *, price: float | None = None, 
         price: US dollars for an hour of one chip; None: the table's.
         save: write the compiled steps of all stages of the run to this file.
 
-    Raises ValueError for a mesh that does not fit the devices, the model or the batch, and when steps cannot be saved.
+    Raises UserError for a mesh that does not fit the devices, the model or the batch, and when steps cannot be saved.
     """
     with compiler_lock() if topology.chip.torus else nullcontext():
         return plan_locked(c, topology, price=price, save=save)
@@ -54,7 +55,7 @@ def plan_locked(c: ConfigDict, topology: Topology, *, price: float | None = None
         _compile(plan, c, topology, mesh, sizes, stage, save)
     else:
         if save is not None:
-            raise ValueError("--save-executable: GPUs' programs are compiled on a GPU; there is nothing to save here")
+            raise UserError("--save-executable: GPUs' programs are compiled on a GPU; there is nothing to save here")
         _on_paper(plan, paper, topology)
     if plan["fits"]:
         plan["run"] = _run(plan, topology, sizes, price)
@@ -119,7 +120,7 @@ def _compile(
         made = compiler.compile_stage(c, mesh, sizes, stage)
     except compiler.DoesNotFitError as refusal:
         if save is not None:
-            raise ValueError(f"nothing is saved: the step does not fit ({refusal})") from refusal
+            raise UserError(f"nothing is saved: the step does not fit ({refusal})") from refusal
         plan |= {"fits": False, "refusal": str(refusal)}
         plan["memory"] = {
             "peak": refusal.needed,

@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax import config
+from llmjax.errors import UserError
 from llmjax.scaling import analytic, compiler
 from llmjax.scaling.plan import Plan, plan_locked
 from llmjax.scaling.render import slowest
@@ -55,7 +56,7 @@ def neighbours(c: ConfigDict, topology: Topology) -> Iterator[Changes]:
 
 
 def changed(c: ConfigDict, changes: Changes) -> ConfigDict:
-    """A copy of the config with some settings changed. Raises ValueError as `config.check` does."""
+    """A copy of the config with some settings changed. Raises UserError as `config.check` does."""
     c = c.copy_and_resolve_references()
     for key, value in changes.items():
         config.set_key(c, key, value)
@@ -77,7 +78,7 @@ def promising(c: ConfigDict, topology: Topology, *, count: int) -> list[Changes]
             made = compiler.resolve(changed(c, changes), platform=platform)
             sizes = compiler.stages(made)
             paper = analytic.plan(made, topology, sizes.stages[-1])
-        except ValueError:  # heads that tensor does not divide, rows that the devices do not
+        except UserError:  # heads that tensor does not divide, rows that the devices do not
             continue
         if changes and paper.memory["peak"] > SLACK * available:
             continue
@@ -105,7 +106,7 @@ def search(
         for changes in chosen:
             try:
                 tried.append((changes, plan_locked(changed(c, changes), topology, price=price)))
-            except ValueError as error:
+            except UserError as error:
                 tried.append((changes, str(error)))
             bar.advance(task)
     return tried

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from llmjax.errors import UserError
 from llmjax.scaling.collectives import Collective, axes_of
 from llmjax.train.chips import CHIPS, Chip
 
@@ -62,23 +63,23 @@ class Topology:
 def parse_topology(text: str, *, slices: int = 1) -> Topology:
     """A topology from "v5p:8x16x16" (a TPU slice) or "h100:64" (GPUs).
 
-    Raises ValueError for a chip that is not in the table or a shape that it cannot have.
+    Raises UserError for a chip that is not in the table or a shape that it cannot have.
     """
     name, _, shape = text.partition(":")
     if name not in CHIPS:
-        raise ValueError(f"--topology {text!r}: the chip {name!r} is not known; it can be {', '.join(CHIPS)}")
+        raise UserError(f"--topology {text!r}: the chip {name!r} is not known; it can be {', '.join(CHIPS)}")
     chip = CHIPS[name]
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
         example = "64" if not chip.torus else "x".join(["16"] * chip.torus)
-        raise ValueError(f"--topology {text!r}: write the chips as {name}:{example}")
+        raise UserError(f"--topology {text!r}: write the chips as {name}:{example}")
     sizes = tuple(int(part) for part in shape.split("x"))
     if chip.torus and len(sizes) != chip.torus:
-        raise ValueError(
+        raise UserError(
             f"--topology {text!r}: a slice of {chip.name} is a torus of {chip.torus} dimensions, such as "
             f"{name}:{'x'.join(['4'] * chip.torus)}"
         )
     if not chip.torus and (len(sizes) > 1 or slices > 1):
-        raise ValueError(f"--topology {text!r}: GPUs are given by their number, such as {name}:64, without --slices")
+        raise UserError(f"--topology {text!r}: GPUs are given by their number, such as {name}:64, without --slices")
     return Topology(name, sizes, slices)
 
 
@@ -98,7 +99,7 @@ def compiler_lock() -> Iterator[None]:
 def devices(topology: Topology) -> Sequence[Any]:
     """The devices of a TPU topology, for `parallel.mesh.make_mesh`; call it under `compiler_lock`.
 
-    Raises ValueError when libtpu is not installed, or does not know the topology.
+    Raises UserError when libtpu is not installed, or does not know the topology.
     """
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     import jax
@@ -108,7 +109,7 @@ def devices(topology: Topology) -> Sequence[Any]:
     try:
         import libtpu  # noqa: F401
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             "planning for TPUs needs their compiler: pip install 'llmjax[plan]' (Linux on x86-64); "
             "GPUs are planned on paper, such as --topology h100:64"
         ) from error
@@ -122,7 +123,7 @@ def devices(topology: Topology) -> Sequence[Any]:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"--topology {name}: the TPU compiler does not know it ({reason})") from error
+        raise UserError(f"--topology {name}: the TPU compiler does not know it ({reason})") from error
     assert len(found) == topology.devices, f"{name} has {len(found)} devices, expected {topology.devices}"
     return found
 

@@ -37,7 +37,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     fixed choice of what is hidden: loss and accuracy.
 
     Raises:
-        ValueError: when the model or the tokenizer cannot be read.
+        UserError: when the model or the tokenizer cannot be read.
     """
     began = time.perf_counter()
     model = load(workdir, mesh=c.infer.mesh)

@@ -7,6 +7,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from llmjax.api import load
+from llmjax.errors import UserError
 from llmjax.objectives import OBJECTIVES
 
 
@@ -16,10 +17,10 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     Rows: prompt, text (the continuation), finish ("stop", "eos" or "length").
 
     Raises:
-        ValueError: when there is no prompt, or the model cannot be read.
+        UserError: when there is no prompt, or the model cannot be read.
     """
     if not c.generate.prompts:
-        raise ValueError("generate.prompts is empty: give at least one, such as --config.generate.prompts='[\"def \"]'")
+        raise UserError("generate.prompts is empty: give at least one, such as --config.generate.prompts='[\"def \"]'")
     model = load(workdir, mesh=c.infer.mesh)
     if not OBJECTIVES[model.config.objective.name].reads_left_to_right:
         print(

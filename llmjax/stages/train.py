@@ -20,7 +20,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     others when the training is done.
 
     Raises:
-        ValueError: if a task's questions are not in c.eval.data, before the training begins; and as `pretrain.run`.
+        UserError: if a task's questions are not in c.eval.data, before the training begins; and as `pretrain.run`.
     """
     return pretrain.run(c, workdir, make_more=_make_tasks(c))
 

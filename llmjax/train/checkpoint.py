@@ -23,6 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from llmjax import human
+from llmjax.errors import UserError
 from llmjax.parallel import processes
 from llmjax.parallel.placement import path_name
 from llmjax.train.step import State
@@ -34,7 +35,7 @@ LARGE_BYTES = 1 << 25  # arrays that are cut by layers
 METADATA_BYTES = 1_000_000  # room for what orbax writes beside the arrays
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be read; the message says which one and what to do."""
 
 

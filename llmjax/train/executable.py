@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.data.ramp import Stage
+from llmjax.errors import UserError
 
 FORMAT = 1
 PARTS = (
@@ -100,35 +101,35 @@ def save(path: Path, programs: Mapping[str, tuple[jax.stages.Lowered, Any]], *, 
 def load(path: Path, name: str, lowered: jax.stages.Lowered, *, c: ConfigDict, mesh: Mesh) -> Any:
     """The compiled step of that name, to be called as `lowered.compile()` would be.
 
-    Raises ValueError when the file is missing or damaged, or was made with other versions, for other devices, another
+    Raises UserError when the file is missing or damaged, or was made with other versions, for other devices, another
     mesh or other settings, or from other code: the message says which.
     """
     again = "; make it again with `llmjax plan --save-executable`, or set train.executable='' to compile here"
     if not path.is_file():
-        raise ValueError(f"train.executable={str(path)!r} is not there{again}")
+        raise UserError(f"train.executable={str(path)!r} is not there{again}")
     with path.open("rb") as file:
         try:
             header = json.loads(file.readline())
             entries = header.pop("programs")
         except (ValueError, KeyError, UnicodeDecodeError) as error:
-            raise ValueError(f"train.executable={str(path)!r} is damaged{again}") from error
+            raise UserError(f"train.executable={str(path)!r} is damaged{again}") from error
         start = file.tell()
         if header.pop("format") != FORMAT:
-            raise ValueError(f"train.executable={str(path)!r} was written by another version of llmjax{again}")
+            raise UserError(f"train.executable={str(path)!r} was written by another version of llmjax{again}")
         differing = _differences(header, described(c, mesh))
         if differing:
-            raise ValueError(f"train.executable={str(path)!r} is of another run: {', '.join(differing[:4])}{again}")
+            raise UserError(f"train.executable={str(path)!r} is of another run: {', '.join(differing[:4])}{again}")
         if name not in entries:
-            raise ValueError(
+            raise UserError(
                 f"train.executable={str(path)!r} has no program for {name}, only {', '.join(entries)}{again}"
             )
         entry = entries[name]
         if entry["hash"] != program_hash(lowered):
-            raise ValueError(f"train.executable={str(path)!r} was made from other code than this{again}")
+            raise UserError(f"train.executable={str(path)!r} was made from other code than this{again}")
         file.seek(start + entry["offset"])
         payload = file.read(entry["size"])
     if len(payload) != entry["size"]:
-        raise ValueError(f"train.executable={str(path)!r} is cut off{again}")
+        raise UserError(f"train.executable={str(path)!r} is cut off{again}")
     devices = list(mesh.devices.flat)
     return serialize_executable.deserialize_and_load(
         payload,

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from llmjax import human
 from llmjax.data.ramp import Stage, batch_sizes
+from llmjax.errors import UserError
 from llmjax.model import init
 from llmjax.model.count import flops_per_token
 from llmjax.model.transformer import Transformer
@@ -59,7 +60,7 @@ def train(
         started: time.perf_counter() at the start of the command, for the report of the time to the first step.
 
     Raises:
-        ValueError: for a mesh that does not fit, checkpoints that cannot be read, too many bad steps.
+        UserError: for a mesh that does not fit, checkpoints that cannot be read, too many bad steps.
         Stopped: after SIGTERM or SIGINT, once the state is saved.
     """
     started = time.perf_counter() if started is None else started
@@ -74,7 +75,7 @@ def train(
         rows = stage.rows // stage.micro_batches
         if rows % ways:
             ramp = f" of the stage of the batch ramp from step {stage.first_step:,}" if len(sizes.stages) > 1 else ""
-            raise ValueError(
+            raise UserError(
                 f"train.batch_size / train.micro_batches = {stage.rows} / {stage.micro_batches} = {rows} sequences{ramp} "
                 f"cannot be spread over {ways} devices ({' x '.join(meshes.ROWS)} of parallel.mesh={c.parallel.mesh!r}): change "
                 f"{'train.batch_start or ' if ramp else ''}one of them"
@@ -92,7 +93,7 @@ def train(
     # ------------------------------------------------------------------ optimizer and schedule
     total = sizes.steps(c.train.duration)
     if total < 1:
-        raise ValueError(f"train.duration={c.train.duration!r} is less than one step of {sizes.tokens(1):,} tokens")
+        raise UserError(f"train.duration={c.train.duration!r} is less than one step of {sizes.tokens(1):,} tokens")
     schedule = make_schedule(c.schedule, total_steps=total, sizes=sizes)
     optimizer = optimizers.make_optimizer(c.optimizer, schedule, model=c.model)
 
@@ -172,7 +173,7 @@ def train(
     previous = {s: signal.signal(s, lambda number, _: signals.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
 
     def make_row(step: int, values: dict[str, jax.Array]) -> dict[str, Any]:
-        """Wait for a step and turn its metrics into a row. Raises ValueError after too many bad steps."""
+        """Wait for a step and turn its metrics into a row. Raises UserError after too many bad steps."""
         nonlocal last_row, spike
         numbers = {k: float(v) for k, v in jax.device_get(values).items()}
         now = clock.seconds
@@ -182,7 +183,7 @@ def train(
         if bad == 1 and c.train.hunt_nan:
             hunt_step(step)
         if bad >= c.train.max_bad_steps:
-            raise ValueError(
+            raise UserError(
                 f"the gradients were not finite in {bad} steps in a row, up to step {step}; the parameters are as they "
                 f"were before. {hunted}Lower optimizer.learning_rate, look at the batches, or set model.dtype=float32, and run "
                 f"again: it goes on from the last checkpoint in {folder}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from llmjax import human
+from llmjax.errors import UserError
 
 
 class Clock:
@@ -89,7 +90,7 @@ class Writer:
             try:
                 from tensorboardX import SummaryWriter
             except ImportError as error:
-                raise ValueError("train.tensorboard needs an extra: pip install 'llmjax[tensorboard]'") from error
+                raise UserError("train.tensorboard needs an extra: pip install 'llmjax[tensorboard]'") from error
             self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
 
     def write(self, row: dict[str, Any]) -> None:

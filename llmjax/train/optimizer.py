@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 from optax import contrib
 
+from llmjax.errors import UserError
 from llmjax.model.init import width_ratio
 from llmjax.model.layers import FOLLOWERS, is_follower
 from llmjax.parallel.placement import path_name
@@ -155,7 +156,7 @@ def make_optimizer(
 
 def _bias_rate(model: ConfigDict | None) -> float:
     if model is None:
-        raise ValueError("the parameters have an expert_bias: give make_optimizer the model's settings")
+        raise UserError("the parameters have an expert_bias: give make_optimizer the model's settings")
     return model.moe.bias_rate
 
 

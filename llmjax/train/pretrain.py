@@ -16,6 +16,7 @@ from llmjax.data import ramp
 from llmjax.data.batches import TrainBatches, heldout_batches
 from llmjax.data.score import Score, total_score
 from llmjax.data.tokenizer import Tokenizer, load_tokenizer
+from llmjax.errors import UserError
 from llmjax.model import attention, transformer
 from llmjax.objectives import OBJECTIVES, corruption, special_ids
 from llmjax.parallel import mesh as meshes
@@ -60,7 +61,7 @@ def run(c: ConfigDict, workdir: Path, *, make_more: MakeMore | None = None) -> d
     if len(batches.languages) > 1:
         print("epochs: " + ", ".join(f"{name} {epochs:.2f}" for name, epochs in batches.epochs(total).items()))
     if c.objective.name == "translation" and all(len(names) == 1 for names in batches.languages):
-        raise ValueError(
+        raise UserError(
             "objective.name=translation needs parallel text, and data.sources has none: give two files with as many "
             "lines, such as data.sources='[\"fr|en=french.txt|english.txt\"]', or set objective.name=masked"
         )
@@ -99,13 +100,13 @@ def resolve(c: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
     """The config with what depends on the tokenizer filled in: model.vocab_size.
 
     Raises:
-        ValueError: if a model.vocab_size that was given is too small for the tokenizer, or for it and the objective's
+        UserError: if a model.vocab_size that was given is too small for the tokenizer, or for it and the objective's
             special ids.
     """
     c = config.from_json(config.to_json(c))
     size = special_ids(c.objective, tokenizer).size
     if tokenizer.vocab_size <= c.model.vocab_size < size:
-        raise ValueError(
+        raise UserError(
             f"model.vocab_size={c.model.vocab_size} has room for the tokenizer's {tokenizer.vocab_size} ids, but "
             f"objective.name={c.objective.name} needs special ones too, {size} together: set it to 0 to follow them"
         )

@@ -15,6 +15,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from llmjax.errors import UserError
+
 
 @dataclass(frozen=True)
 class Skip:
@@ -77,10 +79,10 @@ class Spikes:
         """Note that training goes on from step `back_to`, past the batches up to step `seen` and `skip` more.
 
         Raises:
-            ValueError: when that was done `limit` times already.
+            UserError: when that was done `limit` times already.
         """
         if len(self.skips) >= self._c.limit:
-            raise ValueError(
+            raise UserError(
                 f"the loss is high again after going back {self._c.limit} times, up to step {seen:,}. Lower "
                 "optimizer.learning_rate, look at the batches, or raise train.rewind.limit, and run again: it goes on "
                 "from the last checkpoint"

@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax import config
+from llmjax.errors import UserError
 from llmjax.interop.fields import choose, field, only, require_same
 from llmjax.interop.mapping import Family, Row, Slot, linear, norm, same, tied, unused
 from llmjax.model.layers import mlp_width
@@ -116,7 +117,7 @@ def read_config(names: Names, theirs: Mapping[str, Any]) -> ConfigDict:
 
 
 def task_of(c: ConfigDict, names: Names) -> str:
-    """The architecture that has the heads which `c` has. ValueError if none has."""
+    """The architecture that has the heads which `c` has. UserError if none has."""
     tasks = {
         (False, True, False): "Model",
         (True, False, False): "ForMaskedLM",
@@ -126,7 +127,7 @@ def task_of(c: ConfigDict, names: Names) -> str:
     }
     task = tasks.get((c.head_transform, c.pooler, c.classes > 0))
     if task not in names.tasks:
-        raise ValueError(
+        raise UserError(
             f"no {names.model_type} architecture has model.head_transform={c.head_transform}, model.pooler={c.pooler} and "
             f"model.classes={c.classes}: ForMaskedLM has the transform, Model the pooler, ForSequenceClassification the pooler "
             "and classes"
@@ -135,7 +136,7 @@ def task_of(c: ConfigDict, names: Names) -> str:
 
 
 def write_config(names: Names, c: ConfigDict) -> dict[str, Any]:
-    """`config.model` -> config.json. ValueError if a model of this family cannot be that."""
+    """`config.model` -> config.json. UserError if a model of this family cannot be that."""
     task = task_of(c, names)
     activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     theirs = {

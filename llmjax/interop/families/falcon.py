@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from llmjax.errors import UserError
 from llmjax.interop.families.gpt import head
 from llmjax.interop.fields import choose, field, require_same
 from llmjax.interop.mapping import Family, Row, linear, norm, same
@@ -26,7 +27,7 @@ def read_falcon(theirs: Mapping[str, Any]) -> ConfigDict:
     parallel = bool(theirs.get("parallel_attn", True))
     norms = theirs.get("num_ln_in_parallel_attn") or (2 if new else 1)
     if norms not in (1, 2) or (norms == 2 and parallel and not new) or (new and not parallel):
-        raise ValueError(
+        raise UserError(
             f"config.json has num_ln_in_parallel_attn={norms}, new_decoder_architecture={new}, parallel_attn={parallel}; "
             "supported: two norms with the new architecture, one with either, and serial blocks with the old one"
         )

@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax import config
+from llmjax.errors import UserError
 from llmjax.interop.experts import expert_rows, fused_expert_rows, sparse_layers
 from llmjax.interop.fields import choose, only, require_same
 from llmjax.interop.mapping import Family, Row, linear, same, tied
@@ -124,9 +125,9 @@ GEMMA3 = Kind(
 
 
 def read_config(kind: Kind, theirs: Mapping[str, Any]) -> ConfigDict:
-    """config.json -> `config.model`. ValueError names a field whose value is not supported."""
+    """config.json -> `config.model`. UserError names a field whose value is not supported."""
     if theirs.get("quantization_config"):
-        raise ValueError(
+        raise UserError(
             "config.json has a quantization_config; supported: unquantized weights (float32, bfloat16, float16)"
         )
     if theirs.get("model_type") == "gemma3":  # text and images: the text part
@@ -134,7 +135,7 @@ def read_config(kind: Kind, theirs: Mapping[str, Any]) -> ConfigDict:
     theirs = {**kind.defaults, **theirs}
     lacking = [name for name in REQUIRED if name not in theirs]
     if lacking:
-        raise ValueError(f"config.json lacks {', '.join(lacking)}; add them as in the model type's published configs")
+        raise UserError(f"config.json lacks {', '.join(lacking)}; add them as in the model type's published configs")
     c = config.base().model
     c.vocab_size = theirs["vocab_size"]
     c.layers, c.width, c.heads = theirs["num_hidden_layers"], theirs["hidden_size"], theirs["num_attention_heads"]
@@ -191,7 +192,7 @@ def read_windows(kind: Kind, c: ConfigDict, theirs: Mapping[str, Any]) -> None:
         window = window if kind.windows == "all" else None
         kinds = ["local" if window else "global"] * c.layers
         if types and [LAYER_TYPES.get(t) for t in types] != kinds:
-            raise ValueError(
+            raise UserError(
                 f"config.json has layer_types={types}; supported for {kind.model_type}: {kinds[0]} in all layers"
             )
     elif types:
@@ -202,9 +203,9 @@ def read_windows(kind: Kind, c: ConfigDict, theirs: Mapping[str, Any]) -> None:
     else:
         kinds = ["local" if window and i >= theirs["max_window_layers"] else "global" for i in range(c.layers)]
     if len(kinds) != c.layers:
-        raise ValueError(f"config.json has {len(kinds)} layer_types for num_hidden_layers={c.layers}")
+        raise UserError(f"config.json has {len(kinds)} layer_types for num_hidden_layers={c.layers}")
     if "local" in kinds and not window:
-        raise ValueError(f"config.json has layers with sliding_attention and sliding_window={window!r}; give its size")
+        raise UserError(f"config.json has layers with sliding_attention and sliding_window={window!r}; give its size")
     period = next(p for p in range(1, c.layers + 1) if all(kinds[i] == kinds[i % p] for i in range(c.layers)))
     c.pattern = tuple(kinds[:period])
     c.window = window if "local" in kinds else c.window
@@ -222,7 +223,7 @@ def read_experts(kind: Kind, c: ConfigDict, theirs: Mapping[str, Any]) -> None:
         c.moe.every = theirs.get("decoder_sparse_step") or 1
         dense = theirs.get("mlp_only_layers") or []
         if sorted(dense) != list(range(len(dense))) or (dense and c.moe.every > 1):
-            raise ValueError(
+            raise UserError(
                 f"config.json has mlp_only_layers={dense} with decoder_sparse_step={c.moe.every}; "
                 "supported: the first layers, with a step of 1"
             )
@@ -254,7 +255,7 @@ def read_gemma3_rope(c: ConfigDict, theirs: Mapping[str, Any]) -> None:
     local = nested.get("sliding_attention") or {}
     read_dictionary(c, full, theirs)
     if local.get("rope_type", "default") != "default":
-        raise ValueError(
+        raise UserError(
             f"config.json has rope_parameters for sliding_attention of {local}; supported: rope_type 'default'"
         )
     c.position = "rotary"
@@ -263,7 +264,7 @@ def read_gemma3_rope(c: ConfigDict, theirs: Mapping[str, Any]) -> None:
 
 
 def write_config(kind: Kind, c: ConfigDict) -> dict[str, Any]:
-    """`config.model` -> config.json. ValueError, naming the settings, if a model of this type cannot be that."""
+    """`config.model` -> config.json. UserError, naming the settings, if a model of this type cannot be that."""
     gates = {ours: theirs for theirs, ours in reversed(GATED.items())}
     theirs = {
         "architectures": [f"{kind.classes}ForCausalLM"],

@@ -71,7 +71,7 @@ def read_config(theirs: Mapping[str, Any]) -> ConfigDict:
 
 
 def write_config(c: ConfigDict) -> dict[str, Any]:
-    """`config.model` -> config.json. ValueError if a T5 cannot be that."""
+    """`config.model` -> config.json. UserError if a T5 cannot be that."""
     encoder = c.direction == "bidirectional" and not c.encoder_layers
     activations = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     theirs = {

@@ -47,7 +47,7 @@ def read_config(theirs: Mapping[str, Any]) -> ConfigDict:
 
 
 def write_config(c: ConfigDict) -> dict[str, Any]:
-    """`config.model` -> config.json. ValueError if an XLM cannot be that."""
+    """`config.model` -> config.json. UserError if an XLM cannot be that."""
     theirs = {
         "architectures": ["XLMWithLMHeadModel" if "head" in c.bias else "XLMModel"],
         "model_type": "xlm",

@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax import config
+from llmjax.errors import UserError
 from llmjax.interop.fields import choose, field, only, require_same
 from llmjax.interop.mapping import Family, Row, Slot, linear, norm, same, tied
 from llmjax.model.layers import mlp_width
@@ -26,9 +27,7 @@ def read_config(theirs: Mapping[str, Any]) -> ConfigDict:
     only(theirs, "same_length", False)
     only(theirs, "attn_type", "bi", "uni")
     if field(theirs, "clamp_len", default=-1) > 0:
-        raise ValueError(
-            f"config.json has clamp_len={theirs['clamp_len']!r}; supported: -1 (distances are not clamped)"
-        )
+        raise UserError(f"config.json has clamp_len={theirs['clamp_len']!r}; supported: -1 (distances are not clamped)")
     architecture = field(theirs, "architectures")[0]
     head = choose("architectures", architecture, {"XLNetLMHeadModel": True, "XLNetModel": False})
 
@@ -54,7 +53,7 @@ def read_config(theirs: Mapping[str, Any]) -> ConfigDict:
 
 
 def write_config(c: ConfigDict) -> dict[str, Any]:
-    """`config.model` -> config.json. ValueError if an XLNet cannot be that."""
+    """`config.model` -> config.json. UserError if an XLNet cannot be that."""
     activations = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     theirs = {
         "architectures": ["XLNetLMHeadModel" if "head" in c.bias else "XLNetModel"],

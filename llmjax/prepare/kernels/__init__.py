@@ -8,10 +8,12 @@ module's kernel has inlined: after editing `words.py`, remove the `__pycache__` 
 from collections.abc import Callable
 from typing import Any
 
+from llmjax.errors import UserError
+
 try:
     import numba
 except ImportError as error:
-    raise ValueError("preparing text needs numba and pyarrow: pip install 'llmjax[data]'") from error
+    raise UserError("preparing text needs numba and pyarrow: pip install 'llmjax[data]'") from error
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from llmjax.errors import UserError
 from llmjax.prepare import rules
 from llmjax.prepare.kernels import english, jit
 from llmjax.prepare.kernels.english import (
@@ -63,10 +64,10 @@ def statistics(
         short_line: most characters of a short line.
 
     Raises:
-        ValueError: for another kind of words.
+        UserError: for another kind of words.
     """
     if words not in ("unicode", "spacy_compat"):
-        raise ValueError(f"words must be 'unicode' or 'spacy_compat', not {words!r}")
+        raise UserError(f"words must be 'unicode' or 'spacy_compat', not {words!r}")
     data, offsets = utf8(texts)
     out = np.zeros((len(texts), len(NAMES)), np.float64)
     stop_words = np.array([english.hash_of(word) for word in rules.STOP_WORDS], np.uint64)

@@ -13,6 +13,7 @@ import unicodedata
 import numpy as np
 import pyarrow as pa
 
+from llmjax.errors import UserError
 from llmjax.prepare.kernels import jit
 
 SPACE, OTHER, LETTER, DIGIT, MARK, SINGLE, IGNORED = range(7)  # classes of code points
@@ -75,14 +76,14 @@ def utf8(texts: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """The bytes (uint8) of a string array and the int64 offsets of its n rows in them (n + 1), without copying them.
 
     A null is an empty text. Raises:
-        ValueError: if the array is not of strings.
+        UserError: if the array is not of strings.
     """
     if isinstance(texts, pa.ChunkedArray):
         texts = texts.combine_chunks()
     if pa.types.is_string(texts.type):
         texts = texts.cast(pa.large_string())
     if not pa.types.is_large_string(texts.type):
-        raise ValueError(f"texts must be an Arrow array of large_string, not of {texts.type}")
+        raise UserError(f"texts must be an Arrow array of large_string, not of {texts.type}")
     if texts.null_count:
         texts = texts.fill_null("")
     _, offsets_buffer, data_buffer = texts.buffers()

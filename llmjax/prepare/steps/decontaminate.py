@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from llmjax.errors import UserError
 from llmjax.prepare.records import Step, add_facts, kept, reject
 
 QUOTED = 200  # characters of the common text in a reason
@@ -18,21 +19,21 @@ def make(settings: Any) -> Step:
     """The step. Reads settings.decontaminate, .decontaminate_words and .decontaminate_characters.
 
     Raises:
-        ValueError: for no file, a file that is not there or that holds no items, or two of the same name.
+        UserError: for no file, a file that is not there or that holds no items, or two of the same name.
     """
     from llmjax.prepare import decontaminate as leaks
 
     paths = [Path(path).expanduser() for path in settings.decontaminate]
     if not paths:
-        raise ValueError(
+        raise UserError(
             "the step decontaminate needs the benchmarks' files: prepare.decontaminate='[\"arc_test.jsonl\", ...]'"
         )
     for path in paths:
         if not path.is_file():
-            raise ValueError(f"prepare.decontaminate: there is no file {path}")
+            raise UserError(f"prepare.decontaminate: there is no file {path}")
     names = [path.name.split(".")[0] for path in paths]
     if len(set(names)) < len(names):
-        raise ValueError(f"prepare.decontaminate: two files of one name among {', '.join(names)}: rename one of them")
+        raise UserError(f"prepare.decontaminate: two files of one name among {', '.join(names)}: rename one of them")
     benchmarks = {name: leaks.read_benchmark(path) for name, path in zip(names, paths, strict=True)}
     index = leaks.index(benchmarks, words=settings.decontaminate_words)
 

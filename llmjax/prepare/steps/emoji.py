@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from llmjax.errors import UserError
 from llmjax.prepare.records import Step, add_facts, kept, replace
 from llmjax.prepare.steps.spelling import is_code
 
@@ -32,11 +33,11 @@ def make(settings: Any) -> Step:
     not in code. Facts: "emoji.emoji" and "emoji.emoticon", the numbers replaced.
 
     Raises:
-        ValueError: the kind is not known, or the emoji package is not installed.
+        UserError: the kind is not known, or the emoji package is not installed.
     """
     kind = settings.emoji
     if kind not in KINDS:
-        raise ValueError(f"emoji={kind!r} is not known; use one of {', '.join(KINDS)}")
+        raise UserError(f"emoji={kind!r} is not known; use one of {', '.join(KINDS)}")
     emoticons = bool(settings.emoticons)
     if kind != "keep" or emoticons:
         _first_characters()
@@ -132,7 +133,7 @@ def _first_characters() -> re.Pattern[str]:
     try:
         import emoji
     except ImportError as error:
-        raise ValueError("the step emoji needs the emoji package: pip install 'llmjax[data]'") from error
+        raise UserError("the step emoji needs the emoji package: pip install 'llmjax[data]'") from error
     first = {sign[0] for sign in emoji.EMOJI_DATA} - _KEYCAP_OR_DIGIT
     points = sorted(map(ord, first | {"\u20e3"}))  # keycaps begin with a digit and end with this
     ranges: list[list[int]] = []

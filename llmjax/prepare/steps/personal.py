@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from llmjax.errors import UserError
 from llmjax.prepare.records import Step, add_facts, kept, replace
 
 CLASSES = ("key", "email", "iban", "card", "ip", "phone")  # in the order in which they are looked for
@@ -33,12 +34,12 @@ def make(settings: Any) -> Step:
     Facts: "personal.email" and so on, the numbers masked.
 
     Raises:
-        ValueError: a class is not known.
+        UserError: a class is not known.
     """
     classes = tuple(settings.personal)
     for name in classes:
         if name not in CLASSES:
-            raise ValueError(f"personal: {name!r} is not known; use some of {', '.join(CLASSES)}")
+            raise UserError(f"personal: {name!r} is not known; use some of {', '.join(CLASSES)}")
 
     def step(batch: Any) -> Any:
         texts = batch["text"].to_pylist()

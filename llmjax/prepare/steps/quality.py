@@ -3,6 +3,7 @@
 import pyarrow as pa
 from ml_collections import ConfigDict
 
+from llmjax.errors import UserError
 from llmjax.prepare import classifier
 from llmjax.prepare.records import Step, add_facts, kept, reject
 
@@ -11,10 +12,10 @@ def make(settings: ConfigDict) -> Step:
     """Write the fact "quality" and reject documents below settings.quality_min, with the probability as the reason.
 
     Raises:
-        ValueError: if settings.quality_model is not set or is not a classifier that can be read.
+        UserError: if settings.quality_model is not set or is not a classifier that can be read.
     """
     if not settings.quality_model:
-        raise ValueError(
+        raise UserError(
             "the step quality needs a classifier: train one on documents you want and documents you do not "
             "(llmjax.prepare.classifier) and set prepare.quality_model to its file, or take the step out of prepare.steps"
         )

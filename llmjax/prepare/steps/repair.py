@@ -9,6 +9,7 @@ import re
 import unicodedata
 from typing import Any
 
+from llmjax.errors import UserError
 from llmjax.prepare.records import Step, add_facts, kept, replace
 
 NORMAL_FORMS = ("NFC", "NFKC", "none")
@@ -42,11 +43,11 @@ def make(settings: Any) -> Step:
     escapes removed, "repair.invisible" invisible and private characters removed.
 
     Raises:
-        ValueError: the normal form is not known, or ftfy is not installed.
+        UserError: the normal form is not known, or ftfy is not installed.
     """
     form = settings.normal_form
     if form not in NORMAL_FORMS:
-        raise ValueError(f"normal_form={form!r} is not known; use one of {', '.join(NORMAL_FORMS)}")
+        raise UserError(f"normal_form={form!r} is not known; use one of {', '.join(NORMAL_FORMS)}")
     _ftfy()
 
     def step(batch: Any) -> Any:
@@ -70,7 +71,7 @@ def _ftfy() -> tuple[Any, Any, Any]:
         import ftfy
         from ftfy.badness import is_bad
     except ImportError as error:
-        raise ValueError("mending encodings needs ftfy: pip install 'llmjax[data]'") from error
+        raise UserError("mending encodings needs ftfy: pip install 'llmjax[data]'") from error
     config = ftfy.TextFixerConfig(
         unescape_html=False,
         remove_terminal_escapes=False,

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from llmjax.errors import UserError
 from llmjax.prepare.records import Step, add_facts, kept, replace
 
 LETTERS = 8  # shorter words have too many neighbours ("codecs"),
@@ -47,7 +48,7 @@ def make(settings: Any) -> Step:
     the speller. Facts: "spelling.corrected" and "spelling.variant" (British made American or the other way round).
 
     Raises:
-        ValueError: no dictionary for the language, or pyspellchecker is not installed.
+        UserError: no dictionary for the language, or pyspellchecker is not installed.
     """
     language = settings.spelling
     corrector(language)
@@ -109,11 +110,11 @@ def corrector(language: str) -> tuple[Callable[[str], bool], Callable[[str], str
     try:
         from spellchecker import SpellChecker
     except ImportError as error:
-        raise ValueError("the step spelling needs pyspellchecker: pip install 'llmjax[data]'") from error
+        raise UserError("the step spelling needs pyspellchecker: pip install 'llmjax[data]'") from error
     code = language.split("_")[0]
     languages = sorted(SpellChecker.languages())
     if language not in ("en_US", "en_GB") and (language != code or code not in languages):
-        raise ValueError(f"spelling={language!r} has no dictionary; use en_US, en_GB, or one of {', '.join(languages)}")
+        raise UserError(f"spelling={language!r} has no dictionary; use en_US, en_GB, or one of {', '.join(languages)}")
     speller = SpellChecker(language=code, distance=1)
     frequencies: dict[str, int] = dict(speller.word_frequency.dictionary)
     variants: dict[str, str] = {}

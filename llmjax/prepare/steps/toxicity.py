@@ -27,7 +27,7 @@ def make(settings: ConfigDict) -> Step:
     documents above settings.toxicity_max.
 
     Raises:
-        ValueError: if settings.toxicity_model is set and is not a classifier that can be read.
+        UserError: if settings.toxicity_model is set and is not a classifier that can be read.
     """
     lists = {language: lexicons.load(language) for language in lexicons.LANGUAGES}
     model = classifier.load(settings.toxicity_model) if settings.toxicity_model else None

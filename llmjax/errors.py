@@ -1,0 +1,9 @@
+"""The exceptions that a command reports in one line; every other exception is a bug and keeps its traceback."""
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: the message says what is wrong and how to mend it.
+
+    It is a ValueError, so that programs may catch it as one. Library code raises it for whatever a user can cause, and
+    never a bare ValueError; a ValueError of NumPy or JAX is therefore never mistaken for a user's mistake.
+    """

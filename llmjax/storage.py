@@ -1,0 +1,149 @@
+"""The storage room: reading, writing, renaming, locking and appending of the files that llmjax makes.
+
+Every room writes its files through these functions, so that two promises hold everywhere: a file is whole or not
+there, whenever the process is killed; and another back end (a bucket) can be put in their place without touching the
+callers. The one back end so far is the local file system. Libraries that write for themselves (orbax, Arrow, DuckDB)
+are handed paths; the files that users give are read where they are parsed.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from llmjax.errors import UserError
+
+
+class Locked(UserError):  # noqa: N818
+    """Another process holds the lock."""
+
+
+def read_text(path: Path) -> str:
+    """The whole file as UTF-8 text, without a byte order mark."""
+    return path.read_text(encoding="utf-8-sig")
+
+
+def read_json(path: Path, *, mend: str) -> Any:
+    """The value in a JSON file.
+
+    Args:
+        mend: what the user can do when the file is damaged; the end of the message.
+
+    Raises:
+        UserError: when the file holds no JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise UserError(f"{path} is damaged ({error}): {mend}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to be written; it takes the place of `path` when the block ends without an error.
+
+    The folder is made when it is not there. Nothing is left of a block that fails; what a killed process left is named
+    `.NAME.tmp` and is overwritten by the next one. At most one process may write a path at a time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that becomes `path`, whole, when the block ends without an error."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file by `data`, whole or not at all."""
+    with writing(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by `text` in UTF-8, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
+    """Replace a file by a JSON value and a line feed, whole or not at all."""
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def appending(path: Path) -> TextIO:
+    """The file opened to append text, a line at a time; the folder is made when it is not there.
+
+    A last line without its line feed, left by a killed process, is cut off first: the next line must not be glued to it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cut_unfinished_line(path)
+    return path.open("a", encoding="utf-8", buffering=1)
+
+
+def cut_unfinished_line(path: Path) -> None:
+    """Shorten a file to the end of its last line feed; nothing happens to a file that is not there."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(end - 65536, 0)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                file.truncate(start + found + 1)
+                return
+            end = start
+        file.truncate(0)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Give a file or a folder another name on the same disk, at once. The target must not be a folder with files."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(source, target)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it; nothing happens when it is not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, *, otherwise: str = "", waiting: str = "") -> Iterator[None]:
+    """Hold the lock file `path`. The lock goes with the process, however the process ends.
+
+    Args:
+        otherwise: the message of `Locked` when another process holds the lock; without it, wait for the other process.
+        waiting: what to print before waiting.
+
+    Raises:
+        Locked: see `otherwise`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if otherwise:
+                raise Locked(otherwise) from None
+            if waiting:
+                print(waiting)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
