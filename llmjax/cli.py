@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llmjax import __version__, config, human, recipe
+from llmjax.config.ranges import AT_LEAST_0, AT_LEAST_1, SEED, number
 from llmjax.errors import UserError
 from llmjax.eval import command as eval_command
 from llmjax.infer import command as infer_command
@@ -207,7 +208,9 @@ def _add_classify(verbs: Any) -> None:
         help="classifier (of two kinds of documents) or ngram (a model of one kind, for perplexity)",
     )  # fmt: skip
     verb.add_argument("--text-field", default="text", metavar="NAME", help="the field of JSONL rows (default: text)")
-    verb.add_argument("--seed", type=int, default=0, help="of the split into learning and measuring (default: 0)")
+    verb.add_argument(
+        "--seed", type=number(int, SEED), default=0, help="of the split into learning and measuring (default: 0)"
+    )
 
 
 def _add_plan(verbs: Any) -> None:
@@ -223,10 +226,20 @@ def _add_plan(verbs: Any) -> None:
         metavar="CHIP:SHAPE",
         help="v4, v5e, v5p, v6e, tpu7x, such as v5p:8x16x16; or h100:64",
     )
-    verb.add_argument("--slices", type=int, default=1, metavar="K", help="so many such slices (default: 1)")
-    verb.add_argument("--price", type=float, metavar="USD", help="an hour of one chip (default: a list price)")
+    verb.add_argument(
+        "--slices", type=number(int, AT_LEAST_1), default=1, metavar="K", help="so many such slices (default: 1)"
+    )
+    verb.add_argument(
+        "--price", type=number(float, AT_LEAST_0), metavar="USD", help="an hour of one chip (default: a list price)"
+    )
     verb.add_argument("--search", action="store_true", help="try settings that may fit, or be faster, and rank them")
-    verb.add_argument("--trials", type=int, default=8, metavar="N", help="settings that --search tries (default: 8)")
+    verb.add_argument(
+        "--trials",
+        type=number(int, AT_LEAST_1),
+        default=8,
+        metavar="N",
+        help="settings that --search tries (default: 8)",
+    )
     verb.add_argument("--out", type=Path, metavar="FILE", help="also write the plan as JSON")
     verb.add_argument(
         "--save-executable", type=Path, metavar="FILE", help="write the compiled steps, for train.executable on the pod"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from llmjax.data.score import Score
+from llmjax.errors import UserError
 from llmjax.eval import bits_per_byte as bpb
 from llmjax.stages import eval as stage
 from llmjax.stages.eval import xz_bytes
@@ -62,6 +63,12 @@ def test_bits_per_byte_of_a_known_distribution_is_its_entropy():
     assert score.tokens == sum(len(d) - 1 for d in docs)
     assert score.bits_per_byte == pytest.approx(4.0, abs=1e-6)
     assert score.perplexity == pytest.approx(math.exp(score.nats / score.tokens))
+
+
+@pytest.mark.parametrize(("stride", "batch_size"), [(17, 2), (0, 2), (-1, 2), (8, 0)])
+def test_windows_that_would_leave_tokens_out_are_refused(stride, batch_size):
+    with pytest.raises(UserError, match=f"stride={stride} must be from 1 to the window's 16 tokens, and batch_size="):
+        bpb.score(np.zeros, [], length=16, stride=stride, batch_size=batch_size, piece_sizes=np.zeros(1))
 
 
 def test_documents_are_split_at_their_beginnings():

@@ -224,7 +224,7 @@ def test_every_choice_there_is_stands_in_the_table_of_ablations():
     }  # fmt: skip
     defaults = config.flatten(config.base().to_dict())
     for key, choices in config.CHOICES.items():
-        if key not in elsewhere:
+        if key not in elsewhere and not key.startswith(("prepare.", "eval.", "infer.")):
             missing = [v for v in choices if f"{key}={v}" not in lines and v != defaults[key]]
             assert not missing, f"{key}: {missing}"
 

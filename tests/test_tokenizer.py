@@ -100,7 +100,7 @@ def test_a_lone_surrogate_is_a_clear_error(kind):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-@pytest.mark.parametrize("vocab_size", [20, 50_000])
+@pytest.mark.parametrize("vocab_size", [-5, 0, 3, 20, 50_000])
 def test_the_vocabulary_size_that_an_error_names_works(kind, vocab_size):
     with pytest.raises(ValueError, match=r"set tokenizer.vocab_size=\d+ or") as caught:
         train_tokenizer(TEXTS, kind=kind, vocab_size=vocab_size)

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from llmjax.config.model_checks import check_model
 from llmjax.config.objective_checks import check_objective
 from llmjax.config.parallel_checks import check_parallel
+from llmjax.config.ranges import check_ranges
 from llmjax.config.values import duration, flatten, parse_duration
 from llmjax.errors import UserError
 
@@ -21,6 +22,13 @@ DURATIONS = (
     "schedule.drop_at",
 )
 CHOICES: dict[str, tuple[str, ...]] = {
+    "prepare.html": ("main", "all", "raw"),
+    "prepare.normal_form": ("NFC", "NFKC", "none"),
+    "prepare.emoji": ("names", "remove", "keep"),
+    "prepare.words": ("spacy_compat", "unicode"),
+    "prepare.near_keep": ("first", "longest"),
+    "prepare.route": ("source", "language"),
+    "prepare.engine": ("local", "spark"),
     "tokenizer.kind": ("bpe", "unigram", "char", "byte"),
     "model.activation": ("gelu", "gelu_tanh", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_tanh", "reglu"),
     "model.block": ("serial", "parallel"),
@@ -53,6 +61,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "parallel.context": ("gather", "ring"),
     "optimizer.name": ("adamw", "muon", "adafactor", "lion", "sgd"),
     "schedule.by": ("steps", "tokens"),
+    "eval.runner": ("auto", "harness"),
+    "infer.weights": ("auto", "stored", "tiles", "int8"),
     "schedule.name": ("constant", "step", "exponential", "cosine", "linear", "inverse_sqrt", "wsd"),
 }
 
@@ -66,48 +76,13 @@ def check(c: ConfigDict) -> None:
             raise UserError(
                 f"{key}={flat[key]!r} is not known{f', did you mean {near[0]}?' if near else ';'} it can be {', '.join(choices)}"
             )
+    check_ranges(flat)
     m, t = c.model, c.train
 
     def require(condition: bool, message: str) -> None:
         if not condition:
             raise UserError(message)
 
-    for key in (
-        "checkpoint.keep",
-        "train.max_bad_steps",
-        "train.batch_size",
-        "train.batch_start",
-        "train.sequence_length",
-        "train.micro_batches",
-        "data.record_tokens",
-        "parallel.heartbeat_seconds",
-        "train.rewind.window",
-        "train.rewind.patience",
-        "train.rewind.limit",
-    ):
-        require(flat[key] > 0, f"{key}={flat[key]} must be at least 1")
-    for key in (
-        "optimizer.beta1",
-        "optimizer.beta2",
-        "optimizer.muon_momentum",
-        "objective.label_smoothing",
-        "train.ema",
-    ):
-        require(0 <= flat[key] < 1, f"{key}={flat[key]} must be at least 0 and below 1")
-    for key in ("data.holdout_percent", "data.holdout_tail_percent"):
-        require(0 <= flat[key] < 100, f"{key}={flat[key]} must be at least 0 and below 100")
-    for key in (
-        "optimizer.learning_rate",
-        "optimizer.muon_learning_rate",
-        "optimizer.weight_decay",
-        "optimizer.clip_norm",
-        "schedule.final",
-        "schedule.drop_factor",
-        "train.rewind.factor",
-        "train.rewind.steps",
-        "train.rewind.skip",
-    ):
-        require(flat[key] >= 0, f"{key}={flat[key]} must be at least 0")
     check_model(c)
     check_objective(c)
     check_parallel(c)
@@ -133,7 +108,20 @@ def check(c: ConfigDict) -> None:
         f"train.rewind.factor={t.rewind.factor} skips batches, which during train.batch_ramp={t.batch_ramp!r} would be of "
         "other sizes: set one of them to 0",
     )
-    require(c.data.shard_bytes > 0, f"data.shard_bytes={c.data.shard_bytes} must be at least 1")
+    window = c.eval.sequence_length or t.sequence_length
+    require(
+        c.eval.stride <= window,
+        f"eval.stride={c.eval.stride} would leave tokens out between windows of {window}: set it to at most {window}, "
+        "or to 0 for half a window",
+    )
+    require(
+        m.position != "learned" or window <= m.max_length,
+        f"eval.sequence_length={window} is more than the model's {m.max_length} learned positions: lower it",
+    )
+    require(
+        all(isinstance(k, int) and 1 <= k <= c.eval.samples for k in c.eval.pass_at),
+        f"eval.pass_at={c.eval.pass_at} must be whole numbers from 1 to eval.samples={c.eval.samples}",
+    )
     for key in DURATIONS:
         for value in flat[key] if isinstance(flat[key], tuple) else (flat[key],):
             duration(value, tokens_per_step=1, tokens_per_epoch=1, total_steps=0 if key == "train.duration" else 1)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from llmjax.config.model_checks import RECURRENT
+from llmjax.config.ranges import AT_LEAST_0, SHARE
 from llmjax.errors import UserError
 
 Found = Iterator[tuple[bool, str]]
@@ -18,7 +19,7 @@ UNILM_TYPES = 6
 
 def check_objective(c: ConfigDict) -> None:
     """Raise UserError for the first contradiction in `c.objective`, and of it with the model and the data."""
-    for part in (_ranges, _directions, _parts_of_models, _data):
+    for part in (_shares, _directions, _parts_of_models, _data):
         for wrong, message in part(c):
             if wrong:
                 raise UserError(message)
@@ -30,29 +31,23 @@ def own_order(c: ConfigDict) -> bool:
     return name in ("unilm", "permutation", "prefix") or (name == "span" and not c.model.encoder_layers)
 
 
-def _ranges(c: ConfigDict) -> Found:
+def _shares(c: ConfigDict) -> Found:
     o = c.objective
-    for key in ("z_loss", "focal", "l1", "l2"):
-        yield o[key] < 0, f"objective.{key}={o[key]} must be at least 0"
-    for key in ("mask_rate", "predict_share"):
-        yield not 0 < o[key] < 1, f"objective.{key}={o[key]} must be above 0 and below 1"
-    for key in ("infill_rate", "infill_suffix_first"):
-        yield not 0 <= o[key] <= 1, f"objective.{key}={o[key]} must be at least 0 and at most 1"
     yield (
-        len(o.mask_split) != 3 or min(o.mask_split) < 0 or abs(sum(o.mask_split) - 1) > 1e-6,
+        len(o.mask_split) != 3
+        or not all(share in SHARE for share in o.mask_split)
+        or abs(sum(o.mask_split) - 1) > 1e-6,
         f"objective.mask_split={o.mask_split} must be three shares that add up to 1: <mask>, random, kept",
     )
     yield (
-        len(o.modes) != 4 or min(o.modes) < 0 or sum(o.modes) <= 0,
+        len(o.modes) != 4 or not all(weight in AT_LEAST_0 for weight in o.modes) or sum(o.modes) <= 0,
         f"objective.modes={o.modes} must be four weights, not all 0: bidirectional, left-to-right, right-to-left, "
         "sequence-to-sequence",
     )
-    yield o.span_length < 1, f"objective.span_length={o.span_length} must be at least 1"
-    yield o.recurrence < 1, f"objective.recurrence={o.recurrence} must be at least 1"
     yield (
-        not 1 <= o.loss_chunks <= c.train.sequence_length,
-        f"objective.loss_chunks={o.loss_chunks} must be at least 1 and at most train.sequence_length="
-        f"{c.train.sequence_length}, the tokens of a row",
+        o.loss_chunks > c.train.sequence_length,
+        f"objective.loss_chunks={o.loss_chunks} must be at most train.sequence_length={c.train.sequence_length}, the "
+        "tokens of a row",
     )
     yield (
         o.whole_words and o.name not in BOTH_SIDES,

@@ -19,10 +19,6 @@ def check_parallel(c: ConfigDict) -> None:
         size = re.search(rf"\b{axis}=(-?\d+)", p.mesh)
         return size is not None and size[1] != "1"
 
-    refuse(p.zero not in (1, 2, 3), f"parallel.zero={p.zero} must be 1, 2 or 3")
-    refuse(p.slices < 0, f"parallel.slices={p.slices} must be at least 0 (0: as the devices say)")
-    refuse(p.rounds < 1, f"parallel.rounds={p.rounds} must be at least 1")
-    refuse(p.parts < 0, f"parallel.parts={p.parts} must be at least 0 (0: chosen by the number of stages)")
     refuse(
         p.rounds > 1 and not divided("pipeline"),
         f"parallel.rounds={p.rounds} are turns through the stages of a pipeline, and parallel.mesh={p.mesh!r} has none: "

@@ -2,8 +2,10 @@
 
 import ast
 import difflib
+import functools
 import json
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,16 +71,20 @@ def unknown_key(key: str) -> str:
 
 
 def check_keys(tree: dict) -> None:
-    """Raise UserError unless the keys of `tree` are exactly those of `base()`."""
-    known, given = flatten(base().to_dict()), flatten(tree)
-    for key in given:
-        if key not in known:
-            raise UserError(unknown_key(key))
-    missing = sorted(set(known) - set(given))
+    """Raise UserError unless the keys of `tree` are exactly those of `base()`, each with a value of its type."""
+    missing = _check_known(tree)
     if missing:
         raise UserError(f"the config lacks {', '.join(missing)}: start from llmjax.config.base(), which has every key")
+
+
+def _check_known(tree: dict) -> list[str]:
+    """The keys of `base()` that `tree` lacks. Raises UserError for others and for values of other types."""
+    known, given = flatten(base().to_dict()), flatten(tree)
     for key, value in given.items():
+        if key not in known:
+            raise UserError(unknown_key(key))
         _coerce(key, value, known[key])
+    return sorted(known.keys() - given.keys())
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -95,13 +101,29 @@ def to_json(c: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """A config from `to_json`'s text. Raises UserError for keys that this version does not have."""
+    """A config from `to_json`'s text, that of an earlier version included.
+
+    Keys that the text lacks are newer than it is. They have their defaults, which are by rule what the earlier version
+    did; one line on the standard error says so, once a process.
+
+    Raises UserError for keys that this version does not have.
+    """
     tree = json.loads(text)
-    check_keys(tree)
+    if not isinstance(tree, dict):
+        raise UserError(f"a config is a JSON object, not {text.strip()[:40]!r}")
+    missing = _check_known(tree)
+    if missing:
+        _say_missing(tuple(missing))
     c = base()
     for key, value in flatten(tree).items():
         set_key(c, key, value)
     return c
+
+
+@functools.cache
+def _say_missing(keys: tuple[str, ...]) -> None:
+    shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+    print(f"the config is of an earlier version of llmjax: {shown} have their defaults, as before", file=sys.stderr)
 
 
 def differences(a: ConfigDict, b: ConfigDict) -> dict[str, tuple[Any, Any]]:

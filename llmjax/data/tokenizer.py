@@ -310,7 +310,8 @@ def _train(chunks: Iterator[str], *, kind: str, **settings: Any) -> bytes:
             num_threads=TRAIN_THREADS,
             shuffle_input_sentence=False,
             minloglevel=2,
-            **settings,
+            # Of fewer pieces than the special tokens SentencePiece says nothing that helps; these are too few anyway.
+            **{**settings, "vocab_size": max(settings["vocab_size"], len(SPECIALS) + 1)},
         )
     except (RuntimeError, OSError) as error:
         explained = _vocabulary_error(str(error), settings["vocab_size"])

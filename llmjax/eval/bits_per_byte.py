@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from llmjax.data.score import Score
+from llmjax.errors import UserError
 
 BOS_ID, EOS_ID = 1, 2
 Batch = dict[str, np.ndarray]
@@ -88,7 +89,15 @@ def score(
         piece_sizes: UTF-8 bytes of every id, 0 for special ids.
         languages: of the documents, by turns; empty: the model does not want to know.
         on_tokens: told how many tokens were scored after each batch.
+
+    Raises:
+        UserError: for a stride of less than a token, or of more than a window, which would leave tokens out; and for an
+            empty window or batch.
     """
+    if not 1 <= stride <= length or batch_size < 1:
+        raise UserError(
+            f"stride={stride} must be from 1 to the window's {length} tokens, and batch_size={batch_size} at least 1"
+        )
     nats, tokens, size = 0.0, 0, 0
     made = pack_windows(documents, length=length, stride=stride, batch_size=batch_size, languages=languages)
     for batch in made:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from llmjax.config.ranges import AT_LEAST_0, SEED, Range, number
 from llmjax.errors import UserError
 
 
@@ -20,7 +21,11 @@ def add_tasks(verb: argparse.ArgumentParser) -> None:
         "--data", action="append", default=[], metavar="DIR", help="a folder with their questions; may be repeated"
     )
     verb.add_argument(
-        "--limit", type=int, default=0, metavar="N", help="at most N questions of each task (default: all)"
+        "--limit",
+        type=number(int, AT_LEAST_0),
+        default=0,
+        metavar="N",
+        help="at most N questions of each task (default: all)",
     )
     verb.add_argument("--harness", action="store_true", help="by lm-evaluation-harness, whatever the task")
     verb.add_argument("--chat-template", action="store_true", help="questions as a user's messages")
@@ -42,11 +47,16 @@ def add_rate(verbs: Any) -> None:
         "--to", type=Path, default=Path("ratings.jsonl"), metavar="FILE", help="the ratings (default: ratings.jsonl)"
     )
     verb.add_argument("--terminal", metavar="NAME", default="", help="rate here, as NAME, instead of in a browser")
-    verb.add_argument("--port", type=int, default=0, help="of the page on 127.0.0.1 (default: any that is free)")
+    verb.add_argument(
+        "--port",
+        type=number(int, Range(0, 65535)),
+        default=0,
+        help="of the page on 127.0.0.1 (default: any that is free)",
+    )
     verb.add_argument(
         "--judge", type=Path, metavar="RUN", help="let this run's chat model rate, each pair in both orders"
     )
-    verb.add_argument("--seed", type=int, default=0, help="of the order in which answers are shown")
+    verb.add_argument("--seed", type=number(int, SEED), default=0, help="of the order in which answers are shown")
 
 
 def rate(args: argparse.Namespace) -> int:

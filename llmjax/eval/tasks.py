@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from llmjax import storage
 from llmjax.api import LanguageModel
 from llmjax.errors import UserError
 from llmjax.eval import code, contamination, harness, native
@@ -108,9 +109,6 @@ def write(
     folder: Path, c: ConfigDict, model: LanguageModel, scores: dict[str, TaskScore], seen: dict[str, Contamination]
 ) -> None:
     """Keep scores and items, each file whole or not at all."""
-    from llmjax.recipe import write_atomic
-
-    folder.mkdir(parents=True, exist_ok=True)
     kept = {
         "checkpoint_step": model.step,
         "settings": {name: c.eval[name] for name in ("limit", "runner", "chat", "context_length")},
@@ -127,8 +125,8 @@ def write(
         },
     }
     rows = [{"task": name, **item} for name, score in scores.items() for item in _parts(score)]
-    write_atomic(folder / ITEMS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    write_atomic(folder / SCORES, json.dumps(_plain(kept), indent=1) + "\n")
+    storage.write_text(folder / ITEMS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    storage.write_json(folder / SCORES, _plain(kept))
 
 
 def _plain(value: Any) -> Any:

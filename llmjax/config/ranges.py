@@ -1,0 +1,128 @@
+"""Which values the numbers among the settings may have: one table, with a row for every number of `base()`.
+
+What depends on other settings (a divisor, a window) is in the checks beside this file; here a number stands alone.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmjax.errors import UserError
+
+# The library computes in float32: what is larger would be infinite there, and what is smaller 0.
+LARGEST, SMALLEST = 3.4e38, 1.2e-38
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval of numbers. Nothing is in it that is not finite in float32."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False  # the lowest itself is not in it
+    high_open: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        if isinstance(value, float):
+            value = 0.0 if abs(value) < SMALLEST else value
+            if not abs(value) <= LARGEST:
+                return False
+        above = self.low < value if self.low_open else self.low <= value
+        return above and (value < self.high if self.high_open else value <= self.high)
+
+    def __str__(self) -> str:
+        """The end of "must be ..."."""
+        if self.low == self.high:
+            return f"{self.low:g}"
+        low = f"{'above' if self.low_open else 'at least'} {self.low:g}" if math.isfinite(self.low) else ""
+        high = f"{'below' if self.high_open else 'at most'} {self.high:.10g}" if math.isfinite(self.high) else ""
+        return " and ".join(filter(None, (low, high))) or "a finite number"
+
+
+ANY = Range()
+AT_LEAST_0, AT_LEAST_1, ABOVE_0 = Range(0), Range(1), Range(0, low_open=True)
+SHARE = Range(0, 1)  # both ends included
+SHARE_ABOVE_0, SHARE_BELOW_1 = Range(0, 1, low_open=True), Range(0, 1, high_open=True)
+SHARE_INSIDE = Range(0, 1, low_open=True, high_open=True)
+PERCENT = Range(0, 100, high_open=True)
+SEED = Range(0, 2**32 - 1, high_open=True)  # what JAX takes, with seed + 1
+
+RANGES: dict[Range, tuple[str, ...]] = {
+    ANY: (
+        "generate.frequency_penalty", "generate.presence_penalty", "model.alibi_scale", "model.embedding_scale",
+        "model.logit_scale", "model.moe.scale",
+    ),
+    AT_LEAST_0: (
+        "checkpoint.every_seconds", "data.holdout_max_bytes", "data.max_epochs", "data.min_bytes",
+        "data.mixture_temperature", "eval.context_length", "eval.limit", "eval.max_bytes", "eval.sequence_length",
+        "eval.stride", "eval.temperature", "generate.temperature", "generate.top_k", "infer.ahead",
+        "model.attention_scale", "model.attention_soft_cap", "model.classes", "model.embedding_width",
+        "model.encoder_layers", "model.head_size", "model.kv_heads", "model.languages", "model.logit_soft_cap",
+        "model.mlp_width", "model.moe.balance_loss", "model.moe.bias_rate", "model.moe.experts", "model.moe.first",
+        "model.moe.shared", "model.moe.width", "model.moe.z_loss", "model.position_offset", "model.recurrent.heads",
+        "model.recurrent.width", "model.residual_scale", "model.rotary_local_base", "model.rotary_original_length",
+        "model.types", "model.vocab_size", "objective.focal", "objective.l1", "objective.l2", "objective.z_loss",
+        "optimizer.clip_norm", "optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.weight_decay",
+        "parallel.cpu_devices", "parallel.parts", "parallel.slices", "prepare.decontaminate_characters",
+        "prepare.perplexity_max", "prepare.workers", "schedule.drop_factor", "schedule.final", "train.log_every",
+        "train.rewind.factor", "train.rewind.skip", "train.rewind.steps",
+    ),
+    AT_LEAST_1: (
+        "checkpoint.keep", "data.record_tokens", "data.shard_bytes", "eval.batch_size", "eval.samples",
+        "generate.max_new_tokens", "infer.slots", "infer.steps", "model.ahead", "model.heads", "model.layers",
+        "model.max_length", "model.moe.active", "model.moe.every", "model.recurrent.chunk", "model.recurrent.conv_width",
+        "model.recurrent.groups", "model.recurrent.state_size", "model.relative_buckets", "model.relative_max_distance",
+        "model.scan_unroll", "model.vocab_multiple", "model.width", "model.window", "objective.loss_chunks",
+        "objective.recurrence", "objective.span_length", "parallel.heartbeat_seconds", "parallel.rounds",
+        "prepare.decontaminate_words", "prepare.max_document_bytes", "prepare.memory_bytes", "prepare.near_bands",
+        "prepare.near_rows", "prepare.near_words", "prepare.substring_tokens", "tokenizer.train_bytes",
+        "train.batch_size", "train.batch_start", "train.eval_batches", "train.max_bad_steps", "train.micro_batches",
+        "train.rewind.limit", "train.rewind.patience", "train.rewind.window", "train.sequence_length",
+    ),
+    ABOVE_0: (
+        "generate.repetition_penalty", "model.init_std", "model.moe.capacity_factor", "model.mup_base_width",
+        "model.norm_epsilon", "model.rotary_base", "model.rotary_factor", "model.rotary_fast", "model.rotary_slow",
+        "optimizer.epsilon",
+    ),
+    SHARE: (
+        "generate.min_p", "objective.infill_rate", "objective.infill_suffix_first", "prepare.language_threshold",
+        "prepare.quality_min", "prepare.toxic_words_max", "prepare.toxicity_max",
+    ),
+    SHARE_ABOVE_0: ("generate.top_p", "generate.typical_p", "model.rotary_fraction", "prepare.near_jaccard"),
+    SHARE_BELOW_1: (
+        "model.attention_dropout", "model.dropout", "model.embedding_dropout", "model.layer_drop", "model.moe.jitter",
+        "objective.label_smoothing", "optimizer.beta1", "optimizer.beta2", "optimizer.muon_momentum", "train.ema",
+    ),
+    SHARE_INSIDE: ("objective.mask_rate", "objective.predict_share"),
+    PERCENT: ("data.holdout_percent", "data.holdout_tail_percent"),
+    SEED: ("seed",),
+    Range(1, 3): ("parallel.zero",),
+    Range(260): ("tokenizer.vocab_size",),  # the 256 bytes and the 4 special tokens
+}  # fmt: skip
+RANGE_OF = {key: allowed for allowed, keys in RANGES.items() for key in keys}
+
+
+def check_ranges(flat: Mapping[str, Any]) -> None:
+    """Raise UserError for the first number that is out of its range; `flat`: dotted key -> value."""
+    for key, allowed in RANGE_OF.items():
+        if flat[key] not in allowed:
+            raise UserError(f"{key}={flat[key]} must be {allowed}")
+
+
+def number(kind: type[int] | type[float], allowed: Range) -> Callable[[str], int | float]:
+    """The `type` of a command's argument that is a number: argparse reports what is no number or out of range."""
+
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' * (kind is int)}number") from None
+        if value not in allowed:
+            raise argparse.ArgumentTypeError(f"{text} must be {allowed}")
+        return value
+
+    return parse
