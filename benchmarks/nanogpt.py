@@ -83,7 +83,7 @@ def batch_of(i):
             for k, v in arrays.items()}
 key = jax.device_put(jax.random.key(1), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 with placement.active(mesh, c):
-    compiled = jax.jit(make_train_step(module, optimizer, schedule, c), donate_argnums=0).lower(
+    compiled = jax.jit(make_train_step(module, OBJECTIVES["causal"], optimizer, schedule, c), donate_argnums=0).lower(
         state, batch_of(0), key).compile()
 def step(i):
     global state

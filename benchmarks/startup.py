@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from llmjax import config, recipe
 from llmjax.model import transformer
+from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement
 from llmjax.train.optimizer import make_optimizer
@@ -95,7 +96,7 @@ def compile_time(layers: int, *, unroll: int) -> dict[str, float]:
     batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=batch_shardings(mesh)) for name, kind in kinds.items()}
     began = time.perf_counter()
     with placement.active(mesh, c):
-        step = jax.jit(make_train_step(module, optimizer, schedule, c), donate_argnums=0)
+        step = jax.jit(make_train_step(module, OBJECTIVES[c.objective.name], optimizer, schedule, c), donate_argnums=0)
         lowered = step.lower(abstract, batch, jax.random.key(0))
     traced = time.perf_counter()
     lowered.compile()

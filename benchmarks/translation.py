@@ -34,7 +34,7 @@ from llmjax import config, recipe
 from llmjax.api import LanguageModel
 from llmjax.data.batches import pack
 from llmjax.data.tokens import read_stream
-from llmjax.objectives import corruption, special_ids
+from llmjax.objectives import OBJECTIVES, corruption, special_ids
 from llmjax.objectives.masking import masked
 from llmjax.train.step import make_heldout_step
 
@@ -135,7 +135,7 @@ def measure_contexts(model: LanguageModel, test: dict[str, list[str]]) -> dict[s
 
 def measure_rows(model: LanguageModel, rows: list[Example]) -> dict[str, float]:
     """Accuracy, loss and number of the predictions of rows."""
-    step = jax.jit(make_heldout_step(model.module, model.config))
+    step = jax.jit(make_heldout_step(model.module, OBJECTIVES[model.config.objective.name], model.config))
     total = {"nats": 0.0, "correct": 0.0, "tokens": 0.0}
     rows = rows + [{name: np.zeros_like(values) for name, values in rows[0].items()}] * (-len(rows) % ROWS)
     for first in range(0, len(rows), ROWS):

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from llmjax import config
 from llmjax.model import transformer
+from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement
 from llmjax.train.optimizer import make_optimizer
@@ -87,7 +88,9 @@ def prepare_steps(c: config.ConfigDict, mesh: Mesh) -> tuple[State, State, Any]:
     make_state, abstract = init_state(module, optimizer, c, mesh)
     state = make_state(jax.random.key(c.seed))
     places = jax.tree.map(lambda x: x.sharding, abstract)
-    step = jax.jit(make_train_step(module, optimizer, schedule, c), out_shardings=(places, None))
+    step = jax.jit(
+        make_train_step(module, OBJECTIVES[c.objective.name], optimizer, schedule, c), out_shardings=(places, None)
+    )
 
     def run(state: State, batch: dict[str, np.ndarray]) -> tuple[State, dict[str, jax.Array]]:
         on_mesh = jax.device_put(batch, batch_shardings(mesh))

@@ -156,7 +156,13 @@ def save_run(run: Path, c: ConfigDict, *, mesh: str = "data=1", ema: bool = Fals
     params = jax.device_put(arrays, placement.parameter_shardings(arrays, mesh_of(mesh)))
     average = jax.tree.map(lambda x: x + 1, params) if ema else None
     state = State(
-        step=np.int32(5), params=params, opt_state={}, ema=average, skipped=np.int32(0), bad_in_a_row=np.int32(0)
+        step=np.int32(5),
+        params=params,
+        frozen={},
+        opt_state={},
+        ema=average,
+        skipped=np.int32(0),
+        bad_in_a_row=np.int32(0),
     )
     manager = checkpoint.manager(run / "checkpoints", keep=1)
     checkpoint.save(manager, state, step=5, meta={"step": 5, "config": c.to_dict()})

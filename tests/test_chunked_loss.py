@@ -118,7 +118,8 @@ def test_held_out_numbers_and_nats_of_tokens_are_the_same_by_chunks():
         module = transformer.build(c.model)
         params = jax.jit(lambda key, module=module: transformer.init_params(module, key))(jax.random.key(0))
         batch = make_batch(c, 0)
-        found.append([jax.jit(make(module, c))(params, batch) for make in (make_eval_step, make_heldout_step)])
+        measures = make_eval_step(module, c), make_heldout_step(module, OBJECTIVES[c.objective.name], c)
+        found.append([jax.jit(measure)(params, batch) for measure in measures])
     close(found[1], found[0], TOLERANCE)
 
 
@@ -129,7 +130,7 @@ def temporaries(c, mesh):
     _, abstract = init_state(module, optimizer, c, mesh)
     batch = jax.device_put(make_batch(c, 0), batch_shardings(mesh))
     with placement.active(mesh, c):
-        step = jax.jit(make_train_step(module, optimizer, lambda step: 1.0, c), donate_argnums=0)
+        step = jax.jit(make_train_step(module, OBJECTIVES["causal"], optimizer, lambda step: 1.0, c), donate_argnums=0)
         return step.lower(abstract, batch, jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
 
 

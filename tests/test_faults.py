@@ -20,6 +20,7 @@ from test_processes import assert_same_losses, launch, rows_of
 from test_train import assert_same_run, last_state, train, trained_steps, wait_for
 
 from llmjax.model import transformer
+from llmjax.objectives import OBJECTIVES
 from llmjax.train import checkpoint, hunt, metrics
 from llmjax.train.rewind import Skip, Spikes, batch_number
 from llmjax.train.step import batch_shardings
@@ -248,7 +249,7 @@ def hunting(**settings):
     c = tiny_config(**settings)
     module, mesh = transformer.build(c.model), mesh_of("data=2")
     params = jax.jit(functools.partial(transformer.init_params, module))(jax.random.key(0))
-    return c, mesh, params, hunt.make_examine(module, c, mesh)
+    return c, mesh, params, hunt.make_examine(module, OBJECTIVES[c.objective.name], c, mesh)
 
 
 def examined(change=lambda params: params, *, spoil=lambda batch: None, **settings):

@@ -156,7 +156,7 @@ def test_targets_of_weight_zero_have_no_gradient():
 
 def test_held_out_numbers_count_what_is_predicted_and_where_the_likeliest_token_is_right():
     logits_BLV, batch = random_case(4)
-    sums = make_heldout_step(Fixed(jnp.asarray(logits_BLV)), base())({}, batch)
+    sums = make_heldout_step(Fixed(jnp.asarray(logits_BLV)), OBJECTIVES["causal"], base())({}, batch)
     asked = batch["weights"] > 0
     np.testing.assert_allclose(sums["nats"], by_hand(logits_BLV, batch)[1], rtol=1e-6)
     assert sums["tokens"] == asked.sum()

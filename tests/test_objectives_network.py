@@ -167,7 +167,7 @@ def test_every_objective_is_learnt_and_measured(case):
         train__sequence_length=32,
     )
     state, _, run = prepare_steps(c, mesh_of("data=1"))
-    measure = jax.jit(make_heldout_step(transformer.build(c.model), c))
+    measure = jax.jit(make_heldout_step(transformer.build(c.model), OBJECTIVES[c.objective.name], c))
     heldout = make_rows(c, 999, rows=8)
     before = {name: float(value) for name, value in measure(state.params, heldout).items()}
     for k in range(30):

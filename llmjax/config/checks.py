@@ -1,6 +1,7 @@
 """Which values a setting may have, and which settings contradict each other."""
 
 import difflib
+import re
 
 from ml_collections import ConfigDict
 
@@ -83,6 +84,10 @@ def check(c: ConfigDict) -> None:
         if not condition:
             raise UserError(message)
 
+    try:
+        re.compile(c.optimizer.train)
+    except re.error as error:
+        raise UserError(f"optimizer.train={c.optimizer.train!r} is no regular expression: {error}") from error
     check_model(c)
     check_objective(c)
     check_parallel(c)

@@ -217,6 +217,7 @@ def base() -> ConfigDict:
     c.optimizer.muon_momentum = 0.95  # Muon
     c.optimizer.weight_decay = 0.1  # decoupled; times the learning rate; matrices only, see train/optimizer.py
     c.optimizer.clip_norm = 1.0  # global gradient norm; 0: off
+    c.optimizer.train = ""  # parameters in whose path this regular expression is found are trained, the others stay as they are; "": all
 
     c.schedule = ConfigDict()
     c.schedule.by = "steps"  # what the rate is a function of: steps or tokens; they differ while a batch ramp lasts

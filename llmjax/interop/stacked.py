@@ -15,7 +15,7 @@ import numpy as np
 import tensorstore as ts
 
 from llmjax.interop.tensors import Tensor
-from llmjax.train.checkpoint import CheckpointError, full_disk_is_an_os_error
+from llmjax.train.checkpoint import FROZEN, CheckpointError, full_disk_is_an_os_error
 
 CHUNK_BYTES = 1 << 28  # of one file; memory for one chunk is needed to write and to read it
 CACHE_BYTES = 1 << 28  # decoded chunks kept while reading arrays whose chunks hold several layers
@@ -86,16 +86,21 @@ class StackedReader:
     """Reads an item of a checkpoint folder (`params` or `ema`), whoever wrote it, slice by slice."""
 
     def __init__(self, checkpoint: Path, item: str = "params") -> None:
-        """Raises CheckpointError when the item is missing or damaged."""
-        self._folder = checkpoint / item
+        """Raises CheckpointError when the item, or what the run froze, is missing or damaged."""
+        self._checkpoint = checkpoint
+        self._specs: dict[str, dict[str, Any]] = {}
         self._cached = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
         self._cached_arrays: dict[str, ts.TensorStore] = {}
+        frozen = checkpoint.parent / FROZEN
         try:
-            described = json.loads((self._folder / "_METADATA").read_text())
-            self._driver = "zarr3" if described.get("use_zarr3") else "zarr"
-            self._ocdbt = (self._folder / "manifest.ocdbt").is_file()
-            paths = ["/".join(k["key"] for k in entry["key_metadata"]) for entry in described["tree_metadata"].values()]
-            self._arrays = {path: self._array(path) for path in paths}
+            for folder in (checkpoint / item, *([frozen] if frozen.is_dir() else [])):
+                described = json.loads((folder / "_METADATA").read_text())
+                driver = "zarr3" if described.get("use_zarr3") else "zarr"
+                ocdbt = (folder / "manifest.ocdbt").is_file()
+                for entry in described["tree_metadata"].values():
+                    path = "/".join(k["key"] for k in entry["key_metadata"])
+                    self._specs[path] = _spec(folder, path, ocdbt=ocdbt, driver=driver)
+            self._arrays = {path: self._array(path) for path in self._specs}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"the checkpoint {checkpoint} cannot be read: {item} is damaged ({error})") from error
         self.params = {
@@ -103,8 +108,7 @@ class StackedReader:
         }
 
     def _array(self, path: str, context: ts.Context | None = None) -> ts.TensorStore:
-        spec = _spec(self._folder, path, ocdbt=self._ocdbt, driver=self._driver)
-        return ts.open(spec, open=True, read=True, context=context).result()
+        return ts.open(self._specs[path], open=True, read=True, context=context).result()
 
     def read(self, path: str, layer: int | None) -> np.ndarray:
         """A whole array, or one layer of a stacked one. Raises CheckpointError for damaged files."""
@@ -118,7 +122,7 @@ class StackedReader:
             return np.asarray((array if layer is None else array[layer]).read().result())
         except ValueError as error:
             reason = str(error).splitlines()[0][:300]
-            raise CheckpointError(f"{path} in {self._folder} is damaged ({reason})") from error
+            raise CheckpointError(f"{path} in {self._checkpoint} is damaged ({reason})") from error
 
 
 def _spec(folder: Path, path: str, *, ocdbt: bool, driver: str) -> dict[str, Any]:

@@ -101,12 +101,14 @@ def sizes_of(c: ConfigDict, mesh: Mapping[str, int], stage: Stage) -> Sizes:
 def memory(c: ConfigDict, mesh: AbstractMesh, stage: Stage) -> dict[str, float]:
     """Bytes of one device by what they are for, and together ("peak")."""
     m, act = c.model, BYTES[c.model.dtype]
-    found = compiler.state_bytes(compiler.abstract_state(c, mesh))
+    state = compiler.abstract_state(c, mesh)
+    found = compiler.state_bytes(state)
+    trained = compiler.shard_bytes(state.params)
     s, shape = sizes_of(c, mesh.shape, stage), mesh.shape
     stored = BYTES[m.param_dtype]
-    divided = found["parameters"] / (shape["fsdp"] if c.parallel.zero != 3 else 1)
+    divided = trained / (shape["fsdp"] if c.parallel.zero != 3 else 1)
     whole = found["parameters"] * (shape["fsdp"] if c.parallel.zero == 3 else 1)  # not divided over fsdp
-    gradients = found["parameters"] if c.parallel.zero != 2 else divided
+    gradients = trained if c.parallel.zero != 2 else divided
     found["gradients"] = gradients * (2 if stage.micro_batches > 1 else 1)  # the sum so far, and those that are added
     # The compiler casts the whole stack before the loop over layers; what a layer uses is gathered just before.
     found["cast parameters"] = found["parameters"] * act / stored if act < stored else 0.0

@@ -22,7 +22,7 @@ from llmjax.data.hf_tokenizer import no_tokenizer
 from llmjax.data.ramp import BatchSizes, Stage, batch_sizes
 from llmjax.errors import UserError
 from llmjax.model import attention, transformer
-from llmjax.objectives import corruption
+from llmjax.objectives import OBJECTIVES, corruption
 from llmjax.parallel import mesh as meshes
 from llmjax.train.optimizer import make_optimizer
 from llmjax.train.schedule import make_schedule
@@ -143,7 +143,9 @@ def compile_stage(c: ConfigDict, mesh: Mesh, sizes: BatchSizes, stage: Stage) ->
     _, abstract = init_state(module, optimizer, c, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
-    step = make_train_step(module, optimizer, schedule, c, micro_batches=stage.micro_batches)
+    step = make_train_step(
+        module, OBJECTIVES[c.objective.name], optimizer, schedule, c, micro_batches=stage.micro_batches
+    )
     batch = abstract_batch(c, mesh, rows=stage.rows)
     lowered = lower_step(step, abstract, batch, key, mesh=mesh, c=c)  # type: ignore[arg-type]
     traced = time.perf_counter()
@@ -193,7 +195,7 @@ def shard_bytes(tree: Any) -> float:
 def state_bytes(abstract: State) -> dict[str, float]:
     """Exact bytes of the state on one device: parameters, optimizer, average."""
     return {
-        "parameters": shard_bytes(abstract.params),
+        "parameters": shard_bytes((abstract.params, abstract.frozen)),
         "optimizer": shard_bytes(abstract.opt_state),
         "average": shard_bytes(abstract.ema),
     }

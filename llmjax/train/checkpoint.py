@@ -3,6 +3,9 @@
 A checkpoint is a folder `checkpoints/STEP/` with the items `params`, `rest` (optimizer state, counters), `ema` (when
 there is one) and `meta`: JSON with the resolved config, the step (which is also the data position and, with the seed,
 the random state), the clock and the tokens seen. Parameters stand apart so that evaluation need not read the rest.
+
+Parameters that are not trained (`optimizer.train`) are the same in every checkpoint, and often most of the model. They
+are written once a run, to `checkpoints/frozen/`, before the first checkpoint; whoever reads a checkpoint reads both.
 """
 
 import errno
@@ -26,11 +29,13 @@ from llmjax import human
 from llmjax.errors import UserError
 from llmjax.parallel import processes
 from llmjax.parallel.placement import path_name
+from llmjax.train.frozen import combine, divide
 from llmjax.train.step import State
 
 # orbax reports every save in a dozen lines, and every failure with pages of tracebacks before it raises it.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
+FROZEN = "frozen"
 LARGE_BYTES = 1 << 25  # arrays that are cut by layers
 METADATA_BYTES = 1_000_000  # room for what orbax writes beside the arrays
 
@@ -100,6 +105,19 @@ def save(checkpoints: Manager, state: State, *, step: int, meta: dict) -> None:
     if state.ema is not None:
         items["ema"] = ocp.args.StandardSave(state.ema, save_args=_by_layers(state.ema))
     checkpoints.save(step, args=ocp.args.Composite(**items), force=True)
+
+
+def save_frozen(folder: Path, frozen: Any) -> None:
+    """Write the parameters that are not trained beside the checkpoints to come, whole or not at all; {}: nothing.
+
+    Raises OSError (ENOSPC) when the disk has no room for them.
+    """
+    if not frozen:
+        return
+    needed = sum(x.nbytes for x in jax.tree.leaves(frozen)) + METADATA_BYTES
+    processes.from_first(lambda: _check_space(folder, needed))
+    with full_disk_is_an_os_error(folder), ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((folder / FROZEN).absolute(), frozen, save_args=_by_layers(frozen), force=True)
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -176,7 +194,8 @@ def restore_step(path: Path, abstract: State) -> tuple[State, dict]:
     meta = read_meta(path)
     restored = _read(path, "rest", _rest(abstract))
     ema = None if abstract.ema is None else _read(path, "ema", abstract.ema)
-    return State(params=_read(path, "params", abstract.params), ema=ema, **restored), meta
+    frozen = _read(path.parent, FROZEN, abstract.frozen) if abstract.frozen else {}
+    return State(params=_read(path, "params", abstract.params), frozen=frozen, ema=ema, **restored), meta
 
 
 def _move_aside(damaged: Sequence[Path], step: int) -> None:
@@ -196,11 +215,22 @@ def read_meta(path: Path) -> dict:
 
 
 def read_params(path: Path, abstract: Any, *, item: str = "params", cast: bool = False) -> Any:
-    """The parameters (or `ema`) of the checkpoint folder `path`, restored into the given shapes and shardings.
+    """The parameters of the checkpoint folder `path`, the frozen ones included, in the given shapes and shardings.
 
-    `cast`: into the given types too, whatever is stored; otherwise other types are a CheckpointMismatch.
+    Args:
+        item: "params", or "ema" for the moving average of what is trained.
+        cast: into the given types too, whatever is stored; otherwise other types are a CheckpointMismatch.
     """
-    return _read(path, item, abstract, cast=cast)
+    beside = (path.parent / FROZEN).absolute()
+    if not beside.is_dir():
+        return _read(path, item, abstract, cast=cast)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            names = set(_shapes(checkpointer.metadata(beside).item_metadata.tree, types=False))
+    except Exception as error:  # as in `_read`
+        raise CheckpointError(f"{beside}, the parameters that were not trained, cannot be read ({error})") from error
+    frozen, trained = divide(abstract, names.__contains__)
+    return combine(_read(path, item, trained, cast=cast), _read(path.parent, FROZEN, frozen, cast=cast))
 
 
 def _read(path: Path, item: str, abstract: Any, *, cast: bool = False) -> Any:

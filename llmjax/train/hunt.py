@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from llmjax.model.block import Block, layer_slots
-from llmjax.objectives import OBJECTIVES
+from llmjax.objectives import Objective
 from llmjax.parallel import placement
 
 Batch = dict[str, jax.Array]
@@ -92,14 +92,13 @@ class _Watched:
 
 
 def make_examine(
-    module: nn.Module, c: ConfigDict, mesh: Mesh
+    module: nn.Module, objective: Objective, c: ConfigDict, mesh: Mesh
 ) -> Callable[[Any, Batch, jax.Array, int, int], dict[str, Any]]:
     """A function (parameters, batch, the step's key, t, T) -> tallies of micro-batch t of T, on the host.
 
     "loss" is the objective's sum; "forward" has a tree of tallies for each call of the model, "params" and "gradients"
     one for each parameter, by layer where they are stacked.
     """
-    objective = OBJECTIVES[c.objective.name]
 
     def by_layer(tree: Any) -> dict[str, Tally]:
         stacks = {path for encoder in (False, True) for path, _ in layer_slots(c.model, encoder=encoder)}

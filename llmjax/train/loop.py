@@ -24,12 +24,14 @@ from llmjax.errors import UserError
 from llmjax.model import init
 from llmjax.model.count import flops_per_token
 from llmjax.model.transformer import Transformer
+from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import pipeline, placement, processes
 from llmjax.stopping import Stopped
 from llmjax.train import checkpoint, executable, hardware, hunt, metrics
 from llmjax.train import optimizer as optimizers
 from llmjax.train.agree import Agreement, Wishes
+from llmjax.train.frozen import combine, split
 from llmjax.train.rewind import Spikes, batch_number
 from llmjax.train.schedule import make_schedule
 from llmjax.train.step import Batch, batch_shardings, init_state, lower_step, make_train_step
@@ -108,11 +110,13 @@ def train(
     else:
         state = make_state(jax.random.key(c.seed))
         if initial_params is not None:
-            params = initial_params(abstract.params)
+            params, frozen = split(initial_params(combine(abstract.params, abstract.frozen)), c.optimizer.train)
             ema = jax.tree.map(lambda x: x.copy(), params) if c.train.ema else None
-            state = dataclasses.replace(state, params=params, ema=ema)
+            state = dataclasses.replace(state, params=params, frozen=frozen, ema=ema)
+        checkpoint.save_frozen(folder, state.frozen)
         meta = {"step": 0, "train_seconds": 0.0}
-        print(init.parameter_table(state.params, shardings=jax.tree.map(lambda x: x.sharding, state.params)))
+        whole = combine(state.params, state.frozen)
+        print(init.parameter_table(whole, shardings=jax.tree.map(lambda x: x.sharding, whole)))
         print(optimizers.table(c.optimizer, state.params, model=c.model))
     first = meta["step"]
     has_row = processes.from_first(lambda: metrics.keep_rows(workdir / "metrics.jsonl", up_to=first))
@@ -136,7 +140,9 @@ def train(
             k: jax.ShapeDtypeStruct((len(v) * stage.rows // rows, *v.shape[1:]), v.dtype, sharding=v.sharding)
             for k, v in batch.items()
         }
-        step_fn = make_train_step(module, optimizer, schedule, c, micro_batches=stage.micro_batches)
+        step_fn = make_train_step(
+            module, OBJECTIVES[c.objective.name], optimizer, schedule, c, micro_batches=stage.micro_batches
+        )
         lowered = lower_step(step_fn, abstract, like, key, mesh=mesh, c=c)
         if c.train.executable:
             return executable.load(Path(c.train.executable), executable.name_of(stage), lowered, c=c, mesh=mesh)
@@ -210,9 +216,9 @@ def train(
         """Say what was not finite first in a step that was skipped, whose batch and parameters are still those at hand."""
         nonlocal examine, hunted
         parts = sizes.at(step - 1).micro_batches
-        examine = examine or hunt.make_examine(module, c, mesh)
+        examine = examine or hunt.make_examine(module, OBJECTIVES[c.objective.name], c, mesh)
         step_key = jax.random.fold_in(key, step - 1)
-        found = (examine(state.params, batch, step_key, part, parts) for part in range(parts))
+        found = (examine(combine(state.params, state.frozen), batch, step_key, part, parts) for part in range(parts))
         hunted = hunt.warn((hunt.explain(one, c.model) for one in found), step=step)
         progress.note(hunted)
         hunted = f"{hunted.removeprefix('WARNING: ')}. "
@@ -262,7 +268,7 @@ def train(
     def evaluated(row: dict[str, Any]) -> dict[str, Any]:
         assert evaluate is not None
         with placement.active(mesh, c):
-            row = {**row, **evaluate(state.ema if state.ema is not None else state.params)}
+            row = {**row, **evaluate(combine(state.params if state.ema is None else state.ema, state.frozen))}
         bits = f", {row['heldout_bits_per_byte']:.4f} bits per byte" if "heldout_bits_per_byte" in row else ""
         if "heldout_accuracy" in row and not bits:
             bits = f", {row['heldout_accuracy']:.2%} right"
@@ -339,7 +345,7 @@ def train(
         raise Stopped(f"stopped by {by}, saved in {folder}; the same command goes on")
 
     # ------------------------------------------------------------------ the numbers
-    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    leaves = jax.tree_util.tree_leaves_with_path(combine(state.params, state.frozen))
     parameters = sum(leaf.size for _, leaf in leaves)
     embeddings = sum(leaf.size for path, leaf in leaves if "embedding" in placement.path_name(path))
     rate = sizes.tokens(total) / max(clock.seconds, 1e-9)

@@ -131,7 +131,7 @@ def make_heldout(
             devices.
         piece_sizes: UTF-8 bytes of each id.
     """
-    step = jax.jit(make_heldout_step(module, c))
+    step = jax.jit(make_heldout_step(module, OBJECTIVES[c.objective.name], c))
     sharding = batch_shardings(mesh)
     in_bytes = OBJECTIVES[c.objective.name].predicts_all
 

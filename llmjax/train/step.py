@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 from llmjax.model.layers import is_follower
 from llmjax.model.transformer import Transformer, init_params
-from llmjax.objectives import OBJECTIVES, chunks, losses
+from llmjax.objectives import Objective, chunks, losses
 from llmjax.parallel import placement
+from llmjax.train.frozen import combine, split
 from llmjax.train.optimizer import is_matrix
 
 Batch = dict[str, jax.Array]
@@ -22,10 +23,14 @@ Batch = dict[str, jax.Array]
 
 @struct.dataclass
 class State:
-    """Everything that training changes. `step` counts steps taken, skipped ones included; `ema` is None when off."""
+    """Everything that training changes, and what it leaves as it is: `combine(params, frozen)` are the model's parameters.
+
+    `step` counts steps taken, skipped ones included; `ema`, of `params` alone, is None when off.
+    """
 
     step: Any  # int32 scalar
-    params: Any
+    params: Any  # what is trained
+    frozen: Any  # the other parameters; {} when all are trained
     opt_state: Any
     ema: Any
     skipped: Any  # int32 scalar, steps whose gradients were not finite
@@ -42,14 +47,23 @@ def init_state(
         abstract form (ShapeDtypeStructs with shardings), which is what a checkpoint is restored into.
 
     Every parameter's random numbers depend on the key alone, so the values are the same bits on any mesh.
+
+    Raises:
+        UserError: when `optimizer.train` matches no parameter.
     """
 
     def init(key: jax.Array) -> State:
-        params = init_params(module, key)
+        params, frozen = split(init_params(module, key), c.optimizer.train)
         zero = jnp.zeros((), jnp.int32)
         ema = params if c.train.ema else None
         return State(
-            step=zero, params=params, opt_state=optimizer.init(params), ema=ema, skipped=zero, bad_in_a_row=zero
+            step=zero,
+            params=params,
+            frozen=frozen,
+            opt_state=optimizer.init(params),
+            ema=ema,
+            skipped=zero,
+            bad_in_a_row=zero,
         )
 
     shapes = jax.eval_shape(init, jax.random.key(0))
@@ -60,6 +74,7 @@ def init_state(
     places = State(
         step=everywhere,
         params=shardings,
+        frozen=placement.parameter_shardings(shapes.frozen, mesh, rules=c.parallel.rules, whole=whole),
         opt_state=placement.like_parameters(shapes.opt_state, shapes.params, divided, mesh),
         ema=divided if c.train.ema else None,
         skipped=everywhere,
@@ -78,6 +93,7 @@ def batch_shardings(mesh: Mesh) -> NamedSharding:
 
 def make_train_step(
     module: nn.Module,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     c: ConfigDict,
@@ -86,17 +102,19 @@ def make_train_step(
 ) -> Callable[[State, Batch, jax.Array], tuple[State, dict[str, jax.Array]]]:
     """The training step, a pure function `(state, batch, key) -> (state, metrics)` to be jitted with the state donated.
 
-    The batch is cut into `micro_batches` parts (0: as many as `train.micro_batches`); sums of the loss, of its gradient and of the weights are
-    added up and divided once. When the gradient is not finite, parameters and optimizer state stay as they were and
+    Args:
+        objective: the loss, `(module, parameters, batch, key, c.objective) -> Sums`.
+        micro_batches: parts that the batch is cut into; 0: as many as `train.micro_batches`.
+
+    Sums of the loss, of its gradient and of the weights are added up over the parts and divided once. When the gradient is not finite, parameters and optimizer state stay as they were and
     the step is counted as skipped. Metrics are float32 scalars: those of the objective (loss, and auxiliary_loss of
     sparse layers), objective, grad_norm, param_norm, update_norm, learning_rate, skipped, bad_in_a_row, target_tokens.
     """
-    objective = OBJECTIVES[c.objective.name]
     parts = micro_batches or c.train.micro_batches
 
-    def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
+    def gradients(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
         def loss(params: Any) -> tuple[jax.Array, Any]:
-            sums = objective(module, params, batch, key, c.objective)
+            sums = objective(module, combine(params, frozen), batch, key, c.objective)
             return sums.objective, sums
 
         grads, sums = jax.grad(loss, has_aux=True)(params)
@@ -113,20 +131,20 @@ def make_train_step(
     def step(state: State, batch: Batch, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
         if parts == 1:
-            grads, sums = gradients(state.params, batch, key)
+            grads, sums = gradients(state.params, state.frozen, batch, key)
         else:
             # Part t takes rows t, t + T, ...: each device cuts the rows it already has.
             cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
 
             def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, total, gradients(state.params, part[0], part[1])), None
+                return jax.tree.map(jnp.add, total, gradients(state.params, state.frozen, part[0], part[1])), None
 
             first = jax.tree.map(lambda x: x[0], cut)
-            like = jax.eval_shape(gradients, state.params, first, key)
+            like = jax.eval_shape(gradients, state.params, state.frozen, first, key)
             zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
             (grads, sums), _ = jax.lax.scan(add, zero, (cut, jax.random.split(key, parts)))
 
-        weight = jnp.maximum(sums.weight, 1.0)
+        weight = jnp.where(sums.weight > 0, sums.weight, 1.0)  # weights may be shares, and their sum below 1
         if c.objective.l1 or c.objective.l2:
             terms = jax.grad(penalty)(state.params, c.objective)
             grads = jax.tree.map(lambda g, term: g + weight.astype(g.dtype) * term, grads, terms)
@@ -152,6 +170,7 @@ def make_train_step(
         new_state = State(
             step=state.step + 1,
             params=params,
+            frozen=state.frozen,
             opt_state=opt_state,
             ema=ema,
             skipped=state.skipped + (~finite).astype(jnp.int32),
@@ -219,12 +238,13 @@ def make_eval_step(module: nn.Module, c: ConfigDict) -> Callable[[Any, Batch], j
     return step
 
 
-def make_heldout_step(module: nn.Module, c: ConfigDict) -> Callable[[Any, Batch], dict[str, jax.Array]]:
+def make_heldout_step(
+    module: nn.Module, objective: Objective, c: ConfigDict
+) -> Callable[[Any, Batch], dict[str, jax.Array]]:
     """A pure function `(params, batch) -> sums` over what the objective predicts: nats, correct, tokens; float32 scalars.
 
-    A prediction is correct where the likeliest token is the target.
+    A prediction is correct where the likeliest token is the target; "tokens" is the sum of the weights.
     """
-    objective = OBJECTIVES[c.objective.name]
 
     def measure(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
         right_BL = jnp.argmax(logits_BLV, axis=-1) == targets_BL
