@@ -19,7 +19,7 @@ test: .venv/.installed-test
 
 # The tests that compare with Hugging Face's transformers live, on PyTorch; `make test` compares with stored answers.
 test-hf: .venv/.installed-hf
-	.venv/bin/python -m pytest -n auto tests/test_hf_decoders.py tests/test_hf_encoders.py tests/test_hf_export.py tests/test_interop_command.py
+	.venv/bin/python -m pytest -n auto tests/test_hf_decoders.py tests/test_hf_encoders.py tests/test_hf_export.py tests/test_interop_command.py tests/test_chat_template.py
 
 # The preparation on Spark, against this machine's own engine; needs Java 17.
 test-spark: .venv/.installed-spark

@@ -228,6 +228,15 @@ def test_questions_go_through_the_chat_template(folder, model):
     messages = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
     assert adapter.apply_chat_template(messages[:1]) == "<bos>user: a?<eos><bos>assistant: "
     assert adapter.apply_chat_template(messages, add_generation_prompt=False) == "<bos>user: a?<eos><bos>assistant: b"
+    mention = adapter.apply_chat_template([{"role": "user", "content": "<eos>"}])  # text, in the middle of a prompt too
+    assert (
+        adapter.tok_encode(mention).count(2)
+        == encoding.encode_pairs(chat.tokenizer, [(mention, " x")])[0].context.count(2)
+        == 1
+    )
+    assert (
+        adapter.apply_chat_template([{"role": "user", "content": None}], add_generation_prompt=False) == "<bos>user: "
+    )
     system = [{"role": "system", "content": "be brief"}, *messages[:1]]
     assert adapter.apply_chat_template(system) == adapter.apply_chat_template(messages[:1])
     assert adapter.tok_encode("<bos>x")[:2] == [1, ord("x") + 4]  # <bos> once, and as a special token

@@ -179,6 +179,21 @@ def test_pieces_have_the_bytes_that_their_ids_stand_for(loaded):
         assert joined["hello world"] == b" hello world"
 
 
+def test_added_tokens_of_byte_level_bpe_stand_for_their_characters(tmp_path):
+    write_tokenizer(tmp_path)
+    description = json.loads((tmp_path / "tokenizer.json").read_text())
+    words = ("caf\u00e9", "\u0111em", "\u4f60\u597d", "  ")
+    plain = {**added(0, ""), "special": False}
+    description["added_tokens"] += [{**plain, "id": 264 + i, "content": word} for i, word in enumerate(words)]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    ours = load_tokenizer(tmp_path)
+    assert ours.exact
+    for i, word in enumerate(words):
+        assert ours.encode(f"x{word}")[1:] == [264 + i]
+        assert ours.piece_bytes[264 + i] == word.encode()
+        assert ours.decode(ours.encode(f"x{word}y")) == f"x{word}y"
+
+
 def test_special_ids_and_what_stands_around_a_text(loaded):
     kind, ours, _ = loaded
     expected = {  # bos, eos, pad, unk, mask, sep, cls; start, end; prefix, suffix; exact
@@ -227,7 +242,8 @@ def test_what_the_files_beside_say_comes_in_this_order(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(
         '{"bos_token": null, "eos_token": "<|end|>", "cls_token": "nowhere"}'
     )
-    tokenizer = load_tokenizer(tmp_path)
+    with pytest.warns(UserWarning, match="cls_token is 'nowhere'"):
+        tokenizer = load_tokenizer(tmp_path)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.sep_id) == (None, 257, 258, 3)
     assert tokenizer.cls_id is None
     assert tokenizer.eos_ids == (257, 258)
@@ -287,6 +303,51 @@ def test_a_sentencepiece_model_of_an_imported_model_is_taken_as_it_is(tmp_path):
     assert b"".join(ours.piece_bytes[i] for i in ours.encode("json")) == b" json"
     ours.save(tmp_path / "again") if (tmp_path / "again").mkdir() is None else None
     assert load_tokenizer(tmp_path / "again").encode("the") == ours.encode("the")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
+def test_added_tokens_beside_a_tokenizer_belong_to_it(name, tmp_path):
+    """As models had them that were fine-tuned before tokenizer_config.json listed them."""
+    if name == "tokenizer.model":
+        (tmp_path / name).write_bytes(foreign_model())
+        size = 200
+    else:
+        write_tokenizer(tmp_path)
+        size = 264
+    marks = {"<|im_start|>": size, "<|im_end|>": size + 1, "a word": size + 2}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(marks))
+    template = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "chat_template": template}))
+    ours = load_tokenizer(tmp_path)
+    assert (ours.vocab_size, ours.eos_id) == (size + 3, size + 1)
+    assert ours.special_ids["<|im_end|>"] == ours.eos_id  # it has a name; the other is a mark of the template
+    assert ours.mark_ids == {"<|im_start|>": size}
+    ids = chat_ids(ours, [{"role": "user", "content": "if <|im_end|> a word"}])
+    assert [i for i in ids if i >= size] == [size, size + 2, size + 1]
+    assert ids[1:-1] == ours.encode("if <|im_end|> a word")
+    assert "a word" in ours.decode(ids)
+    ours.save(tmp_path / "again") if (tmp_path / "again").mkdir() is None else None
+    again = load_tokenizer(tmp_path / "again")
+    assert again.fingerprint == ours.fingerprint
+    assert again.encode("if a word") == ours.encode("if a word")
+    (tmp_path / "added_tokens.json").write_text('{"<|im_start|>": "x"}')
+    with pytest.raises(ValueError, match="gives '<|im_start|>' the id 'x': ids are numbers"):
+        load_tokenizer(tmp_path)
+
+
+def test_white_space_beside_added_tokens_goes_where_their_flags_say(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(foreign_model())
+    flags = {"content": "<mask>", "lstrip": True, "rstrip": True, "special": True, "normalized": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"200": flags}}))
+    ours = load_tokenizer(tmp_path)
+    assert ours.encode("if \n <mask>  else", specials="parse") == [*ours.encode("if"), 200, *ours.encode("else")]
+
+
+def test_a_named_token_that_is_not_there_is_said(tmp_path):
+    write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|gone|>"}')
+    with pytest.warns(UserWarning, match=r"eos_token is '<\|gone\|>' .* no token of the vocabulary"):
+        assert load_tokenizer(tmp_path).eos_id is None
 
 
 # ---------------------------------------------------------------------- ours as tokenizer.json

@@ -4,21 +4,26 @@ They lie in a folder with what Hugging Face keeps beside them: tokenizer_config.
 and the chat template) and generation_config.json (the ids at which generation ends, often several).
 """
 
+import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
+from jinja2 import TemplateSyntaxError
 
-from llmjax.data.tokenizer import PROBE, SPACE_SIGN, Tokenizer, parse_specials, sentencepiece_bytes
+from llmjax.data.hf_backends import Added, JsonBackend, PiecesBackend
+from llmjax.data.templates import compiled
+from llmjax.data.tokenizer import PROBE, SPACE_SIGN, Segment, Tokenizer, sentencepiece_bytes
 from llmjax.errors import UserError
 
 SENTENCEPIECE_FILES = ("spiece.model", "sentencepiece.bpe.model")
-CONFIG_FILE, MAP_FILE = "tokenizer_config.json", "special_tokens_map.json"
+CONFIG_FILE, MAP_FILE, ADDED_FILE = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 GENERATION_FILE, TEMPLATE_FILE = "generation_config.json", "chat_template.jinja"
-FILES = (CONFIG_FILE, MAP_FILE, GENERATION_FILE, TEMPLATE_FILE)  # what is kept beside the tokenizer
+FILES = (CONFIG_FILE, MAP_FILE, ADDED_FILE, GENERATION_FILE, TEMPLATE_FILE)  # what is kept beside the tokenizer
 NAMES = ("bos", "eos", "pad", "unk", "mask", "sep", "cls")
 # What the tokens are called when nothing says so; only counted when the vocabulary has them as special tokens.
 USUAL = {
@@ -28,58 +33,9 @@ USUAL = {
     "sep": ("[SEP]",),
     "cls": ("[CLS]",),
 }
-NEVER = -1e6  # the score of a Unigram piece that no text may give
-
-
-class JsonBackend:
-    """`tokenizers`' Tokenizer of one tokenizer.json, and a second one in which special tokens are mere text."""
-
-    def __init__(self, file: bytes, description: Mapping[str, Any]) -> None:
-        """`description`: what the file says."""
-        self._file = file.decode()
-        specials = {t["content"] for t in description.get("added_tokens") or () if t.get("special")}
-        plain = _without_specials(description, specials)
-        self._plain = _build(self._file if plain is description else json.dumps(plain))
-        self._plain.encode_special_tokens = True
-
-    @cached_property
-    def _parsing(self) -> Any:
-        """The tokenizer as it is in the file, made when first needed: it takes as much memory again."""
-        return _build(self._file)
-
-    def encode_batch(self, texts: Sequence[str], *, parse: bool, threads: int) -> list[list[int]]:
-        tokenizer = self._parsing if parse else self._plain
-        if threads == 1:
-            return [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-        return [row.ids for row in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._plain.decode(list(map(int, ids)), skip_special_tokens=True)
-
-    def template_around(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ids that the file's own template puts before and after a text."""
-        bare = self._plain.encode(text, add_special_tokens=False).ids
-        whole = self._plain.encode(text, add_special_tokens=True).ids
-        for start in range(len(whole) - len(bare) + 1):
-            if whole[start : start + len(bare)] == bare:
-                return tuple(whole[:start]), tuple(whole[start + len(bare) :])
-        return (), ()
-
-
-class PiecesBackend:
-    """A SentencePiece model that may normalise, with tokens added to it (T5's <extra_id_0> ...)."""
-
-    def __init__(self, processor: sentencepiece.SentencePieceProcessor, special_ids: Mapping[str, int]) -> None:
-        self._processor, self._special_ids = processor, special_ids
-
-    def encode_batch(self, texts: Sequence[str], *, parse: bool, threads: int) -> list[list[int]]:
-        if parse:
-            return [parse_specials(text, self._special_ids, self._processor.encode) for text in texts]
-        return self._processor.encode(list(texts), num_threads=threads)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        size, specials = self._processor.vocab_size(), set(self._special_ids.values())
-        return self._processor.decode([i for i in map(int, ids) if i < size and i not in specials])
+FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
+NAMED = re.compile(r"<.+>|\[.+\]")  # but not a "!" that is only the padding
+MARK = re.compile("<[|\uff5c].*[|\uff5c]>", re.DOTALL)  # nobody writes such a token for its characters
 
 
 def load(file: Path) -> Tokenizer:
@@ -93,30 +49,47 @@ def load(file: Path) -> Tokenizer:
             "it describes neither the byte tokenizer nor a tokenizer of the `tokenizers` package "
             f"({error.__class__.__name__}: {error})"
         ) from error
-    backend = JsonBackend(model, description)
-    added = description.get("added_tokens") or []
-    ids = vocabulary if isinstance(vocabulary, dict) else {piece: i for i, (piece, _) in enumerate(vocabulary)}
-    ids = {**ids, **{token["content"]: token["id"] for token in added}}
-    specials = {token["content"]: token["id"] for token in added if token.get("special")}
-    # In a text these two are ordinary characters in every vocabulary.
-    prefix, suffix = backend.template_around("a b")
     beside = read_beside(file.parent)
+    ids = vocabulary if isinstance(vocabulary, dict) else {piece: i for i, (piece, _) in enumerate(vocabulary)}
+    in_file = description.get("added_tokens") or []
+    known = ids.keys() | {token["content"] for token in in_file}
+    more = [token for token in added_beside(beside) if token["content"] not in known]
+    description = {**description, "added_tokens": [*in_file, *more]} if more else description
+    ids = {**ids, **{token["content"]: token["id"] for token in (*in_file, *more)}}
+    added = {token.content: token for token in map(_added_of(beside), (*in_file, *more))}
+    specials = {token.content: token.id for token in added.values() if token.special}
     found = special_ids(beside, ids, specials)
     if found["unk"] is None:
         found["unk"] = ids.get(description["model"].get("unk_token"), description["model"].get("unk_id"))
-    tokenizer = Tokenizer(
-        kind="huggingface",
-        vocab_size=max(ids.values()) + 1,
-        piece_bytes=_piece_bytes(description, ids, set(specials.values())),
-        model=model,
-        prefix_ids=prefix,
-        suffix_ids=suffix,
-        special_ids=specials,
-        backend=backend,
-        name=file.name,
-        **_shared(beside, found),
+    for text, i in ids.items():  # what has a name is special, whether the file flags it or not
+        if i in found.values() and (text in added or NAMED.fullmatch(text)):
+            added[text] = dataclasses.replace(added.get(text, Added(text, i)), special=True, control=True)
+    pieces = _piece_bytes(description, ids, added)
+    joins = [part["type"] for part in _parts(description.get("decoder"))] == ["ByteLevel"]
+    backend = JsonBackend(
+        json.dumps(description) if more else model.decode(),
+        description,
+        added.values(),
+        piece_bytes=pieces if joins else None,
     )
-    return _marked_exact(tokenizer)
+    if moved := [token["content"] for token in more if backend.id_of(token["content"]) != token["id"]]:
+        raise UserError(f"{ADDED_FILE} gives {moved[0]!r} an id that does not follow the vocabulary of {file.name}")
+    # In a text these two are ordinary characters in every vocabulary.
+    prefix, suffix = backend.template_around("a b")
+    return _marked_exact(
+        Tokenizer(
+            kind="huggingface",
+            vocab_size=max(ids.values()) + 1,
+            piece_bytes=pieces,
+            model=model,
+            prefix_ids=prefix,
+            suffix_ids=suffix,
+            backend=backend,
+            name=file.name,
+            **_shared(beside, found, added.values()),
+        ),
+        added.values(),
+    )
 
 
 def load_sentencepiece(file: Path) -> Tokenizer:
@@ -130,35 +103,39 @@ def load_sentencepiece(file: Path) -> Tokenizer:
         raise UserError("it is not a SentencePiece model (is the file complete?)") from error
     beside = read_beside(file.parent)
     config = beside[CONFIG_FILE]
-    specials = {processor.id_to_piece(i): i for i in range(size) if processor.is_control(i)}
-    pieces = list(sentencepiece_bytes(processor))
-    for key, token in (config.get("added_tokens_decoder") or {}).items():
-        if int(key) >= size:
-            specials[token["content"]] = int(key)
-    if "extra_ids" in config and not any(i >= size for i in specials.values()):  # T5: from the last to the first
+    own = {processor.id_to_piece(i): i for i in range(size)}
+    more = [token for token in added_beside(beside) if token["content"] not in own]
+    added = {piece: Added(piece, i) for piece, i in own.items() if processor.is_control(i)}
+    added |= {token.content: token for token in map(_added_of(beside), more)}
+    if "extra_ids" in config and not more:  # T5: from the last to the first
         count = int(config["extra_ids"])
-        specials |= {f"<extra_id_{count - 1 - i}>": size + i for i in range(count)}
-    pieces += [b""] * (max([size - 1, *specials.values()]) + 1 - size)
-    ids = {processor.id_to_piece(i): i for i in range(size)} | specials
-    found = special_ids(beside, ids, specials)
-    for name, own in (("bos", processor.bos_id()), ("eos", processor.eos_id()), ("unk", processor.unk_id())):
-        if found[name] is None and own >= 0 and f"{name}_token" not in config:
-            found[name] = own
+        names = [f"<extra_id_{count - 1 - i}>" for i in range(count)]
+        added |= {name: Added(name, size + i) for i, name in enumerate(names)}
+    pieces = list(sentencepiece_bytes(processor))
+    pieces += [b""] * (max([size - 1, *(token.id for token in added.values())]) + 1 - size)
+    for token in added.values():
+        pieces[token.id] = b"" if token.special else token.content.encode()
+    specials = {token.content: token.id for token in added.values() if token.special}
+    found = special_ids(beside, own | {token.content: token.id for token in added.values()}, specials)
+    for name, i in (("bos", processor.bos_id()), ("eos", processor.eos_id()), ("unk", processor.unk_id())):
+        if found[name] is None and i >= 0 and f"{name}_token" not in config:
+            found[name] = i
     adds_bos = config.get("add_bos_token", "Llama" in str(config.get("tokenizer_class")))
     adds_eos = config.get("add_eos_token", "T5" in str(config.get("tokenizer_class")))
-    tokenizer = Tokenizer(
-        kind="huggingface",
-        vocab_size=len(pieces),
-        piece_bytes=tuple(pieces),
-        model=model,
-        prefix_ids=(found["bos"],) if adds_bos and found["bos"] is not None else (),
-        suffix_ids=(found["eos"],) if adds_eos and found["eos"] is not None else (),
-        special_ids=specials,
-        backend=PiecesBackend(processor, specials),
-        name=file.name,
-        **_shared(beside, found),
+    return _marked_exact(
+        Tokenizer(
+            kind="huggingface",
+            vocab_size=len(pieces),
+            piece_bytes=tuple(pieces),
+            model=model,
+            prefix_ids=(found["bos"],) if adds_bos and found["bos"] is not None else (),
+            suffix_ids=(found["eos"],) if adds_eos and found["eos"] is not None else (),
+            backend=PiecesBackend(processor, added.values()),
+            name=file.name,
+            **_shared(beside, found, added.values()),
+        ),
+        added.values(),
     )
-    return _marked_exact(tokenizer)
 
 
 def no_tokenizer(vocab_size: int) -> Tokenizer:
@@ -169,6 +146,9 @@ def no_tokenizer(vocab_size: int) -> Tokenizer:
             if texts:
                 raise UserError("this model has no tokenizer: give it token ids, or import it with --tokenizer")
             return []
+
+        def encode_segments(self, segments: Sequence[Segment]) -> list[int]:
+            return self.encode_batch([segment.text for segment in segments], parse=True, threads=1)[0]
 
         def decode(self, ids: Sequence[int]) -> str:
             return ""
@@ -207,6 +187,12 @@ def special_ids(beside: Mapping[str, Any], ids: Mapping[str, int], specials: Ite
         if says:
             content = says[0]["content"] if isinstance(says[0], dict) else says[0]
             found[name] = ids.get(content) if content is not None else None
+            if content is not None and found[name] is None:
+                warnings.warn(
+                    f"{name}_token is {content!r} in {CONFIG_FILE} or {MAP_FILE}, which is no token of the vocabulary, "
+                    f"so there is none: give it an id in {ADDED_FILE}, or take it out",
+                    stacklevel=2,
+                )
         elif generation is not None:
             found[name] = generation[0] if isinstance(generation, list) else generation
         else:
@@ -214,13 +200,59 @@ def special_ids(beside: Mapping[str, Any], ids: Mapping[str, int], specials: Ite
     return found
 
 
-def _shared(beside: Mapping[str, Any], found: Mapping[str, int | None]) -> dict[str, Any]:
-    """The fields of a Tokenizer that come from the files beside it."""
+def added_beside(beside: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tokens that the files beside a tokenizer add to it, by id, as tokenizer.json would describe them."""
+    found = {
+        token["content"]: {"id": int(i), "special": False, **token}
+        for i, token in (beside[CONFIG_FILE].get("added_tokens_decoder") or {}).items()
+    }
+    named = [beside[file].get(f"{name}_token") for file in (CONFIG_FILE, MAP_FILE) for name in NAMES]
+    for file in (CONFIG_FILE, MAP_FILE):
+        named += beside[file].get("additional_special_tokens") or []
+    special = {token["content"] if isinstance(token, dict) else token for token in named}
+    for content, i in beside[ADDED_FILE].items():
+        if not isinstance(i, int) or i < 0:
+            raise UserError(f"{ADDED_FILE} gives {content!r} the id {i!r}: ids are numbers from 0 on")
+        found.setdefault(content, {"id": i, "content": content, "special": content in special})
+    return [{**dict.fromkeys(FLAGS, False), **token} for token in sorted(found.values(), key=lambda one: one["id"])]
+
+
+def _added_of(beside: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Added]:
+    template = "\0".join(_templates(beside))
+    literals = "\0".join(_literals(template) for template in _templates(beside))
+
+    def make(token: Mapping[str, Any]) -> Added:
+        content, special = token["content"], bool(token.get("special"))
+        # A template may well hold white space that is a token: Gemma's are runs of line feeds.
+        mark = content.strip() and (content in template or content in literals or MARK.fullmatch(content.strip()))
+        flags = {flag: bool(token.get(flag)) for flag in FLAGS}
+        return Added(content, token["id"], special=special, control=special or bool(mark), **flags)
+
+    return make
+
+
+def _literals(template: str) -> str:
+    """What a template may write: "\\u2502" in its source stands for another character. Nothing of one that is broken,
+    which says so when it is used."""
+    try:
+        return "\0".join(compiled(template).literals)
+    except TemplateSyntaxError:
+        return ""
+
+
+def _templates(beside: Mapping[str, Any]) -> tuple[str, str]:
+    """The chat template, and the one where there are tools if it is another."""
+    template = beside[TEMPLATE_FILE] or beside[CONFIG_FILE].get("chat_template") or ""
+    if isinstance(template, list):
+        by_name = {one.get("name"): one["template"] for one in template}
+        return by_name.get("default", ""), by_name.get("tool_use", "")
+    return template, ""
+
+
+def _shared(beside: Mapping[str, Any], found: Mapping[str, int | None], added: Iterable[Added]) -> dict[str, Any]:
+    """The fields of a Tokenizer that come from the files beside it and from the tokens that were added."""
     ends = beside[GENERATION_FILE].get("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    template = beside[TEMPLATE_FILE] or beside[CONFIG_FILE].get("chat_template") or ""
-    if isinstance(template, list):  # several, by name
-        template = next((t["template"] for t in template if t.get("name") == "default"), "")
     files = {
         name: (json.dumps(beside[name], indent=2, ensure_ascii=False) + "\n").encode()
         for name in FILES[:-1]
@@ -228,60 +260,23 @@ def _shared(beside: Mapping[str, Any], found: Mapping[str, int | None]) -> dict[
     }
     if beside[TEMPLATE_FILE]:
         files[TEMPLATE_FILE] = beside[TEMPLATE_FILE].encode()
+    template, tool_template = _templates(beside)
+    controls = [token for token in added if token.control]
     return {
         **{f"{name}_id": i for name, i in found.items()},
         "more_eos_ids": tuple(i for i in dict.fromkeys(ends) if i != found["eos"]),
         "unsampled_ids": (),
+        "special_ids": {token.content: token.id for token in controls if token.special},
+        "mark_ids": {token.content: token.id for token in controls if not token.special},
         "chat_template": template,
+        "tool_template": tool_template,
         "files": files,
     }
 
 
-def _marked_exact(tokenizer: Tokenizer) -> Tokenizer:
-    import dataclasses
-
-    return dataclasses.replace(tokenizer, exact=tokenizer.decode(tokenizer.encode(PROBE)) == PROBE)
-
-
-def _build(file: str) -> Any:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise UserError("reading it needs the package `tokenizers`: pip install 'llmjax[hf]'") from error
-    try:
-        tokenizer = tokenizers.Tokenizer.from_str(file)
-    except Exception as error:  # the package raises plain Exceptions
-        raise UserError(f"the `tokenizers` package does not understand it ({error}); a newer one may") from error
-    # Some files carry what they were last used with (MiniLM's pads to 128).
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
-def _without_specials(description: Mapping[str, Any], specials: set[str]) -> Mapping[str, Any]:
-    """The same tokenizer, whose model never puts a special token together out of text.
-
-    The vocabularies of converted SentencePiece models hold special tokens as pieces, which Unigram would choose and BPE
-    would merge when a text has their characters.
-    """
-    model = description["model"]
-    if model.get("type") == "Unigram" or isinstance(model["vocab"], list):
-        unknown = model.get("unk_id")
-        vocabulary = [
-            [piece, NEVER if piece in specials and i != unknown else score]
-            for i, (piece, score) in enumerate(model["vocab"])
-        ]
-        return {**description, "model": {**model, "vocab": vocabulary}}
-    if merges := model.get("merges"):
-        kept = [pair for pair in merges if _joined(pair) not in specials]
-        if len(kept) == len(merges):
-            return description
-        return {**description, "model": {**model, "merges": kept}}
-    return description
-
-
-def _joined(pair: str | Sequence[str]) -> str:
-    return pair.replace(" ", "", 1) if isinstance(pair, str) else "".join(pair)
+def _marked_exact(tokenizer: Tokenizer, added: Iterable[Added]) -> Tokenizer:
+    probe = PROBE + "".join(f" {token.content} {token.content}" for token in added if not token.special)
+    return dataclasses.replace(tokenizer, exact=tokenizer.decode(tokenizer.encode(probe)) == probe)
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -291,8 +286,13 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
 
 
-def _piece_bytes(description: Mapping[str, Any], ids: Mapping[str, int], special: set[int]) -> tuple[bytes, ...]:
-    """The bytes of every id, after what the decoder of the file does to single pieces; b"" for special ids and holes."""
+def _piece_bytes(
+    description: Mapping[str, Any], ids: Mapping[str, int], added: Mapping[str, Added]
+) -> tuple[bytes, ...]:
+    """The bytes of every id, after what the decoder of the file does to single pieces; b"" for special ids and holes.
+
+    What was added to byte-level BPE is not written in its alphabet: "caf\u00e9" stands for itself.
+    """
     decoders = list(_parts(description.get("decoder")))
     kinds = {part["type"] for part in decoders}
     alphabet = byte_alphabet() if "ByteLevel" in kinds else {}
@@ -302,6 +302,8 @@ def _piece_bytes(description: Mapping[str, Any], ids: Mapping[str, int], special
 
     def of(piece: str) -> bytes:
         if alphabet:
+            if piece in added:
+                return piece.encode()
             known = all(character in alphabet for character in piece)
             return bytes(alphabet[character] for character in piece) if known else piece.encode()
         if "ByteFallback" in kinds and len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
@@ -314,7 +316,7 @@ def _piece_bytes(description: Mapping[str, Any], ids: Mapping[str, int], special
 
     pieces = [b""] * (max(ids.values()) + 1)
     for piece, i in ids.items():
-        if i not in special:
+        if piece not in added or not added[piece].special:
             pieces[i] = of(piece)
     return tuple(pieces)
 

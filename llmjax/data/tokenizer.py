@@ -12,15 +12,18 @@ neither a piece nor bytes to fall back on becomes <unk>. `exact` says whether a 
 
 import hashlib
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import sentencepiece
 
+from llmjax.data.written import Run, Written, runs
 from llmjax.errors import UserError
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")  # ids 0, 1, 2, 3 of every tokenizer
@@ -38,11 +41,22 @@ BYTE_MODEL = json.dumps({"kind": "byte", "specials": SPECIALS}).encode() + b"\n"
 PROBE = " a  b\n\n    c\td \r\n\u2581\u2581 e\u0301 \u00e9 \ufb01 \uff21 \U0001f600 \x00 <bos> <0x41> "
 
 
+class Segment(NamedTuple):
+    """A part of a text."""
+
+    text: str
+    control: bool  # a control token, to be encoded as its id
+    generated: bool  # in a chat: the model is to learn to write it ({% generation %})
+
+
 class Backend(Protocol):
     """What encodes and decodes in place of `Tokenizer`'s own ways."""
 
     def encode_batch(self, texts: Sequence[str], *, parse: bool, threads: int) -> list[list[int]]:
-        """The ids of each text; with `parse`, special tokens that are written in a text become their ids."""
+        """The ids of each text; with `parse`, control tokens that are written in a text become their ids."""
+
+    def encode_segments(self, segments: Sequence[Segment]) -> list[int]:
+        """The ids of one text, in which only those segments are control tokens that say so."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special ones."""
@@ -78,8 +92,10 @@ class Tokenizer:
     special_ids: Mapping[str, int] = field(
         default_factory=lambda: dict(zip(SPECIALS, range(4), strict=True)), repr=False
     )
+    mark_ids: Mapping[str, int] = field(default_factory=dict, repr=False)  # control tokens that texts show, <think>
     exact: bool = True  # whether decode(encode(text)) == text for every text
     chat_template: str = field(default="", repr=False)  # Jinja, as in Hugging Face's tokenizer_config.json
+    tool_template: str = field(default="", repr=False)  # in its place where there are tools, if a model has two
     backend: Backend | None = field(default=None, repr=False)
     name: str = ""  # of the file that `save` writes; empty: by the kind
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)  # what else `save` writes
@@ -87,7 +103,19 @@ class Tokenizer:
     @property
     def fingerprint(self) -> str:
         """A hash of the tokenizer's file: equal for tokenizers that give equal ids."""
-        return hashlib.blake2b(self.model, digest_size=16).hexdigest()
+        return hashlib.blake2b(self.model + self.files.get("added_tokens.json", b""), digest_size=16).hexdigest()
+
+    @cached_property
+    def control_ids(self) -> Mapping[str, int]:
+        """The tokens that no text of a stranger may become: special ones, and the marks of turns, tools, thoughts."""
+        return {**self.special_ids, **self.mark_ids}
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """The texts of the named ids that there are, by name: "bos", "eos", "pad", "unk", "sep", "cls", "mask"."""
+        texts = {i: text for text, i in self.control_ids.items()}
+        ids = {name: getattr(self, f"{name}_id") for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask")}
+        return {name: texts[i] for name, i in ids.items() if i in texts}
 
     @property
     def start_id(self) -> int:
@@ -117,8 +145,9 @@ class Tokenizer:
         """The ids of a text, without what `prefix_ids` and `suffix_ids` put around it.
 
         Args:
-            specials: what becomes of special tokens that are written in the text, such as "<|im_end|>": "text" encodes
-                them like any other characters, "parse" gives their ids (for chat prompts that the program composed).
+            specials: what becomes of control tokens that are written in the text, such as "<|im_end|>": "text" encodes
+                them like any other characters; "parse" gives their ids, and of a chat's text (`chat_text`) only those
+                that the template wrote.
 
         Raises UserError for a lone surrogate, which is no character.
         """
@@ -130,10 +159,11 @@ class Tokenizer:
             raise UserError(f"specials={specials!r} is not known: give 'text' or 'parse'")
         for text in texts:
             _check_characters(text)
+        if specials == "parse" and (self.backend is None or any(isinstance(text, Written) for text in texts)):
+            return [self._encode_segments(self.segments(text)) for text in texts]
+        texts = [str.__str__(text) for text in texts]
         if self.backend is not None:
             return self.backend.encode_batch(texts, parse=specials == "parse", threads=threads)
-        if specials == "parse":
-            return [parse_specials(text, self.special_ids, self.encode) for text in texts]
         if self.processor is None:
             return [[byte + FIRST_BYTE_ID for byte in text.encode()] for text in texts]
         if not any(SPACE_SIGN in text for text in texts):
@@ -141,6 +171,31 @@ class Tokenizer:
         parts = [text.split(SPACE_SIGN) for text in texts]
         ids = iter(self.processor.encode([part for row in parts for part in row], num_threads=threads))
         return [self._join([next(ids) for _ in row]) for row in parts]
+
+    def _encode_segments(self, segments: Sequence[Segment]) -> list[int]:
+        if self.backend is not None:
+            return self.backend.encode_segments(segments)
+        return encode_between(segments, self.control_ids, self.encode)
+
+    def segments(self, text: str) -> list[Segment]:
+        """The parts of a text, none empty: control tokens, and what is between them.
+
+        In a chat's text (`chat_text`) those that the template wrote are control tokens, in any other text every one.
+        """
+        found: list[Segment] = []
+        for run in runs(text) if isinstance(text, Written) else [Run(text, by_template=True, generated=False)]:
+            parts = self._control_pattern.split(run.text) if run.by_template else [run.text]
+            for i, part in enumerate(parts):
+                made = Segment(part, control=i % 2 == 1, generated=run.generated)
+                if found and not made.control and found[-1][1:] == made[1:]:
+                    found[-1] = made._replace(text=found[-1].text + part)
+                elif part:
+                    found.append(made)
+        return found
+
+    @cached_property
+    def _control_pattern(self) -> re.Pattern[str]:
+        return any_of(self.control_ids)
 
     def _join(self, parts: Sequence[list[int]]) -> list[int]:
         sign = [self.piece_bytes.index(bytes([byte])) for byte in SPACE_SIGN.encode()]
@@ -164,16 +219,21 @@ class Tokenizer:
         return file
 
 
-def parse_specials(text: str, special_ids: Mapping[str, int], encode: Callable[[str], list[int]]) -> list[int]:
-    """The ids of a text in which special tokens stand for their ids; `encode` does what is between them."""
-    longest_first = sorted(special_ids, key=len, reverse=True)
-    if not longest_first:
-        return encode(text)
-    ids: list[int] = []
-    for i, part in enumerate(re.split(f"({'|'.join(map(re.escape, longest_first))})", text)):
-        if part:
-            ids += [special_ids[part]] if i % 2 else encode(part)
-    return ids
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds the longest of the texts, as its only group; nothing, if there are none."""
+    longest_first = sorted(texts, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+
+
+def encode_between(
+    segments: Sequence[Segment], ids: Mapping[str, int], encode: Callable[[str], list[int]]
+) -> list[int]:
+    """The ids of control tokens, and of the texts between them, each of which `encode` gets whole."""
+    found: list[int] = []
+    for control, group in itertools.groupby(segments, key=lambda segment: segment.control):
+        texts = [segment.text for segment in group]
+        found += [ids[text] for text in texts] if control else encode("".join(texts))
+    return found
 
 
 def byte_tokenizer() -> Tokenizer:

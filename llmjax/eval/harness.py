@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import logging
 import os
+import secrets
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -156,24 +157,30 @@ def make_model(
     return Adapter()
 
 
-def chat_prompt(model: LanguageModel, messages: Sequence[dict[str, str]], *, reply: bool) -> str:
+def chat_prompt(model: LanguageModel, messages: Sequence[dict[str, Any]], *, reply: bool) -> str:
     """The messages as the tokenizer's template writes them; without `reply` the last one is left open, to go on.
 
     A template that refuses a system's message is given the others, as in the harness. Raises UserError as `chat_text`
-    does.
+    does, and for a last message that is left open and is not in what the template writes.
     """
+    end = f"[{secrets.token_hex(8)}]"
+    if not reply:
+        messages = [*messages[:-1], {**messages[-1], "content": (messages[-1].get("content") or "").rstrip() + end}]
     try:
         text = chat_text(model.tokenizer, messages, reply=reply)
     except UserError:
         others = [message for message in messages if message["role"] != "system"]
         if not model.tokenizer.chat_template or len(others) == len(messages):
             raise
-        text, messages = chat_text(model.tokenizer, others, reply=reply), others
+        text = chat_text(model.tokenizer, others, reply=reply)
     if reply:
         return text
     # What the template puts behind the last message would end it: the text goes on where the message's own ends.
-    last = messages[-1]["content"].strip()
-    return text[: text.rindex(last) + len(last)]
+    if end not in text:
+        raise UserError(
+            "the tokenizer's chat template does not write the last message, so that nothing can go on there"
+        )
+    return text[: text.rindex(end)]
 
 
 def generation_settings(given: dict[str, Any], *, limit: int) -> tuple[dict[str, Any], int]:
