@@ -182,5 +182,5 @@ def load(path: str | Path, *, step: int | None = None, mesh: str = "") -> Langua
     places = placement.parameter_shardings(shapes, devices, rules=c.parallel.rules)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
     item = "ema" if (folder / "ema").is_dir() else "params"
-    params = checkpoint.read_params(folder, abstract, item=item)
+    params = checkpoint.read_params(folder, abstract, item=item, cast=True)  # averages are float32 always
     return LanguageModel(c, module, params, tokenizer, meta["step"], devices, jax.jit(make_eval_step(module, c)))

@@ -82,7 +82,7 @@ def test_the_loss_is_weighted_cross_entropy_with_what_is_added_to_it_as_defined(
     sums = OBJECTIVES["causal"](Fixed(jnp.asarray(logits_BLV)), {}, batch, None, settings)
     total, nats, weight = by_hand(logits_BLV, batch, **changes)
     np.testing.assert_allclose(sums.objective, total, rtol=1e-6)
-    np.testing.assert_allclose(sums.metrics["loss"], nats, rtol=1e-6)  # the reported loss is plain nats
+    np.testing.assert_allclose(sums.metrics["loss"].total, nats, rtol=1e-6)  # the reported loss is plain nats
     assert sums.weight == weight
 
 
@@ -110,7 +110,7 @@ def test_multi_token_averages_its_heads_each_within_its_document():
                     values[row, column] = batch[name][row, column + ahead]
         totals.append(by_hand(logits_ABLV[ahead], moved))
     np.testing.assert_allclose(sums.objective, sum(total for total, _, _ in totals) / 3, rtol=1e-6)
-    np.testing.assert_allclose(sums.metrics["loss"], totals[0][1], rtol=1e-6)  # of the next token
+    np.testing.assert_allclose(sums.metrics["loss"].total, totals[0][1], rtol=1e-6)  # of the next token
     assert sums.weight == batch["weights"].sum()
     assert [weight for _, _, weight in totals] == [9, 6, 3]
 
@@ -134,8 +134,8 @@ def test_losses_that_layers_sow_are_added_once_for_each_unit_of_weight_and_only_
     settings, weight = ConfigDict(SETTINGS), batch["weights"].sum()
     training = OBJECTIVES["causal"](Sowing(), {}, batch, jax.random.key(0), settings)
     np.testing.assert_allclose(training.objective, weight * (np.log(7) + 1.75), rtol=1e-6)
-    np.testing.assert_allclose(training.metrics["auxiliary_loss"], weight * 1.75, rtol=1e-6)
-    np.testing.assert_allclose(training.metrics["loss"], weight * np.log(7), rtol=1e-6)
+    np.testing.assert_allclose(training.metrics["auxiliary_loss"].total, weight * 1.75, rtol=1e-6)
+    np.testing.assert_allclose(training.metrics["loss"].total, weight * np.log(7), rtol=1e-6)
     evaluation = OBJECTIVES["causal"](Sowing(), {}, batch, None, settings)
     np.testing.assert_allclose(evaluation.objective, weight * np.log(7), rtol=1e-6)
 

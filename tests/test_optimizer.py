@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import assert_same_bits, losses_of, make_batch, mesh_of, prepare_steps, tiny_config
 
@@ -14,8 +15,9 @@ from llmjax.model import transformer
 from llmjax.model.layers import is_follower
 from llmjax.parallel import placement
 from llmjax.train import optimizer
-from llmjax.train.optimizer import is_matrix, make_optimizer, muon_dimensions, rate_factor, updated_by
+from llmjax.train.optimizer import apply_updates, is_matrix, make_optimizer, muon_dimensions, rate_factor, updated_by
 
+OPTIMIZERS = ("adamw", "muon", "adafactor", "lion", "sgd")
 GOLDEN = Path(__file__).parent / "golden" / "optimizer-groups.txt"
 BIASES = ("qkv", "out", "mlp", "norm", "head")
 CONFIGS = {  # together they have every kind of parameter there is
@@ -91,7 +93,7 @@ def test_what_muon_updates_are_matrices_inside_the_layers_and_all_of_them():
             assert leaf.ndim >= 3 or by != "muon", name
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor", "lion", "sgd"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_has_a_rule_for_every_kind_of_parameter(name):
     for changes in (CONFIGS["hybrid"], CONFIGS["two streams"], CONFIGS["batch norm"]):
         c = tiny_config(**changes, optimizer__name=name)
@@ -113,6 +115,96 @@ def test_the_printed_table_says_rates_factors_decay_and_followers():
         "adamw, learning rate 0.01, weight decay 0.1", "adamw, learning rate 0.01 x 0.25, weight decay 0.1",
         "adamw, learning rate 0.01, no weight decay", "bias that balances the experts, step 0.001",
     }  # fmt: skip
+
+
+# ---------------------------------------------------------------- float32, whatever is stored
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_and_updates_are_float32_for_parameters_stored_in_bfloat16(name):
+    c = tiny_config(**CONFIGS["hybrid"], model__param_dtype="bfloat16", optimizer__name=name)
+    params, transformation = shapes_of(c), make_optimizer(c.optimizer, lambda step: jnp.float32(1.0), model=c.model)
+    assert any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(params))
+    made = jax.eval_shape(lambda p: transformation.update(p, transformation.init(p), p), params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(made):
+        assert leaf.dtype in (jnp.float32, jnp.int32), placement.path_name(path)
+
+
+def test_a_second_moment_follows_gradients_that_become_small():
+    c = tiny_config(optimizer__beta2=0.999)
+    transformation = make_optimizer(c.optimizer, lambda step: jnp.float32(1.0))
+    params = {"layers": {"mlp": {"up": {"kernel": jnp.full((1, 4, 4), 0.02, jnp.bfloat16)}}}}
+
+    def step(state, size):
+        return transformation.update(jax.tree.map(lambda p: jnp.full_like(p, size), params), state, params)[1], None
+
+    state, _ = jax.lax.scan(step, transformation.init(params), jnp.repeat(jnp.array([1.0, 0.1]), 1000))
+    moments = [x for path, x in jax.tree_util.tree_leaves_with_path(state) if "nu" in placement.path_name(path)]
+    once = 1 - 0.999**1000
+    np.testing.assert_allclose(moments[0], once * 0.999**1000 + 0.01 * once, rtol=1e-3)  # 0.5 in bfloat16
+
+
+def test_what_is_stored_in_bfloat16_moves_by_its_updates_on_average_and_never_by_more_than_one_of_its_steps():
+    start, count = np.array([0.02, -0.02, 1.0, 3e38, 0.0], np.float32), 4096
+    params = {"x": jnp.broadcast_to(jnp.asarray(start, jnp.bfloat16), (count, 5))}
+    step = np.array([1e-5, 1e-5, -1e-4, 0.0, 0.0], np.float32)
+    moved = apply_updates(params, {"x": jnp.broadcast_to(step, (count, 5))}, jax.random.key(0))["x"]
+    assert moved.dtype == jnp.bfloat16
+    change = np.asarray(moved, np.float64) - np.asarray(params["x"], np.float64)
+    grid = np.array([2.0**-13, 2.0**-13, 2.0**-8, 1.0, 1.0])  # between two neighbours of bfloat16
+    error = np.sqrt(np.abs(step) * grid / count)  # the standard deviation of a mean of such lots
+    assert (np.abs(change.mean(0) - step) <= 4 * error).all(), change.mean(0)
+    assert (np.abs(change) <= grid).all()
+    assert not change[:, 3:].any(), "an update of zero moves nothing"
+    nearest = optax.apply_updates(params, {"x": jnp.broadcast_to(step, (count, 5))})["x"]
+    np.testing.assert_array_equal(nearest, params["x"])  # what rounding to the nearest makes of such updates
+
+
+def test_what_is_not_finite_stays_so_in_bfloat16():
+    params = {"x": jnp.zeros(3, jnp.bfloat16)}
+    moved = apply_updates(params, {"x": jnp.array([jnp.nan, jnp.inf, 3.4e38])}, jax.random.key(0))["x"]
+    assert not np.isfinite(np.asarray(moved, np.float32)).any()  # the last is above bfloat16's largest number
+
+
+# ---------------------------------------------------------------- Adafactor
+
+
+def test_adafactor_does_to_every_matrix_of_a_stack_what_optax_does_to_one_matrix():
+    rng = np.random.default_rng(0)
+
+    def numbers(*shape):
+        sizes = rng.uniform(1e-4, 3, (*shape[:1], *(1,) * (len(shape) - 1)))  # layers, and rows, of unlike size
+        return jnp.asarray(rng.normal(size=shape) * sizes, jnp.float32)
+
+    params = {
+        "embedding": numbers(200, 130),
+        "final_norm/scale": numbers(130),
+        "layers/attention/query/kernel": numbers(2, 130, 2, 129),  # factored
+        "layers/attention/out/kernel": numbers(2, 2, 16, 130),  # not
+        "layers/mlp/up/kernel": numbers(2, 130, 140),
+        "layers/mlp/up/bias": numbers(2, 140),
+        "layers/moe/up/kernel": numbers(2, 3, 130, 140),  # a matrix for each expert
+        "layers/moe/up/bias": numbers(2, 3, 140),
+    }
+
+    def apart(tree):
+        found = {}
+        for name, x in tree.items():
+            stacked = name.startswith("layers") + ("moe" in name)
+            found |= {f"{name} {i}": x[i] for i in np.ndindex(x.shape[:stacked])}
+        return found
+
+    c = tiny_config(optimizer__name="adafactor", optimizer__weight_decay=0.0)
+    ours, theirs = make_optimizer(c.optimizer, lambda step: jnp.float32(1.0)), optax.adafactor(1e-2)
+    state, single = ours.init(params), apart(params)
+    their_state, our_update, their_update = theirs.init(single), jax.jit(ours.update), jax.jit(theirs.update)
+    for k in range(3):
+        gradient = {name: 10.0 ** (k - 2) * numbers(*x.shape) for name, x in params.items()}
+        updates, state = our_update(gradient, state, params)
+        expected, their_state = their_update(apart(gradient), their_state, single)
+        for name, update in apart(updates).items():
+            np.testing.assert_allclose(update, expected[name], rtol=1e-4, atol=1e-8, err_msg=name)
+        params, single = optax.apply_updates(params, updates), optax.apply_updates(single, expected)
 
 
 # ---------------------------------------------------------------- muP's rates
@@ -145,8 +237,9 @@ def test_under_mup_kernels_learn_slower_by_the_width_and_decay_as_ever(name):
             flat_updates(tiny_config(**changes, model__init=scheme, optimizer__weight_decay=decay), 0.01)
             for scheme in ("mup", "gpt2")
         )
+        slower = 0.25**0.5 if name == "adafactor" else 0.25  # whose updates are as small as muP's parameters already
         for path, update in mup.items():
-            factor = 0.25 if path.endswith("kernel") and path != "head/kernel" else 1.0
+            factor = slower if path.endswith("kernel") and path != "head/kernel" else 1.0
             decayed = -0.1 * decay * is_matrix(path)
             np.testing.assert_allclose(
                 update - decayed, factor * (plain[path] - decayed), rtol=1e-4, atol=1e-7, err_msg=path

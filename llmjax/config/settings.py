@@ -146,7 +146,7 @@ def base() -> ConfigDict:
     c.model.mup_base_width = 256  # mup: the width at which learning rates were chosen
     # numbers and speed
     c.model.dtype = "float32"  # compute in float32 or bfloat16
-    c.model.param_dtype = "float32"  # store parameters in float32 (master weights) or bfloat16
+    c.model.param_dtype = "float32"  # parameters are stored in float32, or in bfloat16 (half the memory; updates are rounded at random, so that small ones count on average). What is trained after train.init_from, optimizer state and averages are float32 always
     c.model.quantization = "none"  # matrix products of the blocks, but not experts, in none, int8 or fp8 (pip install llmjax[quantized])
     c.model.remat = "none"  # rematerialise per layer: none, full, or selective (keep the matrix products, recompute the rest)
     c.model.scan_unroll = 1  # layers per iteration of the scan over layers; model.layers or more: fully unrolled (faster steps, slower compile)
@@ -209,7 +209,7 @@ def base() -> ConfigDict:
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "adamw"  # adamw, muon (matrices; AdamW for the rest), adafactor, lion, sgd
-    c.optimizer.learning_rate = 1e-3  # peak
+    c.optimizer.learning_rate = 1e-3  # peak; of adafactor a share of each matrix's root mean square
     c.optimizer.muon_learning_rate = 0.02  # peak for the matrices that Muon updates
     c.optimizer.beta1 = 0.9  # AdamW and Lion; momentum for SGD
     c.optimizer.beta2 = 0.95  # AdamW and Lion

@@ -17,6 +17,7 @@ from llmjax.interop import pieces
 from llmjax.interop.families import FAMILIES
 from llmjax.interop.mapping import Family, Row, to_theirs
 from llmjax.interop.matching import Shapes, uncovered
+from llmjax.interop.read import parameters_of
 from llmjax.interop.stacked import StackedReader
 from llmjax.interop.staging import require_space, staged
 from llmjax.interop.tensors import Tensor, Writer, shard_names, write_index
@@ -66,7 +67,7 @@ def export_model(source: Path, folder: Path, *, model_type: str = "", shard_byte
     if wrong := uncovered(rows, {path: tensor.shape for path, tensor in weights.params.items()}):
         lines = "\n".join(f"  {path} {about}" for path, about in wrong)
         raise UserError(f"the checkpoint {step} does not fit its config as a {theirs['model_type']} model:\n{lines}")
-    shards = plan(rows, weights.params, shard_bytes)
+    shards = plan(rows, parameters_of(c.model), shard_bytes)  # in the config's types: averages are float32 always
     total = sum(tensor.nbytes for shard in shards for tensor in shard.tensors.values())
     with staged(folder, purpose="--to") as unfinished:
         require_space(unfinished, total)
@@ -77,7 +78,7 @@ def export_model(source: Path, folder: Path, *, model_type: str = "", shard_byte
                 for row in shard.rows:
                     arrays = to_theirs(row, [weights.read(slot.path, slot.layer) for slot in row.ours])
                     for tensor, array in zip(row.theirs, arrays, strict=True):
-                        writer.write(tensor, array)
+                        writer.write(tensor, array.astype(shard.tensors[tensor].dtype, copy=False))
                         advance(array.nbytes)
                 writer.close()
         write_index(unfinished, [shard.tensors for shard in shards])

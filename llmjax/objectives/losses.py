@@ -16,12 +16,19 @@ INPUTS = {name: f"{name}_BL" for name in ("positions", "segments", "orders", "ty
 SOURCE = ("tokens", "positions", "segments", "languages")  # batch["source_tokens"] ... are the encoder's input
 
 
+class Mean(NamedTuple):
+    """A mean before the division: float32 scalars that are added up over devices and micro-batches."""
+
+    total: jax.Array
+    weight: jax.Array
+
+
 class Sums(NamedTuple):
-    """Sums over tokens, float32 scalars: what is minimised, its weight, and named metrics of the same weight."""
+    """Sums over tokens, float32 scalars: what is minimised, its weight, and named metrics, each with its own weight."""
 
     objective: jax.Array
     weight: jax.Array
-    metrics: dict[str, jax.Array]
+    metrics: dict[str, Mean]
 
 
 class Predictor(NamedTuple):
@@ -92,7 +99,8 @@ def add_up(predictions: Predictions, c: ConfigDict) -> Sums:
     else:
         loss_BL, nats_BL = token_losses(predictions.logits, predictions.targets, c)
         objective, nats = jnp.sum(loss_BL * weights_BL), jnp.sum(nats_BL * weights_BL)
-    return with_auxiliary(Sums(objective, jnp.sum(weights_BL), {"loss": nats}), predictions.auxiliary)
+    weight = jnp.sum(weights_BL)
+    return with_auxiliary(Sums(objective, weight, {"loss": Mean(nats, weight)}), predictions.auxiliary)
 
 
 def with_auxiliary(sums: Sums, auxiliary: jax.Array | None) -> Sums:
@@ -100,7 +108,8 @@ def with_auxiliary(sums: Sums, auxiliary: jax.Array | None) -> Sums:
     if auxiliary is None:
         return sums
     extra = auxiliary * sums.weight
-    return Sums(sums.objective + extra, sums.weight, {**sums.metrics, "auxiliary_loss": extra})
+    metrics = {**sums.metrics, "auxiliary_loss": Mean(extra, sums.weight)}
+    return Sums(sums.objective + extra, sums.weight, metrics)
 
 
 def call(

@@ -23,6 +23,7 @@ from llmjax.parallel import pipeline
 from llmjax.parallel.mesh import ROWS
 from llmjax.scaling import compiler
 from llmjax.scaling.topology import Topology
+from llmjax.train.step import trained_dtype
 
 NEVER_HOLD_SCORES = ("splash", "cudnn")  # kernels of attention
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -105,10 +106,10 @@ def memory(c: ConfigDict, mesh: AbstractMesh, stage: Stage) -> dict[str, float]:
     found = compiler.state_bytes(state)
     trained = compiler.shard_bytes(state.params)
     s, shape = sizes_of(c, mesh.shape, stage), mesh.shape
-    stored = BYTES[m.param_dtype]
+    stored = BYTES[trained_dtype(c)]
     divided = trained / (shape["fsdp"] if c.parallel.zero != 3 else 1)
     whole = found["parameters"] * (shape["fsdp"] if c.parallel.zero == 3 else 1)  # not divided over fsdp
-    gradients = trained if c.parallel.zero != 2 else divided
+    gradients = (trained if c.parallel.zero != 2 else divided) * BYTES["float32"] / stored
     found["gradients"] = gradients * (2 if stage.micro_batches > 1 else 1)  # the sum so far, and those that are added
     # The compiler casts the whole stack before the loop over layers; what a layer uses is gathered just before.
     found["cast parameters"] = found["parameters"] * act / stored if act < stored else 0.0
@@ -174,7 +175,7 @@ def flows(c: ConfigDict, mesh: AbstractMesh, stage: Stage) -> list[Flow]:
     """What one device sends in a step."""
     m, act, shape, turns = c.model, BYTES[c.model.dtype], mesh.shape, stage.micro_batches
     s = sizes_of(c, shape, stage)
-    mine = compiler.shard_bytes(compiler.abstract_state(c, mesh).params) / BYTES[m.param_dtype]  # numbers
+    mine = compiler.shard_bytes(compiler.abstract_state(c, mesh).params) / BYTES[trained_dtype(c)]  # numbers
     found = []
 
     def ring(axis: str) -> float:

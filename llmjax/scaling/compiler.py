@@ -26,7 +26,7 @@ from llmjax.objectives import OBJECTIVES, corruption
 from llmjax.parallel import mesh as meshes
 from llmjax.train.optimizer import make_optimizer
 from llmjax.train.schedule import make_schedule
-from llmjax.train.step import State, batch_shardings, init_state, lower_step, make_train_step
+from llmjax.train.step import State, batch_shardings, init_state, lower_step, make_train_step, trained_dtype
 
 UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -122,7 +122,7 @@ _STATES: dict[tuple[str, AbstractMesh], State] = {}  # a search asks for the sam
 
 def abstract_state(c: ConfigDict, mesh: AbstractMesh) -> State:
     """The state of a run on a mesh of which only the sizes are known."""
-    rest = (c.optimizer.to_dict(), c.parallel.zero, c.parallel.rules, c.train.ema)
+    rest = (c.optimizer.to_dict(), c.parallel.zero, c.parallel.rules, c.train.ema, trained_dtype(c))
     key = (json.dumps([shapes_key(c.model), *rest]), mesh)
     if key not in _STATES:
         module, optimizer, _ = parts(c, stages(c))

@@ -194,7 +194,8 @@ def train(
                 f"were before. {hunted}Lower optimizer.learning_rate, look at the batches, or set model.dtype=float32, and run "
                 f"again: it goes on from the last checkpoint in {folder}"
             )
-        spike = spikes.see(step, numbers["loss"])
+        if numbers["target_tokens"]:  # without any there is no loss
+            spike = spikes.see(step, numbers["loss"])
         slowest = {"host_step_seconds_max": agreed.seconds, "slowest_host": agreed.slowest} if several else {}
         return {
             "step": step,

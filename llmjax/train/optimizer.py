@@ -7,6 +7,8 @@ matrices only. Muon updates the matrices inside the layers; embeddings, the head
 *Followers* are parameters that the forward pass moves and not the loss: running statistics of batch norm and the bias
 that balances experts. Their gradients say how far they are from what was observed; they have rules of their own here,
 and neither clipping nor decay knows them.
+
+Whatever type parameters are stored in, gradients, every optimizer's state and the update itself are float32.
 """
 
 import math
@@ -24,6 +26,7 @@ from llmjax.errors import UserError
 from llmjax.model.init import width_ratio
 from llmjax.model.layers import FOLLOWERS, is_follower
 from llmjax.parallel.placement import path_name
+from llmjax.train import adafactor
 
 IN_LAYERS = re.compile(r"(encoder/)?(first|layers|last|ahead)/")
 AVERAGE_RATE = 0.1  # of the distance to the observed statistics, each step
@@ -63,6 +66,20 @@ def muon_dimensions(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
+def stack_dimensions(params: Any) -> Any:
+    """For each parameter the dimensions that number separate matrices or vectors: layers, experts, diagonal blocks."""
+
+    def dimensions(path: Any, leaf: Any, muon: contrib.MuonDimensionNumbers | None) -> tuple[int, ...]:
+        name = path_name(path)
+        if muon is not None:
+            return tuple(sorted(set(range(leaf.ndim)) - {*muon.reduction_axis, *muon.output_axis}))
+        if re.search(r"moe/(up|gate|down)/bias$", name):
+            return (0, 1)
+        return (0,) if IN_LAYERS.match(name) else ()
+
+    return jax.tree_util.tree_map_with_path(dimensions, params, muon_dimensions(params))
+
+
 def spread_layers(x: jax.Array) -> jax.Array:
     """On a mesh of data alone, divide a stack of layers among the devices, which would otherwise all do the same.
 
@@ -91,13 +108,57 @@ def updated_by(params: Any, *, optimizer: str) -> Any:
     return jax.tree_util.tree_map_with_path(rule, params, *(() if muon is None else (muon,)))
 
 
-def rate_factor(name: str, *, ratio: float) -> float:
+def rate_factor(name: str, *, ratio: float, optimizer: str = "adamw") -> float:
     """muP's factor on the learning rate of a parameter (Yang et al. 2021, Table 8, Adam): 1 / width ratio for kernels.
 
     The head has a multiplier in the forward pass instead, and of embeddings and vectors one dimension never grows.
-    What Muon updates needs no factor: its updates have the right size at every width.
+    What Muon updates needs no factor: its updates have the right size at every width. Adafactor's updates have the size
+    of the parameter, which muP's initialisation makes smaller already: by sqrt(ratio), the router's by ratio.
     """
-    return 1 / ratio if is_matrix(name) and name.endswith("kernel") and name != "head/kernel" else 1.0
+    if not (is_matrix(name) and name.endswith("kernel") and name != "head/kernel"):
+        return 1.0
+    if optimizer == "adafactor" and name != "classifier/kernel":  # which starts at 0
+        return 1.0 if name.endswith("router/kernel") else ratio**-0.5
+    return 1 / ratio
+
+
+def in_float32(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The rule seeing float32 gradients and parameters, so that its state and its updates are float32.
+
+    In bfloat16 a running mean stops where its steps fall below 1/256 of it: Adam's second moment of beta2 0.999 would
+    keep the size of the largest gradients for ever.
+    """
+
+    def wide(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+    def init(params: Any) -> Any:
+        return rule.init(wide(params))
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return rule.update(wide(grads), state, wide(params))
+
+    return optax.GradientTransformation(init, update)
+
+
+def apply_updates(params: Any, updates: Any, key: jax.Array) -> Any:
+    """params + updates, each in the type of its parameter; the sum is made in float32.
+
+    What is stored in bfloat16 is rounded up or down at random, with the probabilities that keep the mean. Rounded to the
+    nearest, a parameter would never move by less than 1/512 of itself, as at the rates of fine-tuning (Zamirai et al.
+    2020, Revisiting BFloat16 Training).
+    """
+    leaves, structure = jax.tree.flatten(params)
+    made = []
+    for i, (p, u) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True)):
+        x = p.astype(jnp.float32) + u
+        if p.dtype == jnp.bfloat16:
+            # bfloat16 is the upper half of float32: a random lower half is added before it is cut off.
+            noise = jax.random.bits(jax.random.fold_in(key, i), x.shape, jnp.uint16).astype(jnp.uint32)
+            bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
+            x = jnp.where(jnp.isfinite(x), jax.lax.bitcast_convert_type(bits, jnp.float32), x)
+        made.append(x.astype(p.dtype))
+    return jax.tree.unflatten(structure, made)
 
 
 def make_optimizer(
@@ -120,7 +181,7 @@ def make_optimizer(
 
         def scale(updates: Any, _: Any) -> Any:
             return jax.tree_util.tree_map_with_path(
-                lambda path, u: u * rate_factor(path_name(path), ratio=ratio), updates
+                lambda path, u: u * rate_factor(path_name(path), ratio=ratio, optimizer=c.name), updates
             )
 
         factors = () if ratio == 1 else (optax.stateless(scale),)
@@ -146,12 +207,14 @@ def make_optimizer(
         spread = optax.stateless(lambda updates, _: jax.tree.map(spread_layers, updates))
         rules["muon"] = optax.chain(spread, muon)
     elif c.name == "adafactor":  # Shazeer & Stern 2018
-        rules["adafactor"] = chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+        rules["adafactor"] = chain(
+            adafactor.scale_by_factored_rms(stack_dimensions), adafactor.scale_by_parameter(stack_dimensions)
+        )
     elif c.name == "lion":  # Chen et al. 2023
         rules["lion"] = chain(optax.scale_by_lion(b1=c.beta1, b2=c.beta2))
     elif c.name == "sgd":  # with momentum
         rules["sgd"] = chain(optax.trace(decay=c.beta1))
-    return optax.partition(rules, lambda params: updated_by(params, optimizer=c.name))
+    return in_float32(optax.partition(rules, lambda params: updated_by(params, optimizer=c.name)))
 
 
 def _bias_rate(model: ConfigDict | None) -> float:
@@ -177,6 +240,7 @@ def _group(c: ConfigDict, name: str, by: str, ratio: float, model: ConfigDict | 
     if by == "balance":
         return f"bias that balances the experts, step {_bias_rate(model):g}"
     peak = c.muon_learning_rate if by == "muon" else c.learning_rate
-    factor = 1.0 if by == "muon" else rate_factor(name, ratio=ratio)
+    factor = 1.0 if by == "muon" else rate_factor(name, ratio=ratio, optimizer=by)
+    relative = " of the parameter" if by == "adafactor" else ""
     decay = f"weight decay {c.weight_decay:g}" if is_matrix(name) else "no weight decay"
-    return f"{by}, learning rate {peak:g}{f' x {factor:g}' if factor != 1 else ''}, {decay}"
+    return f"{by}, learning rate {peak:g}{f' x {factor:g}' if factor != 1 else ''}{relative}, {decay}"

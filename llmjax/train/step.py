@@ -1,5 +1,6 @@
 """The state of a run and the jitted step that advances it."""
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,9 @@ from llmjax.model.transformer import Transformer, init_params
 from llmjax.objectives import Objective, chunks, losses
 from llmjax.parallel import placement
 from llmjax.train.frozen import combine, split
-from llmjax.train.optimizer import is_matrix
+from llmjax.train.optimizer import apply_updates, is_matrix
 
+ROUNDING = zlib.crc32(b"rounding")  # what sets the random numbers of rounding apart from those of dropout
 Batch = dict[str, jax.Array]
 
 
@@ -29,12 +31,22 @@ class State:
     """
 
     step: Any  # int32 scalar
-    params: Any  # what is trained
+    params: Any  # what is trained, in the type `trained_dtype` says
     frozen: Any  # the other parameters; {} when all are trained
-    opt_state: Any
-    ema: Any
-    skipped: Any  # int32 scalar, steps whose gradients were not finite
+    opt_state: Any  # float32, and counts
+    ema: Any  # float32
+    skipped: Any  # int32 scalar, steps whose gradients or updates were not finite
     bad_in_a_row: Any  # int32 scalar, such steps since the last good one
+
+
+def trained_dtype(c: ConfigDict) -> str:
+    """The type in which trained parameters are stored: float32 in a run that starts from another's weights.
+
+    Most models come in bfloat16, whose numbers are too far apart for the small steps of fine-tuning. What is frozen
+    keeps `model.param_dtype`, and so does a run that starts from random numbers (its updates are rounded at random, see
+    `optimizer.apply_updates`).
+    """
+    return "float32" if c.train.init_from else c.model.param_dtype
 
 
 def init_state(
@@ -54,8 +66,10 @@ def init_state(
 
     def init(key: jax.Array) -> State:
         params, frozen = split(init_params(module, key), c.optimizer.train)
+        if trained_dtype(c) == "float32":
+            params = _in_float32(params)
         zero = jnp.zeros((), jnp.int32)
-        ema = params if c.train.ema else None
+        ema = _in_float32(params) if c.train.ema else None
         return State(
             step=zero,
             params=params,
@@ -106,9 +120,16 @@ def make_train_step(
         objective: the loss, `(module, parameters, batch, key, c.objective) -> Sums`.
         micro_batches: parts that the batch is cut into; 0: as many as `train.micro_batches`.
 
-    Sums of the loss, of its gradient and of the weights are added up over the parts and divided once. When the gradient is not finite, parameters and optimizer state stay as they were and
-    the step is counted as skipped. Metrics are float32 scalars: those of the objective (loss, and auxiliary_loss of
-    sparse layers), objective, grad_norm, param_norm, update_norm, learning_rate, skipped, bad_in_a_row, target_tokens.
+    Sums of the loss, of its gradient and of the weights are added up over the parts, in float32, and divided once. Part
+    t of T has the rows t, t + T, ...: a row is what may not be torn apart, such as a preference pair.
+
+    When the gradient, the update or the new parameters are not finite, parameters, optimizer state and average stay as
+    they were and the step is counted as skipped. A batch without weight changes nothing either: no decay, no momentum.
+    In both cases the step counts, and with it the schedule.
+
+    Metrics are float32 scalars: those of the objective, each its sum divided by its weight (loss, and auxiliary_loss of
+    sparse layers; NaN where nothing has weight), objective, grad_norm, param_norm, update_norm, learning_rate, skipped,
+    bad_in_a_row, and target_tokens, the sum of the weights.
     """
     parts = micro_batches or c.train.micro_batches
 
@@ -118,7 +139,7 @@ def make_train_step(
             return sums.objective, sums
 
         grads, sums = jax.grad(loss, has_aux=True)(params)
-        return placed(grads), sums
+        return placed(_in_float32(grads)), sums
 
     def placed(grads: Any) -> Any:
         """Gradients where ZeRO wants them, if that is not where their parameters are."""
@@ -133,7 +154,7 @@ def make_train_step(
         if parts == 1:
             grads, sums = gradients(state.params, state.frozen, batch, key)
         else:
-            # Part t takes rows t, t + T, ...: each device cuts the rows it already has.
+            # Rows t, t + T, ...: each device cuts the rows it already has.
             cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
 
             def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
@@ -147,24 +168,27 @@ def make_train_step(
         weight = jnp.where(sums.weight > 0, sums.weight, 1.0)  # weights may be shares, and their sum below 1
         if c.objective.l1 or c.objective.l2:
             terms = jax.grad(penalty)(state.params, c.objective)
-            grads = jax.tree.map(lambda g, term: g + weight.astype(g.dtype) * term, grads, terms)
+            grads = jax.tree.map(lambda g, term: g + weight * term, grads, terms)
         grad_norm = optax.tree.norm(_without_followers(grads)) / weight
-        finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums.objective)
         scale = jnp.minimum(1.0, c.optimizer.clip_norm / (grad_norm + 1e-6)) if c.optimizer.clip_norm else 1.0
         # The mean and the clip in one pass. Followers' gradients are means over a micro-batch already.
         grads = jax.tree_util.tree_map_with_path(
-            lambda path, g: g * jnp.asarray(1 / parts if _follows(path) else scale / weight, g.dtype), grads
+            lambda path, g: g * (1 / parts if _follows(path) else scale / weight), grads
         )
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = apply_updates(state.params, updates, jax.random.fold_in(key, ROUNDING))
         ema = None
         if c.train.ema:
-            ema = optax.incremental_update(params, state.ema, 1 - c.train.ema)
+            ema = optax.incremental_update(_in_float32(params), state.ema, 1 - c.train.ema)
+        update_norm = optax.tree.norm(updates)
+        numbers = (grad_norm, sums.objective, update_norm, optax.tree.norm(_in_float32(params)))
+        finite = jnp.isfinite(jnp.stack(numbers)).all()
+        learns = finite & (sums.weight > 0)
         # A skipped step still advances the step count, and with it the schedule: batch k belongs to step k.
         old = (state.params, _counts_of(opt_state, state.opt_state), state.ema)
         params, opt_state, ema = jax.tree.map(
-            lambda new, kept: jnp.where(finite, new, kept), (params, opt_state, ema), old
+            lambda new, kept: jnp.where(learns, new, kept), (params, opt_state, ema), old
         )
         bad = jnp.where(finite, 0, state.bad_in_a_row + 1)
         new_state = State(
@@ -177,11 +201,11 @@ def make_train_step(
             bad_in_a_row=bad,
         )
         metrics = {
-            **{name: value / weight for name, value in sums.metrics.items()},
-            "objective": sums.objective / weight,
+            **{name: mean.total / mean.weight for name, mean in sums.metrics.items()},
+            "objective": sums.objective / sums.weight,
             "grad_norm": grad_norm,
-            "param_norm": optax.tree.norm(params),
-            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(_in_float32(params)),
+            "update_norm": update_norm,
             "learning_rate": c.optimizer.learning_rate * schedule(state.step),
             "target_tokens": sums.weight,
             "skipped": new_state.skipped,
@@ -204,6 +228,10 @@ def lower_step(
         return jax.jit(step, donate_argnums=0, out_shardings=(places, None)).lower(state, batch, key)
 
 
+def _in_float32(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
 def _follows(path: Any) -> bool:
     return is_follower(placement.path_name(path))
 
@@ -223,6 +251,7 @@ def penalty(params: Any, c: ConfigDict) -> jax.Array:
     total = jnp.zeros((), jnp.float32)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if is_matrix(placement.path_name(path)):
+            leaf = leaf.astype(jnp.float32)
             total += c.l1 * jnp.sum(jnp.abs(leaf)) + 0.5 * c.l2 * jnp.sum(jnp.square(leaf))
     return total
 
