@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llmjax.api import LanguageModel
+    from llmjax.cache import Cache
 
 __version__ = "0.1.0"
 
 
-def load(path: str | Path, *, step: int | None = None, mesh: str = "") -> "LanguageModel":
+def load(path: str | Path, *, step: int | None = None, mesh: str = "", cache: "Cache | None" = None) -> "LanguageModel":
     """Read the model of a run or a checkpoint; see `llmjax.api.load`. Nothing heavy is imported before this is called."""
     from llmjax import api
 
-    return api.load(path, step=step, mesh=mesh)
+    return api.load(path, step=step, mesh=mesh, cache=cache)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from llmjax import config
+from llmjax import config, kept, mapped, timings
+from llmjax.cache import Cache, key_of, stamp
 from llmjax.data.hf_tokenizer import no_tokenizer
 from llmjax.data.score import Score
 from llmjax.data.tokenizer import Tokenizer, load_tokenizer
@@ -22,13 +23,13 @@ from llmjax.eval.bits_per_byte import score
 from llmjax.infer.engine import Engine
 from llmjax.infer.generate import generate
 from llmjax.infer.request import Completion
+from llmjax.kept import Store
 from llmjax.model import transformer
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement
 from llmjax.parallel.reading import reading_mesh
-from llmjax.train import checkpoint
-from llmjax.train.step import batch_shardings, make_eval_step
+from llmjax.train import folders
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class LanguageModel:
     step: int
     mesh: jax.sharding.Mesh
     _eval_step: Callable[..., jax.Array] = field(repr=False)
+    store: Store | None = field(default=None, repr=False)  # where its programs are kept between starts
 
     def logits(self, tokens_BL: Any) -> jax.Array:
         """logits_BLV float32 of token ids (B, L); rows are taken as they are, so begin them with <bos>.
@@ -90,6 +92,8 @@ class LanguageModel:
             raise UserError(
                 f"eval.sequence_length={length} is more than the model's {model.max_length} learned positions: lower it"
             )
+        from llmjax.train.step import batch_shardings
+
         sharding = batch_shardings(self.mesh)
 
         def nats_of(batch: dict[str, np.ndarray]) -> np.ndarray:
@@ -151,7 +155,7 @@ def _logits(module: transformer.Transformer, params: Any, tokens_BL: jax.Array) 
     return logits_BLV
 
 
-def load(path: str | Path, *, step: int | None = None, mesh: str = "") -> LanguageModel:
+def load(path: str | Path, *, step: int | None = None, mesh: str = "", cache: Cache | None = None) -> LanguageModel:
     """Read a model.
 
     Args:
@@ -159,6 +163,7 @@ def load(path: str | Path, *, step: int | None = None, mesh: str = "") -> Langua
         step: the checkpoint of this step of the run.
         mesh: a line such as "tensor=2 data=-1"; empty: each copy of the model is on as few devices as hold it, and the
             copies work on different rows.
+        cache: keeps the model's programs, and its weights as they can be mapped, for the next start (see kept.py).
 
     Raises:
         UserError: when the run, the checkpoint or the tokenizer is missing or damaged; the message says what to do.
@@ -166,21 +171,65 @@ def load(path: str | Path, *, step: int | None = None, mesh: str = "") -> Langua
     path = Path(path)
     if step is not None and (path / "checkpoints").is_dir():
         path = path / "checkpoints" / str(step)
-    folder = checkpoint.newest(path)
-    meta = checkpoint.read_meta(folder)
+    folder = folders.newest(path)
+    meta = folders.read_meta(folder)
     c = config.from_json(json.dumps(meta["config"])).lock()
     run = folder.parent.parent
-    if "imported" in meta and not (run / "tokenizer").is_dir():
-        tokenizer = no_tokenizer(c.model.vocab_size)
-    elif not (run / "tokenizer").is_dir():
-        raise UserError(f"the run {run} has no tokenizer/: a checkpoint needs the run's folder around it")
-    else:
-        tokenizer = load_tokenizer(run / "tokenizer")
-    module = transformer.build(c.model)
-    shapes = jax.eval_shape(lambda key: transformer.init_params(module, key), jax.random.key(0))
-    devices = reading_mesh(mesh, shapes, c)
-    places = placement.parameter_shardings(shapes, devices, rules=c.parallel.rules)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
+    with timings.phase("read the tokenizer"):
+        if "imported" in meta and not (run / "tokenizer").is_dir():
+            tokenizer = no_tokenizer(c.model.vocab_size)
+        elif not (run / "tokenizer").is_dir():
+            raise UserError(f"the run {run} has no tokenizer/: a checkpoint needs the run's folder around it")
+        else:
+            tokenizer = load_tokenizer(run / "tokenizer")
+    with timings.phase("read the weights"):
+        module = transformer.build(c.model)
+        shapes = _shapes(module, cache)
+        devices = reading_mesh(mesh, shapes, c)
+        places = placement.parameter_shardings(shapes, devices, rules=c.parallel.rules)
+        params, weights = _weights(folder, shapes, places, cache)
+    store = Store(cache, weights, f"{meshes.describe(devices)} {c.parallel.to_json()}") if cache else None
+    make = functools.cache(functools.partial(_make_eval_step, module, c, store))
+    return LanguageModel(
+        c, module, params, tokenizer, meta["step"], devices, lambda own, batch: make()(own, batch), store
+    )
+
+
+def _make_eval_step(module: transformer.Transformer, c: ConfigDict, store: Store | None) -> Callable[..., jax.Array]:
+    """The function that scores a batch; what it needs of training is imported only here."""
+    from llmjax.train.step import make_eval_step
+
+    step = jax.jit(make_eval_step(module, c))
+    return step if store is None else store.keep(step, "evaluate", kept.named(module), c.objective.to_json())
+
+
+def _weights(folder: Path, shapes: Any, places: Any, cache: Cache | None) -> tuple[Any, str]:
+    """The parameters of a checkpoint folder, of those shapes and in those places, and what tells them from others."""
     item = "ema" if (folder / "ema").is_dir() else "params"
+    key = key_of(stamp(folder / item, folder.parent / folders.FROZEN)) if cache else ""
+    if cache and (params := mapped.read(cache, key, places, like=shapes)) is not None:
+        return params, key
+    from llmjax.train import checkpoint
+
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
     params = checkpoint.read_params(folder, abstract, item=item, cast=True)  # averages are float32 always
-    return LanguageModel(c, module, params, tokenizer, meta["step"], devices, jax.jit(make_eval_step(module, c)))
+    if cache:
+        mapped.write(cache, key, params)
+    return params, key
+
+
+def _shapes(module: transformer.Transformer, cache: Cache | None) -> Any:
+    """The parameters' shapes and dtypes, for which the module is traced, or was once."""
+    key = key_of(kept.environment(), kept.named(module)) if cache else ""
+    if cache and (content := cache.read("shapes", key)) is not None:
+        return jax.tree.map(_shape, json.loads(content.tobytes()))
+    shapes = jax.eval_shape(lambda key: transformer.init_params(module, key), jax.random.key(0))
+    if cache:
+        words = jax.tree.map(lambda x: " ".join([x.dtype.name, *map(str, x.shape)]), shapes)
+        cache.write("shapes", key, [json.dumps(words).encode()])
+    return shapes
+
+
+def _shape(words: str) -> jax.ShapeDtypeStruct:
+    dtype, *sizes = words.split(" ")
+    return jax.ShapeDtypeStruct([int(size) for size in sizes], mapped.dtype(dtype))

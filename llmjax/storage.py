@@ -11,6 +11,8 @@ import fcntl
 import json
 import os
 import shutil
+import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,14 +46,16 @@ def read_json(path: Path, *, mend: str) -> Any:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """A temporary path beside `path` to be written; it takes the place of `path` when the block ends without an error.
 
     The folder is made when it is not there. Nothing is left of a block that fails; what a killed process left is named
-    `.NAME.tmp` and is overwritten by the next one. At most one process may write a path at a time.
+    `.NAME.tmp` and is overwritten by the next one. At most one process may write a path at a time, unless it is
+    `shared`: then each thread has its own `.NAME.PROCESS-THREAD.tmp`, which nobody overwrites.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    own = f"{os.getpid()}-{threading.get_ident()}." if shared else ""
+    temporary = path.with_name(f".{path.name}.{own}tmp")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -109,6 +113,30 @@ def cut_unfinished_line(path: Path) -> None:
                 return
             end = start
         file.truncate(0)
+
+
+def private_folder(path: Path) -> str:
+    """Make a folder that its user alone can use. Why one that is there is not such a folder, or ""."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return "" if is_private(path.stat()) else "it is another user's, or others may write in it"
+
+
+def is_private(found: os.stat_result) -> bool:
+    """Whether a file or folder is this user's and nobody else may write it."""
+    return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def open_private(path: Path) -> BinaryIO | None:
+    """The file opened to be read; None unless it is a file, no link, that is private."""
+    try:
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+    except OSError:
+        return None
+    found = os.fstat(file.fileno())
+    if stat.S_ISREG(found.st_mode) and is_private(found):
+        return file
+    file.close()
+    return None
 
 
 def rename(source: Path, target: Path) -> None:

@@ -295,6 +295,8 @@ def base() -> ConfigDict:
     c.infer.weights = "auto"  # as decoding reads them: stored, tiles (CPU, few texts), int8 (rounded, a quarter of the memory)
     c.infer.ahead = 0  # tokens guessed a step from what followed the same words before, and checked all at once; 0: off
     c.infer.mesh = ""  # how eval, generate, chat and bench-infer divide the model, e.g. "tensor=4 data=-1"; "": by memory
+    c.infer.cache = "auto"  # the folder where eval, generate, chat and bench-infer keep compiled programs and mapped weights between starts; auto: LLMJAX_CACHE or the user's folder for caches; off: keep nothing
+    c.infer.cache_bytes = 5_000_000_000  # of it at most; what was not used for the longest time goes first
     # fmt: on
     return c
 

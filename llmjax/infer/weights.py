@@ -19,7 +19,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from llmjax import mapped
+from llmjax.cache import key_of
 from llmjax.errors import UserError
+from llmjax.kept import Store, environment
 from llmjax.model import transformer
 from llmjax.model.block import unstacked
 from llmjax.model.layers import Linear, dtype_of
@@ -34,27 +37,44 @@ def choose(*, platform: str, devices: int, rows: int) -> str:
     return "tiles" if platform == "cpu" and devices == 1 and rows <= 12 else "stored"
 
 
-def prepare(module: transformer.Transformer, params: Any, form: str) -> tuple[transformer.Transformer, dict[str, Any]]:
+def prepare(
+    module: transformer.Transformer, params: Any, form: str, *, store: Store | None = None
+) -> tuple[transformer.Transformer, dict[str, Any]]:
     """The module and parameters to decode with; the parameters given stay as they are.
 
-    A head tied to the embedding gets a matrix of its own where it is read in another form than the embedding.
+    A head tied to the embedding gets a matrix of its own where it is read in another form than the embedding. `store`
+    keeps the arrays of that form for the next start, if it says which parameters these are.
 
     Raises UserError for a form that is not in `FORMS`.
     """
     if form not in FORMS:
         raise UserError(f"weights={form!r} must be one of {', '.join(FORMS)}")
-    if form != "stored":
-        module, params = untied(module, params)
-    return module, _prepared(module, params, form)
+    if form == "stored":
+        return module, _prepared(module, params, form)
+    apart = untied_module(module)
+    key = key_of(store.weights, form, environment()) if store and store.weights else ""
+    where = jax.tree.map(lambda leaf: leaf.sharding, params["embedding"])
+    if store and key and (changed := mapped.read(store.cache, key, where)) is not None:
+        return apart, {**params, **changed}
+    own = _prepared(*untied(module, params), form)
+    if store and key:
+        changed = {name: tree for name, tree in own.items() if isinstance(tree, tuple) or name == "head"}
+        mapped.write(store.cache, key, changed)
+    return apart, own
 
 
 def untied(module: transformer.Transformer, params: Any) -> tuple[transformer.Transformer, Any]:
     """The same model with a head of its own."""
     if not module.c.tie_embeddings:
         return module, params
+    return untied_module(module), {**params, "head": {"kernel": params["embedding"].T}}
+
+
+def untied_module(module: transformer.Transformer) -> transformer.Transformer:
+    """The module of `untied`."""
     c = ConfigDict(module.c.to_dict())
     c.tie_embeddings = False
-    return transformer.build(c), {**params, "head": {"kernel": params["embedding"].T}}
+    return transformer.build(c)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "form"))

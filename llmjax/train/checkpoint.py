@@ -11,13 +11,12 @@ are written once a run, to `checkpoints/frozen/`, before the first checkpoint; w
 import errno
 import functools
 import gc
-import json
 import logging
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,26 +25,24 @@ import jax
 import orbax.checkpoint as ocp
 
 from llmjax import human
-from llmjax.errors import UserError
 from llmjax.parallel import processes
 from llmjax.parallel.placement import path_name
+from llmjax.train.folders import FROZEN, CheckpointError, CheckpointMismatch, newest, read_meta, steps_in
 from llmjax.train.frozen import combine, divide
 from llmjax.train.step import State
 
 # orbax reports every save in a dozen lines, and every failure with pages of tracebacks before it raises it.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
-FROZEN = "frozen"
+__all__ = [
+    "CheckpointError",
+    "CheckpointMismatch",
+    "newest",
+    "read_meta",
+    "steps_in",
+]  # of folders.py, for callers of this
 LARGE_BYTES = 1 << 25  # arrays that are cut by layers
 METADATA_BYTES = 1_000_000  # room for what orbax writes beside the arrays
-
-
-class CheckpointError(UserError):
-    """A checkpoint that cannot be read; the message says which one and what to do."""
-
-
-class CheckpointMismatch(CheckpointError):  # noqa: N818
-    """A sound checkpoint of another model or optimizer than the config's."""
 
 
 @contextmanager
@@ -146,11 +143,6 @@ def _rest(state: State) -> dict:
     }
 
 
-def steps_in(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints in a folder, newest first."""
-    return sorted((int(p.name) for p in folder.glob("*") if p.is_dir() and p.name.isdigit()), reverse=True)
-
-
 def restore(folder: Path, abstract: State) -> tuple[State, dict] | None:
     """The newest checkpoint that can be read, as (state, meta), or None when there is none at all.
 
@@ -204,14 +196,6 @@ def _move_aside(damaged: Sequence[Path], step: int) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
         print(f"WARNING: {path} was moved to {aside}; going on from the checkpoint before it, step {step:,}")
-
-
-def read_meta(path: Path) -> dict:
-    """The JSON part of the checkpoint folder `path`. Raises CheckpointError."""
-    try:
-        return json.loads((path / "meta" / "metadata").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"the checkpoint {path} cannot be read ({error.__class__.__name__}: {error})") from error
 
 
 def read_params(path: Path, abstract: Any, *, item: str = "params", cast: bool = False) -> Any:
@@ -288,21 +272,3 @@ def _first_difference(stored: dict[str, str], wanted: dict[str, str]) -> str:
         if here not in (there, there.replace("bfloat16", "float32")):
             return f"{name} is {there} in the checkpoint and {here} in the model or optimizer of the config"
     return ""
-
-
-def newest(run: Path, *, folders: Iterable[str] = ("checkpoints",)) -> Path:
-    """The newest checkpoint folder of a run, or `run` itself when it is a checkpoint.
-
-    Raises:
-        CheckpointError: when there is none.
-    """
-    if (run / "meta").is_dir() and (run / "params").is_dir():
-        return run
-    for name in folders:
-        for step in steps_in(run / name):
-            return run / name / str(step)
-    if not run.exists():
-        raise CheckpointError(
-            f"there is no run or checkpoint {run}: train one with `llmjax train` or give another path"
-        )
-    raise CheckpointError(f"there is no checkpoint in {run}: train it first with `llmjax train --workdir {run}`")

@@ -1,0 +1,179 @@
+"""Compiled programs kept between starts: a jitted function that looks into the cache before it is traced.
+
+Tracing a decoder takes a second and compiling it several; a kept program is loaded in a fraction of one. It is found by
+what it follows from (`environment`, the settings that the function closes over, the arguments' types), not by its text,
+so nothing is traced. That takes for granted that a program follows from the code in the installed files: whoever
+replaces functions of llmjax while it runs keeps no programs (`store=None`, as in notebooks and tests).
+"""
+
+import functools
+import hashlib
+import os
+import pickle
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jaxlib
+import numpy as np
+from flax import linen as nn
+from jax.experimental import serialize_executable
+from ml_collections import FrozenConfigDict
+
+from llmjax import timings
+from llmjax.cache import Cache, key_of
+
+KIND = "programs"
+
+
+@functools.cache
+def environment() -> str:
+    """A hash of what all programs follow from: the code, the versions, the machine, and how XLA was told to compile."""
+    return key_of(
+        _code(),
+        (jax.__version__, jaxlib.__version__, flax.__version__, np.__version__),
+        (platform.machine(), _processor(), os.cpu_count(), len(os.sched_getaffinity(0))),
+        [(d.platform, d.device_kind, d.client.platform_version) for d in jax.local_devices()[:1]],
+        sorted(item for item in os.environ.items() if item[0].startswith(("XLA_", "LIBTPU_", "TF_"))),
+    )
+
+
+def _code() -> str:
+    """A hash of all of llmjax's source."""
+    root, found = Path(__file__).parent, hashlib.blake2b(digest_size=20)
+    for path in sorted(root.rglob("*.py")):
+        found.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def _processor() -> str:
+    """What says which instructions the processor has; a program must never be loaded where one is missing."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        return f"{platform.processor()} {platform.node()}"
+    told = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "Features", "CPU implementer")
+    return "\n".join(line for line in lines if line.partition(":")[0].strip() in (*told, "CPU part", "CPU variant"))
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where the programs of a model are kept.
+
+    Args:
+        cache: the folder.
+        weights: says which parameters these are, so that other forms of them can be kept too; "": nothing does.
+        setting: what programs follow from beside the code, their function's name and arguments: mesh and placement.
+    """
+
+    cache: Cache
+    weights: str = ""
+    setting: str = ""
+
+    def keep(self, function: Callable[..., Any], name: str, *parts: Any) -> "Kept":
+        """The jitted function, whose programs are kept; the same object for the same arguments.
+
+        Args:
+            name: of the function.
+            parts: what it closes over, hashable, and told apart by their `repr`.
+        """
+        settings = tuple((key, repr(value)) for key, value in jax.config.values.items() if "cache" not in key)
+        return _kept(function, self.cache, (environment(), self.setting, name, settings, parts))
+
+
+@functools.lru_cache(maxsize=128)
+def _kept(function: Callable[..., Any], cache: Cache, parts: tuple[Any, ...]) -> "Kept":
+    return Kept(function, cache, parts)
+
+
+@dataclass
+class Kept:
+    """A jitted function of positional arguments; called like it.
+
+    From call to call the shapes of arguments that are arrays, or dicts of arrays, may differ, and what is None. Other
+    trees keep their arrays' types: a program raises TypeError for others than it was made for.
+    """
+
+    function: Any
+    cache: Cache
+    parts: tuple[Any, ...]
+    programs: dict[tuple[Any, ...], Callable[..., Any]] = field(default_factory=dict)
+
+    def __call__(self, *arguments: Any) -> Any:
+        shapes = tuple(_shape(one) for one in arguments)
+        program = self.programs.get(shapes)
+        if program is None:
+            program = self.programs[shapes] = self._program(arguments)
+        return program(*arguments)
+
+    def _cache_size(self) -> int:
+        """How many programs there are; jax's name for it."""
+        return len(self.programs)
+
+    def _program(self, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+        leaves, tree = jax.tree.flatten((arguments, {}))
+        devices = _devices(leaves)
+        key = key_of(self.parts, str(tree), [_described(leaf) for leaf in leaves], [d.id for d in devices])
+        with timings.phase("load programs"):
+            if (found := self.cache.read(KIND, key)) is not None and (program := _loaded(found, tree, devices)):
+                return program
+        with timings.phase("compile programs"):
+            compiled = self.function.lower(*arguments).compile()
+            try:
+                text, _, out = serialize_executable.serialize(compiled)
+                content = pickle.dumps((text, out))
+            except Exception:  # a platform or a program that cannot be serialized: each kind has its own exception
+                return compiled
+            self.cache.write(KIND, key, [content])
+        return compiled
+
+
+def _shape(argument: Any) -> Any:
+    """What of an argument may differ from call to call; looking at all arrays of large trees would take too long."""
+    if isinstance(argument, dict):
+        return tuple(sorted((name, getattr(one, "shape", None)) for name, one in argument.items()))
+    return getattr(argument, "shape", argument is None)
+
+
+def _loaded(content: np.ndarray, tree: Any, devices: list[jax.Device]) -> Callable[..., Any] | None:
+    """The program; None for one that jax does not take, which is then compiled."""
+    try:
+        program, out = pickle.loads(content.tobytes())
+        return serialize_executable.deserialize_and_load(
+            program, tree, out, backend=devices[0].client, execution_devices=devices
+        )
+    except Exception:  # whatever it is, compiling it again mends it
+        return None
+
+
+def _devices(leaves: list[Any]) -> list[jax.Device]:
+    """Those that the arguments are on, in the order of their mesh."""
+    for leaf in leaves:
+        if isinstance(leaf, jax.Array):
+            mesh = getattr(leaf.sharding, "mesh", None)
+            return list(leaf.sharding.device_set) if mesh is None else list(mesh.devices.flat)
+    return jax.local_devices()[:1]
+
+
+@functools.lru_cache(maxsize=32)
+def named(module: nn.Module) -> str:
+    """A module with all that it was built with."""
+    fields = {name: getattr(module, name) for name in module.__dataclass_fields__ if name not in ("parent", "name")}
+    plain = {key: value.to_dict() if isinstance(value, FrozenConfigDict) else value for key, value in fields.items()}
+    return f"{type(module).__module__}.{type(module).__qualname__} {plain}"
+
+
+def described(tree: Any) -> str:
+    """A hash of the types of all arrays of a tree, and where they are."""
+    leaves, structure = jax.tree.flatten(tree)
+    return key_of(str(structure), [_described(leaf) for leaf in leaves])
+
+
+def _described(leaf: Any) -> tuple[Any, ...]:
+    if isinstance(leaf, jax.Array):
+        return str(leaf.dtype), leaf.shape, getattr(leaf, "weak_type", False), str(getattr(leaf.sharding, "spec", ""))
+    return str(np.asarray(leaf).dtype), np.shape(leaf), type(leaf).__name__
