@@ -166,7 +166,8 @@ def load(path: str | Path, *, step: int | None = None, mesh: str = "", cache: Ca
         cache: keeps the model's programs, and its weights as they can be mapped, for the next start (see kept.py).
 
     Raises:
-        UserError: when the run, the checkpoint or the tokenizer is missing or damaged; the message says what to do.
+        UserError: when the run, the checkpoint or the tokenizer is missing or damaged, or the tokenizer is not the one that
+            the checkpoint was trained with; the message says what to do.
     """
     path = Path(path)
     if step is not None and (path / "checkpoints").is_dir():
@@ -182,6 +183,12 @@ def load(path: str | Path, *, step: int | None = None, mesh: str = "", cache: Ca
             raise UserError(f"the run {run} has no tokenizer/: a checkpoint needs the run's folder around it")
         else:
             tokenizer = load_tokenizer(run / "tokenizer")
+            if meta.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:  # older checkpoints do not say
+                raise UserError(
+                    f"the checkpoint {folder} was trained with another tokenizer than the one that is in "
+                    f"{run / 'tokenizer'} now, so every id would mean something else: put the tokenizer back that it was "
+                    "trained with"
+                )
     with timings.phase("read the weights"):
         module = transformer.build(c.model)
         shapes = _shapes(module, cache)

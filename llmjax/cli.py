@@ -21,7 +21,8 @@ DESCRIPTION = """\
 Build a language model, from raw text to a model you can prompt.
 
 Each stage is a verb and leaves one folder in the run's folder (--workdir, by default runs/NAME). A stage that is
-done is skipped; changing a setting that it depends on runs it, and what follows it, again."""
+done is skipped; changing a setting that it depends on runs it, and what follows it, again. A training goes on from its
+last checkpoint, for longer or at another rate too; what would make another training of it is refused without --again."""
 
 EXAMPLES = """\
 examples:
@@ -50,6 +51,10 @@ settings:
                              (`llmjax config` lists all of them)
 """
 
+
+AGAIN = """\
+let changed settings replace the training that is in WORKDIR, which is moved to WORKDIR/before-N; a single stage runs again
+although nothing changed"""
 
 # glibc reads this at its start. Page faults of 4 KiB pages were a sixth of a step's time (benchmarks/nanogpt.py, medium).
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -144,6 +149,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         verb.add_argument("--config", metavar="FILE[:ARG]", help="the config; see below")
         verb.add_argument("--workdir", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME)")
+        if name in ("run", *recipe.TRAINED):
+            verb.add_argument("--again", action="store_true", help=AGAIN)
         if name == "generate":
             infer_command.add_generate(verb)
         if name == "eval":
@@ -308,7 +315,9 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     processes.start(heartbeat_seconds=c.parallel.heartbeat_seconds)
     try:
-        results = recipe.run(c, workdir, c.stages if args.verb == "run" else (args.verb,))
+        results = recipe.run(
+            c, workdir, c.stages if args.verb == "run" else (args.verb,), again=getattr(args, "again", False)
+        )
     except Stopped as stopped:
         if processes.is_first():
             print(f"llmjax: {stopped}")

@@ -1,27 +1,30 @@
 """A recipe runs stages in order, skips what is done, and says why it does either.
 
-A stage is a function `(config, workdir) -> results`. It depends on some of the config's keys and on earlier stages;
-a hash of both is its fingerprint. WORKDIR/stages.json remembers the fingerprint with which each stage was started
-and whether it was finished, so that an interrupted training goes on and a changed one starts anew.
+A stage is a function `(config, workdir) -> results`. It depends on some of the config's keys and on earlier stages.
+WORKDIR/stages.json remembers the settings with which each stage was started and whether it was finished. What a changed
+setting means is in config/changes.py: a training goes on under some, and under others it is another one. What is
+refused changes nothing: everything that can be checked is checked before the first stage begins, and each stage once
+more before anything of it is moved, deleted or noted. A training is set aside with `again` alone.
 
 Of several processes (parallel/processes.py) the first decides which stages run and writes all of this. Stages that do
 not train run in the first alone, on its own devices, while the others wait.
 """
 
-import fcntl
-import hashlib
 import importlib
+import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from llmjax import config, human
+from llmjax import config, human, storage
+from llmjax.config import changes
 from llmjax.errors import UserError
 from llmjax.parallel import processes
 
@@ -30,38 +33,50 @@ Results = dict[str, float | int | str]
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: where its function is (imported only when it runs), what it reads, what it needs, what it is for."""
+    """A stage: where its functions are (imported only when they run), what it reads, what it needs, what it is for."""
 
     function: str
-    keys: tuple[str, ...]  # prefixes of config keys that it depends on
+    keys: tuple[str, ...]  # the settings, or groups of settings, that it depends on
     needs: tuple[str, ...]
     about: str
+    # (config, workdir | None, fresh) raises UserError for what the stage would refuse, and changes nothing. Without a
+    # workdir what the stage needs is yet to be made; fresh: what it made so far is to be moved away.
+    check: str = ""
+    leaves: tuple[str, ...] = ()  # patterns of files and folders that are there when it is done, one of each at least
     everywhere: bool = False  # all processes of a job run it together
 
 
 STAGES: dict[str, Stage] = {
     "prepare": Stage(
         "llmjax.prepare.run:run",
-        ("prepare", "data.sources", "data.text_field", "data.min_bytes", "data.holdout", "data.shard_bytes"), (),
+        ("prepare", "data.sources", "data.text_field", "data.min_bytes", "data.holdout_percent",
+         "data.holdout_max_bytes", "data.holdout_tail_percent", "data.shard_bytes"), (),
         "read the sources into clean, deduplicated shards of documents",
+        leaves=("prepare/train/*",),
     ),
     "tokenizer": Stage(
-        "llmjax.data.tokens:run", ("tokenizer", "data.record_tokens"), ("prepare",),
+        "llmjax.data.tokens:run", ("tokenizer", "data.record_tokens", "train.init_from"), ("prepare",),
         "train the tokenizer and write token shards",
+        check="llmjax.data.tokens:check",
+        leaves=("tokenizer/tokens/index.json",),
     ),
     "train": Stage(
         "llmjax.stages.train:run",
-        ("seed", "data.mixture", "data.max_epochs", "model", "objective", "optimizer", "schedule", "train"), ("tokenizer",),
+        ("seed", "data.mixture", "data.mixture_temperature", "data.max_epochs", "model", "objective", "optimizer",
+         "schedule", "train"), ("tokenizer",),
         "train the model, or go on from its last checkpoint",
-        everywhere=True,
+        check="llmjax.stages.train:check",
+        leaves=("checkpoints/[0-9]*",), everywhere=True,
     ),
     "eval": Stage(
         "llmjax.stages.eval:run", ("eval",), ("train",),
         "measure perplexity and bits per byte on held-out text",
+        check="llmjax.stages.eval:check",
     ),
     "generate": Stage(
         "llmjax.stages.generate:run", ("generate", "seed"), ("train",),
         "continue the prompts of the config",
+        check="llmjax.stages.generate:check",
     ),
     "report": Stage(
         "llmjax.report:run", ("name",), (),
@@ -70,76 +85,113 @@ STAGES: dict[str, Stage] = {
 }  # fmt: skip
 
 FILES = "the files of data.sources"
-# Keys that say how a stage runs, not what comes out of it.
-IRRELEVANT = (
-    "train.log_every",
-    "train.tensorboard",
-    "train.eval_every",
-    "train.eval_batches",
-    "train.max_bad_steps",
-    "train.hunt_nan",
-    "train.executable",
-    "model.attention",
-    "model.scan_unroll",
-    "model.remat",
-    "prepare.engine",
-    "prepare.spark_master",
-    "prepare.workers",
-    "prepare.memory_bytes",
-    "prepare.keep_work",
-)
+TRAINED = ("prepare", "tokenizer", "train")  # the stages on which a training stands
 
 
-def dependencies(c: ConfigDict, stage: str, workdir: Path) -> dict[str, Any]:
+def dependencies(c: ConfigDict, stage: str, *, files: str | None = None) -> dict[str, Any]:
     """The settings that a stage depends on, its predecessors' included, and the state of the source files.
 
-    Source files that are gone count as unchanged when they have been prepared: a run stays usable without them.
+    Args:
+        files: a digest of the files of `data.sources`; None: not known.
     """
-    flat = config.flatten(c.to_dict())
     keys: dict[str, Any] = {}
     for need in STAGES[stage].needs:
-        keys |= dependencies(c, need, workdir)
-    for key, value in flat.items():
-        if key.startswith(STAGES[stage].keys) and key not in IRRELEVANT:
+        keys |= dependencies(c, need, files=files)
+    for key, value in config.flatten(c.to_dict()).items():
+        if any(f"{key}.".startswith(f"{group}.") for group in STAGES[stage].keys):
             keys[key] = value
-    if stage == "prepare":
-        from llmjax.prepare.sources import sources_fingerprint
-
-        try:
-            keys[FILES] = sources_fingerprint(c.data.sources)
-        except UserError:
-            before = _read_stages(workdir).get("prepare", {"done": False})
-            if not before["done"] or before["settings"]["data.sources"] != list(c.data.sources):
-                raise
-            keys[FILES] = before["settings"][FILES]
+    if stage == "prepare" and files is not None:
+        keys[FILES] = files
     return json.loads(json.dumps(keys))
 
 
-def run(c: ConfigDict, workdir: Path, stages: Sequence[str]) -> Results:
+def run(c: ConfigDict, workdir: Path, stages: Sequence[str], *, again: bool = False) -> Results:
     """Run the stages in order, skipping those that are done; the merged results are written to WORKDIR/results.json.
 
+    Args:
+        again: let changed settings replace a training, which is moved to WORKDIR/before-N; a single stage runs again
+            although nothing changed.
+
     Raises:
-        UserError: for an unknown stage, or a stage whose predecessors have not been run with this config.
+        UserError: for an unknown stage, a stage whose predecessors have not been run with this config, settings that a
+            stage refuses, and settings by which the training in WORKDIR would be another one.
     """
     for stage in stages:
         if stage not in STAGES:
             raise UserError(f"there is no stage {stage!r}; stages are {', '.join(STAGES)}")
-    if processes.is_first():
-        workdir.mkdir(parents=True, exist_ok=True)
-    if tuple(stages) == ("report",):  # reads only, so that a run can be looked at while it trains
-        _run_stage(c, workdir, "report")
-    else:
-        with ExitStack() as held:
+    with ExitStack() as held:
+        files = None
+        if tuple(stages) != ("report",):  # reads only, so that a run can be looked at while it trains
+            files = processes.from_first(lambda: _files(c, workdir, live="prepare" in stages))
+            _check_all(c, workdir, stages, files, again=again)
             processes.from_first(lambda: _claim(c, workdir, held))
-            for stage in stages:
-                _run_stage(c, workdir, stage)
+        for stage in stages:
+            decision = processes.from_first(partial(_decide, c, workdir, stage, stages, files, again=again))
+            if decision["skip"]:
+                if processes.is_first():
+                    print(f"{stage}: done already, skipped ({workdir / stage})")
+                continue
+            _check(c, workdir, stage, fresh=decision["aside"])
+            processes.from_first(partial(_begin, workdir, stage, decision))
+            began = time.perf_counter()
+            function = _function(STAGES[stage].function)
+            everywhere = STAGES[stage].everywhere
+            results = function(c, workdir) if everywhere else processes.from_first(partial(function, c, workdir))
+            processes.from_first(partial(_end, workdir, stage, results))
+            print(f"== {stage} took {human.duration(time.perf_counter() - began)}", flush=True)
     return processes.from_first(lambda: _merge(workdir))
 
 
+def _function(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _check_all(c: ConfigDict, workdir: Path, stages: Sequence[str], files: str | None, *, again: bool) -> None:
+    """Raise UserError for what is known to be refused before the first stage begins."""
+    due: list[str] = []
+    for number, stage in enumerate(stages):
+        decide = partial(_decide, c, workdir, stage, stages, files, again=again, earlier=stages[:number])
+        decision = processes.from_first(decide)
+        if decision["skip"]:
+            continue
+        due.append(stage)
+        _check(c, None if set(STAGES[stage].needs) & set(due) else workdir, stage, fresh=decision["aside"])
+
+
+def _check(c: ConfigDict, workdir: Path | None, stage: str, *, fresh: bool) -> None:
+    if not STAGES[stage].check:
+        return
+    check = partial(_function(STAGES[stage].check), c, workdir, fresh=fresh)
+    if STAGES[stage].everywhere:
+        check()
+    else:
+        processes.from_first(check)
+
+
+def _files(c: ConfigDict, workdir: Path, *, live: bool) -> str | None:
+    """A digest of the source files: as they are, or, for stages after prepare, as they were when they were prepared.
+
+    Source files that are gone count as unchanged when they have been prepared: a run stays usable without them.
+    """
+    from llmjax.prepare.sources import sources_fingerprint
+
+    before = _read_stages(workdir).get("prepare", {"done": False, "settings": {}})
+    if not live:
+        return before["settings"].get(FILES)
+    try:
+        return sources_fingerprint(c.data.sources)
+    except UserError:
+        if not before["done"] or before["settings"]["data.sources"] != list(c.data.sources):
+            raise
+        return before["settings"][FILES]
+
+
 def _claim(c: ConfigDict, workdir: Path, held: ExitStack) -> None:
-    """Take the run for this process and note its config."""
-    held.enter_context(_lock(workdir))
-    write_atomic(workdir / "config.json", config.to_json(c))
+    """Take the run for this process and note its config. The lock goes with the process, however it ends."""
+    busy = f"another process is working on {workdir}: wait for it, or choose another --workdir"
+    held.enter_context(storage.locked(workdir / ".lock", otherwise=busy))
+    storage.write_text(workdir / "config.json", config.to_json(c))
 
 
 def _merge(workdir: Path) -> Results:
@@ -152,119 +204,181 @@ def _merge(workdir: Path) -> Results:
                 merged[f"{stage}/{key}"] = value
                 if stage == "eval":
                     merged[key] = value
-    write_atomic(workdir / "results.json", json.dumps(merged, indent=1) + "\n")
+    storage.write_json(workdir / "results.json", merged)
     return merged
 
 
-def _run_stage(c: ConfigDict, workdir: Path, stage: str) -> None:
-    wanted = processes.from_first(lambda: _begin(c, workdir, stage))
-    if wanted is None:
-        return
-    began = time.perf_counter()
+def _decide(
+    c: ConfigDict,
+    workdir: Path,
+    stage: str,
+    stages: Sequence[str],
+    files: str | None,
+    *,
+    again: bool,
+    earlier: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What is to be done for a stage, without doing it.
 
-    def call() -> Results:
-        module, _, name = STAGES[stage].function.partition(":")
-        return getattr(importlib.import_module(module), name)(c, workdir)
+    Args:
+        stages: all that were asked for.
+        earlier: those that will have run before.
 
-    results = call() if STAGES[stage].everywhere else processes.from_first(call)
-    if processes.is_first():
-        (workdir / stage).mkdir(exist_ok=True)
-        write_atomic(workdir / stage / "results.json", json.dumps(results, indent=1) + "\n")
-        _write_stage(workdir, stage, wanted, done=True)
-    print(f"== {stage} took {human.duration(time.perf_counter() - began)}", flush=True)
+    Returns:
+        skip: it is done; settings: what it depends on; changed: key -> values before and now; aside: the training so
+        far is to be moved away.
 
-
-def _begin(c: ConfigDict, workdir: Path, stage: str) -> dict[str, Any] | None:
-    """Note that a stage is started, and return the settings it depends on; None when it is done already."""
-    wanted = dependencies(c, stage, workdir)
+    Raises:
+        UserError: when what the stage needs is not there, and when it would replace a training without `again`.
+    """
     for need in STAGES[stage].needs:
-        if not is_done(workdir, need, dependencies(c, need, workdir)):
-            raise UserError(
-                f"{stage} needs {need}, which has not been run with these settings in {workdir}: "
-                f"run `llmjax {need}` first, or `llmjax run` for everything"
-            )
-    if stage != "report" and is_done(workdir, stage, wanted):
-        print(f"{stage}: done already, skipped ({workdir / stage})")
-        return None
-    before = _read_stages(workdir).get(stage)
-    if before is not None and before["fingerprint"] != fingerprint(wanted):
-        print(f"{stage}: runs again, because {_what_changed(before['settings'], wanted)}")
-        if stage == "train":
-            _set_aside(workdir)
+        if need not in earlier:
+            _check_done(c, workdir, need, files, what=stage)
+    wanted = dependencies(c, stage, files=files)
+    before = _before(workdir, stage, wanted)
+    differences = changes.changed(before["settings"], wanted) if before is not None else {}
+    repeated = again and tuple(stages) == (stage,)
+    decision = {"skip": False, "settings": wanted, "changed": differences, "aside": False}
+    if stage == "report":
+        return decision
+    if before is not None and before["done"] and not differences and not repeated and _is_there(workdir, stage):
+        return {**decision, "skip": True}
+    step = _trained_steps(workdir)
+    if stage not in TRAINED or step is None:
+        return decision
+    if before is None and _is_imported(workdir):
+        raise UserError(
+            f"{workdir} holds an imported model, which {stage} would replace: fine-tune it in a run of its own, with "
+            f"--config.train.init_from={workdir} and another --workdir"
+        )
+    another = changes.makes_another(differences, wanted) if stage == "train" else list(differences)
+    if (another or repeated) and again:
+        return {**decision, "aside": True}
+    if another:
+        raise UserError(
+            f"{workdir} holds a training of {step:,} steps, and {changes.described({k: differences[k] for k in another})}, "
+            f"which makes it another one. Give another --workdir, or --again, which moves that training to "
+            f"{_next_aside(workdir)} and starts anew"
+        )
+    if differences and before is not None and before["done"] and "train.duration" not in differences:
+        raise UserError(
+            f"the training in {workdir} is finished after {step:,} steps, so nothing follows from what changed: "
+            f"{changes.described(differences)}. Give a longer train.duration, with which it goes on from there; another "
+            f"--workdir; or --again, which moves that training to {_next_aside(workdir)} and starts anew"
+        )
+    return decision
+
+
+def _begin(workdir: Path, stage: str, decision: Mapping[str, Any]) -> None:
+    """Say and note that a stage is started."""
+    step = _trained_steps(workdir)
+    if decision["changed"]:
+        goes_on = stage == "train" and step is not None and not decision["aside"]
+        how = f"goes on from step {step:,}, although" if goes_on else "runs again, because"
+        print(f"{stage}: {how} {changes.described(decision['changed'])}")
+    if decision["aside"]:
+        _set_aside(workdir)
     print(f"\n== {stage}: {STAGES[stage].about}", flush=True)
-    _write_stage(workdir, stage, wanted, done=False)
-    return wanted
+    if stage != "report":
+        entries = _read_stages(workdir)
+        entry: dict[str, Any] = {"done": False, "settings": decision["settings"]}
+        if stage == "train" and step is not None and not decision["aside"]:  # a note of every change on the way
+            entry["changes"] = list(entries.get(stage, {}).get("changes", ()))
+            if decision["changed"]:
+                entry["changes"].append({"step": step, "settings": decision["changed"]})
+        storage.write_json(workdir / "stages.json", entries | {stage: entry})
 
 
-def is_done(workdir: Path, stage: str, settings: dict[str, Any]) -> bool:
-    """Whether the stage was finished with these settings and its results are there."""
-    entry = _read_stages(workdir).get(stage)
-    return bool(
-        entry
-        and entry["done"]
-        and entry["fingerprint"] == fingerprint(settings)
-        and (workdir / stage / "results.json").exists()
-    )
+def _end(workdir: Path, stage: str, results: Results) -> None:
+    """Keep the results of a stage and note that it is done."""
+    storage.write_json(workdir / stage / "results.json", results)
+    entries = _read_stages(workdir)
+    if stage != "report":
+        storage.write_json(workdir / "stages.json", entries | {stage: entries[stage] | {"done": True}})
 
 
-def fingerprint(settings: dict[str, Any]) -> str:
-    """A hash of settings."""
-    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
+def _check_done(c: ConfigDict, workdir: Path, need: str, files: str | None, *, what: str) -> None:
+    """Raise UserError unless the stage `need` was finished with these settings, for the sake of `what`."""
+    wanted = dependencies(c, need, files=files)
+    before = _before(workdir, need, wanted)
+    differences = changes.changed(before["settings"], wanted) if before is not None else {}
+    if before is not None and before["done"] and not differences and _is_there(workdir, need):
+        return
+    if before is None and need == "train" and _is_imported(workdir):
+        return
+    mend = f"run `llmjax {need}` first, or `llmjax run` for everything"
+    if differences:
+        raise UserError(
+            f"{what} needs {need}, which has not been run with these settings in {workdir}: "
+            f"{changes.described(differences)}. Leave that as it was, or {mend}"
+        )
+    raise UserError(f"{what} needs {need}, which has not been run to its end in {workdir}: {mend}")
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a file by `text`, whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def _before(workdir: Path, stage: str, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How a stage was started last, and whether it was finished; None if it never was.
+
+    A setting that the stage did not depend on in an earlier version is what other stages say that it was. Where
+    stages.json is lost, a checkpoint still has the settings of its training.
+    """
+    entries = _read_stages(workdir)
+    if stage in entries:
+        told = {key: value for entry in entries.values() for key, value in entry["settings"].items() if key in wanted}
+        return {"done": entries[stage]["done"], "settings": told | entries[stage]["settings"]}
+    if stage not in TRAINED or _trained_steps(workdir) is None:
+        return None
+    meta = _newest_meta(workdir)
+    if "imported" in meta:
+        return None
+    known = config.flatten(meta["config"])
+    known["model.vocab_size"] = wanted.get("model.vocab_size", 0)  # 0 was resolved
+    return {"done": False, "settings": {**wanted, **{key: known[key] for key in wanted if key in known}}}
+
+
+def _is_there(workdir: Path, stage: str) -> bool:
+    """Whether the results of a stage have not been deleted."""
+    left = (f"{stage}/results.json", *STAGES[stage].leaves)
+    return all(any(workdir.glob(pattern)) for pattern in left)
+
+
+def _trained_steps(workdir: Path) -> int | None:
+    """The step of the newest checkpoint of the run; None without one."""
+    return max((int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()), default=None)
+
+
+def _newest_meta(workdir: Path) -> dict[str, Any]:
+    from llmjax.train import folders
+
+    return folders.read_meta(folders.newest(workdir))
+
+
+def _is_imported(workdir: Path) -> bool:
+    return _trained_steps(workdir) is not None and "imported" in _newest_meta(workdir)
 
 
 def _read_stages(workdir: Path) -> dict[str, Any]:
-    path = workdir / "stages.json"
+    path, mend = workdir / "stages.json", "delete it, and the stages run again"
+    entries = storage.read_json(path, mend=mend) if path.exists() else {}
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged ({error}): delete it, and the stages run again") from error
+        return {
+            stage: {**entry, "done": bool(entry["done"]), "settings": dict(entry["settings"])}
+            for stage, entry in entries.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error!r}): {mend}") from error
 
 
-def _write_stage(workdir: Path, stage: str, settings: dict[str, Any], *, done: bool) -> None:
-    entries = _read_stages(workdir)
-    entries[stage] = {"done": done, "fingerprint": fingerprint(settings), "settings": settings}
-    write_atomic(workdir / "stages.json", json.dumps(entries, indent=1) + "\n")
-
-
-def _what_changed(before: dict[str, Any], after: dict[str, Any]) -> str:
-    changed = [key for key in sorted(set(before) | set(after)) if before.get(key) != after.get(key)]
-    described = [
-        f"{key} changed" if key == FILES else f"{key} changed from {before.get(key)!r} to {after.get(key)!r}"
-        for key in changed
-    ]
-    more = f" and {len(described) - 3} more settings" if len(described) > 3 else ""
-    return ", ".join(described[:3]) + more
+def _next_aside(workdir: Path) -> Path:
+    return next(path for n in itertools.count(1) if not (path := workdir / f"before-{n}").exists())
 
 
 def _set_aside(workdir: Path) -> None:
-    """Move an earlier training's checkpoints and metrics out of the way: they took long to make, so none is deleted."""
-    things = [workdir / name for name in ("checkpoints", "metrics.jsonl", "train") if (workdir / name).exists()]
-    if not things:
-        return
-    number = 1
-    while (workdir / f"before-{number}").exists():
-        number += 1
-    (workdir / f"before-{number}").mkdir()
-    for thing in things:
-        thing.rename(workdir / f"before-{number}" / thing.name)
-    print(f"the training so far was moved to {workdir / f'before-{number}'}; delete it when you do not need it")
-
-
-@contextmanager
-def _lock(workdir: Path) -> Iterator[None]:
-    """Keep a second process out of a run. The lock goes with the process, however it ends."""
-    with (workdir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is working on {workdir}: wait for it, or choose another --workdir"
-            ) from None
-        yield
+    """Move a training out of the way, with what is needed to load it: it took long to make, so it is not deleted."""
+    aside = _next_aside(workdir)
+    for name in ("config.json", "tokenizer"):
+        if (workdir / name).exists():
+            storage.copy(workdir / name, aside / name, without=("tokens",))
+    for name in ("checkpoints", "metrics.jsonl", "train"):
+        if (workdir / name).exists():
+            storage.rename(workdir / name, aside / name)
+    print(f"the training so far was moved to {aside}; delete it when you do not need it")

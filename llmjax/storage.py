@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -143,6 +143,15 @@ def rename(source: Path, target: Path) -> None:
     """Give a file or a folder another name on the same disk, at once. The target must not be a folder with files."""
     target.parent.mkdir(parents=True, exist_ok=True)
     os.rename(source, target)
+
+
+def copy(source: Path, target: Path, *, without: Sequence[str] = ()) -> None:
+    """Copy a file, or a folder but for the entries of these names. The target must not be there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns(*without))
+    else:
+        shutil.copyfile(source, target)
 
 
 def remove(path: Path) -> None:

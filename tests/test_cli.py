@@ -134,7 +134,7 @@ def test_the_traceback_is_there_for_those_who_ask(config_file, monkeypatch, tmp_
 def test_a_full_disk_is_the_machines_fault_exit_status_1(config_file, monkeypatch, tmp_path, capsys):
     import errno
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
 
     monkeypatch.setattr(recipe, "run", full)

@@ -20,7 +20,7 @@ import numpy as np
 from array_record.python import array_record_module
 from ml_collections import ConfigDict
 
-from llmjax import progress
+from llmjax import config, progress
 from llmjax.data import parallel_text
 from llmjax.data.documents import SPLITS, read_documents, shard_files
 from llmjax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -47,7 +47,8 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     prepared = workdir / "prepare"
     if not shard_files(prepared / "train"):
         raise UserError(f"there are no documents in {prepared / 'train'}: run `llmjax prepare` first")
-    tokenizer = load_tokenizer(c.tokenizer.path) if c.tokenizer.path else _train(c, prepared)
+    path = chosen(c)
+    tokenizer = load_tokenizer(path) if path else _train(c, prepared)
     trained = time.perf_counter()
     folder = workdir / "tokenizer"
     if folder.exists():
@@ -92,14 +93,60 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
         "encode_megabytes_per_second": round(text_bytes / 1e6 / (ended - trained), 3),
         "seconds": round(ended - began, 3),
     }
-    origin = f"from {c.tokenizer.path}" if c.tokenizer.path else f"trained in {results['train_seconds']:.1f} s"
-    kind = tokenizer.kind if c.tokenizer.path else c.tokenizer.kind
+    origin = f"from {path}" if path else f"trained in {results['train_seconds']:.1f} s"
+    kind = tokenizer.kind if path else c.tokenizer.kind
     print(f"tokenizer: {kind}, {tokenizer.vocab_size:,} pieces, {origin}")
     print(
         f"tokens: {results['train_tokens']:,} train, {results['heldout_tokens']:,} held out, "
         f"{results['bytes_per_token']:.2f} bytes a token, {results['encode_megabytes_per_second']:.1f} MB/s"
     )
     return results
+
+
+def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
+    """Raise UserError for a tokenizer that cannot be read, or that is not the one of `train.init_from`."""
+    path = chosen(c)
+    if not path:
+        return
+    tokenizer, theirs = load_tokenizer(path), _of_initial(c)
+    if theirs is not None and load_tokenizer(theirs).fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"tokenizer.path={path} is another tokenizer than that of train.init_from={c.train.init_from}, so every id "
+            f"would mean something else: set --config.tokenizer.path={theirs}"
+        )
+
+
+def chosen(c: ConfigDict) -> str:
+    """The tokenizer that the stage takes over; "": it trains one.
+
+    It is `tokenizer.path`; or else, with `train.init_from`, that run's tokenizer, without which its weights mean
+    nothing. The other settings under `tokenizer` then have no effect, and must not ask for another tokenizer: they are
+    those of that run, or have their defaults.
+
+    Raises:
+        UserError: for settings that ask for another one.
+    """
+    theirs = _of_initial(c)
+    if c.tokenizer.path or theirs is None:
+        return c.tokenizer.path
+    file = theirs.parent / "config.json"
+    run = config.from_json(file.read_text(encoding="utf-8")) if file.is_file() else config.base()
+    for key, value in c.tokenizer.items():
+        if value not in (run.tokenizer[key], config.base().tokenizer[key]):
+            raise UserError(
+                f"train.init_from={c.train.init_from} needs the tokenizer that it was trained with, and tokenizer.{key}="
+                f"{value} asks for another: set --config.tokenizer.path={theirs}"
+            )
+    return str(theirs)
+
+
+def _of_initial(c: ConfigDict) -> Path | None:
+    """The tokenizer of the run `train.init_from`, or of the run around that checkpoint; None where there is none."""
+    if not c.train.init_from:
+        return None
+    given = Path(c.train.init_from)
+    run = given.parent.parent if given.parent.name == "checkpoints" else given
+    return run / "tokenizer" if (run / "tokenizer").is_dir() else None
 
 
 def languages_of(prepared: Path, source: str) -> tuple[str, ...]:

@@ -45,15 +45,15 @@ def run(c: ConfigDict, model: LanguageModel, workdir: Path, *, allow_code_execut
     return found | {name: estimate.value for name, estimate in aggregates(scores).items()}
 
 
-def evaluate(
-    c: ConfigDict,
-    model: LanguageModel,
-    names: Sequence[str],
-    folders: Sequence[str | Path],
-    *,
-    allow_code_execution: bool = False,
-) -> dict[str, TaskScore]:
-    """Task -> scores, in the order of the names; each by its runner."""
+def check(
+    c: ConfigDict, names: Sequence[str] | None = None, *, allow_code_execution: bool
+) -> tuple[list[str], list[str], list[str]]:
+    """The benchmarks (of `c.eval.tasks` unless they are named) that are programs, the native runner's, the harness's.
+
+    Raises:
+        UserError: for an unknown name or runner, programs that may not be run, and a harness that is not installed.
+    """
+    names = expand(c.eval.tasks) if names is None else names
     if c.eval.runner not in RUNNERS:
         raise UserError(f"eval.runner={c.eval.runner!r} is not known: give {' or '.join(RUNNERS)}")
     programs = [name for name in names if name in code.TASKS]
@@ -63,6 +63,19 @@ def evaluate(
     theirs = [n for n in names if n not in (*programs, *ours)]
     if theirs:
         harness.require()
+    return programs, ours, theirs
+
+
+def evaluate(
+    c: ConfigDict,
+    model: LanguageModel,
+    names: Sequence[str],
+    folders: Sequence[str | Path],
+    *,
+    allow_code_execution: bool = False,
+) -> dict[str, TaskScore]:
+    """Task -> scores, in the order of the names; each by its runner."""
+    programs, ours, theirs = check(c, names, allow_code_execution=allow_code_execution)
     scores: dict[str, TaskScore] = {}
     settings: dict[str, Any] = {"limit": c.eval.limit}
     if ours:

@@ -100,7 +100,8 @@ def import_model(source: Path, run: Path, *, dtype: str = "", tokenizer: str = "
                     f"{model.vocab_size:,}: they do not belong together; give another --tokenizer, or --tokenizer none"
                 )
         (folder / "config.json").write_text(config.to_json(c), encoding="utf-8")
-        _write_checkpoint(folder / "checkpoints" / "0", c, params, rows, weights, model_type)
+        notes = {"imported": {"model_type": model_type}} | ({"tokenizer": known.fingerprint} if known else {})
+        _write_checkpoint(folder / "checkpoints" / "0", c, params, rows, weights, notes)
     size = sum(math.prod(tensor.shape) for tensor in params.values())
     return Imported(run, model_type, size, c.model.param_dtype, known)
 
@@ -206,9 +207,14 @@ def _write_tokenizer(
 
 
 def _write_checkpoint(
-    folder: Path, c: ConfigDict, params: Mapping[str, Tensor], rows: list[Row], weights: Source, model_type: str
+    folder: Path,
+    c: ConfigDict,
+    params: Mapping[str, Tensor],
+    rows: list[Row],
+    weights: Source,
+    notes: Mapping[str, Any],
 ) -> None:
-    """The checkpoint of step 0, row by row."""
+    """The checkpoint of step 0, row by row; `notes` are what its meta says beside the usual."""
     folder.mkdir(parents=True)
     total = sum(tensor.nbytes for tensor in params.values())
     require_space(folder, total)
@@ -219,7 +225,7 @@ def _write_checkpoint(
             _write_row(writer, row, params, weights)
             advance(sum(math.prod(slot.shape) * params[slot.path].dtype.itemsize for slot in row.ours))
     meta = {"step": 0, "train_seconds": 0.0, "tokens": 0, "seed": c.seed, "config": c.to_dict()}
-    writer.close(meta={**meta, "imported": {"model_type": model_type}})
+    writer.close(meta={**meta, **notes})
 
 
 def _write_row(writer: StackedWriter, row: Row, params: Mapping[str, Tensor], weights: Source) -> None:

@@ -15,6 +15,7 @@ from llmjax.api import LanguageModel, load
 from llmjax.data.batches import heldout_batches
 from llmjax.data.score import Score, total_score
 from llmjax.data.tokens import Index, load_index, read_stream, read_texts
+from llmjax.errors import UserError
 from llmjax.eval import tasks
 from llmjax.eval.bits_per_byte import split_documents
 from llmjax.objectives import OBJECTIVES, corruption
@@ -27,6 +28,16 @@ from llmjax.train.pretrain import make_heldout
 def xz_bytes(data: bytes) -> int:
     """Bytes that `xz -9e` needs for `data`."""
     return len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))
+
+
+def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
+    """Raise UserError for benchmarks that cannot be run, and where there is no text to be measured on."""
+    if c.eval.tasks:
+        tasks.check(c, allow_code_execution=False)
+    if workdir is not None and not (workdir / "tokenizer" / "tokens").is_dir():
+        raise UserError(
+            f"{workdir} has no held-out text, as imported models have none: give `llmjax eval` benchmarks by --tasks"
+        )
 
 
 def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:

@@ -6,9 +6,16 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from llmjax import storage
 from llmjax.api import load
 from llmjax.errors import UserError
 from llmjax.objectives import OBJECTIVES
+
+
+def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
+    """Raise UserError when there is no prompt."""
+    if not c.generate.prompts:
+        raise UserError("generate.prompts is empty: give at least one, such as --config.generate.prompts='[\"def \"]'")
 
 
 def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
@@ -17,10 +24,8 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     Rows: prompt, text (the continuation), finish ("stop", "eos" or "length").
 
     Raises:
-        UserError: when there is no prompt, or the model cannot be read.
+        UserError: when the model cannot be read.
     """
-    if not c.generate.prompts:
-        raise UserError("generate.prompts is empty: give at least one, such as --config.generate.prompts='[\"def \"]'")
     model = load(workdir, mesh=c.infer.mesh)
     if not OBJECTIVES[model.config.objective.name].reads_left_to_right:
         print(
@@ -32,12 +37,10 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     began = time.perf_counter()
     completions = model.generate(prompts, seed=c.seed, **settings)
     seconds = time.perf_counter() - began
-    folder = workdir / "generate"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
-        for one in completions:
-            file.write(json.dumps({"prompt": one.prompt, "text": one.text, "finish": one.finish}) + "\n")
-            print(f"---- {one.finish}\n{one.prompt}{one.text}")
+    rows = [{"prompt": one.prompt, "text": one.text, "finish": one.finish} for one in completions]
+    storage.write_text(workdir / "generate" / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    for one in completions:
+        print(f"---- {one.finish}\n{one.prompt}{one.text}")
     tokens = sum(len(one.tokens) for one in completions)
     return {
         "prompts": len(prompts),

@@ -10,7 +10,14 @@ from ml_collections import ConfigDict
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.model.transformer import Transformer
 from llmjax.parallel import processes
+from llmjax.train import check as checks
 from llmjax.train import pretrain
+
+
+def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
+    """Raise UserError for a training that cannot be begun, and for a task whose questions are not in c.eval.data."""
+    checks.check(c, workdir, fresh=fresh)
+    _task_names(c)
 
 
 def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
@@ -20,25 +27,33 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     others when the training is done.
 
     Raises:
-        UserError: if a task's questions are not in c.eval.data, before the training begins; and as `pretrain.run`.
+        UserError: if a task's questions are not in c.eval.data; and as `pretrain.run`.
     """
     return pretrain.run(c, workdir, make_more=_make_tasks(c))
+
+
+def _task_names(c: ConfigDict) -> list[str]:
+    """The benchmarks that the native runner can score during training."""
+    from llmjax.eval import local_data, native
+    from llmjax.eval.leaderboard import expand
+
+    names = [name for name in expand(c.eval.tasks) if native.can_run(name)] if c.eval.tasks else []
+    for name in names:
+        for part in native.with_subjects(name, c.eval.data):
+            local_data.find(part, c.eval.data, shots_from=native.setting_of(part).shots_from)
+    return names
 
 
 def _make_tasks(c: ConfigDict) -> pretrain.MakeMore | None:
     if not c.eval.tasks:
         return None
-    from llmjax.eval import local_data, native
-    from llmjax.eval.leaderboard import expand
+    from llmjax.eval import native
 
-    names = [name for name in expand(c.eval.tasks) if native.can_run(name)]
+    names = _task_names(c)
     if not names or processes.count() > 1:
         why = "in training they need a single process" if names else "none is of the native runner"
         print(f"eval.tasks are not scored during training ({why}); `llmjax eval` scores them afterwards")
         return None
-    for name in names:
-        for part in native.with_subjects(name, c.eval.data):
-            local_data.find(part, c.eval.data, shots_from=native.setting_of(part).shots_from)
 
     def make(
         resolved: ConfigDict, module: Transformer, tokenizer: Tokenizer, mesh: jax.sharding.Mesh

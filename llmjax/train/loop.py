@@ -9,7 +9,7 @@ the same steps; what depends on a clock or a signal of one of them, they agree o
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ def train(
     tokens_per_epoch: int,
     make_evaluate: Callable[[jax.sharding.Mesh], Evaluate] | None = None,
     initial_params: Callable[[Any], Any] | None = None,
+    notes: Mapping[str, Any] | None = None,
     started: float | None = None,
 ) -> dict[str, float | int | str]:
     """Train `module` and return the final numbers of the run.
@@ -59,6 +60,7 @@ def train(
         tokens_per_epoch: for durations in epochs.
         make_evaluate: mesh -> (parameters -> named numbers), run every `train.eval_every`.
         initial_params: abstract parameters -> parameters to start from instead of random ones.
+        notes: what else every checkpoint says about itself, for JSON.
         started: time.perf_counter() at the start of the command, for the report of the time to the first step.
 
     Raises:
@@ -258,7 +260,7 @@ def train(
         last_save, last_saved = time.perf_counter(), row["step"]
         if row["step"] not in checkpoints.all_steps():
             meta = {"step": row["step"], "train_seconds": clock.seconds, "tokens": row["tokens"], "seed": c.seed}
-            meta["spikes"] = spikes.state
+            meta |= {"spikes": spikes.state, **(notes or {})}
             checkpoint.save(
                 checkpoints, state, step=row["step"], meta={**meta, "row": metrics.clean(row), "config": c.to_dict()}
             )

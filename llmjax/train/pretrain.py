@@ -1,5 +1,6 @@
 """The train stage for language models on packed text: what it hands to the loop."""
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from llmjax.objectives import OBJECTIVES, corruption, special_ids
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import processes
 from llmjax.parallel.mesh import use_cpu_devices
-from llmjax.train import checkpoint, loop
+from llmjax.train import initial, loop
 from llmjax.train.step import batch_shardings, make_heldout_step
 
 # (config, module, tokenizer, mesh) -> (parameters -> named numbers)
@@ -38,8 +39,7 @@ def run(c: ConfigDict, workdir: Path, *, make_more: MakeMore | None = None) -> d
         make_more: makes what is measured beside the held-out loss, whenever that is.
     """
     started = time.perf_counter()
-    rows = math.gcd(*(size // ramp.micro_batches(c.train, size) for size in ramp.sizes(c.train)))
-    use_cpu_devices(c.parallel.cpu_devices or processes.cpu_share(), batch_size=rows, work_bytes=work_bytes(c))
+    start_devices(c)
     tokens_folder = workdir / "tokenizer" / "tokens"
     tokenizer = load_tokenizer(workdir / "tokenizer")
     c = resolve(c, tokenizer)
@@ -70,9 +70,6 @@ def run(c: ConfigDict, workdir: Path, *, make_more: MakeMore | None = None) -> d
     heldout = heldout_batches(c, tokens_folder, count=c.train.eval_batches, corruption=change)
     piece_sizes = np.array([len(piece) for piece in tokenizer.piece_bytes])
 
-    def initial_params(abstract: Any) -> Any:
-        return checkpoint.read_params(checkpoint.newest(Path(c.train.init_from)), abstract, cast=True)
-
     def make_evaluate(mesh: jax.sharding.Mesh) -> Callable[[Any], dict[str, float]]:
         held = make_heldout(c, module, heldout, piece_sizes, mesh) if heldout else lambda params: {}
         more = make_more(c, module, tokenizer, mesh) if make_more else lambda params: {}
@@ -85,9 +82,16 @@ def run(c: ConfigDict, workdir: Path, *, make_more: MakeMore | None = None) -> d
         batches=lambda start: batches.iterate(start),
         tokens_per_epoch=tokens_per_epoch,
         make_evaluate=make_evaluate if heldout or make_more else None,
-        initial_params=initial_params if c.train.init_from else None,
+        initial_params=functools.partial(initial.read, c) if c.train.init_from else None,
+        notes={"tokenizer": tokenizer.fingerprint},
         started=started,
     )
+
+
+def start_devices(c: ConfigDict) -> None:
+    """Make the CPU's devices, before JAX starts."""
+    rows = math.gcd(*(size // ramp.micro_batches(c.train, size) for size in ramp.sizes(c.train)))
+    use_cpu_devices(c.parallel.cpu_devices or processes.cpu_share(), batch_size=rows, work_bytes=work_bytes(c))
 
 
 def work_bytes(c: ConfigDict) -> int:

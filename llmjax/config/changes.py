@@ -1,0 +1,86 @@
+"""What a change of a setting means for what a run has made so far.
+
+*identity*: it is another run, which starts from its beginning. *continuable*: what was made stays right, and a training
+goes on under the new value from its last checkpoint. *irrelevant*: the setting says how the work is done, not what
+comes out. Every setting that a training depends on has its class here, itself or by the group of settings that it is in.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmjax.config.settings import base
+from llmjax.config.values import flatten, parse_duration
+
+IDENTITY, CONTINUABLE, IRRELEVANT = "identity", "continuable", "irrelevant"
+
+CLASSES: dict[str, tuple[str, ...]] = {
+    IDENTITY: (
+        "data", "model", "model.moe", "model.recurrent", "prepare", "seed", "tokenizer", "eval", "generate", "name",
+        "objective.infill_rate", "objective.infill_suffix_first", "objective.mask_rate", "objective.mask_split",
+        "objective.modes", "objective.name", "objective.predict_share", "objective.recurrence", "objective.span_length",
+        "objective.whole_words", "optimizer.name", "optimizer.train", "train.batch_ramp", "train.batch_size", "train.batch_start",
+        "train.init_from", "train.sequence_length",
+    ),
+    CONTINUABLE: (
+        "model.attention_dropout", "model.dropout", "model.dropout_shape", "model.dtype", "model.embedding_dropout",
+        "model.layer_drop", "model.moe.balance_loss", "model.moe.capacity_factor",
+        "model.moe.dispatch", "model.moe.jitter", "model.moe.z_loss", "model.quantization", "objective.focal",
+        "objective.l1", "objective.l2", "objective.label_smoothing", "objective.loss_chunks", "objective.z_loss",
+        "optimizer.beta1", "optimizer.beta2", "optimizer.clip_norm", "optimizer.epsilon", "optimizer.learning_rate",
+        "optimizer.muon_learning_rate", "optimizer.muon_momentum", "optimizer.weight_decay", "schedule.by",
+        "schedule.decay", "schedule.drop_at", "schedule.drop_factor", "schedule.final", "schedule.name",
+        "schedule.warmup", "train.duration", "train.ema", "train.max_bad_steps", "train.micro_batches",
+        "train.rewind.factor", "train.rewind.limit", "train.rewind.patience", "train.rewind.skip", "train.rewind.steps",
+        "train.rewind.window",
+    ),
+    IRRELEVANT: (
+        "model.attention", "model.remat", "model.scan_unroll", "prepare.engine", "prepare.keep_work",
+        "prepare.memory_bytes", "prepare.spark_master", "prepare.workers", "train.eval_batches", "train.eval_every",
+        "train.executable", "train.hunt_nan", "train.log_every", "train.tensorboard",
+    ),
+}  # fmt: skip
+_CLASS = {key: name for name, keys in CLASSES.items() for key in keys}
+
+
+def class_of(key: str) -> str:
+    """The class of a setting, or of another thing that a stage depends on, such as the files that it reads."""
+    while key not in _CLASS and "." in key:
+        key = key.rpartition(".")[0]
+    return _CLASS.get(key, IDENTITY)
+
+
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings, by dotted keys, that differ and matter, with both values.
+
+    A key that one side lacks is newer than what that side was written by, and has its default there.
+    """
+    defaults = flatten(base().to_dict())
+    found = {}
+    for key in sorted(before.keys() | after.keys()):
+        old, new = (_plain(side.get(key, defaults.get(key))) for side in (before, after))
+        if old != new and class_of(key) != IRRELEVANT:
+            found[key] = (old, new)
+    return found
+
+
+def makes_another(differences: Mapping[str, tuple[Any, Any]], after: Mapping[str, Any]) -> list[str]:
+    """The keys of `changed` by which a training is another one, so that it cannot go on."""
+    keys = [key for key in differences if class_of(key) == IDENTITY]
+    # What is given in percent of the duration moves with it, and with it the batches that were seen already.
+    past = [after["train.batch_ramp"], *(stage.partition(":")[0] for stage in after["data.mixture"])]
+    moves = any(unit == "%" and amount for amount, unit in map(parse_duration, past)) or after["data.max_epochs"]
+    return keys + ["train.duration"] * bool("train.duration" in differences and moves and "train.duration" not in keys)
+
+
+def described(differences: Mapping[str, tuple[Any, Any]]) -> str:
+    """The first three of `changed`, in words."""
+    told = [
+        f"{key} changed" if " " in key else f"{key} changed from {old!r} to {new!r}"
+        for key, (old, new) in differences.items()
+    ]
+    return ", ".join(told[:3]) + (f" and {len(told) - 3} more settings" if len(told) > 3 else "")
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
