@@ -115,8 +115,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     args = parser.parse_args()
 
-    from llmjax.cli import HUGE_PAGES
     from llmjax.parallel import mesh as meshes
+    from llmjax.start import HUGE_PAGES
 
     if sys.platform == "linux" and not HUGE_PAGES.keys() & os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | HUGE_PAGES)  # as the command does

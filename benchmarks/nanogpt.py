@@ -19,7 +19,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmjax.cli import HUGE_PAGES
+from llmjax.start import HUGE_PAGES
 
 # layers, heads, width, context, rows; 65 characters. small is nanoGPT's documented CPU setting.
 SHAPES = {"small": (4, 4, 128, 64, 12), "medium": (6, 6, 384, 256, 8)}

@@ -34,11 +34,11 @@ import numpy as np
 
 from llmjax import config
 from llmjax.api import LanguageModel, load
-from llmjax.cli import HUGE_PAGES
 from llmjax.model import transformer
 from llmjax.model.block import unstacked
 from llmjax.model.cache import Cache, init_cache
 from llmjax.model.count import param_count
+from llmjax.start import HUGE_PAGES
 
 # What each arm changes in the Transformer's settings, and the setting that evens out the parameters, in steps of so many.
 ARMS: dict[str, tuple[dict[str, Any], str, int]] = {

@@ -2,13 +2,12 @@
 
 import argparse
 import errno
-import importlib.util
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from llmjax import __version__, config, human, recipe
 from llmjax.config.ranges import AT_LEAST_0, AT_LEAST_1, SEED, number
@@ -16,6 +15,7 @@ from llmjax.errors import UserError
 from llmjax.eval import command as eval_command
 from llmjax.infer import command as infer_command
 from llmjax.parallel import processes
+from llmjax.start import script
 
 DESCRIPTION = """\
 Build a language model, from raw text to a model you can prompt.
@@ -55,24 +55,6 @@ settings:
 AGAIN = """\
 let changed settings replace the training that is in WORKDIR, which is moved to WORKDIR/before-N; a single stage runs again
 although nothing changed"""
-
-# glibc reads this at its start. Page faults of 4 KiB pages were a sixth of a step's time (benchmarks/nanogpt.py, medium).
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-
-
-def platforms() -> dict[str, str]:
-    """Have JAX pass over a TPU that is not there: with libtpu installed, for plans, it would ask the network for one."""
-    files = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd")  # of TPUs and GPUs
-    if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None:
-        return {}
-    return {} if any(any(Path("/dev").glob(name)) for name in files) else {"JAX_PLATFORMS": "cpu"}
-
-
-def script() -> NoReturn:
-    """The installed command: `main`, on Linux in a process whose malloc asks for huge pages."""
-    if sys.platform == "linux" and not HUGE_PAGES.keys() & os.environ.keys():
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | HUGE_PAGES | platforms())
-    sys.exit(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,36 @@
+"""The installed command begins here, before anything is imported that takes time."""
+
+import gc
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from llmjax import __version__
+
+# glibc reads this at its start. Page faults of 4 KiB pages were a sixth of a step's time (benchmarks/nanogpt.py, medium).
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+# Importing jax makes half a million objects that stay. Looking for garbage among them took a tenth of the import's time.
+OBJECTS = 100_000  # made before Python looks for garbage
+
+
+def platforms() -> dict[str, str]:
+    """Have JAX pass over a TPU that is not there: with libtpu installed, for plans, it would ask the network for one."""
+    files = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd")  # of TPUs and GPUs
+    if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None:
+        return {}
+    return {} if any(any(Path("/dev").glob(name)) for name in files) else {"JAX_PLATFORMS": "cpu"}
+
+
+def script() -> NoReturn:
+    """The installed command: `cli.main`, on Linux in a process whose malloc asks for huge pages."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"llmjax {__version__}")
+        sys.exit(0)
+    if sys.platform == "linux" and not HUGE_PAGES.keys() & os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | HUGE_PAGES | platforms())
+    gc.set_threshold(OBJECTS)
+    from llmjax.cli import main
+
+    sys.exit(main())
