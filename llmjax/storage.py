@@ -7,6 +7,7 @@ are handed paths; the files that users give are read where they are parsed.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -18,7 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+from llmjax import human
 from llmjax.errors import UserError
+
+ROOM_BYTES = 1_000_000  # for what is written beside what is counted
 
 
 class Locked(UserError):  # noqa: N818
@@ -66,9 +70,9 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that becomes `path`, whole, when the block ends without an error."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
+def writing(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
+    """A binary file that becomes `path`, whole, when the block ends without an error; `shared` as in `replacing`."""
+    with replacing(path, shared=shared) as temporary, temporary.open("wb") as file:
         yield file
 
 
@@ -83,9 +87,13 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
-    """Replace a file by a JSON value and a line feed, whole or not at all."""
-    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any, *, indent: int | None = 1, shared: bool = False) -> None:
+    """Replace a file by a JSON value and a line feed, whole or not at all; `shared` as in `replacing`."""
+    with writing(path, shared=shared) as file:
+        try:
+            file.write(json.dumps(value, indent=indent, ensure_ascii=False).encode() + b"\n")
+        except UnicodeEncodeError:  # half a character, as the names of files may have that are no UTF-8
+            file.write(json.dumps(value, indent=indent).encode() + b"\n")
 
 
 def appending(path: Path) -> TextIO:
@@ -184,3 +192,58 @@ def locked(path: Path, *, otherwise: str = "", waiting: str = "") -> Iterator[No
                 print(waiting)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def staged(target: Path, *, purpose: str) -> Iterator[Path]:
+    """A new folder to fill, which becomes `target` when the block ends without an error and is removed when it does not.
+
+    What a killed process left behind is removed by the next one with the same target.
+
+    Raises:
+        UserError: when the target exists and is not an empty folder, or another process is filling it.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists: choose another {purpose} folder, or remove it first")
+    folder, lock = target.with_name(f".{target.name}.unfinished"), target.with_name(f".{target.name}.lock")
+    busy = f"another process is writing {target}: wait for it, or choose another folder"
+    with locked(lock, otherwise=busy):
+        remove(folder)
+        folder.mkdir()
+        try:
+            yield folder
+            folder.rename(target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Let a folder take the place of another one, which is deleted.
+
+    A process that is killed in between may leave no `target`, and its old content as `.NAME.old`: `recover_folder`
+    puts it back.
+    """
+    recover_folder(target)
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        rename(target, old)
+    rename(source, target)
+    remove(old)
+
+
+def recover_folder(target: Path) -> None:
+    """Undo a `replace_folder` that was killed before the new folder was there, and finish one that was killed later."""
+    old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        rename(old, target)
+    remove(old)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise OSError (ENOSPC) when there is no room for so many bytes, before anything is written."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed + ROOM_BYTES:
+        reason = f"{os.strerror(errno.ENOSPC)}: {human.size(needed)} are to be written and {human.size(free)} are free"
+        raise OSError(errno.ENOSPC, reason, str(folder))

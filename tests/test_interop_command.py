@@ -9,8 +9,8 @@ import pytest
 from hf_files import LLAMA, random_tensors, write_model, write_tokenizer
 
 import llmjax
-from llmjax import cli
-from llmjax.interop import read, staging, tensors, write
+from llmjax import cli, storage
+from llmjax.interop import read, tensors, write
 from llmjax.interop.read import import_model
 from llmjax.interop.stacked import StackedWriter
 from llmjax.interop.tensors import Tensor
@@ -59,9 +59,9 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
 
 def test_two_processes_do_not_write_the_same_target(tmp_path):
     with (
-        staging.staged(tmp_path / "run", purpose="--to"),
+        storage.staged(tmp_path / "run", purpose="--to"),
         pytest.raises(ValueError, match="another process"),
-        staging.staged(tmp_path / "run", purpose="--to"),
+        storage.staged(tmp_path / "run", purpose="--to"),
     ):
         pass
     assert (tmp_path / "run").is_dir()
@@ -82,7 +82,7 @@ def test_a_target_that_exists_is_never_touched(tmp_path):
 def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path, monkeypatch, capsys):
     source = write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA))
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     assert cli.main(["import", "--from", str(source), "--to", str(tmp_path / "run"), "--tokenizer", "none"]) == 1
     output = capsys.readouterr().err
     assert "1 kB are free" in output and "give another --to" in output and "Traceback" not in output

@@ -1,7 +1,9 @@
 """The preparation as a whole: the same bytes for any number of workers and after a kill, every step, every bad input."""
 
 import gzip
+import io
 import json
+import os
 import random
 import signal
 import subprocess
@@ -15,7 +17,8 @@ import pytest
 
 from llmjax import cli, config
 from llmjax.data import tokens
-from llmjax.prepare import engine, parts, run, store
+from llmjax.errors import UserError
+from llmjax.prepare import engine, parts, records, run, sources, spark, store
 
 pytest.importorskip("numba")
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -41,13 +44,17 @@ WORDS = [
 ]
 
 
-def prepared(workdir: Path, sources, steps=("exact",), **settings) -> dict:
+def configured(sources, steps=("exact",), **settings) -> config.ConfigDict:
     c = config.base()
     config.set_key(c, "data.sources", [str(source) for source in sources])
     config.set_key(c, "prepare.steps", tuple(steps))
     for key, value in settings.items():
         config.set_key(c, key.replace("__", "."), value)
-    return run.run(c.lock(), workdir)
+    return c.lock()
+
+
+def prepared(workdir: Path, sources, steps=("exact",), **settings) -> dict:
+    return run.run(configured(sources, steps, **settings), workdir)
 
 
 def rows(workdir: Path, split: str) -> list[dict]:
@@ -101,17 +108,18 @@ def test_any_number_of_workers_and_a_killed_run_give_the_same_bytes(tmp_path, co
         f"run.run(c.lock(), Path({str(tmp_path / 'killed')!r}))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
-    work = tmp_path / "killed/prepare/work"
+    work = tmp_path / "killed/prepare.new/work"
     until = time.monotonic() + 120
     while not list(work.glob("*-exact-removed")) and time.monotonic() < until:
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    was = {p: p.stat().st_mtime_ns for p in (work / "documents-0").glob("*.arrow")}
+    was = {p.name: p.stat().st_mtime_ns for p in (work / "documents-0").glob("*.arrow")}
     assert len(was) >= 6
     prepared(tmp_path / "killed", [corpus], EVERY, prepare__workers=1, prepare__keep_work=True)
-    assert was == {p: p.stat().st_mtime_ns for p in (work / "documents-0").glob("*.arrow")}
+    kept = tmp_path / "killed/prepare/work/documents-0"
+    assert was == {p.name: p.stat().st_mtime_ns for p in kept.glob("*.arrow")}
     found = tree(tmp_path / "killed")
     assert {name: data for name, data in found.items() if not name.startswith("prepare/work")} == tree(tmp_path / "one")
 
@@ -124,6 +132,98 @@ def test_what_cannot_be_split_is_not_cleaned_again_with_another_split(tmp_path, 
     prepared(tmp_path / "run", [tmp_path / "a.txt"], data__holdout_tail_percent=20.0)
     assert rows(tmp_path / "run", "heldout")
     assert not (tmp_path / "run/prepare/work").exists()
+
+
+def refused(tmp_path: Path) -> dict[str, tuple[dict, str]]:
+    """Settings that a preparation stops at, and what it says."""
+    (tmp_path / "empty.jsonl").write_text("")
+    return {
+        "no model": ({"steps": ("exact", "quality")}, "needs a classifier"),
+        "model away": ({"steps": ("quality",), "prepare__quality_model": "gone.npz"}, "no file gone.npz"),
+        "model broken": ({"steps": ("quality",), "prepare__quality_model": str(tmp_path / "b.txt")}, "not a saved model"),
+        "no items": ({"steps": ("decontaminate",), "prepare__decontaminate": (str(tmp_path / "empty.jsonl"),)}, "empty"),
+        "language": ({"steps": ("language",), "prepare__languages": ("english",)}, "english"),
+        "caps": ({"steps": ("exact", "caps"), "prepare__caps": ("langage:de=2GB",)}, "not understood"),
+        "source": ({"steps": ("exact", "caps"), "prepare__caps": ("source:web=2GB",)}, "no source 'web'"),
+        "step": ({"steps": ("exakt",)}, "did you mean exact"),
+        "encodings": ({"prepare__encodings": ("utf-9",)}, "utf-9"),
+        "earlier": ({"prepare__earlier": (str(tmp_path / "none"),)}, "no manifest.json"),
+        "result": ({"data__min_bytes": 10**9}, "WORKDIR/prepare.new/rejected/ has them"),
+    }  # fmt: skip
+
+
+def test_a_finished_preparation_survives_everything_that_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/a.txt").write_text(sentences(0, 20))
+    (tmp_path / "b.txt").write_text(sentences(1, 20))
+    monkeypatch.setattr(spark, "find_spec", lambda name: None)  # no pyspark
+    given = {"prepare__workers": 1, "data__holdout_percent": 0.0}
+    prepared(tmp_path / "run", [tmp_path / "a"], **given)
+    finished = tree(tmp_path / "run")
+    assert sorted(finished)[:2] == ["prepare/card.html", "prepare/manifest.json"]
+    cases = {"engine": ({"prepare__engine": "spark"}, "needs pyspark")} | refused(tmp_path)
+    for case, (settings, says) in cases.items():
+        with pytest.raises(UserError, match=says):
+            prepared(tmp_path / "run", [tmp_path / "a"], **{**given, **settings})
+        left = {name: data for name, data in tree(tmp_path / "run").items() if not name.startswith("prepare.new/")}
+        assert left == finished, case
+        if case != "result":  # known only at the end
+            assert not (tmp_path / "run/prepare.new").exists(), case
+            c = configured([tmp_path / "a"], **settings)
+            with pytest.raises(UserError, match=says):
+                run.check(c, None, fresh=False)
+    prepared(tmp_path / "run", [tmp_path / "a", tmp_path / "b.txt"], **given)
+    assert len(rows(tmp_path / "run", "train")) == 2
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"prepare"}
+
+
+def test_a_kept_work_folder_and_one_of_an_earlier_version_are_gone_on_with(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text(sentences(0, 20))
+    given = {"prepare__workers": 1, "prepare__keep_work": True, "data__holdout_tail_percent": 20.0}
+    prepared(tmp_path / "run", [tmp_path / "a.txt"], **given)
+    monkeypatch.setattr(run.clean, "read_part", None)  # nothing is read any more
+    prepared(tmp_path / "run", [tmp_path / "a.txt"], **{**given, "data__holdout_tail_percent": 40.0})
+    longer = len(rows(tmp_path / "run", "heldout")[0]["text"])
+    (tmp_path / "run/prepare/manifest.json").unlink()  # as if it had been stopped, in the folder itself
+    prepared(tmp_path / "run", [tmp_path / "a.txt"], **{**given, "prepare__keep_work": False})
+    assert len(rows(tmp_path / "run", "heldout")[0]["text"]) < longer
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"prepare"}
+    assert not (tmp_path / "run/prepare/work").exists()
+
+
+def test_names_and_texts_that_are_no_unicode_are_read_all_the_same(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.txt")).write_text(sentences(0, 5))
+    row = {"text": sentences(1, 5), "url": "x\ud800", "meta": {"license": "\udfff"}}
+    (folder / "rows.jsonl").write_text(
+        json.dumps(row) + "\n\ufeff" + json.dumps({"text": sentences(2, 5)}) + "\n", encoding="utf-8"
+    )
+    numbers = prepared(tmp_path / "run", [folder], data__holdout_percent=0.0)
+    train = {row["path"]: row for row in rows(tmp_path / "run", "train")}
+    assert sorted(train) == ["caf\ufffd.txt", "rows.jsonl:1", "rows.jsonl:2"]
+    assert train["rows.jsonl:1"]["url"] == "x\ufffd"
+    assert numbers["unreadable"] == 0
+
+
+def test_whatever_an_extractor_gives_is_made_well_formed():
+    assert records.well_formed("a\ud83d") == "a\ufffd"
+    assert records.well_formed("\ud83d\ude00") == "\U0001f600"
+    batch = records.make_batch([{"text": "a\ud83d", "path": "p\udcff", "source": "s"}])
+    assert (batch["text"][0].as_py(), batch["path"][0].as_py()) == ("a\ufffd", "p\ufffd")
+    assert records.replace(batch, text=["\ud83d\ude00b"])["text"][0].as_py() == "\U0001f600b"
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+
+    class Failing(io.BytesIO):
+        def read(self, *_):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sources, "open_file", lambda file: Failing())
+    with pytest.raises(OSError, match=r"Input/output error: '.*a.txt'"):
+        prepared(tmp_path / "run", [tmp_path / "a.txt"])
 
 
 def test_what_is_removed_names_what_it_duplicates(tmp_path, corpus):

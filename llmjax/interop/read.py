@@ -22,10 +22,10 @@ from llmjax.interop.families import FAMILIES
 from llmjax.interop.mapping import Family, Row, to_ours
 from llmjax.interop.matching import fit
 from llmjax.interop.stacked import StackedWriter
-from llmjax.interop.staging import require_space, staged
 from llmjax.interop.tensors import Source, Tensor
 from llmjax.model import transformer
 from llmjax.parallel.placement import path_name
+from llmjax.storage import require_space, staged
 
 DTYPES = ("float32", "bfloat16")
 TOKENIZER_FILES = (BYTE_FILE, MODEL_FILE, *hf_tokenizer.SENTENCEPIECE_FILES)

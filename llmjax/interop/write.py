@@ -19,8 +19,8 @@ from llmjax.interop.mapping import Family, Row, to_theirs
 from llmjax.interop.matching import Shapes, uncovered
 from llmjax.interop.read import parameters_of
 from llmjax.interop.stacked import StackedReader
-from llmjax.interop.staging import require_space, staged
 from llmjax.interop.tensors import Tensor, Writer, shard_names, write_index
+from llmjax.storage import require_space, staged
 from llmjax.train import checkpoint
 
 SHARD_BYTES = 5_000_000_000

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from llmjax import human
+from llmjax import human, storage
 from llmjax.errors import UserError
 from llmjax.prepare.parts import Part
 from llmjax.prepare.sources import Source
@@ -92,7 +92,7 @@ def check_result(data: ConfigDict, found: dict[str, Funnel]) -> None:
         reasons = ", ".join(f"{count.documents:,} {kind}" for kind, count in whole.rejected.items()) or "none"
         raise UserError(
             f"no document is left to train on: {whole.read.documents:,} read, {whole.heldout.documents:,} held out, "
-            f"rejected: {reasons}. WORKDIR/prepare/rejected/ has them with their reasons; give other data.sources, or "
+            f"rejected: {reasons}. WORKDIR/prepare.new/rejected/ has them with their reasons; give other data.sources, or "
             "lower data.min_bytes or data.holdout_percent"
         )
     if whole.heldout.documents or not (data.holdout_percent or data.holdout_tail_percent):
@@ -317,7 +317,7 @@ def write_card(found: dict[str, Any], path: Path) -> None:
         parts.append(_lengths(row["kept"]["length"]))
         parts += [f"<pre>{escape(sample)}</pre>" for sample in row["kept"]["samples"]]
     page = f"<!doctype html><meta charset='utf-8'><title>Data card</title><style>{STYLE}</style>{''.join(parts)}\n"
-    path.write_text(page, encoding="utf-8")
+    storage.write_bytes(path, page.encode("utf-8", "replace"))  # names of files may be no UTF-8
 
 
 def _size(count: dict[str, int]) -> str:

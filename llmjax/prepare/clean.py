@@ -53,32 +53,33 @@ def clean_part(
     chosen = SimpleNamespace(**settings)
     if part.kind == "earlier":  # clean already, and there only to be compared with
         steps, min_bytes = [name for name in steps if name == "extract"], 0
-    pipeline = [(name, _make(name, chosen)) for name in steps]
+    pipeline = [(name, make_step(name, chosen)) for name in steps]
     summary, fields = Summary(), Fields()
-    writer = store.PartWriter(store.part_path(Path(out), part.number), number=part.number, source=part.source)
     if before:
         batches = _changed(Path(before), part.number, removed, spans, summary)
     else:
         batches = read_part(part, text_field=text_field, max_bytes=settings["max_document_bytes"], fields=fields)
-    for batch in batches:
-        if not before:
-            batch = _read(batch, summary)
-        for name, step in pipeline:
-            batch = _run(name, step, batch, summary)
-            if name == "extract" and settings["bias"]:
-                summary.add_bias(batch)
-        batch = _check_size(batch, min_bytes, summary)
-        batch = _clip(batch)
-        keep = kept(batch)
-        summary.add_facts(batch)
-        groups = split.group_hashes(batch["group"].to_pylist())
-        writer.write(batch, sizes=batch["size"].to_numpy(), groups=groups, kept=keep)
-    writer.close()
+    path = store.part_path(Path(out), part.number)
+    with store.PartWriter(path, number=part.number, source=part.source) as writer:
+        for batch in batches:
+            if not before:
+                batch = _read(batch, summary)
+            for name, step in pipeline:
+                batch = _run(name, step, batch, summary)
+                if name == "extract" and settings["bias"]:
+                    summary.add_bias(batch)
+            batch = _check_size(batch, min_bytes, summary)
+            batch = _clip(batch)
+            keep = kept(batch)
+            summary.add_facts(batch)
+            groups = split.group_hashes(batch["group"].to_pylist())
+            writer.write(batch, sizes=batch["size"].to_numpy(), groups=groups, kept=keep)
     summary.fields = {"rows": fields.rows, "with_field": fields.with_field, "names": sorted(fields.names)}
     return summary.to_json()
 
 
-def _make(name: str, settings: Any) -> Step:
+def make_step(name: str, settings: Any) -> Step:
+    """The step of PER_DOCUMENT with this name. Raises UserError for settings that it cannot use."""
     module = importlib.import_module(f"llmjax.prepare.steps.{name}")
     step: Step = module.make(settings)
     return step

@@ -8,7 +8,6 @@ occur more than once to a pure function from table to table. `spark.py` has the 
 import json
 import multiprocessing
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from llmjax import progress
+from llmjax import progress, storage
 from llmjax.prepare import shards, store
 
 Reduce = Callable[[pa.Table], pa.Table]
@@ -181,22 +180,9 @@ def key_starts(table: pa.Table, key: Sequence[str]) -> np.ndarray:
 
 def run_job(function: Callable[..., Any], job: Job) -> None:
     """Run one job and write its summary, which says that it is done."""
-    store.write_json(function(**job.arguments), job.summary)
+    storage.write_json(job.summary, function(**job.arguments), shared=True)
 
 
 def workers_of(setting: int) -> int:
     """`prepare.workers`, or the cores that this process may use."""
     return setting or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
-
-
-def check_room(folder: Path, needed: int) -> None:
-    """Raise OSError (no space) before hours of work, if the disk has less room than the input's size."""
-    import errno
-
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"the disk has {free / 1e9:.1f} GB free, and about {needed / 1e9:.1f} GB are needed",
-            str(folder),
-        )

@@ -21,7 +21,6 @@ def write_keys(
 ) -> dict[str, int]:  # fmt: skip
     """Task: one kind of keys of a part's live documents, as OUT/NUMBER.parquet."""
     path = Path(out) / f"{number:06d}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "id":
         table = live_index(Path(documents), number, removed).select(["id", "ordinal"])
         store.write_table(table, path)

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmjax import storage
 from llmjax.prepare import store
 from llmjax.prepare.engine import Job
 from llmjax.prepare.state import REMOVED, State
@@ -23,7 +24,7 @@ def near(state: State) -> dict[str, float]:
     ranks = _ranks(state) if state.settings["near_keep"] == "longest" else None
     rank_file = state.work / f"{state.number:02d}-near-ranks.npz"
     if ranks is not None:
-        np.savez(rank_file, ordinals=ranks[0], ranks=ranks[1])
+        store.write_arrays(rank_file, ordinals=ranks[0], ranks=ranks[1])
     paths = state.keys("near-keys", "bands", ranks=str(rank_file) if ranks is not None else "")
     edges = state.group("near-pairs", paths, pairs_of_bands, key=["key"], order=["rank"])
     # Ranks are what priorities are decided by; documents are fetched by their ordinals.
@@ -108,7 +109,7 @@ def _compare(
     jobs = []
     for number, start in enumerate(range(0, len(a), PAIRS)):
         stop = start + PAIRS
-        np.savez(folder / f"pairs-{number}.npz", a=a[start:stop], b=b[start:stop])
+        store.write_arrays(folder / f"pairs-{number}.npz", a=a[start:stop], b=b[start:stop])
         arguments = {"pairs": str(folder / f"pairs-{number}.npz"), "shingles": str(folder / "shingles")}
         jobs.append(Job(number, folder / f"pairs-{number}.json", arguments, 1))
     state.engine.map(compare_pairs, jobs, label="near: comparing")
@@ -123,9 +124,11 @@ def write_shingles(*, number: int, documents: str, wanted: str, words: int, out:
     if table is None:
         return {"documents": 0}
     ordinals = table["ordinal"].to_numpy()
-    Path(out).mkdir(parents=True, exist_ok=True)
     schema = pa.schema([("ordinal", pa.int64()), ("shingles", pa.large_list(pa.uint64()))])
-    with pa.ipc.new_file(str(store.part_path(Path(out), number)), schema) as writer:
+    with (
+        storage.replacing(store.part_path(Path(out), number), shared=True) as path,
+        pa.ipc.new_file(str(path), schema) as writer,
+    ):
         for start in range(0, len(ordinals), 4096):
             chosen = ordinals[start : start + 4096]
             texts = store.take(store.part_path(Path(documents), number), chosen & 0xFFFFFFFF, columns=("text",))["text"]
@@ -149,7 +152,8 @@ def compare_pairs(*, pairs: str, shingles: str) -> dict[str, int]:
         tables.append(store.take(path, rows, columns=("ordinal", "shingles")))
     table = pa.concat_tables(tables)
     lists = table["shingles"].combine_chunks()
-    np.save(pairs.replace(".npz", ".npy"), duplicates.jaccard_of_pairs(a, b, table["ordinal"].to_numpy(), lists))
+    found = duplicates.jaccard_of_pairs(a, b, table["ordinal"].to_numpy(), lists)
+    store.write_array(Path(pairs).with_suffix(".npy"), found)
     return {"pairs": len(a)}
 
 

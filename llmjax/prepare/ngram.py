@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from llmjax import storage
 from llmjax.errors import UserError
 
 MAX_ORDER = 6  # 48 bits of an entry; the other 16 are its cost
@@ -339,16 +340,12 @@ def load(path: str | os.PathLike[str]) -> Model:
 def write_arrays(
     path: str | os.PathLike[str], kind: str, version: int, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]
 ) -> None:
-    """Write arrays and JSON settings to one .npz file by an atomic rename. No pickles: reading it runs no code."""
-    path = Path(path)
+    """Write arrays and JSON settings to one .npz file, whole or not at all. No pickles: reading it runs no code."""
     header = json.dumps({"kind": kind, "version": version, "settings": settings}, sort_keys=True)
     buffer = io.BytesIO()
     columns: dict[str, Any] = {"header": np.frombuffer(header.encode(), np.uint8), **arrays}
     np.savez_compressed(buffer, **columns)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(buffer.getvalue())
-    partial.replace(path)
+    storage.write_bytes(Path(path), buffer.getvalue())
 
 
 def read_arrays(path: str | os.PathLike[str], kind: str, version: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -370,7 +367,7 @@ def read_arrays(path: str | os.PathLike[str], kind: str, version: int) -> tuple[
         KeyError,
         TypeError,
         AttributeError,
-        UserError,
+        ValueError,
         zipfile.BadZipFile,
         zlib.error,
     ) as error:

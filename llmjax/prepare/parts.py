@@ -56,7 +56,10 @@ def cut(sources: Sequence[Source], *, part_bytes: int = PART_BYTES) -> list[Part
             first, second = source.files
             items = [(Item(first, files.relative(source, first), partner=second), files.size_of(first))]
         else:
-            items = [item for file in source.files for item in _items(source, file, part_bytes)]
+            items = []
+            for file in source.files:
+                with files.naming(file):
+                    items += _items(source, file, part_bytes)
         for group, size in _bundles(items, part_bytes):
             parts.append(Part(len(parts), number, source.name, source.kind, tuple(group), size))
     return parts

@@ -30,7 +30,7 @@ def substring(state: State) -> dict[str, float]:
     paths = state.keys("anchors", "anchors")
     repeated = state.group("anchors-repeated", paths, distinct_keys, key=["key"], order=[])
     anchors = state.work / f"{state.number:02d}-anchors.npy"
-    np.save(anchors, np.unique(repeated["key"].to_numpy()))
+    store.write_array(anchors, np.unique(repeated["key"].to_numpy()))
     paths = state.keys("windows", "windows", anchors=str(anchors))
     windows = state.group("windows-repeated", paths, all_but_first_window, key=["key"], order=["ordinal", "start"])
     folder = state.work / f"{state.number:02d}-windows-found"

@@ -69,12 +69,13 @@ def read_part(part: Part, *, text_field: str, max_bytes: int, fields: Fields) ->
 
 def _rows(part: Part, text_field: str, max_bytes: int, fields: Fields) -> Iterator[Row]:
     for item in part.items:
-        if part.kind == "stdlib":
-            yield from _stdlib(item.file)
-        elif item.partner:
-            yield from _pairs(item)
-        else:
-            yield from _file(item, text_field, max_bytes, fields)
+        with sources.naming(item.file):
+            if part.kind == "stdlib":
+                yield from _stdlib(item.file)
+            elif item.partner:
+                yield from _pairs(item)
+            else:
+                yield from _file(item, text_field, max_bytes, fields)
 
 
 def rejected(path: str, reason: str, data: bytes = b"", **columns: Any) -> Row:
@@ -200,8 +201,7 @@ def _json_rows(item: Item, lines: Iterator[bytes | UserError], text_field: str, 
         if isinstance(line, UserError):
             yield rejected(where, str(line), offset=number)
             continue
-        if number == 1:
-            line = line.removeprefix(BOM.encode())
+        line = line.removeprefix(BOM.encode())  # of the file, or of one that was put behind another
         if not line.strip():
             continue
         try:

@@ -36,6 +36,7 @@ Step = Callable[[pa.RecordBatch], pa.RecordBatch]
 def make_batch(rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
     """A batch of rows; columns not given are "" (offset -1, data and text null, id that of the text)."""
     columns: dict[str, list[Any]] = {}
+    rows = [{**row, "text": well_formed(row["text"])} if row.get("text") else row for row in rows]
     for name in SCHEMA.names:
         default: Any = {"offset": -1, "data": None, "text": None, "id": None, "size": None}.get(name, "")
         columns[name] = [row.get(name, default) for row in rows]
@@ -47,7 +48,24 @@ def make_batch(rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
         known if known is not None else text_id(row.get("text") or "")
         for known, row in zip(columns["id"], rows, strict=True)
     ]
-    return pa.record_batch([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
+    return pa.record_batch([_array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
+
+
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for what is half a character: lone surrogates, which have no UTF-8. Pairs become characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Values as an Arrow column. Texts come from strangers, and names of files, too: what has no UTF-8 is replaced."""
+    try:
+        return pa.array(values, kind)
+    except UnicodeEncodeError:
+        return pa.array([well_formed(value) if isinstance(value, str) else value for value in values], kind)
 
 
 def text_id(text: str) -> bytes:
@@ -60,7 +78,7 @@ def replace(batch: pa.RecordBatch, **columns: Any) -> pa.RecordBatch:
     arrays = []
     for field, old in zip(batch.schema, batch.columns, strict=True):
         new = columns.pop(field.name, old)
-        arrays.append(new if isinstance(new, pa.Array) else pa.array(new, field.type))
+        arrays.append(new if isinstance(new, pa.Array) else _array(new, field.type))
     if columns:
         raise KeyError(f"documents have no column {', '.join(columns)}")
     return pa.record_batch(arrays, schema=batch.schema)

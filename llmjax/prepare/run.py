@@ -1,35 +1,38 @@
 """The prepare stage: sources -> WORKDIR/prepare, clean shards, what was thrown away, and an account of everything.
 
 The sources are cut into parts; tasks read and clean them, steps that look at all documents decide between two such
-passes, and tasks write the shards. Every task leaves a summary in WORKDIR/prepare/work/, so that a stopped run goes on
-with the parts that are left; that folder goes when all is done.
+passes, and tasks write the shards. All of it is made in WORKDIR/prepare.new, which takes the place of WORKDIR/prepare
+when it is complete: a finished preparation stays as it is until there is another one. Every task leaves a summary in
+prepare.new/work/, so that a stopped run goes on with the parts that are left; that folder goes when all is done.
 """
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import platform
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from llmjax import __version__
+from llmjax import __version__, storage
 from llmjax.data.documents import SPLITS
 from llmjax.errors import UserError
 from llmjax.prepare import account, clean, overall, parts, shards, split, store
-from llmjax.prepare.engine import Engine, Job, Local, check_room, workers_of
+from llmjax.prepare.engine import Engine, Job, Local, workers_of
 from llmjax.prepare.overall import OVERALL
 from llmjax.prepare.sources import Source, check_extras, earlier_runs, resolve_sources, sources_fingerprint
 from llmjax.prepare.state import State
 from llmjax.prepare.summary import total
 
 OUTPUTS = (*SPLITS, "rejected")
+PLACED = ("pieces", "plan", "shards", "rejected")  # what is in work/ about where documents go
 # How the preparation runs, not what comes out of it: a run may be resumed with others.
 PLACING = ("holdout_percent", "holdout_max_bytes", "holdout_tail_percent", "shard_bytes")
 HOW = ("workers", "memory_bytes", "engine", "spark_master", "keep_work")
@@ -48,23 +51,59 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
         OSError: if a file cannot be read or the disk is full; the same command goes on from there.
     """
     began = time.perf_counter()
+    earlier, sources = _check(c, workdir)
+    cut = parts.cut([*earlier, *sources])
+    # The documents between the steps, and the shards; a finished preparation keeps its own room until the end.
+    storage.require_space(workdir, 2 * sum(part.size for part in cut))
+    new = _begin(c, workdir)
+    work = new / "work"
+    state = State(make_engine(c.prepare, work), cut, work, c.prepare.to_dict(), earlier=len(earlier))
+    with contextlib.closing(state.engine):
+        results = _run(c, state, sources, new)
+    for left in new.rglob(".*.tmp"):  # of processes that were killed
+        storage.remove(left)
+    storage.replace_folder(new, workdir / "prepare")
+    if not c.prepare.keep_work:
+        storage.remove(workdir / "prepare" / "work")
+    return {**results, "seconds": round(time.perf_counter() - began, 3)}
+
+
+def check(c: ConfigDict, workdir: Path | None, *, fresh: bool = False) -> None:
+    """Raise UserError for sources and settings that `run` would refuse; nothing is changed.
+
+    Args:
+        workdir: the run's folder, None: not known.
+        fresh: of no consequence here.
+    """
+    _check(c, workdir)
+
+
+def _check(c: ConfigDict, workdir: Path | None) -> tuple[list[Source], list[Source]]:
+    """The earlier runs and the sources, after everything has been looked at that a run would stop at."""
     earlier = earlier_runs(c.prepare.earlier)
     sources = resolve_sources(c.data.sources)
     check_extras(sources)
     check_steps(c.prepare)
-    _check_apart([*earlier, *sources], workdir)
-    folder, work = workdir / "prepare", workdir / "prepare" / "work"
-    _begin(c, folder, work)
-    cut = parts.cut([*earlier, *sources])
-    check_room(folder, 2 * sum(part.size for part in cut))  # the documents between the steps, and the shards
-    state = State(make_engine(c.prepare, work), cut, work, c.prepare.to_dict(), earlier=len(earlier))
-    with contextlib.closing(state.engine):
-        return _run(c, state, sources, folder, began)
+    if workdir is not None:
+        _check_apart([*earlier, *sources], workdir)
+    _cleaning(c)
+    if "caps" in c.prepare.steps:
+        overall.parse_caps(c.prepare.caps, sources=[source.name for source in (*earlier, *sources)])
+    make_engine(c.prepare, Path()).close()
+    _make_steps(json.dumps(c.prepare.to_dict()))
+    return earlier, sources
 
 
-def _run(
-    c: ConfigDict, state: State, sources: Sequence[Source], folder: Path, began: float
-) -> dict[str, float | int | str]:
+@functools.lru_cache(maxsize=1)
+def _make_steps(settings: str) -> None:
+    """Make every step once, as the tasks will, for the sake of what it raises."""
+    given = json.loads(settings)
+    for name in ("extract", *given["steps"]):
+        if name not in OVERALL:
+            clean.make_step(name, SimpleNamespace(**given))
+
+
+def _run(c: ConfigDict, state: State, sources: Sequence[Source], folder: Path) -> dict[str, float | int | str]:
     summaries, found = _steps(c, state, sources)
     holdout = split.Holdout(
         c.data.holdout_percent, c.data.holdout_max_bytes, c.data.holdout_tail_percent, c.data.min_bytes
@@ -73,12 +112,10 @@ def _run(
     funnels = account.funnels(sources, state.parts, summaries, written)
     account.check_result(c.data, funnels)
     manifest = account.manifest(c, sources, funnels, written, found)
-    store.write_json(manifest, folder / "manifest.json")
     account.write_card(manifest, folder / "card.html")
-    if not c.prepare.keep_work:
-        shutil.rmtree(state.work)
+    storage.write_json(folder / "manifest.json", manifest)
     print(account.table(funnels, sources), flush=True)
-    return {**account.numbers(funnels), "seconds": round(time.perf_counter() - began, 3)}
+    return account.numbers(funnels)
 
 
 def check_steps(prepare: ConfigDict) -> None:
@@ -108,32 +145,41 @@ def make_engine(prepare: ConfigDict, work: Path) -> Engine:
     return Local(workers_of(prepare.workers), prepare.memory_bytes, work / "spill")
 
 
-def _begin(c: ConfigDict, folder: Path, work: Path) -> None:
-    """Keep what a stopped run of the same sources and settings left, or begin anew.
+def _begin(c: ConfigDict, workdir: Path) -> Path:
+    """The folder to work in, with what a stopped run of the same sources and settings left, or empty.
 
-    Settings that only say what goes where do not undo the cleaning: then the shards alone are made again.
+    Settings that only say what goes where do not undo the cleaning: then the shards alone are made again, of what is in
+    work/ of a stopped run, or of a finished one that kept it.
     """
+    folder, new = workdir / "prepare", workdir / "prepare.new"
+    cleaning = _cleaning(c)
+    placing = _fingerprint([*(c.data[key] for key in PLACING), c.prepare.route])
+    storage.recover_folder(folder)
+    if (folder / "work").exists() and not (folder / "manifest.json").exists() and not new.exists():
+        storage.rename(folder, new)  # stopped in an earlier version, which worked in the folder itself
+    if not _is(new / "work" / "cleaning", cleaning):
+        storage.remove(new)
+        if _is(folder / "work" / "cleaning", cleaning):
+            storage.rename(folder / "work", new / "work")
+            storage.remove(new / "work" / "placing")
+    if not _is(new / "work" / "placing", placing):
+        for path in (*(new / name for name in OUTPUTS), *(new / "work" / name for name in PLACED)):
+            storage.remove(path)
+    storage.write_text(new / "work" / "cleaning", cleaning)
+    storage.write_text(new / "work" / "placing", placing)
+    for name in OUTPUTS:
+        (new / name).mkdir(exist_ok=True)
+    return new
+
+
+def _cleaning(c: ConfigDict) -> str:
+    """A digest of what decides which documents there are and what they say."""
     settings = {key: value for key, value in c.prepare.to_dict().items() if key not in (*HOW, "route")}
     models = {key: _digest(value) for key, value in settings.items() if key.endswith("_model") and value}
     models |= {path: _digest(path) for path in settings["decontaminate"]}
     models |= {run: _digest(f"{run}/prepare/manifest.json") for run in settings["earlier"]}
     read = [c.data.text_field, c.data.min_bytes, list(c.data.sources), sources_fingerprint(c.data.sources)]
-    cleaning = _fingerprint([__version__, platform.python_version(), read, settings, models])
-    placing = _fingerprint([*(c.data[key] for key in PLACING), c.prepare.route])
-    if not _is(work / "cleaning", cleaning):
-        if folder.exists():
-            shutil.rmtree(folder)
-        work.mkdir(parents=True)
-    elif not _is(work / "placing", placing):
-        for path in (
-            *(folder / name for name in OUTPUTS),
-            *(work / name for name in ("pieces", "plan", "shards", "rejected")),
-        ):
-            shutil.rmtree(path, ignore_errors=True)
-    (work / "cleaning").write_text(cleaning)
-    (work / "placing").write_text(placing)
-    for name in OUTPUTS:
-        (folder / name).mkdir(exist_ok=True)
+    return _fingerprint([__version__, platform.python_version(), read, settings, models])
 
 
 def _fingerprint(values: Any) -> str:
@@ -141,7 +187,7 @@ def _fingerprint(values: Any) -> str:
 
 
 def _is(path: Path, content: str) -> bool:
-    return path.is_file() and path.read_text() == content
+    return path.is_file() and storage.read_text(path) == content
 
 
 def _digest(path: str) -> str:
@@ -157,7 +203,11 @@ def _check_apart(sources: Sequence[Source], workdir: Path) -> None:
         if source.kind in ("stdlib", "url"):
             continue
         around = source.kind == "folder" and home.is_relative_to(Path(source.root).resolve())
-        if around or any(Path(file).resolve().is_relative_to(home / "prepare") for file in source.files):
+        if around or any(
+            Path(file).resolve().is_relative_to(home / made)
+            for file in source.files
+            for made in ("prepare", "prepare.new")
+        ):
             raise UserError(
                 f"the source {source.spec!r} takes in the run's own folder {workdir}, so the run would read what it "
                 "writes: choose another --workdir, or list in data.sources the subfolders that hold text"
@@ -238,8 +288,7 @@ def _write(c: ConfigDict, state: State, holdout: split.Holdout, folder: Path) ->
         )  # fmt: skip
         pieces = store.files(state.work / "pieces")
     plan, jobs, planned, seen = state.work / "plan", [], [], []
-    shutil.rmtree(plan, ignore_errors=True)
-    plan.mkdir()
+    storage.remove(plan)
     # What goes where is decided on this machine, from numbers alone.
     with Local(workers_of(c.prepare.workers), c.prepare.memory_bytes, state.work / "spill").database() as database:
         places = split.place(
@@ -258,7 +307,7 @@ def _write(c: ConfigDict, state: State, holdout: split.Holdout, folder: Path) ->
                 seen.append(ordinals)
                 continue
             rows = plan / f"{number:06d}.npz"
-            np.savez(rows, ordinals=ordinals, pieces=np.concatenate([chunk[1] for chunk in shard.chunks]))
+            store.write_arrays(rows, ordinals=ordinals, pieces=np.concatenate([chunk[1] for chunk in shard.chunks]))
             name = names[shard.source] + (f".{shard.language or 'unknown'}" if c.prepare.route == "language" else "")
             out = folder / shard.split / f"{name}-{shard.number:05d}.jsonl"
             arguments = {"documents": str(state.documents), "rows": str(rows), "holdout": settings}
@@ -280,7 +329,7 @@ def _write_rejected(
 ) -> list[tuple[str, dict[str, Any]]]:
     seen_file = state.work / "plan" / "seen.npz"
     if seen:
-        np.savez(seen_file, ordinals=np.concatenate(seen))
+        store.write_arrays(seen_file, ordinals=np.concatenate(seen))
     jobs, within = [], dict.fromkeys(range(len(names)), 0)
     new = [part for part in state.parts if part.source >= state.earlier]
     for part in new:

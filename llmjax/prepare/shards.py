@@ -6,7 +6,6 @@ shard's bytes depend on the plan alone, and shards can be written by any process
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from llmjax import storage
 from llmjax.prepare import clean, split, store
 from llmjax.prepare.summary import add_counts
 
@@ -122,15 +122,12 @@ def _describe(about: dict[str, Any], row: dict[str, Any], text: str, size: int) 
 
 def write_lines(lines: Iterable[tuple[bytes, int]], path: Path) -> dict[str, Any]:
     """Write (line, bytes of its text) to a file that is either whole or not there, and describe it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     digest, count, total = hashlib.sha256(), 0, 0
-    with temporary.open("wb") as file:
+    with storage.writing(path, shared=True) as file:
         for line, size in lines:
             digest.update(line)
             file.write(line)
             count, total = count + 1, total + size
-    os.replace(temporary, path)
     return {"name": path.name, "documents": count, "bytes": total, "sha256": digest.hexdigest()}
 
 

@@ -15,6 +15,7 @@ import posixpath
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -184,6 +185,17 @@ def size_of(file: str) -> int:
 def open_file(file: str) -> Any:
     """Open a local path or URL for reading bytes. OSError if it cannot be read."""
     return _file_system(file).open(file, "rb") if is_url(file) else open(file, "rb")
+
+
+@contextmanager
+def naming(file: str) -> Iterator[None]:
+    """Have errors of reading name the file: those of a disk that fails in the middle do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, file) from error
 
 
 def relative(source: Source, file: str) -> str:

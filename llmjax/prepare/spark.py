@@ -13,6 +13,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llmjax import storage
 from llmjax.errors import UserError
 from llmjax.prepare import shards, store
 from llmjax.prepare.engine import Job, Reduce, key_starts, run_job
@@ -33,6 +35,10 @@ class Spark:
     """An engine on the cluster at `master`; see `engine.Engine`. UserError if pyspark is not installed."""
 
     master: str
+
+    def __post_init__(self) -> None:
+        if find_spec("pyspark") is None:
+            raise UserError("prepare.engine=spark needs pyspark (and Java 17): pip install 'llmjax[spark]'")
 
     def map(self, function: Callable[..., Any], jobs: Sequence[Job], *, label: str) -> list[Any]:
         """See `Engine.map`."""
@@ -116,7 +122,8 @@ def write_bucket(table: pa.Table, *, jobs: dict[int, Job]) -> pa.Table:
     job = jobs[number]
     table = table.sort_by("position")
     arguments = {name: job.arguments[name] for name in ("holdout", "split_name", "count_bias", "out")}
-    store.write_json(shards.write_documents(table, table["piece"].to_numpy(), **arguments), job.summary)
+    described = shards.write_documents(table, table["piece"].to_numpy(), **arguments)
+    storage.write_json(job.summary, described, shared=True)
     return pa.table({"shard": pa.array([number], pa.int64())})
 
 
@@ -168,10 +175,8 @@ def _typed(function: Callable[..., pa.Table]) -> Callable[[pa.Table], pa.Table]:
 
 @functools.cache
 def _session(master: str) -> Any:
-    try:
-        from pyspark.sql import SparkSession
-    except ImportError as error:
-        raise UserError("prepare.engine=spark needs pyspark (and Java 17): pip install 'llmjax[spark]'") from error
+    from pyspark.sql import SparkSession
+
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     session = (
         SparkSession.builder.master(master)

@@ -4,9 +4,8 @@ The Arrow files are read through the operating system's page cache, so a row can
 and joins are given the indexes, which hold no text.
 """
 
-import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llmjax import storage
 from llmjax.prepare.parts import ordinal
 
 INDEX = pa.schema(
@@ -30,19 +30,22 @@ INDEX = pa.schema(
 
 
 class PartWriter:
-    """Writes a part's batches to `path` and their index to the same name with .parquet, both at once when it closes."""
+    """Writes a part's batches to `path` and their index to the same name with .parquet, both at once when it closes.
+
+    It is a context manager; nothing is left of a part that fails.
+    """
 
     def __init__(self, path: Path, *, number: int, source: int) -> None:
         self._path, self._number, self._source, self._row = path, number, source, 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        self._held = ExitStack()
         self._writer: Any = None
         self._index: list[pa.RecordBatch] = []
 
     def write(self, batch: pa.RecordBatch, *, sizes: np.ndarray, groups: np.ndarray, kept: np.ndarray) -> None:
         """Append a batch; sizes and group hashes (int64) and `kept` (bool) of its rows."""
         if self._writer is None:
-            self._writer = pa.ipc.new_file(str(self._temporary), batch.schema)
+            temporary = self._held.enter_context(storage.replacing(self._path, shared=True))
+            self._writer = self._held.enter_context(pa.ipc.new_file(str(temporary), batch.schema))
         self._writer.write_batch(batch)
         rows = np.arange(self._row, self._row + batch.num_rows, dtype=np.int64) + ordinal(self._number)
         sources = np.full(batch.num_rows, self._source, np.int32)
@@ -51,28 +54,31 @@ class PartWriter:
         self._index.append(pa.record_batch(arrays, schema=INDEX))
         self._row += batch.num_rows
 
-    def close(self) -> None:
-        """Put the finished files in their places."""
-        if self._writer is not None:
-            self._writer.close()
-            os.replace(self._temporary, self._path)
-        write_table(pa.Table.from_batches(self._index, INDEX), self._path.with_suffix(".parquet"))
+    def __enter__(self) -> "PartWriter":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._held.__exit__(kind, error, trace)
+        if kind is None:
+            write_table(pa.Table.from_batches(self._index, INDEX), self._path.with_suffix(".parquet"))
 
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a Parquet file that is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    pq.write_table(table, temporary, compression="zstd")
-    os.replace(temporary, path)
+    with storage.replacing(path, shared=True) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
-def write_json(values: Any, path: Path) -> None:
-    """Write a JSON file that is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write an .npz file that is either whole or not there."""
+    with storage.writing(path, shared=True) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an .npy file that is either whole or not there."""
+    with storage.writing(path, shared=True) as file:
+        np.save(file, array)
 
 
 def part_path(folder: Path, number: int) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmjax.errors import UserError
 from llmjax.prepare import html, pdf
-from llmjax.prepare.records import Step, add_facts, kept, reject, replace
+from llmjax.prepare.records import Step, add_facts, kept, reject, replace, well_formed
 from llmjax.prepare.steps.repair import legacy_codec
 
 DETECTED_BYTES = 131_072  # the guess of an encoding looks at so many bytes; the whole must then decode without error
@@ -97,7 +97,7 @@ def make(settings: Any) -> Step:
                 text, numbers = formats[names[row]](data)
                 if not text.strip():
                     raise RejectedError("empty")
-                texts[row] = line_ends(text)
+                texts[row] = line_ends(well_formed(text))
                 facts[row] = {name: number for name, number in numbers.items() if number}
                 done.append(row)
             except RejectedError as rejected:
