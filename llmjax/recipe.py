@@ -52,6 +52,7 @@ STAGES: dict[str, Stage] = {
         ("prepare", "data.sources", "data.text_field", "data.min_bytes", "data.holdout_percent",
          "data.holdout_max_bytes", "data.holdout_tail_percent", "data.shard_bytes"), (),
         "read the sources into clean, deduplicated shards of documents",
+        check="llmjax.prepare.run:check",
         leaves=("prepare/train/*",),
     ),
     "tokenizer": Stage(

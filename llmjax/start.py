@@ -28,8 +28,9 @@ def script() -> NoReturn:
     if sys.argv[1:] == ["--version"]:
         print(f"llmjax {__version__}")
         sys.exit(0)
+    os.environ.update(platforms())
     if sys.platform == "linux" and not HUGE_PAGES.keys() & os.environ.keys():
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | HUGE_PAGES | platforms())
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | HUGE_PAGES)
     gc.set_threshold(OBJECTS)
     from llmjax.cli import main
 

@@ -1,14 +1,21 @@
 """The command explains itself, and a mistake ends in one line that says how to mend it."""
 
+import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from llmjax import cli, recipe
+from llmjax import cli, recipe, start
+from llmjax.errors import UserError
 
-VERBS = ("run", *recipe.STAGES, "import", "export", "config")
-NEEDED = {"": VERBS, "config": ("usage",), "import": ("--from DIR", "--to RUN"), "export": ("--from RUN", "--to DIR")}
+VERBS = tuple(cli.VERBS)
+NEEDED = {
+    "": (*VERBS, "--traceback", "--version"), "config": ("--config FILE",), "plan": ("--topology CHIP:SHAPE",),
+    "import": ("--from DIR", "--to RUN"), "export": ("--from RUN", "--to DIR"), "classify": ("--positive",), "rate": ("--to",),
+    **dict.fromkeys(("run", "prepare", "tokenizer", "train"), ("--config.KEY=VALUE", "--workdir DIR", "--again")),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
@@ -125,10 +132,48 @@ def test_an_unknown_verb_or_option_lists_what_there_is(capsys):
         assert "usage: llmjax" in capsys.readouterr().err
 
 
-def test_the_traceback_is_there_for_those_who_ask(config_file, monkeypatch, tmp_path):
+def test_the_traceback_is_there_for_those_who_ask(config_file, monkeypatch, tmp_path, capsys):
+    command = ["train", "--config", str(config_file), "--config.no.such=1", "--workdir", str(tmp_path)]
+    for words in (["--traceback", *command], [*command, "--traceback"]):
+        with pytest.raises(UserError, match="there is no config key"):
+            cli.main(words)
+    assert cli.main(command) == 2
     monkeypatch.setenv("LLMJAX_TRACEBACK", "1")
-    with pytest.raises(ValueError, match="there is no config key"):
-        cli.main(["train", "--config", str(config_file), "--config.no.such=1", "--workdir", str(tmp_path)])
+    with pytest.raises(UserError, match="there is no config key"):
+        cli.main(command)
+
+
+def test_a_bug_keeps_its_traceback(config_file, monkeypatch, tmp_path):
+    """NumPy reports many a bug as a ValueError: it is no mistake of the user."""
+    monkeypatch.setattr(recipe, "run", lambda *_, **__: np.zeros((8, 3)) + np.zeros(8))
+    with pytest.raises(ValueError, match="could not be broadcast"):
+        cli.main(["train", "--config", str(config_file), "--workdir", str(tmp_path)])
+
+
+def test_a_setting_behind_a_space_is_told_how_to_be_written(config_file, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["train", "--config", str(config_file), "--config.train.batch_size", "8"])
+    assert exit_.value.code == 2
+    assert "write --config.train.batch_size=8, with = and without a space" in capsys.readouterr().err
+
+
+def test_settings_are_not_ignored_where_there_are_none(tmp_path, capsys):
+    line = mistake(capsys, "import", "--from", tmp_path, "--to", tmp_path / "x", "--config.model.dtype=float32")
+    assert "llmjax import has no settings: leave --config.model.dtype out" in line
+    assert cli.main(["config", "--config.seed=3"]) == 0
+    assert "seed = 3" in capsys.readouterr().out
+
+
+def test_a_tpu_that_is_not_there_is_passed_over_also_where_malloc_has_its_own_settings(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")  # so that Python is not started again
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.setattr(start, "platforms", lambda: {"JAX_PLATFORMS": "cpu"})
+    monkeypatch.setattr(sys, "argv", ["llmjax", "config"])
+    monkeypatch.setattr(cli, "main", lambda: 5 if os.environ["JAX_PLATFORMS"] == "cpu" else 0)
+    monkeypatch.setattr(start.gc, "set_threshold", lambda _: None)
+    with pytest.raises(SystemExit) as exit_:
+        start.script()
+    assert exit_.value.code == 5
 
 
 def test_a_full_disk_is_the_machines_fault_exit_status_1(config_file, monkeypatch, tmp_path, capsys):

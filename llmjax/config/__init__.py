@@ -7,7 +7,7 @@ in the library reads a key with a default.
 """
 
 from llmjax.config.checks import CHOICES, check
-from llmjax.config.files import derivation, load
+from llmjax.config.files import derivation, load, override
 from llmjax.config.model_checks import head_size
 from llmjax.config.runs import large_run, tiny_run
 from llmjax.config.settings import base, comments
@@ -37,6 +37,7 @@ __all__ = [
     "head_size",
     "large_run",
     "load",
+    "override",
     "parse_arg",
     "parse_duration",
     "set_key",

@@ -44,11 +44,16 @@ def load(spec: str, *, overrides: Sequence[str] = ()) -> ConfigDict:
             raise UserError(f"{file} has no function get_config(arg=''); see configs/quickstart.py for an example")
         c = get_config(arg) if colon else get_config()
         check_keys(c.to_dict())
-    for override in overrides:
-        key, equals, text = override.partition("=")
+    return override(c, overrides)
+
+
+def override(c: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """Apply `key=value` to a config in place, check it, and return it locked. Raises UserError as `load` does."""
+    for text in overrides:
+        key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--config.{key} needs a value: --config.{key}=VALUE")
-        set_key(c, key, literal(text))
+        set_key(c, key, literal(value))
     check(c)
     return c.lock()
 

@@ -2,12 +2,12 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from llmjax.config.ranges import AT_LEAST_0, SEED, Range, number
 from llmjax.errors import UserError
+from llmjax.verb import Verb
 
 
 def add_tasks(verb: argparse.ArgumentParser) -> None:
@@ -35,10 +35,7 @@ def add_tasks(verb: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_rate(verbs: Any) -> None:
-    """The verb `llmjax rate`."""
-    about = "let people, or a model, say which of two answers is better, blind and in random order"
-    verb = verbs.add_parser("rate", help=about, description=f"{about[0].upper()}{about[1:]}.")
+def _add_rate(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "answers", nargs="*", type=Path, metavar="FILE",
         help="two or more JSONL files with prompt and text, each a system's; or one with prompt, answers and systems",
@@ -59,8 +56,7 @@ def add_rate(verbs: Any) -> None:
     verb.add_argument("--seed", type=number(int, SEED), default=0, help="of the order in which answers are shown")
 
 
-def rate(args: argparse.Namespace) -> int:
-    """`llmjax rate`; the exit status."""
+def _rate(args: argparse.Namespace, _: ConfigDict) -> int:
     from llmjax.eval import rate as rating
     from llmjax.eval import ratings
 
@@ -95,8 +91,10 @@ def rate(args: argparse.Namespace) -> int:
     return 0
 
 
-def tasks(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
-    """Run benchmarks on a run's model, whatever stages it has had (an imported model has had none)."""
+def tasks(args: argparse.Namespace, c: ConfigDict) -> int | None:
+    """With --tasks run benchmarks on a run's model, whatever stages it has had (an imported model has had none)."""
+    if not args.tasks:
+        return None
     from llmjax import load
     from llmjax.eval import tasks as benchmarks
 
@@ -107,6 +105,15 @@ def tasks(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
         c.eval.limit = args.limit or c.eval.limit
         c.eval.runner = "harness" if args.harness else c.eval.runner
         c.eval.chat = args.chat_template or c.eval.chat
-    benchmarks.run(c, load(workdir, mesh=c.infer.mesh), workdir, allow_code_execution=args.allow_code_execution)
-    print(f"the scores are in {workdir / 'eval' / benchmarks.SCORES}")
+    model = load(args.workdir, mesh=c.infer.mesh)
+    benchmarks.run(c, model, args.workdir, allow_code_execution=args.allow_code_execution)
+    print(f"the scores are in {args.workdir / 'eval' / benchmarks.SCORES}")
     return 0
+
+
+VERBS = {
+    "rate": Verb(
+        "let people, or a model, say which of two answers is better, blind and in random order",
+        _add_rate, _rate, config="none",
+    ),
+}  # fmt: skip

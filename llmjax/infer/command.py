@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax.errors import UserError
+from llmjax.verb import Verb
 
 
 def add_generate(verb: argparse.ArgumentParser) -> None:
@@ -27,14 +28,11 @@ def add_generate(verb: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_verbs(verbs: Any, config_help: str) -> None:
-    """The verbs chat and bench-infer."""
-    raw = argparse.RawDescriptionHelpFormatter
-    about = "talk with a chat model in the terminal"
-    chat = verbs.add_parser("chat", help=about, description=f"{about[0].upper()}{about[1:]}; /help says how.", epilog=config_help, formatter_class=raw)  # fmt: skip
+def _add_chat(chat: argparse.ArgumentParser) -> None:
     chat.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
-    about = "measure how fast a model writes: time to the first token, time per token, share of memory bandwidth"
-    bench = verbs.add_parser("bench-infer", help=about, description=f"{about[0].upper()}{about[1:]}.", epilog=config_help, formatter_class=raw)  # fmt: skip
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--slots", default="1,2,4,8", metavar="N,N,...", help="texts at a time (default: 1,2,4,8)")
     bench.add_argument("--prompt-tokens", type=int, default=64, metavar="N", help="of each prompt (default: 64)")
     bench.add_argument("--new-tokens", type=int, default=64, metavar="N", help="written after it (default: 64)")
@@ -44,9 +42,6 @@ def add_verbs(verbs: Any, config_help: str) -> None:
     bench.add_argument(
         "--out", type=Path, metavar="DIR", help="for infer.json and infer.png (default: WORKDIR/bench-infer)"
     )
-    for verb in (chat, bench):
-        verb.add_argument("--config", metavar="FILE[:ARG]", help="the config; see below")
-        verb.add_argument("--workdir", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME)")
 
 
 def engine_settings(c: ConfigDict) -> dict[str, Any]:
@@ -62,16 +57,20 @@ def request_settings(c: ConfigDict) -> dict[str, Any]:
     return {**given, "stop": (stop,) if isinstance(stop, str) else tuple(stop), "seed": c.seed}
 
 
-def generate(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
-    """`llmjax generate --prompt TEXT` or `--prompts FILE --out FILE`."""
+def generate(args: argparse.Namespace, c: ConfigDict) -> int | None:
+    """`llmjax generate --prompt TEXT` or `--prompts FILE --out FILE`; without either the stage is to run."""
+    if args.chat and not args.prompt and not args.prompts:
+        raise UserError("--chat needs what is said to the model: --prompt TEXT or --prompts FILE")
+    if not args.prompt and not args.prompts:
+        return None
     from llmjax import load
     from llmjax.data.chat import chat_ids
 
     if args.prompts is not None:
         if args.prompt or args.out is None:
             raise UserError("--prompts needs --out FILE.jsonl for the answers, and no --prompt beside it")
-        return _files(c, workdir, args)
-    model = load(workdir, mesh=c.infer.mesh)
+        return _files(c, args.workdir, args)
+    model = load(args.workdir, mesh=c.infer.mesh)
     settings = {k: v for k, v in c.generate.to_dict().items() if k != "prompts"}
     for prompt in args.prompt:
         print(prompt, end="\n\n" if args.chat else "", flush=True)
@@ -107,8 +106,9 @@ def _files(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
     return 0
 
 
-def chat(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
+def _chat(args: argparse.Namespace, c: ConfigDict) -> int:
     """`llmjax chat`: from the terminal, or lines from a pipe."""
+    workdir = args.workdir
     from llmjax import load
     from llmjax.data.chat import chat_ids
     from llmjax.infer.chat import Chat, talk
@@ -138,8 +138,9 @@ def _typed() -> Iterator[str]:
             return
 
 
-def bench(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
+def _bench(args: argparse.Namespace, c: ConfigDict) -> int:
     """`llmjax bench-infer`."""
+    workdir = args.workdir
     from llmjax import load
     from llmjax.infer import bench
     from llmjax.parallel import mesh as meshes
@@ -196,3 +197,12 @@ def _int8_loss(model: Any, text: str) -> dict[str, float]:
         _eval_step=jax.jit(make_eval_step(module, model.config)),
     )
     return {"stored": model.loss(text).bits_per_byte, "int8": rounded.loss(text).bits_per_byte}
+
+
+VERBS = {
+    "chat": Verb("talk with a chat model in the terminal", _add_chat, _chat, after=" /help says how."),
+    "bench-infer": Verb(
+        "measure how fast a model writes: time to the first token, time per token, share of memory bandwidth",
+        _add_bench, _bench,
+    ),
+}  # fmt: skip

@@ -1,43 +1,58 @@
-"""The verb `plan`: from the command line's words to what it prints and writes."""
+"""The verb `plan`: from the command line's words to what it prints and writes. Imports are late: help is quick."""
 
+import argparse
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from llmjax.config.ranges import AT_LEAST_0, AT_LEAST_1, number
 from llmjax.errors import UserError
-from llmjax.scaling import render
-from llmjax.scaling.plan import make_plan, write
-from llmjax.scaling.search import best, search
-from llmjax.scaling.topology import compiler_lock, parse_topology
+from llmjax.verb import Verb
 
 
-def run(
-    c: ConfigDict,
-    *,
-    topology: str,
-    slices: int = 1,
-    price: float | None = None,
-    trials: int = 0,
-    out: Path | None = None,
-    save: Path | None = None,
-) -> int:
+def _add(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--topology",
+        required=True,
+        metavar="CHIP:SHAPE",
+        help="v4, v5e, v5p, v6e, tpu7x, such as v5p:8x16x16; or h100:64",
+    )
+    verb.add_argument(
+        "--slices", type=number(int, AT_LEAST_1), default=1, metavar="K", help="so many such slices (default: 1)"
+    )
+    verb.add_argument(
+        "--price", type=number(float, AT_LEAST_0), metavar="USD", help="an hour of one chip (default: a list price)"
+    )
+    verb.add_argument("--search", action="store_true", help="try settings that may fit, or be faster, and rank them")
+    verb.add_argument(
+        "--trials", type=number(int, AT_LEAST_1), default=8, metavar="N",
+        help="settings that --search tries (default: 8)",
+    )  # fmt: skip
+    verb.add_argument("--out", type=Path, metavar="FILE", help="also write the plan as JSON")
+    verb.add_argument(
+        "--save-executable", type=Path, metavar="FILE", help="write the compiled steps, for train.executable on the pod"
+    )
+
+
+def run(args: argparse.Namespace, c: ConfigDict) -> int:
     """Print the plan of a config; the exit status: 0 it fits, 3 it does not.
-
-    Args:
-        trials: settings to try (`--search`); 0: the config alone.
-        out: where the plan is written as JSON.
-        save: where the compiled steps are written.
 
     Raises UserError for a topology, a mesh or a batch that cannot be.
     """
-    pods = parse_topology(topology, slices=slices)
-    if trials and save is not None:
+    from llmjax.scaling import render
+    from llmjax.scaling.plan import make_plan, write
+    from llmjax.scaling.search import best, search
+    from llmjax.scaling.topology import compiler_lock, parse_topology
+
+    pods = parse_topology(args.topology, slices=args.slices)
+    out, save = args.out, args.save_executable
+    if args.search and save is not None:
         raise UserError("--search and --save-executable: choose settings first, then save the steps of one config")
-    if trials:
+    if args.search:
         with compiler_lock() if pods.chip.torus else nullcontext():
-            tried = search(c, pods, trials=trials, price=price)
+            tried = search(c, pods, trials=args.trials, price=args.price)
         print(render.render_search(tried))
         found = best(tried)
         if found is None:
@@ -48,7 +63,7 @@ def run(
     else:
         if pods.chip.torus:
             print("compiling: seconds for small models, minutes for large ones", file=sys.stderr)
-        plan = make_plan(c, pods, price=price, save=save)
+        plan = make_plan(c, pods, price=args.price, save=save)
     print(render.render(plan))
     if not plan["fits"]:
         print("\nadd --search to try what would fit: rematerialisation, more fsdp, smaller micro-batches, ...")
@@ -58,3 +73,11 @@ def run(
     if save is not None:
         print(f"\nwritten: {save}, to be used as --config.train.executable={save}")
     return 0 if plan["fits"] else 3
+
+
+VERBS = {
+    "plan": Verb(
+        "say whether a run fits a pod, what it sends and costs, with the real TPU compiler and no TPU",
+        _add, run, config="file", after=" GPUs are planned on paper.",
+    ),
+}  # fmt: skip
