@@ -1,24 +1,34 @@
-"""The time from `llmjax train` to the first step, what it is spent on, and compile time against depth.
+"""The time from a command to what it is for: the first training step, two answers, the first token of a chat.
 
-    python benchmarks/startup.py [--layers 4 12 48] [--out results/startup.json]
+    python benchmarks/startup.py [--layers 4 12 48] [--base DIR --runs RUN ... [--turns 5]] [--out results/startup.json]
 
-Part one starts the command on a small prepared run and reads the times that it prints; imports and the checks of the
+Part one starts `llmjax train` on a small prepared run and reads the times that it prints; imports and the checks of the
 recipe are what remains. Part two compiles the training step of a narrow model (width 64) at each depth, with the
 layers scanned, and unrolled up to 12 layers. Nothing is cached between compilations. Takes about two minutes on 2 cores.
+
+Part three is measured by turns with another checkout, --base DIR with its own .venv, on the same runs (which the older
+of the two must have made, to be able to read them): `llmjax generate --prompts` with two short answers, and for chat
+models `llmjax chat` up to the first character of an answer. A turn starts the other checkout's command, this one with an
+empty cache ("first"), and this one again ("second"). Reported are medians, of seconds and of those of all cores
+together, and the phases that `--timings` prints.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import os
 import random
 import re
+import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +86,7 @@ def first_step(folder: Path, layers: int) -> dict[str, float]:
     return {"total": total, "imports and recipe": total - sum(parts.values()), **parts}
 
 
-def compile_time(layers: int, *, unroll: int) -> dict[str, float]:
+def compile_time(layers: int, *, unroll: int) -> dict[str, Any]:
     """Seconds to trace and to compile the training step, and the lines of its program."""
     c = small_config(layers)
     c.model.scan_unroll = unroll
@@ -109,36 +119,184 @@ def compile_time(layers: int, *, unroll: int) -> dict[str, float]:
     }
 
 
+QUESTIONS = ("Why is the sky blue?", "Name three colours.")
+SHORT = 24  # tokens of an answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """One start of a command: seconds to what it is for, of all cores to its end, and by phase."""
+
+    seconds: float
+    cores: float
+    phases: dict[str, float]
+
+
+def start(python: Path, arguments: list[str], *, cache: Path, say: str = "") -> Start:
+    """Run `llmjax` of an environment. With `say`, a line for the command to read, the time is that of the first answer."""
+    env = {**os.environ, "LLMJAX_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
+    before, began = os.times(), time.perf_counter()
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([python.with_name("llmjax"), *arguments], env=env, **pipes)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    if say:
+        process.stdin.write(f"{say}\n/quit\n".encode())
+        process.stdin.flush()
+        process.stdout.read(1)
+    seconds = time.perf_counter() - began
+    _, told = process.communicate()
+    if process.returncode:
+        raise SystemExit(told.decode())
+    after = os.times()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    found = re.findall(r"^(\S.*?) {2,}([0-9.]+) {2,}[0-9.]+$", told.decode(), re.MULTILINE)
+    phases = {name: float(value) for name, value in found if name != "together"}
+    return Start(seconds if say else time.perf_counter() - began, used, phases)
+
+
+def by_turns(run: Path, base: Path, *, turns: int) -> list[dict[str, Any]]:
+    """Two answers, and the first token of a chat, of both checkouts."""
+    pythons = {"base": base / ".venv" / "bin" / "python", "here": Path(sys.executable)}
+    chats = any("chat_template" in path.name or "chat_template" in path.read_text() for path in tokenizer_files(run))
+    rows = []
+    for what in ("two answers", *(["first token of a chat"] if chats else [])):
+        starts: dict[str, list[Start]] = {"base": [], "first": [], "second": []}
+        for turn in range(turns + 1):
+            with tempfile.TemporaryDirectory() as folder:
+                for name in starts:
+                    out = Path(folder) / f"{name}.jsonl"
+                    prompts = Path(folder) / "prompts.jsonl"
+                    rows_of = [{"prompt": text, "max_new_tokens": SHORT, "temperature": 0.0} for text in QUESTIONS]
+                    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows_of))
+                    more = ["--workdir", str(run), *([] if name == "base" else ["--timings"])]
+                    if what == "two answers":
+                        arguments, say = ["generate", "--prompts", str(prompts), "--out", str(out), *more], ""
+                        arguments += ["--chat"] if chats else []
+                    else:
+                        arguments, say = ["chat", *more, f"--config.generate.max_new_tokens={SHORT}"], QUESTIONS[0]
+                    python = pythons["base" if name == "base" else "here"]
+                    one = start(python, arguments, cache=Path(folder) / "cache", say=say)
+                    if turn:  # the first turn fills the system's cache of files
+                        starts[name].append(one)
+        rows.append({"run": run.name, "what": what, **{name: summary(of) for name, of in starts.items()}})
+        seconds = {name: rows[-1][name]["seconds"] for name in starts}
+        print(
+            f"{run.name}, {what}: " + ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items()), flush=True
+        )
+    return rows
+
+
+def tokenizer_files(run: Path) -> list[Path]:
+    return [path for path in (run / "tokenizer").glob("*") if path.suffix in (".json", ".jinja")]
+
+
+def summary(starts: list[Start]) -> dict[str, Any]:
+    """Medians; the phases of the start in the middle."""
+    middle = sorted(starts, key=lambda one: one.seconds)[len(starts) // 2]
+    return {
+        "seconds": statistics.median(one.seconds for one in starts),
+        "core_seconds": statistics.median(one.cores for one in starts),
+        "phases": middle.phases,
+    }
+
+
+# What the command of c4ef595 does for two answers, with a clock between its parts.
+BASE_PHASES = """
+import json, sys, time
+began = time.perf_counter()
+laps = {}
+def lap(name):
+    global began
+    now = time.perf_counter()
+    laps[name], began = now - began, now
+import llmjax.api
+from llmjax.data.chat import chat_ids
+lap("import")
+model = llmjax.load(sys.argv[1])
+lap("read the model")
+from llmjax.infer import command, files
+defaults = {**command.request_settings(model.config), "max_new_tokens": int(sys.argv[3]), "temperature": 0.0}
+rows = [{"prompt": text} for text in sys.argv[4:]]
+made = [files.request_of(model.tokenizer, row, defaults, vocab_size=model.config.model.vocab_size, chat=bool(int(sys.argv[2]))) for row in rows]
+lap("read the prompts")
+engine = model.engine(length=max(len(one.ids) + one.max_new_tokens for one in made), **command.engine_settings(model.config))
+lap("prepare the engine")
+for one in made:
+    engine.submit(one)
+engine.step()
+lap("compile, read the prompts and write the first tokens")
+for _ in engine.run():
+    pass
+lap("write the other tokens")
+print(json.dumps(laps))
+"""
+
+
+def base_phases(run: Path, base: Path) -> dict[str, float]:
+    """Seconds of the other checkout's parts for two answers."""
+    chats = any("chat_template" in path.read_text() for path in tokenizer_files(run))
+    command = [base / ".venv" / "bin" / "python", "-c", BASE_PHASES, str(run), str(int(chats)), str(SHORT), *QUESTIONS]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=base)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def main() -> None:
-    """Measure, print both tables, write JSON."""
+    """Measure, print the tables, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, nargs="+", default=[4, 12, 48])
+    parser.add_argument(
+        "--layers", type=int, nargs="*", default=[4, 12, 48], help="of parts one and two; none: neither"
+    )
+    parser.add_argument("--base", type=Path, help="the other checkout")
+    parser.add_argument("--runs", type=Path, nargs="+", default=[], help="of part three")
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    jax.config.update("jax_enable_compilation_cache", False)
+    result: dict[str, Any] = {"command": shlex.join(["python", *sys.argv]), "cores": os.cpu_count()}
+    if args.out and args.out.is_file():
+        result = {**json.loads(args.out.read_text()), **result}
+    if args.layers:
+        result |= {"first_step": print_first_step(args.layers[0]), "compile": print_compile_times(args.layers)}
+    if args.runs:
+        rows = []
+        for run in args.runs:
+            rows += by_turns(run.absolute(), args.base.absolute(), turns=args.turns)
+            rows[-1]["base_phases"] = base_phases(run.absolute(), args.base.absolute())
+        result["by_turns"] = rows
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def print_first_step(layers: int) -> dict[str, float]:
+    """The fastest of several trainings: see `first_step`."""
     starts = []
     for _ in range(REPEATS):
         with tempfile.TemporaryDirectory() as folder:
-            starts.append(first_step(Path(folder), args.layers[0]))
+            starts.append(first_step(Path(folder), layers))
     best = min(starts, key=lambda parts: parts["total"])
-    print(f"\nfrom the command to the end of the first step, {args.layers[0]} layers of width 64:")
+    print(f"\nfrom the command to the end of the first step, {layers} layers of width 64:")
     for name, seconds in best.items():
         print(f"  {name:<20} {seconds:6.2f} s")
-    cases = [(layers, 1) for layers in args.layers] + [(n, n) for n in args.layers if 1 < n <= UNROLLED_UP_TO]
-    table = [
-        min((compile_time(layers, unroll=unroll) for _ in range(REPEATS)), key=lambda row: row["compile_seconds"])
-        for layers, unroll in cases
+    return best
+
+
+def print_compile_times(layers: list[int]) -> list[dict[str, Any]]:
+    """Rows of `compile_time`, the fastest of several each."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    cases = [(count, 1) for count in layers] + [(n, n) for n in layers if 1 < n <= UNROLLED_UP_TO]
+    table: list[dict[str, Any]] = [
+        min((compile_time(count, unroll=unroll) for _ in range(REPEATS)), key=lambda row: row["compile_seconds"])
+        for count, unroll in cases
     ]
     print("\nlayers  form      trace     compile   program")
     for row in table:
         print(
             f"{row['layers']:>6}  {row['form']:<8}  {row['trace_seconds']:5.2f} s  {row['compile_seconds']:6.2f} s  {row['program_lines']:>6,} lines"
         )
-    if args.out:
-        command = f"python benchmarks/startup.py --layers {' '.join(map(str, args.layers))}"
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        result = {"command": command, "cores": os.cpu_count(), "first_step": best, "compile": table}
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    return table
 
 
 if __name__ == "__main__":
