@@ -1,9 +1,11 @@
 """What commands keep between starts: entries are whole or not there, nobody else can put one there, and nothing changes."""
 
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import llmjax
 from llmjax import kept, mapped
 from llmjax.cache import ABANDONED, BLOCK, Cache, open_cache, stamp
 from llmjax.errors import UserError
 from llmjax.kept import Store
+from llmjax.model import transformer
+from llmjax.train import checkpoint
 
 
 @pytest.fixture
@@ -223,3 +228,32 @@ def test_a_stamp_tells_when_a_file_was_written(tmp_path: Path) -> None:
     file.write_text("bbbb")
     os.utime(file, ns=(info.st_atime_ns, info.st_mtime_ns))
     assert stamp(tmp_path) != before
+
+
+def test_a_model_is_mapped_from_the_second_time_on_until_its_checkpoint_is_written_again(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(Path(__file__).parent / "fixtures" / "run_c4ef595", tmp_path / "run")
+    plain = llmjax.load(run)
+    first = llmjax.load(run, cache=cache)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("read again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "read_params", refuse)
+        patch.setattr(transformer, "init_params", refuse)
+        second = llmjax.load(run, cache=cache)
+    for model in (first, second):
+        assert jax.tree.structure(model.params) == jax.tree.structure(plain.params)
+        for ours, theirs in zip(jax.tree.leaves(model.params), jax.tree.leaves(plain.params), strict=True):
+            assert ours.sharding == theirs.sharding
+            np.testing.assert_array_equal(ours, theirs)
+    assert second.loss("A text.") == plain.loss("A text.")
+    kept._kept.cache_clear()
+    assert llmjax.load(run, cache=cache).loss("A text.") == plain.loss("A text.")
+    for file in (path for path in (run / "checkpoints").rglob("*") if path.is_file()):
+        file.write_bytes(file.read_bytes())
+    monkeypatch.setattr(checkpoint, "read_params", refuse)
+    with pytest.raises(AssertionError, match="read again"):
+        llmjax.load(run, cache=cache)

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import re
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,8 @@ def _piece_bytes(
     decoders = list(_parts(description.get("decoder")))
     kinds = {part["type"] for part in decoders}
     alphabet = byte_alphabet() if "ByteLevel" in kinds else {}
+    # What is not of the alphabet becomes a character that Latin-1 lacks.
+    latin = defaultdict(lambda: 0x100, {ord(character): byte for character, byte in alphabet.items()})
     spaced = any(part["type"] == "Metaspace" or part.get("content") == " " for part in decoders)
     prefix = next((part["prefix"] for part in decoders if part["type"] == "WordPiece"), None)
     suffix = next((part["suffix"] for part in decoders if part["type"] == "BPEDecoder"), None)
@@ -304,8 +307,10 @@ def _piece_bytes(
         if alphabet:
             if piece in added:
                 return piece.encode()
-            known = all(character in alphabet for character in piece)
-            return bytes(alphabet[character] for character in piece) if known else piece.encode()
+            try:
+                return piece.translate(latin).encode("latin-1")
+            except UnicodeEncodeError:
+                return piece.encode()
         if "ByteFallback" in kinds and len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
             return bytes([int(piece[3:5], 16)])
         if prefix is not None:
