@@ -9,11 +9,13 @@ are handed paths; the files that users give are read where they are parsed.
 import contextlib
 import errno
 import fcntl
+import gzip
 import json
 import os
 import shutil
 import stat
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,8 +32,28 @@ class Locked(UserError):  # noqa: N818
 
 
 def read_text(path: Path) -> str:
-    """The whole file as UTF-8 text, without a byte order mark."""
-    return path.read_text(encoding="utf-8-sig")
+    """The whole file as UTF-8 text, without a byte order mark. Raises UserError for a file of another encoding."""
+    return "".join(read_lines(path))
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a file of UTF-8 text with their line feeds, without byte order marks; of .gz what is packed in it.
+
+    Raises:
+        UserError: for a file of another encoding, or one that is not whole.
+    """
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        lines = enumerate(file, start=1)
+        while True:
+            try:
+                number, line = next(lines)
+                yield line.decode("utf-8-sig")
+            except StopIteration:
+                return
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}, line {number}, is no UTF-8 ({error.reason}): save it as UTF-8") from error
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise UserError(f"{path} is no whole gzip file ({error}): get it again") from error
 
 
 def read_json(path: Path, *, mend: str) -> Any:
@@ -104,6 +126,18 @@ def appending(path: Path) -> TextIO:
     path.parent.mkdir(parents=True, exist_ok=True)
     cut_unfinished_line(path)
     return path.open("a", encoding="utf-8", buffering=1)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Put a line behind the others of a file, on disk before this returns; the folder is made when it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else f"\n{line}"
+        file.write(f"{line}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def cut_unfinished_line(path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from llmjax import cli, config
+from llmjax import cli, config, recipe
 from llmjax.data import tokens
 from llmjax.errors import UserError
 from llmjax.prepare import engine, parts, records, run, sources, spark, store
@@ -175,6 +175,16 @@ def test_a_finished_preparation_survives_everything_that_is_refused(tmp_path, mo
     prepared(tmp_path / "run", [tmp_path / "a", tmp_path / "b.txt"], **given)
     assert len(rows(tmp_path / "run", "train")) == 2
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"prepare"}
+
+
+def test_a_refused_preparation_is_not_noted_as_begun(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(sentences(0, 20))
+    good = configured([tmp_path / "a.txt"], data__holdout_percent=0.0)
+    recipe.run(good, tmp_path / "run", ["prepare"])
+    with pytest.raises(UserError, match="needs a classifier"):
+        recipe.run(configured([tmp_path / "a.txt"], ("quality",)), tmp_path / "run", ["prepare"], again=True)
+    recipe.run(good, tmp_path / "run", ["prepare"])
+    assert "prepare: done already" in capsys.readouterr().out
 
 
 def test_a_kept_work_folder_and_one_of_an_earlier_version_are_gone_on_with(tmp_path, monkeypatch):

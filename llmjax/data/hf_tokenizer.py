@@ -16,6 +16,7 @@ from typing import Any
 import sentencepiece
 from jinja2 import TemplateSyntaxError
 
+from llmjax import storage
 from llmjax.data.hf_backends import Added, JsonBackend, PiecesBackend
 from llmjax.data.templates import compiled
 from llmjax.data.tokenizer import PROBE, SPACE_SIGN, Segment, Tokenizer, sentencepiece_bytes
@@ -167,11 +168,11 @@ def read_beside(folder: Path) -> dict[str, Any]:
     for name in FILES[:-1]:
         path = folder / name
         try:
-            beside[name] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            beside[name] = json.loads(storage.read_text(path)) if path.is_file() else {}
         except ValueError as error:
             raise UserError(f"{path} is no JSON ({error}): get the file again") from error
     template = folder / TEMPLATE_FILE
-    beside[TEMPLATE_FILE] = template.read_text(encoding="utf-8") if template.is_file() else ""
+    beside[TEMPLATE_FILE] = storage.read_text(template) if template.is_file() else ""
     return beside
 
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 
 import sentencepiece
 
+from llmjax import storage
 from llmjax.data.written import Run, Written, runs
 from llmjax.errors import UserError
 
@@ -213,9 +214,9 @@ class Tokenizer:
     def save(self, folder: Path) -> Path:
         """Write the tokenizer's file, tokenizer.model or tokenizer.json, and what belongs to it; return its path."""
         file = folder / (self.name or (BYTE_FILE if self.processor is None else MODEL_FILE))
-        file.write_bytes(self.model)
+        storage.write_bytes(file, self.model)
         for name, data in self.files.items():
-            (folder / name).write_bytes(data)
+            storage.write_bytes(folder / name, data)
         return file
 
 

@@ -9,7 +9,6 @@ import bisect
 import contextlib
 import itertools
 import json
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 from array_record.python import array_record_module
 from ml_collections import ConfigDict
 
-from llmjax import config, progress
+from llmjax import config, progress, storage
 from llmjax.data import parallel_text
 from llmjax.data.documents import SPLITS, read_documents, shard_files
 from llmjax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -51,9 +50,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     tokenizer = load_tokenizer(path) if path else _train(c, prepared)
     trained = time.perf_counter()
     folder = workdir / "tokenizer"
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    storage.remove(folder)
     tokenizer.save(folder)
     splits = {}
     for split in SPLITS:
@@ -77,9 +74,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
         "end_id": tokenizer.end_id,
         "splits": splits,
     }
-    (folder / "tokens" / "index.json").write_text(
-        json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    storage.write_json(folder / "tokens" / "index.json", index)
     ended = time.perf_counter()
     total = {key: {s: sum(x[key] for x in splits[s].values()) for s in SPLITS} for key in ("tokens", "text_bytes")}
     text_bytes, tokens = (sum(total[key].values()) for key in ("text_bytes", "tokens"))
@@ -253,7 +248,8 @@ def write_stream(
     close()
     if len(languages) == 2:
         begins = np.concatenate([np.empty(0, np.uint64), *starts])[::2]
-        np.save(folder / parallel_text.PAIRS_FILE, np.append(begins, np.uint64(counts["tokens"])))
+        with storage.writing(folder / parallel_text.PAIRS_FILE) as file:
+            np.save(file, np.append(begins, np.uint64(counts["tokens"])))
     return {**counts, "languages": list(languages), "files": files}
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmjax import storage
 from llmjax.errors import UserError
 
 Doc = dict[str, Any]
@@ -91,13 +92,12 @@ def subjects(folders: Sequence[str | Path]) -> list[str]:
 def read(path: Path) -> list[Doc]:
     """The rows of a file of JSON Lines. Raises UserError with the line that is none."""
     rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except ValueError as error:
-                    raise UserError(f"{path}, line {number} is no JSON ({error}): get the file again") from error
+    for number, line in enumerate(storage.read_lines(path), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(f"{path}, line {number} is no JSON ({error}): get the file again") from error
     if not rows:
         raise UserError(f"{path} is empty: get the file again")
     return rows

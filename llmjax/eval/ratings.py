@@ -9,7 +9,6 @@ missing: it is counted nowhere.
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llmjax import storage
 from llmjax.errors import UserError
 from llmjax.eval import local_data, statistics
 
@@ -75,10 +75,7 @@ def shown_order(pair: Pair, *, rater: str, seed: int) -> tuple[int, int]:
 
 def append(path: Path, rating: Rating) -> None:
     """Write one rating behind the others, whole and on disk before this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(rating), ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    storage.append_line(path, json.dumps(asdict(rating), ensure_ascii=False))
 
 
 def read(path: Path) -> list[Rating]:

@@ -1,6 +1,5 @@
 """How fast an engine is: time to the first token, time per token, tokens a second, and the share of memory bandwidth."""
 
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmjax import storage
 from llmjax.infer.engine import Engine
 from llmjax.infer.request import Request
 
@@ -92,8 +92,7 @@ def write(results: dict[str, Any], folder: Path) -> None:
     """FOLDER/infer.json and FOLDER/infer.png: tokens a second and time per token over the number of slots."""
     from matplotlib.figure import Figure
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "infer.json").write_text(json.dumps(results, indent=1) + "\n")
+    storage.write_json(folder / "infer.json", results)
     rows = results["rows"]
     slots = [row["slots"] for row in rows]
     figure = Figure(figsize=(9, 3.5), layout="constrained")

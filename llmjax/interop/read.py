@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from llmjax import config, human, progress
+from llmjax import config, human, progress, storage
 from llmjax.data import hf_tokenizer
 from llmjax.data.tokenizer import BYTE_FILE, MODEL_FILE, Tokenizer, load_tokenizer
 from llmjax.errors import UserError
@@ -25,7 +24,6 @@ from llmjax.interop.stacked import StackedWriter
 from llmjax.interop.tensors import Source, Tensor
 from llmjax.model import transformer
 from llmjax.parallel.placement import path_name
-from llmjax.storage import require_space, staged
 
 DTYPES = ("float32", "bfloat16")
 TOKENIZER_FILES = (BYTE_FILE, MODEL_FILE, *hf_tokenizer.SENTENCEPIECE_FILES)
@@ -89,7 +87,7 @@ def import_model(source: Path, run: Path, *, dtype: str = "", tokenizer: str = "
     for row in found:
         if not row.ours and len(row.theirs) == 2:
             _require_equal(weights, *row.theirs)
-    with staged(run, purpose="--to") as folder:
+    with storage.staged(run, purpose="--to") as folder:
         known = None
         if tokenizer != "none":
             where = Path(tokenizer) if tokenizer else source
@@ -99,7 +97,7 @@ def import_model(source: Path, run: Path, *, dtype: str = "", tokenizer: str = "
                     f"the tokenizer of {where} has ids up to {known.vocab_size - 1:,} and the model has only "
                     f"{model.vocab_size:,}: they do not belong together; give another --tokenizer, or --tokenizer none"
                 )
-        (folder / "config.json").write_text(config.to_json(c), encoding="utf-8")
+        storage.write_text(folder / "config.json", config.to_json(c))
         notes = {"imported": {"model_type": model_type}} | ({"tokenizer": known.fingerprint} if known else {})
         _write_checkpoint(folder / "checkpoints" / "0", c, params, rows, weights, notes)
     size = sum(math.prod(tensor.shape) for tensor in params.values())
@@ -116,7 +114,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise UserError(f"{folder} has no config.json; to import the GGUF file give it itself: --from {found[0]}")
         raise UserError(f"{folder} has no config.json: it is not the folder of a Hugging Face model")
     try:
-        theirs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        theirs: dict[str, Any] = json.loads(storage.read_text(path))
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): get it again") from error
     if theirs.get("model_type") not in FAMILIES:
@@ -177,10 +175,9 @@ def _write_tokenizer(
     source: Path, folder: Path, theirs: Mapping[str, Any], files: Mapping[str, bytes] | None
 ) -> Tokenizer:
     """Put the tokenizer into the run, with the ids that only their config.json has, and read it back."""
-    folder.mkdir()
     if files is not None:
         for name, data in files.items():
-            (folder / name).write_bytes(data)
+            storage.write_bytes(folder / name, data)
     else:
         beside = source if source.is_dir() else source.parent
         names = TOKENIZER_FILES if source.is_dir() else (source.name,)
@@ -193,16 +190,16 @@ def _write_tokenizer(
             )
         for path in (found, *(beside / name for name in hf_tokenizer.FILES)):
             if path.is_file():
-                shutil.copyfile(path, folder / path.name)
+                storage.copy(path, folder / path.name)
     for name in (hf_tokenizer.CONFIG_FILE, hf_tokenizer.GENERATION_FILE):
         if not (folder / name).is_file():
-            (folder / name).write_text("{}\n")
+            storage.write_json(folder / name, {})
     path = folder / hf_tokenizer.GENERATION_FILE
     generation = hf_tokenizer.read_beside(folder)[hf_tokenizer.GENERATION_FILE]
     for key in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"):
         if generation.get(key) is None and theirs.get(key) is not None:
             generation[key] = theirs[key]
-    path.write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    storage.write_json(path, generation, indent=2)
     return load_tokenizer(folder)
 
 
@@ -217,7 +214,7 @@ def _write_checkpoint(
     """The checkpoint of step 0, row by row; `notes` are what its meta says beside the usual."""
     folder.mkdir(parents=True)
     total = sum(tensor.nbytes for tensor in params.values())
-    require_space(folder, total)
+    storage.require_space(folder, total)
     stacked = {slot.path for row in rows for slot in row.ours if slot.layer is not None}
     writer = StackedWriter(folder, params, stacked=stacked)
     with progress.bar("importing", total) as advance:

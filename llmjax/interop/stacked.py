@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from llmjax import storage
 from llmjax.interop.tensors import Tensor
 from llmjax.train.checkpoint import FROZEN, CheckpointError, full_disk_is_an_os_error
 
@@ -76,10 +77,9 @@ class StackedWriter:
         }
         handlers = {"item_handlers": {"meta": JSON, "params": STANDARD}}
         root = self._folder.parent
-        (self._folder / "_METADATA").write_text(json.dumps(description))
-        (root / "meta").mkdir()
-        (root / "meta" / "metadata").write_text(json.dumps(meta))
-        (root / "_CHECKPOINT_METADATA").write_text(json.dumps(handlers))
+        storage.write_json(self._folder / "_METADATA", description, indent=None)
+        storage.write_json(root / "meta" / "metadata", meta, indent=None)
+        storage.write_json(root / "_CHECKPOINT_METADATA", handlers, indent=None)
 
 
 class StackedReader:

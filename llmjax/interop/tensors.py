@@ -7,6 +7,7 @@ map, so that what was read does not stay in the process; and written by parts, s
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO, Protocol
 import ml_dtypes
 import numpy as np
 
+from llmjax import storage
 from llmjax.errors import UserError
 
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -113,7 +115,7 @@ def open_folder(folder: Path) -> Safetensors:
         return Safetensors([folder / ONE_FILE])
     if (folder / INDEX).is_file():
         try:
-            placed: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            placed: dict[str, str] = json.loads(storage.read_text(folder / INDEX))["weight_map"]
         except (ValueError, KeyError) as error:
             raise UserError(
                 f"{folder / INDEX} is damaged ({error.__class__.__name__}: {error}): get it again"
@@ -151,7 +153,8 @@ class Writer:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % ALIGNMENT)
         self._waiting = list(tensors.items())[::-1]
-        self._stream: BinaryIO = file.open("wb")
+        self._held = ExitStack()
+        self._stream: BinaryIO = self._held.enter_context(storage.writing(file))
         self._stream.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, array: np.ndarray) -> None:
@@ -160,7 +163,8 @@ class Writer:
         self._stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
     def close(self) -> None:
-        self._stream.close()
+        """Put the file in its place."""
+        self._held.close()
 
 
 def shard_names(count: int) -> list[str]:
@@ -179,4 +183,4 @@ def write_index(folder: Path, shards: Sequence[Mapping[str, Tensor]]) -> None:
         "metadata": {"total_size": sum(tensor.nbytes for shard in shards for tensor in shard.values())},
         "weight_map": {name: file for file, shard in zip(names, shards, strict=True) for name in shard},
     }
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    storage.write_json(folder / INDEX, index, indent=2)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from llmjax import config, human, progress
+from llmjax import config, human, progress, storage
 from llmjax.data.hf_tokenizer import CONFIG_FILE, GENERATION_FILE
 from llmjax.data.tokenizer import Tokenizer, load_tokenizer
 from llmjax.errors import UserError
@@ -20,7 +20,6 @@ from llmjax.interop.matching import Shapes, uncovered
 from llmjax.interop.read import parameters_of
 from llmjax.interop.stacked import StackedReader
 from llmjax.interop.tensors import Tensor, Writer, shard_names, write_index
-from llmjax.storage import require_space, staged
 from llmjax.train import checkpoint
 
 SHARD_BYTES = 5_000_000_000
@@ -69,8 +68,8 @@ def export_model(source: Path, folder: Path, *, model_type: str = "", shard_byte
         raise UserError(f"the checkpoint {step} does not fit its config as a {theirs['model_type']} model:\n{lines}")
     shards = plan(rows, parameters_of(c.model), shard_bytes)  # in the config's types: averages are float32 always
     total = sum(tensor.nbytes for shard in shards for tensor in shard.tensors.values())
-    with staged(folder, purpose="--to") as unfinished:
-        require_space(unfinished, total)
+    with storage.staged(folder, purpose="--to") as unfinished:
+        storage.require_space(unfinished, total)
         _write_texts(unfinished, step.parent.parent / "tokenizer", theirs, dtype=c.model.param_dtype)
         with progress.bar("exporting", total) as advance:
             for name, shard in zip(shard_names(len(shards)), shards, strict=True):
@@ -136,9 +135,9 @@ def _write_texts(folder: Path, tokenizer_folder: Path, theirs: dict[str, Any], *
         ids = _save_tokenizer(tokenizer, folder)
         theirs = {**{key: i for key, i in ids.items() if i is not None}, **theirs}
         path = folder / GENERATION_FILE
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        path.write_text(json.dumps({**ids, **known}, indent=2) + "\n", encoding="utf-8")
-    (folder / "config.json").write_text(json.dumps(theirs, indent=2) + "\n", encoding="utf-8")
+        known = json.loads(storage.read_text(path)) if path.is_file() else {}
+        storage.write_json(path, {**ids, **known}, indent=2)
+    storage.write_json(folder / "config.json", theirs, indent=2)
 
 
 def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
@@ -147,7 +146,7 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
         tokenizer.save(folder)
     else:
         for name, data in pieces.of_ours(tokenizer).items():
-            (folder / name).write_bytes(data)
+            storage.write_bytes(folder / name, data)
     assert (folder / CONFIG_FILE).is_file()
     ends = tokenizer.eos_ids
     return {

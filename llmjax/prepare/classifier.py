@@ -258,7 +258,7 @@ def read_documents(paths: Sequence[str | os.PathLike[str]], *, field: str = "tex
     for path in map(Path, paths):
         try:
             raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-            content = raw.decode()
+            content = raw.decode("utf-8-sig")
         except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as UTF-8 text ({error}): give text or JSONL files") from error
         if ".jsonl" in path.suffixes or ".ndjson" in path.suffixes:

@@ -9,7 +9,6 @@ Words are those of `kernels.words`: case-folded, punctuation aside, digits as th
 """
 
 import collections
-import gzip
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from llmjax import storage
 from llmjax.errors import UserError
 from llmjax.prepare.kernels import windows
 from llmjax.prepare.kernels.words import find_words, rolling, room, tables, utf8
@@ -105,18 +105,17 @@ def read_benchmark(path: str | Path) -> list[Item]:
     """
     path = Path(path)
     items = []
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                advice = "write the benchmark as JSON lines, one object a line (datasets: `to_json`)"
-                raise UserError(f"{path}, line {number}, is not JSON ({error}): {advice}") from error
-            if not isinstance(row, dict) or not any(isinstance(value, str) and value for value in row.values()):
-                raise UserError(f"{path}, line {number}: a row must be an object with the question as a string field")
-            items.append(_item(row, number))
+    for number, line in enumerate(storage.read_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            advice = "write the benchmark as JSON lines, one object a line (datasets: `to_json`)"
+            raise UserError(f"{path}, line {number}, is not JSON ({error}): {advice}") from error
+        if not isinstance(row, dict) or not any(isinstance(value, str) and value for value in row.values()):
+            raise UserError(f"{path}, line {number}: a row must be an object with the question as a string field")
+        items.append(_item(row, number))
     if not items:
         raise UserError(f"{path} has no rows")
     return items

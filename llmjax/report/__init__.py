@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from llmjax import storage
 from llmjax.report.collect import collect
 
 
@@ -54,6 +55,6 @@ def compare(workdirs: Sequence[Path], *, out: Path) -> Path:
     page = write_comparison([collect(Path(workdir)) for workdir in workdirs], out)
     if any(scores.read_scores(Path(workdir)) for workdir in workdirs):
         table = scores.comparison_table([Path(workdir) for workdir in workdirs])
-        (out / "scores.md").write_text(table, encoding="utf-8")
+        storage.write_text(out / "scores.md", table)
         print(f"{table}\nthese scores: {out / 'scores.md'}")
     return page

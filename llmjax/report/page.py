@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from llmjax import human
+from llmjax import human, storage
 from llmjax.report import facts, plots
 from llmjax.report.collect import Run
 
@@ -34,10 +34,9 @@ def write_pages(run: Run, folder: Path) -> tuple[Path, Path]:
 
 def write(folder: Path, *, template: str, story: dict[str, Any]) -> tuple[Path, Path]:
     """Render TEMPLATE.html and TEMPLATE.md into a folder as index.html and report.md."""
-    folder.mkdir(parents=True, exist_ok=True)
     html, markdown = folder / "index.html", folder / "report.md"
-    html.write_text(environment(html=True).get_template(f"{template}.html").render(story), encoding="utf-8")
-    markdown.write_text(environment(html=False).get_template(f"{template}.md").render(story), encoding="utf-8")
+    storage.write_text(html, environment(html=True).get_template(f"{template}.html").render(story))
+    storage.write_text(markdown, environment(html=False).get_template(f"{template}.md").render(story))
     return html, markdown
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llmjax import storage
 from llmjax.errors import UserError
 from llmjax.eval.local_data import read
 from llmjax.eval.statistics import Comparison, Estimate, compare_paired, mean
@@ -18,7 +19,7 @@ def read_scores(run: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(storage.read_text(path))
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): run `llmjax eval --tasks` again") from error
     return found

@@ -4,7 +4,6 @@ For TPUs the real step is compiled and its program read; for GPUs everything is 
 US dollars; of one device unless the key says otherwise. A device is a chip, but half of one on TPU7x.
 """
 
-import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib import metadata
@@ -14,6 +13,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from llmjax import storage
 from llmjax.data.ramp import BatchSizes, Stage
 from llmjax.errors import UserError
 from llmjax.model.count import flops_per_token, param_count
@@ -229,5 +229,4 @@ def _run(plan: Plan, topology: Topology, sizes: BatchSizes, price: float | None)
 
 def write(plan: Plan, path: Path) -> None:
     """Write a plan as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plan, indent=1) + "\n")
+    storage.write_json(path, plan)

@@ -5,7 +5,6 @@ made on paper (`analytic.py`).
 """
 
 import contextlib
-import fcntl
 import math
 import os
 import re
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from llmjax import storage
 from llmjax.errors import UserError
 from llmjax.scaling.collectives import Collective, axes_of
 from llmjax.train.chips import CHIPS, Chip
@@ -87,12 +87,7 @@ def parse_topology(text: str, *, slices: int = 1) -> Topology:
 def compiler_lock() -> Iterator[None]:
     """Wait until no other process plans: a large compile takes all cores and gigabytes."""
     path = Path(tempfile.gettempdir()) / f"llmjax-libtpu-{os.getuid()}.lock"
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            print("another plan holds the TPU compiler: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with storage.locked(path, waiting="another plan holds the TPU compiler: waiting for it"):
         yield
 
 
