@@ -3,11 +3,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmjax import xla
+
 if TYPE_CHECKING:
     from llmjax.api import LanguageModel
     from llmjax.cache import Cache
 
 __version__ = "0.1.0"
+
+xla.configure()
 
 
 def load(path: str | Path, *, step: int | None = None, mesh: str = "", cache: "Cache | None" = None) -> "LanguageModel":

@@ -9,6 +9,7 @@ import numpy as np
 from llmjax import config
 from llmjax.model import transformer
 from llmjax.model.views import Tokens, visible
+from llmjax.parallel.placement import path_name
 
 
 def settings(**changes: Any) -> config.ConfigDict:
@@ -20,11 +21,21 @@ def settings(**changes: Any) -> config.ConfigDict:
 
 
 def make(c: config.ConfigDict, seed: int = 0) -> tuple[transformer.Transformer, Any]:
-    """The module and random parameters, none of them zero or one, and large enough that attention is far from uniform."""
+    """The module and random parameters, none of them zero or one, and large enough that attention is far from uniform.
+
+    Without a norm of the values at hand they are smaller, so that values stay of the order of one from layer to layer: had they grown to
+    hundreds, a soft cap of the logits would hide them, and what it leaves, logits near zero, would be their rounding.
+    """
     module = transformer.build(c)
     shapes = jax.eval_shape(lambda key: transformer.init_params(module, key), jax.random.key(0))
     rng = np.random.default_rng(seed)
-    return module, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.3, x.dtype), shapes)
+    scale = 0.18 if c.norm in ("none", "batch") else 0.3
+
+    def value(path: Any, x: jax.ShapeDtypeStruct) -> jax.Array:
+        drawn = rng.normal(size=x.shape) * scale
+        return jnp.asarray(1 + np.abs(drawn) if "running_var" in path_name(path) else drawn, x.dtype)
+
+    return module, jax.tree_util.tree_map_with_path(value, shapes)
 
 
 def logits_of(module: transformer.Transformer, params: Any, tokens_BL: jax.Array, **arguments: Any) -> jax.Array:
@@ -49,4 +60,5 @@ def close(a: Any, b: Any, tolerance: float) -> None:
     """Every array of two trees is equal within a share of its own largest value."""
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
+        assert np.isfinite(y).all()
         np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(y).max())
