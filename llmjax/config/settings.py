@@ -70,7 +70,7 @@ def base() -> ConfigDict:
     c.tokenizer = ConfigDict()
     c.tokenizer.kind = "bpe"  # bpe, unigram, char (SentencePiece) or byte
     c.tokenizer.vocab_size = 4096  # pieces, with the 256 bytes and the 4 special tokens counted in; char and byte derive theirs
-    c.tokenizer.path = ""  # use this tokenizer instead of training one: a SentencePiece .model, a tokenizer.json, or a folder such as RUN/tokenizer
+    c.tokenizer.path = ""  # use this tokenizer instead of training one: a SentencePiece .model, a tokenizer.json, or a folder such as RUN/tokenizer; "": that of train.init_from, if it is set and the other keys here are as in that run or at their defaults
     c.tokenizer.train_bytes = 20_000_000  # train on at most this much text, taken evenly over the documents
     c.tokenizer.split_digits = True  # every digit is its own piece
 
@@ -242,7 +242,7 @@ def base() -> ConfigDict:
     c.train.eval_batches = 8  # batches of held-out text for that
     c.train.log_every = 10.0  # seconds between lines where the terminal cannot show a progress bar
     c.train.tensorboard = False  # also write TensorBoard event files (pip install llmjax[tensorboard])
-    c.train.init_from = ""  # start from the weights of this run or checkpoint (a new optimizer, step 0)
+    c.train.init_from = ""  # start from the weights of this run or checkpoint, as they were evaluated (a new optimizer, step 0), with its tokenizer
     c.train.executable = ""  # a file of `llmjax plan --save-executable`: the compiled steps, so that the first one starts in seconds
 
     c.train.rewind = ConfigDict()

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.config import changes
-from llmjax.data.tokenizer import Tokenizer
+from llmjax.data.tokenizer import Tokenizer, load_tokenizer
 from llmjax.errors import UserError
 from llmjax.model import transformer
 from llmjax.parallel.placement import path_name
@@ -37,7 +37,10 @@ def check(c: ConfigDict, tokenizer: Tokenizer | None) -> None:
     folder = folders.newest(Path(where))
     run, meta = folder.parent.parent, folders.read_meta(folder)
     theirs = config.from_json(json.dumps(meta["config"]))
-    if tokenizer is not None and meta.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
+    known = meta.get("tokenizer")
+    if known is None and (run / "tokenizer").is_dir():  # an older checkpoint does not say
+        known = load_tokenizer(run / "tokenizer").fingerprint
+    if tokenizer is not None and known not in (None, tokenizer.fingerprint):
         raise UserError(
             f"train.init_from={where} was trained with another tokenizer than this run has, so every id would mean "
             f"something else: set --config.tokenizer.path={run / 'tokenizer'}"
