@@ -332,7 +332,7 @@ def _before(workdir: Path, stage: str, wanted: Mapping[str, Any]) -> dict[str, A
     if "imported" in meta:
         return None
     known = config.flatten(meta["config"])
-    known["model.vocab_size"] = wanted.get("model.vocab_size", 0)  # 0 was resolved
+    known |= {key: wanted.get(key, 0) for key in ("model.vocab_size", "objective.vocab_size")}  # 0 was resolved
     return {"done": False, "settings": {**wanted, **{key: known[key] for key in wanted if key in known}}}
 
 

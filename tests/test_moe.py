@@ -242,9 +242,10 @@ def test_experts_with_a_capacity_serve_first_choices_first_and_drop_the_rest(fac
     )
     found = value_and_gradients(moe.mixture, c, experts_BLJ, weights_BLJ, x_BLD, weights)
     assert_close(found, ((dweights * kept_BLJ, *others), y_BLD))
-    _, sown = call(module, {"params": params}, ("intermediates",), x_BLD, valid_BL)
+    _, sown = call(module, {"params": params}, ("routing",), x_BLD, valid_BL)
     share = 1 - kept_BLJ.sum() / (2 * np.asarray(valid_BL).sum())
-    np.testing.assert_allclose(sown["intermediates"]["dropped"][0], share, atol=1e-6)
+    found = routing.metrics(routing.all_layers(sown["routing"]["usage"]))
+    np.testing.assert_allclose(found["expert_dropped"], share, atol=1e-6)
     assert (share > 0.2) if factor < 1 else (share == 0 or factor < 4)
 
 
@@ -285,7 +286,7 @@ def test_padding_is_not_routed_and_changes_neither_outputs_nor_losses_nor_gradie
     @jax.jit
     @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
     def run(params: Any, x_BLD: jax.Array) -> Any:
-        y_BLD, sown = module.apply({"params": params}, x_BLD, valid_BL, mutable=["losses", "intermediates"])
+        y_BLD, sown = module.apply({"params": params}, x_BLD, valid_BL, mutable=["losses", "routing"])
         real = jnp.where(valid_BL[..., None], y_BLD, 0.0)
         return jnp.sum(jnp.square(real)) + sum(jax.tree.leaves(sown["losses"])), (y_BLD, sown)
 
@@ -294,7 +295,7 @@ def test_padding_is_not_routed_and_changes_neither_outputs_nor_losses_nor_gradie
     (others, _), (other_y_BLD, other_sown) = run(params, other_BLD)
     assert_close((gradients, y_BLD, sown), (others, other_y_BLD, other_sown), 1e-6)
     assert not bool(jnp.any(y_BLD[~valid_BL])) and not bool(jnp.any(dx_BLD[~valid_BL]))
-    np.testing.assert_allclose(jnp.sum(sown["intermediates"]["expert_load"][0]), 1.0, rtol=1e-6)
+    assert jnp.sum(sown["routing"]["usage"][0].loads) == 2 * jnp.sum(valid_BL)
 
 
 # ---------------------------------------------------------------------- losses and balance
@@ -306,16 +307,62 @@ def test_the_losses_equal_their_formulas_on_a_worked_example():
     valid_BL = jnp.array([[True, True, True, True, False]])
     c = settings(moe__experts=2, moe__active=1, moe__normalize=False)
     experts_BLJ, _ = routing.choose(probs, valid_BL, c.moe)
-    loads_E = routing.loads(experts_BLJ, 2)
-    np.testing.assert_array_equal(loads_E, [3, 1])
+    used = routing.usage(probs, experts_BLJ, valid_BL, c.moe)
+    np.testing.assert_array_equal(used.loads, [3, 1])
     by_hand = 2 * (3 / 4 * (0.9 + 0.6 + 0.2 + 0.7) / 4 + 1 / 4 * (0.1 + 0.4 + 0.8 + 0.3) / 4)
-    np.testing.assert_allclose(routing.balance_loss(probs, loads_E, valid_BL), by_hand, rtol=1e-6)
+    np.testing.assert_allclose(routing.balance_loss(used.loads, used.probs), by_hand, rtol=1e-6)
     logits = jnp.log(jnp.array([[[1.0, 1.0], [2.0, 3.0], [0.5, 0.5], [1.0, 3.0], [9.0, 9.0]]]))
     by_hand = (np.log(2) ** 2 + np.log(5) ** 2 + 0 + np.log(4) ** 2) / 4
     np.testing.assert_allclose(routing.z_loss(logits, valid_BL), by_hand, rtol=1e-6)
     # Two choices of three experts, all scores alike: 3 experts x (1/3 of the choices) x (mean score 1/3) x 3 = 1.
-    even, both_BL = jnp.full((1, 3, 3), 0.4), jnp.ones((1, 3), bool)
-    np.testing.assert_allclose(routing.balance_loss(even, jnp.array([2.0, 2.0, 2.0]), both_BL), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(routing.balance_loss(jnp.full(3, 2.0), jnp.full(3, 1.0)), 1.0, rtol=1e-6)
+
+
+def random_layers(layers: int = 3, active: int = 2) -> tuple[Any, list[Any]]:
+    """Settings, and (scores, experts, which are no padding) of sparse layers whose routers differ."""
+    c = settings(moe__active=active, moe__balance_loss=0.02)
+    noise = 2 * jax.random.normal(jax.random.key(0), (layers, 2, 16, E))
+    valid_BL = jnp.arange(16)[None] < jnp.array([[16], [5]])
+    scores = [jax.nn.softmax(x) for x in noise]
+    return c, [(s, routing.choose(s, valid_BL, c.moe)[0], valid_BL) for s in scores]
+
+
+def test_over_all_layers_the_balance_loss_is_what_transformers_defines():
+    c, layers = random_layers()
+
+    def theirs(layers: list[Any]) -> float:
+        """load_balancing_loss_func: the tokens of all layers one after another, those of padding masked."""
+        scores_XE, experts_XJ, valid_X = (
+            np.concatenate([np.asarray(x[i]).reshape(-1, *x[i].shape[2:]) for x in layers]) for i in range(3)
+        )
+        chosen_XJE = np.eye(E)[np.where(valid_X[:, None], experts_XJ, 0)] * valid_X[:, None, None]
+        tokens_JE, probs_E = chosen_XJE.sum(0) / valid_X.sum(), (scores_XE * valid_X[:, None]).sum(0) / valid_X.sum()
+        return float((tokens_JE * probs_E[None]).sum() * E)
+
+    used = routing.all_layers([routing.usage(*layer, c.moe) for layer in layers])
+    np.testing.assert_allclose(routing.pooled_balance_loss(used, c.moe), 0.02 * theirs(layers), rtol=1e-5)
+    apart = [0.02 * theirs([layer]) / 2 for layer in layers]  # summed over layers, and 1 at balance: what `batch` means
+    singles = [routing.usage(*layer, c.moe) for layer in layers]
+    np.testing.assert_allclose([0.02 * routing.balance_loss(u.loads, u.probs) for u in singles], apart, rtol=1e-5)
+    even = routing.Usage(jnp.full((3, E), 8.0), jnp.full((3, E), 4.0))
+    np.testing.assert_allclose(routing.pooled_balance_loss(even, c.moe), 0.02 * 2, rtol=1e-6)  # k, whatever the depth
+
+
+def test_over_rows_the_balance_loss_is_the_mean_of_each_rows_own():
+    c, ((scores_BLE, experts_BLJ, valid_BL), *_) = random_layers()
+    empty = [jnp.concatenate([x, x[:1]]) for x in (scores_BLE, jnp.full_like(experts_BLJ, E), valid_BL)]
+    empty[1], empty[2] = empty[1].at[:2].set(experts_BLJ), empty[2].at[2].set(False)
+    rows = [routing.usage(*(x[b : b + 1] for x in empty), c.moe) for b in range(2)]
+    expected = np.mean([routing.balance_loss(u.loads, u.probs) for u in rows])
+    np.testing.assert_allclose(routing.row_balance_loss(*empty, c.moe), expected, rtol=1e-6)
+
+
+def test_the_busiest_expert_and_what_is_dropped_are_shares_of_a_steps_sums():
+    loads_NE = jnp.array([[4.0, 4.0, 4.0, 4.0], [10.0, 6.0, 0.0, 0.0]])
+    found = routing.metrics(routing.Usage(loads_NE, loads_NE, jnp.array([0.0, 8.0])))
+    np.testing.assert_allclose(found["expert_load_max"], (1 + 2.5) / 2)
+    np.testing.assert_allclose(found["expert_dropped"], 8 / 32)
+    assert set(routing.metrics(routing.Usage(loads_NE, loads_NE))) == {"expert_load_max"}
 
 
 def test_the_losses_are_sown_with_their_weights_in_training_only():
@@ -324,10 +371,10 @@ def test_the_losses_are_sown_with_their_weights_in_training_only():
     x_BLD, valid_BL = tokens()
     logits_BLE = x_BLD @ params["router"]["kernel"]
     scores_BLE = jax.nn.softmax(logits_BLE)
-    loads_E = routing.loads(routing.choose(scores_BLE, valid_BL, c_free.moe)[0], E)
+    used = routing.usage(scores_BLE, routing.choose(scores_BLE, valid_BL, c_free.moe)[0], valid_BL, c_free.moe)
     _, sown = call(module, {"params": params}, ("losses",), x_BLD, valid_BL)
     expected = {
-        "balance": 0.5 * routing.balance_loss(scores_BLE, loads_E, valid_BL),
+        "balance": 0.5 * routing.balance_loss(used.loads, used.probs),
         "z": 0.25 * routing.z_loss(logits_BLE, valid_BL),
     }
     assert_close(sown["losses"], {name: (loss,) for name, loss in expected.items()})
@@ -344,8 +391,8 @@ def test_the_balance_loss_is_least_at_balance_and_its_gradient_leads_there():
     @jax.jit
     def loss(skew_E: jax.Array) -> tuple[jax.Array, jax.Array]:
         scores_BLE = jax.nn.softmax(noise + skew_E[None, None])
-        loads_E = routing.loads(routing.choose(scores_BLE, valid_BL, c.moe)[0], E)
-        return routing.balance_loss(scores_BLE, loads_E, valid_BL), loads_E
+        used = routing.usage(scores_BLE, routing.choose(scores_BLE, valid_BL, c.moe)[0], valid_BL, c.moe)
+        return routing.balance_loss(used.loads, used.probs), used.loads
 
     skew_E = jnp.array([2.0, 0.0, 0.0, -1.0])
     before, loads_E = loss(skew_E)
@@ -369,9 +416,9 @@ def test_a_skewed_router_is_balanced_by_the_sign_of_its_bias_gradient_whatever_t
     def gradient(bias_E: jax.Array, factor: float) -> tuple[jax.Array, jax.Array]:
         def loss(bias_E: jax.Array) -> tuple[jax.Array, jax.Array]:
             y_BLD, sown = module.apply(
-                {"params": params | {"expert_bias": bias_E}}, x_BLD, valid_BL, mutable=["intermediates"]
+                {"params": params | {"expert_bias": bias_E}}, x_BLD, valid_BL, mutable=["routing"]
             )
-            return factor * jnp.sum(y_BLD), sown["intermediates"]["expert_load"][0]
+            return factor * jnp.sum(y_BLD), sown["routing"]["usage"][0].loads / 512
 
         return jax.grad(loss, has_aux=True)(bias_E)
 
@@ -431,7 +478,7 @@ def on_mesh(line: str, c: FrozenConfigDict) -> tuple[Any, str]:
     x_BLD, valid_BL = tokens(8, padded=True)
 
     def loss(params: Any, x_BLD: jax.Array) -> Any:
-        y_BLD, sown = module.apply({"params": params}, x_BLD, valid_BL, mutable=["losses", "intermediates"])
+        y_BLD, sown = module.apply({"params": params}, x_BLD, valid_BL, mutable=["losses", "routing"])
         total = jnp.sum(jnp.sin(y_BLD.astype(jnp.float32))) + sum(jax.tree.leaves(sown["losses"]))
         return total, (y_BLD, sown)
 
@@ -477,12 +524,11 @@ def test_a_model_with_sparse_layers_places_every_parameter_sows_by_layer_and_mov
 
     @jax.jit
     def run(params: Any) -> Any:
-        logits_BLV, sown = module.apply(
-            {"params": params}, ids_BL, deterministic=False, mutable=["losses", "intermediates"]
-        )
+        logits_BLV, sown = module.apply({"params": params}, ids_BL, deterministic=False, mutable=["losses", "routing"])
         return jnp.mean(jax.nn.logsumexp(logits_BLV, -1)) + sum(map(jnp.sum, jax.tree.leaves(sown["losses"]))), sown
 
     gradients, sown = jax.grad(run, has_aux=True)(params)
     assert sown["losses"]["layers"]["moe"]["balance"][0].shape == (2,)
-    load_NE = sown["intermediates"]["layers"]["moe"]["expert_load"][0]
-    np.testing.assert_allclose(gradients["layers"]["moe"]["expert_bias"], 32 * (load_NE - 0.25), atol=1e-4)
+    loads_NE = sown["routing"]["layers"]["moe"]["usage"][0].loads
+    assert loads_NE.shape == (2, E)
+    np.testing.assert_allclose(gradients["layers"]["moe"]["expert_bias"], loads_NE - 8, atol=1e-4)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from llmjax.config import base
 from llmjax.objectives import OBJECTIVES
 from llmjax.objectives.losses import cross_entropy
+from llmjax.train.pretrain import make_heldout
 from llmjax.train.step import make_heldout_step, penalty
 
 
@@ -47,17 +48,18 @@ def random_case(seed=0, shape=(3, 5), vocab=7):
     return logits_BLV, batch
 
 
-SETTINGS = {"z_loss": 0.0, "label_smoothing": 0.0, "focal": 0.0, "loss_chunks": 1}
+SETTINGS = {"z_loss": 0.0, "label_smoothing": 0.0, "focal": 0.0, "loss_chunks": 1, "vocab_size": 0}
 
 
-def by_hand(logits_BLV, batch, *, z_loss=0.0, label_smoothing=0.0, focal=0.0):
+def by_hand(logits_BLV, batch, *, z_loss=0.0, label_smoothing=0.0, focal=0.0, vocab_size=0):
     """The sums token by token in float64, straight from the definitions."""
     total = nats = 0.0
     for row, column in np.ndindex(batch["targets"].shape):
         logits = logits_BLV[row, column].astype(np.float64)
         log_z = np.log(np.sum(np.exp(logits)))
         log_p = logits - log_z
-        target = np.full(len(logits), label_smoothing / len(logits))
+        size = vocab_size or len(logits)
+        target = np.where(np.arange(len(logits)) < size, label_smoothing / size, 0.0)
         target[batch["targets"][row, column]] += 1 - label_smoothing
         weight = batch["weights"][row, column]
         miss = 1 - np.exp(log_p[batch["targets"][row, column]])
@@ -72,6 +74,7 @@ def by_hand(logits_BLV, batch, *, z_loss=0.0, label_smoothing=0.0, focal=0.0):
         {},
         {"z_loss": 1e-2},
         {"label_smoothing": 0.1},
+        {"label_smoothing": 0.1, "vocab_size": 5},  # the other rows are padding
         {"focal": 2.0},
         {"z_loss": 1e-2, "label_smoothing": 0.1, "focal": 0.5},
     ],
@@ -161,6 +164,22 @@ def test_held_out_numbers_count_what_is_predicted_and_where_the_likeliest_token_
     np.testing.assert_allclose(sums["nats"], by_hand(logits_BLV, batch)[1], rtol=1e-6)
     assert sums["tokens"] == asked.sum()
     assert sums["correct"] == (logits_BLV.argmax(-1) == batch["targets"])[asked].sum()
+
+
+def test_held_out_numbers_are_means_by_weight_also_where_weights_are_shares():
+    logits_BLV, batch = random_case(5, shape=(8, 5))
+    batch["weights"] = (0.01 * np.random.default_rng(0).random((8, 5))).astype(np.float32)
+    sizes = np.arange(1, 8)
+    measure = make_heldout(
+        tiny_config(), Fixed(jnp.asarray(logits_BLV)), {"a": [batch], "b": [batch]}, sizes, mesh_of("data=1")
+    )
+    found, (_, nats, weight) = measure({}), by_hand(logits_BLV, batch)
+    right = (logits_BLV.argmax(-1) == batch["targets"]) * batch["weights"]
+    for end in ("", "/a", "/b"):
+        np.testing.assert_allclose(found[f"heldout_loss{end}"], nats / weight, rtol=1e-5)
+        np.testing.assert_allclose(found[f"heldout_accuracy{end}"], right.sum() / weight, rtol=1e-5)
+        size = (sizes[batch["targets"]] * batch["weights"]).sum()
+        np.testing.assert_allclose(found[f"heldout_bits_per_byte{end}"], nats / np.log(2) / size, rtol=1e-5)
 
 
 def test_gradient_of_l1_and_l2_is_sign_and_value_of_matrices_only():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import losses_of, make_batch, mesh_of, tiny_config
+from helpers import losses_of, make_batch, mesh_of, prepare_steps, tiny_config
 
 from llmjax import config
 from llmjax.model import attention, transformer
@@ -80,9 +80,9 @@ CASES = {
     "expert, dropless": ("expert=4", MOE, {}),
     "expert, capacity": ("expert=2 tensor=2", {**MOE, "model__moe__dispatch": "capacity"}, {}),
     "expert, context, capacity": ("expert=2 context=2", {**MOE, "model__moe__dispatch": "capacity"}, {}),
-    "pipeline, expert, tensor": (  # auxiliary losses are means of each part, as of each micro-batch
+    "pipeline, expert, tensor": (  # the losses of single layers are means of each part, as of each micro-batch
         "pipeline=2 expert=2 tensor=2",
-        {**MOE, "model__layers": 4, "model__moe__balance_loss": 0.0, "model__moe__z_loss": 0.0},
+        {**MOE, "model__layers": 4, "model__moe__balance_over": "layers", "model__moe__z_loss": 0.0},
         {},
     ),
     "pipeline, context ring": ("pipeline=2 context=2 tensor=2", {"model__layers": 4}, {"parallel__context": "ring"}),
@@ -127,6 +127,22 @@ def test_a_pipeline_trains_with_micro_batches_as_one_device_does():
     c = tiny_config(parallel__mesh="data=2 pipeline=2", **changes)
     found, _ = losses_of(c, mesh_of("data=2 pipeline=2"), steps=3)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_how_experts_are_used_is_counted_alike_on_every_mesh_and_however_the_batch_is_cut():
+    changes = {**MOE, "model__moe__dispatch": "capacity", "model__moe__capacity_factor": 0.7, "model__layers": 3}
+    found = []
+    for line, more in (
+        ("data=1", {}),
+        ("data=1", {"train__micro_batches": 4}),
+        ("pipeline=2 expert=2", {"parallel__rounds": 2, "parallel__parts": 2}),  # with copies that fill the last stage
+    ):
+        c = tiny_config(**changes, **more, parallel__mesh=line)
+        state, _, run = prepare_steps(c, mesh_of(line))
+        values = run(state, make_batch(c, 0))[1]
+        found.append([float(values[name]) for name in ("expert_load_max", "expert_dropped")])
+    assert found[0][0] > 1.05 and 0.2 < found[0][1] < 0.6, found[0]
+    np.testing.assert_allclose(found[1:], [found[0]] * 2, rtol=1e-5)
 
 
 @pytest.mark.slow

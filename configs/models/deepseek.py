@@ -9,7 +9,7 @@ rows of 4,096 tokens, rate 4.2e-4 dropped to 31.6% at 80% and again at 90%) and 
 256 experts by sigmoid, normalised, times 2.5, balanced by a bias of step 0.001, a second token predicted ahead).
 `v3-router` is V3's shape with ordinary grouped attention (128 heads of 128, 8 of keys) in place of its multi-head
 latent attention, which is not one of our settings, and experts are chosen from all of them, not within groups: so its
-parameters are not the published 671B. Hardware: training keeps 16 bytes a parameter, 262 GB for `16b`. Run here: the
+parameters are not the published 671B. Balance losses are over each row, as theirs are over each sequence. Hardware: training keeps 16 bytes a parameter, 262 GB for `16b`. Run here: the
 tiny ones; of the others the parameters are counted.
 """
 
@@ -40,6 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     m.tie_embeddings = False
     m.max_length = 4096
     m.moe.z_loss = 0.0
+    m.moe.balance_over = "row"
     if v3:
         m.moe.score = "sigmoid"
         m.moe.normalize = True

@@ -4,11 +4,12 @@
     llmjax train --config configs/models/gshard.py:128e-12l --config.data.sources='["corpus/"]'
 
 Paper: Lepikhin et al. 2020: 12 or 36 layers of encoder and decoder together, width 1,024, MLPs of 8,192, 16 heads of
-128, capacity of two even shares (one for each choice), 4M tokens a step, Adafactor with an inverse square root after
+128, capacity 2N/E (an even share of each choice), 4M tokens a step, Adafactor with an inverse square root after
 10,000 steps. It trained on translations into English; with text in one language the objective here is span
-corruption. Its second expert is drawn at random in proportion to its score; here it is always taken. Not published,
-and ours: positions (T5's), the place of the norms (before each branch), the vocabulary of 32,000. Hardware:
-`2048e-36l` took 2,048 TPU v3 cores for 4 days. Run here: `tiny`; of the others the parameters are counted.
+corruption. Its second expert is drawn at random in proportion to its score, and its balance loss counts first choices;
+here it is always taken, and both count. Not published, and ours: positions (T5's), the place of the norms (before each
+branch), the vocabulary of 32,000. Hardware: `2048e-36l` took 2,048 TPU v3 cores for 4 days. Run here: `tiny`; of the
+others the parameters are counted.
 """
 
 from ml_collections import ConfigDict
@@ -43,7 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
     m.moe.every = 2
     m.moe.normalize = True
     m.moe.dispatch = "capacity"
-    m.moe.capacity_factor = 2.0
+    m.moe.capacity_factor = 1.0
     m.moe.balance_loss = 0.01
     m.moe.z_loss = 0.0
     c.objective.name = "span"

@@ -4,9 +4,9 @@
     llmjax train --config configs/models/mixtral.py:8x7b --config.data.sources='["corpus/"]'
 
 Paper: Jiang et al. 2024, with the shapes: a softmax over the two chosen experts, dropless. How it was trained is not
-published: the recipe is ours, LLaMA 2's, with the weight 0.02 of the balance loss that its released code has.
-Hardware: 750 GB of weights, gradients and moments for `8x7b`, 2.3 TB for `8x22b`. Run here: `tiny`; of the others the
-parameters are counted.
+published: the recipe is ours, LLaMA 2's, with the balance loss of its released code: 0.02 times one loss over the
+tokens of all layers together. Hardware: 750 GB of weights, gradients and moments for `8x7b`, 2.3 TB for `8x22b`. Run
+here: `tiny`; of the others the parameters are counted.
 """
 
 from ml_collections import ConfigDict
@@ -36,6 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.moe.experts = experts
     c.model.moe.active = 2
     c.model.moe.balance_loss = 0.02
+    c.model.moe.balance_over = "layers"
     c.model.moe.z_loss = 0.0
     if size == "tiny":
         return tiny_run(c)

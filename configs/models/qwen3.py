@@ -6,8 +6,8 @@
 
 Paper: Yang et al. 2025, with the shapes and the 36T tokens; learning rates and batches are not published: those are
 ours, LLaMA 3's. The sparse ones (`30b-a3b`, `235b-a22b`) choose 8 of 128 experts and normalise their scores; their
-balance loss is over a whole batch of devices, as it is here. Hardware: training keeps 16 bytes a parameter, spread
-over fsdp. Run here: `tiny` and `tiny-moe`; of the others the parameters are counted.
+balance loss is that of the released code, one over the tokens of all layers and devices together. Hardware: training
+keeps 16 bytes a parameter, spread over fsdp. Run here: `tiny` and `tiny-moe`; of the others the parameters are counted.
 """
 
 from ml_collections import ConfigDict
@@ -44,6 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
     m.max_length = 40_960
     m.moe.active = 2 if size == "tiny-moe" else 8
     m.moe.balance_loss = 0.001
+    m.moe.balance_over = "layers"
     m.moe.z_loss = 0.0
     if size.startswith("tiny"):
         return tiny_run(c)

@@ -23,9 +23,9 @@ CLASSES: dict[str, tuple[str, ...]] = {
     ),
     CONTINUABLE: (
         "model.attention_dropout", "model.dropout", "model.dropout_shape", "model.dtype", "model.embedding_dropout",
-        "model.layer_drop", "model.moe.balance_loss", "model.moe.capacity_factor",
+        "model.layer_drop", "model.moe.balance_loss", "model.moe.balance_over", "model.moe.capacity_factor",
         "model.moe.dispatch", "model.moe.jitter", "model.moe.z_loss", "model.quantization", "objective.focal",
-        "objective.l1", "objective.l2", "objective.label_smoothing", "objective.loss_chunks", "objective.z_loss",
+        "objective.l1", "objective.l2", "objective.label_smoothing", "objective.loss_chunks", "objective.vocab_size", "objective.z_loss",
         "optimizer.beta1", "optimizer.beta2", "optimizer.clip_norm", "optimizer.epsilon", "optimizer.learning_rate",
         "optimizer.muon_learning_rate", "optimizer.muon_momentum", "optimizer.weight_decay", "schedule.by",
         "schedule.decay", "schedule.drop_at", "schedule.drop_factor", "schedule.final", "schedule.name",

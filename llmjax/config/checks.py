@@ -43,6 +43,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.dropout_shape": ("constant", "linear"),
     "model.moe.score": ("softmax", "sigmoid"),
     "model.moe.dispatch": ("dropless", "capacity"),
+    "model.moe.balance_over": ("batch", "row", "layers"),
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
     "model.quantization": ("none", "int8", "fp8"),

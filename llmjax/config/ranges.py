@@ -65,7 +65,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "model.mlp_width", "model.moe.balance_loss", "model.moe.bias_rate", "model.moe.experts", "model.moe.first",
         "model.moe.shared", "model.moe.width", "model.moe.z_loss", "model.position_offset", "model.recurrent.heads",
         "model.recurrent.width", "model.residual_scale", "model.rotary_local_base", "model.rotary_original_length",
-        "model.types", "model.vocab_size", "objective.focal", "objective.l1", "objective.l2", "objective.z_loss",
+        "model.types", "model.vocab_size", "objective.focal", "objective.l1", "objective.l2", "objective.vocab_size", "objective.z_loss",
         "optimizer.clip_norm", "optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.weight_decay",
         "parallel.cpu_devices", "parallel.parts", "parallel.slices", "prepare.decontaminate_characters",
         "prepare.perplexity_max", "prepare.workers", "schedule.drop_factor", "schedule.final", "train.log_every",

@@ -165,6 +165,7 @@ def base() -> ConfigDict:
     c.model.moe.dispatch = "dropless"  # dropless (sorted by expert), or capacity (each expert takes so many, the rest is dropped)
     c.model.moe.capacity_factor = 1.25  # capacity: tokens an expert takes, relative to an even share
     c.model.moe.balance_loss = 0.01  # weight of the load-balancing loss (Switch Transformer)
+    c.model.moe.balance_over = "batch"  # what that loss is over: a layer's tokens of a micro-batch (batch) or of a row (row, DeepSeek), summed over the layers; or those of all layers together, times moe.active (layers, transformers' Mixtral and Qwen3)
     c.model.moe.z_loss = 0.001  # weight of the router's z-loss (ST-MoE)
     c.model.moe.bias_rate = 0.0  # step of the bias that balances the experts without a loss (DeepSeek-V3); 0: no bias
     c.model.moe.jitter = 0.0  # the router's input is multiplied with uniform noise in 1 +- this, in training (Switch)
@@ -181,6 +182,7 @@ def base() -> ConfigDict:
     c.objective.name = "causal"  # causal, masked, permutation, translation, unilm, span, prefix, infill, multi_token
     c.objective.z_loss = 0.0  # weight of log(Z)^2 (PaLM uses 1e-4)
     c.objective.label_smoothing = 0.0  # share of the target's probability spread evenly over the vocabulary
+    c.objective.vocab_size = 0  # label_smoothing: the ids in use, over which it is spread; 0: those of the tokenizer and the objective, without the rows that only pad the embedding
     c.objective.focal = 0.0  # gamma of the focal loss: nats are weighted by (1 - probability)^gamma; 0: cross entropy
     c.objective.loss_chunks = 1  # pieces of each row for which logits and loss are made one after another; 1: all at once
     c.objective.l1 = 0.0  # weight of the sum of |parameter| (matrices only)

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Score:
-    """Nats over a number of tokens that stand for a number of UTF-8 bytes."""
+    """Nats over a number of tokens that stand for a number of UTF-8 bytes; all three weighted, if tokens have weights."""
 
     nats: float
-    tokens: int
-    bytes: int
+    tokens: float
+    bytes: float
 
     @property
     def loss(self) -> float:
         """Nats per token."""
-        return self.nats / max(self.tokens, 1)
+        return self.nats / self.tokens if self.tokens else 0.0
 
     @property
     def perplexity(self) -> float:
@@ -26,7 +26,7 @@ class Score:
     @property
     def bits_per_byte(self) -> float:
         """Bits per UTF-8 byte; does not depend on the tokenizer."""
-        return self.nats / math.log(2) / max(self.bytes, 1)
+        return self.nats / math.log(2) / self.bytes if self.bytes else 0.0
 
 
 def total_score(scores: Iterable[Score]) -> Score:

@@ -27,6 +27,7 @@ NOT_EXPORTED = (
     "attention",
     "vocab_multiple",
     "moe.balance_loss",
+    "moe.balance_over",
     "moe.z_loss",
     "moe.jitter",
 )

@@ -26,7 +26,7 @@ from llmjax.model.views import View
 
 ATTENTION = ("global", "local")
 # Another way than a scan to run the repeated layers; see `run_stack`. parallel/pipeline.py sets it.
-RUNNER: ContextVar[Callable[..., tuple[jax.Array, jax.Array]] | None] = ContextVar("RUNNER", default=None)
+RUNNER: ContextVar[Callable[..., tuple[jax.Array, jax.Array, Any]] | None] = ContextVar("RUNNER", default=None)
 Kind = tuple[str, bool]  # what mixes tokens, and whether the MLP is sparse
 
 
@@ -316,12 +316,13 @@ def run_stack(
             layer = functools.partial(_one_layer, body(**fields, parent=None))
             key = None if deterministic else module.make_rng("dropout")
             stacked = module.variables["params"][section.name]
-            x_BLD, auxiliary = runner(layer, stacked, x_BLD, inputs, per_layer, key)
+            x_BLD, auxiliary, routing = runner(layer, stacked, x_BLD, inputs, per_layer, key)
             module.sow("losses", "layers", auxiliary)
+            module.sow("routing", "layers", routing)
             continue
         scanned = nn.scan(
             body,
-            variable_axes={"params": 0, "losses": 0, "intermediates": 0},
+            variable_axes={"params": 0, "losses": 0, "routing": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, 0),
             out_axes=0,
@@ -362,8 +363,9 @@ def _one_by_one(
 
 def _one_layer(
     block: nn.Module, params: Any, x_BLD: jax.Array, inputs: Inputs, state: dict[str, Any], key: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """A block as a pure function: the residual stream, and the sum of what it sows into "losses"."""
+) -> tuple[jax.Array, jax.Array, Any]:
+    """A block as a pure function: the residual stream, the sum of what it sows into "losses", what it sows into "routing"."""
     rngs = {} if key is None else {"dropout": key}
-    (x_BLD, _), sown = block.apply({"params": params}, x_BLD, inputs, state, rngs=rngs, mutable=["losses"])
-    return x_BLD, sum((jnp.sum(leaf) for leaf in jax.tree.leaves(sown)), start=jnp.zeros((), jnp.float32))
+    made, sown = block.apply({"params": params}, x_BLD, inputs, state, rngs=rngs, mutable=["losses", "routing"])
+    losses = jax.tree.leaves(sown.get("losses", {}))
+    return made[0], sum(map(jnp.sum, losses), start=jnp.zeros((), jnp.float32)), sown.get("routing", {})

@@ -50,9 +50,8 @@ class Weights(nn.Module):
 class MoE(nn.Module):
     """The feed-forward branch of a sparse layer: x_BLD -> y_BLD. Padding (not valid_BL) goes to no expert.
 
-    Sown into "losses" unless deterministic: `balance` and `z`, scalars times their weights (of tokens of the whole
-    batch). Sown into "intermediates": `expert_load`, each expert's share of all choices, (E,), and with capacities
-    `dropped`, the share of choices that found no place.
+    Sown into "losses" unless deterministic: `balance` (if it is a loss of each layer) and `z`, scalars times their
+    weights (of tokens of the whole batch). Sown into "routing": `usage`, a `routing.Usage`.
     """
 
     c: ConfigDict
@@ -78,18 +77,18 @@ class MoE(nn.Module):
             # In float32 whatever param_dtype says: it moves by small equal steps.
             bias_E = self.param("expert_bias", nn.initializers.zeros, (E,), jnp.float32)
         experts_BLJ, weights_BLJ = routing.choose(scores_BLE, valid_BL, moe, bias_E)
-        loads_E = routing.loads(experts_BLJ, E)
+        used = routing.usage(scores_BLE, experts_BLJ, valid_BL, moe)
         if bias_E is not None:
-            weights_BLJ = track(weights_BLJ, bias_E, routing.excess(loads_E))
+            weights_BLJ = track(weights_BLJ, bias_E, routing.excess(used.loads))
         if not self.deterministic:
-            if moe.balance_loss:
-                balance = routing.balance_loss(scores_BLE, loads_E, valid_BL)
+            if moe.balance_loss and moe.balance_over == "batch":
+                self.sow("losses", "balance", moe.balance_loss * routing.balance_loss(used.loads, used.probs))
+            elif moe.balance_loss and moe.balance_over == "row":
+                balance = routing.row_balance_loss(scores_BLE, experts_BLJ, valid_BL, moe)
                 self.sow("losses", "balance", moe.balance_loss * balance)
             if moe.z_loss:
                 self.sow("losses", "z", moe.z_loss * routing.z_loss(logits_BLE, valid_BL))
-        self.sow("intermediates", "expert_load", loads_E / jnp.maximum(jnp.sum(loads_E), 1.0))
-        if moe.dispatch == "capacity":
-            self.sow("intermediates", "dropped", routing.dropped(experts_BLJ, moe))
+        self.sow("routing", "usage", used)
         # ------------------------------------------------------------------ what they say
         names = ("up", "gate", "down") if c.activation in GATED else ("up", "down")
         weights: dict[str, Any] = {}

@@ -3,15 +3,19 @@
 Beside the legend of shapes: `J` the choices of a token (experts per token), `X` all choices of all tokens (choice
 first, then token: x = j * T + t), `T` tokens, `P` places, the rows that experts read and write.
 
-| paper | top-k | score | normalize | what balances |
+| paper | top-k | score | normalize | what balances (balance_over) |
 |---|---|---|---|---|
-| Switch (Fedus et al. 2021) | 1 | softmax | no: the probability scales the output, or the router would not learn | loss |
-| GShard (Lepikhin et al. 2020) | 2 | softmax | yes | loss |
-| Mixtral (Jiang et al. 2024) | 2 | softmax; of the chosen logits, which is the same as of all, divided by the chosen's sum | yes | loss |
-| DeepSeekMoE, V2 (Dai et al. 2024) | many small, and shared ones | softmax | no | loss |
-| DeepSeek-V3 (2024) | many small, and shared ones | sigmoid | yes, times a scale | a bias that only the choice sees |
+| Switch (Fedus et al. 2021) | 1 | softmax | no: the probability scales the output, or the router would not learn | loss (batch) |
+| GShard (Lepikhin et al. 2020) | 2 | softmax | yes | loss (batch) |
+| Mixtral (Jiang et al. 2024) | 2 | softmax; of the chosen logits, which is the same as of all, divided by the chosen's sum | yes | loss (layers) |
+| DeepSeekMoE, V2 (Dai et al. 2024) | many small, and shared ones | softmax | no | loss (row) |
+| DeepSeek-V3 (2024) | many small, and shared ones | sigmoid | yes, times a scale | a bias that only the choice sees, and a small loss (row) |
+| Qwen3 (Yang et al. 2025) | many small | softmax | yes | loss (layers) |
+
+The losses of the layers are added up (batch, row), or there is one for all layers (layers, as transformers has it).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -60,17 +64,71 @@ def loads(experts_BLJ: jax.Array, experts: int) -> jax.Array:
     return jnp.sum(chosen_BLJE, axis=(0, 1, 2), dtype=jnp.float32)
 
 
-def balance_loss(scores_BLE: jax.Array, loads_E: jax.Array, valid_BL: jax.Array) -> jax.Array:
+class Usage(NamedTuple):
+    """How a batch used the experts of a layer: sums over its tokens but padding, float32. Of several layers: (N, ...)."""
+
+    loads: jax.Array  # (E,): tokens that chose each expert
+    probs: jax.Array  # (E,): the router's scores, each token's divided by their sum
+    dropped: jax.Array | None = None  # choices that found no place, where there are capacities
+
+
+def usage(scores_BLE: jax.Array, experts_BLJ: jax.Array, valid_BL: jax.Array, moe: ConfigDict) -> Usage:
+    """How a batch uses the experts of one layer."""
+    probs_BLE = scores_BLE / (jnp.sum(scores_BLE, axis=-1, keepdims=True) + NEVER_ZERO)
+    probs_E = jnp.sum(probs_BLE * valid_BL[..., None], axis=(0, 1))
+    lost = dropped(experts_BLJ, moe) if moe.dispatch == "capacity" else None
+    return Usage(loads(experts_BLJ, scores_BLE.shape[-1]), probs_E, lost)
+
+
+def all_layers(found: Sequence[Usage]) -> Usage:
+    """The usages of one layer each, or of stacks of any shape, as one of all layers: (N, E) and (N,)."""
+    flat = [jax.tree.map(lambda x, one=u: x.reshape(-1, *x.shape[one.loads.ndim - 1 :]), u) for u in found]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *flat)
+
+
+def balance_loss(loads_E: jax.Array, probs_E: jax.Array) -> jax.Array:
     """E * sum over experts of (share of the choices) * (mean score): 1 when balanced, E when one expert has all.
 
     Fedus et al. 2021, equation 4. With several choices a token, shares are of all choices (each token counts 1/k for
     each of its k experts); scores that do not sum to 1 are divided by their sum (as in DeepSeek-V3). The gradient
-    flows through the mean score. The means are over the whole batch's tokens.
+    flows through the mean score. What the means are over is what the loads and scores were summed over: see Usage.
     """
     share_E = loads_E / jnp.maximum(jnp.sum(loads_E), 1.0)
-    probs_BLE = scores_BLE / (jnp.sum(scores_BLE, axis=-1, keepdims=True) + NEVER_ZERO)
-    mean_E = jnp.sum(probs_BLE * valid_BL[..., None], axis=(0, 1)) / jnp.maximum(jnp.sum(valid_BL), 1)
+    mean_E = probs_E / jnp.maximum(jax.lax.stop_gradient(jnp.sum(probs_E)), NEVER_ZERO)
     return loads_E.shape[0] * jnp.sum(jax.lax.stop_gradient(share_E) * mean_E)
+
+
+def row_balance_loss(scores_BLE: jax.Array, experts_BLJ: jax.Array, valid_BL: jax.Array, moe: ConfigDict) -> jax.Array:
+    """The mean over rows of each row's balance loss; rows of padding do not count (DeepSeek-V3, equations 17 to 20)."""
+
+    def one(scores_LE: jax.Array, experts_LJ: jax.Array, valid_L: jax.Array) -> jax.Array:
+        used = usage(scores_LE[None], experts_LJ[None], valid_L[None], moe)
+        return balance_loss(used.loads, used.probs)
+
+    real_B = jnp.any(valid_BL, axis=1)
+    losses_B = jax.vmap(one)(scores_BLE, experts_BLJ, valid_BL)
+    return jnp.sum(losses_B * real_B) / jnp.maximum(jnp.sum(real_B), 1)
+
+
+def pooled_balance_loss(used: Usage, moe: ConfigDict) -> jax.Array:
+    """`balance_loss` times its weight over the tokens of all layers together, times the choices of a token: k at balance.
+
+    As transformers' load_balancing_loss_func has it, for which the coefficients of Mixtral and Qwen3 are meant.
+    """
+    return moe.balance_loss * moe.active * balance_loss(jnp.sum(used.loads, axis=0), jnp.sum(used.probs, axis=0))
+
+
+def metrics(used: Usage) -> dict[str, jax.Array]:
+    """What a run logs of its experts, float32 scalars, of the sums over a step and all layers.
+
+    expert_load_max: the load of a layer's busiest expert relative to the mean, a mean over the layers: 1 when balanced.
+    expert_dropped: with capacities, the share of all choices that found no place.
+    """
+    mean_N = jnp.maximum(jnp.mean(used.loads, axis=-1), NEVER_ZERO)
+    found = {"expert_load_max": jnp.mean(jnp.max(used.loads, axis=-1) / mean_N)}
+    if used.dropped is not None:
+        found["expert_dropped"] = jnp.sum(used.dropped) / jnp.maximum(jnp.sum(used.loads), 1.0)
+    return found
 
 
 def z_loss(logits_BLE: jax.Array, valid_BL: jax.Array) -> jax.Array:
@@ -133,12 +191,11 @@ def capacities(length: int, moe: ConfigDict) -> np.ndarray:
 
 
 def dropped(experts_BLJ: jax.Array, moe: ConfigDict) -> jax.Array:
-    """The share of all choices that `limited` has no place for, a float32 scalar."""
+    """How many choices `limited` has no place for, a float32 scalar."""
     loads_BE = jax.vmap(lambda row_LJ: loads(row_LJ[None], moe.experts))(experts_BLJ)
     capacity = jnp.asarray(capacities(experts_BLJ.shape[1], moe))
     tokens_B = jnp.sum(experts_BLJ[:, :, 0] < moe.experts, axis=1)
-    over_BE = jnp.maximum(loads_BE - jnp.take(capacity, tokens_B)[:, None], 0.0)
-    return jnp.sum(over_BE) / jnp.maximum(jnp.sum(loads_BE), 1.0)
+    return jnp.sum(jnp.maximum(loads_BE - jnp.take(capacity, tokens_B)[:, None], 0.0))
 
 
 def limited(experts_BLJ: jax.Array, moe: ConfigDict) -> Places:

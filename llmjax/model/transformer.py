@@ -82,7 +82,7 @@ class Transformer(nn.Module):
             they say. Rows may be padded on the right (segment 0): padding is overwritten, and no recurrent state
             sees it. The source is given at the first call and remembered.
         deterministic: False turns on dropout, which needs `rngs={"dropout": key}`, and the losses of sparse layers
-            (in the collection "losses") and batch statistics.
+            (in the collection "losses"; how their experts are used is in "routing") and batch statistics.
         output: "logits"; "hidden" (B, L, D) after the final norm; "pooled" (B, D), the pooler's or the first token;
             "classes" (B, classes); "encoded" (B, M, D); "ahead" (A, B, L, V), logits of the next A tokens, or
             "hidden_ahead" (A, B, L, D), what the head makes them of.
@@ -317,7 +317,7 @@ class Transformer(nn.Module):
         c = self.c
         blocks = nn.vmap(
             Block,
-            variable_axes={"params": 0, "losses": 0, "intermediates": 0},
+            variable_axes={"params": 0, "losses": 0, "routing": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=None,
             out_axes=0,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from llmjax.model import head
+from llmjax.model import head, routing
 from llmjax.objectives import chunks
 
 Batch = dict[str, jax.Array]
@@ -24,11 +24,15 @@ class Mean(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over tokens, float32 scalars: what is minimised, its weight, and named metrics, each with its own weight."""
+    """Sums over tokens, float32: what is minimised, its weight, and named metrics, each with its own weight.
+
+    `usage` is how all sparse layers' experts were used, None without such layers.
+    """
 
     objective: jax.Array
     weight: jax.Array
     metrics: dict[str, Mean]
+    usage: routing.Usage | None = None
 
 
 class Predictor(NamedTuple):
@@ -41,17 +45,24 @@ class Predictor(NamedTuple):
         return self.module.apply({"params": self.params}, hidden_BLD)
 
 
-class Predictions(NamedTuple):
-    """What a model predicts and what it should have: hidden_BLD and the head, targets_BL, weights_BL (0: not asked for).
+class Auxiliary(NamedTuple):
+    """What layers say beside their output in training; None: nothing.
 
-    `auxiliary` is a float32 scalar that layers add to the loss of each token, None where none does (see `call`).
+    A float32 scalar that is added to the loss of each token, and how all sparse layers' experts were used.
     """
+
+    loss: jax.Array | None = None
+    usage: routing.Usage | None = None
+
+
+class Predictions(NamedTuple):
+    """What a model predicts and what it should have: hidden_BLD and the head, targets_BL, weights_BL (0: not asked for)."""
 
     hidden: jax.Array
     head: Predictor
     targets: jax.Array
     weights: jax.Array
-    auxiliary: jax.Array | None = None
+    auxiliary: Auxiliary = Auxiliary()
 
     @property
     def logits(self) -> jax.Array:
@@ -74,13 +85,18 @@ def token_losses(logits_BLV: jax.Array, targets_BL: jax.Array, c: ConfigDict) ->
     """(what is minimised, plain nats) of each target, both (B, L) float32.
 
     Args:
-        c: the settings under `objective`: label_smoothing (Szegedy et al. 2016), focal (Lin et al. 2017: the loss of
+        c: the settings under `objective`: label_smoothing (Szegedy et al. 2016; over the ids below `vocab_size`, if
+            that is set, and not over the rows that only pad the embedding), focal (Lin et al. 2017: the loss of
             a target of probability p is weighted by (1 - p)^focal) and z_loss (Chowdhery et al. 2022).
     """
     nats_BL, log_z_BL = cross_entropy(logits_BLV, targets_BL)
     loss_BL = nats_BL
     if c.label_smoothing:
-        uniform_BL = log_z_BL - jnp.mean(logits_BLV, axis=-1)
+        rows = logits_BLV.shape[-1]
+        size = c.vocab_size or rows
+        # A masked sum, not a slice: it stays local when the vocabulary is sharded.
+        used_BLV = jnp.where(jnp.arange(rows)[None, None] < size, logits_BLV, 0.0) if size < rows else logits_BLV
+        uniform_BL = log_z_BL - jnp.sum(used_BLV, axis=-1) / size
         loss_BL = (1 - c.label_smoothing) * nats_BL + c.label_smoothing * uniform_BL
     if c.focal:
         # The floor keeps the slope of x^focal finite where the target is certain, for exponents below 1.
@@ -103,19 +119,18 @@ def add_up(predictions: Predictions, c: ConfigDict) -> Sums:
     return with_auxiliary(Sums(objective, weight, {"loss": Mean(nats, weight)}), predictions.auxiliary)
 
 
-def with_auxiliary(sums: Sums, auxiliary: jax.Array | None) -> Sums:
+def with_auxiliary(sums: Sums, auxiliary: Auxiliary) -> Sums:
     """The sums with the auxiliary loss of a token added once for each unit of weight, and as a metric."""
-    if auxiliary is None:
+    sums = sums._replace(usage=auxiliary.usage)
+    if auxiliary.loss is None:
         return sums
-    extra = auxiliary * sums.weight
+    extra = auxiliary.loss * sums.weight
     metrics = {**sums.metrics, "auxiliary_loss": Mean(extra, sums.weight)}
-    return Sums(sums.objective + extra, sums.weight, metrics)
+    return sums._replace(objective=sums.objective + extra, metrics=metrics)
 
 
-def call(
-    module: nn.Module, params: Any, batch: Batch, rng: jax.Array | None, **settings: Any
-) -> tuple[Any, jax.Array | None]:
-    """The model's answer to a batch, and the sum of the losses that its layers sow (None if none does).
+def call(module: nn.Module, params: Any, batch: Batch, rng: jax.Array | None, **settings: Any) -> tuple[Any, Auxiliary]:
+    """The model's answer to a batch, and what its layers sow: the sum of their losses, and the use of their experts.
 
     Args:
         batch: tokens (B, L), and of positions, segments, orders, types, languages and source_* what the objective gives.
@@ -127,17 +142,21 @@ def call(
         inputs["source"] = {key: batch[f"source_{key}"] for key in SOURCE if f"source_{key}" in batch}
     inputs |= settings
     if rng is None:
-        return module.apply({"params": params}, batch["tokens"], **inputs), None
+        return module.apply({"params": params}, batch["tokens"], **inputs), Auxiliary()
     output, sown = module.apply(
         {"params": params},
         batch["tokens"],
         **inputs,
         deterministic=False,
         rngs={"dropout": rng},
-        mutable=["losses"],
+        mutable=["losses", "routing"],
     )
-    parts = [jnp.sum(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(sown)]
-    return output, sum(parts, start=jnp.zeros(())) if parts else None
+    parts = [jnp.sum(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(sown.get("losses", {}))]
+    found = jax.tree.leaves(sown.get("routing", {}), is_leaf=lambda x: isinstance(x, routing.Usage))
+    usage = routing.all_layers(found) if found else None
+    if usage is not None and module.c.moe.balance_over == "layers":
+        parts.append(routing.pooled_balance_loss(usage, module.c.moe))
+    return output, Auxiliary(sum(parts, start=jnp.zeros(())) if parts else None, usage)
 
 
 def predict(

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax.model.cache import init_memory
-from llmjax.objectives.losses import Batch, Predictions, call, head_of
+from llmjax.objectives.losses import Auxiliary, Batch, Predictions, call, head_of
 from llmjax.objectives.rows import Row
 from llmjax.objectives.special import Special
 
@@ -81,7 +81,7 @@ def predict(module: Any, params: Any, batch: Batch, rng: jax.Array | None, c: Co
             output, memory = output
             memory = jax.lax.stop_gradient(memory)
         hidden.append(output)
-        extras += [] if extra is None else [extra / parts]
-    auxiliary = sum(extras, start=jnp.zeros(())) if extras else None
+        extras.append(Auxiliary(None if extra.loss is None else extra.loss / parts, extra.usage))
+    auxiliary = jax.tree.map(lambda *values: sum(values, start=jnp.zeros(())), *extras)
     hidden_BLD = jnp.concatenate(hidden, axis=1)
     return Predictions(hidden_BLD, head_of(module, params), batch["targets"], batch["weights"], auxiliary)

@@ -29,7 +29,7 @@ from llmjax.model.per_device import summable
 from llmjax.parallel.mesh import ROWS, row_ways
 
 AXIS = "pipeline"
-Layer = Callable[[Any, jax.Array, Any, Any, Any], tuple[jax.Array, jax.Array]]
+Layer = Callable[[Any, jax.Array, Any, Any, Any], tuple[jax.Array, jax.Array, Any]]
 
 
 def parts(c: ConfigDict, *, stages: int, rows: int) -> int:
@@ -90,11 +90,12 @@ def run(
     key: jax.Array | None,
     *,
     c: ConfigDict,
-) -> tuple[jax.Array, jax.Array]:
-    """The stack in stages: (x_BLD, the sum of the layers' auxiliary losses, a mean over the parts).
+) -> tuple[jax.Array, jax.Array, Any]:
+    """The stack in stages: (x_BLD, the sum of the layers' auxiliary losses, a mean over the parts, their counts).
 
     Args:
-        layer: (parameters of one layer, x, inputs, states of one layer, key) -> (x, auxiliary loss), both float.
+        layer: (parameters of one layer, x, inputs, states of one layer, key) -> (x, auxiliary loss, a tree of float
+            sums over the tokens). Of the sums those of all parts are added up, by layer.
         params, states: trees with the layers in front.
         inputs: a tree with the rows in front.
         key: of random numbers, or None.
@@ -127,7 +128,7 @@ def run(
 
     def stage(
         items: Any, given: Any, x: jax.Array, turn: jax.Array, part: jax.Array, busy: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array, Any]:
         """One stage's layers of one round, on one part. What belongs to the turn and the part is picked in here: picked
         outside it would be kept for the derivative, once for every tick."""
         own = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, turn, keepdims=False), items)
@@ -141,26 +142,26 @@ def run(
             kept = jax.lax.stop_gradient(leaf)
             return kept + jnp.where(busy, (leaf - kept) / count, 0)
 
-        def one(x: jax.Array, item: Any) -> tuple[jax.Array, jax.Array]:
+        def one(x: jax.Array, item: Any) -> tuple[jax.Array, Any]:
             (p, state), number, real = item
             p = jax.tree_util.tree_map_with_path(counted, p)
             own_key = None if key is None else jax.random.fold_in(jax.random.fold_in(key, number), part)
-            y, auxiliary = layer(p, x, inputs, state, own_key)
-            return jnp.where(real, y, x), jnp.where(real, auxiliary, 0.0)
+            y, *more = layer(p, x, inputs, state, own_key)
+            return jnp.where(real, y, x), jax.tree.map(lambda a: jnp.where(real, a, 0.0), more)
 
-        x, auxiliary = jax.lax.scan(one, x, own, unroll=min(c.model.scan_unroll, each))
-        return x, jnp.sum(auxiliary)
+        x, (auxiliary, sums) = jax.lax.scan(one, x, own, unroll=min(c.model.scan_unroll, each))
+        return x, jnp.sum(auxiliary), sums
 
     if c.model.remat != "none":
         stage = jax.checkpoint(stage, policy=REMAT_POLICIES[c.model.remat], prevent_cse=False)
 
-    def body(items: Any, given: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def body(items: Any, given: Any, x: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
         items = jax.tree.map(lambda a: jnp.squeeze(a, 1), items)  # this stage's
         x, here = x.astype(dtype), jax.lax.axis_index(AXIS)
         after = [(s, (s + 1) % stages) for s in range(stages)]
 
         def tick(carry: Any, t: jax.Array) -> tuple[Any, None]:
-            arrived, waiting, done, total = carry
+            arrived, waiting, done, total, counted = carry
             item = t - here
             busy = (item >= 0) & (item < count * rounds)
             turn, part = jnp.divmod(jnp.clip(item, 0, count * rounds - 1), count)
@@ -168,26 +169,33 @@ def run(
                 back = jnp.clip(t - stages, 0, count * rounds - 1) % count
                 waiting = jnp.where(t >= stages, waiting.at[back].set(arrived), waiting)
             first = jnp.where(turn == 0, x[part], waiting[part] if rounds > 1 else x[part])
-            y, auxiliary = stage(items, given, jnp.where(here == 0, first, arrived), turn, part, busy)
+            y, auxiliary, sums = stage(items, given, jnp.where(here == 0, first, arrived), turn, part, busy)
             last = busy & (here == stages - 1) & (turn == rounds - 1)
             done = jnp.where(last, done.at[part].set(y), done)
             total = total + jnp.where(busy, auxiliary, 0.0)
-            return (jax.lax.ppermute(y, AXIS, after), waiting, done, total), None
+            counted = jax.tree.map(lambda all, new: all.at[turn].add(jnp.where(busy, new, 0.0)), counted, sums)
+            return (jax.lax.ppermute(y, AXIS, after), waiting, done, total, counted), None
 
-        empty = jnp.zeros_like(x)
-        start = (empty[0], empty if rounds > 1 else empty[:0], empty, jnp.zeros((), jnp.float32))
-        (_, _, done, total), _ = jax.lax.scan(tick, start, jnp.arange(count * rounds + stages - 1))
+        empty, none = jnp.zeros_like(x), {}
+        if c.model.moe.experts:  # asked only then: it traces the layers once more
+            zero = jnp.int32(0)
+            sums = jax.eval_shape(stage, items, given, empty[0], zero, zero, jnp.bool_(True))[2]
+            none = jax.tree.map(lambda a: jnp.zeros((rounds, *a.shape), a.dtype), sums)
+        start = (empty[0], empty if rounds > 1 else empty[:0], empty, jnp.zeros((), jnp.float32), none)
+        (_, _, done, total, counted), _ = jax.lax.scan(tick, start, jnp.arange(count * rounds + stages - 1))
         done = summable(jnp.where(here == stages - 1, done, 0))
-        return jax.lax.psum(done, AXIS), jax.lax.psum(total, AXIS)
+        counted = jax.tree.map(lambda a: a[:, None], counted)  # this stage's
+        return jax.lax.psum(done, AXIS), jax.lax.psum(total, AXIS), counted
 
     cut = PartitionSpec(None, AXIS)
     staged = jax.shard_map(
         body,
         in_specs=(cut, PartitionSpec(), PartitionSpec()),
-        out_specs=PartitionSpec(),
+        out_specs=(PartitionSpec(), PartitionSpec(), cut),
         axis_names={AXIS},
         check_vma=False,
     )
-    y, auxiliary = staged(items, given, x)
+    y, auxiliary, sums = staged(items, given, x)
     y_BLD = jnp.moveaxis(y, 0, 1).reshape(x_BLD.shape).astype(dtype)
-    return place(y_BLD, ROWS), auxiliary / count
+    by_layer = jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:])[:layers], sums)
+    return place(y_BLD, ROWS), auxiliary / count, by_layer

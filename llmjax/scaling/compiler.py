@@ -52,12 +52,12 @@ class Compiled:
 
 
 def resolve(c: ConfigDict, *, platform: str) -> ConfigDict:
-    """The config with what the run's tokenizer and platform decide filled in: model.vocab_size, model.attention."""
+    """The config with what the run's tokenizer and platform decide filled in: vocabulary sizes, model.attention."""
     c = c.copy_and_resolve_references().unlock()
-    if not c.model.vocab_size:
-        c.model.vocab_size = transformer.padded_vocab(
-            c.model, 260 if c.tokenizer.kind == "byte" else c.tokenizer.vocab_size
-        )
+    size = 260 if c.tokenizer.kind == "byte" else c.tokenizer.vocab_size
+    c.model.vocab_size = c.model.vocab_size or transformer.padded_vocab(c.model, size)
+    if c.objective.label_smoothing:
+        c.objective.vocab_size = c.objective.vocab_size or min(size, c.model.vocab_size)
     c.model.attention = attention.resolve(c.model, platform=platform)
     return c.lock()
 

@@ -101,7 +101,7 @@ def work_bytes(c: ConfigDict) -> int:
 
 
 def resolve(c: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
-    """The config with what depends on the tokenizer filled in: model.vocab_size.
+    """The config with what depends on the tokenizer filled in: model.vocab_size, and objective.vocab_size if it is used.
 
     Raises:
         UserError: if a model.vocab_size that was given is too small for the tokenizer, or for it and the objective's
@@ -115,6 +115,8 @@ def resolve(c: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
             f"objective.name={c.objective.name} needs special ones too, {size} together: set it to 0 to follow them"
         )
     c.model.vocab_size = transformer.padded_vocab(c.model, size)
+    if c.objective.label_smoothing:
+        c.objective.vocab_size = c.objective.vocab_size or size
     return c.lock()
 
 
@@ -147,13 +149,16 @@ def make_heldout(
         scores, correct = {}, {}
         for source, batches in heldout.items():
             sums = [sums_of(params, batch) for batch in batches]
-            targets = np.concatenate([batch["targets"][batch["weights"] > 0] for batch in batches])
-            size = int(piece_sizes[targets].sum()) if in_bytes else 0
-            nats, correct[source] = (sum(part[name] for part in sums) for name in ("nats", "correct"))
-            scores[source] = Score(nats=nats, tokens=len(targets), bytes=size)
+            # Weights may be shares: a target counts as a token, and its bytes, as far as it has weight.
+            size = sum(float(np.sum(piece_sizes[batch["targets"]] * batch["weights"])) for batch in batches)
+            nats, correct[source], tokens = (sum(part[name] for part in sums) for name in ("nats", "correct", "tokens"))
+            scores[source] = Score(nats=nats, tokens=tokens, bytes=size if in_bytes else 0)
 
         def numbers(score: Score, right: float, end: str = "") -> dict[str, float]:
-            row = {f"heldout_loss{end}": score.loss, f"heldout_accuracy{end}": right / max(score.tokens, 1)}
+            row = {
+                f"heldout_loss{end}": score.loss,
+                f"heldout_accuracy{end}": right / score.tokens if score.tokens else 0.0,
+            }
             return row | ({f"heldout_bits_per_byte{end}": score.bits_per_byte} if in_bytes else {})
 
         rows = numbers(total_score(scores.values()), sum(correct.values()))

@@ -12,6 +12,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from llmjax.model import routing
 from llmjax.model.layers import is_follower
 from llmjax.model.transformer import Transformer, init_params
 from llmjax.objectives import Objective, chunks, losses
@@ -128,8 +129,8 @@ def make_train_step(
     In both cases the step counts, and with it the schedule.
 
     Metrics are float32 scalars: those of the objective, each its sum divided by its weight (loss, and auxiliary_loss of
-    sparse layers; NaN where nothing has weight), objective, grad_norm, param_norm, update_norm, learning_rate, skipped,
-    bad_in_a_row, and target_tokens, the sum of the weights.
+    sparse layers; NaN where nothing has weight), `routing.metrics` of sparse layers, objective, grad_norm, param_norm,
+    update_norm, learning_rate, skipped, bad_in_a_row, and target_tokens, the sum of the weights.
     """
     parts = micro_batches or c.train.micro_batches
 
@@ -202,6 +203,7 @@ def make_train_step(
         )
         metrics = {
             **{name: mean.total / mean.weight for name, mean in sums.metrics.items()},
+            **(routing.metrics(sums.usage) if sums.usage is not None else {}),
             "objective": sums.objective / sums.weight,
             "grad_norm": grad_norm,
             "param_norm": optax.tree.norm(_in_float32(params)),

@@ -17,7 +17,7 @@ from llmjax.interop.experts import expert_rows, fused_expert_rows, sparse_layers
 from llmjax.interop.fields import choose, only, require_same
 from llmjax.interop.mapping import Family, Row, linear, same, tied
 from llmjax.interop.rope import plain, read_dictionary, read_rope, write_rope
-from llmjax.model.block import layer_slots
+from llmjax.model.block import layer_slots, sections
 from llmjax.model.layers import mlp_width
 
 GATED = {
@@ -216,6 +216,7 @@ def read_experts(kind: Kind, c: ConfigDict, theirs: Mapping[str, Any]) -> None:
     experts = theirs.get("num_local_experts", theirs.get("num_experts", 128))
     c.moe.experts, c.moe.active = experts, theirs["num_experts_per_tok"]
     c.moe.balance_loss, c.moe.z_loss = float(theirs.get("router_aux_loss_coef", 0.001)), 0.0
+    c.moe.balance_over = "layers"
     c.moe.jitter = float(theirs.get("router_jitter_noise", 0.0))
     if kind is QWEN3_MOE:
         c.moe.width = theirs["moe_intermediate_size"]
@@ -298,7 +299,7 @@ def write_config(kind: Kind, c: ConfigDict) -> dict[str, Any]:
         theirs["final_logit_softcapping"] = c.logit_soft_cap or None
         theirs["attn_logit_softcapping"] = c.attention_soft_cap or None
     if kind.expert_names:
-        theirs |= {"num_experts_per_tok": c.moe.active, "router_aux_loss_coef": c.moe.balance_loss}
+        theirs |= {"num_experts_per_tok": c.moe.active, "router_aux_loss_coef": written_balance(c)}
         theirs |= {"num_local_experts" if kind is MIXTRAL else "num_experts": c.moe.experts}
     if kind is MIXTRAL:
         theirs["router_jitter_noise"] = c.moe.jitter
@@ -307,6 +308,12 @@ def write_config(kind: Kind, c: ConfigDict) -> dict[str, Any]:
         theirs |= {"decoder_sparse_step": c.moe.every, "mlp_only_layers": list(range(c.moe.first))}
     require_same(plain(c), read_config(kind, theirs), kind.model_type)
     return theirs
+
+
+def written_balance(c: ConfigDict) -> float:
+    """The weight of their balance loss, which is one for all layers and k at balance, that is worth ours at balance."""
+    sparse = sum(section.repeats * sum(sparse for _, sparse in section.kinds) for section in sections(c))
+    return float(c.moe.balance_loss * (1 if c.moe.balance_over == "layers" else sparse / c.moe.active))
 
 
 def written_windows(kind: Kind, c: ConfigDict) -> dict[str, Any]:
