@@ -1,6 +1,7 @@
 """`train.init_from` brings the weights that were evaluated and the tokenizer that they mean something with."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
