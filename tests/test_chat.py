@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import json
+import re
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import llmjax
 from llmjax import cli, config
 from llmjax.api import LanguageModel
 from llmjax.data.tokenizer import Tokenizer, byte_tokenizer
-from llmjax.infer import beam, bench, files
+from llmjax.infer import bench
 from llmjax.infer.chat import Chat, talk
 from llmjax.infer.engine import Engine
 from llmjax.infer.generate import generate
@@ -119,6 +120,42 @@ def test_commands_do_what_they_say(tmp_path):
     assert "nowhere.json cannot be read" in "".join(shown)
 
 
+def test_an_interrupted_answer_keeps_what_there_is_of_it(monkeypatch):
+    chat, shown = conversation()
+    whole = chat.say("hello")
+    chat.messages.clear()
+    chat.engine._scheduler.forget()
+    steps, step = [], chat.engine.step
+    monkeypatch.setattr(chat.engine._scheduler, "steps", 2)
+
+    def interrupted() -> Any:
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return step()
+
+    monkeypatch.setattr(chat.engine, "step", interrupted)
+    shown.clear()
+    answer = chat.say("hello")
+    assert whole.startswith(answer) and answer != whole
+    assert "".join(shown) == answer == chat.messages[-1]["content"]
+
+
+def test_answers_have_the_form_that_is_asked_for(tmp_path):
+    pytest.importorskip("llguidance")
+    chat, shown = conversation()
+    (tmp_path / "schema.json").write_text('{"enum": ["yes", "no"]}')
+    talk(chat, ["/regex [a-c]{4}", "hi", f"/json_schema {tmp_path / 'schema.json'}", "hi", "/regex (", "hi", "/regex"])
+    answers = [message["content"] for message in chat.messages if message["role"] == "assistant"]
+    assert re.fullmatch("[a-c]{4}", answers[0])
+    assert json.loads(answers[1]) in ("yes", "no")
+    assert len(answers) == 2 == len(chat.messages) / 2  # what could not be answered is forgotten
+    assert "regex cannot be used" in "".join(shown)
+    talk(chat, ["/grammar nowhere.lark"])
+    assert "nowhere.lark cannot be read" in "".join(shown)
+    assert chat.settings["regex"] == ""
+
+
 def test_the_command_talks_with_a_pipe(loaded, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n/top_k 3\n/quit\n"))
     assert cli.main(["chat", "--workdir", str(loaded), "--system", "be kind"]) == 0
@@ -128,65 +165,7 @@ def test_the_command_talks_with_a_pipe(loaded, monkeypatch, capsys):
     assert "no chat template" in capsys.readouterr().err
 
 
-# Files
-
-
-def test_files_of_prompts_go_on_where_they_were_interrupted(loaded, capsys):
-    prompts = loaded / "prompts.jsonl"
-    rows = [{"id": f"q{i}", "prompt": "ask " * (i % 4)} for i in range(9)]
-    rows[3] |= {"temperature": 0.0, "max_new_tokens": 3}
-    rows[4] = {"id": "q4", "messages": [{"role": "user", "content": "hello"}]}
-    rows[5] = {"id": "q5", "prompt": "x", "temperature": -1.0}
-    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def answers(name: str) -> dict[str, Any]:
-        command = ["generate", "--workdir", str(loaded), "--prompts", str(prompts), "--out", str(loaded / name)]
-        assert cli.main(command) == 0
-        found = [json.loads(line) for line in (loaded / name).read_text().splitlines()]
-        assert len({row["id"] for row in found}) == len(found) == 9
-        return {row["id"]: row for row in found}
-
-    whole = answers("whole.jsonl")
-    assert whole["q3"]["tokens"] == 3
-    assert "temperature=-1.0 must be" in whole["q5"]["error"]
-    lines = (loaded / "whole.jsonl").read_bytes().splitlines(keepends=True)
-    (loaded / "part.jsonl").write_bytes(b"".join(lines[:4]) + lines[4][:-9])  # killed while it wrote
-    again = answers("part.jsonl")
-    for i, row in whole.items():
-        assert (again[i].get("text"), again[i].get("finish")) == (row.get("text"), row.get("finish"))
-    assert "4 answered before" in capsys.readouterr().out
-    assert answers("part.jsonl") == again
-    assert "all 9 prompts are answered" in capsys.readouterr().out
-
-
-def test_lines_of_text_are_prompts_with_their_numbers_as_ids(tmp_path):
-    (tmp_path / "a.txt").write_text("one\n\nthree\n")
-    assert list(files.read_prompts(tmp_path / "a.txt")) == [{"prompt": "one", "id": 1}, {"prompt": "three", "id": 3}]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "a.jsonl:1: this is no JSON"),
-        ('{"id": 1}', "one of prompt, messages and ids"),
-        ('{"prompt": "x", "heat": 1}', "no setting is called 'heat'"),
-        ('{"id": 1, "prompt": "x"}\n{"id": 1, "prompt": "y"}', "a.jsonl:2: the id 1 comes twice"),
-    ],
-)
-def test_mistakes_in_files_are_named_with_their_line(tmp_path, text, message):
-    (tmp_path / "a.jsonl").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        list(files.read_prompts(tmp_path / "a.jsonl"))
-
-
-def test_a_file_that_is_no_answers_is_left_alone(tmp_path):
-    (tmp_path / "notes.txt").write_text("my notes\n")
-    with pytest.raises(ValueError, match="no file of answers"):
-        files.answered(tmp_path / "notes.txt")
-    assert (tmp_path / "notes.txt").read_text() == "my notes\n"
-
-
-# Speed, and beam search
+# Speed
 
 
 @pytest.mark.slow
@@ -210,28 +189,6 @@ def test_the_benchmark_command_measures_int8(loaded, capsys):
     assert [row["slots"] for row in results["rows"]] == [1, 2]
     assert 0 < abs(results["bits_per_byte"]["int8"] / results["bits_per_byte"]["stored"] - 1) < 0.02
     assert "bits per byte" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_beams_that_are_wide_enough_find_the_likeliest_texts():
-    module, params = make(settings(vocab_size=8))
-    given = dataclasses.replace(byte_tokenizer(), vocab_size=8, unsampled_ids=(0, 1, 3))
-    found = beam.search(module, params, given, [5, 6], beams=25, max_new_tokens=2, length_penalty=0.0)
-    run = jax.jit(lambda tokens: jax.nn.log_softmax(module.apply({"params": params}, tokens)))
-    allowed, every = [2, 4, 5, 6, 7], {}
-    for a in allowed:
-        log_p = np.asarray(run(np.array([[5, 6, a]])))[0]
-        if a == 2:
-            every[(a,)] = log_p[1, a]
-            continue
-        for b in allowed:
-            every[(a, b)] = log_p[1, a] + log_p[2, b]
-    best = sorted(every, key=lambda tokens: -every[tokens])
-    assert [one.tokens for one in found] == best
-    np.testing.assert_allclose([one.log_probability for one in found], [every[t] for t in best], atol=1e-4)
-    assert all((one.finish == "eos") == (one.tokens[-1] == 2) for one in found)
-    greedy = beam.search(module, params, given, [5, 6], beams=1, max_new_tokens=5)[0]
-    assert greedy.tokens == generate(module, params, given, [[5, 6]], max_new_tokens=5, temperature=0.0)[0].tokens
 
 
 def test_the_best_of_several_samples_has_the_largest_mean_log_probability():

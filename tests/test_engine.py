@@ -12,6 +12,7 @@ from helpers import mesh_of, tiny_config
 from networks import make, settings
 
 from llmjax.data.tokenizer import byte_tokenizer
+from llmjax.errors import UserError
 from llmjax.infer import weights
 from llmjax.infer.engine import Engine
 from llmjax.infer.request import Completion, Request
@@ -149,7 +150,7 @@ def test_requests_that_come_and_go_get_what_they_get_alone(count):
     assert compiled > 0
     rng = np.random.default_rng(count)
     requests = [random_request(i) for i in range(count)]
-    numbers, done, cancelled, waiting = {}, {}, set(), list(range(count))
+    numbers, done, told, cancelled, waiting = {}, {}, {}, set(), list(range(count))
     while waiting or engine.busy:
         for _ in range(min(int(rng.integers(0, 4)), len(waiting))):
             i = waiting.pop(0)
@@ -158,9 +159,16 @@ def test_requests_that_come_and_go_get_what_they_get_alone(count):
             number = int(rng.choice(list(numbers)))
             if engine.cancel(number):
                 cancelled.add(numbers[number])
-        for number, answer in engine.step():
-            assert numbers[number] not in done
-            done[numbers[number]] = answer
+        for event in engine.step():
+            assert numbers[event.number] not in done
+            told.setdefault(numbers[event.number], []).append(event)
+            if event.finish:
+                done[numbers[event.number]] = event.completion
+    for i, answer in done.items():  # events add up
+        assert "".join(event.piece for event in told[i]) == answer.text
+        assert tuple(token for event in told[i] for token in event.tokens) == answer.tokens
+        assert tuple(nats for event in told[i] for nats in event.log_p) == answer.log_probabilities
+        assert tuple(nats for event in told[i] for nats in event.sampled_log_p) == answer.sampled_log_probabilities
     assert sorted(done) == list(range(count))
     assert cancelled
     assert engine.programs.compiled() == compiled
@@ -177,12 +185,13 @@ def test_requests_that_come_and_go_get_what_they_get_alone(count):
     assert [one.tokens for one in after] == [answers(alone, [random_request(i)])[0].tokens for i in range(8)]
 
 
-def test_a_beginning_that_prompts_share_is_prefilled_once():
+@pytest.mark.parametrize("name", ["llama", "griffin"])
+def test_a_beginning_that_prompts_share_is_prefilled_once(name):
     common, ends = PROMPTS[2][:32], [(5,), (9, 10, 11), PROMPTS[3]]
-    requests = [Request(common + end, 6, temperature=0.0, shared=32) for end in ends]
-    engine = Engine(*model("griffin"), TOKENIZER, slots=4, length=64, parts=(16,))
+    requests = [Request(common + end, 6, temperature=0.0) for end in ends]
+    engine = Engine(*model(name), TOKENIZER, slots=4, length=64, parts=(16,))
     found = answers(engine, requests)
-    assert [one.tokens for one in found] == [greedy("griffin", request.ids, 6) for request in requests]
+    assert [one.tokens for one in found] == [greedy(name, request.ids, 6) for request in requests]
     assert engine.prefilled == 32 + sum(len(end) - 1 for end in ends)
     samples = [Request(PROMPTS[2], 6, seed=3, number=i) for i in range(4)]
     before = engine.prefilled
@@ -203,7 +212,8 @@ def test_prompts_that_wait_are_read_side_by_side_and_those_that_share_a_beginnin
             seen.append(sorted(counts_R[rows_R < 8].tolist()))
             return programs.prefill(params, slots, rows_R, tokens_RL, starts_R, counts_R, source)
 
-        programs, engine._reader.programs = engine.programs, engine.programs._replace(prefill=watched)
+        programs = engine.programs
+        engine.programs = programs._replace(prefill=watched)
         found = answers(engine, requests)
         assert [one.tokens for one in found] == [greedy("llama", request.ids, 3) for request in requests]
         return seen
@@ -213,8 +223,8 @@ def test_prompts_that_wait_are_read_side_by_side_and_those_that_share_a_beginnin
 
     # Six prompts: four short ones at once, the two long ones alone, and the longest one's second part.
     assert calls([request(n, 5 * n) for n in (12, 40, 9, 30, 16, 3)]) == [[3, 9, 12, 16], [30], [32], [8]]
-    same = [Request((*range(20), first), 3, temperature=0.0, shared=16) for first in (30, 31, 32, 33)]
-    assert calls(same) == [[16], [4], [4, 4, 4]]
+    same = [Request((*range(20, 38), first, 5), 3, temperature=0.0) for first in (50, 51, 52, 53)]
+    assert calls(same) == [[19], [3, 3, 3]]  # all but a block of 16 in one call
 
 
 @pytest.mark.parametrize(
@@ -225,8 +235,8 @@ def test_prompts_that_wait_are_read_side_by_side_and_those_that_share_a_beginnin
 def test_a_step_of_decoding_copies_no_cache(name, form, slots):
     """What the program needs beside its arguments is far less than the cache, which it writes where it is."""
     engine = Engine(*model(name), TOKENIZER, slots=slots, length=4096, form=form)
-    steps = (np.ones(slots, bool), engine._all_BW, np.bool_(False), np.int32(8), np.bool_(False))
-    lowered = engine.programs.decode.lower(engine.params, engine.slots, *steps)
+    given = (np.ones(slots, bool), np.full(slots, 8, np.int32), engine._all_BW, np.bool_(False), np.bool_(False))
+    lowered = engine.programs.decode.lower(engine.params, engine.slots, *given)
     memory = lowered.compile().memory_analysis()
     cache = sum(leaf.nbytes for leaf in jax.tree.leaves(engine.slots.caches[0]["layers"]))
     assert memory.alias_size_in_bytes > cache
@@ -279,7 +289,110 @@ def test_ids_that_end_a_text_end_it_and_are_part_of_its_tokens():
     engine = Engine(*model(), TOKENIZER, slots=2, length=64, steps=8)
     answer = answers(engine, [Request(PROMPTS[1], 9, temperature=0.0, stop_ids=(free[4],))])[0]
     assert answer.tokens == free[: free.index(free[4]) + 1]
-    assert answer.finish == "eos"
+    assert answer.finish == "stop"
+
+
+@pytest.mark.parametrize("name", ["llama", pytest.param("griffin", marks=pytest.mark.slow)])
+def test_texts_are_the_same_with_and_without_known_beginnings(name):
+    """Conversations, samples and prompts that share a beginning, twice over, against each by itself."""
+    stem = PROMPTS[2]
+    requests = [Request(stem, 8, seed=1, number=i) for i in range(3)]
+    requests += [Request((*stem[:32], 7, 8 + i), 8, seed=i) for i in range(3)]
+    apart, shared = (
+        Engine(*model(name), TOKENIZER, slots=2, length=64, parts=(16,), form="stored", beginnings=n) for n in (0, 4)
+    )
+    first = [one.tokens for one in answers(shared, requests)]
+    requests += [Request((*stem, *first[0], 9), 8, seed=5)]
+    expected = [one.tokens for one in answers(apart, requests)]
+    assert first == expected[:6]
+    assert [one.tokens for one in answers(shared, requests)] == expected
+    assert shared.prefilled < apart.prefilled
+
+
+@pytest.mark.parametrize("program", ["decode", "prefill", "place"])
+def test_a_step_that_is_interrupted_loses_nothing(program):
+    """After a call of a program, before its result is taken, when the arrays it was given are gone already."""
+    requests = [Request(ids, 12, seed=i) for i, ids in enumerate(PROMPTS)]
+    engine = Engine(*model(), TOKENIZER, slots=2, length=64, parts=(16, 32), steps=4, form="stored")
+    expected = [one.tokens for one in answers(engine, requests)]
+    whole, calls = engine.programs, []
+
+    def interrupted(*given: Any) -> Any:
+        calls.append(getattr(whole, program)(*given))
+        if len(calls) in (2, 3, 7):
+            raise KeyboardInterrupt
+        return calls[-1]
+
+    engine.programs = whole._replace(**{program: interrupted})
+    numbers = [engine.submit(request) for request in requests]
+    done, told = {}, dict.fromkeys(numbers, ())
+    while engine.busy:
+        with contextlib.suppress(KeyboardInterrupt):
+            for event in engine.step():
+                told[event.number] += event.tokens
+                done[event.number] = event.completion
+    assert len(calls) > 7
+    assert [done[number].tokens for number in numbers] == expected
+    assert [told[number] for number in numbers] == expected
+
+
+def test_nats_are_of_the_model_and_of_what_was_sampled_from():
+    """By hand from the plain forward pass: bias, repetition penalty, temperature, top-k, then top-p."""
+    bias, options = {50: 1.5, 60: -np.inf}, {"temperature": 0.7, "top_k": 40, "top_p": 0.8, "repetition_penalty": 1.3}
+    engine = Engine(*model(), TOKENIZER, slots=2, length=64, form="stored")
+    request = Request(PROMPTS[3], 8, seed=3, logit_bias=bias, **options)
+    answer = answers(engine, [request])[0]
+    for i, token in enumerate(answer.tokens):
+        row = [*request.ids, *answer.tokens[:i]]
+        logits_V = np.array(plain("llama")(np.array([row + [0] * (64 - len(row))]))[0, len(row) - 1], np.float64)
+        np.testing.assert_allclose(answer.log_probabilities[i], _log_softmax(logits_V)[token], atol=1e-4)
+        logits_V[[0, 1, 3, *range(TOKENIZER.vocab_size, V)]] = -np.inf
+        for j, value in bias.items():
+            logits_V[j] += value
+        seen = sorted(set(row))
+        logits_V[seen] = np.where(logits_V[seen] > 0, logits_V[seen] / 1.3, logits_V[seen] * 1.3)
+        logits_V /= 0.7
+        logits_V[logits_V < np.sort(logits_V)[-40]] = -np.inf
+        order = np.argsort(-logits_V)
+        mass = np.cumsum(np.exp(_log_softmax(logits_V))[order])
+        logits_V[order[np.searchsorted(mass, 0.8) + 1 :]] = -np.inf
+        np.testing.assert_allclose(answer.sampled_log_probabilities[i], _log_softmax(logits_V)[token], atol=1e-3)
+    greedy_one = answers(engine, [Request(PROMPTS[3], 4, temperature=0.0)])[0]
+    assert greedy_one.sampled_log_probabilities == (0.0,) * 4  # what is certain
+
+
+def _log_softmax(logits_V: np.ndarray) -> np.ndarray:
+    shifted_V = logits_V - logits_V.max()
+    return shifted_V - np.log(np.exp(shifted_V).sum())
+
+
+def test_other_parameters_are_taken_without_compiling_anything():
+    module, params = model()
+    other = jax.tree.map(lambda x: x * 1.5, params)
+    engine = Engine(module, params, TOKENIZER, slots=2, length=64, parts=(16,))
+    requests = [Request(ids, 8, temperature=0.0) for ids in PROMPTS]
+    expected = [
+        one.tokens for one in answers(Engine(module, other, TOKENIZER, slots=2, length=64, parts=(16,)), requests)
+    ]
+    before = [one.tokens for one in answers(engine, requests)]
+    assert before != expected
+    read = engine.prefilled
+    answers(engine, requests[-1:])
+    assert engine.prefilled == read  # it is in a slot
+    number = engine.submit(requests[0])
+    with pytest.raises(UserError, match="on their way"):
+        engine.load(other)
+    engine.cancel(number)
+    assert [one.finish for _, one in engine.run()] == ["cancelled"]
+    with compilations() as compiled:
+        engine.load(other, version=7)
+        assert [one.tokens for one in answers(engine, requests)] == expected
+        engine.load(params, version=8)
+        assert [one.tokens for one in answers(engine, requests)] == before
+    assert not compiled
+    assert engine.version == 8
+    with pytest.raises(UserError, match="another model's"):
+        engine.load(model("gpt2")[1])
 
 
 # Weights
@@ -340,15 +453,17 @@ def test_settings_that_do_not_go_together_are_refused(changes, message):
 
 def test_requests_that_cannot_be_answered_are_refused():
     engine = Engine(*model(), TOKENIZER, slots=1, length=32)
-    for request, message in (
-        (Request((5,) * 30, 3), "more than the 32 that a slot"),
-        (Request((), 3), "at least one id"),
-        (Request((5,), 3, stop_ids=tuple(range(4, 20))), "ids end the text"),
-        (Request((5,), 3, logit_bias={999: 1.0}), "logit_bias"),
-        (Request((5,), 3, source=(4,)), "source has 1 tokens"),
+    for given, message in (
+        ({"ids": [5] * 30}, "more than the 32 that a slot"),
+        ({"ids": [5, 300]}, "ids from 0 to 271"),
+        ({"stop_ids": list(range(4, 20))}, "ids end the text"),
+        ({"logit_bias": {999: 1.0}}, "logit_bias has the id 999"),
+        ({"logit_bias": dict.fromkeys(range(V), -np.inf)}, "forbids every token"),
+        ({"source": [4]}, "source has 1 tokens"),
+        ({"temperature": "hot"}, "temperature='hot'"),
     ):
-        with pytest.raises(ValueError, match=message):
-            engine.submit(request)
+        with pytest.raises(UserError, match=message):
+            engine.submit({"ids": [5], "max_new_tokens": 3, **given})
     assert not engine.busy
 
 

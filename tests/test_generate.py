@@ -56,7 +56,7 @@ def test_cached_batched_decoding_equals_the_plain_forward_pass(changes):
     @jax.jit
     def plain(tokens_BL, length, key, row_sampling):
         logits_BV = module.apply({"params": params}, tokens_BL)[:, length - 1]
-        token_B = sample(jnp.where(allowed_V[None], logits_BV, -jnp.inf), key[None], row_sampling)
+        token_B, _ = sample(jnp.where(allowed_V[None], logits_BV, -jnp.inf), key[None], row_sampling)
         return token_B[0], jax.nn.log_softmax(logits_BV)[0]
 
     completions = generate(module, params, TOKENIZER, PROMPTS, max_new_tokens=17, seed=3, **given)

@@ -81,7 +81,7 @@ def draw(logits_BV: jax.Array, keys_B: jax.Array, rows: Any) -> jax.Array:
     shape = logits_BV.shape
     seen_BV = jnp.broadcast_to(jnp.asarray(SEEN)[None], shape)
     counts_BV = jnp.broadcast_to(jnp.asarray(COUNTS)[None], shape)
-    return sample(penalized(logits_BV, rows, seen_BV, counts_BV), keys_B, rows)
+    return sample(penalized(logits_BV, rows, seen_BV, counts_BV), keys_B, rows)[0]
 
 
 @pytest.mark.parametrize("name", CASES)

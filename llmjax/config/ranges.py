@@ -60,6 +60,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "checkpoint.every_seconds", "data.holdout_max_bytes", "data.max_epochs", "data.min_bytes",
         "data.mixture_temperature", "eval.context_length", "eval.limit", "eval.max_bytes", "eval.sequence_length",
         "eval.stride", "eval.temperature", "generate.temperature", "generate.top_k", "infer.ahead", "infer.cache_bytes",
+        "infer.length",
         "model.attention_scale", "model.attention_soft_cap", "model.classes", "model.embedding_width",
         "model.encoder_layers", "model.head_size", "model.kv_heads", "model.languages", "model.logit_soft_cap",
         "model.mlp_width", "model.moe.balance_loss", "model.moe.bias_rate", "model.moe.experts", "model.moe.first",

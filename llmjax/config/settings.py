@@ -290,9 +290,13 @@ def base() -> ConfigDict:
     c.generate.frequency_penalty = 0.0  # taken from a token's logit for each time the text has it
     c.generate.presence_penalty = 0.0  # taken from the logits of tokens that the text has
     c.generate.stop = ()  # strings at which a text ends (they are not part of it)
+    c.generate.json_schema = ""  # the text of a schema: texts are JSON that it describes; "": free texts
+    c.generate.regex = ""  # texts match this regular expression from end to end; "": free texts
+    c.generate.grammar = ""  # texts are sentences of this grammar, in Lark's notation; "": free texts
 
     c.infer = ConfigDict()
     c.infer.slots = 8  # texts written at a time, by `llmjax generate --prompts`
+    c.infer.length = 0  # tokens of prompt and text that a slot holds; 0: what a file's prompts need, up to model.max_length
     c.infer.steps = 8  # tokens a text at most between two looks at arrivals and stop strings
     c.infer.weights = "auto"  # as decoding reads them: stored, tiles (CPU, few texts), int8 (rounded, a quarter of the memory)
     c.infer.ahead = 0  # tokens guessed a step from what followed the same words before, and checked all at once; 0: off

@@ -16,6 +16,7 @@ from llmjax.eval import local_data, sandbox
 from llmjax.eval.leaderboard import TaskScore
 from llmjax.eval.likelihood import context_length
 from llmjax.eval.statistics import mean
+from llmjax.infer.request import PLAIN
 
 TASKS = ("humaneval", "mbpp")
 STOPS = {
@@ -141,9 +142,9 @@ def evaluate(
         ids = [*model.tokenizer.prefix_ids, *model.tokenizer.encode(problem.prompt)]
         jobs += [(problem, (ids[-room:] if room > 0 else ids) or [model.tokenizer.start_id])] * samples
     made = model.generate(
-        [ids for _, ids in jobs], max_new_tokens=max_new_tokens, temperature=temperature, top_k=0,
-        top_p=top_p if temperature else 1.0, min_p=0.0, stop=list(problems[0].stops),
+        [ids for _, ids in jobs], max_new_tokens=max_new_tokens, stop=list(problems[0].stops),
         seed=[seed + i for i in range(len(jobs))], on_done=on_written,
+        **{**PLAIN, "temperature": temperature, "top_p": top_p if temperature else 1.0},
     )  # fmt: skip
     texts = [completion.text for completion in made]
     completions = [texts[i * samples : (i + 1) * samples] for i in range(len(problems))]

@@ -26,6 +26,7 @@ from llmjax.eval.leaderboard import Setting, TaskScore, expand, mmlu
 from llmjax.eval.likelihood import Request, context_length, score_requests
 from llmjax.eval.local_data import MMLU, TaskData
 from llmjax.eval.statistics import Estimate
+from llmjax.infer.request import PLAIN
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 NEW_TOKENS = 256  # that the harness lets a task generate when it does not say
@@ -141,7 +142,7 @@ def make_model(
                 settings, count = generation_settings(requests[numbers[0]].args[1], limit=limit)
                 prompts = encode_texts(tokenizer, [requests[n].args[0] for n in numbers])
                 prompts = [ids[-(limit - count) :] or [self.prefix_token_id] for ids in prompts]
-                made = model.generate(prompts, max_new_tokens=count, on_done=on_scored, **settings)
+                made = model.generate(prompts, max_new_tokens=count, on_done=on_scored, **{**PLAIN, **settings})
                 for number, completion in zip(numbers, made, strict=True):
                     texts[number] = completion.text
             for request, text in zip(requests, texts, strict=True):

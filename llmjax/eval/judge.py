@@ -12,6 +12,7 @@ from llmjax.data.chat import chat_ids
 from llmjax.errors import UserError
 from llmjax.eval.likelihood import context_length
 from llmjax.eval.ratings import Choice, Pair, Rating, rate
+from llmjax.infer.request import PLAIN
 
 PROMPT = """\
 Two assistants answered the same request. Judge which answer is better: more helpful, correct, relevant and clear. Neither \
@@ -68,7 +69,7 @@ def ask_model(model: LanguageModel, *, max_new_tokens: int = 256) -> Ask:
     def ask(prompts: Sequence[str]) -> list[str | None]:
         ids = [chat_ids(model.tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
         fits = [row for row in ids if len(row) <= room]
-        made = iter(model.generate(fits, max_new_tokens=max_new_tokens, temperature=0.0, stop=[]))
+        made = iter(model.generate(fits, max_new_tokens=max_new_tokens, stop=[], **{**PLAIN, "temperature": 0.0}))
         return [next(made).text if len(row) <= room else None for row in ids]
 
     return ask

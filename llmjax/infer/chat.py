@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmjax import storage
 from llmjax.data.chat import chat_ids
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer.engine import Engine
-from llmjax.infer.request import RANGES, Request, check_range
+from llmjax.infer.request import FORMS, NUMBERS, check_number, read_form
 
 HELP = """\
 /help                 this
@@ -20,8 +21,9 @@ HELP = """\
 /load FILE            go on with one that was saved
 /temperature VALUE    and /top_k, /top_p, /min_p, /typical_p, /repetition_penalty, /frequency_penalty,
                       /presence_penalty, /max_new_tokens, /seed: change it, or say it without VALUE
+/regex EXPRESSION     answers match it; without EXPRESSION they are free again
+/json_schema FILE     answers are JSON that the schema in FILE describes; /grammar FILE: in Lark's notation
 /quit                 end, as does the end of the input"""
-NUMBERS = {**dict.fromkeys(RANGES, float), "top_k": int, "max_new_tokens": int, "seed": int}
 
 
 @dataclass
@@ -61,18 +63,26 @@ class Chat:
         """Answer a message, showing the answer while it comes. Nothing is remembered of a message that cannot be answered."""
         self.messages.append({"role": "user", "content": text})
         try:
-            ids = tuple(self.prompt())
-            number = self.engine.submit(Request(ids, shared=len(ids), **self.settings), on_text=self.show)
+            answer = self._answer(self.engine.submit({**self.settings, "ids": self.prompt()}))
         except UserError:
             self.messages.pop()
             raise
-        try:
-            answer = dict(self.engine.run())[number]
-        except KeyboardInterrupt:  # what there is of the answer stays
-            self.engine.cancel(number)
-            answer = dict(self.engine.run())[number]
-        self.messages.append({"role": "assistant", "content": answer.text})
-        return answer.text
+        self.messages.append({"role": "assistant", "content": answer})
+        return answer
+
+    def _answer(self, number: int) -> str:
+        while True:
+            try:
+                for event in self.engine.step():
+                    if event.number != number:
+                        continue
+                    self.show(event.piece)
+                    if event.error:
+                        raise UserError(event.error)
+                    if event.completion is not None:
+                        return event.completion.text
+            except KeyboardInterrupt:  # what there is of the answer stays
+                self.engine.cancel(number)
 
     def command(self, line: str) -> str | None:
         """Do what a line that begins with "/" says: what to show, or None to end. UserError says what is wrong."""
@@ -89,30 +99,34 @@ class Chat:
             return "a new conversation"
         if name in ("save", "load") and rest:
             return self._save(Path(rest)) if name == "save" else self._load(Path(rest))
-        if name in NUMBERS:
+        if name in NUMBERS and name != "number":
             return self._set(name, rest)
+        if name in FORMS:
+            form = read_form(name, rest) if rest else ""
+            self.settings |= {**dict.fromkeys(FORMS, ""), name: form}
+            return f"{name} = {form or 'off'}"
         raise UserError(f"there is no /{name}{' without a file' if name in ('save', 'load') else ''}; see /help")
 
     def _set(self, name: str, rest: str) -> str:
         if rest:
             try:
-                value = NUMBERS[name](rest)
-            except ValueError as error:
-                raise UserError(f"{rest!r} is no number for {name}") from error
-            if name in RANGES:
-                check_range(name, value)
-            elif name == "max_new_tokens" and not 1 <= value < self.engine.limit:
+                value = check_number(name, NUMBERS[name][0](rest))
+            except (ValueError, OverflowError) as error:
+                raise (
+                    error if isinstance(error, UserError) else UserError(f"{rest!r} is no number for {name}")
+                ) from error
+            if name == "max_new_tokens" and value >= self.engine.limit:
                 raise UserError(f"max_new_tokens={value} must be from 1 to {self.engine.limit - 1}")
             self.settings[name] = value
         return f"{name} = {self.settings.get(name, 'off')}"
 
     def _save(self, path: Path) -> str:
-        path.write_text(json.dumps({"system": self.system, "messages": self.messages}, ensure_ascii=False, indent=1))
+        storage.write_json(path, {"system": self.system, "messages": self.messages})
         return f"saved in {path}"
 
     def _load(self, path: Path) -> str:
         try:
-            saved = json.loads(path.read_text())
+            saved = json.loads(storage.read_text(path))
             messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in saved["messages"]]
             self.system, self.messages = str(saved["system"]), messages
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from llmjax.config.ranges import AT_LEAST_1, Range, number
 from llmjax.errors import UserError
 from llmjax.verb import Verb
 
@@ -26,16 +27,40 @@ def add_generate(verb: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="FILE.jsonl",
         help="where the answers go; run again, the same command goes on with those that are missing",
     )  # fmt: skip
+    add_forms(verb)
+
+
+def add_forms(verb: argparse.ArgumentParser) -> None:
+    """What says which form answers have."""
+    forms = verb.add_mutually_exclusive_group()
+    forms.add_argument("--json-schema", metavar="FILE", help="answers are JSON that this schema describes")
+    forms.add_argument("--regex", metavar="RE", help="answers match this regular expression from end to end")
+    forms.add_argument("--grammar", metavar="FILE", help="answers are sentences of this grammar, in Lark's notation")
+
+
+def take_forms(c: ConfigDict, args: argparse.Namespace) -> None:
+    """Put the form that the command gives into `c.generate`, in place of another.
+
+    Raises UserError for a form that cannot be read.
+    """
+    from llmjax.infer.request import FORMS, read_form
+
+    for name in FORMS:
+        if (given := getattr(args, name)) is not None:
+            c.generate.update({**dict.fromkeys(FORMS, ""), name: read_form(name, given)})
 
 
 def _add_chat(chat: argparse.ArgumentParser) -> None:
     chat.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
+    add_forms(chat)
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--slots", default="1,2,4,8", metavar="N,N,...", help="texts at a time (default: 1,2,4,8)")
-    bench.add_argument("--prompt-tokens", type=int, default=64, metavar="N", help="of each prompt (default: 64)")
-    bench.add_argument("--new-tokens", type=int, default=64, metavar="N", help="written after it (default: 64)")
+    bench.add_argument(
+        "--prompt-tokens", type=number(int, AT_LEAST_1), default=64, metavar="N", help="of each prompt (default: 64)"
+    )
+    bench.add_argument("--new-tokens", type=number(int, Range(2)), default=64, metavar="N", help="written after it (default: 64)")  # fmt: skip
     bench.add_argument(
         "--text", type=Path, metavar="FILE", help="also measure what int8 weights cost: bits per byte of this text"
     )
@@ -61,6 +86,7 @@ def generate(args: argparse.Namespace, c: ConfigDict) -> int | None:
     """`llmjax generate --prompt TEXT` or `--prompts FILE --out FILE`; without either the stage is to run."""
     if args.chat and not args.prompt and not args.prompts:
         raise UserError("--chat needs what is said to the model: --prompt TEXT or --prompts FILE")
+    take_forms(c, args)
     if not args.prompt and not args.prompts:
         return None
     from llmjax import load
@@ -86,22 +112,16 @@ def _files(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
 
     rows = list(files.read_prompts(args.prompts))
     done = files.answered(args.out)
-    todo = [row for row in rows if str(row["id"]) not in done]
-    if not todo:
+    if all(str(row.id) in done for row in rows):
         print(f"all {len(rows)} prompts are answered in {args.out}")
         return 0
     model = load(workdir, mesh=c.infer.mesh)
-    defaults = request_settings(c)
-    length = 0
-    for row in todo:
-        request = files.request_of(
-            model.tokenizer, row, defaults, vocab_size=model.config.model.vocab_size, chat=args.chat
-        )
-        length = max(length, len(request.ids) + request.max_new_tokens)
-    if model.config.model.position == "learned":
-        length = min(length, model.config.model.max_length)  # longer rows are refused one by one
-    engine = model.engine(length=length, **engine_settings(c))
-    counts = files.answer_file(engine, rows, args.out, defaults, chat=args.chat)
+    rows = files.with_requests(model.tokenizer, rows, request_settings(c), chat=args.chat)
+    asked = [row.request for row in rows if row.request is not None and str(row.id) not in done]
+    needed = [len(one.ids) + one.max_new_tokens for one in asked]
+    fitting = [length for length in needed if length <= model.config.model.max_length]  # the others are refused
+    engine = model.engine(length=c.infer.length or max(fitting, default=1), **engine_settings(c))
+    counts = files.answer_file(engine, rows, args.out)
     print(f"{args.out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     return 0
 
@@ -113,10 +133,12 @@ def _chat(args: argparse.Namespace, c: ConfigDict) -> int:
     from llmjax.data.chat import chat_ids
     from llmjax.infer.chat import Chat, talk
 
+    take_forms(c, args)
     model = load(workdir, mesh=c.infer.mesh)
     chat_ids(model.tokenizer, [{"role": "user", "content": "?"}])  # says early that this is no chat model
     settings = request_settings(c)
-    engine = model.engine(length=model.config.model.max_length, **{**engine_settings(c), "slots": 1})
+    length = c.infer.length or model.config.model.max_length
+    engine = model.engine(length=length, **{**engine_settings(c), "slots": 1})
     settings["max_new_tokens"] = min(settings["max_new_tokens"], engine.limit // 2)
     conversation = Chat(engine, settings, lambda text: print(text, end="", flush=True), system=args.system)
     if not sys.stdin.isatty():
@@ -149,8 +171,8 @@ def _bench(args: argparse.Namespace, c: ConfigDict) -> int:
         sizes = sorted({int(n) for n in args.slots.split(",")})
     except ValueError as error:
         raise UserError(f"--slots {args.slots}: give numbers with commas between, such as 1,4,16") from error
-    if sizes[0] < 1 or args.prompt_tokens < 1 or args.new_tokens < 2:
-        raise UserError("--slots and --prompt-tokens must be at least 1, --new-tokens at least 2")
+    if sizes[0] < 1:
+        raise UserError(f"--slots {args.slots}: each must be at least 1")
     model = load(workdir, mesh=c.infer.mesh)
     device = model.mesh.devices.flat[0]
     together = model.mesh.size // meshes.row_ways(model.mesh)  # devices that read a copy of the parameters side by side

@@ -3,9 +3,17 @@
 llguidance (an Earley parser over the bytes that tokens stand for) keeps the state of each text and answers with a bit
 for every token; the engine adds -inf to the others. A text is over when nothing more fits, or the model ends it where
 it may. Whatever the model, an answer that was not cut by its length limit is valid.
+
+Some forms take seconds and much memory (`(a{1000}){1000}`), so all of this happens in threads beside the engine's, with
+limits of time and size; a form that reaches them ends its own request and no other.
 """
 
 import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +22,129 @@ import numpy as np
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 
-KINDS = ("json", "regex", "grammar")
+SECONDS = 10.0  # that a form, or the next token of a text, may take
+THREADS = 2
+KEPT = 16  # compiled forms that are kept for other requests
+# llguidance's own limits, below its defaults: a state of the lexer takes about 2 kB.
+LIMITS: dict[str, Any] = {"max_lexer_states": 50_000, "max_grammar_size": 200_000}
+
+
+@dataclass(frozen=True)
+class Matcher:
+    """Where one text is in its form."""
+
+    kind: str  # of the form, see `request.FORMS`
+    state: Any  # llguidance.LLMatcher
+    words_W: np.ndarray  # uint32, the bit of each token that may come next, the lowest of a word first
+    over: bool  # nothing may come next
+
+    def allows(self, token: int) -> bool:
+        """Whether this token may come next."""
+        return bool(self.words_W[token // 32] >> np.uint32(token % 32) & np.uint32(1))
+
+
+class Job:
+    """What a thread finds out: where a text is in its form."""
+
+    def __init__(self, pool: ThreadPoolExecutor, find: Callable[["Job"], Matcher]) -> None:
+        self.began = 0.0  # when the time that it may take began
+        self.future: Future[Matcher] = pool.submit(self._run, find)
+
+    def _run(self, find: Callable[["Job"], Matcher]) -> Matcher:
+        try:
+            return find(self)
+        except UserError:
+            raise
+        except BaseException as error:  # a panic of llguidance is no Exception
+            raise UserError(f"llguidance fails at the form: {type(error).__name__}: {error}") from error
+
+    def result(self) -> Matcher | None:
+        """The matcher; None while it is not there. UserError for a form that cannot be used or takes too long."""
+        if self.future.done():
+            return self.future.result()
+        if self.began and time.monotonic() - self.began > SECONDS:
+            raise UserError(f"the form takes more than {SECONDS:.0f} s: make it simpler")
+        return None
+
+
+class Forms:
+    """Compiles forms for a tokenizer, and follows texts through them. Its methods return at once."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
+        self._words = -(-vocab_size // 32)
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self._vocabulary: Any = None
+        self._compiled: OrderedDict[tuple[str, str], Any] = OrderedDict()
+
+    def start(self, form: tuple[str, str]) -> Job:
+        """A text of this form (see `Request.form`) before its first token."""
+        return self._job(lambda job: self._start(job, form))
+
+    def follow(self, matcher: Matcher, token: int) -> Job:
+        """The text after one more token. The matcher must not be used again."""
+        return self._job(lambda job: self._follow(job, matcher, token))
+
+    def _job(self, find: Callable[[Job], Matcher]) -> Job:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="forms")
+        return Job(self._pool, find)
+
+    def _start(self, job: Job, form: tuple[str, str]) -> Matcher:
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = vocabulary(self._tokenizer, self._vocab_size)
+            state = self._compiled.get(form)
+        job.began = time.monotonic()
+        if state is None:
+            state = compiled(self._vocabulary, *form)
+            self._found(form[0], state)  # what the lexer learns of it is kept for the copies
+            with self._lock:
+                self._compiled[form] = state
+                if len(self._compiled) > KEPT:
+                    self._compiled.popitem(last=False)
+        return self._found(form[0], state.deep_copy())
+
+    def _follow(self, job: Job, matcher: Matcher, token: int) -> Matcher:
+        job.began = time.monotonic()
+        matcher.state.consume_token(token)
+        return self._found(matcher.kind, matcher.state)
+
+    def _found(self, kind: str, state: Any) -> Matcher:
+        words_W = np.zeros(self._words, np.uint32)
+        over = bool(state.is_stopped())
+        if not over:
+            bits = np.frombuffer(state.compute_bitmask(), np.uint32)[: self._words]
+            words_W[: len(bits)] = bits
+        if state.is_error():
+            raise UserError(f"the {kind} cannot go on: {_first_line(state.get_error())}")
+        return Matcher(kind, state, words_W, over)
+
+
+def compiled(vocabulary: Any, kind: str, form: str) -> Any:
+    """An llguidance matcher before the first token; `kind` is one of `request.FORMS`.
+
+    Raises UserError for a form that llguidance cannot read, with what it says.
+    """
+    from llguidance import LLMatcher, LLParserLimits
+
+    if kind == "json_schema":
+        try:
+            # Compact, and oneOf as anyOf: what pydantic writes for unions has alternatives that exclude each other.
+            defaults: Any = {"whitespace_flexible": False, "coerce_one_of": True}
+            grammar = LLMatcher.grammar_from_json_schema(json.loads(form), defaults=defaults)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"this is no JSON schema: {error}") from error
+    else:
+        grammar = (LLMatcher.grammar_from_regex if kind == "regex" else LLMatcher.grammar_from_lark)(form)
+    limits = LLParserLimits(**LIMITS)
+    if message := LLMatcher.validate_grammar(grammar, vocabulary, limits=limits):
+        raise UserError(f"the {kind} cannot be used as a form: {_first_line(message)}")
+    state = LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
+    if state.is_error():
+        raise UserError(f"the {kind} cannot be used as a form: {_first_line(state.get_error())}")
+    return state
 
 
 def vocabulary(tokenizer: Tokenizer, vocab_size: int = 0) -> Any:
@@ -43,63 +173,5 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int = 0) -> Any:
     return llguidance.LLTokenizer(llguidance.TokenizerWrapper(Pieces()), n_vocab=count, eos_token=end)
 
 
-@dataclass(frozen=True)
-class Constraint:
-    """A form that a text must have, compiled for a vocabulary; one may be used by many requests."""
-
-    vocabulary: Any
-    grammar: str
-
-    def start(self) -> "Matcher":
-        """The state of a text of this form before its first token."""
-        import llguidance
-
-        return Matcher(llguidance.LLMatcher(self.vocabulary, self.grammar, log_level=0))
-
-
-def constraint(vocabulary: Any, **form: Any) -> Constraint:
-    """A constraint from one of json (a schema, as a dict or text), regex or grammar (Lark's notation).
-
-    Raises UserError for a form that llguidance cannot read, with what it says.
-    """
-    from llguidance import LLMatcher
-
-    if len(form) != 1 or next(iter(form)) not in KINDS:
-        raise UserError(f"give one of {', '.join(KINDS)}, not {', '.join(form) or 'nothing'}")
-    kind, value = next(iter(form.items()))
-    if kind == "json":
-        try:
-            schema = json.loads(value) if isinstance(value, str) else value
-            grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
-        except ValueError as error:
-            raise UserError(f"this is no JSON schema: {error}") from error
-    else:
-        grammar = (LLMatcher.grammar_from_regex if kind == "regex" else LLMatcher.grammar_from_lark)(value)
-    if message := LLMatcher.validate_grammar(grammar, vocabulary):
-        raise UserError(f"the {kind} cannot be used as a form: {message}")
-    return Constraint(vocabulary, grammar)
-
-
-@dataclass
-class Matcher:
-    """Where one text is in its form."""
-
-    state: Any
-
-    def words(self, count: int) -> np.ndarray:
-        """uint32 (count,): the bit of each token that may come next."""
-        bits = np.frombuffer(self.state.compute_bitmask(), np.uint32)
-        self._check()
-        words = np.zeros(count, np.uint32)
-        words[: len(bits)] = bits[:count]
-        return words
-
-    def add(self, token: int) -> bool:
-        """Go on by a token: whether the text is over."""
-        self.state.consume_token(token)
-        self._check()
-        return bool(self.state.is_stopped())
-
-    def _check(self) -> None:
-        if self.state.is_error():
-            raise RuntimeError(f"llguidance cannot go on with a text: {self.state.get_error()}")
+def _first_line(message: str) -> str:
+    return message.strip().split("\n<state>", 1)[0].strip()

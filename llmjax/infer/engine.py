@@ -1,19 +1,17 @@
 """The engine: requests wait, get one of a fixed number of slots, are written a few tokens at a time, and leave.
 
     engine = Engine(module, params, tokenizer, slots=8, length=1024)
-    number = engine.submit(Request(ids=tuple(ids), max_new_tokens=64), on_text=print)
+    number = engine.submit(Request(ids=tuple(ids), max_new_tokens=64))
     while engine.busy:
-        for number, completion in engine.step(): ...
+        for event in engine.step(): print(event.number, event.piece, event.finish)
 
 Requests join and leave between calls of one compiled program, so nobody waits for the longest text of a batch, and what
 a request gets does not depend on what else is being written. Recurrent layers keep a state and local attention its
-window, in the same slots. `prompts.py` reads prompts into them.
+window, in the same slots. `scheduler.py` decides who is read and written when; here is what computes.
 """
 
 import contextlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,33 +20,19 @@ import numpy as np
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer import speculative, weights
-from llmjax.infer.prompts import ALIGN, Reader
-from llmjax.infer.request import Completion, Request, check, sampling_row
+from llmjax.infer.constrained import Forms
+from llmjax.infer.prefixes import ALIGN, KeptPrefixes, SlotPrefixes
+from llmjax.infer.request import Completion, Event, Request, sampling_row
 from llmjax.infer.sample import settings
-from llmjax.infer.slots import Row, stop_row
-from llmjax.infer.steps import programs
-from llmjax.infer.text import Text
+from llmjax.infer.scheduler import Action, Copy, Keep, Place, Read, Restore, Scheduler
+from llmjax.infer.slots import Row, Slots, stop_row
+from llmjax.infer.steps import Written, programs
 from llmjax.model.transformer import Transformer
 from llmjax.parallel import mesh as meshes
 
-OnText = Callable[[str], None]
-
-
-@dataclass
-class Live:
-    """A request on its way: waiting, or in a slot."""
-
-    number: int
-    request: Request
-    text: Text
-    on_text: OnText | None
-    prompt: str
-    matcher: Any = None
-    likeliest: list[tuple[tuple[int, float], ...]] | None = None
-
 
 class Engine:
-    """See the module. Not for several threads: one calls, the others hand over (the server does)."""
+    """See the module. Not for several threads: one of them calls it."""
 
     def __init__(
         self,
@@ -76,8 +60,9 @@ class Engine:
             length: tokens of prompt and text together, rounded up to a multiple of ALIGN.
             source_length: of an encoder-decoder's sources.
             steps: tokens a slot at most between two looks at stop strings, arrivals and cancellations.
-            parts: lengths, multiples of ALIGN, in which prompts are read; see `prompts.Reader`.
-            beginnings: how many shared beginnings of prompts are kept.
+            parts: lengths, multiples of ALIGN, in which prompts are read; see `Scheduler`.
+            beginnings: of prompts that begin alike, the beginning is computed once. Models with windows or recurrent
+                states keep so many of them; others find them in the slots. 0: each prompt is computed by itself.
             likeliest: for each token so many of the likeliest ids are reported.
             ahead: tokens drafted a step (speculative decoding); 0: none.
             draft: the model that drafts, of the same vocabulary; None: the text itself is looked up.
@@ -110,100 +95,97 @@ class Engine:
             self.limit = min(self.capacity, c.max_length)
         else:
             self.limit = self.capacity
-        self.module, self.tokenizer, self.steps, self.ahead, self.top = module, tokenizer, steps, ahead, likeliest
-        self.source_length = source_length
-        self._context = context
+        self.module, self.tokenizer, self.ahead = module, tokenizer, ahead
+        self.source_length, self._context, self._mesh = source_length, context, mesh
+        models = ((module, params), *([draft] if draft else []))
+        self._modules = tuple(one for one, _ in models)
+        self._places = [jax.tree.map(_sharding, own) for _, own in models]
         if form == "auto":
-            leaf = jax.tree.leaves(params)[0]
-            devices = len(leaf.sharding.device_set) if isinstance(leaf, jax.Array) else 1
+            devices = len(jax.tree.leaves(self._places[0])[0].device_set)
             form = weights.choose(platform=jax.default_backend(), devices=devices, rows=self.count * (ahead + 1))
-        with self._context():
-            prepared = [weights.prepare(*model, form) for model in ((module, params), *([draft] if draft else []))]
-            self.params = tuple(own for _, own in prepared)
-            # Prompts are read with the caller's parameters: tiles are for few rows. int8 must be the same model throughout.
-            read = prepared if form == "int8" else [(module, params), *([draft] if draft else [])]
-            self.programs = programs(
-                tuple(one for one, _ in prepared),
-                tuple(one for one, _ in read),
-                count=self.count,
-                length=self.capacity + (ALIGN * -(-(ahead + 1) // ALIGN) if ahead else 0),
-                source_length=source_length,
-                most=steps,
-                top=likeliest,
-                ahead=ahead,
-                mesh=mesh,
-            )
-            self.slots = self.programs.init()
-        self._reader = Reader(
-            self.programs, tuple(own for _, own in read), self.count, self.capacity, sorted({ALIGN, *parts}), ways,
-            source_length, beginnings,
+        self._form, self.version = form, 0
+        self._shapes = [jax.tree.map(np.shape, own) for _, own in models]
+        self.params: tuple[Any, ...] = ()
+        self._read_params: tuple[Any, ...] = ()
+        prepared = self._prepare([own for _, own in models])
+        self._compile(prepared, most=steps, top=likeliest)
+        self._kept: dict[bytes, Any] = {}  # copies of slots' caches
+        self._forms = Forms(tokenizer, c.vocab_size)
+        self._scheduler = Scheduler(
+            tokenizer, self._forms, slots=self.count, capacity=self.capacity, steps=steps, parts=sorted({ALIGN, *parts}),
+            ways=ways, prefixes=self._prefixes(beginnings), source_length=source_length,
         )  # fmt: skip
-        self._live: list[Live | None] = [None] * self.count
-        self._waiting: deque[Live] = deque()
-        self._done: list[tuple[int, Completion]] = []
-        self._numbers = 0
+        self._whole = True  # whether the last step came to its end
         V = c.vocab_size
         allowed_V = np.arange(V) < tokenizer.vocab_size
         allowed_V[[i for i in tokenizer.unsampled_ids if i < V]] = False
         self._bias_V = np.where(allowed_V, 0.0, -np.inf).astype(np.float32)
         self._unseen_V = np.zeros(V, bool)
         self._all_BW = np.full((self.count, -(-V // 32)), 2**32 - 1, np.uint32)
-        self.written = 0  # tokens written
 
-    # ------------------------------------------------------------------ what a caller does
+    def _prefixes(self, beginnings: int) -> SlotPrefixes | KeptPrefixes | None:
+        if not beginnings:
+            return None
+        return SlotPrefixes(self.count) if speculative.forgets(self.module) else KeptPrefixes(beginnings)
 
-    @property
-    def prefilled(self) -> int:
-        """Tokens of prompts computed so far, those of copied beginnings not counted."""
-        return self._reader.count
+    # ------------------------------------------------------------------ weights and programs
 
-    @property
-    def busy(self) -> bool:
-        """Whether `step` has anything to do or to tell."""
-        return bool(self._waiting or self._done or any(self._live))
-
-    def submit(self, request: Request, *, on_text: OnText | None = None, row: str = "") -> int:
-        """Put a request in the queue: its number. UserError for one that cannot be answered."""
-        check(request, vocab_size=self.module.c.vocab_size, capacity=self.limit, row=row)
-        if len(request.source) > self.source_length or (self.source_length > 0) != bool(request.source):
-            raise UserError(
-                f"the source has {len(request.source)} tokens, of 1 to {self.source_length} for this engine"
-            )
-        if request.constraint is not None and self.ahead:
-            raise UserError("constrained texts need an engine without speculative decoding (ahead=0)")
-        stop_row((*self.tokenizer.eos_ids, *request.stop_ids))
-        ends = (*self.tokenizer.eos_ids, *request.stop_ids)
-        text = Text(piece_bytes=self.tokenizer.piece_bytes, eos_ids=ends, stops=request.stop)
-        matcher = None if request.constraint is None else request.constraint.start()
-        live = Live(self._numbers, request, text, on_text, self.tokenizer.decode(request.ids), matcher)
-        live.likeliest = [] if self.top else None
-        self._numbers += 1
-        self._waiting.append(live)
-        return live.number
-
-    def cancel(self, number: int) -> bool:
-        """End a request where it is; its completion comes with the next `step`. False if it is not on its way."""
-        for live in (*self._waiting, *self._live):
-            if live is not None and live.number == number and not live.text.finish:
-                live.text.end("cancelled")
-                return True
-        return False
-
-    def step(self) -> list[tuple[int, Completion]]:
-        """Admit who waits, write up to `steps` tokens in every slot, and tell what is finished: (number, completion)."""
-        self._collect()
+    def _prepare(self, own: Sequence[Any]) -> tuple[Transformer, ...]:
+        """Take parameters, of the model and maybe of the draft model: the modules that read them as prepared."""
         with self._context():
-            self._admit()
-            if any(self._live):
-                self._write()
-        self._collect()
-        done, self._done = self._done, []
-        return done
+            placed = [jax.tree.map(jax.device_put, one, where) for one, where in zip(own, self._places, strict=False)]
+            prepared = [weights.prepare(*one, self._form) for one in zip(self._modules, placed, strict=False)]
+        self.params = (*(params for _, params in prepared), *self.params[len(own) :])
+        # Prompts are read with the caller's parameters: tiles are for few rows. int8 must be the same model throughout.
+        read = self.params if self._form == "int8" else placed
+        self._read_params = (*read[: len(own)], *self._read_params[len(own) :])
+        return tuple(one for one, _ in prepared)
 
-    def run(self) -> Iterator[tuple[int, Completion]]:
-        """Step until nothing is left to do."""
-        while self.busy:
-            yield from self.step()
+    def _compile(self, prepared: tuple[Transformer, ...], *, most: int, top: int) -> None:
+        """The programs, which compile when they are first called, and empty slots."""
+        with self._context():
+            self.programs = programs(
+                prepared,
+                prepared if self._form == "int8" else self._modules,
+                count=self.count,
+                length=self.capacity + (ALIGN * -(-(self.ahead + 1) // ALIGN) if self.ahead else 0),
+                source_length=self.source_length,
+                most=most,
+                top=top,
+                ahead=self.ahead,
+                mesh=self._mesh,
+            )
+        self.slots = self._empty()
+
+    def _empty(self) -> Slots:
+        """Empty slots where the parameters are: what is put somewhere and what is not make different programs."""
+        with self._context():
+            slots = self.programs.init()
+        return slots if self._mesh is not None else jax.device_put(slots, jax.tree.leaves(self._places[0])[0])
+
+    def load(self, params: Any, *, version: int = 0, draft: Any = None) -> None:
+        """Go on with other parameters of the same model, wherever they are. Nothing is compiled.
+
+        What was computed of prompts is forgotten. The engine must be idle.
+
+        Args:
+            version: a number by which the caller knows them; kept as `version`.
+            draft: parameters of the draft model; None: as they are.
+
+        Raises UserError when texts are on their way, or the parameters are another model's.
+        """
+        if self.busy:
+            raise UserError("texts are on their way: let them end, or cancel them, before you load other parameters")
+        own = (params,) if draft is None else (params, draft)
+        if len(own) > len(self._modules):
+            raise UserError("this engine has no draft model")
+        for new, shapes in zip(own, self._shapes, strict=False):
+            if jax.tree.map(np.shape, new) != shapes:
+                raise UserError("these parameters are another model's: their names or shapes differ")
+        self._prepare(own)
+        self._scheduler.forget()
+        self._kept.clear()
+        self.version = version
 
     def warm_up(self) -> int:
         """Compile everything that requests can need: how many programs there are. The engine must be idle.
@@ -211,57 +193,158 @@ class Engine:
         Nothing is compiled afterwards (on a mesh `programs.compiled()` may still grow, by entries for the same programs).
         """
         assert not self.busy
-        source, done, together = (1,) * min(1, self.source_length), 0, self._reader.together
-        for number, part in enumerate(self._reader.parts):
-            count, other = min(part, self.limit - 2), number * (together + 1)
-            # Two that are twins, so a beginning is kept and copied, and then as many others as are read together.
-            for tokens in ([other] * 2, range(other + 1, other + 1 + together)) if count > done else ():
-                for token in tokens:
-                    ids = (token % self.tokenizer.vocab_size,) * (count + 1)
-                    self.submit(Request(ids, 1, temperature=0.0, source=source))
-                for _ in self.run():
-                    pass
-            done = part
-        self._reader.forget()
+        s, none = self._scheduler, np.zeros(self.count, bool)
+        with self._context():
+            for size in (part for part in s.parts if part <= self.capacity):
+                for rows in {s.ways, s.together}:
+                    for sources in self._no_sources():
+                        self._do(Read(rows, size, [], [], [], sources))
+            self._do(Place(0, Request((self.tokenizer.start_id,), source=(1,) * min(1, self.source_length))))
+            if isinstance(s.prefixes, SlotPrefixes):
+                self._do(Copy(0, 0))
+            elif s.prefixes is not None:
+                self._do(Keep(0, b"", ()))
+                self._do(Restore(b"", 0))
+                self._kept.clear()
+            self._decode(none, none.astype(np.int32), None)
         return self.programs.compiled()
 
-    # ------------------------------------------------------------------ what it does
+    def _no_sources(self) -> tuple[Sequence[Sequence[int]] | None, ...]:
+        return ((), None) if self.source_length else (None,)
 
-    def _collect(self) -> None:
-        """Completions of those that have finished; their slots are free."""
-        for slot, live in enumerate(self._live):
-            if live is not None and live.text.finish:
-                self._finish(live)
-                self._live[slot] = None
-        for live in [live for live in self._waiting if live.text.finish]:
-            self._waiting.remove(live)
-            self._finish(live)
+    # ------------------------------------------------------------------ what a caller does
 
-    def _finish(self, live: Live) -> None:
-        text = live.text
-        self._show(live)
-        parts = (live.prompt, text.text, text.finish, tuple(text.tokens), tuple(text.log_probabilities))
-        self._done.append((live.number, Completion(*parts, likeliest=tuple(live.likeliest or ()))))
+    @property
+    def prefilled(self) -> int:
+        """Tokens of prompts computed so far, those of copied beginnings not counted."""
+        return self._scheduler.prefilled
 
-    def _show(self, live: Live) -> None:
-        if live.on_text is not None and (piece := live.text.take()):
-            live.on_text(piece)
+    @property
+    def written(self) -> int:
+        """Tokens written so far."""
+        return self._scheduler.written
 
-    def _admit(self) -> None:
-        while self._waiting and (free := [slot for slot, live in enumerate(self._live) if live is None]):
-            group = self._reader.next([live.request for live in self._waiting], free)
-            self.slots = self._reader.read(group, self.slots)
-            for one in group:
-                live = self._waiting.popleft()
-                self.slots = self.programs.place(self.slots, np.int32(one.slot), self._row(live.request))
-                self._live[one.slot] = live
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do or to tell."""
+        return self._scheduler.busy
 
-    def _row(self, request: Request) -> Row:
-        ids, bias_V, seen_V = request.ids, self._bias_V, self._unseen_V
+    def submit(self, request: Request | Mapping[str, Any], *, name: str = "the prompt") -> int:
+        """Put a request, or its fields, in the queue: its number.
+
+        Raises UserError for one that this engine cannot answer; `name` is what the prompt is called then.
+        """
+        request = request if isinstance(request, Request) else Request.parse(request)
+        V = self.module.c.vocab_size
+        if max(request.ids) >= V:
+            raise UserError(f"{name} must have ids from 0 to {V - 1}")
+        if len(request.ids) + request.max_new_tokens > self.limit:
+            raise UserError(
+                f"{name} has {len(request.ids)} tokens (<bos> included), which with max_new_tokens="
+                f"{request.max_new_tokens} is more than the {self.limit} that a slot of the engine holds: "
+                "shorten the prompt or lower max_new_tokens, or give the engine a larger length (infer.length)"
+            )
+        if len(request.source) > self.source_length or (self.source_length > 0) != bool(request.source):
+            raise UserError(
+                f"the source has {len(request.source)} tokens, of 1 to {self.source_length} for this engine"
+            )
+        if request.source and max(request.source) >= V:
+            raise UserError(f"the source must have ids from 0 to {V - 1}")
+        if wrong := [i for i in request.logit_bias if i >= V]:
+            raise UserError(f"logit_bias has the id {wrong[0]}: ids are from 0 to {V - 1}")
+        if -np.inf in request.logit_bias.values() and not np.isfinite(self._biased(request)).any():
+            raise UserError("logit_bias forbids every token: leave one that may be written")
+        if request.form is not None and self.ahead:
+            raise UserError("texts of a given form need an engine without speculative decoding: set infer.ahead to 0")
+        stop_row((*self.tokenizer.eos_ids, *request.stop_ids))
+        return self._scheduler.submit(request)
+
+    def cancel(self, number: int) -> bool:
+        """End a request where it is; its last event comes with the next `step`. False if it is not on its way."""
+        return self._scheduler.cancel(number)
+
+    def step(self) -> list[Event]:
+        """Admit who waits, write up to `steps` tokens in every slot, and tell what has become of whom.
+
+        A request that cannot go on ends with an event that says why; the others do not notice. A step that is
+        interrupted may have come to any point: the next one begins the texts in slots anew, which gives the same tokens.
+        """
+        s = self._scheduler
+        if not self._whole:
+            s.restart()
+            self._kept.clear()
+            self.slots = self._empty()
+        self._whole = False
+        events = s.events()  # of those that were cancelled, whose slots are free now
+        with self._context():
+            for action in s.reads():
+                self._do(action)
+            limit_B = s.limits()
+            if limit_B.any():
+                s.take(self._decode(s.keep(), limit_B, s.words(self._all_BW.shape[1])))
+        self._whole = True
+        return events + s.events()
+
+    def run(self) -> Iterator[tuple[int, Completion]]:
+        """Step until nothing is left to do: (number, completion) of each that ends."""
+        while self.busy:
+            yield from ((event.number, event.completion) for event in self.step() if event.completion is not None)
+
+    # ------------------------------------------------------------------ what it computes
+
+    def _do(self, action: Action) -> None:
+        """What the scheduler asks for, on the device."""
+        run, slots = self.programs, self.slots
+        match action:
+            case Read():
+                self.slots = run.prefill(self._read_params, slots, *self._part(action))
+            case Place(slot, request):
+                self.slots = run.place(slots, np.int32(slot), self._row(request))
+            case Copy(source, slot):
+                self.slots = run.copy_row(slots, np.int32(source), np.int32(slot))
+            case Keep(slot, key, drop):
+                self._kept[key] = run.take_row(slots.caches, np.int32(slot))
+                for one in drop:
+                    self._kept.pop(one, None)
+            case Restore(key, slot):
+                self.slots = run.put_row(slots, np.int32(slot), self._kept[key])
+
+    def _part(self, part: Read) -> tuple[Any, ...]:
+        """The arrays of a call of `prefill`."""
+        rows_R = np.full(part.rows, self.count, np.int32)
+        tokens_RL = np.zeros((part.rows, part.size), np.int32)
+        starts_R, counts_R = np.zeros(part.rows, np.int32), np.zeros(part.rows, np.int32)
+        rows_R[: len(part.slots)], starts_R[: len(part.slots)] = part.slots, part.starts
+        for row, ids in enumerate(part.tokens):
+            counts_R[row] = len(ids)
+            tokens_RL[row, : len(ids)] = ids
+        source = None
+        if part.sources is not None:
+            source = {name: np.zeros((part.rows, self.source_length), np.int32) for name in ("tokens", "segments")}
+            for row, ids in enumerate(part.sources):
+                source["tokens"][row, : len(ids)], source["segments"][row, : len(ids)] = ids, 1
+        return rows_R, tokens_RL, starts_R, counts_R, source
+
+    def _decode(self, keep_B: np.ndarray, limit_B: np.ndarray, words_BW: np.ndarray | None) -> Written:
+        """One call of the decoding program: what it wrote."""
+        words, constrained = (self._all_BW, False) if words_BW is None else (words_BW, True)
+        eager = np.bool_(self._scheduler.eager)
+        self.slots, written = self.programs.decode(
+            self.params, self.slots, keep_B, limit_B, words, np.bool_(constrained), eager
+        )
+        found: Written = jax.device_get(written)
+        return found
+
+    def _biased(self, request: Request) -> np.ndarray:
+        bias_V = self._bias_V
         if request.logit_bias:
             bias_V = bias_V.copy()
             for i, bias in request.logit_bias.items():
                 bias_V[i] += bias
+        return bias_V
+
+    def _row(self, request: Request) -> Row:
+        ids, seen_V = request.ids, self._unseen_V
         if request.repetition_penalty != 1:
             seen_V = seen_V.copy()
             seen_V[list(ids)] = True
@@ -272,47 +355,16 @@ class Engine:
             token=np.int32(ids[-1]),
             position=np.int32(len(ids) - 1),
             left=np.int32(request.max_new_tokens),
-            seed=np.uint32(request.seed % 2**32),
+            seed=np.uint32(request.seed),
             number=np.int32(request.number),
             sampling=settings(1, **sampling_row(request)),
             stop_S=stop_row((*self.tokenizer.eos_ids, *request.stop_ids)),
-            bias_V=bias_V,
+            bias_V=self._biased(request),
             seen_V=seen_V,
             history_M=history_M,
         )
 
-    def _write(self) -> None:
-        """One call of the decoding program, and what came of it."""
-        keep_B = np.array([live is not None and not live.text.finish for live in self._live])
-        words_BW, constrained = self._all_BW, False
-        for slot, live in enumerate(self._live):
-            if live is not None and live.matcher is not None:
-                words_BW = words_BW if constrained else words_BW.copy()
-                words_BW[slot] = live.matcher.words(words_BW.shape[1])
-                constrained = True
-        self.slots, written = self.programs.decode(
-            self.params,
-            self.slots,
-            keep_B,
-            words_BW,
-            np.bool_(constrained),
-            np.int32(1 if constrained else self.steps),
-            np.bool_(bool(self._waiting)),
-        )
-        token, nats, given, ids, likeliest = jax.device_get(written)
-        for slot, live in enumerate(self._live):
-            if live is None:
-                continue
-            for at in np.flatnonzero(given[:, slot]):
-                if live.text.finish:
-                    break
-                live.text.add(int(token[at, slot]), float(nats[at, slot]))
-                self.written += 1
-                if live.likeliest is not None:
-                    pairs = zip(ids[at, slot].tolist(), likeliest[at, slot].tolist(), strict=True)
-                    live.likeliest.append(tuple(pairs))
-                if live.matcher is not None and not live.text.finish and live.matcher.add(int(token[at, slot])):
-                    live.text.end("stop")
-            if len(live.text.tokens) >= live.request.max_new_tokens:
-                live.text.end("length")
-            self._show(live)
+
+def _sharding(leaf: Any) -> Any:
+    """Where a parameter is; what is on no device yet goes to the default one."""
+    return leaf.sharding if isinstance(leaf, jax.Array) else jax.sharding.SingleDeviceSharding(jax.devices()[0])

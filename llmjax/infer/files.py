@@ -1,139 +1,189 @@
 """Prompts from a file, answers to another, one JSON object a line; run again, it goes on with what is not answered."""
 
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llmjax import storage
 from llmjax.data.chat import chat_ids
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer.engine import Engine
-from llmjax.infer.request import FIELDS, Request, prompt_ids
+from llmjax.infer.request import FIELDS, FORMS, Request, prompt_ids
 
-OWN = ("id", "prompt", "messages", "ids")
-SETTINGS = FIELDS - {"ids", "constraint", "source", "shared", "number"}  # what a row may set for itself
+PROMPTS = ("prompt", "messages", "ids")
+SETTINGS = FIELDS - {"ids", "source", "number"}  # what a row may set for itself
+BEGIN = b'{"id": '  # of every answer
 
 
-def read_prompts(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows with an id each: of JSONL as they are, of other files {"id": line number, "prompt": line}; empty lines are none.
+@dataclass(frozen=True)
+class Row:
+    """A row of a file of prompts, or what is wrong with it."""
+
+    id: Any  # of the answer: the row's own, else the number of its line
+    number: int  # counted from 0, the rows that are wrong included
+    where: str  # FILE:LINE
+    given: Mapping[str, Any]
+    request: Request | None = None
+    error: str = ""
+
+
+def read_prompts(path: Path) -> Iterator[Row]:
+    """The rows of JSONL, or of other files {"prompt": line}; empty lines are none.
 
     A row has "prompt" (text), "messages" (for chat models) or "ids", and may have an "id" and settings of its own, such
-    as "temperature". Raises UserError with file and line for what is none of that, and for an id that comes twice.
+    as "temperature". A row that is none of that has an error, as has one whose id came before; the others do not notice.
+    Raises UserError when there is no such file.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path} with prompts")
     seen: set[str] = set()
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+    number = 0
+    with path.open("rb") as file:
+        for line_number, data in enumerate(file, 1):
+            line = data.removeprefix(b"\xef\xbb\xbf" if line_number == 1 else b"").rstrip(b"\r\n")
             if not line.strip():
                 continue
-            row: dict[str, Any] = (
-                _json_row(path, number, line) if path.suffix == ".jsonl" else {"prompt": line.rstrip("\n")}
-            )
-            row.setdefault("id", number)
-            if str(row["id"]) in seen:
-                raise UserError(f"{path}:{number}: the id {row['id']!r} comes twice")
-            seen.add(str(row["id"]))
-            yield row
+            where, error = f"{path}:{line_number}", ""
+            own: Any = line_number
+            given: dict[str, Any] = {}
+            try:
+                text = line.decode()
+                given = _json_row(text) if path.suffix == ".jsonl" else {"prompt": text}
+                own = given.get("id", line_number)
+                if str(own) in seen:
+                    raise UserError(f"the id {own!r} comes twice")
+                _check_fields(given)
+            except (UserError, UnicodeDecodeError) as wrong:
+                what = wrong if isinstance(wrong, UserError) else f"this is no UTF-8: {wrong}"
+                own = f"line {line_number}" if str(own) in seen or "id" not in given else own
+                error = f"{where}: {what}"
+            seen.add(str(own))
+            yield Row(own, number, where, given, error=error)
+            number += 1
 
 
-def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
+def _json_row(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{number}: this is no JSON: {error}") from error
-    if not isinstance(row, dict) or sum(name in row for name in OWN[1:]) != 1:
-        raise UserError(f"{path}:{number}: a row must have one of prompt, messages and ids")
-    if unknown := sorted(row.keys() - SETTINGS - set(OWN)):
-        raise UserError(
-            f"{path}:{number}: no setting is called {unknown[0]!r}; there are {', '.join(sorted(SETTINGS))}"
-        )
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"this is no JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise UserError("a row must be an object with one of prompt, messages and ids")
     return row
 
 
+def _check_fields(row: Mapping[str, Any]) -> None:
+    if sum(name in row for name in PROMPTS) != 1:
+        raise UserError("a row must have one of prompt, messages and ids")
+    if unknown := sorted(row.keys() - SETTINGS - {"id", *PROMPTS}):
+        raise UserError(f"no setting is called {unknown[0]!r}; there are {', '.join(sorted(SETTINGS))}")
+
+
 def answered(path: Path) -> set[str]:
-    """The ids in a file of answers. A last line that was cut off in writing is removed."""
+    """The ids in a file of answers; a last line that was cut off in writing has none. UserError for another file."""
     if not path.is_file():
         return set()
-    found, whole = set(), 0
+    found = set()
     with path.open("rb") as file:
         for line in file:
+            if not line.endswith(b"\n") and line[: len(BEGIN)] == BEGIN[: len(line)]:
+                break
             try:
                 found.add(str(json.loads(line)["id"]))
-            except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-                if line.endswith(b"\n"):
-                    raise UserError(f"{path} is no file of answers: give another --out") from error
-                break
-            whole += len(line)
-    if whole < path.stat().st_size:
-        os.truncate(path, whole)
-    elif whole and not path.read_bytes().endswith(b"\n"):
-        with path.open("ab") as file:
-            file.write(b"\n")
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path} is no file of answers: give another --out") from error
     return found
 
 
-def request_of(
-    tokenizer: Tokenizer, row: dict[str, Any], defaults: dict[str, Any], *, vocab_size: int, chat: bool = False
-) -> Request:
-    """The request that a row makes; with `chat` a text prompt is what a user says."""
-    if "messages" in row or (chat and "prompt" in row):
-        ids = chat_ids(tokenizer, row.get("messages") or [{"role": "user", "content": row["prompt"]}])
+def with_requests(
+    tokenizer: Tokenizer, rows: Sequence[Row], defaults: Mapping[str, Any], *, chat: bool = False
+) -> list[Row]:
+    """The rows with the requests that they make, or with errors; with `chat` a text prompt is what a user says."""
+    found = []
+    for row in rows:
+        if not row.error:
+            try:
+                row = replace(row, request=_request(tokenizer, row, defaults, chat=chat))
+            except UserError as error:
+                row = replace(row, error=f"{row.where}: {error}")
+        found.append(row)
+    return found
+
+
+def _request(tokenizer: Tokenizer, row: Row, defaults: Mapping[str, Any], *, chat: bool) -> Request:
+    given = row.given
+    own = {name: value for name, value in given.items() if name in SETTINGS}
+    if any(name in own for name in FORMS):  # instead of the form that all others have
+        defaults = {name: value for name, value in defaults.items() if name not in FORMS}
+    if "prompt" in given and not isinstance(given["prompt"], str):
+        raise UserError(f"prompt must be a text, not {given['prompt']!r:.60}")
+    if "messages" in given or (chat and "prompt" in given):
+        messages = given.get("messages", [{"role": "user", "content": given.get("prompt")}])
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages) or not messages:
+            raise UserError("messages must be a list of objects with role and content")
+        ids: Any = chat_ids(tokenizer, messages)
+    elif "prompt" in given:
+        ids = prompt_ids(tokenizer, [given["prompt"]])[0]
     else:
-        ids = prompt_ids(tokenizer, [row["prompt"] if "prompt" in row else row["ids"]], vocab_size=vocab_size)[0]
-    given = {**defaults, **{name: value for name, value in row.items() if name in SETTINGS}}
-    for name, value in given.items():
-        if name in ("stop", "stop_ids"):
-            given[name] = (value,) if isinstance(value, (str, int)) else tuple(value)
-        elif name == "logit_bias":
-            given[name] = {int(i): float(bias) for i, bias in value.items()}
-    return Request(tuple(ids), **given)
+        ids = given["ids"]
+    return Request.parse({**defaults, **own, "ids": ids, "number": row.number})
 
 
-def answer_file(
-    engine: Engine, rows: Sequence[dict[str, Any]], out: Path, defaults: dict[str, Any], *, chat: bool = False
-) -> dict[str, int]:
+def answer_file(engine: Engine, rows: Sequence[Row], out: Path) -> dict[str, int]:
     """Answer the rows that `out` does not answer yet, in the order in which they are finished: what was done.
 
     Answers: id, prompt, text, finish, tokens (their number) and log_probability (their sum, nats). A row that cannot be
-    answered, being too long, has "error" instead. Row i is sample i of the seed, whatever was answered before.
+    answered has "error" instead, with file and line. Row i is sample i of the seed, whatever was answered before.
     """
     done = answered(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     counts = {"answered before": 0, "answered": 0, "refused": 0, "tokens": 0}
-    todo = iter(enumerate(rows))
-    row_of: dict[int, Any] = {}
+    todo = iter(rows)
+    row_of: dict[int, Row] = {}
     left = True
-    with out.open("a", encoding="utf-8") as file:
+    with storage.appending(out) as file:
 
-        def write(answer: dict[str, Any]) -> None:
-            file.write(json.dumps(answer, ensure_ascii=False) + "\n")
-            file.flush()
+        def refuse(row: Row, error: str) -> None:
+            file.write(_line({"id": row.id, "error": error}))
+            counts["refused"] += 1
 
         while left or engine.busy:
             while left and len(row_of) < 2 * engine.count:  # enough that no slot waits
-                number, row = next(todo, (-1, None))
+                row = next(todo, None)
                 if row is None:
                     left = False
-                elif str(row["id"]) in done:
+                elif str(row.id) in done:
                     counts["answered before"] += 1
+                elif row.request is None:
+                    refuse(row, row.error)
                 else:
-                    given = {**defaults, "number": number}
-                    vocab_size = engine.module.c.vocab_size
                     try:
-                        request = request_of(engine.tokenizer, row, given, vocab_size=vocab_size, chat=chat)
-                        row_of[engine.submit(request)] = row
+                        row_of[engine.submit(row.request)] = row
                     except UserError as error:
-                        write({"id": row["id"], "error": str(error)})
-                        counts["refused"] += 1
-            for number, one in engine.step():
-                row = row_of.pop(number)
-                prompt = row.get("prompt", row.get("messages", one.prompt))
+                        refuse(row, f"{row.where}: {error}")
+            for event in engine.step():
+                if (one := event.completion) is None:
+                    continue
+                row = row_of.pop(event.number)
+                if one.error:
+                    refuse(row, f"{row.where}: {one.error}")
+                    continue
+                prompt = row.given.get("prompt", row.given.get("messages", one.prompt))
                 nats = sum(one.log_probabilities)
-                answer = {"id": row["id"], "prompt": prompt, "text": one.text, "finish": one.finish}
-                write({**answer, "tokens": len(one.tokens), "log_probability": nats})
+                answer = {"id": row.id, "prompt": prompt, "text": one.text, "finish": one.finish}
+                file.write(_line({**answer, "tokens": len(one.tokens), "log_probability": nats}))
                 counts["answered"] += 1
                 counts["tokens"] += len(one.tokens)
     return counts
+
+
+def _line(answer: dict[str, Any]) -> str:
+    """One line of JSON; characters as they are, but for halves of characters, which are no UTF-8."""
+    line = json.dumps(answer, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        line = json.dumps(answer)
+    return line + "\n"

@@ -1,6 +1,7 @@
 """Continue prompts with a model: one call that makes an engine of the right size, asks it, and puts answers in order."""
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,9 +12,8 @@ import numpy as np
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer.engine import Engine
-from llmjax.infer.prompts import ALIGN
-from llmjax.infer.request import FIELDS, Completion, Request, check, check_range, prompt_ids
-from llmjax.infer.sample import OFF
+from llmjax.infer.prefixes import ALIGN
+from llmjax.infer.request import FIELDS, NUMBERS, Completion, Request, prompt_ids
 from llmjax.model.transformer import Transformer
 
 SMALLEST_LENGTH = 32
@@ -57,76 +57,69 @@ def generate(
         on_done: told after every finished text how many of how many are.
         slots: texts written at a time; 0: as many as prompts, at most 32.
         mesh, context, engine: see `Engine`, and its further settings.
-        settings: temperature, top_k, ...: of `Request`, one value, or one for each prompt (a list).
+        settings: temperature, top_k, json_schema, ...: of `Request`, one value, or one for each prompt (a list).
 
     Raises:
-        UserError: for settings out of range, a prompt that is no text, or one too long for the learned positions.
+        UserError: for settings out of range, a prompt that is no text, one too long for the learned positions, or a
+            form (json_schema, regex, grammar) that cannot be used.
     """
-    if isinstance(prompts, str):
+    if isinstance(prompts, str) or not isinstance(prompts, (Sequence, np.ndarray)):
         raise UserError("prompts must be a list of texts; for one prompt write [prompt]")
-    if best_of < 1 or (best_of > 1 and on_text is not None):
-        raise UserError(f"best_of={best_of} must be at least 1, and 1 where the text is shown while it is written")
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not _whole(best_of) or best_of < 1 or (best_of > 1 and on_text is not None):
+        raise UserError(f"best_of={best_of!r} must be at least 1, and 1 where the text is shown while it is written")
+    if not _whole(slots) or slots < 0:
+        raise UserError(f"slots={slots!r} must be a whole number, at least 0")
     count = len(prompts)
-    columns = {name: _column(name, value, count) for name, value in settings.items()}
-    if not isinstance(seed, (int, np.integer)):
-        seeds, numbers = _column("seed", list(seed), count), [0] * count
-    else:
-        seeds, numbers = [int(seed)] * count, list(range(count))
-    ids = prompt_ids(tokenizer, prompts, vocab_size=module.c.vocab_size)
+    common = {"max_new_tokens": max_new_tokens, "stop": (stop,) if isinstance(stop, str) else stop}
+    own: list[dict[str, Any]] = [dict(common) for _ in range(count)]
+    for name, value in settings.items():
+        for row, one in enumerate(_column(name, value, count)):
+            own[row][name] = one
+    each = _listed(seed)
+    for row, one in enumerate(_column("seed", seed, count)):
+        own[row] |= {"seed": one, "number": 0 if each else row}
+    requests = []
+    for row, ids in enumerate(prompt_ids(tokenizer, prompts)):
+        for sample in range(best_of):
+            requests.append(Request.parse({**own[row], "ids": ids, "number": own[row]["number"] * best_of + sample}))
     if not prompts:
         return []
-    longest = max(map(len, ids))
-    common = _common(ids) if count > 1 else 0
-    requests = []
-    for row, row_ids in enumerate(ids):
-        own = {name: column[row] for name, column in columns.items()}
-        for sample in range(best_of):
-            number = numbers[row] * best_of + sample
-            requests.append(
-                Request(
-                    tuple(row_ids), max_new_tokens, stop=stops, seed=seeds[row], number=number, shared=common, **own
-                )
-            )
     limit = module.c.max_length if module.c.position == "learned" else math.inf
-    for row, row_ids in enumerate(ids):
-        if len(row_ids) + max_new_tokens > limit:
-            raise UserError(
-                f"prompt {row} has {len(row_ids)} tokens (<bos> included), which with max_new_tokens={max_new_tokens} is more "
-                f"than the model's {limit} learned positions: shorten the prompt or lower max_new_tokens"
-            )
     for row, request in enumerate(requests):
-        check(request, vocab_size=module.c.vocab_size, row=f"prompt {row // best_of}")
+        if len(request.ids) + request.max_new_tokens > limit:
+            raise UserError(
+                f"prompt {row // best_of} has {len(request.ids)} tokens (<bos> included), which with max_new_tokens="
+                f"{request.max_new_tokens} is more than the model's {limit} learned positions: shorten the prompt or lower "
+                "max_new_tokens"
+            )
     made = Engine(
         module,
         params,
         tokenizer,
         slots=slots or min(_round_up(len(requests)), MOST_SLOTS),
-        length=_round_up(longest + max_new_tokens, least=SMALLEST_LENGTH),
+        length=_round_up(max(len(one.ids) + one.max_new_tokens for one in requests), least=SMALLEST_LENGTH),
         source_length=-(-max((len(r.source) for r in requests), default=0) // ALIGN) * ALIGN,
         mesh=mesh,
         context=context,
         **(engine or {}),
     )
-    for row, request in enumerate(requests):
-        shown = None if on_text is None else _for_row(on_text, row)
-        made.submit(request, on_text=shown, row=f"prompt {row // best_of}")
+    numbers = [made.submit(one, name=f"prompt {row // best_of}") for row, one in enumerate(requests)]
+    row_of = {number: row for row, number in enumerate(numbers)}
     done: dict[int, Completion] = {}
-    for number, one in made.run():
-        done[number] = one
-        if on_done is not None:
-            on_done(len(done), len(requests))
+    while made.busy:
+        for event in made.step():
+            row = row_of[event.number]
+            if event.error:
+                raise UserError(f"prompt {row // best_of}: {event.error}")
+            if on_text is not None and event.piece:
+                on_text(row, event.piece)
+            if event.completion is not None:
+                done[row] = event.completion
+                if on_done is not None:
+                    on_done(len(done), len(requests))
     texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
     chosen = [_best([done[row * best_of + i] for i in range(best_of)]) for row in range(count)]
-    return [_named(one, text) for one, text in zip(chosen, texts, strict=True)]
-
-
-def _named(one: Completion, prompt: str) -> Completion:
-    return Completion(prompt, one.text, one.finish, one.tokens, one.log_probabilities, one.likeliest)
-
-
-def _for_row(on_text: Callable[[int, str], None], row: int) -> Callable[[str], None]:
-    return lambda piece: on_text(row, piece)
+    return [dataclasses.replace(one, prompt=text) for one, text in zip(chosen, texts, strict=True)]
 
 
 def _best(samples: Sequence[Completion]) -> Completion:
@@ -134,24 +127,25 @@ def _best(samples: Sequence[Completion]) -> Completion:
     return max(samples, key=lambda one: sum(one.log_probabilities) / max(len(one.log_probabilities), 1))
 
 
-def _common(ids: Sequence[Sequence[int]]) -> int:
-    """How many ids all prompts begin with."""
-    first, last = min(map(tuple, ids)), max(map(tuple, ids))
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-
-
 def _column(name: str, value: Any, count: int) -> list[Any]:
     """One value for each prompt."""
     if name not in FIELDS:
         raise UserError(f"generation has no setting {name!r}; it has {', '.join(sorted(FIELDS))}")
-    each = isinstance(value, (list, np.ndarray)) or (isinstance(value, tuple) and name in OFF)
+    each = _listed(value) and (name in NUMBERS or not isinstance(value, tuple))
+    if name in ("stop_ids", "source"):  # lists themselves: of ids, or of such lists
+        each = _listed(value) and any(_listed(one) for one in value)
     values = list(value) if each else [value] * count
     if len(values) != count:
         raise UserError(f"{name} has {len(values)} values for {count} prompts: give one value, or one for each prompt")
-    if name in OFF:
-        for one in values:
-            check_range(name, one)
     return values
+
+
+def _listed(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _round_up(n: int, *, least: int = 1) -> int:

@@ -55,21 +55,31 @@ def settings(rows: int, **given: Any) -> Sampling:
     return Sampling(**{name: np.broadcast_to(np.asarray(v, types[name]), (rows,)) for name, v in values.items()})
 
 
-def sample(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
-    """One token for every row, int32 (B,).
+def sample(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
+    """One token for every row, int32 (B,), and its log-probability in what it was drawn from, float32 (B,), nats.
 
     Args:
-        logits_BV: float32, -inf for tokens that must not be chosen; at least one token of a row must be allowed.
+        logits_BV: float32, -inf for tokens that must not be chosen. A row without any other gets NaN nats.
         keys_B: a random key for every row; a row's token depends on its own logits, key and settings only.
         sampling: the settings of every row; penalties are those of `penalized`.
     """
     greedy_B = jnp.argmax(logits_BV, axis=-1)
+    certain_B = jnp.where(jnp.isfinite(jnp.max(logits_BV, axis=-1)), 0.0, jnp.nan)
 
-    def draw() -> jax.Array:
-        random_B = jax.vmap(jax.random.categorical)(keys_B, truncate(logits_BV, sampling))
-        return jnp.where(sampling.temperature > 0, random_B, greedy_B)
+    def draw() -> tuple[jax.Array, jax.Array]:
+        kept_BV = truncate(logits_BV, sampling)
+        random_B = jax.vmap(jax.random.categorical)(keys_B, kept_BV)
+        nats_B = chosen(kept_BV, random_B) - jax.nn.logsumexp(kept_BV, axis=-1)
+        drawn_B = sampling.temperature > 0
+        return jnp.where(drawn_B, random_B, greedy_B), jnp.where(drawn_B, nats_B, certain_B)
 
-    return jax.lax.cond(jnp.any(sampling.temperature > 0), draw, lambda: greedy_B).astype(jnp.int32)
+    token_B, nats_B = jax.lax.cond(jnp.any(sampling.temperature > 0), draw, lambda: (greedy_B, certain_B))
+    return token_B.astype(jnp.int32), nats_B
+
+
+def chosen(values_BV: jax.Array, token_B: jax.Array) -> jax.Array:
+    """The value of each row's token, (B,)."""
+    return jnp.take_along_axis(values_BV, token_B[:, None], axis=-1)[:, 0]
 
 
 def penalized(logits_BV: jax.Array, sampling: Sampling, seen_BV: jax.Array, counts_BV: jax.Array) -> jax.Array:

@@ -145,6 +145,11 @@ def put_row(slots: Slots, slot: jax.Array, row: tuple[Any, ...]) -> Slots:
     return dataclasses.replace(slots, caches=jax.tree.map(lambda x, one: write(x, one, slot, 0), slots.caches, row))
 
 
+def copy_row(slots: Slots, source: jax.Array, slot: jax.Array) -> Slots:
+    """The slots with one slot's caches in another too."""
+    return put_row(slots, slot, take_row(slots.caches, source))
+
+
 def shardings(slots: Any, mesh: Mesh) -> Any:
     """Where the slots live: rows over the mesh's axes for rows, heads of keys and values over tensor where it divides them."""
 
@@ -162,5 +167,5 @@ def shardings(slots: Any, mesh: Mesh) -> Any:
 def stop_row(ids: tuple[int, ...]) -> np.ndarray:
     """stop_S. UserError for more ids than a slot has places for."""
     if len(ids) > STOP_IDS:
-        raise UserError(f"{len(ids)} ids end the text (the tokenizer's included), and at most {STOP_IDS} can")
+        raise UserError(f"{len(ids)} ids end the text (stop_ids and the tokenizer's), and at most {STOP_IDS} can")
     return np.array([*ids, *[-1] * (STOP_IDS - len(ids))], np.int32)

@@ -31,8 +31,9 @@ def forgets(module: Transformer) -> bool:
 
 def step(
     modules: tuple[Transformer, ...], params: tuple[Any, ...], slots: Slots, *, ahead: int
-) -> tuple[Slots, jax.Array, jax.Array, jax.Array]:
-    """One step for every slot: the slots, and for L = ahead + 1 tokens tokens_LB, logits_LBV, and which are given."""
+) -> tuple[Slots, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """One step for every slot: the slots, and for L = ahead + 1 tokens tokens_LB, their nats in what they were sampled
+    from, logits_LBV, and which are given."""
     module, caches = modules[0], slots.caches
     if len(modules) > 1:
         drafts_LB, drafted_LBV, draft_cache = _draft(modules[1], params[1], slots, ahead=ahead)
@@ -45,6 +46,7 @@ def step(
     wanted_LBV = jnp.stack([_distribution(slots, logits_LBV[i], drafts_LB[:i]) for i in range(ahead + 1)])
     keys_LB = [jax.vmap(jax.random.fold_in)(slots.key_B, slots.position_B + i) for i in range(ahead + 1)]
     tokens_LB, count_B = accept(wanted_LBV, drafts_LB, drafted_LBV, keys_LB)
+    sampled_LB = jnp.log(jnp.take_along_axis(wanted_LBV, tokens_LB[..., None], axis=-1)[..., 0])
     given_LB = jnp.arange(ahead + 1)[:, None] < jnp.minimum(count_B, slots.left_B)[None]
     ended_LB = jnp.stack([ends(slots, token_B) for token_B in tokens_LB])
     before_LB = jnp.cumsum(ended_LB, axis=0) - ended_LB  # ends before this token
@@ -53,7 +55,7 @@ def step(
         kept_LB = given_LB & jnp.ones_like(given_LB)
         _, cache = _read(module, params[0], fed_LB, slots, kept_LB)
     slots = dataclasses.replace(slots, caches=(cache, *caches[1:]))
-    return advance(slots, tokens_LB, given_LB), tokens_LB, logits_LBV, given_LB
+    return advance(slots, tokens_LB, given_LB), tokens_LB, sampled_LB, logits_LBV, given_LB
 
 
 def accept(

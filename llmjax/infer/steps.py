@@ -27,6 +27,7 @@ class Written(NamedTuple):
 
     token: jax.Array  # int32
     log_probability: jax.Array  # float32, nats in the model's own distribution
+    sampled_log_probability: jax.Array  # float32, nats in what it was sampled from
     given: jax.Array  # bool
     likeliest: jax.Array  # int32 (T, B, top)
     likeliest_log_probability: jax.Array  # float32 (T, B, top)
@@ -74,20 +75,22 @@ def decode(
     params: tuple[Any, ...],
     slots: Slots,
     keep_B: jax.Array,
+    limit_B: jax.Array,
     words_BW: jax.Array,
     constrained: jax.Array,
-    steps: jax.Array,
     eager: jax.Array,
     *,
     most: int,
     top: int,
     ahead: int,
 ) -> tuple[Slots, Written]:
-    """Write up to `steps` tokens in every active slot; with `ahead`, so many times up to ahead + 1.
+    """Write up to `limit` tokens in every active slot; with `ahead`, so many times up to ahead + 1.
 
     Args:
         keep_B: bool, false for slots whose text has ended otherwise than by an id or its length.
-        words_BW: uint32, the bits of the ids that may come next, read if `constrained`.
+        limit_B: int32, steps of each slot. A slot that has taken its steps stays as it is while others go on.
+        words_BW: uint32, the bits of the ids that may come next, read in the first step if `constrained`: a slot whose
+            ids are limited has a limit of one step.
         eager: bool, stop as soon as a slot is free.
         most: the largest number of steps; the arrays' length is most * (ahead + 1).
         top: how many of the likeliest ids are reported.
@@ -99,6 +102,7 @@ def decode(
     written = Written(
         jnp.zeros((places, count), jnp.int32),
         jnp.zeros((places, count), jnp.float32),
+        jnp.zeros((places, count), jnp.float32),
         jnp.zeros((places, count), bool),
         jnp.zeros((places, count, top), jnp.int32),
         jnp.zeros((places, count, top), jnp.float32),
@@ -107,16 +111,22 @@ def decode(
     def going(carry: tuple[jax.Array, Slots, Written]) -> jax.Array:
         step, slots, _ = carry
         freed = jnp.any(active_B & ~slots.active_B)
-        return (step < steps) & jnp.any(slots.active_B) & ~(eager & freed)
+        return jnp.any(slots.active_B & (step < limit_B)) & ~(eager & freed)
 
     def one(carry: tuple[jax.Array, Slots, Written]) -> tuple[jax.Array, Slots, Written]:
         step, slots, written = carry
+        rest_B = slots.active_B & (step >= limit_B)
+        slots = dataclasses.replace(slots, active_B=slots.active_B & ~rest_B)
         if ahead:
-            slots, tokens_LB, logits_LBV, given_LB = speculative.step(modules, params, slots, ahead=ahead)
+            slots, tokens_LB, sampled_LB, logits_LBV, given_LB = speculative.step(modules, params, slots, ahead=ahead)
         else:
-            slots, tokens_LB, logits_LBV, given_LB = _one_token(modules[0], params[0], slots, words_BW, constrained)
-        parts = [tokens_LB, *_log_probabilities(logits_LBV, tokens_LB, top)]
-        found = Written(parts[0], parts[1], given_LB, parts[2], parts[3])
+            masked = constrained & (step == 0)
+            slots, tokens_LB, sampled_LB, logits_LBV, given_LB = _one_token(
+                modules[0], params[0], slots, words_BW, masked
+            )
+        slots = dataclasses.replace(slots, active_B=slots.active_B | rest_B)
+        nats_LB, *likeliest = _log_probabilities(logits_LBV, tokens_LB, top)
+        found = Written(tokens_LB, nats_LB, sampled_LB, given_LB, *likeliest)
         at = step * (ahead + 1)
         written = Written(
             *(jax.lax.dynamic_update_slice_in_dim(old, new, at, 0) for old, new in zip(written, found, strict=True))
@@ -129,7 +139,7 @@ def decode(
 
 def _one_token(
     module: Transformer, params: Any, slots: Slots, words_BW: jax.Array, constrained: jax.Array
-) -> tuple[Slots, jax.Array, jax.Array, jax.Array]:
+) -> tuple[Slots, jax.Array, jax.Array, jax.Array, jax.Array]:
     with computing():
         made: Any = module.apply(
             {"params": params},
@@ -143,10 +153,11 @@ def _one_token(
     wanted_BV = penalized(logits_BV + slots.bias_BV, slots.sampling, slots.seen_BV, slots.counts_BV)
     wanted_BV = jax.lax.cond(constrained, lambda: _masked(wanted_BV, words_BW), lambda: wanted_BV)
     keys = jax.vmap(jax.random.fold_in)(slots.key_B, slots.position_B)
-    token_B = sample(wanted_BV, keys, slots.sampling)
+    token_B, sampled_B = sample(wanted_BV, keys, slots.sampling)
     given_B = slots.active_B
     slots = dataclasses.replace(slots, caches=(cache, *slots.caches[1:]))
-    return S.advance(slots, token_B[None], given_B[None]), token_B[None], logits_BV[None], given_B[None]
+    slots = S.advance(slots, token_B[None], given_B[None])
+    return slots, token_B[None], sampled_B[None], logits_BV[None], given_B[None]
 
 
 def _masked(logits_BV: jax.Array, words_BW: jax.Array) -> jax.Array:
@@ -170,6 +181,7 @@ class Programs(NamedTuple):
     prefill: Callable[..., Slots]
     decode: Callable[..., tuple[Slots, Written]]
     place: Callable[..., Slots]
+    copy_row: Callable[..., Slots]
     take_row: Callable[..., Any]
     put_row: Callable[..., Slots]
 
@@ -212,6 +224,7 @@ def programs(
         prefill=jax.jit(fill, **donated, **kept),
         decode=jax.jit(step, **donated, **both),
         place=jax.jit(S.place, **donated, **kept),
+        copy_row=jax.jit(S.copy_row, **donated, **kept),
         take_row=jax.jit(lambda caches, slot: S.take_row(caches, slot)),
         put_row=jax.jit(S.put_row, **donated, **kept),
     )

@@ -12,21 +12,24 @@ class Text:
     piece_bytes: Sequence[bytes]
     eos_ids: Sequence[int]
     stops: Sequence[str]
+    stop_ids: Sequence[int] = ()
     text: str = ""
     finish: str = ""
     tokens: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
+    sampled: list[float] = field(default_factory=list)  # log-probabilities in what was sampled from
     shown: int = 0  # characters that `take` has returned
     decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
-    def add(self, token: int, log_probability: float) -> None:
+    def add(self, token: int, log_probability: float, sampled: float = 0.0) -> None:
         """Append a token; without effect once the text has ended."""
         if self.finish:
             return
         self.tokens.append(token)
         self.log_probabilities.append(log_probability)
-        if token in self.eos_ids:
-            self.end("eos")
+        self.sampled.append(sampled)
+        if token in self.eos_ids or token in self.stop_ids:
+            self.end("eos" if token in self.eos_ids else "stop")
             return
         before = len(self.text)
         # Rows that only pad the embedding stand for nothing.

@@ -1,0 +1,438 @@
+"""Who is read and written when: the queue, the slots, and what is known of each request. Without jax.
+
+The engine asks `reads` what to do before a call of its decoding program, does each action, and hands what the call wrote
+to `take`; `events` are what callers are told. Nothing here costs more because more requests wait.
+
+Between two calls of decoding, while texts are being written, at most one part of prompts is read: who watches a text
+grow does not wait for somebody's long prompt. The more slots are still to be read, the fewer tokens the others write
+meanwhile, so that the slots fill up.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from llmjax.data.tokenizer import Tokenizer
+from llmjax.errors import UserError
+from llmjax.infer.constrained import Forms, Job, Matcher
+from llmjax.infer.prefixes import KeptPrefixes, Prompt, SlotPrefixes
+from llmjax.infer.request import Completion, Event, Request
+from llmjax.infer.text import Text
+
+TOGETHER = 4  # prompts that are read at once: on CPU more are no faster, and fewer read all weights more often
+PATIENCE = 0.02  # seconds that free texts wait for the forms of others before they go on without them
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Copy all of a slot's caches to another."""
+
+    source: int
+    slot: int
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Keep a copy of a slot's caches under a key, and drop others."""
+
+    slot: int
+    key: bytes
+    drop: Sequence[bytes]
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Put a kept copy into a slot."""
+
+    key: bytes
+    slot: int
+
+
+@dataclass(frozen=True)
+class Read:
+    """A part of some prompts, and with `source` what their encoder reads: one call of `prefill`."""
+
+    rows: int  # of the call; those beyond the prompts are padding
+    size: int  # tokens of each row
+    slots: Sequence[int]
+    starts: Sequence[int]
+    tokens: Sequence[Sequence[int]]
+    sources: Sequence[Sequence[int]] | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A prompt is read: its text is written from now on."""
+
+    slot: int
+    request: Request
+
+
+Action = Copy | Keep | Restore | Read | Place
+
+
+@dataclass(eq=False)
+class Live:
+    """A request on its way."""
+
+    number: int
+    request: Request
+    text: Text
+    prompt: Prompt
+    slot: int = -1
+    writing: bool = False
+    told: int = 0  # tokens that callers know
+    job: Job | None = None  # finds out where the text is in its form
+    matcher: Matcher | None = None
+    likeliest: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    error: str = ""
+
+    def fail(self, error: str) -> None:
+        """End the text: it cannot go on."""
+        if not self.text.finish:
+            self.error = error
+            self.text.end("error")
+
+
+class Scheduler:
+    """See the module.
+
+    Args:
+        slots: how many there are.
+        capacity: of a slot, tokens, a multiple of ALIGN.
+        steps: tokens that a text gets at most in a call of decoding (steps of speculation, where there is any).
+        parts: lengths, ascending multiples of ALIGN, in which prompts are read; a program each, or two: for `ways`
+            prompts and for `together`.
+        ways: devices that rows are divided over.
+        prefixes: which beginnings are known; None: prompts share nothing.
+        source_length: of an encoder-decoder's sources.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, forms: Forms, *, slots: int, capacity: int, steps: int, parts: Sequence[int],
+        ways: int = 1, prefixes: SlotPrefixes | KeptPrefixes | None = None, source_length: int = 0,
+    ) -> None:  # fmt: skip
+        self.tokenizer, self.forms, self.prefixes = tokenizer, forms, prefixes
+        self.capacity, self.steps, self.parts, self.source_length = capacity, steps, parts, source_length
+        rows = -(-TOGETHER // ways) * ways
+        self.ways, self.together = ways, rows if rows <= slots else ways
+        self.slots: list[Live | None] = [None] * slots
+        self.prefilled = 0  # tokens of prompts computed so far, those of copied beginnings not counted
+        self.written = 0
+        self._free: deque[int] = deque(range(slots))  # the slot that has been free for longest first
+        self._reading: deque[Live] = deque()
+        self._waiting: OrderedDict[int, Live] = OrderedDict()  # for a slot
+        self._unformed: OrderedDict[int, Live] = OrderedDict()  # for their forms to be compiled, and then for a slot
+        self._forming: dict[int, Live] = {}  # whose forms are being compiled
+        self._formed: set[int] = set()  # those of `_waiting` with a form: a compiled form takes memory
+        self._live: dict[int, Live] = {}
+        self._ended: list[Live] = []  # without a slot
+        self._numbers = 0
+
+    # ------------------------------------------------------------------ requests
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is to be done or told."""
+        return bool(self._live)
+
+    def submit(self, request: Request) -> int:
+        """Put a request in the queue: its number."""
+        number, self._numbers = self._numbers, self._numbers + 1
+        live = Live(number, request, self._text(request), Prompt(request.ids[:-1], request.source))
+        self._live[number] = live
+        if self.prefixes is not None:
+            self.prefixes.expect(live.prompt)
+        self._enqueue(live)
+        return number
+
+    def cancel(self, number: int) -> bool:
+        """End a request where it is. False if it is not on its way."""
+        live = self._live.get(number)
+        if live is None or live.text.finish:
+            return False
+        live.text.end("cancelled")
+        if live.slot < 0:
+            for queue in (self._waiting, self._unformed, self._forming):
+                queue.pop(number, None)
+            self._formed.discard(number)
+            self._ended.append(live)
+        return True
+
+    def restart(self) -> None:
+        """Begin all texts in slots anew, as after an interrupted step, of which it is not known how far it came.
+
+        Their tokens come out the same, so what was told of them stays true.
+        """
+        for live in reversed([live for live in self.slots if live is not None and not live.text.finish]):
+            shown, live.text = live.text.shown, self._text(live.request)
+            live.text.shown = shown
+            live.prompt.at, live.prompt.begun = 0, False
+            live.slot, live.writing, live.job, live.matcher, live.likeliest = -1, False, None, None, []
+            self._enqueue(live, first=True)
+        for ended in [live for live in self.slots if live is not None and live.text.finish]:
+            ended.slot = -1
+            self._ended.append(ended)
+        self.slots = [None] * len(self.slots)
+        self._free, self._reading = deque(range(len(self.slots))), deque()
+        self.forget()
+
+    def forget(self) -> None:
+        """The caches are not valid any more."""
+        if self.prefixes is not None:
+            self.prefixes.forget()
+
+    def _text(self, request: Request) -> Text:
+        ids = self.tokenizer.eos_ids
+        return Text(self.tokenizer.piece_bytes, eos_ids=ids, stops=request.stop, stop_ids=request.stop_ids)
+
+    def _enqueue(self, live: Live, *, first: bool = False) -> None:
+        queue = self._waiting if live.request.form is None else self._unformed
+        queue[live.number] = live
+        if first:
+            queue.move_to_end(live.number, last=False)
+
+    # ------------------------------------------------------------------ prompts
+
+    def reads(self) -> Iterator[Action]:
+        """What is to be done before the next call of decoding. An action is done when the next one is asked for."""
+        self._poll()
+        streams = any(live is not None and live.writing for live in self.slots)
+        budget = float(self.parts[-1]) if streams else np.inf
+        spent = 0
+        while True:
+            yield from self._admit()
+            action, group = self._part(budget)
+            if action is None or (spent and spent + action.rows * action.size > budget):
+                return
+            yield action
+            spent += action.rows * action.size
+            for live, tokens in zip(group, action.tokens, strict=True):
+                live.prompt.at += len(tokens)
+                live.prompt.begun = True
+                self.prefilled += len(tokens)
+                if self.prefixes is not None and (key := self.prefixes.reached(live.prompt)) is not None:
+                    yield Keep(live.slot, key, self.prefixes.dropped())
+                if live.prompt.at == len(live.prompt.ids):
+                    self._reading.remove(live)
+                    yield from self._place(live)
+                else:  # the others' turn
+                    self._reading.remove(live)
+                    self._reading.append(live)
+
+    def _admit(self) -> Iterator[Action]:
+        """Waiting requests get free slots, up to one whose beginning is being read for another."""
+        while self._free and self._waiting:
+            live = next(iter(self._waiting.values()))
+            found = None
+            if self.prefixes is not None:
+                found = self.prefixes.find(live.prompt, {one.slot: one.prompt for one in self._reading})
+                if found is not None and found.where is None:
+                    return
+            slot = self._free[0]
+            if found is not None and isinstance(found.where, int):
+                source = found.where
+                if source in self._free and self.prefixes is not None and self.prefixes.holds_only(source, live.prompt):
+                    slot = source
+                if slot != source:
+                    yield Copy(source, slot)
+            elif found is not None and isinstance(found.where, bytes):
+                yield Restore(found.where, slot)
+            if found is not None:
+                live.prompt.at, live.prompt.begun = found.length, True
+            if self.prefixes is not None:
+                self.prefixes.begin(slot, live.prompt)
+            del self._waiting[live.number]
+            self._formed.discard(live.number)
+            self._free.remove(slot)
+            self.slots[slot], live.slot = live, slot
+            if live.prompt.at < len(live.prompt.ids) or self._source_first(live):
+                self._reading.append(live)
+            else:
+                yield from self._place(live)
+
+    def _place(self, live: Live) -> Iterator[Action]:
+        yield Place(live.slot, live.request)
+        live.writing = True
+
+    def _source_first(self, live: Live) -> bool:
+        """A source is read with the first part of its prompt, or alone where the prompt has nothing to read."""
+        return self.source_length > 0 and not live.prompt.begun
+
+    def _part(self, budget: float) -> tuple[Read | None, list[Live]]:
+        """The next part of some prompts that are alike, within the budget where it is finite, and whose parts they are."""
+        order = [live for live in self._reading if not live.text.finish]
+        if not order:
+            return None, []
+
+        def left(live: Live) -> int:
+            return live.prompt.next_stop - live.prompt.at
+
+        def fitting(group: Sequence[Live]) -> int:
+            """The smallest part that holds what is left of all, or the largest there is room for."""
+            room = self.capacity - max(live.prompt.at for live in group)
+            sizes = [part for part in self.parts if part <= room]
+            return next((part for part in sizes if part >= max(map(left, group))), sizes[-1])
+
+        if np.isinf(budget):  # nobody waits: neighbours in length, so that little is padding
+            order.sort(key=lambda live: (self._source_first(live), left(live)))
+        first = order[0]
+        alike = [live for live in order if self._source_first(live) == self._source_first(first)]
+        if np.isfinite(budget):
+            alike = [first, *(live for live in alike if live is not first and left(live) <= fitting([first]))]
+        rows = self.together if 2 * len(alike) > self.together else self.ways
+        if rows * fitting(alike[:rows]) > budget:
+            rows = self.ways
+        group = alike[:rows]
+        size = fitting(group)
+        prompts = [live.prompt for live in group]
+        tokens = [p.ids[p.at : p.at + min(left(live), size)] for p, live in zip(prompts, group, strict=True)]
+        sources = [p.source for p in prompts] if self._source_first(first) else None
+        return Read(rows, size, [live.slot for live in group], [p.at for p in prompts], tokens, sources), group
+
+    # ------------------------------------------------------------------ texts
+
+    @property
+    def eager(self) -> bool:
+        """Whether a slot that becomes free should be filled at once."""
+        return bool(self._waiting)
+
+    def limits(self) -> np.ndarray:
+        """int32 (slots,): the steps that each slot may take in the next call; 0: it writes nothing.
+
+        A text of a given form takes one: only then it is known what may come after it.
+        """
+        writing = [live is not None and live.writing and not live.text.finish for live in self.slots]
+        steps = self.steps
+        if self._reading:
+            steps = -(-steps * sum(writing) // len(self.slots))
+        found = np.zeros(len(self.slots), np.int32)
+        for slot, live in enumerate(self.slots):
+            if live is not None and writing[slot]:
+                found[slot] = steps if live.request.form is None else int(live.matcher is not None)
+        return found
+
+    def keep(self) -> np.ndarray:
+        """bool (slots,): whether there is a text to go on with, now or later."""
+        return np.array([live is not None and live.writing and not live.text.finish for live in self.slots])
+
+    def words(self, count: int) -> np.ndarray | None:
+        """words_BW, uint32: the bits of the tokens that may come next; None where no text of the next call has a form."""
+        found = None
+        for slot, live in enumerate(self.slots):
+            if live is not None and live.matcher is not None:
+                if found is None:
+                    found = np.full((len(self.slots), count), 2**32 - 1, np.uint32)
+                found[slot] = live.matcher.words_W
+        return found
+
+    def take(self, written: Any) -> None:
+        """What a call of decoding wrote (`steps.Written`, of NumPy)."""
+        for slot, live in enumerate(self.slots):
+            if live is None or not live.writing:
+                continue
+            for at in np.flatnonzero(written.given[:, slot]):
+                if live.text.finish:
+                    break
+                nats, sampled = (
+                    float(written.log_probability[at, slot]),
+                    float(written.sampled_log_probability[at, slot]),
+                )
+                if not (np.isfinite(nats) and np.isfinite(sampled)):
+                    live.fail(
+                        "nothing can come next: logit_bias and the form leave no token, or the model gives no numbers"
+                    )
+                    break
+                self._add(live, int(written.token[at, slot]), nats, sampled)
+                ids, values = written.likeliest[at, slot].tolist(), written.likeliest_log_probability[at, slot].tolist()
+                if ids:
+                    live.likeliest.append(tuple(zip(ids, values, strict=True)))
+            if live.job is None and len(live.text.tokens) >= live.request.max_new_tokens:
+                live.text.end("length")
+        self._poll()
+
+    def _add(self, live: Live, token: int, nats: float, sampled: float) -> None:
+        live.text.add(token, nats, sampled)
+        self.written += 1
+        if live.matcher is not None and not live.text.finish:
+            live.job, live.matcher = self.forms.follow(live.matcher, token), None
+
+    def _poll(self) -> None:
+        """What the forms of texts have become. Waits for some of them: for long only where there is nothing else to do."""
+        while self._unformed and len(self._forming) + len(self._formed) < 2 * len(self.slots):
+            number, live = self._unformed.popitem(last=False)
+            live.job = self.forms.start(live.request.form or ("", ""))
+            self._forming[number] = live
+        following = [live for live in self.slots if live is not None and live.job is not None and not live.text.finish]
+        asked = [*following, *self._forming.values()]
+        others = self._waiting or self._ended or any(live is not None and live.job is None for live in self.slots)
+        if following and others:
+            wait([live.job.future for live in following if live.job], timeout=PATIENCE)
+        elif asked and not others:
+            wait([live.job.future for live in asked if live.job], timeout=10 * PATIENCE, return_when=FIRST_COMPLETED)
+        for live in asked:
+            try:
+                matcher = live.job.result() if live.job else None
+            except UserError as error:
+                live.fail(str(error))
+            else:
+                if matcher is None:
+                    continue
+                live.matcher = matcher
+                if matcher.over:
+                    live.text.end("stop")
+                elif len(live.text.tokens) >= live.request.max_new_tokens:
+                    live.text.end("length")
+            live.job = None
+            if self._forming.pop(live.number, None) is not None:
+                if live.text.finish:
+                    self._ended.append(live)
+                else:
+                    self._waiting[live.number] = live
+                    self._formed.add(live.number)
+
+    # ------------------------------------------------------------------ what callers are told
+
+    def events(self) -> list[Event]:
+        """What has become of requests since the last call. The slots of those that have ended are free."""
+        found = []
+        for live in [live for live in self.slots if live is not None] + self._ended:
+            text, told = live.text, live.told
+            piece = text.take()
+            if not (piece or len(text.tokens) > told or text.finish):
+                continue
+            live.told = max(len(text.tokens), told)
+            found.append(
+                Event(
+                    live.number, piece, tuple(text.tokens[told:]), tuple(text.log_probabilities[told:]),
+                    tuple(text.sampled[told:]), text.finish, live.error, self._completion(live) if text.finish else None,
+                )
+            )  # fmt: skip
+            if text.finish:
+                self._end(live)
+        self._ended = []
+        return found
+
+    def _completion(self, live: Live) -> Completion:
+        text = live.text
+        prompt = self.tokenizer.decode([i for i in live.request.ids if i < self.tokenizer.vocab_size])
+        return Completion(
+            prompt, text.text, text.finish, tuple(text.tokens), tuple(text.log_probabilities), tuple(live.likeliest),
+            tuple(text.sampled), live.error,
+        )  # fmt: skip
+
+    def _end(self, live: Live) -> None:
+        del self._live[live.number]
+        if live.slot < 0:
+            return
+        if live in self._reading:
+            self._reading.remove(live)
+        if self.prefixes is not None:  # the last token was not fed
+            fed = (live.request.ids[-1], *live.text.tokens[:-1]) if live.text.tokens else ()
+            self.prefixes.end(live.slot, live.prompt, fed)
+        self.slots[live.slot] = None
+        self._free.append(live.slot)
