@@ -12,6 +12,7 @@ from hf_files import LLAMA, assert_equal, expected_params, flat, gguf_tokenizer,
 
 import llmjax
 from llmjax import config
+from llmjax.errors import UserError
 from llmjax.interop import gguf as ours
 from llmjax.interop import pieces
 from llmjax.interop.families import FAMILIES
@@ -45,7 +46,8 @@ def as_converted(arch: str, theirs: Mapping[str, Any], name: str, array: np.ndar
         kind = part.rpartition(".")[2]
         renamed = f"blk.{block}.{ {v: k for k, v in inner.items()}[part.rpartition('.')[0]] }.{kind}".replace(" ", "")
     if arch == "llama" and ("q_proj" in name or "k_proj" in name):
-        heads = theirs["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
+        queries = theirs["num_attention_heads"]
+        heads = queries if "q_proj" in name else theirs.get("num_key_value_heads", queries)
         halves = array.reshape(heads, 2, -1, *array.shape[1:])
         array = halves.swapaxes(1, 2).reshape(array.shape)
     if arch.startswith("gemma") and name.endswith("norm.weight"):
@@ -169,6 +171,30 @@ def test_linear_and_yarn_scaling_are_read_and_others_refused(tmp_path):
     assert scaling(**{kind: "yarn", factor: 2.0, original: 32})["original_max_position_embeddings"] == 32
     with pytest.raises(ValueError, match="'longrope'; known are linear and yarn"):
         scaling(**{kind: "longrope", factor: 2.0})
+    with pytest.raises(UserError, match="metadata lacks llama.rope.scaling.original_context_length"):
+        scaling(**{kind: "yarn", factor: 2.0})
+
+
+def test_without_a_number_of_key_heads_there_are_as_many_as_heads(tmp_path):
+    theirs = {**LLAMA, "num_key_value_heads": LLAMA["num_attention_heads"]}
+    tensors = random_tensors(theirs)
+    without = {name: value for name, value in theirs.items() if name != "num_key_value_heads"}
+    ours_ = ours.open_file(write_gguf(tmp_path / "m.gguf", "llama", without, tensors))
+    assert ours_.config["num_key_value_heads"] == LLAMA["num_attention_heads"]
+    np.testing.assert_array_equal(
+        ours_.read("model.layers.0.self_attn.k_proj.weight"), tensors["model.layers.0.self_attn.k_proj.weight"]
+    )
+
+
+def test_a_type_that_the_package_cannot_unpack_is_named(tmp_path, monkeypatch):
+    file = ours.open_file(write_gguf(tmp_path / "m.gguf", "llama", LLAMA, random_tensors(LLAMA)))
+
+    def refuse(*_: Any) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(gguf.quants, "dequantize", refuse)
+    with pytest.raises(UserError, match="token_embd.weight is stored as F32, which .* cannot unpack: get the file"):
+        file.read("model.embed_tokens.weight")
 
 
 @pytest.mark.parametrize(

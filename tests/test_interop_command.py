@@ -1,6 +1,7 @@
 """Import and export are whole or not at all, and the command says what it did or what is wrong."""
 
 import json
+import re
 import shutil
 
 import ml_dtypes
@@ -10,6 +11,7 @@ from hf_files import LLAMA, random_tensors, write_model, write_tokenizer
 
 import llmjax
 from llmjax import cli, storage
+from llmjax.errors import UserError
 from llmjax.interop import read, tensors, write
 from llmjax.interop.read import import_model
 from llmjax.interop.stacked import StackedWriter
@@ -100,6 +102,30 @@ def test_a_write_for_which_there_is_no_room_is_an_os_error(tmp_path, monkeypatch
     monkeypatch.setitem(writer._open, "x", Full())
     with pytest.raises(OSError, match="No space left"):
         writer.write("x", None, np.zeros(4, np.float32))
+
+
+@pytest.mark.parametrize("value", ["1e-5", [8], {"a": 1}])
+def test_a_number_of_config_json_that_is_none_is_named(tmp_path, value):
+    source = write_model(tmp_path / "hf", {**LLAMA}, random_tensors(LLAMA))
+    (source / "config.json").write_text(json.dumps({**LLAMA, "rms_norm_eps": value}))
+    with pytest.raises(UserError, match=re.escape(f"rms_norm_eps={value!r}, which is no number")):
+        import_model(source, tmp_path / "run", tokenizer="none")
+
+
+def test_a_number_that_is_null_is_one_that_is_not_there(tmp_path):
+    tensors = random_tensors(LLAMA)
+    for name, theirs in {
+        "null": {**LLAMA, "initializer_range": None, "attention_dropout": None},
+        "none": LLAMA,
+    }.items():
+        import_model(write_model(tmp_path / f"{name}-hf", theirs, tensors), tmp_path / name, tokenizer="none")
+    assert (tmp_path / "null/config.json").read_text().replace('"null"', '"none"') == (
+        tmp_path / "none/config.json"
+    ).read_text()
+    source = write_model(tmp_path / "hf", LLAMA, tensors)
+    (source / "config.json").write_text(json.dumps({**LLAMA, "hidden_size": None}))
+    with pytest.raises(UserError, match="config.json lacks hidden_size"):
+        import_model(source, tmp_path / "run", tokenizer="none")
 
 
 # ---------------------------------------------------------------------- the command

@@ -7,12 +7,14 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from llmjax import human
 from llmjax.config import base, to_json
 from llmjax.report import compare, run
-from llmjax.report.curves import MAX_BINS, bin_rows
+from llmjax.report.curves import MAX_BINS, Curve, bin_rows
+from llmjax.report.plots import Line, draw
 
 SAMPLE = {
     "prompt": "def <b>add",
@@ -152,6 +154,15 @@ def test_texts_of_the_run_cannot_become_markup(tmp_path: Path) -> None:
     assert "<script>" not in html and "&lt;script&gt;alert(1)" in html
     assert "<i>" not in html and "<i>" not in markdown.replace("\\<", "")
     assert "````text\ndef <b>add(a, b)" in markdown, "a sample with a fence needs a longer fence"
+
+
+def test_names_are_no_formulas_and_none_is_left_out() -> None:
+    curve = Curve(*(np.arange(3.0) for _ in range(4)))
+    svg = draw(
+        "loss", [Line(r"x$\frac{$y", curve, 0), Line("a$b$c", curve, 1), Line("_hidden", curve, 2)], y_label="loss"
+    )
+    for label in (r"x$\frac{$y", "a$b$c", "_hidden"):
+        assert label in svg
 
 
 def test_torn_last_line_and_nan_rows_are_told_and_do_not_stop_the_report(tmp_path: Path) -> None:

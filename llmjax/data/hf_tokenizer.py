@@ -171,6 +171,8 @@ def read_beside(folder: Path) -> dict[str, Any]:
             beside[name] = json.loads(storage.read_text(path)) if path.is_file() else {}
         except ValueError as error:
             raise UserError(f"{path} is no JSON ({error}): get the file again") from error
+        if not isinstance(beside[name], dict):
+            raise UserError(f"{path} is no object but {type(beside[name]).__name__}: get the file again")
     template = folder / TEMPLATE_FILE
     beside[TEMPLATE_FILE] = storage.read_text(template) if template.is_file() else ""
     return beside
@@ -187,7 +189,7 @@ def special_ids(beside: Mapping[str, Any], ids: Mapping[str, int], specials: Ite
         says = [beside[f][f"{name}_token"] for f in (CONFIG_FILE, MAP_FILE) if f"{name}_token" in beside[f]]
         generation = beside[GENERATION_FILE].get(f"{name}_token_id")
         if says:
-            content = says[0]["content"] if isinstance(says[0], dict) else says[0]
+            content = says[0].get("content") if isinstance(says[0], dict) else says[0]
             found[name] = ids.get(content) if content is not None else None
             if content is not None and found[name] is None:
                 warnings.warn(

@@ -98,6 +98,8 @@ def read(path: Path) -> list[Doc]:
                 rows.append(json.loads(line))
             except ValueError as error:
                 raise UserError(f"{path}, line {number} is no JSON ({error}): get the file again") from error
+            if not isinstance(rows[-1], dict):
+                raise UserError(f"{path}, line {number} is no object but {type(rows[-1]).__name__}: get the file again")
     if not rows:
         raise UserError(f"{path} is empty: get the file again")
     return rows

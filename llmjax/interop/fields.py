@@ -33,6 +33,98 @@ NOT_EXPORTED = (
 )
 
 
+# The fields of config.json that are numbers, and those where null is a value too: "as many as heads", "none".
+NUMBERS = frozenset(
+    [
+        "attention_dropout",
+        "attention_probs_dropout_prob",
+        "attn_pdrop",
+        "d_ff",
+        "d_kv",
+        "d_model",
+        "decoder_sparse_step",
+        "dropout",
+        "dropout_rate",
+        "emb_dim",
+        "embd_pdrop",
+        "ffn_dim",
+        "ffn_hidden_size",
+        "hidden_dropout",
+        "hidden_dropout_prob",
+        "hidden_size",
+        "init_std",
+        "initializer_range",
+        "intermediate_size",
+        "layer_norm_eps",
+        "layer_norm_epsilon",
+        "layerdrop",
+        "max_position_embeddings",
+        "moe_intermediate_size",
+        "n_ctx",
+        "n_embd",
+        "n_embed",
+        "n_head",
+        "n_heads",
+        "n_langs",
+        "n_layer",
+        "n_layers",
+        "n_positions",
+        "n_token",
+        "n_words",
+        "num_attention_heads",
+        "num_decoder_layers",
+        "num_experts",
+        "num_experts_per_tok",
+        "num_heads",
+        "num_hidden_layers",
+        "num_layers",
+        "num_local_experts",
+        "query_pre_attn_scalar",
+        "relative_attention_max_distance",
+        "relative_attention_num_buckets",
+        "resid_pdrop",
+        "rms_norm_eps",
+        "rope_local_base_freq",
+        "rope_theta",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
+        "seq_length",
+        "sliding_window_pattern",
+        "type_vocab_size",
+        "vocab_size",
+        "word_embed_proj_dim",
+    ]
+)
+NULLABLE = frozenset(
+    [
+        "attn_logit_softcapping",
+        "d_inner",
+        "final_logit_softcapping",
+        "head_dim",
+        "max_window_layers",
+        "n_head_kv",
+        "n_inner",
+        "num_key_value_heads",
+        "num_kv_heads",
+        "sliding_window",
+    ]
+)
+
+
+def with_numbers(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config.json without those that should be numbers and are null, which say nothing.
+
+    Raises UserError for a text or a list where a number belongs.
+    """
+    found = {}
+    for name, value in theirs.items():
+        if name in NUMBERS | NULLABLE and not isinstance(value, int | float | None):
+            raise UserError(f"config.json has {name}={value!r}, which is no number")
+        if value is not None or name not in NUMBERS:
+            found[name] = with_numbers(value) if name == "text_config" and isinstance(value, dict) else value
+    return found
+
+
 def field(theirs: Mapping[str, Any], *names: str, default: Any = None) -> Any:
     """The value of the first of these names (a field and its older spellings) that is there and not null.
 

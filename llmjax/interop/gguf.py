@@ -30,6 +30,7 @@ KEYS = {
     "context_length": "max_position_embeddings",
     "rope.freq_base": "rope_theta",
 }
+OPTIONAL = ("attention.head_count_kv", "attention.key_length", "rope.freq_base")
 ARCHITECTURES = {
     "llama": ("llama", "LlamaForCausalLM"),
     "qwen2": ("qwen2", "Qwen2ForCausalLM"),
@@ -122,7 +123,13 @@ class GgufFile:
             flat = np.empty((len(tensor.data), math.prod(wanted.shape) // len(tensor.data)), wanted.dtype)
             rows = max(1, BLOCK_BYTES // (flat.shape[1] * flat.itemsize))
             for start in range(0, len(flat), rows):
-                part = gguf.quants.dequantize(tensor.data[start : start + rows], tensor.tensor_type)
+                try:
+                    part = gguf.quants.dequantize(tensor.data[start : start + rows], tensor.tensor_type)
+                except NotImplementedError as error:
+                    raise UserError(
+                        f"its tensor {tensor.name} is stored as {tensor.tensor_type.name}, which the package `gguf` "
+                        "cannot unpack: get the file in another type, or the model's safetensors"
+                    ) from error
                 flat[start : start + rows] = part.reshape(-1, flat.shape[1])
             array = flat
         array = array.reshape(wanted.shape)
@@ -143,11 +150,10 @@ class GgufFile:
                 value = has[f"{arch}.{key}"]
                 # Floats are stored with 32 bits: 1e-5 came out as 9.999999747378752e-06.
                 config[name] = float(str(np.float32(value))) if isinstance(value, float) else value
-        lacking = [
-            key for key in KEYS if KEYS[key] not in config and key not in ("attention.key_length", "rope.freq_base")
-        ]
+        lacking = [key for key in KEYS if KEYS[key] not in config and key not in OPTIONAL]
         if lacking:
             raise UserError(f"its metadata lacks {', '.join(f'{arch}.{key}' for key in lacking)}")
+        config.setdefault("num_key_value_heads", config["num_attention_heads"])
         if uneven := [name for name, value in config.items() if isinstance(value, list) and name != "architectures"]:
             raise UserError(f"its layers differ in {', '.join(uneven)}, which is not supported")
         config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
@@ -173,7 +179,7 @@ class GgufFile:
         config["query_pre_attn_scalar"] = (
             config["hidden_size"] // config["num_attention_heads"] if large else config["head_dim"]
         )
-        config["sliding_window"] = has[f"{arch}.attention.sliding_window"]
+        config["sliding_window"] = self._need(f"{arch}.attention.sliding_window")
         period = has.get(f"{arch}.attention.sliding_window_pattern", WINDOW_PERIODS[arch])
         config["layer_types"] = [
             "full_attention" if (i + 1) % period == 0 else "sliding_attention"
@@ -186,10 +192,15 @@ class GgufFile:
         if arch == "gemma3":
             config["rope_local_base_freq"] = has.get(f"{arch}.rope.freq_base_swa", GEMMA3_LOCAL_BASE)
 
+    def _need(self, key: str) -> Any:
+        if key not in self._metadata:
+            raise UserError(f"its metadata lacks {key}")
+        return self._metadata[key]
+
     def _rope_scaling(self) -> dict[str, Any] | None:
         arch, has = self._architecture, self._metadata
         if self._factors is not None:
-            base, size = has.get(f"{arch}.rope.freq_base", 10_000.0), has[f"{arch}.rope.dimension_count"]
+            base, size = has.get(f"{arch}.rope.freq_base", 10_000.0), self._need(f"{arch}.rope.dimension_count")
             return llama3_scaling(np.asarray(self._factors.data, np.float64), base=base, size=size)
         kind = has.get(f"{arch}.rope.scaling.type", "none")
         if kind == "none" or float(factor := has.get(f"{arch}.rope.scaling.factor", 1.0)) == 1.0:
@@ -198,7 +209,7 @@ class GgufFile:
             raise UserError(f"its rotary positions are stretched in the way {kind!r}; known are linear and yarn")
         scaling = {"rope_type": kind, "factor": float(factor)}
         if kind == "yarn":
-            scaling["original_max_position_embeddings"] = has[f"{arch}.rope.scaling.original_context_length"]
+            scaling["original_max_position_embeddings"] = self._need(f"{arch}.rope.scaling.original_context_length")
         return scaling
 
     @cached_property

@@ -18,6 +18,7 @@ from llmjax.data.tokenizer import BYTE_FILE, MODEL_FILE, Tokenizer, load_tokeniz
 from llmjax.errors import UserError
 from llmjax.interop import gguf, tensors
 from llmjax.interop.families import FAMILIES
+from llmjax.interop.fields import with_numbers
 from llmjax.interop.mapping import Family, Row, to_ours
 from llmjax.interop.matching import fit
 from llmjax.interop.stacked import StackedWriter
@@ -76,7 +77,7 @@ def import_model(source: Path, run: Path, *, dtype: str = "", tokenizer: str = "
     model_type = str(theirs["model_type"])
     family = FAMILIES[model_type]
     try:
-        model = family.read_config(theirs)
+        model = family.read_config(with_numbers(theirs))
     except UserError as error:
         raise UserError(f"the config.json of {source} cannot be imported: {error}") from error
     model.param_dtype = model.dtype = dtype or _stored_dtype(weights, family)

@@ -60,6 +60,7 @@ def draw(
         "svg.fonttype": "none",
         "svg.hashsalt": name,
         "font.size": 9,
+        "text.parse_math": False,  # names of runs and sources are no TeX
         "text.color": _INK,
         "axes.edgecolor": _GRID,
         "axes.labelcolor": _INK,
@@ -113,8 +114,9 @@ def _draw_line(axes: Any, line: Line) -> None:
     marker = {"marker": "o", "ms": 4} if line.points and len(curve.step) <= 60 else {}
     if len(curve.step) == 1:
         marker = {"marker": "o", "ms": 4}
+    label = f"\u200b{line.label}" if line.label.startswith("_") else line.label  # or matplotlib would leave it out
     axes.plot(
-        curve.step, curve.mean, color=color, linewidth=1.5, label=line.label, ls="--" if line.dashed else "-", **marker
+        curve.step, curve.mean, color=color, linewidth=1.5, label=label, ls="--" if line.dashed else "-", **marker
     )
 
 

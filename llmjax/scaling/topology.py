@@ -116,7 +116,7 @@ def devices(topology: Topology) -> Sequence[Any]:
     name = f"{topology.name}:{'x'.join(map(str, topology.shape))}"
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices
-    except Exception as error:
+    except (RuntimeError, ValueError) as error:  # XLA's own is a RuntimeError
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--topology {name}: the TPU compiler does not know it ({reason})") from error
     assert len(found) == topology.devices, f"{name} has {len(found)} devices, expected {topology.devices}"
