@@ -1,72 +1,98 @@
 # Two commands: `make quickstart` trains a model and shows what it writes, `make test` passes the tests.
 # Both make their own environment in .venv; nothing outside this folder is touched.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The newest Python that runs, of those that the newest jax supports, on the path or pyenv's, whose shims are on the path
+# for versions that do not run. The figures in README are of Python 3.11: make PYTHON=python3.11
+PYTHONS := $(foreach v,3.14 3.13 3.12 3.11,python$(v) $(wildcard $(HOME)/.pyenv/versions/$(v).*/bin/python$(v)))
+PYTHON ?= $(shell for p in $(PYTHONS) python3; do $$p -c 'import ensurepip, venv' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
 CONFIG ?= configs/quickstart.py
 TOPOLOGY ?= v5e:2x2
+PYTEST := $(VENV)/bin/python -m pytest
+PARALLEL := -n auto --dist worksteal
 
-.PHONY: quickstart plan test test-hf test-slow test-spark lint lock clean
+# What `make test-core` runs, for another Python, another jax or another processor: the numbers of the network and of
+# training, what a compiler can get wrong, and what changes with the versions of libraries: files, tokenizers, the command.
+CORE := $(addprefix tests/test_,xla.py model.py optimizer.py objectives.py mesh.py sampling.py batches.py tokenizer.py \
+	storage.py cli.py recipe.py)
 
-quickstart: .venv/.installed
-	.venv/bin/llmjax run --config $(CONFIG)
+.PHONY: quickstart plan test test-core test-slow test-all test-hf test-spark lint lock clean same-python
+
+quickstart: $(VENV)/.installed
+	$(VENV)/bin/llmjax run --config $(CONFIG)
 
 # make plan CONFIG=configs/runs/llama2.py TOPOLOGY=v5p:8x8x8: with the TPU's compiler, on Linux x86-64.
-plan: .venv/.installed-plan
-	.venv/bin/llmjax plan --config $(CONFIG) --topology $(TOPOLOGY)
+plan: $(VENV)/.installed-plan
+	$(VENV)/bin/llmjax plan --config $(CONFIG) --topology $(TOPOLOGY)
 
-test: .venv/.installed-test
-	.venv/bin/python -m pytest -n auto -m "not slow"
+# Every promise once.
+test: $(VENV)/.installed-test
+	$(PYTEST) $(PARALLEL) --durations 20 -m "not slow and not exhaustive"
+
+test-core: $(VENV)/.installed-test
+	$(PYTEST) $(PARALLEL) -m "not slow and not exhaustive" $(CORE)
+
+# The same promises in more cases, and what takes long.
+test-slow: $(VENV)/.installed-test
+	$(PYTEST) $(PARALLEL) --durations 20 -m "slow and not exhaustive"
+
+# Everything, before an issue is resolved; CI has no time for it.
+test-all: $(VENV)/.installed-test
+	$(PYTEST) $(PARALLEL) --durations 20 -m "slow or exhaustive or not slow"
 
 # The tests that compare with Hugging Face's transformers live, on PyTorch; `make test` compares with stored answers.
-test-hf: .venv/.installed-hf
-	.venv/bin/python -m pytest -n auto tests/test_hf_decoders.py tests/test_hf_encoders.py tests/test_hf_export.py tests/test_interop_command.py tests/test_chat_template.py
+test-hf: $(VENV)/.installed-hf
+	$(PYTEST) $(PARALLEL) tests/test_hf_decoders.py tests/test_hf_encoders.py tests/test_hf_export.py tests/test_interop_command.py
 
 # The preparation on Spark, against this machine's own engine; needs Java 17.
-test-spark: .venv/.installed-spark
-	.venv/bin/python -m pytest tests/test_prepare_spark.py
+test-spark: $(VENV)/.installed-spark
+	$(PYTEST) tests/test_prepare_spark.py
 
-test-slow: .venv/.installed-test
-	.venv/bin/python -m pytest -n auto -m slow
+lint: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
-lint: .venv/.installed-test
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
+# A Python that is asked for, where there is an environment of another one, would change nothing.
+same-python:
+ifeq ($(origin PYTHON),command line)
+	@[ ! -e $(VENV)/bin/python ] || [ "$$($(VENV)/bin/python -V)" = "$$($(PYTHON) -V)" ] || { \
+		echo "$(VENV) has $$($(VENV)/bin/python -V), not $$($(PYTHON) -V): give VENV=.venv-other, or run make clean first"; exit 1; }
+endif
 
-.venv/bin/uv:
-	$(PYTHON) -m venv .venv || { echo "llmjax needs Python 3.11 or later with venv: make PYTHON=/path/to/python3"; exit 1; }
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+$(VENV)/bin/uv: | same-python
+	$(PYTHON) -m venv $(VENV) || { echo "llmjax needs Python 3.11 or later with venv: make PYTHON=/path/to/python3"; exit 1; }
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
 
-.venv/.installed: requirements.lock pyproject.toml | .venv/bin/uv
-	.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements.lock
-	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
+$(VENV)/.installed: requirements.lock pyproject.toml | $(VENV)/bin/uv
+	.ci/uv $(VENV) install --quiet --python $(VENV)/bin/python -r requirements.lock
+	.ci/uv $(VENV) install --quiet --python $(VENV)/bin/python --no-deps --editable .
 	touch $@
 
-.venv/.installed-test: requirements-test.lock .venv/.installed
-	.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements-test.lock
+$(VENV)/.installed-test: requirements-test.lock $(VENV)/.installed
+	.ci/uv $(VENV) install --quiet --python $(VENV)/bin/python -r requirements-test.lock
 	touch $@
 
-.venv/.installed-hf: .venv/.installed-test
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	.venv/bin/uv pip install --quiet --python .venv/bin/python -c requirements-test.lock transformers==5.23.0
+$(VENV)/.installed-hf: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.ci/uv $(VENV) install --quiet --python $(VENV)/bin/python -c requirements-test.lock transformers==5.23.0
 	touch $@
 
-.venv/.installed-spark: .venv/.installed-test
-	.venv/bin/uv pip install --quiet --python .venv/bin/python -c requirements-test.lock "pyspark>=4.1,<5" "pandas>=2.2" setuptools
+$(VENV)/.installed-spark: $(VENV)/.installed-test
+	.ci/uv $(VENV) install --quiet --python $(VENV)/bin/python -c requirements-test.lock "pyspark>=4.1,<5" "pandas>=2.2" setuptools
 	touch $@
 
-.venv/.installed-plan: requirements-plan.lock .venv/.installed
-	.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements-plan.lock
+$(VENV)/.installed-plan: requirements-plan.lock $(VENV)/.installed
+	.ci/uv $(VENV) install --quiet --python $(VENV)/bin/python -r requirements-plan.lock
 	touch $@
 
-# The lock files hold exact versions for every platform and name no registry.
-lock: | .venv/bin/uv
-	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
-		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
-	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
-		--custom-compile-command "make lock" --extra test -c requirements.lock pyproject.toml -o requirements-test.lock
-	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
-		--custom-compile-command "make lock" --extra plan -c requirements.lock pyproject.toml -o requirements-plan.lock
+# The lock files hold exact versions for every platform and every Python from 3.11 on, and name no registry.
+COMPILE = .ci/uv $(VENV) compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
+	--no-emit-find-links --custom-compile-command "make lock"
+lock: | $(VENV)/bin/uv
+	$(COMPILE) pyproject.toml -o requirements.lock
+	$(COMPILE) --extra test -c requirements.lock pyproject.toml -o requirements-test.lock
+	$(COMPILE) --extra plan -c requirements.lock pyproject.toml -o requirements-plan.lock
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-* runs
