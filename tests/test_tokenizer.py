@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import re
 import signal
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from llmjax.config import base
 from llmjax.data import tokens
 from llmjax.data.tokenizer import PROBE, Tokenizer, load_tokenizer, train_tokenizer
+from llmjax.errors import UserError
 
 KINDS = ("bpe", "unigram", "char", "byte")
 TEXTS = (
@@ -251,3 +253,14 @@ def test_a_missing_index_or_source_is_a_clear_error(tmp_path):
     tokens.run(stage_config(kind="byte"), tmp_path)
     with pytest.raises(ValueError, match=r"no train stream of source 'other' .* there are: code"):
         tokens.read_stream(tmp_path / "tokenizer" / "tokens", "train", "other")
+
+
+def test_the_size_that_an_error_names_can_be_trained():
+    texts = ["the quick brown fox jumps over the lazy dog\n" * 20]
+    for size, says in ((-5, "small"), (2**40, "large")):
+        with pytest.raises(UserError, match=f"vocab_size={size} is too {says}: .* set tokenizer.vocab_size=") as caught:
+            train_tokenizer(texts, kind="bpe", vocab_size=size)
+        named = int(re.search(r"set tokenizer.vocab_size=(\d+)", str(caught.value))[1])
+        assert train_tokenizer(texts, kind="bpe", vocab_size=named).vocab_size == named
+    with pytest.raises(UserError, match="nothing but line feeds"):
+        train_tokenizer(["\n\n"], kind="bpe", vocab_size=300)

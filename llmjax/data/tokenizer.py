@@ -371,8 +371,9 @@ def _train(chunks: Iterator[str], *, kind: str, **settings: Any) -> bytes:
             num_threads=TRAIN_THREADS,
             shuffle_input_sentence=False,
             minloglevel=2,
-            # Of fewer pieces than the special tokens SentencePiece says nothing that helps; these are too few anyway.
-            **{**settings, "vocab_size": max(settings["vocab_size"], len(SPECIALS) + 1)},
+            # Of fewer pieces than the special tokens SentencePiece says nothing that helps; these are too few anyway;
+            # and of more than an int holds nothing either.
+            **{**settings, "vocab_size": min(max(settings["vocab_size"], len(SPECIALS) + 1), 10**9)},
         )
     except (RuntimeError, OSError) as error:
         explained = _vocabulary_error(str(error), settings["vocab_size"])
@@ -388,6 +389,8 @@ def _vocabulary_error(message: str, vocab_size: int) -> UserError | None:
             f"tokenizer.vocab_size={vocab_size} is too large: the corpus supports at most {high[1]} pieces; "
             f"set tokenizer.vocab_size={high[1]} or less, or add text"
         )
+    if "sentences_.empty()" in message:
+        return UserError("there is nothing but line feeds to train a tokenizer on: check data.sources")
     if small := re.search(r"Vocabulary size is smaller than required_chars\.? *\d+ vs (\d+)", message):
         return UserError(
             f"tokenizer.vocab_size={vocab_size} is too small: the characters, bytes and special tokens alone take "
