@@ -348,4 +348,5 @@ def test_a_run_that_hunts_names_what_was_bad_and_otherwise_ends_in_the_same_bits
 
 def test_what_is_finite_when_it_is_run_again_points_at_the_hardware():
     assert "look at the hardware" in hunt.warn(["", ""], step=7)
+    assert "raise optimizer.epsilon" in hunt.warn(["", ""], step=7, gradients_finite=True)
     assert hunt.warn(["", "layer 3"], step=7) == "WARNING: step 7 was not finite. The first that is not is layer 3"

@@ -225,3 +225,9 @@ def test_numbers_read_as_people_say_them() -> None:
     assert [human.count(n) for n in (0, 999_700, -1500, math.inf)] == ["0", "1M", "-1.5K", "inf"]
     assert [human.duration(s) for s in (59.7, 3599.7, 86_399)] == ["1 min", "1 h", "1 d"]
     assert human.size(999.6) == "1 kB"
+
+
+def test_a_batch_without_weight_has_no_loss_and_is_not_bad():
+    row = {"step": 1, "loss": None, "grad_norm": 0.0, "target_tokens": 0.0, "skipped": 0}
+    assert bin_rows([json.dumps(row).encode()]).bad_count == 0
+    assert bin_rows([json.dumps({**row, "target_tokens": 5.0}).encode()]).bad_count == 1

@@ -11,6 +11,8 @@ from helpers import assert_same_bits, make_batch, mesh_of, prepare_steps, tiny_c
 import llmjax
 from llmjax.interop import tensors
 from llmjax.interop.write import export_model
+from llmjax.model.init import initializer
+from llmjax.model.layers import lookup
 from llmjax.parallel import placement
 from llmjax.train import checkpoint
 
@@ -75,6 +77,23 @@ def test_only_the_ratio_of_weights_counts_and_a_batch_without_weight_changes_not
 
 
 # ---------------------------------------------------------------- float32, whatever is stored
+
+
+def test_the_gradient_of_a_tables_row_is_the_sum_of_all_its_uses():
+    ids_BL, rng = jnp.zeros((4, 1024), jnp.int32).at[0, 0].set(2), np.random.default_rng(0)
+    table_VD = jnp.asarray(rng.normal(size=(3, 8)), jnp.bfloat16)
+    dy_BLD = jnp.asarray(rng.normal(1, 1, (4, 1024, 8)), jnp.bfloat16)
+    made, back = jax.vjp(lambda table: lookup(table, ids_BL), table_VD)
+    np.testing.assert_array_equal(made, np.asarray(table_VD)[np.asarray(ids_BL)])
+    expected = np.zeros((3, 8))
+    np.add.at(expected, np.asarray(ids_BL), np.asarray(dy_BLD, np.float64))
+    np.testing.assert_allclose(np.asarray(back(dy_BLD)[0], np.float64), expected, rtol=1e-2)  # in bfloat16 a quarter
+
+
+def test_what_starts_in_bfloat16_is_drawn_in_float32():
+    c = tiny_config(model__param_dtype="bfloat16").model
+    x = np.asarray(initializer(c, "embedding")(jax.random.key(0), (300, 300), jnp.bfloat16), np.float32)
+    assert np.abs(x).max() > 3.5 * c.init_std and len(np.unique(x)) > 1000  # drawn in bfloat16: 2.9, and 128
 
 
 def test_gradients_of_parameters_in_bfloat16_are_added_up_in_float32():

@@ -59,10 +59,11 @@ def initializer(c: ConfigDict, kind: str, *, inputs: int = 1, stacked: int = 0, 
         if c.init == "orthogonal" and kind not in LOOKED_UP:
             keys = jax.random.split(key, math.prod(shape[:stacked]))
             return jax.vmap(lambda k: _orthogonal(k, matrix, inputs))(keys).reshape(shape).astype(dtype)
-        deviation = jnp.asarray(std(c, kind, matrix, inputs=inputs, path=path), dtype)
+        # Drawn in float32: bfloat16 draws of jax.random know 128 values, none of them far out.
+        deviation = jnp.asarray(std(c, kind, matrix, inputs=inputs, path=path), jnp.float32)
         if c.init in UNIFORM and kind not in LOOKED_UP:
-            return jax.random.uniform(key, shape, dtype, -1.0, 1.0) * (deviation * math.sqrt(3.0)).astype(dtype)
-        return jax.random.normal(key, shape, dtype) * deviation
+            return (jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0) * (deviation * math.sqrt(3.0))).astype(dtype)
+        return (jax.random.normal(key, shape, jnp.float32) * deviation).astype(dtype)
 
     return init
 

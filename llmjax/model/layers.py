@@ -146,6 +146,29 @@ class Norm(nn.Module):
         return y if bias_D is None else y + bias_D.reshape(*row, -1)
 
 
+def lookup(table_VD: jax.Array, ids_BL: jax.Array) -> jax.Array:
+    """The rows of a table for ids: (B, L, D), in the table's type; the table's gradient is added up in float32.
+
+    In bfloat16 a sum stops where it is 256 times its terms, and a common token occurs thousands of times in a batch.
+    """
+    if table_VD.dtype == jnp.float32:
+        return jnp.take(table_VD, ids_BL, axis=0)
+    return _lookup(table_VD.shape[0], table_VD, ids_BL)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _lookup(rows: int, table_VD: jax.Array, ids_BL: jax.Array) -> jax.Array:
+    return jnp.take(table_VD, ids_BL, axis=0)
+
+
+def _lookup_backward(rows: int, ids_BL: jax.Array, dy_BLD: jax.Array) -> tuple[jax.Array, None]:
+    zeros_VD = jnp.zeros((rows, dy_BLD.shape[-1]), jnp.float32)
+    return zeros_VD.at[ids_BL].add(dy_BLD.astype(jnp.float32)).astype(dy_BLD.dtype), None
+
+
+_lookup.defvjp(lambda rows, table_VD, ids_BL: (_lookup(rows, table_VD, ids_BL), ids_BL), _lookup_backward)
+
+
 def drop(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
     """Dropout (Srivastava et al. 2014): each number is zero with this probability, the others are divided by 1 - rate."""
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)

@@ -22,7 +22,7 @@ from llmjax.model.block import ATTENTION, Block, Inputs, run_stack, sections
 from llmjax.model.cache import Cache, by_section, cached_keys, pick
 from llmjax.model.head import Head, embedding_table, logits_function
 from llmjax.model.init import initializer
-from llmjax.model.layers import Linear, Norm, drop, dtype_of, label
+from llmjax.model.layers import Linear, Norm, drop, dtype_of, label, lookup
 from llmjax.model.views import Keys, Pattern, Tokens, View, make_view, visible
 
 Source = dict[str, jax.Array]
@@ -230,19 +230,19 @@ class Transformer(nn.Module):
             types_BL: jax.Array | None = None,
             languages_BL: jax.Array | None = None,
         ) -> jax.Array:
-            x_BLD = jnp.take(embedding_VE, tokens_BL, axis=0)  # gathered over fsdp first
+            x_BLD = lookup(embedding_VE, tokens_BL)  # gathered over fsdp first
             if c.embedding_scale != 1:
                 x_BLD = x_BLD * jnp.asarray(c.embedding_scale, dtype)
             if project is not None:
                 x_BLD = project(x_BLD)
             if position_MD is not None:
                 # Padding may reach beyond the last position, and what it is must be a number.
-                x_BLD = x_BLD + jnp.take(position_MD, positions_BL + c.position_offset, axis=0, mode="clip")
+                x_BLD = x_BLD + lookup(position_MD, jnp.clip(positions_BL + c.position_offset, 0, rows - 1))
             elif c.position == "sinusoidal":
                 x_BLD = x_BLD + P.sinusoids(positions_BL, c.width).astype(dtype)
             for table_TD, ids_BL in ((type_TD, types_BL), (language_TD, languages_BL)):
                 if table_TD is not None:
-                    x_BLD = x_BLD + (table_TD[:1][None] if ids_BL is None else jnp.take(table_TD, ids_BL, axis=0))
+                    x_BLD = x_BLD + (table_TD[:1][None] if ids_BL is None else lookup(table_TD, ids_BL))
             if norm is not None:
                 x_BLD = norm(x_BLD)
             if c.embedding_dropout and not deterministic:

@@ -127,7 +127,8 @@ def make_view(
         bias = P.alibi_bias(distance_BLM, c, keys_BM=found.positions)
     elif c.position == "t5":
         buckets_BLM = P.t5_buckets(distance_BLM, c, bidirectional=bidirectional)
-        bias = jnp.take(relative_embedding, buckets_BLM, axis=0).transpose(0, 3, 1, 2).astype(jnp.float32)
+        # float32 before the lookup, whose gradient is a sum over all pairs of tokens.
+        bias = jnp.take(relative_embedding.astype(jnp.float32), buckets_BLM, axis=0).transpose(0, 3, 1, 2)
     rotary = None
     if c.position == "rotary":
         q = P.rotary_table(queries.positions, c, local=local)

@@ -106,7 +106,8 @@ def bin_rows(lines: Iterable[bytes]) -> Curves:
     for row in _rows(lines, notes):
         rows += 1
         skipped = row.get("skipped", 0.0)
-        trained = [row[name] for name in ("loss", "grad_norm") if name in row]
+        # A batch without weight has no loss, and is not bad.
+        trained = [row[name] for name in ("loss", "grad_norm") if name in row and row.get("target_tokens", 1)]
         if skipped > skipped_before or not all(map(math.isfinite, trained)):
             bad_count += 1
             if len(bad_steps) < MAX_MARKS:

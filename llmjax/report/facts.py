@@ -159,6 +159,10 @@ def plots(run: Run, *, prefix: str = "") -> list[dict[str, Any]]:
     add("rate", "Learning rate", [("learning rate", "learning_rate")], y_label="learning rate", from_zero=True)
     norms = [("gradient", "grad_norm"), ("update", "update_norm"), ("parameters", "param_norm")]
     add("norms", "Norms", norms, y_label="global L2 norm", log_y=True, marks=marks)
+    load = [("busiest expert", "expert_load_max")]
+    add("experts", "Load of the busiest expert", load, y_label="relative to the mean", from_zero=True)
+    dropped = [("dropped", "expert_dropped")]
+    add("dropped", "Choices that found no place", dropped, y_label="share", percent=True, from_zero=True)
     speed = [("tokens per second", "tokens_per_second")]
     add("speed", "Throughput", speed, y_label="tokens per second", from_zero=True)
     add("mfu", "Model FLOPs utilisation", [("MFU", "mfu")], y_label="MFU", percent=True, from_zero=True)

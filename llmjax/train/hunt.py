@@ -235,9 +235,18 @@ def _rank(word: str) -> int:
     return 2 * (ORDER.index(word) if word in ORDER else len(ORDER) // 2)
 
 
-def warn(findings: Iterable[str], *, step: int) -> str:
-    """The line that a run prints about a bad step, from what `explain` says of its micro-batches."""
+def warn(findings: Iterable[str], *, step: int, gradients_finite: bool = False) -> str:
+    """The line that a run prints about a bad step, from what `explain` says of its micro-batches.
+
+    Args:
+        gradients_finite: the step's loss and gradients were finite, so that its update was not.
+    """
     first = next((text for text in findings if text), "")
+    if not first and gradients_finite:
+        return (
+            f"WARNING: step {step:,} had finite gradients, of which the optimizer made an update that is not finite: "
+            "raise optimizer.epsilon, or lower optimizer.learning_rate"
+        )
     if not first:
         return (
             f"WARNING: step {step:,} was not finite, and the same batch is when it is run again: look at the hardware, or "

@@ -7,6 +7,7 @@ the same steps; what depends on a clock or a signal of one of them, they agree o
 """
 
 import dataclasses
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -188,12 +189,13 @@ def train(
         rate = (sizes.tokens(step) - sizes.tokens(step - 1)) / max(now - last_row, 1e-9)
         last_row = now
         bad = int(numbers.pop("bad_in_a_row"))
+        gradients_finite = math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"])
         if bad == 1 and c.train.hunt_nan:
-            hunt_step(step)
+            hunt_step(step, gradients_finite)
         if bad >= c.train.max_bad_steps:
             raise UserError(
-                f"the gradients were not finite in {bad} steps in a row, up to step {step}; the parameters are as they "
-                f"were before. {hunted}Lower optimizer.learning_rate, look at the batches, or set model.dtype=float32, and run "
+                f"the {'updates' if gradients_finite else 'gradients'} were not finite in {bad} steps in a row, up to step {step}; the parameters are as they "
+                f"were before. {hunted}Lower optimizer.learning_rate, raise optimizer.epsilon, look at the batches, or set model.dtype=float32, and run "
                 f"again: it goes on from the last checkpoint in {folder}"
             )
         if numbers["target_tokens"]:  # without any there is no loss
@@ -215,14 +217,14 @@ def train(
             **({"rewinds": len(spikes.skips)} if spikes.skips else {}),
         }
 
-    def hunt_step(step: int) -> None:
+    def hunt_step(step: int, gradients_finite: bool) -> None:
         """Say what was not finite first in a step that was skipped, whose batch and parameters are still those at hand."""
         nonlocal examine, hunted
         parts = sizes.at(step - 1).micro_batches
         examine = examine or hunt.make_examine(module, OBJECTIVES[c.objective.name], c, mesh)
         step_key = jax.random.fold_in(key, step - 1)
         found = (examine(combine(state.params, state.frozen), batch, step_key, part, parts) for part in range(parts))
-        hunted = hunt.warn((hunt.explain(one, c.model) for one in found), step=step)
+        hunted = hunt.warn((hunt.explain(one, c.model) for one in found), step=step, gradients_finite=gradients_finite)
         progress.note(hunted)
         hunted = f"{hunted.removeprefix('WARNING: ')}. "
 
