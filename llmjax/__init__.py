@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from llmjax.api import LanguageModel
     from llmjax.cache import Cache
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 xla.configure()
 

@@ -18,7 +18,8 @@ def load(spec: str, *, overrides: Sequence[str] = ()) -> ConfigDict:
     """Read `FILE` or `FILE:ARG` (or a run's config.json), apply `key=value` overrides and return it locked.
 
     Args:
-        spec: a Python file with `get_config(arg="")`, optionally followed by `:arg`; or a `config.json`.
+        spec: a Python file with `get_config(arg="")`, optionally followed by `:arg`; or a `config.json`. The files of
+            configs/ are found without a checkout too.
         overrides: strings like `"train.batch_size=8"`; values are Python literals, anything else is a string.
 
     Raises:
@@ -26,7 +27,7 @@ def load(spec: str, *, overrides: Sequence[str] = ()) -> ConfigDict:
             type, or settings that contradict each other; the message says how to mend it.
     """
     file, colon, arg = spec.partition(":")
-    path = Path(file)
+    path = _found(file)
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else " See the files in configs/."
@@ -61,8 +62,14 @@ def override(c: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 def derivation(spec: str) -> str:
     """What a config file says about how its values came about: its `table(arg)`, or nothing if it has none."""
     file, _, arg = spec.partition(":")
-    table = None if file.endswith(".json") else _import_file(Path(file)).__dict__.get("table")
+    table = None if file.endswith(".json") else _import_file(_found(file)).__dict__.get("table")
     return table(arg) if table is not None else ""
+
+
+def _found(file: str) -> Path:
+    """The file of that name, or, anywhere but in a checkout, that of the installed package: `configs/quickstart.py`."""
+    here, packaged = Path(file), Path(__file__).parents[1] / file
+    return packaged if here.parts[:1] == ("configs",) and not here.parent.is_dir() else here
 
 
 def _import_file(path: Path) -> Any:
