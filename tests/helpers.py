@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llmjax import config
+from llmjax.data.source import Batch, Source, StatelessSource
 from llmjax.model import transformer
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement
+from llmjax.train import loop, rewind
 from llmjax.train.optimizer import make_optimizer
 from llmjax.train.schedule import make_schedule
 from llmjax.train.step import State, batch_shardings, init_state, make_train_step
@@ -61,16 +64,37 @@ def make_batch(c: config.ConfigDict, k: int) -> dict[str, np.ndarray]:
     }
 
 
-def batches_from(c: config.ConfigDict) -> Any:
-    """What the loop asks for: step k -> iterator over the batches k, k + 1, ..."""
+def train(
+    c: config.ConfigDict,
+    workdir: Path,
+    *,
+    batch: Callable[[int], Batch] | None = None,
+    make_source: Callable[[int], Source] | None = None,
+    evaluate: Callable[[Any], dict[str, float]] | None = None,
+    **settings: Any,
+) -> dict[str, float | int | str]:
+    """The loop on the tiny problem, in this process: the final numbers. It goes back from spikes as a stage does.
 
-    def iterate(start: int) -> Iterator[dict[str, np.ndarray]]:
-        k = start
-        while True:
-            yield make_batch(c, k)
-            k += 1
-
-    return iterate
+    Args:
+        batch: number -> batch; without it, and without `make_source`, `make_batch`.
+        settings: of the loop.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    source = StatelessSource(batch or partial(make_batch, c), read_ahead=0)
+    while True:
+        try:
+            return loop.train(
+                c,
+                workdir,
+                module=transformer.build(c.model),
+                objective=OBJECTIVES[c.objective.name],
+                make_source=make_source or (lambda total: source),
+                tokens_per_epoch=10_000,
+                make_evaluate=None if evaluate is None else lambda mesh, params: evaluate,
+                **settings,
+            )
+        except rewind.Spike as spike:
+            rewind.go_back(workdir, c.train.rewind, spike)
 
 
 def mesh_of(line: str) -> Mesh:

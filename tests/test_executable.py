@@ -5,12 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
-from helpers import batches_from, mesh_of, tiny_config
+from helpers import mesh_of, tiny_config, train
 
 from llmjax import config
-from llmjax.model import transformer
 from llmjax.scaling import compiler
-from llmjax.train import executable, loop
+from llmjax.train import executable
 
 
 def save_steps(c, path, mesh):
@@ -26,9 +25,7 @@ def test_a_run_with_a_saved_step_is_the_same_run(tmp_path, one_device):
     losses = {}
     for name, file in (("plain", ""), ("saved", str(tmp_path / "steps"))):
         config.set_key(c, "train.executable", file)
-        loop.train(
-            c, tmp_path / name, module=transformer.build(c.model), batches=batches_from(c), tokens_per_epoch=1000
-        )
+        train(c, tmp_path / name)
         rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         losses[name] = [json.loads(row)["loss"] for row in rows]
     assert len(losses["plain"]) == 4

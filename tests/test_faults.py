@@ -1,7 +1,6 @@
 """Machines die, losses spike, numbers overflow: what is lost is bounded, and what went wrong is named."""
 
 import functools
-import json
 import math
 import os
 import re
@@ -19,10 +18,11 @@ from helpers import make_batch, mesh_of, run_command, tiny_config
 from test_processes import assert_same_losses, launch, rows_of
 from test_train import assert_same_run, last_state, train, trained_steps, wait_for
 
+from llmjax.errors import UserError
 from llmjax.model import transformer
 from llmjax.objectives import OBJECTIVES
 from llmjax.train import checkpoint, hunt, metrics
-from llmjax.train.rewind import Skip, Spikes, batch_number
+from llmjax.train.rewind import Skip, Spike, Spikes, batch_number, go_back, skips_of
 from llmjax.train.step import batch_shardings
 
 ROOT = Path(__file__).parent.parent
@@ -155,28 +155,32 @@ def test_the_checkpoint_to_go_back_to_is_old_enough_where_one_is():
     assert spikes.choose([40], since=35) is None
 
 
-def test_batches_are_skipped_from_where_training_went_back_to():
+def test_batches_are_skipped_from_where_training_went_back_to(tmp_path):
     assert [batch_number(step, [Skip(4, 10), Skip(6, 100)]) for step in (0, 3, 4, 5, 6)] == [0, 3, 14, 15, 116]
-    spikes = Spikes(tiny_config(**rewinding()).train.rewind)
-    assert spikes.skip(back_to=4, seen=9) == Skip(4, 8)  # batches 4 to 8 led there; 3 more
-    again = Spikes(tiny_config(**rewinding()).train.rewind, json.loads(json.dumps(spikes.state)))
-    assert again.skips == spikes.skips
-    again.skip(back_to=4, seen=9)
-    with pytest.raises(ValueError, match=r"high again after going back 2 times, up to step 20.*train\.rewind\.limit"):
-        again.skip(back_to=4, seen=20)
+    c = tiny_config(**rewinding()).train.rewind
+    for step in (2, 4, 6, 8):
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+    for times in (1, 2):
+        go_back(tmp_path, c, Spike(8, seen=9, back_to=4, skips=skips_of(tmp_path, {})))
+        assert skips_of(tmp_path, {}) == [Skip(4, 8)] * times  # batches 4 to 8 led there; 3 more
+        assert checkpoint.steps_in(tmp_path / "checkpoints") == [4, 2]
+        assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
+    (tmp_path / "checkpoints" / "6").mkdir()
+    with pytest.raises(UserError, match=r"high again after going back 2 times, up to step 20.*train\.rewind\.limit"):
+        go_back(tmp_path, c, Spike(8, seen=20, back_to=4, skips=skips_of(tmp_path, {})))
+    assert checkpoint.steps_in(tmp_path / "checkpoints") == [6, 4, 2], "what is refused changes nothing"
 
 
 def spiking(c, bad):
     """Batches of which some teach what is wrong: the loss rises and stays high for a while."""
 
-    def iterate(start):
-        for k in range(start, 10_000):
-            batch = make_batch(c, k)
-            if k in bad:
-                batch["targets"] = (batch["targets"] * 7 + k) % 300
-            yield batch
+    def batch(k):
+        made = make_batch(c, k)
+        if k in bad:
+            made["targets"] = (made["targets"] * 7 + k) % 300
+        return made
 
-    return iterate
+    return batch
 
 
 @pytest.mark.usefixtures("one_device")
@@ -184,7 +188,7 @@ def test_a_spike_goes_back_skips_its_batches_and_the_run_ends_as_if_they_had_not
     settings = {"train__duration": "30 steps", "checkpoint__every": "4 steps", "checkpoint__keep": 5}
     c = tiny_config(**settings, **rewinding(factor=1.3, window=8))
     bad = range(18, 23)
-    results, _ = train(c, tmp_path / "run", batches=spiking(c, bad))
+    results, _ = train(c, tmp_path / "run", batch=spiking(c, bad))
     output = capsys.readouterr().out
     assert "WARNING: the loss is high since step 19: going back to step 16 and skipping" in output
     assert results["steps"] == 30
@@ -196,11 +200,10 @@ def test_a_spike_goes_back_skips_its_batches_and_the_run_ends_as_if_they_had_not
     assert step == 16
     assert skipped == 20 - 16 + 3  # seen up to step 20
 
-    def without(start):  # the same batches, never having met the bad ones
-        source = spiking(c, ())
-        return (batch for k in range(start, 30) for batch in [next(source(k if k < 16 else k + skipped))])
+    def without(k):  # the same batches, never having met the bad ones
+        return make_batch(c, k if k < 16 else k + skipped)
 
-    train(tiny_config(**settings), tmp_path / "expected", batches=without)
+    train(tiny_config(**settings), tmp_path / "expected", batch=without)
     _, mine = last_state(tmp_path / "run")
     _, theirs = last_state(tmp_path / "expected")
     jax.tree.map(np.testing.assert_array_equal, mine, theirs)
@@ -214,20 +217,19 @@ def test_killed_before_or_after_going_back_it_ends_in_the_same_bits(tmp_path, ki
         train__duration="30 steps", checkpoint__every="4 steps", checkpoint__keep=5, **rewinding(factor=1.3, window=8)
     )
     bad = range(18, 23)
-    train(c, tmp_path / "whole", batches=spiking(c, bad))
+    train(c, tmp_path / "whole", batch=spiking(c, bad))
     delivered = 0
 
-    def until_killed(start):
+    def until_killed(k):
         nonlocal delivered
-        for batch in spiking(c, bad)(start):
-            if delivered == killed:
-                raise KeyError("killed")
-            delivered += 1
-            yield batch
+        if delivered == killed:
+            raise KeyError("killed")
+        delivered += 1
+        return spiking(c, bad)(k)
 
     with pytest.raises(KeyError, match="killed"):
-        train(c, tmp_path / "run", batches=until_killed)
-    train(c, tmp_path / "run", batches=spiking(c, bad))
+        train(c, tmp_path / "run", batch=until_killed)
+    train(c, tmp_path / "run", batch=spiking(c, bad))
     _, mine = last_state(tmp_path / "run")
     _, theirs = last_state(tmp_path / "whole")
     jax.tree.map(np.testing.assert_array_equal, mine, theirs)
@@ -328,19 +330,18 @@ def test_a_bad_batch_and_its_micro_batch_are_named():
 def test_a_run_that_hunts_names_what_was_bad_and_otherwise_ends_in_the_same_bits(tmp_path, capsys):
     c = tiny_config(train__hunt_nan=True, train__max_bad_steps=2)
 
-    def poisoned(start):
-        for k in range(start, 100):
-            batch = make_batch(c, k)
-            if k == 2:
-                batch["weights"][0, 0] = np.nan
-            yield batch
+    def poisoned(k):
+        batch = make_batch(c, k)
+        if k == 2:
+            batch["weights"][0, 0] = np.nan
+        return batch
 
-    train(c, tmp_path / "hunted", batches=poisoned)
+    train(c, tmp_path / "hunted", batch=poisoned)
     assert (
         "WARNING: step 3 was not finite. The first that is not is the batch itself: 1 numbers of weights"
         in capsys.readouterr().out
     )
-    train(tiny_config(), tmp_path / "plain", batches=poisoned)
+    train(tiny_config(), tmp_path / "plain", batch=poisoned)
     _, mine = last_state(tmp_path / "hunted")
     _, theirs = last_state(tmp_path / "plain")
     jax.tree.map(np.testing.assert_array_equal, mine, theirs)

@@ -7,13 +7,12 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
-from helpers import assert_same_bits, batches_from, make_batch, mesh_of, prepare_steps, tiny_config
+from helpers import assert_same_bits, make_batch, mesh_of, prepare_steps, tiny_config, train
 
 import llmjax
 from llmjax.interop.stacked import StackedReader
-from llmjax.model import transformer
 from llmjax.parallel import mesh as meshes
-from llmjax.train import checkpoint, loop
+from llmjax.train import checkpoint
 from llmjax.train.frozen import combine, split
 
 SETTINGS = {"optimizer__train": "mlp/|final_norm", "train__ema": 0.9, "train__duration": "4 steps",
@@ -24,15 +23,13 @@ def flat(tree):
     return {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
 
 
-def train(c, workdir, *, until=1000):
-    def batches(start):
-        for batch, k in zip(batches_from(c)(start), range(start, until + 1), strict=False):
-            if k == until:
-                raise KeyError("stop here")
-            yield batch
+def stopping_at(c, number):
+    def batch(k):
+        if k == number:
+            raise KeyError("stop here")
+        return make_batch(c, k)
 
-    workdir.mkdir(exist_ok=True, parents=True)
-    loop.train(c, workdir, module=transformer.build(c.model), batches=batches, tokens_per_epoch=1000)
+    return batch
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +39,7 @@ def run(tmp_path_factory, prepared_run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(meshes, "make_mesh", functools.partial(meshes.make_mesh, devices=jax.devices()[:1]))
         with pytest.raises(KeyError, match="stop here"):
-            train(c, workdir, until=3)
+            train(c, workdir, batch=stopping_at(c, 3))
         train(c, workdir)
     shutil.copytree(prepared_run / "tokenizer", workdir / "tokenizer")
     return workdir
@@ -50,7 +47,7 @@ def run(tmp_path_factory, prepared_run):
 
 def test_only_what_is_trained_moves_and_has_state(run):
     state, abstract, _ = prepare_steps(tiny_config(**SETTINGS), mesh_of("data=1"))
-    end, _ = checkpoint.restore_step(run / "checkpoints" / "4", abstract)
+    end = checkpoint.restore_step(run / "checkpoints" / "4", abstract).state
     before, after = flat(combine(state.params, state.frozen)), flat(combine(end.params, end.frozen))
     moved = {name for name in before if not np.array_equal(before[name], after[name])}
     assert moved == {name for name in before if "mlp/" in name or "final_norm" in name}
@@ -70,11 +67,9 @@ def test_stopped_and_continued_it_ends_in_the_same_bits(run, tmp_path, one_devic
 
 def test_what_is_frozen_is_written_once_and_read_with_every_checkpoint(run):
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "4", "frozen"]
-    (expected,) = [
-        flat(combine(state.ema, state.frozen))
-        for state, _ in [checkpoint.restore_step(run / "checkpoints" / "4", prepare_steps(
-            tiny_config(**SETTINGS), mesh_of("data=1"))[1])]
-    ]  # fmt: skip
+    _, abstract, _ = prepare_steps(tiny_config(**SETTINGS), mesh_of("data=1"))
+    state = checkpoint.restore_step(run / "checkpoints" / "4", abstract).state
+    expected = flat(combine(state.ema, state.frozen))
     reader = StackedReader(run / "checkpoints" / "4", "ema")  # as an export reads
     loaded = flat(llmjax.load(run).params)
     assert expected.keys() == reader.params.keys() == loaded.keys()

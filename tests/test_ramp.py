@@ -1,10 +1,10 @@
 """Batches grow over a ramp in stages; rows, tokens, durations, rates and a resume come out as if counted one by one."""
 
-import itertools
 import json
 import logging
 import random
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +16,7 @@ from llmjax.data import tokens
 from llmjax.data.batches import TrainBatches
 from llmjax.data.ramp import batch_sizes, micro_batches, sizes
 from llmjax.data.tokenizer import byte_tokenizer
-from llmjax.model import transformer
-from llmjax.train import checkpoint, loop
+from llmjax.train import checkpoint, executable
 from llmjax.train.schedule import make_schedule
 
 
@@ -214,24 +213,21 @@ RAMP = {"train__batch_size": 8, "train__batch_start": 2, "train__batch_ramp": "6
 SIZES = [2, 2, 4, 4, 4, 4, 8, 8]  # 2 and 4 in one piece, 8 in two: the line reaches 4 after 2 steps, 8 after 6
 
 
-def batches_from(c, *, stop=10**9):
+def ramping(c, *, stop=10**9):
+    """Batch k of a text whose batches grow."""
     plan = batch_sizes(c.train)
     rows = {name: np.concatenate([make_batch(c, k)[name] for k in range(8)]) for name in make_batch(c, 0)}
 
-    def iterate(start):
-        for k in itertools.count(start):
-            if k == stop:
-                raise KeyError("stop here")
-            yield {name: x[plan.first_row(k) : plan.first_row(k + 1)] for name, x in rows.items()}
+    def batch(k):
+        if k == stop:
+            raise KeyError("stop here")
+        return {name: x[plan.first_row(k) : plan.first_row(k + 1)] for name, x in rows.items()}
 
-    return iterate
+    return batch
 
 
 def train(c, workdir, **options):
-    workdir.mkdir(parents=True, exist_ok=True)
-    results = loop.train(
-        c, workdir, module=transformer.build(c.model), batches=batches_from(c, **options), tokens_per_epoch=10_000
-    )
+    results = helpers.train(c, workdir, batch=ramping(c, **options))
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
@@ -242,7 +238,8 @@ def train(c, workdir, **options):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
-def test_a_run_counts_rows_and_tokens_and_goes_on_inside_the_ramp_bit_for_bit(tmp_path, caplog):
+def test_a_run_counts_rows_and_tokens_and_goes_on_inside_the_ramp_bit_for_bit(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(executable, "_compiled", {})
     c = tiny_config(**RAMP, checkpoint__every="3 steps", model__dropout=0.1, schedule__by="tokens")
     with caplog.at_level(logging.WARNING, logger="jax"), jax.log_compiles():
         results, state, rows = train(c, tmp_path / "whole")

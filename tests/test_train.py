@@ -13,13 +13,13 @@ import subprocess
 import time
 from pathlib import Path
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import (
     assert_same_bits,
-    batches_from,
     losses_of,
     make_batch,
     mesh_of,
@@ -30,9 +30,11 @@ from helpers import (
 )
 
 from llmjax import config
+from llmjax.errors import UserError
 from llmjax.model import transformer
+from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement
-from llmjax.train import checkpoint, loop, metrics
+from llmjax.train import checkpoint, executable, metrics
 from llmjax.train.optimizer import make_optimizer, matrices
 from llmjax.train.schedule import make_schedule
 
@@ -40,18 +42,9 @@ GOLDEN = Path(__file__).parent / "golden"
 OPTIMIZERS = ("adamw", "muon", "adafactor", "lion", "sgd")
 
 
-def train(c, workdir, *, batches=None, evaluate=None):
-    """The loop on the tiny problem, in this process: the final numbers and the last checkpoint's state."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    results = loop.train(
-        c,
-        workdir,
-        module=transformer.build(c.model),
-        batches=batches or batches_from(c),
-        tokens_per_epoch=10_000,
-        make_evaluate=None if evaluate is None else lambda mesh: evaluate,
-    )
-    return results, last_state(workdir)
+def train(c, workdir, **options):
+    """The loop on the tiny problem: the final numbers and the last checkpoint's state."""
+    return helpers.train(c, workdir, **options), last_state(workdir)
 
 
 def last_state(workdir):
@@ -94,21 +87,22 @@ def assert_same_run(workdir, expected):
 def test_n_steps_are_k_steps_and_the_rest_after_a_resume(tmp_path):
     c = tiny_config(train__ema=0.9, model__dropout=0.1)
     train(c, tmp_path / "whole")
-    stopping = iter_that_raises(c, at=6)
     with pytest.raises(KeyError, match="stop here"):
-        train(c, tmp_path / "halves", batches=stopping)
+        train(c, tmp_path / "halves", batch=stopping_at(c, 6))
     assert checkpoint.steps_in(tmp_path / "halves" / "checkpoints") == [4]
     train(c, tmp_path / "halves")
     assert_same_run(tmp_path / "halves", tmp_path / "whole")
 
 
-def iter_that_raises(c, *, at):
-    def iterate(start):
-        for k in range(start, at):
-            yield make_batch(c, k)
-        raise KeyError("stop here")
+def stopping_at(c, number):
+    """Batches of which one ends the run as a kill would."""
 
-    return iterate
+    def batch(k):
+        if k == number:
+            raise KeyError("stop here")
+        return make_batch(c, k)
+
+    return batch
 
 
 @pytest.mark.usefixtures("one_device")
@@ -240,7 +234,7 @@ def trained(tmp_path_factory):
     """A finished run on one device with checkpoints at steps 4 and 8."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.meshes, "make_mesh", functools.partial(loop.meshes.make_mesh, devices=jax.devices()[:1]))
+        patch.setattr(meshes, "make_mesh", functools.partial(meshes.make_mesh, devices=jax.devices()[:1]))
         train(tiny_config(), workdir)
     return workdir
 
@@ -333,14 +327,13 @@ def test_a_full_disk_ends_in_a_clear_message_and_the_run_goes_on_when_there_is_s
 def poisoned(c, *steps):
     """Batches of which some (k = 0 for the first step) hold a NaN."""
 
-    def iterate(start):
-        for k in range(start, 1000):
-            batch = make_batch(c, k)
-            if k in steps:
-                batch["weights"][0, 0] = np.nan
-            yield batch
+    def batch(k):
+        made = make_batch(c, k)
+        if k in steps:
+            made["weights"][0, 0] = np.nan
+        return made
 
-    return iterate
+    return batch
 
 
 @pytest.mark.parametrize(
@@ -385,7 +378,7 @@ def test_every_optimizer_learns_skips_a_nan_batch_and_comes_back_from_a_checkpoi
 @pytest.mark.usefixtures("one_device")
 def test_a_nan_batch_is_skipped_counted_and_leaves_valid_json(tmp_path):
     c = tiny_config()
-    results, _ = train(c, tmp_path, batches=poisoned(c, 2, 7))
+    results, _ = train(c, tmp_path, batch=poisoned(c, 2, 7))
     rows = rows_of(tmp_path)
     assert [row["skipped"] for row in rows] == [0, 0, 1, 1, 1, 1, 1, 2]
     assert [row["loss"] is None for row in rows] == [k in (2, 7) for k in range(8)]
@@ -396,9 +389,11 @@ def test_a_nan_batch_is_skipped_counted_and_leaves_valid_json(tmp_path):
 
 @pytest.mark.usefixtures("one_device")
 def test_too_many_bad_steps_in_a_row_end_the_run_with_what_to_do(tmp_path):
-    c = tiny_config(train__max_bad_steps=3)
-    with pytest.raises(ValueError, match=r"not finite in 3 steps in a row.*Lower optimizer\.learning_rate"):
-        train(c, tmp_path, batches=poisoned(c, 1, 4, 5, 6))
+    c = tiny_config(train__max_bad_steps=3, checkpoint__every="1 steps", checkpoint__keep=2)
+    said = r"3 steps in a row, up to step 7.*Lower optimizer\.learning_rate.*from the checkpoint of step 4, from before"
+    with pytest.raises(UserError, match=said):
+        train(c, tmp_path, batch=poisoned(c, 1, 4, 5, 6))
+    assert checkpoint.steps_in(tmp_path / "checkpoints") == [4, 3], "nothing is saved while steps are bad"
     _, state = last_state(tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     train(c, tmp_path)  # with sound batches the same command goes on
@@ -518,7 +513,8 @@ def test_schedules_go_through_points_computed_by_hand(settings, points):
 
 
 @pytest.mark.usefixtures("one_device")
-def test_a_run_compiles_its_step_once_and_writes_the_promised_row_for_every_step(tmp_path, caplog):
+def test_a_run_compiles_its_step_once_and_writes_the_promised_row_for_every_step(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(executable, "_compiled", {})  # what other tests compiled in this process
     with caplog.at_level(logging.WARNING, logger="jax"), jax.log_compiles():
         train(tiny_config(), tmp_path, evaluate=lambda params: {"heldout_loss": 1.0, "heldout_bits_per_byte": 2.0})
     compiled = [

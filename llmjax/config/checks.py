@@ -114,6 +114,13 @@ def check(c: ConfigDict) -> None:
         f"train.rewind.factor={t.rewind.factor} skips batches, which during train.batch_ramp={t.batch_ramp!r} would be of "
         "other sizes: set one of them to 0",
     )
+    budget, unit = parse_duration(t.duration)
+    require(unit != "second" or budget > 0, f"train.duration={t.duration!r} must be above 0")
+    require(
+        unit != "second" or not (parse_duration(t.batch_ramp)[0] or t.executable),
+        f"train.duration={t.duration!r} is measured with one step of the full size, compiled here: give steps or tokens, or "
+        "set train.batch_ramp='0 steps' and train.executable=''",
+    )
     window = c.eval.sequence_length or t.sequence_length
     require(
         c.eval.stride <= window,
@@ -130,5 +137,8 @@ def check(c: ConfigDict) -> None:
     )
     for key in DURATIONS:
         for value in flat[key] if isinstance(flat[key], tuple) else (flat[key],):
-            duration(value, tokens_per_step=1, tokens_per_epoch=1, total_steps=0 if key == "train.duration" else 1)
+            if key != "train.duration":
+                duration(value, tokens_per_step=1, tokens_per_epoch=1, total_steps=1)
+            elif unit != "second":
+                duration(value, tokens_per_step=1, tokens_per_epoch=1)
     require(bool(c.data.sources), "data.sources is empty: give 'stdlib', files or folders")

@@ -231,7 +231,7 @@ def base() -> ConfigDict:
     c.schedule.drop_factor = 0.1  # step: what it is multiplied with at each drop
 
     c.train = ConfigDict()
-    c.train.duration = "1000 steps"  # 1000, "1000 steps", "50M tokens" or "2 epochs"
+    c.train.duration = "1000 steps"  # 1000, "1000 steps", "50M tokens", "2 epochs", or "5 minutes" of training, measured once and then steps
     c.train.batch_size = 16  # sequences a step, over all devices and micro-batches
     c.train.batch_ramp = "0 steps"  # the duration over which batches grow to that size, in stages that double; "0 steps": off
     c.train.batch_start = 1  # sequences in the first batches of the ramp

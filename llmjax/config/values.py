@@ -158,19 +158,25 @@ def parse_arg(arg: str, *, choices: Sequence[str] = (), **defaults: Any) -> Conf
     return result
 
 
-def parse_duration(value: str | int) -> tuple[float, str]:
-    """An amount and its unit: step, token, epoch or %.
+SECONDS = {"s": 1, "second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
-    `value` is an integer (steps) or text: "500 steps", "30M tokens", "1.5 epochs", "10%". Numbers may carry k, M, B or
-    T. Raises UserError for anything else.
+
+def parse_duration(value: str | int) -> tuple[float, str]:
+    """An amount and its unit: step, token, epoch, % or second.
+
+    `value` is an integer (steps) or text: "500 steps", "30M tokens", "1.5 epochs", "10%", "5 minutes". Numbers may carry
+    k, M, B or T; times are in s, seconds, minutes, hours or days. Raises UserError for anything else.
     """
-    match = re.fullmatch(r"([0-9][0-9_.]*(?:e[0-9]+)?)\s*([kMBT]?)\s*(steps?|tokens?|epochs?|%|)", str(value).strip())
+    units = r"steps?|tokens?|epochs?|s|seconds?|minutes?|hours?|days?|%|"
+    match = re.fullmatch(rf"([0-9][0-9_.]*(?:e[0-9]+)?)\s*([kMBT]?)\s*({units})", str(value).strip())
     if not match:
         raise UserError(
-            f"duration {value!r} is not understood: write 500, '500 steps', '30M tokens', '1.5 epochs' or '10%'"
+            f"duration {value!r} is not understood: write 500, '500 steps', '30M tokens', '1.5 epochs', '10%' or "
+            "'5 minutes'"
         )
     amount = float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[match[2]]
-    return amount, match[3].rstrip("s") or "step"
+    unit = match[3] if match[3] == "s" else match[3].rstrip("s") or "step"
+    return (amount * SECONDS[unit], "second") if unit in SECONDS else (amount, unit)
 
 
 def duration(value: str | int, *, tokens_per_step: int, tokens_per_epoch: int = 0, total_steps: int = 0) -> int:
@@ -185,6 +191,11 @@ def duration(value: str | int, *, tokens_per_step: int, tokens_per_epoch: int = 
         if not tokens_per_epoch:
             raise UserError(f"duration {value!r}: epochs are not known here; give steps or tokens")
         return round(amount * tokens_per_epoch / tokens_per_step)
+    if unit == "second":
+        raise UserError(
+            f"duration {value!r}: only train.duration may be a time, which becomes a number of steps when training starts; "
+            "give steps, tokens, epochs or a percentage here"
+        )
     if unit == "%":
         if not total_steps:
             raise UserError(f"duration {value!r}: a percentage needs a total; give steps, tokens or epochs here")

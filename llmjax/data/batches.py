@@ -10,7 +10,7 @@ each row (hide tokens, say): it gets a random generator that depends on the seed
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax.data import parallel_text
+from llmjax.data.generators import generator
 from llmjax.data.mixture import Mixture, capped, parse_mixture, tempered
 from llmjax.data.ramp import batch_sizes, sizes
 from llmjax.data.tokens import Index, Stream, load_index
@@ -25,10 +26,7 @@ from llmjax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2  # of the tokenizers that are trained here
-READ_THREADS = 1  # one thread delivers more than training takes, and cores are for training
-READ_AHEAD = 8  # batches
 SHUFFLE_ROUNDS = 4  # of grain's block cipher; the fewest it allows
-CHANGES, HELDOUT_CHANGES = 1, 2  # keep the random numbers of rows apart from each other's and the mixture's
 
 
 @dataclass(frozen=True)
@@ -151,8 +149,12 @@ class _Maker:
             )
 
     def __call__(
-        self, rows: Sequence[np.ndarray], languages: Sequence[tuple[str, ...]], seeds: Sequence[Sequence[int]]
+        self,
+        rows: Sequence[np.ndarray],
+        languages: Sequence[tuple[str, ...]],
+        rng_of: Callable[[int], np.random.Generator],
     ) -> Batch:
+        """`rng_of`: place of a row among these -> the generator of its changes."""
         batch = pack(rows, length=self.length, **self._ids)
         if self._numbers:
             # Where there are two languages, documents are in the one and in the other by turns.
@@ -163,18 +165,42 @@ class _Maker:
         if self._corruption is None:
             return batch
         changed = [
-            self._corruption.change({name: values[i] for name, values in batch.items()}, np.random.default_rng(seed))
-            for i, seed in enumerate(seeds)
+            self._corruption.change({name: values[i] for name, values in batch.items()}, rng_of(i))
+            for i in range(len(rows))
         ]
         return {name: np.stack([row[name] for row in changed]) for name in changed[0]}
+
+
+def _train_layouts(index: Index, *, length: int) -> dict[str, _Windows | _Pairs]:
+    """The training streams that have text, by source, cut into rows of so many tokens."""
+    streams = {source: Stream(index, "train", source) for source in index.splits["train"]}
+    layouts = {name: _layout(index, stream, length=length) for name, stream in streams.items() if stream.tokens >= 2}
+    if not layouts:
+        raise UserError(
+            f"there is no text to train on in {index.folder}: check data.sources and run `llmjax prepare` again"
+        )
+    return layouts
+
+
+def tokens_per_epoch(c: ConfigDict, index: Index, *, corruption: Corruption | None = None) -> int:
+    """The number of places for tokens in one pass over every training source.
+
+    Raises:
+        UserError: for token shards that are missing or damaged, and when there is no text.
+    """
+    length = c.train.sequence_length if corruption is None else corruption.tokens
+    return _places(_train_layouts(index, length=length), c)
+
+
+def _places(layouts: Mapping[str, _Windows | _Pairs], c: ConfigDict) -> int:
+    return sum(layout.count for layout in layouts.values()) * c.train.sequence_length
 
 
 class TrainBatches:
     """The training batches of one host.
 
     `batch(k)` depends on the config, c.seed and k alone, and the parts of all hosts, joined in order, are the batch of
-    a single host. `tokens_per_epoch` is the number of places for tokens in one pass over every source, `languages` has
-    those of each source.
+    a single host. `languages` has those of each source.
     """
 
     def __init__(
@@ -187,13 +213,16 @@ class TrainBatches:
         host: int = 0,
         hosts: int = 1,
     ) -> None:
-        """Open the train streams; `total_steps` is what percentages in data.mixture refer to.
+        """Open the train streams.
+
+        Args:
+            total_steps: what percentages in data.mixture refer to. 0: not known yet, and batches are only to be
+                measured: their rows come from the sources by size.
 
         Raises:
             UserError: for token shards that are missing or damaged, a data.mixture that cannot be read, a source with
                 fewer than 2 tokens, or a batch that the hosts do not divide.
         """
-        length = c.train.sequence_length
         for size in sizes(c.train):
             if size % hosts:
                 name = (
@@ -201,29 +230,22 @@ class TrainBatches:
                 )
                 raise UserError(f"{name}={size} is not a multiple of the {hosts} hosts: change {name.split()[-1]}")
         index = load_index(tokens_folder)
-        streams = {source: Stream(index, "train", source) for source in index.splits["train"]}
-        streams = {source: stream for source, stream in streams.items() if stream.tokens >= 2}
-        if not streams:
-            raise UserError(
-                f"there is no text to train on in {tokens_folder}: check data.sources and run `llmjax prepare` again"
-            )
         self._make = _Maker(c, index, corruption)
-        layouts = {name: _layout(index, stream, length=self._make.length) for name, stream in streams.items()}
+        layouts = _train_layouts(index, length=self._make.length)
         self._rows = [_Rows(layout, source=name, seed=c.seed) for name, layout in layouts.items()]
-        self._counts = {name: rows.count for name, rows in zip(streams, self._rows, strict=True)}
-        self.languages = [stream.languages for stream in streams.values()]
-        self.tokens_per_epoch = sum(rows.count for rows in self._rows) * length
-        self._sizes = batch_sizes(c.train, tokens_per_epoch=self.tokens_per_epoch)
-        if c.data.mixture:
+        self._counts = {name: layout.count for name, layout in layouts.items()}
+        self.languages = [tuple(index.splits["train"][name]["languages"]) for name in layouts]
+        self._sizes = batch_sizes(c.train, tokens_per_epoch=_places(layouts, c))
+        if c.data.mixture and total_steps:
             steps = functools.partial(self._sizes.steps, total_steps=total_steps)
-            stages = parse_mixture(c.data.mixture, sources=list(streams), steps=steps)
+            stages = parse_mixture(c.data.mixture, sources=list(layouts), steps=steps)
         else:
             stages = [(0, tempered(self._counts, c.data.mixture_temperature))]
         examples = [(self._sizes.first_row(step), weights) for step, weights in stages]
-        if c.data.max_epochs and total_steps > 1:
+        if c.data.max_epochs and total_steps:
             rows = self._sizes.first_row(total_steps)
             examples = capped(examples, examples=rows, sizes=self._counts, max_epochs=c.data.max_epochs)
-        self._mixture = Mixture(examples, sources=list(streams), seed=c.seed)
+        self._mixture = Mixture(examples, sources=list(layouts), seed=c.seed)
         self._seed, self._host, self._hosts = c.seed, host, hosts
 
     def epochs(self, steps: int) -> dict[str, float]:
@@ -237,15 +259,11 @@ class TrainBatches:
         sources, indices = self._mixture.locate(self._sizes.first_row(k) + host_rows)
         rows = [self._rows[source][i] for source, i in zip(sources.tolist(), indices.tolist(), strict=True)]
         languages = [self.languages[source] for source in sources.tolist()]
-        return self._make(rows, languages, [(CHANGES, self._seed, k, row) for row in host_rows.tolist()])
+        return self._make(rows, languages, lambda i: generator("changes", self._seed, k, int(host_rows[i])))
 
-    def iterate(self, start: int = 0) -> Iterator[Batch]:
-        """batch(start), batch(start + 1), ... without end, read ahead of the consumer."""
-        import grain
 
-        numbers = grain.MapDataset.range(start, 1 << 62)
-        options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
-        return iter(numbers.map(self.batch).to_iter_dataset(options))
+def _heldout_generator(numbers: Sequence[int], i: int) -> np.random.Generator:
+    return generator("held-out changes", numbers[i])
 
 
 def heldout_batches(
@@ -257,19 +275,19 @@ def heldout_batches(
     host: int = 0,
     hosts: int = 1,
 ) -> dict[str, list[Batch]]:
-    """At most `count` fixed batches of each held-out source, for the loss during training.
+    """Fixed rows of each held-out source, at most `count` batches of `train.batch_size`, for the loss during training.
 
-    Their rows are spread evenly over the stream; a short stream gives fewer batches, and rows of padding (weight 0)
-    fill the last. The rows, and what `corruption` makes of them, are the same for every seed and number of hosts. Without
-    it a batch's text has as many UTF-8 bytes as
-    the `piece_bytes` of its targets with weight 1.
+    They come in batches of a micro-batch's rows, because more may not fit. They are spread evenly over the stream; a
+    short stream gives fewer, and rows of padding (weight 0) fill the last batch. The rows, and what `corruption` makes of
+    them, are the same for every seed and number of hosts. Without it a batch's text has as many UTF-8 bytes as the
+    `piece_bytes` of its targets with weight 1.
 
     Raises UserError as `TrainBatches` does. Without held-out text the dict is empty.
     """
-    batch_size = c.train.batch_size
-    if batch_size % hosts:
+    size = c.train.batch_size // c.train.micro_batches
+    if size % hosts:
         raise UserError(
-            f"train.batch_size={batch_size} is not a multiple of the {hosts} hosts: change train.batch_size"
+            f"train.batch_size / train.micro_batches = {size} is not a multiple of the {hosts} hosts: change one of them"
         )
     index = load_index(tokens_folder)
     make = _Maker(c, index, corruption)
@@ -280,11 +298,11 @@ def heldout_batches(
             continue
         layout = _layout(index, stream, length=make.length)
         total = layout.heldout_count
-        wanted = min(total, count * batch_size)
+        wanted = min(total, count * c.train.batch_size)
         batches[source] = []
-        for first in range(0, wanted, batch_size):
-            numbers = range(first + host * batch_size // hosts, first + (host + 1) * batch_size // hosts)
+        for first in range(0, wanted, size):
+            numbers = range(first + host * size // hosts, first + (host + 1) * size // hosts)
             rows = [layout.read(n * total // wanted) if n < wanted else np.empty(0, np.int32) for n in numbers]
-            seeds = [(HELDOUT_CHANGES, n) for n in numbers]
-            batches[source].append(make(rows, [stream.languages] * len(rows), seeds))
+            rng_of = functools.partial(_heldout_generator, numbers)
+            batches[source].append(make(rows, [stream.languages] * len(rows), rng_of))
     return batches

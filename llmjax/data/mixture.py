@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from llmjax.data.generators import generator
 from llmjax.errors import UserError
 
 BLOCK = 256
@@ -187,7 +188,7 @@ class Mixture:
         table = self._tables[stage]
         counts = table.counts[block % PERIOD]
         ordered = np.repeat(np.arange(len(counts)), counts)
-        sources = np.random.default_rng((self._seed, stage, block)).permutation(ordered)
+        sources = generator("mixture", self._seed, stage, block).permutation(ordered)
         # The examples of one source keep their order: the permutation only interleaves the sources.
         indices = np.empty(BLOCK, np.int64)
         first = table.before(block) + self._used[stage]

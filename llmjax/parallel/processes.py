@@ -172,6 +172,12 @@ def from_first(make: Callable[[], T]) -> T:
     return answer["value"]
 
 
+def say(text: str) -> None:
+    """Print once a job what every process could say."""
+    if is_first():
+        print(text, flush=True)
+
+
 def failures(message: str | None) -> list[str]:
     """The messages of all processes that give one, in all of them: agreement on whether something worked everywhere."""
     if count() == 1:

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from llmjax import config
 from llmjax.data.batches import pack
 from llmjax.data.hf_tokenizer import no_tokenizer
 from llmjax.data.ramp import BatchSizes, Stage, batch_sizes
@@ -24,6 +25,8 @@ from llmjax.errors import UserError
 from llmjax.model import attention, transformer
 from llmjax.objectives import OBJECTIVES, corruption
 from llmjax.parallel import mesh as meshes
+from llmjax.train.frozen import combine
+from llmjax.train.heldout import lower_heldout_step
 from llmjax.train.optimizer import make_optimizer
 from llmjax.train.schedule import make_schedule
 from llmjax.train.step import State, batch_shardings, init_state, lower_step, make_train_step, trained_dtype
@@ -63,7 +66,12 @@ def resolve(c: ConfigDict, *, platform: str) -> ConfigDict:
 
 
 def stages(c: ConfigDict) -> BatchSizes:
-    """The batches of the run. Raises UserError for durations in epochs: a plan knows no data."""
+    """The batches of the run. Raises UserError for durations in epochs or time: a plan reads no data and times nothing."""
+    if config.parse_duration(c.train.duration)[1] == "second":
+        raise UserError(
+            f"train.duration={c.train.duration!r}: a plan measures no step, so it does not know how many these are: give "
+            "train.duration in tokens or steps"
+        )
     try:
         sizes = batch_sizes(c.train)
         sizes.steps(c.train.duration)
@@ -147,16 +155,33 @@ def compile_stage(c: ConfigDict, mesh: Mesh, sizes: BatchSizes, stage: Stage) ->
         module, OBJECTIVES[c.objective.name], optimizer, schedule, c, micro_batches=stage.micro_batches
     )
     batch = abstract_batch(c, mesh, rows=stage.rows)
-    lowered = lower_step(step, abstract, batch, key, mesh=mesh, c=c)  # type: ignore[arg-type]
+    lowered = lower_step(step, abstract, batch, key, mesh=mesh, c=c)
     traced = time.perf_counter()
+    compiled = _compile(lowered)
+    return Compiled(stage, abstract, lowered, compiled, traced - start, time.perf_counter() - traced)
+
+
+def evaluation_bytes(c: ConfigDict, mesh: Mesh, made: Compiled) -> float:
+    """Bytes of one device while held-out text is measured, the whole state included.
+
+    Raises:
+        DoesNotFitError: when the program alone does not fit the devices.
+    """
+    stage, state = made.stage, made.abstract
+    params = combine(state.params if state.ema is None else state.ema, state.frozen)
+    batch = abstract_batch(c, mesh, rows=stage.rows // stage.micro_batches)
+    said = compiled_bytes(_compile(lower_heldout_step(c, transformer.build(c.model), params, batch, mesh=mesh)))
+    return shard_bytes(state) + said["peak"] - shard_bytes(params)
+
+
+def _compile(lowered: jax.stages.Lowered) -> Any:
     try:
-        compiled = lowered.compile()
+        return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         refusal = read_refusal(str(error))
         if refusal is None:
             raise
         raise refusal from error
-    return Compiled(stage, abstract, lowered, compiled, traced - start, time.perf_counter() - traced)
 
 
 def read_refusal(message: str) -> DoesNotFitError | None:

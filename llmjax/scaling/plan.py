@@ -13,7 +13,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from llmjax import storage
+from llmjax import config, storage
 from llmjax.data.ramp import BatchSizes, Stage
 from llmjax.errors import UserError
 from llmjax.model.count import flops_per_token, param_count
@@ -132,6 +132,8 @@ def _compile(
     plan["seconds_to_trace"], plan["seconds_to_compile"] = made.trace_seconds, made.compile_seconds
     plan["memory"] = compiler.state_bytes(made.abstract) | compiler.compiled_bytes(made.compiled)
     plan["fits"] = True  # the compiler refuses what does not
+    if config.parse_duration(c.train.eval_every)[0] and c.train.eval_batches:
+        _evaluation(plan, c, mesh, made)
     read_program(plan, made.compiled.as_text(), topology, mesh)
     if save is not None:
         programs = {executable.name_of(stage): (made.lowered, made.compiled)}
@@ -139,6 +141,18 @@ def _compile(
             one = compiler.compile_stage(c, mesh, sizes, other)
             programs[executable.name_of(other)] = (one.lowered, one.compiled)
         plan["executable"] = {"file": str(save), "bytes": executable.save(save, programs, c=c, mesh=mesh)}
+
+
+def _evaluation(plan: Plan, c: ConfigDict, mesh: Mesh, made: compiler.Compiled) -> None:
+    """Add what the measurement of held-out text needs, beside the state of the training."""
+    try:
+        needed = compiler.evaluation_bytes(c, mesh, made)
+    except compiler.DoesNotFitError as refusal:
+        needed = refusal.needed
+    plan["memory"]["evaluation"] = needed
+    if needed > max(plan["available"], plan["memory"]["peak"]):
+        refusal_text = "the measurement of held-out text does not fit: raise train.micro_batches"
+        plan |= {"fits": False, "refusal": refusal_text, "over_by": needed - plan["available"]}
 
 
 def read_program(plan: Plan, text: str, topology: Topology, mesh: Mesh) -> None:

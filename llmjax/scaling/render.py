@@ -66,6 +66,8 @@ def _memory(plan: Plan) -> list[str]:
         padding = m["arguments"] - sum(m[key] for key in ("parameters", "optimizer", "average"))
         lines.append(f"  {gib(m['temporaries']):>12}  gradients, activations and other temporaries")
         lines.append(f"  {gib(padding + m['outputs'] + m['code']):>12}  batch, layout of the state, code")
+    if "evaluation" in m:
+        lines.append(f"  {gib(m['evaluation']):>12}  in all while held-out text is measured")
     if plan["exact"] and plan["fits"] and m["peak"] > available:
         lines.append("  (more than there is, but the compiler accepts it: not all temporaries live at the same time)")
     if plan["exact"]:

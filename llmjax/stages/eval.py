@@ -19,10 +19,9 @@ from llmjax.errors import UserError
 from llmjax.eval import tasks
 from llmjax.eval.bits_per_byte import split_documents
 from llmjax.objectives import OBJECTIVES, corruption
-from llmjax.parallel import placement
 from llmjax.parallel.mesh import row_ways
 from llmjax.progress import counter
-from llmjax.train.pretrain import make_heldout
+from llmjax.train.heldout import make_heldout
 
 
 def xz_bytes(data: bytes) -> int:
@@ -111,7 +110,7 @@ def _by_objective(c: ConfigDict, model: LanguageModel, index: Index) -> dict[str
     settings = model.config.copy_and_resolve_references()
     ways = row_ways(model.mesh)
     with settings.unlocked():
-        settings.train.batch_size = -(-c.eval.batch_size // ways) * ways
+        settings.train.batch_size, settings.train.micro_batches = -(-c.eval.batch_size // ways) * ways, 1
     entries = index.splits["heldout"].values()
     shares = [c.eval.max_bytes / max(entry["text_bytes"], 1) if c.eval.max_bytes else 1.0 for entry in entries]
     tokens = max(min(share, 1.0) * entry["tokens"] for share, entry in zip(shares, entries, strict=True))
@@ -122,8 +121,8 @@ def _by_objective(c: ConfigDict, model: LanguageModel, index: Index) -> dict[str
         corruption=corruption(settings, model.tokenizer),
     )
     piece_sizes = np.array([len(piece) for piece in model.tokenizer.piece_bytes])
-    with placement.active(model.mesh, settings):
-        measured = make_heldout(settings, model.module, batches, piece_sizes, model.mesh)(model.params)
+    measure = make_heldout(settings, model.module, batches, piece_sizes, model.mesh, model.params)
+    measured = measure(model.params)
     results = {name.removeprefix("heldout_"): value for name, value in measured.items()}
     for source in ("", *(f"/{source}" for source in batches)):
         print(

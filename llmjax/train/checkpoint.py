@@ -1,7 +1,7 @@
 """Checkpoints with orbax: written in the background, visible only when complete, restored onto any mesh.
 
 A checkpoint is a folder `checkpoints/STEP/` with the items `params`, `rest` (optimizer state, counters), `ema` (when
-there is one) and `meta`: JSON with the resolved config, the step (which is also the data position and, with the seed,
+there is one), `source` (what the source of batches keeps, when it does) and `meta`: JSON with the resolved config, the step (which is also the data position and, with the seed,
 the random state), the clock and the tokens seen. Parameters stand apart so that evaluation need not read the rest.
 
 Parameters that are not trained (`optimizer.train`) are the same in every checkpoint, and often most of the model. They
@@ -19,12 +19,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from llmjax import human
+from llmjax import human, storage
 from llmjax.parallel import processes
 from llmjax.parallel.placement import path_name
 from llmjax.train.folders import FROZEN, CheckpointError, CheckpointMismatch, newest, read_meta, steps_in
@@ -87,21 +88,45 @@ def manager(folder: Path, *, keep: int, keep_every: int = 0) -> Manager:
     )
 
 
-def save(checkpoints: Manager, state: State, *, step: int, meta: dict) -> None:
+class Restored(NamedTuple):
+    """What a checkpoint holds."""
+
+    state: State
+    meta: dict[str, Any]
+    source: dict[str, np.ndarray]  # of this process; {} when the source of batches kept nothing
+
+
+def save(
+    checkpoints: Manager, state: State, *, step: int, meta: dict, source: dict[str, np.ndarray] | None = None
+) -> None:
     """Start saving; the arrays are copied before this returns, so the state may be donated to the next step.
+
+    Args:
+        source: what this process's source of batches keeps: numeric arrays, of the same shapes in every process.
 
     Raises OSError (ENOSPC) when the disk has no room for the state: better than a save that fails halfway.
     """
-    needed = sum(x.nbytes for x in jax.tree.leaves(state)) + METADATA_BYTES
+    needed = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state, state.ema))) + METADATA_BYTES
     processes.from_first(lambda: _check_space(Path(checkpoints.directory), needed))  # all save, or none
     items: dict[str, Any] = {
         "params": ocp.args.StandardSave(state.params, save_args=_by_layers(state.params)),
         "rest": ocp.args.StandardSave(_rest(state)),
-        "meta": ocp.args.JsonSave(meta),
     }
     if state.ema is not None:
         items["ema"] = ocp.args.StandardSave(state.ema, save_args=_by_layers(state.ema))
+    if source:
+        items["source"] = ocp.args.StandardSave(_of_all_processes(source))
+    items["meta"] = ocp.args.JsonSave({**meta, "items": sorted(items)})
     checkpoints.save(step, args=ocp.args.Composite(**items), force=True)
+
+
+def _of_all_processes(source: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of all processes under their names, with a leading dimension of processes."""
+    if processes.count() == 1:
+        return {name: np.array(array)[None] for name, array in source.items()}
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(np.asarray, multihost_utils.process_allgather(source))
 
 
 def save_frozen(folder: Path, frozen: Any) -> None:
@@ -143,8 +168,8 @@ def _rest(state: State) -> dict:
     }
 
 
-def restore(folder: Path, abstract: State) -> tuple[State, dict] | None:
-    """The newest checkpoint that can be read, as (state, meta), or None when there is none at all.
+def restore(folder: Path, abstract: State) -> Restored | None:
+    """The newest checkpoint that can be read, or None when there is none at all.
 
     A damaged checkpoint is reported and the one before it is used; once that was read, the damaged one is moved
     aside to `STEP.damaged`. When none can be read all stay where they are, so that the next start is no silent restart.
@@ -181,20 +206,52 @@ def restore(folder: Path, abstract: State) -> tuple[State, dict] | None:
     return None
 
 
-def restore_step(path: Path, abstract: State) -> tuple[State, dict]:
-    """The checkpoint folder `path` as (state, meta). Raises CheckpointError and CheckpointMismatch as `restore` does."""
+def restore_step(path: Path, abstract: State) -> Restored:
+    """The checkpoint folder `path`. Raises CheckpointError and CheckpointMismatch as `restore` does.
+
+    A moving average that was not kept so far begins with the parameters.
+    """
     meta = read_meta(path)
-    restored = _read(path, "rest", _rest(abstract))
-    ema = None if abstract.ema is None else _read(path, "ema", abstract.ema)
+    items = meta.get("items") or [item for item in ("ema", "source") if (path / item).is_dir()]
+    params = _read(path, "params", abstract.params)
+    # Older checkpoints of bfloat16 parameters have moments and averages in bfloat16, which are float32 now.
+    rest = _read(path, "rest", _rest(abstract), cast=True)
+    ema = None
+    if abstract.ema is not None:
+        ema = _read(path, "ema" if "ema" in items else "params", abstract.ema, cast=True)
     frozen = _read(path.parent, FROZEN, abstract.frozen) if abstract.frozen else {}
-    return State(params=_read(path, "params", abstract.params), frozen=frozen, ema=ema, **restored), meta
+    source = _read_source(path) if "source" in items else {}
+    return Restored(State(params=params, frozen=frozen, ema=ema, **rest), meta, source)
+
+
+def _read_source(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            kept = jax.tree.map(np.asarray, checkpointer.restore((path / "source").absolute()))
+    except Exception as error:  # as in `_read`
+        raise CheckpointError(f"the checkpoint {path} cannot be read: source is damaged ({error})") from error
+    saved = len(next(iter(kept.values())))
+    if saved != processes.count():
+        raise CheckpointMismatch(
+            f"the checkpoint {path} keeps the batches of {saved} processes, and there are {processes.count()}: go on with "
+            f"{saved}"
+        )
+    return {name: array[processes.index()] for name, array in kept.items()}
+
+
+def delete(path: Path) -> None:
+    """Delete the checkpoint folder `path`; it is gone at once, however long its files take."""
+    gone = path.with_name(f"{path.name}.deleted")
+    storage.remove(gone)
+    storage.rename(path, gone)
+    storage.remove(gone)
 
 
 def _move_aside(damaged: Sequence[Path], step: int) -> None:
     for path in damaged:
         aside = path.with_name(f"{path.name}.damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
+        storage.remove(aside)
+        storage.rename(path, aside)
         print(f"WARNING: {path} was moved to {aside}; going on from the checkpoint before it, step {step:,}")
 
 

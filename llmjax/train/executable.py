@@ -24,6 +24,7 @@ from llmjax.data.ramp import Stage
 from llmjax.errors import UserError
 
 FORMAT = 1
+KEPT_PROGRAMS = 8  # compiled steps of this process, for a loop that starts again
 PARTS = (
     "model",
     "objective",
@@ -42,6 +43,9 @@ IRRELEVANT = (
     "model.attention",  # the traced step says which one it is
     "parallel.cpu_devices",
 )
+
+
+_compiled: dict[tuple[Any, ...], Any] = {}  # the least recently used first
 
 
 def name_of(stage: Stage) -> str:
@@ -78,6 +82,23 @@ def _version(name: str) -> str:
 def program_hash(lowered: jax.stages.Lowered) -> str:
     """A hash of the traced step."""
     return hashlib.sha256(lowered.as_text().encode()).hexdigest()
+
+
+def compile_once(lowered: jax.stages.Lowered, *, mesh: Mesh) -> Any:
+    """`lowered.compile()`, or what it gave when this process last compiled the same program for the same devices.
+
+    A run that goes back from a spike starts its loop again and need not wait for the compiler again.
+    """
+    key = (
+        program_hash(lowered),
+        tuple(device.id for device in mesh.devices.flat),
+        str(jax.tree.structure(lowered.args_info)),
+        str(lowered.out_tree),
+    )
+    _compiled[key] = _compiled.pop(key, None) or lowered.compile()
+    while len(_compiled) > KEPT_PROGRAMS:
+        _compiled.pop(next(iter(_compiled)))
+    return _compiled[key]
 
 
 def save(path: Path, programs: Mapping[str, tuple[jax.stages.Lowered, Any]], *, c: ConfigDict, mesh: Mesh) -> int:

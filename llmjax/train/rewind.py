@@ -2,8 +2,11 @@
 
 PaLM (Chowdhery et al. 2022, section 5.1) restarted from about 100 steps before each spike and skipped 200 to 500
 batches, which did not come back although the same batches did no harm elsewhere. Whether a step is in a spike depends
-on the losses alone, and what was skipped is kept in the checkpoints, so that a run that is killed meanwhile comes to the
-same end.
+on the losses alone.
+
+Going back is stopping, and then resuming as after a kill: the loop raises `Spike`; the stage calls `go_back`, which
+deletes the later checkpoints and notes what is skipped, and starts the loop again. What was skipped is kept in the
+checkpoints too, so that a run that is killed meanwhile comes to the same end.
 """
 
 import math
@@ -11,11 +14,16 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from llmjax import storage
 from llmjax.errors import UserError
+from llmjax.train import checkpoint
+
+FILE = "train/skips.json"  # in the run's folder
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,14 @@ class Skip:
 
     step: int
     batches: int
+
+
+class Spike(Exception):  # noqa: N818
+    """The loss is high since step `since`, seen up to step `seen`; there is a checkpoint of step `back_to` from before."""
+
+    def __init__(self, since: int, seen: int, back_to: int, skips: Sequence[Skip]) -> None:
+        super().__init__(f"the loss is high since step {since:,}")
+        self.since, self.seen, self.back_to, self.skips = since, seen, back_to, list(skips)
 
 
 def batch_number(step: int, skips: Sequence[Skip]) -> int:
@@ -38,18 +54,17 @@ class Spikes:
     high. `patience` high losses in a row are a spike. Until `window` losses were seen none is high.
     """
 
-    def __init__(self, c: ConfigDict, state: dict[str, Any] | None = None) -> None:
-        """`c`: the settings under `train.rewind`; `state`: of a checkpoint, to go on from."""
-        self._c = c
-        before = {"losses": (), "since": None, "skips": ()} | (state or {})
+    def __init__(self, c: ConfigDict, state: dict[str, Any] | None = None, *, skips: Sequence[Skip] = ()) -> None:
+        """`c`: the settings under `train.rewind`; `state`: of a checkpoint, to go on from; `skips`: so far."""
+        self._c, self._skips = c, skips
+        before = {"losses": (), "since": None} | (state or {})
         self._losses: deque[float] = deque(before["losses"], maxlen=c.window)
         self._since: int | None = before["since"]
-        self.skips = [Skip(*skip) for skip in before["skips"]]
 
     @property
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, for JSON."""
-        skips = [[skip.step, skip.batches] for skip in self.skips]
+        skips = [[skip.step, skip.batches] for skip in self._skips]
         return {"losses": list(self._losses), "since": self._since, "skips": skips}
 
     def see(self, step: int, loss: float) -> int | None:
@@ -75,22 +90,43 @@ class Spikes:
         early = [step for step in before if step < since - self._c.steps]
         return early[-1] if early else before[0] if before else None
 
-    def skip(self, *, back_to: int, seen: int) -> Skip:
-        """Note that training goes on from step `back_to`, past the batches up to step `seen` and `skip` more.
-
-        Raises:
-            UserError: when that was done `limit` times already.
-        """
-        if len(self.skips) >= self._c.limit:
-            raise UserError(
-                f"the loss is high again after going back {self._c.limit} times, up to step {seen:,}. Lower "
-                "optimizer.learning_rate, look at the batches, or raise train.rewind.limit, and run again: it goes on "
-                "from the last checkpoint"
-            )
-        self.skips.append(Skip(back_to, seen - back_to + self._c.skip))
-        return self.skips[-1]
-
     def forget(self) -> None:
         """Take the level of the losses for the new normal, because there is nothing to go back to."""
         self._losses.clear()
         self._since = None
+
+
+def skips_of(workdir: Path, meta: dict[str, Any]) -> list[Skip]:
+    """What the run skips: as `go_back` noted it, or for a run that did not keep a file, as the checkpoint says."""
+    path = workdir / FILE
+    if path.exists():
+        return [Skip(*skip) for skip in storage.read_json(path, mend="restore it, or delete the run's checkpoints")]
+    return [Skip(*skip) for skip in meta.get("spikes", {}).get("skips", ())]
+
+
+def go_back(workdir: Path, c: ConfigDict, spike: Spike) -> None:
+    """Make the run one that was stopped at step `spike.back_to` and will skip the batches up to the spike and `skip` more.
+
+    Killed at any moment of this, the run meets the same spike again, or has gone back.
+
+    Args:
+        c: the settings under `train.rewind`.
+
+    Raises:
+        UserError: when that was done `limit` times already; the checkpoints are then as they were.
+    """
+    if len(spike.skips) >= c.limit:
+        raise UserError(
+            f"the loss is high again after going back {c.limit} times, up to step {spike.seen:,}. Lower "
+            "optimizer.learning_rate, look at the batches, or raise train.rewind.limit, and run again: it goes on "
+            "from the last checkpoint"
+        )
+    skip = Skip(spike.back_to, spike.seen - spike.back_to + c.skip)
+    print(
+        f"WARNING: {spike}: going back to step {skip.step:,} and skipping {skip.batches:,} batches (time "
+        f"{len(spike.skips) + 1} of {c.limit})"
+    )
+    for step in checkpoint.steps_in(workdir / "checkpoints"):  # the newest first: what remains is always a run
+        if step > spike.back_to:
+            checkpoint.delete(workdir / "checkpoints" / str(step))
+    storage.write_json(workdir / FILE, [[one.step, one.batches] for one in (*spike.skips, skip)])

@@ -1,4 +1,10 @@
-"""Learning rates over a run: a linear warm-up from zero, then one of seven shapes."""
+"""Learning rates over a run: a linear warm-up from zero, then one of seven shapes.
+
+A schedule is a shape and the moments at which something happens, which follow from the number of steps. The moments are
+constants of the compiled step, or, where the number of steps is measured with that very step (budget.py), arguments.
+"""
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +12,19 @@ import optax
 from ml_collections import ConfigDict
 
 from llmjax.data.ramp import BatchSizes, Stage
+
+
+class Moments(NamedTuple):
+    """When the rate changes: in steps, or in sequences when rates follow the tokens. Numbers, or arrays of one number."""
+
+    warmup: Any
+    rise: Any  # warmup, at least 1
+    last: Any  # the last update of the run
+    span: Any  # from warmup to last, at least 1
+    decay: Any  # how long the decay at the end lasts
+    drops: tuple[Any, ...]
+    knots: tuple[Any, ...]  # steps between which time goes by evenly,
+    times: tuple[Any, ...]  # and the time at each
 
 
 def make_schedule(
@@ -21,6 +40,11 @@ def make_schedule(
     exponential and wsd reach `final` at the last update of the run. With `c.by` = tokens all this is a function of the
     tokens seen (GPT-3's way), so that during a batch ramp the rate moves as slowly as the tokens come.
     """
+    return schedule_of(c, moments(c, total_steps=total_steps, tokens_per_step=tokens_per_step, sizes=sizes))
+
+
+def moments(c: ConfigDict, *, total_steps: int, tokens_per_step: int = 1, sizes: BatchSizes | None = None) -> Moments:
+    """The moments of a schedule; arguments as `make_schedule`'s."""
     sizes = sizes or BatchSizes((Stage(0, 0, 1, 1),), tokens_per_step)
     knots = [*(stage.first_step for stage in sizes.stages if stage.first_step < total_steps), total_steps]
 
@@ -34,15 +58,28 @@ def make_schedule(
     decay_from = max(
         total_steps - sizes.period(c.decay, total_steps=total_steps), 0
     )  # at the end, where batches are full
-    decay = max(time(total_steps) - time(decay_from), 1)
+    return Moments(
+        warmup=warmup,
+        rise=max(warmup, 1),
+        last=last,
+        span=max(last - warmup, 1),
+        decay=max(time(total_steps) - time(decay_from), 1),
+        drops=tuple(drops),
+        knots=tuple(knots),
+        times=tuple(time(k) for k in knots),
+    )
+
+
+def schedule_of(c: ConfigDict, at: Moments) -> optax.Schedule:
+    """The schedule of the shape under `schedule` and these moments."""
 
     def time_of(step: jax.Array) -> jax.Array:
         if c.by == "steps":
             return step
-        return jnp.interp(step, jnp.array(knots, jnp.float32), jnp.array([time(k) for k in knots], jnp.float32))
+        return jnp.interp(step, jnp.array(at.knots, jnp.float32), jnp.array(at.times, jnp.float32))
 
     def shape(t: jax.Array) -> jax.Array:
-        done = jnp.clip((t - warmup) / max(last - warmup, 1), 0.0, 1.0)
+        done = jnp.clip((t - at.warmup) / at.span, 0.0, 1.0)
         if c.name == "cosine":  # Loshchilov & Hutter 2017
             return c.final + (1 - c.final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
         if c.name == "linear":
@@ -50,19 +87,19 @@ def make_schedule(
         if c.name == "exponential":
             return jnp.power(c.final, done)
         if c.name == "inverse_sqrt":  # Vaswani et al. 2017, Raffel et al. 2020
-            return jnp.sqrt(max(warmup, 1) / jnp.maximum(t, max(warmup, 1)))
+            return jnp.sqrt(at.rise / jnp.maximum(t, at.rise))
         if c.name == "wsd":  # Hu et al. 2024, MiniCPM
-            left = jnp.clip((last - t) / decay, 0.0, 1.0)
+            left = jnp.clip((at.last - t) / at.decay, 0.0, 1.0)
             return c.final + (1 - c.final) * left
         if c.name == "step":
-            passed = sum((t >= drop).astype(jnp.float32) for drop in drops) if drops else jnp.float32(0)
+            passed = sum((t >= drop).astype(jnp.float32) for drop in at.drops) if at.drops else jnp.float32(0)
             return jnp.power(c.drop_factor, passed)
         return jnp.ones_like(done)  # constant
 
     def schedule(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
         t = time_of(step)
-        rising = jnp.minimum(time_of(step + 1) / max(warmup, 1), 1.0)
-        return jnp.where(t < warmup, rising, shape(t))
+        rising = jnp.minimum(time_of(step + 1) / at.rise, 1.0)
+        return jnp.where(t < at.warmup, rising, shape(t))
 
     return schedule

@@ -219,15 +219,17 @@ def make_train_step(
 
 
 def lower_step(
-    step: Callable[..., Any], state: State, batch: dict[str, Any], key: jax.Array, *, mesh: Mesh, c: ConfigDict
+    step: Callable[..., Any], state: State, batch: dict[str, Any], *arguments: Any, mesh: Mesh, c: ConfigDict
 ) -> jax.stages.Lowered:
     """The step traced for a mesh, to be compiled: the state is given back in place, where it was.
+
+    `arguments` are what the step takes behind the batch, its key first.
 
     Arrays may be abstract (ShapeDtypeStructs with shardings), and the mesh one of devices that are not here.
     """
     places = jax.tree.map(lambda x: x.sharding, state)
     with placement.active(mesh, c):
-        return jax.jit(step, donate_argnums=0, out_shardings=(places, None)).lower(state, batch, key)
+        return jax.jit(step, donate_argnums=0, out_shardings=(places, None)).lower(state, batch, *arguments)
 
 
 def _in_float32(tree: Any) -> Any:

@@ -1,0 +1,216 @@
+"""What stands between the command and the first step: devices, the number of steps, the state, compiled programs."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from llmjax import human
+from llmjax.data.ramp import BatchSizes, Stage, batch_sizes
+from llmjax.data.source import Source
+from llmjax.errors import UserError
+from llmjax.model import init
+from llmjax.model.transformer import Transformer
+from llmjax.objectives import Objective
+from llmjax.parallel import mesh as meshes
+from llmjax.parallel import pipeline, processes
+from llmjax.train import budget as budgets
+from llmjax.train import checkpoint, hardware
+from llmjax.train import optimizer as optimizers
+from llmjax.train.agree import Agreement, Wishes
+from llmjax.train.budget import Budget
+from llmjax.train.checkpoint import Restored
+from llmjax.train.frozen import combine, split
+from llmjax.train.heldout import Evaluate
+from llmjax.train.programs import ANY_STEPS, Programs, make_programs
+from llmjax.train.rewind import Skip, batch_number, skips_of
+from llmjax.train.step import Batch, State, batch_shardings
+
+MakeSource = Callable[[int], Source]  # from the number of steps of the run; 0: not known yet, batches are only measured
+MakeEvaluate = Callable[[Mesh, Any], Evaluate]  # from the mesh and the abstract parameters
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run before its next step."""
+
+    mesh: Mesh
+    sizes: BatchSizes
+    total: int  # steps
+    first: int  # steps taken so far
+    state: State
+    meta: dict[str, Any]  # of the checkpoint that the run goes on from
+    source: Source
+    skips: list[Skip]
+    batch: Batch | None  # of the next step; None: no step is left
+    programs: Mapping[Stage, Callable[..., Any]]
+    arguments: tuple[Any, ...]  # of each program, behind state and batch
+    evaluate: Evaluate | None
+    agreement: Agreement
+    budget: Budget | None
+    peak: float  # FLOP/s of all devices; 0: not known
+    started: float  # time.perf_counter() at the start of the command
+    phases: dict[str, float]  # seconds by what they went to
+
+    def next_batch(self, state: State, step: int) -> Batch:
+        """The batch of a step (from 0) that starts from this state, on the devices."""
+        made = self.source.batch(batch_number(step, self.skips), combine(state.params, state.frozen))
+        return on_devices(made, self.mesh)
+
+
+def on_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
+    """This process's rows of a batch as its part of the global arrays."""
+    sharding = batch_shardings(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def prepare(
+    c: ConfigDict,
+    workdir: Path,
+    *,
+    module: Transformer,
+    objective: Objective,
+    make_source: MakeSource,
+    tokens_per_epoch: int,
+    make_evaluate: MakeEvaluate | None,
+    initial_params: Callable[[Any], Any] | None,
+    started: float | None,
+) -> Run:
+    """Everything before the first step; arguments and errors as of `loop.train`."""
+    began = time.perf_counter()
+    sizes = batch_sizes(c.train, tokens_per_epoch=tokens_per_epoch)
+    mesh, peak = _devices(c, sizes)
+    agreement = Agreement(mesh)
+    processes.meet()
+    agreement.last(Wishes())  # the first program that needs the others, while all are here
+    makes = make_programs(c, module, objective, sizes, mesh)
+    total, budget, programs = _steps(c, workdir, makes, make_source)
+
+    restored = _state(c, workdir, makes, total, initial_params)
+    state, meta, first = restored.state, restored.meta, restored.meta["step"]
+    if first > total:
+        raise UserError(
+            f"the run has taken {first:,} steps, and train.duration={c.train.duration!r} is {total:,}: give at least as "
+            "many, or another --workdir"
+        )
+    source = make_source(total)
+    if c.train.rewind.factor and not source.stateless:
+        raise UserError(
+            "train.rewind.factor skips batches, which those that depend on the run so far do not allow: set it to 0"
+        )
+    source.restore(restored.source)
+    jax.block_until_ready(state)
+    started = began if started is None else started
+    phases = {"data": began - started, "devices and state": time.perf_counter() - began}
+    began = time.perf_counter()
+
+    run = Run(
+        mesh=mesh, sizes=sizes, total=total, first=first, state=state, meta=meta, source=source,
+        skips=skips_of(workdir, meta), batch=None, programs=programs, arguments=makes.arguments(total), evaluate=None,
+        agreement=agreement, budget=budget, peak=peak, started=started, phases=phases,
+    )  # fmt: skip
+    batch = run.next_batch(state, first) if first < total else None
+    if batch is not None:
+        rows = sizes.at(first).rows
+        for stage in sizes.stages:  # all of them now: one that does not fit should not be found out after days
+            if stage not in programs and sizes.at(first).first_step <= stage.first_step < total:
+                programs[stage] = makes.compile(stage, batch, rows=rows, total_steps=total)
+    abstract = makes.abstract
+    averaged = abstract.params if abstract.ema is None else abstract.ema
+    evaluate = None if make_evaluate is None else make_evaluate(mesh, combine(averaged, abstract.frozen))
+    processes.meet()
+    phases["compile"] = time.perf_counter() - began
+    return dataclasses.replace(run, batch=batch, evaluate=evaluate)
+
+
+def _devices(c: ConfigDict, sizes: BatchSizes) -> tuple[Mesh, float]:
+    """The mesh, and the peak FLOP/s of its devices."""
+    mesh = meshes.make_mesh(c.parallel.mesh, slices=c.parallel.slices)
+    check_rows(c, sizes, ways=meshes.row_ways(mesh))
+    peak, peak_source = hardware.peak_flops(jax.devices()[0], device_count=mesh.size)
+    processes.say(f"devices: {meshes.describe(mesh)}; peak {human.count(peak)}FLOP/s ({peak_source})")
+    for stage in sizes.stages:
+        if said := pipeline.describe(c, mesh, rows=stage.rows // stage.micro_batches):
+            processes.say(f"pipeline: {said}")
+    return mesh, peak
+
+
+def check_rows(c: ConfigDict, sizes: BatchSizes, *, ways: int) -> None:
+    """Raise UserError unless the rows of every micro-batch can be spread over so many devices."""
+    for stage in sizes.stages:
+        rows = stage.rows // stage.micro_batches
+        if rows % ways:
+            ramp = f" of the stage of the batch ramp from step {stage.first_step:,}" if len(sizes.stages) > 1 else ""
+            raise UserError(
+                f"train.batch_size / train.micro_batches = {stage.rows} / {stage.micro_batches} = {rows} sequences{ramp} "
+                f"cannot be spread over {ways} devices ({' x '.join(meshes.ROWS)} of parallel.mesh={c.parallel.mesh!r}): change "
+                f"{'train.batch_start or ' if ramp else ''}one of them"
+            )
+
+
+def _steps(
+    c: ConfigDict, workdir: Path, makes: Programs, make_source: MakeSource
+) -> tuple[int, Budget | None, dict[Stage, Any]]:
+    """How many steps the run has; where that had to be measured, also the compiled program."""
+    if not budgets.is_time(c):
+        total = makes.sizes.steps(c.train.duration)
+        if total < 1:
+            raise UserError(
+                f"train.duration={c.train.duration!r} is less than one step of {makes.sizes.tokens(1):,} tokens"
+            )
+        return total, None, {}
+    if (budget := budgets.known(c, workdir)) is not None:
+        return budget.steps, budget, {}
+    source, (stage,) = make_source(0), makes.sizes.stages
+    if not source.stateless:
+        raise UserError(
+            f"train.duration={c.train.duration!r}: the time of a step cannot be measured where batches depend on the run so "
+            "far: give steps or tokens"
+        )
+    example = on_devices(source.batch(0, None), makes.mesh)
+    program = makes.compile(stage, example, rows=stage.rows, total_steps=ANY_STEPS)
+    arguments = makes.arguments(ANY_STEPS)
+
+    def step(state: State, k: int) -> tuple[State, Any]:
+        return program(state, on_devices(source.batch(k, None), makes.mesh), *arguments)
+
+    def measure(seconds: float) -> float:
+        thrown_away = makes.make_state(jax.random.key(c.seed))
+        return budgets.seconds_per_step(step, thrown_away, seconds=seconds)
+
+    budget = budgets.settle(c, workdir, measure)
+    return budget.steps, budget, {stage: program}
+
+
+def _copied(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.device_put(jnp.array(x, like.dtype, copy=True), like.sharding)
+
+
+def _state(
+    c: ConfigDict, workdir: Path, makes: Programs, total: int, initial_params: Callable[[Any], Any] | None
+) -> Restored:
+    """The state to go on from: of the newest checkpoint, or new."""
+    folder, abstract = workdir / "checkpoints", makes.abstract
+    folder.mkdir(parents=True, exist_ok=True)
+    restored = checkpoint.restore(folder, abstract)
+    if restored is not None:
+        processes.say(f"resuming from step {restored.meta['step']:,} of {total:,}")
+        return restored
+    state = makes.make_state(jax.random.key(c.seed))
+    if initial_params is not None:
+        params, frozen = split(initial_params(combine(abstract.params, abstract.frozen)), c.optimizer.train)
+        ema = None if abstract.ema is None else jax.tree.map(_copied, params, abstract.ema)
+        state = dataclasses.replace(state, params=params, frozen=frozen, ema=ema)
+    checkpoint.save_frozen(folder, state.frozen)
+    whole = combine(state.params, state.frozen)
+    processes.say(init.parameter_table(whole, shardings=jax.tree.map(lambda x: x.sharding, whole)))
+    processes.say(optimizers.table(c.optimizer, state.params, model=c.model))
+    return Restored(state, {"step": 0, "train_seconds": 0.0}, {})
