@@ -19,7 +19,7 @@ from jax.experimental import serialize_executable
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from llmjax import config
+from llmjax import config, storage
 from llmjax.data.ramp import Stage
 from llmjax.errors import UserError
 
@@ -110,12 +110,10 @@ def save(path: Path, programs: Mapping[str, tuple[jax.stages.Lowered, Any]], *, 
         entries[name] = {"hash": program_hash(lowered), "offset": offset, "size": len(payload)}
         offset += len(payload)
     header = json.dumps({"format": FORMAT, **described(c, mesh), "programs": entries}).encode() + b"\n"
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as file:
+    with storage.writing(path) as file:
         file.write(header)
         for payload in payloads:
             file.write(payload)
-    temporary.rename(path)
     return len(header) + offset
 
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from llmjax import human
+from llmjax import human, storage
 from llmjax.errors import UserError
 
 
@@ -37,7 +37,7 @@ def clean(row: dict[str, Any]) -> dict[str, Any]:
 
 def tail_mean(path: Path, name: str, *, count: int) -> float | str:
     """Mean of a value over the last `count` rows that have it; "unknown" when none has."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()[-count:]]
+    rows = [json.loads(line) for line in storage.read_text(path).splitlines()[-count:]]
     values = [row[name] for row in rows if row.get(name) is not None]
     return sum(values) / len(values) if values else "unknown"
 
@@ -58,9 +58,7 @@ def keep_rows(path: Path, *, up_to: int) -> bool:
         if row["step"] <= up_to:
             kept.append(line)
             found = found or row["step"] == up_to
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    temporary.replace(path)
+    storage.write_text(path, "".join(line + "\n" for line in kept))
     return found
 
 
@@ -74,9 +72,8 @@ def first_start(workdir: Path, *, train_seconds: float) -> float:
     try:
         return float(json.loads(path.read_text())["unix_seconds"])
     except (OSError, ValueError, KeyError):
-        path.parent.mkdir(exist_ok=True)
         unix_seconds = time.time() - train_seconds
-        path.write_text(json.dumps({"unix_seconds": unix_seconds}) + "\n")
+        storage.write_json(path, {"unix_seconds": unix_seconds})
         return unix_seconds
 
 
@@ -84,7 +81,7 @@ class Writer:
     """Appends rows to metrics.jsonl, and scalars to TensorBoard when asked to; silent: does nothing."""
 
     def __init__(self, workdir: Path, *, tensorboard: bool, silent: bool = False) -> None:
-        self._file: TextIO | None = None if silent else (workdir / "metrics.jsonl").open("a", buffering=1)
+        self._file: TextIO | None = None if silent else storage.appending(workdir / "metrics.jsonl")
         self._tensorboard: Any = None
         if tensorboard and not silent:
             try:
