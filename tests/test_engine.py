@@ -397,14 +397,14 @@ def test_other_parameters_are_taken_without_compiling_anything():
 
 # Weights
 
-QUICK = (("gpt2", "tiles"), ("griffin", "int8"))
+QUICK = (("gpt2", "tiles"), ("griffin", "int8"), ("moe", "int8"))
 
 
 @pytest.mark.parametrize(
     ("name", "form"),
     [
         pytest.param(name, form, marks=[] if (name, form) in QUICK else [pytest.mark.slow])
-        for name in ("llama", "gpt2", "griffin", "mamba2")
+        for name in ("llama", "gpt2", "griffin", "mamba2", "moe")
         for form in ("tiles", "int8")
     ],
 )
@@ -434,6 +434,17 @@ def test_int8_is_a_quarter_of_the_bytes_and_near_the_logits():
     exact, rounded = run(params), run(jax.jit(functools.partial(weights.dequantized, module))(params))
     error = float(jnp.sqrt(jnp.mean((exact - rounded) ** 2) / jnp.var(exact)))
     assert 0 < error < 0.05
+
+
+def test_int8_is_a_quarter_of_the_bytes_of_experts_too():
+    module, params = model("moe")
+    _, own = weights.prepare(module, params, "int8")
+    for name in ("up", "gate", "down"):
+        matrix, low = params["layers"]["moe"][name]["kernel"], own["layers"][1]["moe"][name]
+        assert (low["kernel"].dtype, low["kernel"].shape) == (np.int8, matrix.shape[1:])
+        np.testing.assert_allclose(
+            low["kernel"] * np.asarray(low["scale"])[:, None], matrix[1], atol=float(low["scale"].max()) / 1.9
+        )
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,12 @@ from llmjax.kept import Store, environment
 from llmjax.model import transformer
 from llmjax.model.block import unstacked
 from llmjax.model.layers import Linear, dtype_of
+from llmjax.model.moe import Weights
 
 TILE = 64
 TILED_ROWS = 64  # for more rows the tiles are put back together, which costs one copy of the matrix
 FORMS = ("stored", "tiles", "int8")
+EXPERTS = ("up", "gate", "down")  # maps of which a sparse layer has a stack
 
 
 def choose(*, platform: str, devices: int, rows: int) -> str:
@@ -97,10 +99,11 @@ def _each_kernel(tree: Any, change: Any, name: str = "") -> Any:
     return {key: _each_kernel(part, change, key) for key, part in tree.items()}
 
 
-# Linear maps by name, and the dimensions of their kernels; a stack of experts' has one more.
+# Linear maps by name, and the dimensions of their kernels.
 LINEAR = {
     **dict.fromkeys(("query", "key", "value"), (3,)),  # D H K
-    **dict.fromkeys(("up", "gate", "down", "head", "state"), (2,)),
+    **dict.fromkeys(("head", "state"), (2,)),
+    **dict.fromkeys(EXPERTS, (2, 3)),  # D F, or E D F of a stack of experts
     "out": (2, 3),  # H K D, of recurrent mixers R D
     "input": (2, 3),  # D R, or D I R
 }
@@ -112,18 +115,29 @@ def _matrix(name: str, kernel: jax.Array) -> jax.Array:
 
 
 def _tiled(name: str, own: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    if _is_stack(name, own):  # each of whose matrices few rows read
+        return own
     matrix_DF = _matrix(name, own["kernel"])
     padded_DF = jnp.pad(matrix_DF, ((0, 0), (0, -matrix_DF.shape[1] % TILE)))
     tiles = padded_DF.reshape(matrix_DF.shape[0], -1, TILE).swapaxes(0, 1)
     return {**{key: value for key, value in own.items() if key != "kernel"}, "tiles": tiles}
 
 
+def _is_stack(name: str, own: dict[str, jax.Array]) -> bool:
+    return name in EXPERTS and own["kernel"].ndim == 3
+
+
 def quantized(name: str, own: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """A linear map's parameters with an int8 kernel and the scale of each output: kernel = int8 x scale."""
+    """A linear map's parameters with an int8 kernel and the scale of each output: kernel = int8 x scale.
+
+    The scales of a stack of experts are (E, F), others (outputs,).
+    """
     kernel = own["kernel"].astype(jnp.float32)
-    inputs = tuple(range(kernel.ndim - 1)) if name == "out" else (0,)
+    stack = _is_stack(name, own)
+    inputs = (1,) if stack else tuple(range(kernel.ndim - 1)) if name == "out" else (0,)
     scale = jnp.maximum(jnp.max(jnp.abs(kernel), axis=inputs, keepdims=True) / 127, 1e-30)
-    return {**own, "kernel": jnp.round(kernel / scale).astype(jnp.int8), "scale": scale.reshape(-1)}
+    rounded = jnp.round(kernel / scale).astype(jnp.int8)
+    return {**own, "kernel": rounded, "scale": scale[:, 0] if stack else scale.reshape(-1)}
 
 
 def dequantized(module: transformer.Transformer, params: Any) -> Any:
@@ -133,6 +147,8 @@ def dequantized(module: transformer.Transformer, params: Any) -> Any:
 
     def there_and_back(name: str, own: dict[str, jax.Array]) -> dict[str, jax.Array]:
         low = quantized(name, own)
+        if _is_stack(name, own):
+            return {**low, "kernel": _expanded(low["kernel"], low.pop("scale"), own["kernel"].dtype)}
         outputs = own["kernel"].shape[-1:] if name == "out" else own["kernel"].shape[1:]
         scale = jnp.broadcast_to(low.pop("scale").reshape(outputs), own["kernel"].shape)
         return {**low, "kernel": (low["kernel"] * scale).astype(own["kernel"].dtype)}
@@ -159,7 +175,15 @@ def _intercept(call: Any, arguments: Any, more: Any, context: Any) -> Any:
         own = module.variables.get("params", {})
         if "tiles" in own or "scale" in own:
             return _product(module, own, *arguments)
-    return call(*arguments, **more)
+    made = call(*arguments, **more)
+    if isinstance(module, Weights) and "scale" in (own := module.variables.get("params", {})):
+        made["kernel"] = _expanded(made["kernel"], own["scale"], dtype_of(module.c.dtype))
+    return made
+
+
+def _expanded(kernel_EDF: jax.Array, scale_EF: jax.Array, dtype: Any) -> jax.Array:
+    """The matrices that int8 ones stand for, for the time that their layer computes."""
+    return (kernel_EDF * scale_EF[:, None]).astype(dtype)
 
 
 def _product(module: Linear, own: Any, x: jax.Array) -> jax.Array:
