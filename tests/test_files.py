@@ -170,3 +170,22 @@ def test_a_file_that_is_no_answers_is_left_alone(tmp_path, text):
     with pytest.raises(UserError, match="no file of answers"):
         files.answered(tmp_path / "notes.txt")
     assert (tmp_path / "notes.txt").read_text() == text
+
+
+def test_a_row_hands_tools_and_documents_to_the_template(tmp_path):
+    template = "{{ messages[0].content }}{{ tools | tojson if tools }}{{ documents[0].text if documents }}"
+    tokenizer = dataclasses.replace(byte_tokenizer(), chat_template=template)
+    message = {"role": "user", "content": [{"type": "text", "text": "x"}]}
+    rows = [
+        {"messages": [message], "tools": [{"a": "<eos>"}], "documents": [{"text": "d"}]},
+        {"messages": [message, {"role": 5}]},
+        {"messages": [message], "tools": 5},
+        {"prompt": "x", "tools": []},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = files.with_requests(tokenizer, list(files.read_prompts(path)), {})
+    assert found[0].request is not None
+    assert found[0].request.ids == tuple(tokenizer.encode('x[{"a": "<eos>"}]d'))
+    says = ("message 2 has the role 5", "tools holds 5", "no setting is called 'tools'")
+    assert all(said in row.error for said, row in zip(says, found[1:], strict=True))

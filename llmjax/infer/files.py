@@ -14,6 +14,7 @@ from llmjax.infer.engine import Engine
 from llmjax.infer.request import FIELDS, FORMS, Request, prompt_ids
 
 PROMPTS = ("prompt", "messages", "ids")
+BESIDE = ("tools", "documents")  # what a chat's template is handed with the messages
 SETTINGS = FIELDS - {"ids", "source", "number"}  # what a row may set for itself
 BEGIN = b'{"id": '  # of every answer
 
@@ -33,8 +34,8 @@ class Row:
 def read_prompts(path: Path) -> Iterator[Row]:
     """The rows of JSONL, or of other files {"prompt": line}; empty lines are none.
 
-    A row has "prompt" (text), "messages" (for chat models) or "ids", and may have an "id" and settings of its own, such
-    as "temperature". A row that is none of that has an error, as has one whose id came before; the others do not notice.
+    A row has "prompt" (text), "messages" (for chat models, with "tools" and "documents") or "ids", and may have an "id"
+    and settings of its own, such as "temperature". A row that is none of that has an error, as has one whose id came before; the others do not notice.
     Raises UserError when there is no such file.
     """
     if not path.is_file():
@@ -78,7 +79,7 @@ def _json_row(line: str) -> dict[str, Any]:
 def _check_fields(row: Mapping[str, Any]) -> None:
     if sum(name in row for name in PROMPTS) != 1:
         raise UserError("a row must have one of prompt, messages and ids")
-    if unknown := sorted(row.keys() - SETTINGS - {"id", *PROMPTS}):
+    if unknown := sorted(row.keys() - SETTINGS - {"id", *PROMPTS, *(BESIDE if "messages" in row else ())}):
         raise UserError(f"no setting is called {unknown[0]!r}; there are {', '.join(sorted(SETTINGS))}")
 
 
@@ -124,7 +125,7 @@ def _request(tokenizer: Tokenizer, row: Row, defaults: Mapping[str, Any], *, cha
         messages = given.get("messages", [{"role": "user", "content": given.get("prompt")}])
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages) or not messages:
             raise UserError("messages must be a list of objects with role and content")
-        ids: Any = chat_ids(tokenizer, messages)
+        ids: Any = chat_ids(tokenizer, messages, **{name: given[name] for name in BESIDE if name in given})
     elif "prompt" in given:
         ids = prompt_ids(tokenizer, [given["prompt"]])[0]
     else:
