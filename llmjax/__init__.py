@@ -16,6 +16,9 @@ xla.configure()
 
 def load(path: str | Path, *, step: int | None = None, mesh: str = "", cache: "Cache | None" = None) -> "LanguageModel":
     """Read the model of a run or a checkpoint; see `llmjax.api.load`. Nothing heavy is imported before this is called."""
-    from llmjax import api
+    from llmjax import timings
+
+    with timings.phase("import the library"):
+        from llmjax import api
 
     return api.load(path, step=step, mesh=mesh, cache=cache)

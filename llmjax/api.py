@@ -131,9 +131,9 @@ class LanguageModel:
         whole = all(leaf.is_fully_replicated for leaf in jax.tree.leaves(self.params))
         if whole and (rows < self._rows or self.mesh.devices.flat[0].platform == "cpu"):
             # Every device would do the same work, and CPU devices share their cores: one of them is faster alone.
-            return jax.tree.map(lambda leaf: leaf.addressable_data(0), self.params), {}
+            return jax.tree.map(lambda leaf: leaf.addressable_data(0), self.params), {"store": self.store}
         context = functools.partial(placement.active, self.mesh, self.config)
-        return self.params, {"mesh": self.mesh, "context": context}
+        return self.params, {"mesh": self.mesh, "context": context, "store": self.store}
 
     def _check_reads_left_to_right(self, what: str) -> None:
         name = self.config.objective.name

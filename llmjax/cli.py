@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmjax import __version__, config, recipe
+from llmjax import __version__, config, recipe, timings
 from llmjax.errors import UserError
 from llmjax.eval import command as eval_command
 from llmjax.infer import command as infer_command
@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for documents that could not be read.
     """
     args, overrides = _parse(sys.argv[1:] if argv is None else argv)
+    if "timings" in args:
+        timings.start()
     try:
         c = _config(args, overrides)
         status = VERBS[args.verb].run(args, c)
@@ -84,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if ended is None:
             raise
         status = ended
+    timings.show()
     processes.end(status)
     return status
 
@@ -151,6 +154,10 @@ def _parser() -> argparse.ArgumentParser:
     everywhere.add_argument(
         "--traceback", action="store_true", default=argparse.SUPPRESS,
         help="show where in the code an error was raised (or set LLMJAX_TRACEBACK=1)",
+    )  # fmt: skip
+    everywhere.add_argument(
+        "--timings", action="store_true", default=argparse.SUPPRESS,
+        help="say at the end where the time went, phase by phase",
     )  # fmt: skip
     parser = argparse.ArgumentParser(
         "llmjax",

@@ -94,8 +94,8 @@ def _kept(function: Callable[..., Any], cache: Cache, parts: tuple[Any, ...]) ->
 class Kept:
     """A jitted function of positional arguments; called like it.
 
-    From call to call the shapes of arguments that are arrays, or dicts of arrays, may differ, and what is None. Other
-    trees keep their arrays' types: a program raises TypeError for others than it was made for.
+    Calls are told apart by the shapes of arguments that are arrays, or dicts of arrays, and by what is None: looking at
+    all arrays of large trees would take too long. A program itself refuses arrays of other types than it was made for.
     """
 
     function: Any
@@ -105,10 +105,13 @@ class Kept:
 
     def __call__(self, *arguments: Any) -> Any:
         shapes = tuple(_shape(one) for one in arguments)
-        program = self.programs.get(shapes)
-        if program is None:
-            program = self.programs[shapes] = self._program(arguments)
-        return program(*arguments)
+        if shapes in self.programs:
+            try:
+                return self.programs[shapes](*arguments)
+            except (TypeError, ValueError):  # of other types, or in other places
+                pass
+        self.programs[shapes] = self._program(arguments)
+        return self.programs[shapes](*arguments)
 
     def _cache_size(self) -> int:
         """How many programs there are; jax's name for it."""
@@ -133,7 +136,7 @@ class Kept:
 
 
 def _shape(argument: Any) -> Any:
-    """What of an argument may differ from call to call; looking at all arrays of large trees would take too long."""
+    """What of an argument usually differs from call to call, if anything does."""
     if isinstance(argument, dict):
         return tuple(sorted((name, getattr(one, "shape", None)) for name, one in argument.items()))
     return getattr(argument, "shape", argument is None)

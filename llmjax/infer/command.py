@@ -8,6 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from llmjax import timings
+from llmjax.cache import Cache, open_cache
 from llmjax.config.ranges import AT_LEAST_1, Range, number
 from llmjax.errors import UserError
 from llmjax.verb import Verb
@@ -74,6 +76,11 @@ def engine_settings(c: ConfigDict) -> dict[str, Any]:
     return {"slots": c.infer.slots, "steps": c.infer.steps, "form": c.infer.weights, "ahead": c.infer.ahead}
 
 
+def kept_of(c: ConfigDict) -> Cache | None:
+    """What is kept between starts, by `c.infer`."""
+    return open_cache(c.infer.cache, limit=c.infer.cache_bytes)
+
+
 def request_settings(c: ConfigDict) -> dict[str, Any]:
     """`c.generate` as a request's settings."""
     given = c.generate.to_dict()
@@ -115,15 +122,24 @@ def _files(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
     if all(str(row.id) in done for row in rows):
         print(f"all {len(rows)} prompts are answered in {args.out}")
         return 0
-    model = load(workdir, mesh=c.infer.mesh)
+    model = load(workdir, mesh=c.infer.mesh, cache=kept_of(c))
     rows = files.with_requests(model.tokenizer, rows, request_settings(c), chat=args.chat)
     asked = [row.request for row in rows if row.request is not None and str(row.id) not in done]
     needed = [len(one.ids) + one.max_new_tokens for one in asked]
     fitting = [length for length in needed if length <= model.config.model.max_length]  # the others are refused
-    engine = model.engine(length=c.infer.length or max(fitting, default=1), **engine_settings(c))
+    # Rounded up, so that other prompts find the same programs kept.
+    length = min(_round_up(max(fitting, default=1)), model.config.model.max_length)
+    settings = engine_settings(c)
+    settings["slots"] = min(settings["slots"], _round_up(max(len(asked), 1)))
+    engine = model.engine(length=c.infer.length or length, **settings)
     counts = files.answer_file(engine, rows, args.out)
     print(f"{args.out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     return 0
+
+
+def _round_up(count: int) -> int:
+    """To a power of two."""
+    return 1 << (count - 1).bit_length()
 
 
 def _chat(args: argparse.Namespace, c: ConfigDict) -> int:
@@ -134,13 +150,18 @@ def _chat(args: argparse.Namespace, c: ConfigDict) -> int:
     from llmjax.infer.chat import Chat, talk
 
     take_forms(c, args)
-    model = load(workdir, mesh=c.infer.mesh)
+    model = load(workdir, mesh=c.infer.mesh, cache=kept_of(c))
     chat_ids(model.tokenizer, [{"role": "user", "content": "?"}])  # says early that this is no chat model
     settings = request_settings(c)
     length = c.infer.length or model.config.model.max_length
     engine = model.engine(length=length, **{**engine_settings(c), "slots": 1})
     settings["max_new_tokens"] = min(settings["max_new_tokens"], engine.limit // 2)
-    conversation = Chat(engine, settings, lambda text: print(text, end="", flush=True), system=args.system)
+
+    def show(text: str) -> None:
+        print(text, end="", flush=True)
+        timings.moment("first of an answer")
+
+    conversation = Chat(engine, settings, show, system=args.system)
     if not sys.stdin.isatty():
         talk(conversation, sys.stdin)
         return 0
@@ -173,7 +194,7 @@ def _bench(args: argparse.Namespace, c: ConfigDict) -> int:
         raise UserError(f"--slots {args.slots}: give numbers with commas between, such as 1,4,16") from error
     if sizes[0] < 1:
         raise UserError(f"--slots {args.slots}: each must be at least 1")
-    model = load(workdir, mesh=c.infer.mesh)
+    model = load(workdir, mesh=c.infer.mesh, cache=kept_of(c))
     device = model.mesh.devices.flat[0]
     together = model.mesh.size // meshes.row_ways(model.mesh)  # devices that read a copy of the parameters side by side
     peak = bench.bandwidth(device) * (1 if device.platform == "cpu" else together)

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from llmjax import kept, timings
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer import speculative, weights
@@ -27,6 +28,7 @@ from llmjax.infer.sample import settings
 from llmjax.infer.scheduler import Action, Copy, Keep, Place, Read, Restore, Scheduler
 from llmjax.infer.slots import Row, Slots, stop_row
 from llmjax.infer.steps import Written, programs
+from llmjax.kept import Store
 from llmjax.model.transformer import Transformer
 from llmjax.parallel import mesh as meshes
 
@@ -52,6 +54,7 @@ class Engine:
         form: str = "auto",
         mesh: jax.sharding.Mesh | None = None,
         context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        store: Store | None = None,
     ) -> None:
         """
         Args:
@@ -68,6 +71,7 @@ class Engine:
             draft: the model that drafts, of the same vocabulary; None: the text itself is looked up.
             form: of the weights: see `weights.FORMS`, or auto.
             mesh, context: where the parameters live, and what to trace under (`placement.active`).
+            store: where programs, and these parameters as they are prepared, are kept between starts.
 
         Raises UserError for settings that do not go together.
         """
@@ -107,8 +111,8 @@ class Engine:
         self._shapes = [jax.tree.map(np.shape, own) for _, own in models]
         self.params: tuple[Any, ...] = ()
         self._read_params: tuple[Any, ...] = ()
-        prepared = self._prepare([own for _, own in models])
-        self._compile(prepared, most=steps, top=likeliest)
+        prepared = self._prepare([own for _, own in models], store)
+        self._compile(prepared, most=steps, top=likeliest, store=store)
         self._kept: dict[bytes, Any] = {}  # copies of slots' caches
         self._forms = Forms(tokenizer, c.vocab_size)
         self._scheduler = Scheduler(
@@ -130,18 +134,25 @@ class Engine:
 
     # ------------------------------------------------------------------ weights and programs
 
-    def _prepare(self, own: Sequence[Any]) -> tuple[Transformer, ...]:
-        """Take parameters, of the model and maybe of the draft model: the modules that read them as prepared."""
-        with self._context():
+    def _prepare(self, own: Sequence[Any], store: Store | None = None) -> tuple[Transformer, ...]:
+        """Take parameters, of the model and maybe of the draft model: the modules that read them as prepared.
+
+        `store` says which parameters those of the model are; of a draft model nothing does.
+        """
+        stores = (store, None)
+        with self._context(), timings.phase("prepare the weights"):
             placed = [jax.tree.map(jax.device_put, one, where) for one, where in zip(own, self._places, strict=False)]
-            prepared = [weights.prepare(*one, self._form) for one in zip(self._modules, placed, strict=False)]
+            prepared = [
+                weights.prepare(module, params, self._form, store=kept_in)
+                for module, params, kept_in in zip(self._modules, placed, stores, strict=False)
+            ]
         self.params = (*(params for _, params in prepared), *self.params[len(own) :])
         # Prompts are read with the caller's parameters: tiles are for few rows. int8 must be the same model throughout.
         read = self.params if self._form == "int8" else placed
         self._read_params = (*read[: len(own)], *self._read_params[len(own) :])
         return tuple(one for one, _ in prepared)
 
-    def _compile(self, prepared: tuple[Transformer, ...], *, most: int, top: int) -> None:
+    def _compile(self, prepared: tuple[Transformer, ...], *, most: int, top: int, store: Store | None) -> None:
         """The programs, which compile when they are first called, and empty slots."""
         with self._context():
             self.programs = programs(
@@ -154,6 +165,8 @@ class Engine:
                 top=top,
                 ahead=self.ahead,
                 mesh=self._mesh,
+                store=store,
+                types=kept.described((self.params, self._read_params)) if store else "",
             )
         self.slots = self._empty()
 
@@ -276,7 +289,7 @@ class Engine:
             self.slots = self._empty()
         self._whole = False
         events = s.events()  # of those that were cancelled, whose slots are free now
-        with self._context():
+        with self._context(), timings.phase("read prompts and write"):
             for action in s.reads():
                 self._do(action)
             limit_B = s.limits()

@@ -14,6 +14,7 @@ from llmjax.errors import UserError
 from llmjax.infer.engine import Engine
 from llmjax.infer.prefixes import ALIGN
 from llmjax.infer.request import FIELDS, NUMBERS, Completion, Request, prompt_ids
+from llmjax.kept import Store
 from llmjax.model.transformer import Transformer
 
 SMALLEST_LENGTH = 32
@@ -35,6 +36,7 @@ def generate(
     slots: int = 0,
     mesh: jax.sharding.Mesh | None = None,
     context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    store: Store | None = None,
     engine: dict[str, Any] | None = None,
     **settings: Any,
 ) -> list[Completion]:
@@ -56,7 +58,7 @@ def generate(
             row add up to its text. Characters come whole, and what may become a stop string is held back.
         on_done: told after every finished text how many of how many are.
         slots: texts written at a time; 0: as many as prompts, at most 32.
-        mesh, context, engine: see `Engine`, and its further settings.
+        mesh, context, store, engine: see `Engine`, and its further settings.
         settings: temperature, top_k, json_schema, ...: of `Request`, one value, or one for each prompt (a list).
 
     Raises:
@@ -101,6 +103,7 @@ def generate(
         source_length=-(-max((len(r.source) for r in requests), default=0) // ALIGN) * ALIGN,
         mesh=mesh,
         context=context,
+        store=store,
         **(engine or {}),
     )
     numbers = [made.submit(one, name=f"prompt {row // best_of}") for row, one in enumerate(requests)]

@@ -18,6 +18,7 @@ from llmjax.infer import speculative
 from llmjax.infer.sample import penalized, sample
 from llmjax.infer.slots import Slots
 from llmjax.infer.weights import computing
+from llmjax.kept import Store, named
 from llmjax.model.block import sections, stacked, unstacked
 from llmjax.model.transformer import Transformer
 
@@ -203,12 +204,16 @@ def programs(
     top: int = 0,
     ahead: int = 0,
     mesh: Mesh | None = None,
+    store: Store | None = None,
+    types: str = "",
 ) -> Programs:
     """The programs for so many slots; on a mesh the slots stay where `slots.shardings` puts them.
 
     Args:
         modules: those that decode, the model and a draft model.
         readers: the same as they read prompts, which is with parameters of another form.
+        store: where the programs are kept between starts, and
+        types: of the parameters (`kept.described`), for which they then are.
     """
     history = ahead > 0 and len(modules) == 1
     make = functools.partial(S.init, modules, count=count, length=length, source_length=source_length, history=history)
@@ -219,7 +224,7 @@ def programs(
     kept: dict[str, Any] = {} if mesh is None else {"out_shardings": where}
     both: dict[str, Any] = {} if mesh is None else {"out_shardings": (where, whole)}
     donated: dict[str, Any] = {"donate_argnames": "slots"}
-    return Programs(
+    made = Programs(
         init=jax.jit(make, **kept),
         prefill=jax.jit(fill, **donated, **kept),
         decode=jax.jit(step, **donated, **both),
@@ -228,3 +233,7 @@ def programs(
         take_row=jax.jit(lambda caches, slot: S.take_row(caches, slot)),
         put_row=jax.jit(S.put_row, **donated, **kept),
     )
+    if store is None:
+        return made
+    closed = (*map(named, (*modules, *readers)), count, length, source_length, most, top, ahead, types)
+    return Programs(*(store.keep(function, name, *closed) for name, function in made._asdict().items()))
