@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from llmjax import storage
 from llmjax.errors import UserError
@@ -100,6 +101,11 @@ class Cache:
             if left < 0:
                 with contextlib.suppress(OSError):
                     storage.remove(path)
+
+
+def cache_of(c: ConfigDict) -> Cache | None:
+    """The cache of a config, by `c.infer`. Raises UserError as `open_cache` does."""
+    return open_cache(c.infer.cache, limit=c.infer.cache_bytes)
 
 
 def open_cache(where: str, *, limit: int) -> Cache | None:

@@ -6,12 +6,13 @@ so nothing is traced. That takes for granted that a program follows from the cod
 replaces functions of llmjax while it runs keeps no programs (`store=None`, as in notebooks and tests).
 """
 
+import contextlib
 import functools
 import hashlib
 import os
 import pickle
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import jaxlib
 import numpy as np
 from flax import linen as nn
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import FrozenConfigDict
 
 from llmjax import timings
@@ -125,7 +127,9 @@ class Kept:
             if (found := self.cache.read(KIND, key)) is not None and (program := _loaded(found, tree, devices)):
                 return program
         with timings.phase("compile programs"):
-            compiled = self.function.lower(*arguments).compile()
+            lowered = self.function.lower(*arguments)
+            with _without_jax_cache():
+                compiled = lowered.compile()
             try:
                 text, _, out = serialize_executable.serialize(compiled)
                 content = pickle.dumps((text, out))
@@ -133,6 +137,21 @@ class Kept:
                 return compiled
             self.cache.write(KIND, key, [content])
         return compiled
+
+
+@contextlib.contextmanager
+def _without_jax_cache() -> Iterator[None]:
+    """Compile anew even where the user has JAX keep programs: what XLA took from a file cannot be serialized again."""
+    if not jax.config.values["jax_compilation_cache_dir"] or not jax.config.values["jax_enable_compilation_cache"]:
+        yield
+        return
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
 
 
 def _shape(argument: Any) -> Any:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,7 +18,9 @@ import pytest
 import llmjax
 from llmjax import kept, mapped
 from llmjax.cache import ABANDONED, BLOCK, Cache, open_cache, stamp
+from llmjax.cli import main
 from llmjax.errors import UserError
+from llmjax.infer import steps, weights
 from llmjax.kept import Store
 from llmjax.model import transformer
 from llmjax.train import checkpoint
@@ -257,3 +261,49 @@ def test_a_model_is_mapped_from_the_second_time_on_until_its_checkpoint_is_writt
     monkeypatch.setattr(checkpoint, "read_params", refuse)
     with pytest.raises(AssertionError, match="read again"):
         llmjax.load(run, cache=cache)
+
+
+def test_answers_are_the_same_whether_anything_is_kept_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the second start traces and prepares nothing; what takes the time is said where it is asked for."""
+    run, prompts = Path(__file__).parent / "fixtures" / "run_c4ef595", tmp_path / "prompts.txt"
+    prompts.write_text("One thing\nand another\nand a third.\n")
+    found = []
+
+    def generate(cache: str, *more: str) -> str:
+        for kept_in_memory in (steps.programs, kept._kept):
+            kept_in_memory.cache_clear()
+        out = tmp_path / f"{len(found)}.jsonl"
+        arguments = ["--workdir", str(run), "--prompts", str(prompts), "--out", str(out), *more]
+        capsys.readouterr()
+        status = main(["generate", *arguments, f"--config.infer.cache={cache}", "--config.generate.max_new_tokens=12"])
+        assert status == 0
+        found.append(out.read_text())
+        return capsys.readouterr().err
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("made again")
+
+    folder = str(tmp_path / "cache")
+    assert "seconds" not in generate("off")
+    assert "compile programs" in generate(folder, "--timings")
+    for owner, name in (
+        (steps, "_one_token"),
+        (steps, "prefill"),
+        (weights, "_prepared"),
+        (transformer, "init_params"),
+    ):
+        monkeypatch.setattr(owner, name, refuse)
+    printed = generate(folder, "--timings")
+    assert "load programs" in printed
+    assert "compile programs" not in printed
+    assert found[0] == found[1] == found[2]
+    assert found[0].count("log_probability") == 3
+
+
+def test_settings_and_help_are_shown_without_importing_jax() -> None:
+    code = "import sys; from llmjax.cli import main; main(['config']); assert not {'jax', 'numpy'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "infer.cache_bytes = " in done.stdout

@@ -65,7 +65,7 @@ def loaded(monkeypatch, tmp_path):
     """The command finds a run, and a chat model in it."""
     made = language_model(tokenizer())
     (tmp_path / "config.json").write_text(config.to_json(made.config))
-    monkeypatch.setattr(llmjax, "load", lambda _, mesh="": made, raising=False)
+    monkeypatch.setattr(llmjax, "load", lambda _, **__: made, raising=False)
     return tmp_path
 
 
@@ -160,7 +160,7 @@ def test_the_command_talks_with_a_pipe(loaded, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n/top_k 3\n/quit\n"))
     assert cli.main(["chat", "--workdir", str(loaded), "--system", "be kind"]) == 0
     assert "top_k = 3" in capsys.readouterr().out
-    monkeypatch.setattr(llmjax, "load", lambda _, mesh="": language_model(byte_tokenizer()))
+    monkeypatch.setattr(llmjax, "load", lambda _, **__: language_model(byte_tokenizer()))
     assert cli.main(["chat", "--workdir", str(loaded)]) == 2
     assert "no chat template" in capsys.readouterr().err
 

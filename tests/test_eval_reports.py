@@ -77,7 +77,7 @@ def test_the_command_runs_tasks_and_summarises_ratings(tmp_path, data, model, mo
     (run / "config.json").write_text(config.to_json(tiny_config().lock()))
     import llmjax
 
-    monkeypatch.setattr(llmjax, "load", lambda path, mesh="": model)
+    monkeypatch.setattr(llmjax, "load", lambda path, **_: model)
     arguments = ["eval", "--workdir", str(run), "--tasks", "arc_easy", "--data", str(data), "--limit", "2"]
     assert cli.main(arguments) == 0
     assert (run / "eval" / tasks.SCORES).is_file() and "the scores are in" in capsys.readouterr().out

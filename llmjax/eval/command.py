@@ -96,6 +96,7 @@ def tasks(args: argparse.Namespace, c: ConfigDict) -> int | None:
     if not args.tasks:
         return None
     from llmjax import load
+    from llmjax.cache import cache_of
     from llmjax.eval import tasks as benchmarks
 
     c = c.copy_and_resolve_references()
@@ -105,7 +106,7 @@ def tasks(args: argparse.Namespace, c: ConfigDict) -> int | None:
         c.eval.limit = args.limit or c.eval.limit
         c.eval.runner = "harness" if args.harness else c.eval.runner
         c.eval.chat = args.chat_template or c.eval.chat
-    model = load(args.workdir, mesh=c.infer.mesh)
+    model = load(args.workdir, mesh=c.infer.mesh, cache=cache_of(c))
     benchmarks.run(c, model, args.workdir, allow_code_execution=args.allow_code_execution)
     print(f"the scores are in {args.workdir / 'eval' / benchmarks.SCORES}")
     return 0

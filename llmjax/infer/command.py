@@ -9,7 +9,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax import timings
-from llmjax.cache import Cache, open_cache
 from llmjax.config.ranges import AT_LEAST_1, Range, number
 from llmjax.errors import UserError
 from llmjax.verb import Verb
@@ -76,11 +75,6 @@ def engine_settings(c: ConfigDict) -> dict[str, Any]:
     return {"slots": c.infer.slots, "steps": c.infer.steps, "form": c.infer.weights, "ahead": c.infer.ahead}
 
 
-def kept_of(c: ConfigDict) -> Cache | None:
-    """What is kept between starts, by `c.infer`."""
-    return open_cache(c.infer.cache, limit=c.infer.cache_bytes)
-
-
 def request_settings(c: ConfigDict) -> dict[str, Any]:
     """`c.generate` as a request's settings."""
     given = c.generate.to_dict()
@@ -97,13 +91,14 @@ def generate(args: argparse.Namespace, c: ConfigDict) -> int | None:
     if not args.prompt and not args.prompts:
         return None
     from llmjax import load
+    from llmjax.cache import cache_of
     from llmjax.data.chat import chat_ids
 
     if args.prompts is not None:
         if args.prompt or args.out is None:
             raise UserError("--prompts needs --out FILE.jsonl for the answers, and no --prompt beside it")
         return _files(c, args.workdir, args)
-    model = load(args.workdir, mesh=c.infer.mesh)
+    model = load(args.workdir, mesh=c.infer.mesh, cache=cache_of(c))
     settings = {k: v for k, v in c.generate.to_dict().items() if k != "prompts"}
     for prompt in args.prompt:
         print(prompt, end="\n\n" if args.chat else "", flush=True)
@@ -115,6 +110,7 @@ def generate(args: argparse.Namespace, c: ConfigDict) -> int | None:
 
 def _files(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
     from llmjax import load
+    from llmjax.cache import cache_of
     from llmjax.infer import files
 
     rows = list(files.read_prompts(args.prompts))
@@ -122,7 +118,7 @@ def _files(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
     if all(str(row.id) in done for row in rows):
         print(f"all {len(rows)} prompts are answered in {args.out}")
         return 0
-    model = load(workdir, mesh=c.infer.mesh, cache=kept_of(c))
+    model = load(workdir, mesh=c.infer.mesh, cache=cache_of(c))
     rows = files.with_requests(model.tokenizer, rows, request_settings(c), chat=args.chat)
     asked = [row.request for row in rows if row.request is not None and str(row.id) not in done]
     needed = [len(one.ids) + one.max_new_tokens for one in asked]
@@ -146,11 +142,12 @@ def _chat(args: argparse.Namespace, c: ConfigDict) -> int:
     """`llmjax chat`: from the terminal, or lines from a pipe."""
     workdir = args.workdir
     from llmjax import load
+    from llmjax.cache import cache_of
     from llmjax.data.chat import chat_ids
     from llmjax.infer.chat import Chat, talk
 
     take_forms(c, args)
-    model = load(workdir, mesh=c.infer.mesh, cache=kept_of(c))
+    model = load(workdir, mesh=c.infer.mesh, cache=cache_of(c))
     chat_ids(model.tokenizer, [{"role": "user", "content": "?"}])  # says early that this is no chat model
     settings = request_settings(c)
     length = c.infer.length or model.config.model.max_length
@@ -159,7 +156,8 @@ def _chat(args: argparse.Namespace, c: ConfigDict) -> int:
 
     def show(text: str) -> None:
         print(text, end="", flush=True)
-        timings.moment("first of an answer")
+        if text:
+            timings.moment("first of an answer")
 
     conversation = Chat(engine, settings, show, system=args.system)
     if not sys.stdin.isatty():
@@ -185,6 +183,7 @@ def _bench(args: argparse.Namespace, c: ConfigDict) -> int:
     """`llmjax bench-infer`."""
     workdir = args.workdir
     from llmjax import load
+    from llmjax.cache import cache_of
     from llmjax.infer import bench
     from llmjax.parallel import mesh as meshes
 
@@ -194,7 +193,7 @@ def _bench(args: argparse.Namespace, c: ConfigDict) -> int:
         raise UserError(f"--slots {args.slots}: give numbers with commas between, such as 1,4,16") from error
     if sizes[0] < 1:
         raise UserError(f"--slots {args.slots}: each must be at least 1")
-    model = load(workdir, mesh=c.infer.mesh, cache=kept_of(c))
+    model = load(workdir, mesh=c.infer.mesh, cache=cache_of(c))
     device = model.mesh.devices.flat[0]
     together = model.mesh.size // meshes.row_ways(model.mesh)  # devices that read a copy of the parameters side by side
     peak = bench.bandwidth(device) * (1 if device.platform == "cpu" else together)

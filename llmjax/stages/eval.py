@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from llmjax import human
 from llmjax.api import LanguageModel, load
+from llmjax.cache import cache_of
 from llmjax.data.batches import heldout_batches
 from llmjax.data.score import Score, total_score
 from llmjax.data.tokens import Index, load_index, read_stream, read_texts
@@ -50,7 +51,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
         UserError: when the model or the tokenizer cannot be read.
     """
     began = time.perf_counter()
-    model = load(workdir, mesh=c.infer.mesh)
+    model = load(workdir, mesh=c.infer.mesh, cache=cache_of(c))
     index = load_index(workdir / "tokenizer" / "tokens")
     if not index.splits["heldout"]:
         print(

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from llmjax import storage
 from llmjax.api import load
+from llmjax.cache import cache_of
 from llmjax.errors import UserError
 from llmjax.objectives import OBJECTIVES
 
@@ -26,7 +27,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     Raises:
         UserError: when the model cannot be read.
     """
-    model = load(workdir, mesh=c.infer.mesh)
+    model = load(workdir, mesh=c.infer.mesh, cache=cache_of(c))
     if not OBJECTIVES[model.config.objective.name].reads_left_to_right:
         print(
             f"nothing is generated: objective.name={model.config.objective.name} does not teach a model to continue text"
