@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from llmjax import config
 from llmjax.data import ramp
 from llmjax.data.batches import TrainBatches, tokens_per_epoch
 from llmjax.data.tokenizer import load_tokenizer
@@ -31,18 +32,26 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
     if c.train.init_from:
         initial.check(c, tokenizer)
     if workdir is None or tokenizer is None:
+        if not any(
+            unit in ("epoch", "second")
+            for _, unit in map(config.parse_duration, (c.train.duration, c.train.batch_ramp))
+        ):
+            _steps(c, ramp.batch_sizes(c.train))
         return
     c = pretrain.resolve(c, tokenizer)
     tokens, change = workdir / "tokenizer" / "tokens", corruption(c, tokenizer)
-    epoch = tokens_per_epoch(c, load_index(tokens), corruption=change)
+    index = load_index(tokens)
+    languages = [entry["languages"] for entry in index.splits["train"].values()]
+    if c.objective.name == "translation" and all(len(names) == 1 for names in languages):
+        raise UserError(
+            "objective.name=translation needs parallel text, and data.sources has none: give two files with as many "
+            "lines, such as data.sources='[\"fr|en=french.txt|english.txt\"]', or set objective.name=masked"
+        )
+    epoch = tokens_per_epoch(c, index, corruption=change)
     sizes = ramp.batch_sizes(c.train, tokens_per_epoch=epoch)
     budget = budgets.kept(c, workdir) if budgets.is_time(c) and not fresh else None
-    if budgets.is_time(c):
-        total = budget.steps if budget else 0  # 0: yet to be measured
-    else:
-        total = sizes.steps(c.train.duration)
-        if total < 1:
-            raise UserError(f"train.duration={c.train.duration!r} is less than one step of {sizes.tokens(1):,} tokens")
+    # A time that is yet to be measured: 0 steps.
+    total = (budget.steps if budget else 0) if budgets.is_time(c) else _steps(c, sizes)
     TrainBatches(c, tokens, total_steps=total, corruption=change)
     trained = max(folders.steps_in(workdir / "checkpoints"), default=0) if not fresh else 0
     if 0 < total < trained:
@@ -54,3 +63,10 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
     pretrain.start_devices(c)
     mesh = meshes.make_mesh(c.parallel.mesh, slices=c.parallel.slices)
     setup.check_rows(c, sizes, ways=meshes.row_ways(mesh))
+
+
+def _steps(c: ConfigDict, sizes: ramp.BatchSizes) -> int:
+    total = sizes.steps(c.train.duration)
+    if total < 1:
+        raise UserError(f"train.duration={c.train.duration!r} is less than one step of {sizes.tokens(1):,} tokens")
+    return total

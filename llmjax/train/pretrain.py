@@ -46,12 +46,6 @@ def run(c: ConfigDict, workdir: Path, *, make_more: MakeMore | None = None) -> d
     index = load_index(tokens_folder)
     epoch = tokens_per_epoch(c, index, corruption=change)
     sizes = ramp.batch_sizes(c.train, tokens_per_epoch=epoch)
-    languages = [entry["languages"] for entry in index.splits["train"].values()]
-    if c.objective.name == "translation" and all(len(names) == 1 for names in languages):
-        raise UserError(
-            "objective.name=translation needs parallel text, and data.sources has none: give two files with as many "
-            "lines, such as data.sources='[\"fr|en=french.txt|english.txt\"]', or set objective.name=masked"
-        )
     processes.say(f"attention: {attention.choose(c.model, platform=jax.default_backend(), any_mask=own_order(c))}")
     module = transformer.build(c.model)
     heldout = heldout_batches(c, tokens_folder, count=c.train.eval_batches, corruption=change)
