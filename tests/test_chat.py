@@ -104,6 +104,23 @@ def test_the_oldest_turns_are_forgotten_when_the_conversation_grows_too_long():
     assert len(chat.messages) == 12  # it is as if it had not been said
 
 
+def test_a_conversation_that_grows_gets_a_larger_engine_and_the_same_answers():
+    large, _ = conversation()
+    made = []
+
+    def longer(length: int) -> Engine:
+        made.append(length)
+        return large.engine
+
+    small = Chat(engine(slots=1, length=32), dict(large.settings), [].append, longer=longer, longest=96)
+    for said in ("hi", "again", "x" * 30):
+        assert small.say(said) == large.say(said)
+    assert made == [96]
+    assert small.messages == large.messages
+    with pytest.raises(ValueError, match="the message is too long"):
+        small.say("z" * 200)
+
+
 def test_commands_do_what_they_say(tmp_path):
     chat, shown = conversation()
     file = tmp_path / "talk.json"

@@ -13,6 +13,8 @@ from llmjax.errors import UserError
 from llmjax.infer.engine import Engine
 from llmjax.infer.request import FORMS, NUMBERS, check_number, read_form
 
+SHORT = 1024  # tokens for which a conversation has room at first: what is kept of 8,192 takes seconds to be cleared
+GROWTH = 4  # each larger engine has other programs, so there are few
 HELP = """\
 /help                 this
 /reset                forget the conversation (the system prompt stays)
@@ -35,6 +37,13 @@ class Chat:
     show: Callable[[str], None]
     system: str = ""
     messages: list[dict[str, str]] = field(default_factory=list)
+    longer: Callable[[int], Engine] | None = None  # makes an engine for conversations of so many tokens
+    longest: int = 0  # tokens for which it can
+
+    @property
+    def limit(self) -> int:
+        """Tokens of a conversation."""
+        return max(self.engine.limit, self.longest)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -46,7 +55,7 @@ class Chat:
         Raises UserError when the last message alone is too long, or the tokenizer has no chat template.
         """
         first = [{"role": "system", "content": self.system}] if self.system else []
-        room = self.engine.limit - self.settings["max_new_tokens"]
+        room = self.limit - self.settings["max_new_tokens"]
         kept = list(self.messages)
         while True:
             ids = chat_ids(self.tokenizer, [*first, *kept])
@@ -63,12 +72,22 @@ class Chat:
         """Answer a message, showing the answer while it comes. Nothing is remembered of a message that cannot be answered."""
         self.messages.append({"role": "user", "content": text})
         try:
-            answer = self._answer(self.engine.submit({**self.settings, "ids": self.prompt()}))
+            ids = self.prompt()
+            self._make_room(len(ids) + self.settings["max_new_tokens"])
+            answer = self._answer(self.engine.submit({**self.settings, "ids": ids}))
         except UserError:
             self.messages.pop()
             raise
         self.messages.append({"role": "assistant", "content": answer})
         return answer
+
+    def _make_room(self, tokens: int) -> None:
+        """Go on with a larger engine when the conversation has outgrown this one."""
+        length = self.engine.limit
+        while length < tokens:
+            length *= GROWTH
+        if length > self.engine.limit and self.longer is not None:
+            self.engine = self.longer(min(length, self.longest))
 
     def _answer(self, number: int) -> str:
         while True:
@@ -115,8 +134,8 @@ class Chat:
                 raise (
                     error if isinstance(error, UserError) else UserError(f"{rest!r} is no number for {name}")
                 ) from error
-            if name == "max_new_tokens" and value >= self.engine.limit:
-                raise UserError(f"max_new_tokens={value} must be from 1 to {self.engine.limit - 1}")
+            if name == "max_new_tokens" and value >= self.limit:
+                raise UserError(f"max_new_tokens={value} must be from 1 to {self.limit - 1}")
             self.settings[name] = value
         return f"{name} = {self.settings.get(name, 'off')}"
 

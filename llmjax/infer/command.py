@@ -1,6 +1,7 @@
 """The verbs generate (with prompts of its own), chat and bench-infer."""
 
 import argparse
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,10 @@ def _files(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
     return 0
 
 
+def _chat_engine(model: Any, settings: dict[str, Any], length: int) -> Any:
+    return model.engine(length=length, **{**settings, "slots": 1})
+
+
 def _round_up(count: int) -> int:
     """To a power of two."""
     return 1 << (count - 1).bit_length()
@@ -144,22 +149,23 @@ def _chat(args: argparse.Namespace, c: ConfigDict) -> int:
     from llmjax import load
     from llmjax.cache import cache_of
     from llmjax.data.chat import chat_ids
-    from llmjax.infer.chat import Chat, talk
+    from llmjax.infer.chat import SHORT, Chat, talk
 
     take_forms(c, args)
     model = load(workdir, mesh=c.infer.mesh, cache=cache_of(c))
     chat_ids(model.tokenizer, [{"role": "user", "content": "?"}])  # says early that this is no chat model
     settings = request_settings(c)
-    length = c.infer.length or model.config.model.max_length
-    engine = model.engine(length=length, **{**engine_settings(c), "slots": 1})
-    settings["max_new_tokens"] = min(settings["max_new_tokens"], engine.limit // 2)
+    longest = c.infer.length or model.config.model.max_length
+    longer = functools.partial(_chat_engine, model, engine_settings(c))
+    settings["max_new_tokens"] = min(settings["max_new_tokens"], longest // 2)
 
     def show(text: str) -> None:
         print(text, end="", flush=True)
         if text:
             timings.moment("first of an answer")
 
-    conversation = Chat(engine, settings, show, system=args.system)
+    engine = longer(c.infer.length or min(SHORT, longest))
+    conversation = Chat(engine, settings, show, system=args.system, longer=longer, longest=longest)
     if not sys.stdin.isatty():
         talk(conversation, sys.stdin)
         return 0
