@@ -16,7 +16,10 @@ os.environ["LLMJAX_CACHE"] = "off"  # what a test keeps between starts lies in a
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+import collections
 import functools
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -28,6 +31,44 @@ from llmjax.parallel import mesh, reading
 from llmjax.train import hardware
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+# What tests cost, in seconds of a core: unlike pytest's --durations the same on a busy machine.
+STARTED = pytest.StashKey[float]()
+
+
+def _cpu_seconds() -> float:
+    """Used by this process, and by those it started that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    item.stash[STARTED] = _cpu_seconds()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[pytest.TestReport]:
+    report = yield
+    if report.when == "teardown":
+        report.user_properties.append(("cpu", _cpu_seconds() - item.stash[STARTED]))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    files: collections.Counter[str] = collections.Counter()
+    for report in (one for kind in terminalreporter.stats.values() for one in kind):
+        files[(getattr(report, "nodeid", "") or "").partition("::")[0]] += dict(
+            getattr(report, "user_properties", ())
+        ).get("cpu", 0)
+    if sum(files.values()) > 60:
+        terminalreporter.section(
+            f"{sum(files.values()) / 60:.1f} minutes of a core; the twenty files that cost most, in seconds"
+        )
+        for name, seconds in files.most_common(20):
+            terminalreporter.line(f"{seconds:8.1f}  {name}")
 
 
 @pytest.fixture(scope="session")

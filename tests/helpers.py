@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from jax.sharding import Mesh
 
 from llmjax import config
@@ -24,6 +25,15 @@ from llmjax.train.schedule import make_schedule
 from llmjax.train.step import State, batch_shardings, init_state, make_train_step
 
 WORDS = ("the", "model", "reads", "a", "line", "and", "writes", "another", "one", "def", "return", "x", "=", "1")
+
+
+def few(cases: Iterable[Any], keep: int = 1) -> list[Any]:
+    """The cases of a test whose promise the first ones hold; the others ask the same once more, and run as slow.
+
+    A tuple is the values of several arguments; one that is a value goes in a tuple of its own.
+    """
+    values = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*one, marks=[pytest.mark.slow] if i >= keep else []) for i, one in enumerate(values)]
 
 
 def tiny_config(sources: Path | str = "stdlib", **changes: Any) -> config.ConfigDict:

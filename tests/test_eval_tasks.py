@@ -86,6 +86,7 @@ def no_network(monkeypatch):
 TASKS = ("arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc1", "truthfulqa_mc2", "winogrande")
 
 
+@pytest.mark.slow  # twenty seconds, most of them in the harness
 def test_native_scores_equal_the_harness_to_the_last_digit(folder, model, no_network, monkeypatch):
     asked = []
     score_requests = harness.score_requests

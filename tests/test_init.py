@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import losses_of, make_batch, mesh_of, prepare_steps, tiny_config
+from helpers import few, losses_of, make_batch, mesh_of, prepare_steps, tiny_config
 
 from llmjax.model import init, transformer
 from llmjax.parallel import placement
@@ -99,7 +99,7 @@ def test_xaviers_distribution_is_uniform_between_its_bounds():
     np.testing.assert_allclose(np.histogram(x, 10, (-bound, bound))[0] / x.size, 0.1, atol=0.01)
 
 
-@pytest.mark.parametrize("changes", [DECODER, {**DECODER, "model__moe__experts": 3, "model__moe__shared": 1}])
+@pytest.mark.parametrize("changes", few([{**DECODER, "model__moe__experts": 3, "model__moe__shared": 1}, DECODER]))
 def test_orthogonal_matrices_are_orthogonal_in_every_layer_role_and_expert(changes):
     params = start_of(tiny_config(model__init="orthogonal", **changes))
     stacks = {
@@ -311,7 +311,7 @@ def test_deepnorm_learns_with_norms_after_the_sums_of_many_layers_where_plain_in
 # ---------------------------------------------------------------- the same everywhere
 
 
-@pytest.mark.parametrize("scheme", ["orthogonal", "xavier"])
+@pytest.mark.parametrize("scheme", few(["orthogonal", "xavier"]))
 def test_the_start_is_the_same_bits_on_every_mesh(scheme):
     c = tiny_config(model__init=scheme)
     alone, *_ = prepare_steps(c, mesh_of("data=1"))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers import mesh_of, tiny_config
+from helpers import few, mesh_of, tiny_config
 from ml_collections import FrozenConfigDict
 
 from llmjax import config
@@ -91,7 +91,9 @@ def value_and_gradients(function: Any, c: FrozenConfigDict, experts_BLJ: jax.Arr
 
 
 @pytest.mark.parametrize("route", ["random", "one takes all", "one is empty", "padding"])
-@pytest.mark.parametrize(("active", "activation", "bias"), [(1, "gelu", ("mlp",)), (2, "swiglu", ()), (4, "reglu", ())])
+@pytest.mark.parametrize(
+    ("active", "activation", "bias"), few([(2, "swiglu", ()), (1, "gelu", ("mlp",)), (4, "reglu", ())])
+)
 def test_dropless_equals_a_loop_over_experts_with_its_gradients(route, active, activation, bias):
     c = settings(activation=activation, bias=bias, moe__active=active, moe__normalize=active > 1)
     _, params = make(c)
@@ -113,7 +115,7 @@ def test_blocks_for_cpu_equal_ragged_dot_and_its_gradient_wherever_experts_begin
     assert_close(jax.jit(outer)(x, dy, sizes_E), moe._ragged_outer(x, dy, sizes_E), 1e-4)
 
 
-@pytest.mark.parametrize("sizes", [(200, 0, 1, 90), (0, 0, 0, 291), (0, 0, 0, 0)])
+@pytest.mark.parametrize("sizes", few([((200, 0, 1, 90),), ((0, 0, 0, 291),), ((0, 0, 0, 0),)]))
 def test_the_kernel_for_tpu_gives_the_same_gradient(sizes):
     """By Pallas' interpreter; tests/test_plan.py compiles it for a TPU where the compiler is installed."""
     sizes_E, total = jnp.asarray(sizes, jnp.int32), sum(sizes)
@@ -227,7 +229,7 @@ def served(experts_BLJ: np.ndarray, c: FrozenConfigDict) -> np.ndarray:
     return kept
 
 
-@pytest.mark.parametrize("factor", [0.5, 1.0, 1.25, 4.0])
+@pytest.mark.parametrize("factor", few([1.0, 0.5, 1.25, 4.0], 2))
 @pytest.mark.parametrize("padded", [False, True])
 def test_experts_with_a_capacity_serve_first_choices_first_and_drop_the_rest(factor, padded):
     c = settings(moe__dispatch="capacity", moe__capacity_factor=factor)

@@ -84,7 +84,7 @@ def test_a_pattern_computes_what_the_same_layers_do_without_one():
 # Who sees whom
 
 
-@pytest.mark.parametrize("position", ["rotary", "alibi", "t5", "xlnet"])
+@pytest.mark.parametrize("position", ["rotary", slow("alibi"), slow("t5"), "xlnet"])
 def test_local_layers_see_their_window_and_no_more(position):
     module, params = make(settings(layers=1, pattern=("local",), window=3, position=position, tie_embeddings=False))
     index = np.arange(12)
@@ -92,7 +92,7 @@ def test_local_layers_see_their_window_and_no_more(position):
     np.testing.assert_array_equal(influence(module, params), (distance >= 0) & (distance < 3))
 
 
-@pytest.mark.parametrize("position", ["rotary", "alibi", "t5", "xlnet", "learned"])
+@pytest.mark.parametrize("position", ["rotary", slow("alibi"), slow("t5"), "xlnet", slow("learned")])
 def test_tokens_see_those_whose_order_is_not_above_their_own(position):
     module, params = make(settings(position=position, tie_embeddings=False, layers=1))
     orders = np.random.default_rng(0).permutation(12)

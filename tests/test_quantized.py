@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import losses_of, mesh_of, tiny_config
+from helpers import few, losses_of, mesh_of, tiny_config
 from networks import logits_of, make, settings
 
 from llmjax.model import kernels_quantized, transformer
@@ -17,7 +17,7 @@ TOLERANCE = {"int8": 0.02, "fp8": 0.06}
 GRADIENT = {"int8": 0.02, "fp8": 0.12}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", few(["bfloat16", "float32"]))
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_product_and_its_gradients_are_close_to_those_in_float32(kind, dtype):
     pytest.importorskip("qwix")

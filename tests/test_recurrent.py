@@ -9,7 +9,7 @@ import numpy as np
 import oracles_recurrent as oracles
 import pytest
 from flax import traverse_util
-from helpers import losses_of, mesh_of, tiny_config
+from helpers import few, losses_of, mesh_of, tiny_config
 from ml_collections import FrozenConfigDict
 
 from llmjax import config
@@ -77,7 +77,7 @@ def oracle(kind: str, c: config.ConfigDict, params: Any, x_LD: np.ndarray) -> np
 # What they compute
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", few([0, 1, 2]))
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mixer_equals_its_paper_on_packed_and_padded_rows(kind, seed):
     c = settings(kind)
@@ -94,7 +94,7 @@ def test_a_mixer_equals_its_paper_on_packed_and_padded_rows(kind, seed):
             np.testing.assert_allclose(y_BLD[row, start:end], expected_LD, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("chunk", few([7, 1, 64]))
 def test_mamba2_is_the_same_whatever_the_chunk(chunk):
     reset_BL, valid_BL = rows([[21], [4, 1, 13]])
     x_BLD = inputs(2, 21)
@@ -409,7 +409,7 @@ def test_the_rglru_block_equals_recurrentgemmas():
     np.testing.assert_allclose(run(module, params, x_BLD, *rows([[13]] * 2))[0], expected_BLD, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("length", [5, 21])
+@pytest.mark.parametrize("length", few([21, 5]))
 def test_the_mamba2_mixer_equals_transformers(length):
     torch = pytest.importorskip("torch")
     hf = pytest.importorskip("transformers.models.mamba2.modeling_mamba2")
