@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import platform
 import random
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from llmjax.data.documents import read_documents, shard_files
 from llmjax.prepare import clean, engine, shards
 from llmjax.prepare import run as prepare
 
+ROOT = Path(__file__).parents[1]
 SHARED_TEXT = Path(__file__).parents[2] / "shared" / "data" / "text"
 
 
@@ -235,3 +237,18 @@ def test_real_text_in_eight_languages_is_kept_unchanged(tmp_path):
     run(tmp_path / "run", f"books={SHARED_TEXT}/genesis", holdout_percent=0)
     kept = {row["path"]: row["text"] for row in rows(tmp_path / "run", "train")}
     assert kept == {p.name: p.read_text(encoding="utf-8") for p in (SHARED_TEXT / "genesis").glob("*.txt")}
+
+
+def test_the_quickstart_holds_out_the_modules_that_are_listed_beside_its_figures(tmp_path):
+    figures = json.loads((ROOT / "results" / "quickstart.json").read_text())
+    if platform.python_version() != figures["prepare/python"]:
+        pytest.skip(f"the figures are of the standard library of Python {figures['prepare/python']}")
+    results = prepare.run(config.load(str(ROOT / "configs" / "quickstart.py")), tmp_path)
+    listed = figures["prepare/heldout"]
+    found = {row["path"]: hashlib.sha256(row["text"].encode()).hexdigest() for row in rows(tmp_path, "heldout")}
+    compiled = {path for path in listed.keys() | found if path.startswith("docstrings/")}  # a build may leave some out
+    assert {path: digest for path, digest in found.items() if path not in compiled} == {
+        path: digest for path, digest in listed.items() if path not in compiled
+    }
+    assert results["heldout_documents"] == len(found)
+    assert figures["prepare/heldout_documents"] == len(listed)
