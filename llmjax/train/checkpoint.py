@@ -325,7 +325,6 @@ def _first_difference(stored: dict[str, str], wanted: dict[str, str]) -> str:
     """The first array on which a checkpoint and a config disagree, in words; empty when they agree."""
     for name in sorted(stored.keys() | wanted.keys()):
         there, here = stored.get(name, "missing"), wanted.get(name, "missing")
-        # Older versions kept optimizer state and averages in bfloat16: float32 has all of its numbers.
-        if here not in (there, there.replace("bfloat16", "float32")):
+        if here != there:
             return f"{name} is {there} in the checkpoint and {here} in the model or optimizer of the config"
     return ""
