@@ -121,6 +121,11 @@ def compile_time(layers: int, *, unroll: int) -> dict[str, Any]:
 
 QUESTIONS = ("Why is the sky blue?", "Name three colours.")
 SHORT = 24  # tokens of an answer
+# Python keeps what it compiled, as it does for everybody who does not forbid it; in no checkout's own folders.
+BYTECODE = {
+    "PYTHONDONTWRITEBYTECODE": "",
+    "PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / "llmjax-startup-pyc"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +139,7 @@ class Start:
 
 def start(python: Path, arguments: list[str], *, cache: Path, say: str = "") -> Start:
     """Run `llmjax` of an environment. With `say`, a line for the command to read, the time is that of the first answer."""
-    env = {**os.environ, "LLMJAX_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
+    env = {**os.environ, "LLMJAX_CACHE": str(cache), "PYTHONUNBUFFERED": "1", **BYTECODE}
     before, began = os.times(), time.perf_counter()
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen([python.with_name("llmjax"), *arguments], env=env, **pipes)
@@ -237,7 +242,7 @@ def base_phases(run: Path, base: Path) -> dict[str, float]:
     """Seconds of the other checkout's parts for two answers."""
     chats = any("chat_template" in path.read_text() for path in tokenizer_files(run))
     command = [base / ".venv" / "bin" / "python", "-c", BASE_PHASES, str(run), str(int(chats)), str(SHORT), *QUESTIONS]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=base)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=base, env={**os.environ, **BYTECODE})
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])

@@ -53,7 +53,7 @@ class Cache:
         with file:
             try:
                 whole = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-                whole.madvise(getattr(mmap, "MADV_POPULATE_READ", mmap.MADV_WILLNEED))
+                whole.madvise(mmap.MADV_WILLNEED)
                 content = np.frombuffer(whole, np.uint8)[HEADER:]
                 if json.loads(whole[:HEADER]) == _header(key, content):
                     os.utime(file.fileno())  # the last time that it was used

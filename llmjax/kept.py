@@ -38,10 +38,15 @@ def environment() -> str:
     return key_of(
         _code(),
         (jax.__version__, jaxlib.__version__, flax.__version__, np.__version__),
-        (platform.machine(), _processor(), os.cpu_count(), len(os.sched_getaffinity(0))),
+        (platform.machine(), _processor(), _cores()),
         [(d.platform, d.device_kind, d.client.platform_version) for d in jax.local_devices()[:1]],
         sorted(item for item in os.environ.items() if item[0].startswith(("XLA_", "LIBTPU_", "TF_"))),
     )
+
+
+def _cores() -> int | None:
+    """How many this process may use; loops are divided by it when they are compiled."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _code() -> str:

@@ -91,9 +91,10 @@ def generate(args: argparse.Namespace, c: ConfigDict) -> int | None:
     take_forms(c, args)
     if not args.prompt and not args.prompts:
         return None
-    from llmjax import load
-    from llmjax.cache import cache_of
-    from llmjax.data.chat import chat_ids
+    with timings.phase("import the library"):
+        from llmjax import load
+        from llmjax.cache import cache_of
+        from llmjax.data.chat import chat_ids
 
     if args.prompts is not None:
         if args.prompt or args.out is None:
@@ -110,9 +111,10 @@ def generate(args: argparse.Namespace, c: ConfigDict) -> int | None:
 
 
 def _files(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
-    from llmjax import load
-    from llmjax.cache import cache_of
-    from llmjax.infer import files
+    with timings.phase("import the library"):
+        from llmjax import load
+        from llmjax.cache import cache_of
+        from llmjax.infer import files
 
     rows = list(files.read_prompts(args.prompts))
     done = files.answered(args.out)
@@ -146,10 +148,11 @@ def _round_up(count: int) -> int:
 def _chat(args: argparse.Namespace, c: ConfigDict) -> int:
     """`llmjax chat`: from the terminal, or lines from a pipe."""
     workdir = args.workdir
-    from llmjax import load
-    from llmjax.cache import cache_of
-    from llmjax.data.chat import chat_ids
-    from llmjax.infer.chat import SHORT, Chat, talk
+    with timings.phase("import the library"):
+        from llmjax import load
+        from llmjax.cache import cache_of
+        from llmjax.data.chat import chat_ids
+        from llmjax.infer.chat import SHORT, Chat, talk
 
     take_forms(c, args)
     model = load(workdir, mesh=c.infer.mesh, cache=cache_of(c))
@@ -188,10 +191,11 @@ def _typed() -> Iterator[str]:
 def _bench(args: argparse.Namespace, c: ConfigDict) -> int:
     """`llmjax bench-infer`."""
     workdir = args.workdir
-    from llmjax import load
-    from llmjax.cache import cache_of
-    from llmjax.infer import bench
-    from llmjax.parallel import mesh as meshes
+    with timings.phase("import the library"):
+        from llmjax import load
+        from llmjax.cache import cache_of
+        from llmjax.infer import bench
+        from llmjax.parallel import mesh as meshes
 
     try:
         sizes = sorted({int(n) for n in args.slots.split(",")})
