@@ -42,6 +42,7 @@ class Stage:
     # (config, workdir | None, fresh) raises UserError for what the stage would refuse, and changes nothing. Without a
     # workdir what the stage needs is yet to be made; fresh: what it made so far is to be moved away.
     check: str = ""
+    given: tuple[tuple[str, str], ...] = ()  # arguments that rooms above make of the config
     leaves: tuple[str, ...] = ()  # patterns of files and folders that are there when it is done, one of each at least
     everywhere: bool = False  # all processes of a job run it together
 
@@ -62,11 +63,12 @@ STAGES: dict[str, Stage] = {
         leaves=("tokenizer/tokens/index.json",),
     ),
     "train": Stage(
-        "llmjax.stages.train:run",
+        "llmjax.train.pretrain:run",
         ("seed", "data.mixture", "data.mixture_temperature", "data.max_epochs", "model", "objective", "optimizer",
          "schedule", "train"), ("tokenizer",),
         "train the model, or go on from its last checkpoint",
-        check="llmjax.stages.train:check",
+        check="llmjax.eval.during_training:check",
+        given=(("make_more", "llmjax.eval.during_training:make"),),
         leaves=("checkpoints/[0-9]*",), everywhere=True,
     ),
     "eval": Stage(
@@ -135,7 +137,8 @@ def run(c: ConfigDict, workdir: Path, stages: Sequence[str], *, again: bool = Fa
             _check(c, workdir, stage, fresh=decision["aside"])
             processes.from_first(partial(_begin, workdir, stage, decision))
             began = time.perf_counter()
-            function = _function(STAGES[stage].function)
+            given = {name: _function(where)(c) for name, where in STAGES[stage].given}
+            function = partial(_function(STAGES[stage].function), **given)
             everywhere = STAGES[stage].everywhere
             results = function(c, workdir) if everywhere else processes.from_first(partial(function, c, workdir))
             processes.from_first(partial(_end, workdir, stage, results))

@@ -1,4 +1,8 @@
-"""The train stage: the training of train/pretrain.py, with the benchmarks of c.eval.tasks among what is logged."""
+"""The benchmarks of `eval.tasks` while a model is trained: handed to the train stage, which measures them besides.
+
+Only the tasks of the native runner are scored, each with `eval.limit` questions at most; `llmjax eval` runs the others
+when the training is done.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,21 +19,9 @@ from llmjax.train import pretrain
 
 
 def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
-    """Raise UserError for a training that cannot be begun, and for a task whose questions are not in c.eval.data."""
+    """Raise UserError for a training that cannot be begun, and for a task whose questions are not in `eval.data`."""
     checks.check(c, workdir, fresh=fresh)
     _task_names(c)
-
-
-def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
-    """Train, or go on from the last checkpoint; with c.eval.tasks, score them whenever the held-out text is scored.
-
-    Only the tasks of the native runner are scored, each with c.eval.limit questions at most; `llmjax eval` runs the
-    others when the training is done.
-
-    Raises:
-        UserError: if a task's questions are not in c.eval.data; and as `pretrain.run`.
-    """
-    return pretrain.run(c, workdir, make_more=_make_tasks(c))
 
 
 def _task_names(c: ConfigDict) -> list[str]:
@@ -44,7 +36,12 @@ def _task_names(c: ConfigDict) -> list[str]:
     return names
 
 
-def _make_tasks(c: ConfigDict) -> pretrain.MakeMore | None:
+def make(c: ConfigDict) -> pretrain.MakeMore | None:
+    """What `pretrain.run` measures besides; None when there is nothing.
+
+    Raises:
+        UserError: for a task whose questions are not in `eval.data`.
+    """
     if not c.eval.tasks:
         return None
     from llmjax.eval import native
@@ -52,10 +49,10 @@ def _make_tasks(c: ConfigDict) -> pretrain.MakeMore | None:
     names = _task_names(c)
     if not names or processes.count() > 1:
         why = "in training they need a single process" if names else "none is of the native runner"
-        print(f"eval.tasks are not scored during training ({why}); `llmjax eval` scores them afterwards")
+        processes.say(f"eval.tasks are not scored during training ({why}); `llmjax eval` scores them afterwards")
         return None
 
-    def make(
+    def make_evaluate(
         resolved: ConfigDict, module: Transformer, tokenizer: Tokenizer, mesh: jax.sharding.Mesh
     ) -> Callable[[Any], dict[str, float]]:
         from llmjax.api import LanguageModel
@@ -70,4 +67,4 @@ def _make_tasks(c: ConfigDict) -> pretrain.MakeMore | None:
             with_tasks, LanguageModel(with_tasks, module, params, tokenizer, 0, mesh, step)
         )
 
-    return make
+    return make_evaluate
