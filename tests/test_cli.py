@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+import traceback
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import llmjax
 from llmjax import cli, recipe, start
 from llmjax.errors import UserError
+from llmjax.train import executable
 
 VERBS = tuple(cli.VERBS)
 NEEDED = {
@@ -186,3 +190,23 @@ def test_a_full_disk_is_the_machines_fault_exit_status_1(config_file, monkeypatc
     assert cli.main(["run", "--config", str(config_file), "--workdir", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("llmjax: No space left on device (metrics.jsonl). Free some space")
+
+
+def test_four_calls_lead_from_the_command_to_the_step(tiny_run, one_device, monkeypatch):
+    stacks, real = [], executable.compile_once
+
+    def compile_once(lowered, *, mesh):
+        program = real(lowered, mesh=mesh)
+
+        def step(*arguments):
+            ours = [
+                f for f in traceback.extract_stack() if Path(f.filename).is_relative_to(Path(llmjax.__file__).parent)
+            ]
+            stacks.append([f"{Path(f.filename).stem}.{f.name}" for f in ours])
+            return program(*arguments)
+
+        return step
+
+    monkeypatch.setattr(executable, "compile_once", compile_once)
+    assert cli.main(["train", "--workdir", str(tiny_run), "--config.train.duration=2 steps"]) == 0
+    assert stacks == [["cli.main", "recipe.run", "pretrain.run", "loop.train"]] * 2

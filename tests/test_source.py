@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import logging
 import os
 import shutil
 import signal
@@ -14,13 +15,16 @@ import helpers
 import jax
 import numpy as np
 import pytest
-from helpers import assert_same_bits, make_batch, tiny_config, train
+from helpers import assert_same_bits, make_batch, mesh_of, tiny_config, train
 from test_train import last_state, rows_of
 
 from llmjax import recipe
+from llmjax.data.batches import heldout_batches
 from llmjax.data.source import StatelessSource
 from llmjax.errors import UserError
+from llmjax.model import transformer
 from llmjax.train import budget, checkpoint, pretrain
+from llmjax.train.heldout import make_heldout
 
 STEPS, ROUND = 10, 3
 FIRST_BYTE = 4  # the id of byte 0
@@ -260,3 +264,50 @@ def test_stages_of_a_mixture_begin_at_their_share_of_the_run(
     pretrain.run(two_config(two_sources, data__mixture=mixture).lock(), workdir)
     assert {k: found[k] for k in shares} == shares
     assert len(found) == 20
+
+
+def test_held_out_text_is_measured_in_micro_batches_compiled_before_it_is_due(two_sources, caplog):
+    found, mesh = [], mesh_of("data=1")
+    for parts in (1, 4):
+        c = two_config(two_sources, train__micro_batches=parts, train__eval_batches=2)
+        heldout = heldout_batches(c, two_sources / "run" / "tokenizer" / "tokens", count=2)
+        rows = {len(batch["tokens"]) for batches in heldout.values() for batch in batches}
+        assert rows == {16 // parts}
+        module = transformer.build(c.model)
+        params = jax.jit(functools.partial(transformer.init_params, module))(jax.random.key(0))
+        evaluate = make_heldout(c, module, heldout, np.ones(c.model.vocab_size), mesh, params)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="jax"), jax.log_compiles():
+            found.append(evaluate(params))
+        assert not any("XLA compilation of jit(step)" in record.getMessage() for record in caplog.records)
+    assert found[0].keys() == {f"heldout_{kind}{end}" for kind in ("loss", "accuracy", "bits_per_byte")
+                               for end in ("", "/a", "/b")}  # fmt: skip
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_held_out_scores_with_weights_that_are_shares_are_weighted_means(two_sources):
+    c, mesh = two_config(two_sources), mesh_of("data=1")
+    module = transformer.build(c.model)
+    params = jax.jit(functools.partial(transformer.init_params, module))(jax.random.key(0))
+    heldout = heldout_batches(c, two_sources / "run" / "tokenizer" / "tokens", count=1)
+    small = {
+        name: [batch | {"weights": batch["weights"] / 4096} for batch in batches] for name, batches in heldout.items()
+    }
+    whole, shares = (
+        make_heldout(c, module, h, np.ones(c.model.vocab_size), mesh, params)(params) for h in (heldout, small)
+    )
+    assert shares == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_plan_knows_what_the_measurement_of_held_out_text_needs():
+    from llmjax.scaling import compiler
+
+    mesh, needed = mesh_of("data=1"), {}
+    for parts in (1, 8):
+        c = tiny_config(train__batch_size=64, train__micro_batches=parts, train__sequence_length=64)
+        sizes = compiler.stages(c)
+        made = compiler.compile_stage(c, mesh, sizes, sizes.stages[0])
+        needed[parts] = compiler.evaluation_bytes(c, mesh, made)
+        assert needed[parts] > compiler.shard_bytes(made.abstract)
+    logits = 4 * 64 * 64 * 320
+    assert needed[8] < needed[1] - logits / 2

@@ -116,6 +116,40 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_results_still_has_numb
     assert [row["step"] for row in rows_of(tmp_path / "run")] == list(range(1, 9))
 
 
+@pytest.mark.usefixtures("one_device")
+def test_a_run_extended_by_half_after_its_end_is_the_run_that_was_longer_from_the_start(tmp_path):
+    constant = {"schedule__name": "constant", "schedule__warmup": "2 steps", "checkpoint__every": "4 steps"}
+    longer = tiny_config(train__duration="12 steps", **constant)
+    train(longer, tmp_path / "whole")
+    train(tiny_config(**constant), tmp_path / "run")
+    results, _ = train(longer, tmp_path / "run")
+    assert results["steps"] == 12
+    assert_same_bits(last_state(tmp_path / "run"), last_state(tmp_path / "whole"))
+    rows = rows_of(tmp_path / "run")
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert rows[8]["changed"] == "train.duration changed from '8 steps' to '12 steps'"
+    assert sum("changed" in row for row in rows) == 1
+    meta = checkpoint.read_meta(checkpoint.newest(tmp_path / "run"))
+    assert meta["changes"] == [{"step": 8, "settings": {"train.duration": ["8 steps", "12 steps"]}}]
+    with pytest.raises(UserError, match=r"has taken 12 steps, and train\.duration='8 steps' is 8"):
+        train(tiny_config(**constant), tmp_path / "run")
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_run_goes_on_with_other_micro_batches_rates_and_a_moving_average_switched_on_and_off(tmp_path):
+    train(tiny_config(), tmp_path)
+    _, before = last_state(tmp_path)
+    on = {"train__duration": "9 steps", "train__micro_batches": 2, "objective__loss_chunks": 2, "train__ema": 0.5,
+          "optimizer__learning_rate": 0.5, "model__dtype": "bfloat16"}  # fmt: skip
+    train(tiny_config(**on), tmp_path)
+    _, after = last_state(tmp_path)
+    halfway = jax.tree.map(lambda a, b: (a + b) / 2, before["params"], after["params"])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), after["ema"], halfway)
+    train(tiny_config(**on | {"train__duration": "10 steps", "train__ema": 0.0}), tmp_path)
+    assert "ema" not in last_state(tmp_path)[1]
+    assert [row["step"] for row in rows_of(tmp_path)] == list(range(1, 11))
+
+
 STEPS = 200  # a second of training
 
 

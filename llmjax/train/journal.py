@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from llmjax.config import changes
 from llmjax.errors import UserError
 from llmjax.model.count import flops_per_token
 from llmjax.parallel import mesh as meshes
@@ -47,6 +48,9 @@ class Journal:
         self._before = self._last_row = before
         self._spikes = Spikes(c.train.rewind, run.meta.get("spikes"), skips=run.skips)
         self._flops = flops_per_token(c.model, sequence_length=c.train.sequence_length)
+        # What a run went on with, and from which step.
+        now = [{"step": first, "settings": run.changed}] if run.changed else []
+        self._changes = [*run.meta.get("changes", ()), *now]
         self._hunted = ""  # what was not finite first, in words
         self.last_saved = first  # step, and when
         self.last_save = self._began = time.perf_counter()
@@ -97,6 +101,7 @@ class Journal:
             "goodput": self._goodput(now),
             **({"host_step_seconds_max": agreed.seconds, "slowest_host": agreed.slowest} if several else {}),
             **({"rewinds": len(run.skips)} if run.skips else {}),
+            **({"changed": changes.described(run.changed)} if run.changed and step == run.first + 1 else {}),
         }
 
     def _check_finite(self, step: int, numbers: dict[str, float], hunt: Callable[[bool], str] | None) -> None:
@@ -176,7 +181,7 @@ class Journal:
         meta = {
             "step": step, "train_seconds": self.clock.seconds, "tokens": row["tokens"], "seed": c.seed,
             "spikes": self._spikes.state, "row": metrics.clean(row), "config": c.to_dict(),
-            **self._notes,
+            "changes": self._changes, **self._notes,
         }  # fmt: skip
         if self._run.budget is not None:
             meta["budget"] = asdict(self._run.budget)

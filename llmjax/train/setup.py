@@ -14,6 +14,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from llmjax import human
+from llmjax.config import changes
+from llmjax.config.values import flatten
 from llmjax.data.ramp import BatchSizes, Stage, batch_sizes
 from llmjax.data.source import Source
 from llmjax.errors import UserError
@@ -50,6 +52,7 @@ class Run:
     meta: dict[str, Any]  # of the checkpoint that the run goes on from
     source: Source
     skips: list[Skip]
+    changed: dict[str, Any]  # settings, from what they were in that checkpoint to what they are: key -> both
     batch: Batch | None  # of the next step; None: no step is left
     programs: Mapping[Stage, Callable[..., Any]]
     arguments: tuple[Any, ...]  # of each program, behind state and batch
@@ -95,6 +98,7 @@ def prepare(
     total, budget, programs = _steps(c, workdir, makes, make_source)
 
     restored = _state(c, workdir, makes, total, initial_params)
+    changed = _changed(c, restored.meta)
     state, meta, first = restored.state, restored.meta, restored.meta["step"]
     if first > total:
         raise UserError(
@@ -114,7 +118,7 @@ def prepare(
 
     run = Run(
         mesh=mesh, sizes=sizes, total=total, first=first, state=state, meta=meta, source=source,
-        skips=skips_of(workdir, meta), batch=None, programs=programs, arguments=makes.arguments(total), evaluate=None,
+        skips=skips_of(workdir, meta), changed=changed, batch=None, programs=programs, arguments=makes.arguments(total), evaluate=None,
         agreement=agreement, budget=budget, peak=peak, started=started, phases=phases,
     )  # fmt: skip
     batch = run.next_batch(state, first) if first < total else None
@@ -188,6 +192,16 @@ def _steps(
 
     budget = budgets.settle(c, workdir, measure)
     return budget.steps, budget, {stage: program}
+
+
+def _changed(c: ConfigDict, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a training that are not those of its checkpoint. A key that the checkpoint lacks had its default."""
+    if "config" not in meta:
+        return {}
+    before, now = flatten(meta["config"]), flatten(c.to_dict())
+    groups = ("model", "objective", "optimizer", "schedule", "train")
+    found = changes.changed(before, now)
+    return {key: values for key, values in found.items() if key.partition(".")[0] in groups}
 
 
 def _copied(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
