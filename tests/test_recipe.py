@@ -42,7 +42,7 @@ def calls(monkeypatch):
         setattr(module, f"check_{name}", check)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     stages = {
-        k: dataclasses.replace(s, function=f"{module.__name__}:{k}", check=f"{module.__name__}:check_{k}")
+        k: dataclasses.replace(s, function=f"{module.__name__}:{k}", check=f"{module.__name__}:check_{k}", given=())
         for k, s in recipe.STAGES.items()
     }
     monkeypatch.setattr(recipe, "STAGES", stages)
