@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers import assert_same_bits, tiny_config
 
 import llmjax
 from llmjax import cli, config, recipe
@@ -97,6 +98,34 @@ def test_its_finished_training_goes_on_for_half_as_long_again(run, one_device, c
     assert sum(row["loss"] for row in rows[8:]) < sum(row["loss"] for row in rows[4:8])
     assert cli.main(["train", "--workdir", str(run)]) == 0  # config.json has the new duration
     assert "train: done already" in capsys.readouterr().out
+
+
+def test_the_advice_of_a_training_that_fails_works(run, one_device, capsys):
+    longer = ["train", "--workdir", str(run), "--config.train.duration=12"]
+    assert cli.main([*longer, "--config.optimizer.learning_rate=1e38", "--config.train.max_bad_steps=2"]) == 2
+    told = capsys.readouterr().err
+    assert "Lower optimizer.learning_rate" in told and "run again: it goes on from the checkpoint of step 8" in told
+    assert cli.main([*longer, "--config.optimizer.learning_rate=1e-3"]) == 0
+    out = capsys.readouterr().out
+    assert "train: goes on from step 8, although optimizer.learning_rate changed from 1e+38 to 0.001" in out
+    assert [row["step"] for row in rows_of(run)] == list(range(1, 13)) and not list(run.glob("before-*"))
+    noted = json.loads((run / "stages.json").read_text())["train"]["changes"]
+    assert [sorted(note["settings"])[0] for note in noted] == ["optimizer.learning_rate"] * 2
+
+
+@pytest.mark.slow
+def test_a_training_that_was_extended_is_the_one_that_was_as_long_from_the_start(tiny_run, tiny_sources, one_device):
+    """With a schedule that does not depend on the duration, bit for bit."""
+    other = Path(shutil.copytree(tiny_run, tiny_run.parent / "other"))
+
+    def train(workdir, duration):
+        c = tiny_config(tiny_sources, train__duration=duration, schedule__name="constant", schedule__warmup="2 steps")
+        recipe.run(c.lock(), workdir, ("train",))
+        return llmjax.load(workdir).params
+
+    train(tiny_run, "4 steps")
+    assert_same_bits(train(tiny_run, "6 steps"), train(other, "6 steps"))
+    assert [row["loss"] for row in rows_of(tiny_run)] == [row["loss"] for row in rows_of(other)]
 
 
 @pytest.mark.parametrize(
