@@ -1,7 +1,7 @@
 """One dial, the depth, from which everything else follows: d2 for a laptop, d12 for a GPU, d32 for a pod.
 
     llmjax run --config configs/dial.py:d4
-    llmjax train --config configs/dial.py:d12,tokens_per_parameter=20 --config.data.sources='["corpus/"]'
+    llmjax run --config configs/dial.py:d12,tokens_per_parameter=20 --config.data.sources='["corpus/"]'
     python configs/dial.py d12                  the table of what follows, with formulas and sources
 
 The idea, one dial and printed rules, is nanochat's. No rule here was fitted by this project yet: each row of the table

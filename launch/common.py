@@ -40,7 +40,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
     args = parser.parse_args(words[:where])
     command = words[where + 1 :]
     if not command:
-        raise Mistake("the command is missing: give it behind two dashes, such as -- train --config FILE --workdir DIR")
+        raise Mistake("the command is missing: give it behind two dashes, such as -- run --config FILE --workdir DIR")
     if command[0] not in VERBS:
         raise Mistake(f"{command[0]!r} cannot be launched; write one of {', '.join(VERBS)} behind the two dashes")
     return args, command

@@ -1,7 +1,7 @@
 """A training on Google Kubernetes Engine: a JobSet manifest, or the xpk command that makes one.
 
     python launch/gke.py --name llama --image REGION-docker.pkg.dev/P/llmjax/llmjax --tpu v5p:4x4x4 --slices 2 \\
-        --claim runs -- train --config configs/models/llama.py:llama3-8b --workdir /mnt/runs/llama
+        --claim runs -- run --config configs/models/llama.py:llama3-8b --workdir /mnt/runs/llama
 
 The image holds this repository in /llmjax, installed with the tpu (or gpu) extra. --claim is a PersistentVolumeClaim that
 many pods may write, mounted at /mnt/runs: Filestore, or a bucket through its CSI driver. A pod that is preempted gets

@@ -1,6 +1,6 @@
 """Several real processes on this machine, as on a cluster: they talk over Gloo, and are started again when one is lost.
 
-    python launch/local.py -n 4 --restarts 2 -- train --config configs/quickstart.py --workdir runs/four
+    python launch/local.py -n 4 --restarts 2 -- run --config configs/quickstart.py --workdir runs/four
 
 The first process writes to the terminal, the others to WORKDIR/processes/N.log; N.pid holds their numbers. When one
 ends with an error the rest are ended, and the job starts again from its last checkpoint, at most --restarts times; a

@@ -1,7 +1,7 @@
 """A training on whatever cloud has machines: writes a SkyPilot file and starts it as a managed job.
 
     python launch/sky.py --name llama --accelerators H100:8 --nodes 2 --bucket my-runs \\
-        -- train --config configs/models/llama.py:llama3-8b --workdir /mnt/runs/llama
+        -- run --config configs/models/llama.py:llama3-8b --workdir /mnt/runs/llama
 
 SkyPilot finds the machines, ships this folder, and finds others when they are preempted; the training then goes on from
 its last checkpoint in the bucket, which all nodes see as /mnt/runs. TPU slices are one accelerator: tpu-v5p-8:1.

@@ -1,6 +1,6 @@
 """A training on GPU nodes under Slurm: writes a batch script and hands it to sbatch.
 
-    python launch/slurm.py --nodes 4 --gpus 8 --time 24:00:00 -- train --config configs/models/gpt3.py:6.7b --workdir /shared/runs/gpt3
+    python launch/slurm.py --nodes 4 --gpus 8 --time 24:00:00 -- run --config configs/models/gpt3.py:6.7b --workdir /shared/runs/gpt3
 
 One process a GPU, as JAX expects under Slurm. Some minutes before the time limit (--before) the job gets SIGTERM, saves,
 and is queued again until the training is done; it is queued again too when it is preempted or a node fails, and starts

@@ -1,7 +1,7 @@
 """A training on Cloud TPU VMs: ask for them, ship the code, start every host, and start again when they are preempted.
 
     python launch/tpu_vm.py --name llama --type v5p-64 --zone us-east5-a --project P --spot \\
-        --disk 10.0.0.2:/runs -- train --config configs/models/llama.py:llama3-8b --workdir /mnt/runs/llama
+        --disk 10.0.0.2:/runs -- run --config configs/models/llama.py:llama3-8b --workdir /mnt/runs/llama
 
 Needs gcloud, signed in. The commit that is checked out goes to the hosts (git archive), is installed from the lock with
 the tpu extra, and the command starts on all of them. --disk is what all hosts see as /mnt/runs: a network disk

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmjax import cli, config
+from llmjax import cli, config, recipe
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -60,6 +60,8 @@ def test_documented_commands_parse_and_name_configs_that_load(command):
     if getattr(args, "config", None):  # import and export take none
         file = args.config.removeprefix("configs/")
         load(file, *overrides)
+        needs = recipe.STAGES[args.verb].needs if args.verb in recipe.STAGES else ()
+        assert not needs or args.workdir, f"llmjax {args.verb} needs {needs[0]} first: write llmjax run"
 
 
 def test_the_dial_prints_every_derived_setting_with_formula_source_and_status():

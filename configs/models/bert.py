@@ -1,7 +1,7 @@
 """BERT: a bidirectional encoder that fills in masked tokens; norms after each sum, segment embeddings, pooler.
 
     llmjax run --config configs/models/bert.py:tiny
-    llmjax train --config configs/models/bert.py:base --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/bert.py:base --config.data.sources='["corpus/"]'
 
 Paper: Devlin et al. 2019: 15% of the tokens predicted, of which 80% are masked, 10% random, 10% kept; Adam at 1e-4
 with decay 0.01, warm-up of 10,000 steps, linear to zero, dropout 0.1, 256 rows of 512 tokens, a million steps. Its

@@ -1,7 +1,7 @@
 """BLOOM: ALiBi instead of positions, a norm after the embeddings, biases everywhere, 250,880 pieces.
 
     llmjax run --config configs/models/bloom.py:tiny
-    llmjax train --config configs/models/bloom.py:560m --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/bloom.py:560m --config.data.sources='["corpus/"]'
 
 Paper: Le Scao et al. 2022, tables of shapes and recipes: warm-up over 375M tokens, cosine over 410B to a floor of
 1e-5 (6e-6 in `176b`), decay 0.1, clipping at 1, 341B tokens (366B in `176b`; here the cosine ends with the run).

@@ -2,7 +2,7 @@
 
     llmjax run --config configs/models/deepseek.py:tiny
     llmjax run --config configs/models/deepseek.py:tiny-v3
-    llmjax train --config configs/models/deepseek.py:16b --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/deepseek.py:16b --config.data.sources='["corpus/"]'
 
 Papers: Dai et al. 2024 (`16b`: 6 of 64 experts by softmax, not normalised, balance loss 0.001, 106,449 steps of 4,608
 rows of 4,096 tokens, rate 4.2e-4 dropped to 31.6% at 80% and again at 90%) and DeepSeek-AI 2024 (`v3-router`: 8 of

@@ -2,7 +2,7 @@
 
     llmjax run --config configs/models/falcon.py:tiny
     llmjax run --config configs/models/falcon.py:tiny-rw
-    llmjax train --config configs/models/falcon.py:7b --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/falcon.py:7b --config.data.sources='["corpus/"]'
 
 Papers: Almazrouei et al. 2023, and Penedo et al. 2023 for `rw-1b`, whose blocks are serial with biases and ALiBi, its
 slopes divided by sqrt(head size) like the scores. Published: learning rates and their floor, warm-up over 4B tokens

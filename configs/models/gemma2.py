@@ -1,7 +1,7 @@
 """Gemma 2: local and global layers in turn, norms before and after each branch, soft caps on scores and logits.
 
     llmjax run --config configs/models/gemma2.py:tiny
-    llmjax train --config configs/models/gemma2.py:2b --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/gemma2.py:2b --config.data.sources='["corpus/"]'
 
 Paper: Riviere et al. 2024: tied embeddings times sqrt(width), GeGLU with the tanh form, zero-centred RMS scales,
 heads of 256 (128 in `27b`, whose scores are scaled by the width of a head of 144), windows of 4,096. Tokens are

@@ -1,7 +1,7 @@
 """Gemma 3 (text): five local layers to one global, queries and keys normalised, another rotary base in each kind.
 
     llmjax run --config configs/models/gemma3.py:tiny
-    llmjax train --config configs/models/gemma3.py:270m --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/gemma3.py:270m --config.data.sources='["corpus/"]'
 
 Paper: Kamath et al. 2025: no soft caps any more, windows of 512 or 1,024, a base of 10,000 in local layers and of a
 million in global ones, whose positions are stretched 8 times from `4b` on. Tokens are published (6T for `270m`, then

@@ -2,7 +2,7 @@
 
     llmjax run --config configs/models/gpt2.py:tiny
     llmjax run --config configs/models/gpt2.py:small --config.data.sources='["corpus/"]'
-    llmjax train --config configs/models/gpt2.py:xl --config.parallel.mesh='fsdp=-1'
+    llmjax run --config configs/models/gpt2.py:xl --config.parallel.mesh='fsdp=-1'
 
 Paper: Radford et al. 2019, which publishes the shapes; the recipe is that of GPT-3's table of the same sizes (Brown
 et al. 2020) and of nanoGPT's reproduction: 0.5M tokens a step, AdamW with beta2 0.95, decay 0.1, clipping at 1.

@@ -1,7 +1,7 @@
 """GPT-3: GPT-2's blocks with every other layer attending to a band of recent tokens only.
 
     llmjax run --config configs/models/gpt3.py:tiny
-    llmjax train --config configs/models/gpt3.py:175b --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/gpt3.py:175b --config.data.sources='["corpus/"]'
 
 Paper: Brown et al. 2020, table 2.1 and appendix B: shapes, batches, learning rates, warm-up over 375M tokens, cosine
 to a tenth over 260B of 300B tokens (here over all), decay 0.1, clipping at 1. It says "alternating dense and locally

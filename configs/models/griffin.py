@@ -2,7 +2,7 @@
 
     llmjax run --config configs/models/griffin.py:tiny
     llmjax run --config configs/models/griffin.py:tiny-hawk
-    llmjax train --config configs/models/griffin.py:1b --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/griffin.py:1b --config.data.sources='["corpus/"]'
 
 Papers: De et al. 2024 (table of shapes; windows of 1,024, one key and value head, gates in 16 blocks, 300B tokens of
 rows of 2,048) and Botev et al. 2024 (`recurrentgemma-2b` and `-9b`, 2T tokens, windows of 2,048, half of each head

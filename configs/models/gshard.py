@@ -1,7 +1,7 @@
 """GShard: the encoder-decoder of translation with experts in every other layer, two of which see each token.
 
     llmjax run --config configs/models/gshard.py:tiny
-    llmjax train --config configs/models/gshard.py:128e-12l --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/gshard.py:128e-12l --config.data.sources='["corpus/"]'
 
 Paper: Lepikhin et al. 2020: 12 or 36 layers of encoder and decoder together, width 1,024, MLPs of 8,192, 16 heads of
 128, capacity 2N/E (an even share of each choice), 4M tokens a step, Adafactor with an inverse square root after

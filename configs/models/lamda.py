@@ -1,7 +1,7 @@
 """LaMDA: a decoder with T5's relative positions and a gated GELU of eight times the width.
 
     llmjax run --config configs/models/lamda.py:tiny
-    llmjax train --config configs/models/lamda.py:2b --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/lamda.py:2b --config.data.sources='["corpus/"]'
 
 Paper: Thoppilan et al. 2022: layers, widths and heads of 128 (twice the width together), 256k tokens a step, 2.81T
 BPE tokens of a vocabulary of 32k. The published sizes do not count the embedding. Not published, and ours: the norms

@@ -1,7 +1,7 @@
 """LLaMA 1 to 3.2: RMS norms before each branch, SwiGLU, rotary positions, no biases; grouped keys in the larger ones.
 
     llmjax run --config configs/models/llama.py:tiny
-    llmjax train --config configs/models/llama.py:llama3-8b --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/llama.py:llama3-8b --config.data.sources='["corpus/"]'
 
 Papers: Touvron et al. 2023a (llama1), 2023b (llama2), Grattafiori et al. 2024 (llama3), which publish shapes,
 batches, learning rates and tokens. `llama3.1-*` have positions stretched from 8k to 128k tokens by the rule that is

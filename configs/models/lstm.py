@@ -1,7 +1,7 @@
 """The LSTM: a cell that gates decide to keep, renew and show, in layers that follow each other plainly.
 
     llmjax run --config configs/models/lstm.py:tiny
-    llmjax train --config configs/models/lstm.py:ptb-medium --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/lstm.py:ptb-medium --config.data.sources='["corpus/"]'
 
 Papers: Hochreiter & Schmidhuber 1997; Zaremba et al. 2014 for the models of Penn Treebank: 2 layers of 200, 650 or
 1,500 over 10,000 words, dropout of 0, 0.5 or 0.65 between layers, rows of 20 or 35 words, batches of 20, plain

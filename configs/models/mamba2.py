@@ -1,7 +1,7 @@
 """Mamba-2: a state space in every layer, whose scan is a matrix product in chunks; no attention, no MLP, no positions.
 
     llmjax run --config configs/models/mamba2.py:tiny
-    llmjax train --config configs/models/mamba2.py:130m --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/mamba2.py:130m --config.data.sources='["corpus/"]'
 
 Paper: Dao & Gu 2024: inner width twice the width, heads of 64, states of 128, one group, a convolution of 4 tokens,
 tied embeddings, 300B tokens of the Pile; learning rates are five times those of GPT-3's models of the size, batches

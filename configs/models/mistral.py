@@ -1,7 +1,7 @@
 """Mistral 7B v0.1: LLaMA's block with grouped keys and a sliding window of 4,096 tokens in every layer.
 
     llmjax run --config configs/models/mistral.py:tiny
-    llmjax train --config configs/models/mistral.py:7b --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/mistral.py:7b --config.data.sources='["corpus/"]'
 
 Paper: Jiang et al. 2023, with the shapes. How it was trained is not published: the recipe here is ours, LLaMA 2's.
 Hardware: 116 GB of weights, gradients and moments for `7b`, spread over fsdp: 8 accelerators of 80 GB. Run here:

@@ -1,7 +1,7 @@
 """Mixtral: Mistral's block, its MLP one of eight experts, two of which see each token; no window.
 
     llmjax run --config configs/models/mixtral.py:tiny
-    llmjax train --config configs/models/mixtral.py:8x7b --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/mixtral.py:8x7b --config.data.sources='["corpus/"]'
 
 Paper: Jiang et al. 2024, with the shapes: a softmax over the two chosen experts, dropless. How it was trained is not
 published: the recipe is ours, LLaMA 2's, with the balance loss of its released code: 0.02 times one loss over the

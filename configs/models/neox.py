@@ -1,7 +1,7 @@
 """GPT-NeoX and Pythia: attention and MLP in parallel behind a norm each, a quarter of each head rotated, untied head.
 
     llmjax run --config configs/models/neox.py:tiny
-    llmjax train --config configs/models/neox.py:pythia-160m --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/neox.py:pythia-160m --config.data.sources='["corpus/"]'
 
 Papers: Black et al. 2022 (GPT-NeoX-20B: 1,538 rows of 2,048 tokens, rate 9.7e-5, decay 0.01, 150,000 steps) and
 Biderman et al. 2023 (Pythia: 1,024 rows, 143,000 steps, decay 0.01, cosine to a tenth, warm-up of 1%). Their

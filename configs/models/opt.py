@@ -2,7 +2,7 @@
 
     llmjax run --config configs/models/opt.py:tiny
     llmjax run --config configs/models/opt.py:tiny-350m
-    llmjax train --config configs/models/opt.py:125m --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/opt.py:125m --config.data.sources='["corpus/"]'
 
 Paper: Zhang et al. 2022: learning rates, batches, dropout 0.1 but not on embeddings, decay 0.1, N(0, 0.006) scaled by
 1/sqrt(2N) where branches end, 300B tokens (180B of them different) with a linear decay to a tenth. Warm-up is over

@@ -1,7 +1,7 @@
 """PaLM: parallel blocks with SwiGLU of four times the width, one key and value head, no biases, rotary positions.
 
     llmjax run --config configs/models/palm.py:tiny
-    llmjax train --config configs/models/palm.py:8b --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/palm.py:8b --config.data.sources='["corpus/"]'
 
 Paper: Chowdhery et al. 2022: shapes, LayerNorm without bias, one for both branches; tied embeddings drawn from N(0,
 1) and logits divided by sqrt(width), kernels from N(0, 1 / fan-in); Adafactor without factoring (which is Adam with

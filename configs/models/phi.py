@@ -1,7 +1,7 @@
 """phi-1, 1.5 and 2: attention and MLP in parallel behind one LayerNorm, part of each head rotated, biases everywhere.
 
     llmjax run --config configs/models/phi.py:tiny
-    llmjax train --config configs/models/phi.py:phi-1.5 --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/phi.py:phi-1.5 --config.data.sources='["corpus/"]'
 
 Papers: Gunasekar et al. 2023 (phi-1: 36,000 steps of 1,024 rows of 2,048 tokens, rate 1e-3, linear, warm-up of 750
 steps, dropout 0.1 in residual and attention), Li et al. 2023 (phi-1.5: 150B tokens at a constant 2e-4, beta2 0.98,

@@ -1,7 +1,7 @@
 """Qwen2 and Qwen2.5: LLaMA's block with biases on queries, keys and values, and a base of a million in its positions.
 
     llmjax run --config configs/models/qwen2.py:tiny
-    llmjax train --config configs/models/qwen2.py:7b --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/qwen2.py:7b --config.data.sources='["corpus/"]'
 
 Papers: Yang et al. 2024 (Qwen2: 0.5b, 1.5b, 7b, 72b) and Qwen Team 2024 (Qwen2.5, which adds 3b, 14b and 32b). Shapes
 and tokens (7T, 12T for 0.5b) are published, learning rates and batches are not: those are ours, LLaMA 3's. The small

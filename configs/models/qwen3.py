@@ -2,7 +2,7 @@
 
     llmjax run --config configs/models/qwen3.py:tiny
     llmjax run --config configs/models/qwen3.py:tiny-moe
-    llmjax train --config configs/models/qwen3.py:8b --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/qwen3.py:8b --config.data.sources='["corpus/"]'
 
 Paper: Yang et al. 2025, with the shapes and the 36T tokens; learning rates and batches are not published: those are
 ours, LLaMA 3's. The sparse ones (`30b-a3b`, `235b-a22b`) choose 8 of 128 experts and normalise their scores; their

@@ -1,7 +1,7 @@
 """The simple recurrent network: one state, renewed from the token and itself by a tanh.
 
     llmjax run --config configs/models/rnn.py:tiny
-    llmjax train --config configs/models/rnn.py:small --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/rnn.py:small --config.data.sources='["corpus/"]'
 
 Papers: Elman 1990, and Mikolov et al. 2010 for language models of 10,000 words, who trained with plain gradient
 descent at 0.1, which is halved whenever held-out loss stops falling; here the optimizer is AdamW. `small` is their

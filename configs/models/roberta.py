@@ -1,7 +1,7 @@
 """RoBERTa: BERT without segments and pooler, with a larger vocabulary and positions that start at the third row.
 
     llmjax run --config configs/models/roberta.py:tiny
-    llmjax train --config configs/models/roberta.py:base --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/roberta.py:base --config.data.sources='["corpus/"]'
 
 Paper: Liu et al. 2019, table 9: 8,000 rows of 512 tokens (8,192 here), 500,000 steps, rates 6e-4 and 4e-4, warm-up of
 24,000 and 30,000 steps, linear to zero, beta2 0.98, epsilon 1e-6, decay 0.01, dropout 0.1, no clipping. Masks are

@@ -1,7 +1,7 @@
 """Switch Transformer: T5 with experts in every other layer of encoder and decoder, one of which sees each token.
 
     llmjax run --config configs/models/switch.py:tiny
-    llmjax train --config configs/models/switch.py:base-8 --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/switch.py:base-8 --config.data.sources='["corpus/"]'
 
 Paper: Fedus et al. 2021: capacity 1.25, balance loss 0.01, the router's input jittered by 1%, span corruption,
 Adafactor, a million tokens a step. The sizes are those released; base and large have T5's shapes; the learning rate

@@ -2,7 +2,7 @@
 
     llmjax run --config configs/models/t5.py:tiny
     llmjax run --config configs/models/t5.py:tiny-v1.1
-    llmjax train --config configs/models/t5.py:small --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/t5.py:small --config.data.sources='["corpus/"]'
 
 Papers: Raffel et al. 2020 (15% of the tokens in spans of 3, 2^11 rows of 512 tokens, a million steps, Adafactor with
 1e-2 for 10,000 steps and then 1 / sqrt(step), dropout 0.1) and Shazeer 2020 for v1.1 (gated GELU, untied output, no

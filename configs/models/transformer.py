@@ -1,7 +1,7 @@
 """The Transformer of 2017: encoder and decoder, sinusoidal positions, norms after each sum, one embedding for all uses.
 
     llmjax run --config configs/models/transformer.py:tiny
-    llmjax train --config configs/models/transformer.py:base --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/transformer.py:base --config.data.sources='["corpus/"]'
 
 Paper: Vaswani et al. 2017: Adam with beta2 0.98 and epsilon 1e-9, rate 1/sqrt(width) times the inverse square root of
 the step after a warm-up of 4,000, label smoothing 0.1, dropout 0.1 (0.3 in `big`), 25,000 tokens each side a step,

@@ -1,7 +1,7 @@
 """UniLM: BERT's network trained under four masks: bidirectional, left-to-right, right-to-left, sequence-to-sequence.
 
     llmjax run --config configs/models/unilm.py:tiny
-    llmjax train --config configs/models/unilm.py:large --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/unilm.py:large --config.data.sources='["corpus/"]'
 
 Paper: Dong et al. 2019: a third of the rows bidirectional, a third sequence-to-sequence, a sixth each way; 15%
 masked; 330 rows of 512 tokens (here 336), 770,000 steps at 3e-5, warm-up of 40,000, linear to zero, decay 0.01,

@@ -2,8 +2,8 @@
 
     llmjax run --config configs/models/xlm.py:tiny
     llmjax run --config configs/models/xlm.py:tiny-clm
-    llmjax train --config configs/models/xlm.py:mlm-17 --config.data.sources='["en=en/","fr=fr/"]'
-    llmjax train --config configs/models/xlm.py:tlm-15 --config.data.sources='["en|fr=en.txt|fr.txt"]'
+    llmjax run --config configs/models/xlm.py:mlm-17 --config.data.sources='["en=en/","fr=fr/"]'
+    llmjax run --config configs/models/xlm.py:tlm-15 --config.data.sources='["en|fr=en.txt|fr.txt"]'
 
 Paper: Conneau & Lample 2019, and the shapes released with it: `mlm-17` and `mlm-100` (16 layers of 1,280, 200k
 pieces, no language embeddings), `clm-enfr` (6 layers of 1,024, 2 languages), `tlm-15` (12 layers of 1,024, 15

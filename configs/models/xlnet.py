@@ -1,7 +1,7 @@
 """XLNet: permutation language modelling with two streams, Transformer-XL's relative positions and memory.
 
     llmjax run --config configs/models/xlnet.py:tiny
-    llmjax train --config configs/models/xlnet.py:base --config.data.sources='["corpus/"]'
+    llmjax run --config configs/models/xlnet.py:base --config.data.sources='["corpus/"]'
 
 Paper: Yang et al. 2019, table 8 (`large`): 8,192 rows of 512 tokens, 500,000 steps, rate 4e-4, warm-up of 40,000,
 linear to zero, epsilon 1e-6, decay 0.01, dropout 0.1, the last 1/6 of each order predicted, rows in two parts of
