@@ -163,7 +163,7 @@ def base() -> ConfigDict:
     c.model.moe.normalize = True  # the scores of the chosen experts are divided by their sum
     c.model.moe.scale = 1.0  # times the routed experts' output
     c.model.moe.dispatch = "dropless"  # dropless (sorted by expert), or capacity (each expert takes so many, the rest is dropped)
-    c.model.moe.capacity_factor = 1.25  # capacity: tokens an expert takes, relative to an even share
+    c.model.moe.capacity_factor = 1.25  # capacity: tokens an expert takes, relative to an even share of all choices (moe.active x tokens / experts)
     c.model.moe.balance_loss = 0.01  # weight of the load-balancing loss (Switch Transformer)
     c.model.moe.balance_over = "batch"  # what that loss is over: a layer's tokens of a micro-batch (batch) or of a row (row, DeepSeek), summed over the layers; or those of all layers together, times moe.active (layers, transformers' Mixtral and Qwen3)
     c.model.moe.z_loss = 0.001  # weight of the router's z-loss (ST-MoE)
