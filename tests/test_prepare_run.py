@@ -108,7 +108,7 @@ def test_any_number_of_workers_and_a_killed_run_give_the_same_bytes(tmp_path, co
         f"run.run(c.lock(), Path({str(tmp_path / 'killed')!r}))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
-    work = tmp_path / "killed/prepare.new/work"
+    work = tmp_path / "killed/prepare/work"
     until = time.monotonic() + 120
     while not list(work.glob("*-exact-removed")) and time.monotonic() < until:
         assert process.poll() is None
@@ -148,7 +148,7 @@ def refused(tmp_path: Path) -> dict[str, tuple[dict, str]]:
         "step": ({"steps": ("exakt",)}, "did you mean exact"),
         "encodings": ({"prepare__encodings": ("utf-9",)}, "utf-9"),
         "earlier": ({"prepare__earlier": (str(tmp_path / "none"),)}, "no manifest.json"),
-        "result": ({"data__min_bytes": 10**9}, "WORKDIR/prepare.new/rejected/ has them"),
+        "result": ({"data__min_bytes": 10**9}, "run/prepare.new/rejected has them"),
     }  # fmt: skip
 
 

@@ -85,15 +85,18 @@ def funnels(
     return found
 
 
-def check_result(data: ConfigDict, found: dict[str, Funnel]) -> None:
-    """Raise UserError if nothing is left to train on, or nothing was held out although a share was asked for."""
+def check_result(data: ConfigDict, found: dict[str, Funnel], folder: Path) -> None:
+    """Raise UserError if nothing is left to train on, or nothing was held out although a share was asked for.
+
+    `folder` is where the documents were written.
+    """
     whole = add_up(found)
     if whole.train.documents == 0:
         reasons = ", ".join(f"{count.documents:,} {kind}" for kind, count in whole.rejected.items()) or "none"
         raise UserError(
             f"no document is left to train on: {whole.read.documents:,} read, {whole.heldout.documents:,} held out, "
-            f"rejected: {reasons}. WORKDIR/prepare.new/rejected/ has them with their reasons; give other data.sources, or "
-            "lower data.min_bytes or data.holdout_percent"
+            f"rejected: {reasons}. {folder / 'rejected'} has them with their reasons; give other data.sources, or lower "
+            "data.min_bytes or data.holdout_percent"
         )
     if whole.heldout.documents or not (data.holdout_percent or data.holdout_tail_percent):
         return

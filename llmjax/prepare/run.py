@@ -1,9 +1,9 @@
 """The prepare stage: sources -> WORKDIR/prepare, clean shards, what was thrown away, and an account of everything.
 
 The sources are cut into parts; tasks read and clean them, steps that look at all documents decide between two such
-passes, and tasks write the shards. All of it is made in WORKDIR/prepare.new, which takes the place of WORKDIR/prepare
-when it is complete: a finished preparation stays as it is until there is another one. Every task leaves a summary in
-prepare.new/work/, so that a stopped run goes on with the parts that are left; that folder goes when all is done.
+passes, and tasks write the shards. Every task leaves a summary in work/, so that a stopped run goes on with the parts that
+are left; that folder goes when all is done. A finished preparation, which has a manifest, stays as it is until another
+one is complete: that is made in WORKDIR/prepare.new and takes its place at the end.
 """
 
 import contextlib
@@ -55,14 +55,13 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     cut = parts.cut([*earlier, *sources])
     # The documents between the steps, and the shards; a finished preparation keeps its own room until the end.
     storage.require_space(workdir, 2 * sum(part.size for part in cut))
-    new = _begin(c, workdir)
-    work = new / "work"
+    folder = _begin(c, workdir)
+    work = folder / "work"
     state = State(make_engine(c.prepare, work), cut, work, c.prepare.to_dict(), earlier=len(earlier))
     with contextlib.closing(state.engine):
-        results = _run(c, state, sources, new)
-    for left in new.rglob(".*.tmp"):  # of processes that were killed
-        storage.remove(left)
-    storage.replace_folder(new, workdir / "prepare")
+        results = _run(c, state, sources, folder)
+    if folder.name != "prepare":
+        storage.replace_folder(folder, workdir / "prepare")
     if not c.prepare.keep_work:
         storage.remove(workdir / "prepare" / "work")
     return {**results, "seconds": round(time.perf_counter() - began, 3)}
@@ -110,9 +109,11 @@ def _run(c: ConfigDict, state: State, sources: Sequence[Source], folder: Path) -
     )
     written = _write(c, state, holdout, folder)
     funnels = account.funnels(sources, state.parts, summaries, written)
-    account.check_result(c.data, funnels)
+    account.check_result(c.data, funnels, folder)
     manifest = account.manifest(c, sources, funnels, written, found)
     account.write_card(manifest, folder / "card.html")
+    for left in folder.rglob(".*.tmp"):  # of processes that were killed
+        storage.remove(left)
     storage.write_json(folder / "manifest.json", manifest)
     print(account.table(funnels, sources), flush=True)
     return account.numbers(funnels)
@@ -151,25 +152,24 @@ def _begin(c: ConfigDict, workdir: Path) -> Path:
     Settings that only say what goes where do not undo the cleaning: then the shards alone are made again, of what is in
     work/ of a stopped run, or of a finished one that kept it.
     """
-    folder, new = workdir / "prepare", workdir / "prepare.new"
+    finished, new = workdir / "prepare", workdir / "prepare.new"
+    storage.recover_folder(finished)
+    folder = new if (finished / "manifest.json").exists() else finished
     cleaning = _cleaning(c)
     placing = _fingerprint([*(c.data[key] for key in PLACING), c.prepare.route])
-    storage.recover_folder(folder)
-    if (folder / "work").exists() and not (folder / "manifest.json").exists() and not new.exists():
-        storage.rename(folder, new)  # stopped in an earlier version, which worked in the folder itself
-    if not _is(new / "work" / "cleaning", cleaning):
-        storage.remove(new)
-        if _is(folder / "work" / "cleaning", cleaning):
-            storage.rename(folder / "work", new / "work")
-            storage.remove(new / "work" / "placing")
-    if not _is(new / "work" / "placing", placing):
-        for path in (*(new / name for name in OUTPUTS), *(new / "work" / name for name in PLACED)):
+    if not _is(folder / "work" / "cleaning", cleaning):
+        storage.remove(folder)
+        if _is(finished / "work" / "cleaning", cleaning):
+            storage.rename(finished / "work", folder / "work")
+            storage.remove(folder / "work" / "placing")
+    if not _is(folder / "work" / "placing", placing):
+        for path in (*(folder / name for name in OUTPUTS), *(folder / "work" / name for name in PLACED)):
             storage.remove(path)
-    storage.write_text(new / "work" / "cleaning", cleaning)
-    storage.write_text(new / "work" / "placing", placing)
+    storage.write_text(folder / "work" / "cleaning", cleaning)
+    storage.write_text(folder / "work" / "placing", placing)
     for name in OUTPUTS:
-        (new / name).mkdir(exist_ok=True)
-    return new
+        (folder / name).mkdir(exist_ok=True)
+    return folder
 
 
 def _cleaning(c: ConfigDict) -> str:
