@@ -14,6 +14,9 @@ from llmjax.config.ranges import AT_LEAST_1, Range, number
 from llmjax.errors import UserError
 from llmjax.verb import Verb
 
+SHORTEST = 256  # tokens for which a slot has room at least, when a file's prompts are answered
+FEW = 2  # prompts, for which a step of so many slots is faster than one of all
+
 
 def add_generate(verb: argparse.ArgumentParser) -> None:
     """What `llmjax generate` takes beside the stage's arguments."""
@@ -45,7 +48,8 @@ def take_forms(c: ConfigDict, args: argparse.Namespace) -> None:
 
     Raises UserError for a form that cannot be read.
     """
-    from llmjax.infer.request import FORMS, read_form
+    with timings.phase("import the library"):
+        from llmjax.infer.request import FORMS, read_form
 
     for name in FORMS:
         if (given := getattr(args, name)) is not None:
@@ -126,10 +130,10 @@ def _files(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
     asked = [row.request for row in rows if row.request is not None and str(row.id) not in done]
     needed = [len(one.ids) + one.max_new_tokens for one in asked]
     fitting = [length for length in needed if length <= model.config.model.max_length]  # the others are refused
-    # Rounded up, so that other prompts find the same programs kept.
-    length = min(_round_up(max(fitting, default=1)), model.config.model.max_length)
+    # Few sizes, so that other prompts find the same programs kept.
+    length = min(max(SHORTEST, _round_up(max(fitting, default=1))), model.config.model.max_length)
     settings = engine_settings(c)
-    settings["slots"] = min(settings["slots"], _round_up(max(len(asked), 1)))
+    settings["slots"] = min(settings["slots"], FEW if len(asked) <= FEW else settings["slots"])
     engine = model.engine(length=c.infer.length or length, **settings)
     counts = files.answer_file(engine, rows, args.out)
     print(f"{args.out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
