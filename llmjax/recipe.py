@@ -127,7 +127,7 @@ def run(c: ConfigDict, workdir: Path, stages: Sequence[str], *, again: bool = Fa
         if tuple(stages) != ("report",):  # reads only, so that a run can be looked at while it trains
             files = processes.from_first(lambda: _files(c, workdir, live="prepare" in stages))
             _check_all(c, workdir, stages, files, again=again)
-            processes.from_first(lambda: _claim(c, workdir, held))
+            processes.from_first(lambda: _claim(workdir, held))
         for stage in stages:
             decision = processes.from_first(partial(_decide, c, workdir, stage, stages, files, again=again))
             if decision["skip"]:
@@ -135,7 +135,7 @@ def run(c: ConfigDict, workdir: Path, stages: Sequence[str], *, again: bool = Fa
                     print(f"{stage}: done already, skipped ({workdir / stage})")
                 continue
             _check(c, workdir, stage, fresh=decision["aside"])
-            processes.from_first(partial(_begin, workdir, stage, decision))
+            processes.from_first(partial(_begin, c, workdir, stage, decision))
             began = time.perf_counter()
             given = {name: _function(where)(c) for name, where in STAGES[stage].given}
             function = partial(_function(STAGES[stage].function), **given)
@@ -143,6 +143,8 @@ def run(c: ConfigDict, workdir: Path, stages: Sequence[str], *, again: bool = Fa
             results = function(c, workdir) if everywhere else processes.from_first(partial(function, c, workdir))
             processes.from_first(partial(_end, workdir, stage, results))
             print(f"== {stage} took {human.duration(time.perf_counter() - began)}", flush=True)
+        if tuple(stages) != ("report",):  # settings that no stage depends on
+            processes.from_first(partial(storage.write_text, workdir / "config.json", config.to_json(c)))
     return processes.from_first(lambda: _merge(workdir))
 
 
@@ -191,11 +193,10 @@ def _files(c: ConfigDict, workdir: Path, *, live: bool) -> str | None:
         return before["settings"][FILES]
 
 
-def _claim(c: ConfigDict, workdir: Path, held: ExitStack) -> None:
-    """Take the run for this process and note its config. The lock goes with the process, however it ends."""
+def _claim(workdir: Path, held: ExitStack) -> None:
+    """Take the run for this process. The lock goes with the process, however it ends."""
     busy = f"another process is working on {workdir}: wait for it, or choose another --workdir"
     held.enter_context(storage.locked(workdir / ".lock", otherwise=busy))
-    storage.write_text(workdir / "config.json", config.to_json(c))
 
 
 def _merge(workdir: Path) -> Results:
@@ -273,8 +274,8 @@ def _decide(
     return decision
 
 
-def _begin(workdir: Path, stage: str, decision: Mapping[str, Any]) -> None:
-    """Say and note that a stage is started."""
+def _begin(c: ConfigDict, workdir: Path, stage: str, decision: Mapping[str, Any]) -> None:
+    """Say and note that a stage is started, and with which config."""
     step = _trained_steps(workdir)
     if decision["changed"]:
         goes_on = stage == "train" and step is not None and not decision["aside"]
@@ -284,6 +285,7 @@ def _begin(workdir: Path, stage: str, decision: Mapping[str, Any]) -> None:
         _set_aside(workdir)
     print(f"\n== {stage}: {STAGES[stage].about}", flush=True)
     if stage != "report":
+        storage.write_text(workdir / "config.json", config.to_json(c))
         entries = _read_stages(workdir)
         entry: dict[str, Any] = {"done": False, "settings": decision["settings"]}
         if stage == "train" and step is not None and not decision["aside"]:  # a note of every change on the way

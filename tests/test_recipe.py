@@ -231,6 +231,7 @@ def test_what_was_set_aside_can_still_be_loaded(calls, c, tmp_path, capsys):
     for number in (0, 1):
         aside = tmp_path / f"before-{number + 1}"
         assert (aside / LEFT["train"]).is_file() and (aside / "tokenizer" / "byte.json").is_file()
+        assert json.loads((aside / "config.json").read_text())["model"]["layers"] == (2, 1)[number]
         assert not (aside / "tokenizer" / "tokens").exists()  # the text is not needed for that, and is large
         assert (aside / "metrics.jsonl").read_text() == f"{number}\n"
         assert f"moved to {aside}" in capsys.readouterr().out or number
