@@ -141,7 +141,7 @@ def test_an_interrupted_answer_keeps_what_there_is_of_it(monkeypatch):
     chat, shown = conversation()
     whole = chat.say("hello")
     chat.messages.clear()
-    chat.engine._scheduler.forget()
+    chat.engine._scheduler.prefixes.forget()
     steps, step = [], chat.engine.step
     monkeypatch.setattr(chat.engine._scheduler, "steps", 2)
 

@@ -8,7 +8,7 @@ import pytest
 
 from llmjax.data.tokenizer import byte_tokenizer
 from llmjax.infer.constrained import Forms
-from llmjax.infer.prefixes import KeptPrefixes, Prompt, SlotPrefixes, chain
+from llmjax.infer.prefixes import KeptPrefixes, Prefixes, Prompt, SlotPrefixes, chain
 from llmjax.infer.request import Event, Request
 from llmjax.infer.scheduler import Copy, Keep, Place, Read, Restore, Scheduler
 from llmjax.infer.steps import Written
@@ -154,7 +154,7 @@ def test_an_admission_costs_the_same_however_many_wait(count):
     assert abs(calls(count) - calls(40)) <= 20
 
 
-PREFIXES: dict[str, Any] = {"slots": lambda: SlotPrefixes(4), "kept": lambda: KeptPrefixes(2), "none": lambda: None}
+PREFIXES: dict[str, Any] = {"slots": lambda: SlotPrefixes(4), "kept": lambda: KeptPrefixes(2), "none": Prefixes}
 
 
 @pytest.mark.parametrize("kind", PREFIXES)

@@ -22,7 +22,7 @@ from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer import speculative, weights
 from llmjax.infer.constrained import Forms
-from llmjax.infer.prefixes import ALIGN, KeptPrefixes, SlotPrefixes
+from llmjax.infer.prefixes import ALIGN, KeptPrefixes, Prefixes, SlotPrefixes
 from llmjax.infer.request import Completion, Event, Request, sampling_row
 from llmjax.infer.sample import settings
 from llmjax.infer.scheduler import Action, Copy, Keep, Place, Read, Restore, Scheduler
@@ -108,7 +108,7 @@ class Engine:
             devices = len(jax.tree.leaves(self._places[0])[0].device_set)
             form = weights.choose(platform=jax.default_backend(), devices=devices, rows=self.count * (ahead + 1))
         self._form, self.version = form, 0
-        self._shapes = [jax.tree.map(np.shape, own) for _, own in models]
+        self._shapes = [jax.tree.map(_shape, own) for _, own in models]
         self.params: tuple[Any, ...] = ()
         self._read_params: tuple[Any, ...] = ()
         prepared = self._prepare([own for _, own in models], store)
@@ -127,9 +127,9 @@ class Engine:
         self._unseen_V = np.zeros(V, bool)
         self._all_BW = np.full((self.count, -(-V // 32)), 2**32 - 1, np.uint32)
 
-    def _prefixes(self, beginnings: int) -> SlotPrefixes | KeptPrefixes | None:
+    def _prefixes(self, beginnings: int) -> Prefixes:
         if not beginnings:
-            return None
+            return Prefixes()
         return SlotPrefixes(self.count) if speculative.forgets(self.module) else KeptPrefixes(beginnings)
 
     # ------------------------------------------------------------------ weights and programs
@@ -177,9 +177,10 @@ class Engine:
         return slots if self._mesh is not None else jax.device_put(slots, jax.tree.leaves(self._places[0])[0])
 
     def load(self, params: Any, *, version: int = 0, draft: Any = None) -> None:
-        """Go on with other parameters of the same model, wherever they are. Nothing is compiled.
+        """Go on with other parameters of the same model, wherever they are. No program is compiled again.
 
-        What was computed of prompts is forgotten. The engine must be idle.
+        What was computed of prompts is forgotten. The engine must be idle. It reads the arrays themselves until the next
+        call, as those that it was made with: do not donate them meanwhile.
 
         Args:
             version: a number by which the caller knows them; kept as `version`.
@@ -193,10 +194,10 @@ class Engine:
         if len(own) > len(self._modules):
             raise UserError("this engine has no draft model")
         for new, shapes in zip(own, self._shapes, strict=False):
-            if jax.tree.map(np.shape, new) != shapes:
-                raise UserError("these parameters are another model's: their names or shapes differ")
+            if jax.tree.map(_shape, new) != shapes:
+                raise UserError("these parameters are another model's: their names, shapes or types differ")
         self._prepare(own)
-        self._scheduler.forget()
+        self._scheduler.prefixes.forget()
         self._kept.clear()
         self.version = version
 
@@ -215,10 +216,10 @@ class Engine:
             self._do(Place(0, Request((self.tokenizer.start_id,), source=(1,) * min(1, self.source_length))))
             if isinstance(s.prefixes, SlotPrefixes):
                 self._do(Copy(0, 0))
-            elif s.prefixes is not None:
+            elif isinstance(s.prefixes, KeptPrefixes):
                 self._do(Keep(0, b"", ()))
                 self._do(Restore(b"", 0))
-                self._kept.clear()
+                del self._kept[b""]
             self._decode(none, none.astype(np.int32), None)
         return self.programs.compiled()
 
@@ -376,6 +377,10 @@ class Engine:
             seen_V=seen_V,
             history_M=history_M,
         )
+
+
+def _shape(leaf: Any) -> str:
+    return f"{leaf.dtype} {leaf.shape}"
 
 
 def _sharding(leaf: Any) -> Any:

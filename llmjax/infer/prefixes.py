@@ -73,44 +73,29 @@ def _worth(prompt: Prompt) -> Iterable[tuple[int, bytes]]:
     return (pair for pair in reversed(prompt.chain) if pair[0] >= least)
 
 
-class SlotPrefixes:
-    """Beginnings in the slots themselves."""
-
-    def __init__(self, slots: int) -> None:
-        self._has: list[dict[bytes, int]] = [{} for _ in range(slots)]  # hash -> length
-        self._slots: dict[bytes, set[int]] = {}
+class Prefixes:
+    """Prompts share nothing; and what the other classes are asked."""
 
     def expect(self, prompt: Prompt) -> None:
         """A prompt waits."""
 
     def find(self, prompt: Prompt, reading: Mapping[int, Prompt]) -> Found | None:
-        """The longest beginning that a slot has, or is going to have. `reading`: what is being read, by slot."""
-        for length, key in _worth(prompt):
-            if slots := self._slots.get(key):
-                ready = (slot for slot in sorted(slots) if slot not in reading or reading[slot].has(length))
-                return Found(length, next(ready, None))
+        """The longest beginning that is known, or is going to be. `reading`: what is being read, by slot."""
         return None
 
-    def holds_only(self, slot: int, prompt: Prompt) -> bool:
+    def replaceable(self, slot: int, prompt: Prompt) -> bool:
         """Whether all whole blocks that a slot has begin this prompt: nothing is lost when it goes on there."""
-        own = {key for _, key in prompt.chain}
-        return all(key in own for key, length in self._has[slot].items() if length % ALIGN == 0)
+        return False
 
     def begin(self, slot: int, prompt: Prompt) -> None:
         """The slot is going to have this prompt, in place of what it has."""
-        self._put(slot, prompt.chain)
 
     def reached(self, prompt: Prompt) -> bytes | None:
-        """The key under which a copy is to be kept now."""
+        """The key under which a copy of the prompt's slot is to be kept now."""
         return None
 
     def end(self, slot: int, prompt: Prompt, written: Sequence[int]) -> None:
         """The slot is free; its cache has what was read of the prompt, and these tokens after it."""
-        if not prompt.has(0):
-            self._put(slot, [])
-            return
-        whole = prompt.chain if prompt.has(len(prompt.ids)) else []
-        self._put(slot, [*whole, *chain((*prompt.ids[: prompt.at], *written), prompt.source)])
 
     def dropped(self) -> list[bytes]:
         """Keys of copies that are no longer wanted."""
@@ -118,6 +103,37 @@ class SlotPrefixes:
 
     def forget(self) -> None:
         """Nothing that was computed is valid any more."""
+
+
+class SlotPrefixes(Prefixes):
+    """Beginnings in the slots themselves."""
+
+    def __init__(self, slots: int) -> None:
+        self._has: list[dict[bytes, int]] = [{} for _ in range(slots)]  # hash -> length
+        self._slots: dict[bytes, set[int]] = {}
+
+    def find(self, prompt: Prompt, reading: Mapping[int, Prompt]) -> Found | None:
+        for length, key in _worth(prompt):
+            if slots := self._slots.get(key):
+                ready = (slot for slot in sorted(slots) if slot not in reading or reading[slot].has(length))
+                return Found(length, next(ready, None))
+        return None
+
+    def replaceable(self, slot: int, prompt: Prompt) -> bool:
+        own = {key for _, key in prompt.chain}
+        return all(key in own for key, length in self._has[slot].items() if length % ALIGN == 0)
+
+    def begin(self, slot: int, prompt: Prompt) -> None:
+        self._put(slot, prompt.chain)
+
+    def end(self, slot: int, prompt: Prompt, written: Sequence[int]) -> None:
+        if not prompt.has(0):
+            self._put(slot, [])
+            return
+        whole = prompt.chain if prompt.has(len(prompt.ids)) else []
+        self._put(slot, [*whole, *chain((*prompt.ids[: prompt.at], *written), prompt.source)])
+
+    def forget(self) -> None:
         for slot in range(len(self._has)):
             self._put(slot, [])
 
@@ -131,8 +147,8 @@ class SlotPrefixes:
             self._slots.setdefault(key, set()).add(slot)
 
 
-class KeptPrefixes:
-    """Copies at the lengths at which prompts part."""
+class KeptPrefixes(Prefixes):
+    """Copies at the lengths at which prompts part, so many at most; the one that was not used for longest goes first."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -141,7 +157,7 @@ class KeptPrefixes:
         self._seen: OrderedDict[bytes, set[bytes]] = OrderedDict()  # hash -> the marks of the last prompt with it
 
     def expect(self, prompt: Prompt) -> None:
-        """A prompt waits: where it parts from one before it, both keep their caches, whoever is read first."""
+        """Where a prompt parts from one before it, both keep their caches, whoever is read first."""
         for _, key in _worth(prompt):
             if key in self._seen:
                 self._seen[key].add(key)
@@ -154,7 +170,6 @@ class KeptPrefixes:
             self._seen.popitem(last=False)
 
     def find(self, prompt: Prompt, reading: Mapping[int, Prompt]) -> Found | None:
-        """The longest beginning that is kept, or is going to be. `reading`: what is being read, by slot."""
         for length, key in _worth(prompt):
             if key in self._kept:
                 self._kept.move_to_end(key)
@@ -163,15 +178,7 @@ class KeptPrefixes:
                 return Found(length, None)
         return None
 
-    def holds_only(self, slot: int, prompt: Prompt) -> bool:
-        """Whether a slot has nothing but a beginning of this prompt; slots are not looked at."""
-        return False
-
-    def begin(self, slot: int, prompt: Prompt) -> None:
-        """A slot is going to have this prompt."""
-
     def reached(self, prompt: Prompt) -> bytes | None:
-        """The key under which a copy is to be kept now."""
         key = next((key for length, key in prompt.chain if length == prompt.at), None)
         if key is None or key not in prompt.marks or key in self._kept:
             return None
@@ -180,15 +187,10 @@ class KeptPrefixes:
             self._dropped.append(self._kept.popitem(last=False)[0])
         return key
 
-    def end(self, slot: int, prompt: Prompt, written: Sequence[int]) -> None:
-        """A slot is free."""
-
     def dropped(self) -> list[bytes]:
-        """Keys of copies that are no longer wanted."""
         dropped, self._dropped = self._dropped, []
         return dropped
 
     def forget(self) -> None:
-        """Nothing that was computed is valid any more."""
         self._dropped += self._kept
         self._kept.clear()

@@ -19,7 +19,7 @@ import numpy as np
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer.constrained import Forms, Job, Matcher
-from llmjax.infer.prefixes import KeptPrefixes, Prompt, SlotPrefixes
+from llmjax.infer.prefixes import Prefixes, Prompt
 from llmjax.infer.request import Completion, Event, Request
 from llmjax.infer.text import Text
 
@@ -108,15 +108,15 @@ class Scheduler:
         parts: lengths, ascending multiples of ALIGN, in which prompts are read; a program each, or two: for `ways`
             prompts and for `together`.
         ways: devices that rows are divided over.
-        prefixes: which beginnings are known; None: prompts share nothing.
+        prefixes: which beginnings of prompts are known.
         source_length: of an encoder-decoder's sources.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, forms: Forms, *, slots: int, capacity: int, steps: int, parts: Sequence[int],
-        ways: int = 1, prefixes: SlotPrefixes | KeptPrefixes | None = None, source_length: int = 0,
+        ways: int = 1, prefixes: Prefixes | None = None, source_length: int = 0,
     ) -> None:  # fmt: skip
-        self.tokenizer, self.forms, self.prefixes = tokenizer, forms, prefixes
+        self.tokenizer, self.forms, self.prefixes = tokenizer, forms, prefixes or Prefixes()
         self.capacity, self.steps, self.parts, self.source_length = capacity, steps, parts, source_length
         rows = -(-TOGETHER // ways) * ways
         self.ways, self.together = ways, rows if rows <= slots else ways
@@ -145,8 +145,7 @@ class Scheduler:
         number, self._numbers = self._numbers, self._numbers + 1
         live = Live(number, request, self._text(request), Prompt(request.ids[:-1], request.source))
         self._live[number] = live
-        if self.prefixes is not None:
-            self.prefixes.expect(live.prompt)
+        self.prefixes.expect(live.prompt)
         self._enqueue(live)
         return number
 
@@ -179,12 +178,7 @@ class Scheduler:
             self._ended.append(ended)
         self.slots = [None] * len(self.slots)
         self._free, self._reading = deque(range(len(self.slots))), deque()
-        self.forget()
-
-    def forget(self) -> None:
-        """The caches are not valid any more."""
-        if self.prefixes is not None:
-            self.prefixes.forget()
+        self.prefixes.forget()
 
     def _text(self, request: Request) -> Text:
         ids = self.tokenizer.eos_ids
@@ -215,49 +209,41 @@ class Scheduler:
                 live.prompt.at += len(tokens)
                 live.prompt.begun = True
                 self.prefilled += len(tokens)
-                if self.prefixes is not None and (key := self.prefixes.reached(live.prompt)) is not None:
+                if (key := self.prefixes.reached(live.prompt)) is not None:
                     yield Keep(live.slot, key, self.prefixes.dropped())
-                if live.prompt.at == len(live.prompt.ids):
-                    self._reading.remove(live)
-                    yield from self._place(live)
-                else:  # the others' turn
-                    self._reading.remove(live)
-                    self._reading.append(live)
+                self._reading.remove(live)
+                yield from self._go_on(live)  # after the others
 
     def _admit(self) -> Iterator[Action]:
         """Waiting requests get free slots, up to one whose beginning is being read for another."""
         while self._free and self._waiting:
             live = next(iter(self._waiting.values()))
-            found = None
-            if self.prefixes is not None:
-                found = self.prefixes.find(live.prompt, {one.slot: one.prompt for one in self._reading})
-                if found is not None and found.where is None:
-                    return
             slot = self._free[0]
-            if found is not None and isinstance(found.where, int):
-                source = found.where
-                if source in self._free and self.prefixes is not None and self.prefixes.holds_only(source, live.prompt):
-                    slot = source
-                if slot != source:
-                    yield Copy(source, slot)
-            elif found is not None and isinstance(found.where, bytes):
-                yield Restore(found.where, slot)
-            if found is not None:
+            if found := self.prefixes.find(live.prompt, {one.slot: one.prompt for one in self._reading}):
+                match found.where:
+                    case None:
+                        return
+                    case bytes(key):
+                        yield Restore(key, slot)
+                    case int(source) if source in self._free and self.prefixes.replaceable(source, live.prompt):
+                        slot = source
+                    case int(source) if source != slot:
+                        yield Copy(source, slot)
                 live.prompt.at, live.prompt.begun = found.length, True
-            if self.prefixes is not None:
-                self.prefixes.begin(slot, live.prompt)
+            self.prefixes.begin(slot, live.prompt)
             del self._waiting[live.number]
             self._formed.discard(live.number)
             self._free.remove(slot)
             self.slots[slot], live.slot = live, slot
-            if live.prompt.at < len(live.prompt.ids) or self._source_first(live):
-                self._reading.append(live)
-            else:
-                yield from self._place(live)
+            yield from self._go_on(live)
 
-    def _place(self, live: Live) -> Iterator[Action]:
-        yield Place(live.slot, live.request)
-        live.writing = True
+    def _go_on(self, live: Live) -> Iterator[Action]:
+        """Read what is left of a prompt, in its turn, or write its text."""
+        if live.prompt.at < len(live.prompt.ids) or self._source_first(live):
+            self._reading.append(live)
+        else:
+            yield Place(live.slot, live.request)
+            live.writing = True
 
     def _source_first(self, live: Live) -> bool:
         """A source is read with the first part of its prompt, or alone where the prompt has nothing to read."""
@@ -431,8 +417,7 @@ class Scheduler:
             return
         if live in self._reading:
             self._reading.remove(live)
-        if self.prefixes is not None:  # the last token was not fed
-            fed = (live.request.ids[-1], *live.text.tokens[:-1]) if live.text.tokens else ()
-            self.prefixes.end(live.slot, live.prompt, fed)
+        fed = (live.request.ids[-1], *live.text.tokens[:-1]) if live.text.tokens else ()  # all but the last token
+        self.prefixes.end(live.slot, live.prompt, fed)
         self.slots[live.slot] = None
         self._free.append(live.slot)
