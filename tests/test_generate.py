@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmjax.data.tokenizer import byte_tokenizer
+from llmjax.errors import UserError
 from llmjax.infer.generate import generate
 from llmjax.infer.sample import sample
 from llmjax.infer.sample import settings as sampling_of
@@ -139,10 +140,23 @@ def test_texts_beyond_the_learned_positions_are_refused():
         (["a", "b"], {"top_k": [1, 2, 3]}, "top_k has 3 values for 2 prompts"),
         (["a", "b"], {"seed": [1]}, "seed has 1 values for 2 prompts"),
         (["a"], {"stop": ["x", ""]}, "stop string is empty"),
+        (["a"], {"stop": None}, "stop=None must be a text"),
+        (["a"], {"temperature": "0.5"}, "temperature='0.5' must be a number"),
+        (["a"], {"max_new_tokens": 2.0}, "max_new_tokens=2.0 must be a whole number"),
+        (["a"], {"top_k": True}, "top_k=True must be a whole number"),
+        (["a"], {"logit_bias": {70: float("inf")}}, "logit_bias {70: inf}"),
+        (["a"], {"logit_bias": dict.fromkeys(range(320), -float("inf"))}, "forbids every token"),
+        (["a"], {"heat": 1}, "no setting 'heat'"),
+        (["a"], {"number": 1}, "no setting 'number'"),
+        (["a"], {"slots": -1}, "slots=-1"),
+        (None, {}, r"write \[prompt\]"),
+        ([5], {}, "prompt 0 must be a text"),
+        ([["a"]], {}, "prompt 0 has 'a', which is no id"),
+        ([[999]], {}, "prompt 0 must have ids from 0 to 319"),
     ],
 )
 def test_mistakes_are_named(prompts, kwargs, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         generate(*model(**ROTARY), TOKENIZER, prompts, **kwargs)
 
 

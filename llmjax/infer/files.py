@@ -11,11 +11,10 @@ from llmjax.data.chat import chat_ids
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer.engine import Engine
-from llmjax.infer.request import FIELDS, FORMS, Request, prompt_ids
+from llmjax.infer.request import FORMS, SETTINGS, Request, prompt_ids
 
 PROMPTS = ("prompt", "messages", "ids")
 BESIDE = ("tools", "documents")  # what a chat's template is handed with the messages
-SETTINGS = FIELDS - {"ids", "source", "number"}  # what a row may set for itself
 BEGIN = b'{"id": '  # of every answer
 
 
@@ -123,8 +122,6 @@ def _request(tokenizer: Tokenizer, row: Row, defaults: Mapping[str, Any], *, cha
         raise UserError(f"prompt must be a text, not {given['prompt']!r:.60}")
     if "messages" in given or (chat and "prompt" in given):
         messages = given.get("messages", [{"role": "user", "content": given.get("prompt")}])
-        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages) or not messages:
-            raise UserError("messages must be a list of objects with role and content")
         ids: Any = chat_ids(tokenizer, messages, **{name: given[name] for name in BESIDE if name in given})
     elif "prompt" in given:
         ids = prompt_ids(tokenizer, [given["prompt"]])[0]

@@ -13,7 +13,7 @@ from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer.engine import Engine
 from llmjax.infer.prefixes import ALIGN
-from llmjax.infer.request import FIELDS, NUMBERS, Completion, Request, prompt_ids
+from llmjax.infer.request import NUMBERS, SETTINGS, Completion, Request, is_number, prompt_ids
 from llmjax.kept import Store
 from llmjax.model.transformer import Transformer
 
@@ -67,9 +67,9 @@ def generate(
     """
     if isinstance(prompts, str) or not isinstance(prompts, (Sequence, np.ndarray)):
         raise UserError("prompts must be a list of texts; for one prompt write [prompt]")
-    if not _whole(best_of) or best_of < 1 or (best_of > 1 and on_text is not None):
+    if not is_number(best_of, int) or best_of < 1 or (best_of > 1 and on_text is not None):
         raise UserError(f"best_of={best_of!r} must be at least 1, and 1 where the text is shown while it is written")
-    if not _whole(slots) or slots < 0:
+    if not is_number(slots, int) or slots < 0:
         raise UserError(f"slots={slots!r} must be a whole number, at least 0")
     count = len(prompts)
     common = {"max_new_tokens": max_new_tokens, "stop": (stop,) if isinstance(stop, str) else stop}
@@ -120,9 +120,11 @@ def generate(
                 done[row] = event.completion
                 if on_done is not None:
                     on_done(len(done), len(requests))
-    texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
     chosen = [_best([done[row * best_of + i] for i in range(best_of)]) for row in range(count)]
-    return [dataclasses.replace(one, prompt=text) for one, text in zip(chosen, texts, strict=True)]
+    return [
+        dataclasses.replace(one, prompt=prompt) if isinstance(prompt, str) else one
+        for one, prompt in zip(chosen, prompts, strict=True)
+    ]
 
 
 def _best(samples: Sequence[Completion]) -> Completion:
@@ -132,8 +134,8 @@ def _best(samples: Sequence[Completion]) -> Completion:
 
 def _column(name: str, value: Any, count: int) -> list[Any]:
     """One value for each prompt."""
-    if name not in FIELDS:
-        raise UserError(f"generation has no setting {name!r}; it has {', '.join(sorted(FIELDS))}")
+    if name not in SETTINGS | {"source"}:
+        raise UserError(f"generation has no setting {name!r}; it has {', '.join(sorted(SETTINGS))}")
     each = _listed(value) and (name in NUMBERS or not isinstance(value, tuple))
     if name in ("stop_ids", "source"):  # lists themselves: of ids, or of such lists
         each = _listed(value) and any(_listed(one) for one in value)
@@ -145,10 +147,6 @@ def _column(name: str, value: Any, count: int) -> list[Any]:
 
 def _listed(value: Any) -> bool:
     return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _round_up(n: int, *, least: int = 1) -> int:

@@ -134,6 +134,7 @@ class Event:
 
 
 FIELDS = frozenset(f.name for f in dataclasses.fields(Request))
+SETTINGS = FIELDS - {"ids", "source", "number"}  # what may be set for all prompts, or by a row of a file
 
 
 def check_number(name: str, value: Any) -> Any:

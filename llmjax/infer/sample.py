@@ -69,7 +69,7 @@ def sample(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> tuple
     def draw() -> tuple[jax.Array, jax.Array]:
         kept_BV = truncate(logits_BV, sampling)
         random_B = jax.vmap(jax.random.categorical)(keys_B, kept_BV)
-        nats_B = chosen(kept_BV, random_B) - jax.nn.logsumexp(kept_BV, axis=-1)
+        nats_B = chosen(kept_BV, random_B) - jnp.log(jnp.sum(jnp.exp(kept_BV), axis=-1))  # the largest is 0
         drawn_B = sampling.temperature > 0
         return jnp.where(drawn_B, random_B, greedy_B), jnp.where(drawn_B, nats_B, certain_B)
 
