@@ -112,13 +112,15 @@ def prepare(
         )
     source.restore(restored.source)
     jax.block_until_ready(state)
+    found = processes.from_first(lambda: [[skip.step, skip.batches] for skip in skips_of(workdir, meta)])
+    skips = [Skip(*skip) for skip in found]
     started = began if started is None else started
     phases = {"data": began - started, "devices and state": time.perf_counter() - began}
     began = time.perf_counter()
 
     run = Run(
         mesh=mesh, sizes=sizes, total=total, first=first, state=state, meta=meta, source=source,
-        skips=skips_of(workdir, meta), changed=changed, batch=None, programs=programs, arguments=makes.arguments(total), evaluate=None,
+        skips=skips, changed=changed, batch=None, programs=programs, arguments=makes.arguments(total), evaluate=None,
         agreement=agreement, budget=budget, peak=peak, started=started, phases=phases,
     )  # fmt: skip
     batch = run.next_batch(state, first) if first < total else None
