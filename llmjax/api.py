@@ -192,6 +192,8 @@ def load(path: str | Path, *, step: int | None = None, mesh: str = "", cache: Ca
     with timings.phase("read the weights"):
         module = transformer.build(c.model)
         shapes = _shapes(module, cache)
+        if c.train.init_from and c.model.dtype == "float32":  # trained in float32, and computed in it: read as it is
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), shapes)
         devices = reading_mesh(mesh, shapes, c)
         places = placement.parameter_shardings(shapes, devices, rules=c.parallel.rules)
         params, weights = _weights(folder, shapes, places, cache)

@@ -140,17 +140,20 @@ def test_a_checkpoint_whose_optimizer_state_is_bfloat16_is_opened_in_float32(tmp
     assert [x.dtype for x in jax.tree.leaves(restored[0])] == [x.dtype for x in jax.tree.leaves(abstract)]
 
 
-def test_a_model_trained_in_float32_is_served_and_exported_in_the_type_its_config_says(tmp_path):
+def test_a_model_trained_in_float32_is_served_in_the_type_it_computes_in_and_exported_in_its_own(tmp_path):
     c = tiny_config(model__layers=1, model__param_dtype="bfloat16", train__init_from="runs/base", train__ema=0.9)
     state, _, run = prepare_steps(c, mesh_of("data=1"))
     state, _ = run(state, make_batch(c, 0))
-    with checkpoint.manager(tmp_path / "checkpoints", keep=1) as checkpoints:
-        meta = {"step": 1, "config": c.to_dict(), "imported": {"model_type": "llama"}}
-        checkpoint.save(checkpoints, state, step=1, meta=meta)
+    with checkpoint.manager(tmp_path / "checkpoints", keep=2) as checkpoints:
+        for step, dtype in enumerate(("float32", "bfloat16"), start=1):
+            c.model.dtype = dtype
+            meta = {"step": step, "config": c.to_dict(), "imported": {"model_type": "llama"}}
+            checkpoint.save(checkpoints, state, step=step, meta=meta)
         checkpoints.wait_until_finished()
-    served = llmjax.load(tmp_path).params
-    for x, trained in zip(jax.tree.leaves(served), jax.tree.leaves(state.ema), strict=True):
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(trained.astype(jnp.bfloat16)), strict=True)
+    for step, dtype in enumerate((jnp.float32, jnp.bfloat16), start=1):
+        served = llmjax.load(tmp_path, step=step).params
+        for x, trained in zip(jax.tree.leaves(served), jax.tree.leaves(state.ema), strict=True):
+            np.testing.assert_array_equal(np.asarray(x), np.asarray(trained.astype(dtype)), strict=True)
     export_model(tmp_path, tmp_path / "exported")
     stored = tensors.open_folder(tmp_path / "exported").tensors.values()
     assert {tensor.dtype for tensor in stored} == {np.dtype("bfloat16")}
