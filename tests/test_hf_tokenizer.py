@@ -343,6 +343,29 @@ def test_white_space_beside_added_tokens_goes_where_their_flags_say(tmp_path):
     assert ours.encode("if \n <mask>  else", specials="parse") == [*ours.encode("if"), 200, *ours.encode("else")]
 
 
+@pytest.mark.parametrize(("legacy", "spaced"), [(None, False), (False, False), (True, True)])
+def test_llama_puts_a_space_before_the_text_and_its_first_versions_behind_marks_too(legacy, spaced, tmp_path):
+    import io
+
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the lazy dog says hello to the fox"] * 9), model_writer=model, vocab_size=300, model_type="bpe",
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, unk_id=0, bos_id=1, eos_id=2,
+        pad_id=-1, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    (tmp_path / "added_tokens.json").write_text('{"<|mark|>": 300}')
+    config = {"tokenizer_class": "LlamaTokenizer"} | ({} if legacy is None else {"legacy": legacy})
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = load_tokenizer(tmp_path)
+    bare = ours.encode("\nfox")[len(ours.encode("\n")) :]
+    assert ours.encode("fox") != bare
+    behind = ours.encode("fox") if spaced else bare
+    assert ours.encode("the<|mark|>fox<|mark|>", specials="parse") == [*ours.encode("the"), 300, *behind, 300]
+
+
 def test_a_named_token_that_is_not_there_is_said(tmp_path):
     write_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|gone|>"}')

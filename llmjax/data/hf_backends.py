@@ -126,7 +126,11 @@ class JsonBackend:
 class PiecesBackend:
     """A SentencePiece model that may normalise, with tokens added to it (T5's <extra_id_0> ...)."""
 
-    def __init__(self, processor: sentencepiece.SentencePieceProcessor, added: Iterable[Added]) -> None:
+    def __init__(
+        self, processor: sentencepiece.SentencePieceProcessor, added: Iterable[Added], *, space_behind: bool = True
+    ) -> None:
+        """`space_behind`: the space that the model puts before a text comes behind an added token too."""
+        self._space_behind = space_behind
         self._processor, self._added = processor, {token.content: token for token in added}
         self._all = any_of(self._added)
         self._words = any_of(token.content for token in self._added.values() if not token.control)
@@ -158,7 +162,19 @@ class PiecesBackend:
                 stripped[i - 1] = stripped[i - 1]._replace(text=stripped[i - 1].text.rstrip())
             if i and not part.control and parts[i - 1].control and self._added[parts[i - 1].text].rstrip:
                 stripped[i] = stripped[i]._replace(text=stripped[i].text.lstrip())
-        return encode_between(stripped, self._ids, self._processor.encode)
+        at_start = bool(stripped) and not stripped[0].control
+
+        def encode(text: str) -> list[int]:
+            nonlocal at_start
+            spaced, at_start = at_start or self._space_behind, False
+            return self._processor.encode(text) if spaced else self._continued(text)
+
+        return encode_between(stripped, self._ids, encode)
+
+    def _continued(self, text: str) -> list[int]:
+        """The ids of a text that has no space put before it, because it stands behind a line feed."""
+        feed, ids = self._processor.encode("\n"), self._processor.encode(f"\n{text}")
+        return ids[len(feed) :] if ids[: len(feed)] == feed else self._processor.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         size = self._processor.vocab_size()

@@ -122,7 +122,8 @@ def load_sentencepiece(file: Path) -> Tokenizer:
     for name, i in (("bos", processor.bos_id()), ("eos", processor.eos_id()), ("unk", processor.unk_id())):
         if found[name] is None and i >= 0 and f"{name}_token" not in config:
             found[name] = i
-    adds_bos = config.get("add_bos_token", "Llama" in str(config.get("tokenizer_class")))
+    is_llama = "Llama" in str(config.get("tokenizer_class"))
+    adds_bos = config.get("add_bos_token", is_llama)
     adds_eos = config.get("add_eos_token", "T5" in str(config.get("tokenizer_class")))
     return _marked_exact(
         Tokenizer(
@@ -132,7 +133,8 @@ def load_sentencepiece(file: Path) -> Tokenizer:
             model=model,
             prefix_ids=(found["bos"],) if adds_bos and found["bos"] is not None else (),
             suffix_ids=(found["eos"],) if adds_eos and found["eos"] is not None else (),
-            backend=PiecesBackend(processor, added.values()),
+            # Llama's, but for its first versions, puts a space before the whole text alone, as transformers 5 does.
+            backend=PiecesBackend(processor, added.values(), space_behind=not is_llama or config.get("legacy") is True),
             name=file.name,
             **_shared(beside, found, added.values()),
         ),
