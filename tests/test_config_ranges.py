@@ -54,6 +54,7 @@ def test_ranges_say_what_they_hold():
         ("eval.pass_at", (2,), "eval.pass_at=(2,) must be whole numbers from 1 to eval.samples=1"),
         ("objective.mask_split", (0.5, math.nan, 0.5), "must be three shares that add up to 1"),
         ("objective.modes", (1.0, math.inf, 1.0, 1.0), "must be four weights"),
+        ("tokenizer.vocab_size", 259, "tokenizer.vocab_size=259 must be at least 260"),
         ("eval.runner", "harnes", "did you mean harness?"),
         ("prepare.html", "text", "it can be main, all, raw"),
     ],

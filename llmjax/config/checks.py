@@ -121,6 +121,11 @@ def check(c: ConfigDict) -> None:
         f"train.duration={t.duration!r} is measured with one step of the full size, compiled here: give steps or tokens, or "
         "set train.batch_ramp='0 steps' and train.executable=''",
     )
+    require(
+        c.tokenizer.kind not in ("bpe", "unigram") or bool(c.tokenizer.path) or c.tokenizer.vocab_size >= 260,
+        f"tokenizer.vocab_size={c.tokenizer.vocab_size} must be at least 260: the 256 bytes and the 4 special tokens are "
+        "pieces too",
+    )
     window = c.eval.sequence_length or t.sequence_length
     require(
         c.eval.stride <= window,

@@ -81,6 +81,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "objective.recurrence", "objective.span_length", "parallel.heartbeat_seconds", "parallel.rounds",
         "prepare.decontaminate_words", "prepare.max_document_bytes", "prepare.memory_bytes", "prepare.near_bands",
         "prepare.near_rows", "prepare.near_words", "prepare.substring_tokens", "tokenizer.train_bytes",
+        "tokenizer.vocab_size",
         "train.batch_size", "train.batch_start", "train.eval_batches", "train.max_bad_steps", "train.micro_batches",
         "train.rewind.limit", "train.rewind.patience", "train.rewind.window", "train.sequence_length",
     ),
@@ -102,7 +103,6 @@ RANGES: dict[Range, tuple[str, ...]] = {
     PERCENT: ("data.holdout_percent", "data.holdout_tail_percent"),
     SEED: ("seed",),
     Range(1, 3): ("parallel.zero",),
-    Range(260): ("tokenizer.vocab_size",),  # the 256 bytes and the 4 special tokens
 }  # fmt: skip
 RANGE_OF = {key: allowed for allowed, keys in RANGES.items() for key in keys}
 
