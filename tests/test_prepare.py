@@ -11,7 +11,7 @@ import pytest
 
 from llmjax import config
 from llmjax.data.documents import read_documents, shard_files
-from llmjax.prepare import clean, engine, shards
+from llmjax.prepare import clean, shards
 from llmjax.prepare import run as prepare
 
 ROOT = Path(__file__).parents[1]
@@ -210,7 +210,7 @@ def test_a_full_disk_is_reported_and_the_next_run_goes_on_from_there(tmp_path, c
 
 
 def test_a_disk_that_is_too_small_is_told_before_the_work(tmp_path, corpus, monkeypatch):
-    monkeypatch.setattr(engine.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100})())
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100})())
     with pytest.raises(OSError, match="GB free"):
         run(tmp_path / "run", corpus)
 
