@@ -211,7 +211,7 @@ def test_a_full_disk_is_reported_and_the_next_run_goes_on_from_there(tmp_path, c
 
 def test_a_disk_that_is_too_small_is_told_before_the_work(tmp_path, corpus, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100})())
-    with pytest.raises(OSError, match="GB free"):
+    with pytest.raises(OSError, match="100 B are free"):
         run(tmp_path / "run", corpus)
 
 
