@@ -190,7 +190,7 @@ def test_a_budget_of_time_becomes_steps_once_and_a_resumed_run_is_the_same_run(t
 
 
 def test_a_longer_budget_goes_on_at_the_pace_that_was_measured(tmp_path, one_device, measured):
-    c = timed_config(schedule__name="constant")
+    c = timed_config(model__dropout=0.1)
     assert train(c, tmp_path)["steps"] == 8
     c.train.duration = "90 s"
     assert train(c, tmp_path)["steps"] == 12
@@ -243,10 +243,10 @@ def two_config(folder, **changes):
 @pytest.mark.parametrize(
     ("mixture", "shares"),
     [
-        (("0%: a=1", "80%: b=1"), {15: 0.0, 16: 1.0, 19: 1.0}),
-        (("0%: a=1", "40%: b=1"), {7: 0.0, 8: 1.0}),
+        pytest.param(("0%: a=1", "80%: b=1"), {15: 0.0, 16: 1.0, 19: 1.0}, marks=pytest.mark.slow),
+        pytest.param(("0%: a=1", "40%: b=1"), {7: 0.0, 8: 1.0}, marks=pytest.mark.slow),
         (("0%: a=1", "60%: b=1", "90%: a=1"), {11: 0.0, 12: 1.0, 17: 1.0, 18: 0.0}),
-        (("0%: a=1", "8 steps: b=1"), {7: 0.0, 8: 1.0}),
+        pytest.param(("0%: a=1", "8 steps: b=1"), {7: 0.0, 8: 1.0}, marks=pytest.mark.slow),
     ],
 )
 def test_stages_of_a_mixture_begin_at_their_share_of_the_run(
@@ -299,6 +299,7 @@ def test_held_out_scores_with_weights_that_are_shares_are_weighted_means(two_sou
     assert shares == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_plan_knows_what_the_measurement_of_held_out_text_needs():
     from llmjax.scaling import compiler
 
