@@ -178,7 +178,7 @@ def _loaded(content: np.ndarray, tree: Any, devices: list[jax.Device]) -> Callab
 
 
 def _devices(leaves: list[Any]) -> list[jax.Device]:
-    """Those that the arguments are on, in the order of their mesh."""
+    """Those that the arguments are on, in the order of their mesh; without arguments the first."""
     for leaf in leaves:
         if isinstance(leaf, jax.Array):
             mesh = getattr(leaf.sharding, "mesh", None)

@@ -1,6 +1,5 @@
 """The installed command begins here, before anything is imported that takes time."""
 
-import gc
 import importlib.util
 import os
 import sys
@@ -11,8 +10,6 @@ from llmjax import __version__
 
 # glibc reads this at its start. Page faults of 4 KiB pages were a sixth of a step's time (benchmarks/nanogpt.py, medium).
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-# Importing jax makes half a million objects that stay. Looking for garbage among them took a tenth of the import's time.
-OBJECTS = 100_000  # made before Python looks for garbage
 
 
 def platforms() -> dict[str, str]:
@@ -31,7 +28,6 @@ def script() -> NoReturn:
     os.environ.update(platforms())
     if sys.platform == "linux" and not HUGE_PAGES.keys() & os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | HUGE_PAGES)
-    gc.set_threshold(OBJECTS)
     from llmjax.cli import main
 
     sys.exit(main())

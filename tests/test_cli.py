@@ -174,7 +174,6 @@ def test_a_tpu_that_is_not_there_is_passed_over_also_where_malloc_has_its_own_se
     monkeypatch.setattr(start, "platforms", lambda: {"JAX_PLATFORMS": "cpu"})
     monkeypatch.setattr(sys, "argv", ["llmjax", "config"])
     monkeypatch.setattr(cli, "main", lambda: 5 if os.environ["JAX_PLATFORMS"] == "cpu" else 0)
-    monkeypatch.setattr(start.gc, "set_threshold", lambda _: None)
     with pytest.raises(SystemExit) as exit_:
         start.script()
     assert exit_.value.code == 5
