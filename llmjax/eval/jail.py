@@ -62,6 +62,8 @@ def main() -> None:
         os._exit(0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     environment = {"HOME": folder, "TMPDIR": folder, "PYTHONHASHSEED": "0", "LANG": "C.UTF-8"}
+    if "another user" in fences:  # a Python that is a shared library looks for it where it was installed, out of sight
+        environment["LD_LIBRARY_PATH"] = os.path.join(os.path.dirname(os.path.dirname(python)), "lib")
     os.execve(python, [python, "-I", "-S", os.path.join(folder, "program.py")], environment)
 
 
