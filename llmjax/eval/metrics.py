@@ -74,7 +74,7 @@ def f1(labels: Sequence[int], predictions: Sequence[int], *, average: str = "mac
     if average == "macro":
         return float(by_class[occurs].mean())
     if average == "micro":
-        return float(right.sum() / matrix.sum())
+        return float(right.sum()) / float(matrix.sum())
     if average == "weighted":
         return float((by_class * actual).sum() / actual.sum())
     if average == "binary":
@@ -92,7 +92,7 @@ def calibration_error(confidences: Sequence[float], right: Sequence[bool], *, bi
         raise UserError("confidences must be from 0 to 1")
     bin_B = np.clip(np.ceil(confidence_B * bins).astype(int) - 1, 0, bins - 1)
     counts, sums, hits = (np.bincount(bin_B, weights=w, minlength=bins) for w in (None, confidence_B, right_B))
-    return float(np.abs(hits - sums).sum() / counts.sum())
+    return float(np.abs(hits - sums).sum()) / float(counts.sum())
 
 
 def _checked(labels: Sequence[int], predictions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -124,7 +124,7 @@ def choose(units: Units, *, share: float, rng: np.random.Generator) -> np.ndarra
         if budget == 0:
             break
     if not chosen.any():  # words are long where nothing parts them
-        chosen[sizes.argmin()] = True
+        chosen[np.argmin(sizes)] = True
     return units.places[chosen[units.numbers]]
 
 

@@ -179,7 +179,7 @@ def kept_report(
         row = {
             "threshold": float(threshold),
             "documents_kept": float(keep.mean()) if len(keep) else 0.0,
-            "tokens_kept": float(sizes[keep].sum() / sizes.sum()) if sizes.sum() else 0.0,
+            "tokens_kept": float(sizes[keep].sum()) / float(sizes.sum()) if sizes.sum() else 0.0,
         }
         if labels is not None:
             true = np.asarray(labels) > 0

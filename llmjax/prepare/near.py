@@ -52,7 +52,7 @@ def near(state: State) -> dict[str, float]:
     sizes = np.unique(decided["root"].to_numpy(), return_counts=True)[1]
     return {
         "removed": gone.num_rows, "pairs compared": len(jaccard), "pairs similar": int((jaccard >= threshold).sum()),
-        "clusters": len(sizes), "largest cluster": int(sizes.max(initial=0)), "rounds": rounds,
+        "clusters": len(sizes), "largest cluster": max(sizes.tolist(), default=0), "rounds": rounds,
     }  # fmt: skip
 
 
