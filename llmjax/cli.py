@@ -67,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for documents that could not be read.
     """
     args, overrides = _parse(sys.argv[1:] if argv is None else argv)
-    if "timings" in args:
-        timings.start()
+    timings.start(asked="timings" in args)
     try:
         c = _config(args, overrides)
         status = VERBS[args.verb].run(args, c)

@@ -37,9 +37,12 @@ class Timings:
 _kept: Timings | None = None  # of this process, once it was asked for
 
 
-def start() -> None:
-    """Measure from here on; what came before since the process began is the first phase."""
+def start(*, asked: bool) -> None:
+    """Measure from here on if asked; what came before since the process began is the first phase."""
     global _kept
+    if not asked:
+        _kept = None
+        return
     _kept = Timings(_beginning())
     _kept.since = _kept.began
     _kept.running = [START]

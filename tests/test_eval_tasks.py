@@ -116,6 +116,7 @@ def test_native_scores_equal_the_harness_to_the_last_digit(folder, model, no_net
     assert total.error == pytest.approx(math.sqrt(sum(p.error**2 for p in parts)) / 4)
 
 
+@pytest.mark.slow
 def test_a_task_that_generates_runs_in_the_harness(folder, model, no_network):
     score = harness.evaluate(harness.make_model(model, max_length=640), ["gsm8k"], [folder], limit=2)["gsm8k"]
     assert score.main == "exact_match,strict-match" and score.shots == 5

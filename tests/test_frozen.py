@@ -56,6 +56,7 @@ def test_only_what_is_trained_moves_and_has_state(run):
     assert sum(leaf.size for leaf in moments) == 2 * sum(before[name].size for name in moved)
 
 
+@pytest.mark.slow
 def test_stopped_and_continued_it_ends_in_the_same_bits(run, tmp_path, one_device):
     c = tiny_config(**SETTINGS)
     train(c, tmp_path / "whole")

@@ -20,6 +20,7 @@ from llmjax.data import hf_tokenizer
 from llmjax.data.chat import chat_ids, chat_text
 from llmjax.data.hf_tokenizer import byte_alphabet, no_tokenizer
 from llmjax.data.tokenizer import SPACE_SIGN, Tokenizer, byte_tokenizer, load_tokenizer, train_tokenizer
+from llmjax.errors import UserError
 from llmjax.infer.generate import generate
 from llmjax.interop import pieces
 from llmjax.model import transformer
@@ -468,9 +469,11 @@ def test_text_is_put_behind_what_the_model_expects_there(chatty):
     )
 
 
-@pytest.mark.parametrize("prompt", [[], [320], [-1]])
-def test_ids_that_the_model_does_not_have_are_refused(chatty, prompt):
-    with pytest.raises(ValueError, match="prompt 0 must have at least one id, and ids from 0 to 319"):
+@pytest.mark.parametrize(
+    ("prompt", "said"), [([], "at least one id"), ([320], "ids from 0 to 319"), ([-1], "-1, which is no id")]
+)
+def test_ids_that_the_model_does_not_have_are_refused(chatty, prompt, said):
+    with pytest.raises(UserError, match=f"prompt 0 .*{said}"):
         generate(*network(), chatty, [prompt])
 
 

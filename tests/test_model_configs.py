@@ -40,7 +40,7 @@ COUNTS = json.loads((ROOT / "results" / "parameter_counts.json").read_text())["r
 # Compiling takes seconds a family: these, which differ most, are always tested, the others by `pytest -m slow`.
 ALWAYS = ("falcon:tiny", "deepseek:tiny-v3", "xlnet:tiny", "t5:tiny", "griffin:tiny")
 # Training compiles twice as much, and models with experts learn in test_optimizer.py too.
-ALWAYS_TRAINED = ("falcon:tiny", "xlnet:tiny", "t5:tiny", "griffin:tiny")
+ALWAYS_TRAINED = ("xlnet:tiny", "t5:tiny")
 EACH = [pytest.param(spec, marks=() if spec in ALWAYS else pytest.mark.slow) for spec in TINY]
 LENGTH = 32
 
@@ -325,7 +325,7 @@ def test_20_steps_of_the_own_objective_lower_the_loss_and_what_is_saved_goes_on_
     with checkpoint.manager(tmp_path, keep=1) as checkpoints:
         checkpoint.save(checkpoints, state, step=20, meta={"step": 20})
         checkpoints.wait_until_finished()
-    restored, _ = checkpoint.restore(tmp_path, abstract)
+    restored = checkpoint.restore(tmp_path, abstract).state
     assert_same_bits(restored, state)
     batch = batches(tiny(spec), prepared_run).batch(20)
     assert_same_bits(step(restored, batch), step(state, batch))

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from llmjax.config import base
 from llmjax.objectives import OBJECTIVES
 from llmjax.objectives.losses import cross_entropy
-from llmjax.train.pretrain import make_heldout
+from llmjax.train.heldout import make_heldout
 from llmjax.train.step import make_heldout_step, penalty
 
 
@@ -170,9 +170,8 @@ def test_held_out_numbers_are_means_by_weight_also_where_weights_are_shares():
     logits_BLV, batch = random_case(5, shape=(8, 5))
     batch["weights"] = (0.01 * np.random.default_rng(0).random((8, 5))).astype(np.float32)
     sizes = np.arange(1, 8)
-    measure = make_heldout(
-        tiny_config(), Fixed(jnp.asarray(logits_BLV)), {"a": [batch], "b": [batch]}, sizes, mesh_of("data=1")
-    )
+    module, batches = Fixed(jnp.asarray(logits_BLV)), {"a": [batch], "b": [batch]}
+    measure = make_heldout(tiny_config(), module, batches, sizes, mesh_of("data=1"), {})
     found, (_, nats, weight) = measure({}), by_hand(logits_BLV, batch)
     right = (logits_BLV.argmax(-1) == batch["targets"]) * batch["weights"]
     for end in ("", "/a", "/b"):

@@ -100,6 +100,7 @@ def test_its_finished_training_goes_on_for_half_as_long_again(run, one_device, c
     assert "train: done already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_advice_of_a_training_that_fails_works(run, one_device, capsys):
     longer = ["train", "--workdir", str(run), "--config.train.duration=12"]
     assert cli.main([*longer, "--config.optimizer.learning_rate=1e38", "--config.train.max_bad_steps=2"]) == 2
