@@ -41,6 +41,16 @@ COUNTS = json.loads((ROOT / "results" / "parameter_counts.json").read_text())["r
 ALWAYS = ("falcon:tiny", "deepseek:tiny-v3", "xlnet:tiny", "t5:tiny", "griffin:tiny")
 # Training compiles twice as much, and models with experts learn in test_optimizer.py too.
 ALWAYS_TRAINED = ("xlnet:tiny", "t5:tiny")
+# Meshes compile most of all: half a minute a family. The parts of the others are in these, or in test_parallel.py.
+ALWAYS_ON_MESHES = (
+    "llama:tiny",
+    "switch:tiny",
+    "deepseek:tiny-v3",
+    "griffin:tiny",
+    "t5:tiny",
+    "xlnet:tiny",
+    "bloom:tiny",
+)
 EACH = [pytest.param(spec, marks=() if spec in ALWAYS else pytest.mark.slow) for spec in TINY]
 LENGTH = 32
 
@@ -332,7 +342,9 @@ def test_20_steps_of_the_own_objective_lower_the_loss_and_what_is_saved_goes_on_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", TINY)
+@pytest.mark.parametrize(
+    "spec", [pytest.param(s, marks=() if s in ALWAYS_ON_MESHES else pytest.mark.exhaustive) for s in TINY]
+)
 def test_losses_are_the_same_on_every_mesh(spec, prepared_run):
     alone, _ = trained(spec, prepared_run, "data=1", 20)
     for line in ("data=8", "data=2 fsdp=2 tensor=2"):

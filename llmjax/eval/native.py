@@ -86,7 +86,8 @@ def item(question: Question, found: Sequence[Likelihood]) -> dict[str, Any]:
         weights = np.exp(sums)
         if not weights.sum():  # long answers underflow, and the harness then says nan
             weights = np.exp(sums - sums.max())
-        return made | {"acc": float(np.sum((weights / weights.sum())[np.array(question.labels) == 1]))}
+        # A NumPy number, as in the harness: Python 3.12 and later add up plain ones in another way.
+        return made | {"acc": np.sum((weights / weights.sum())[np.array(question.labels) == 1])}
     sizes = np.array([float(len(choice)) for choice in question.choices])
     right = float(np.argmax(sums) == question.gold)
     return made | {"acc": right, "acc_norm": float(np.argmax(sums / sizes) == question.gold)}
