@@ -107,7 +107,7 @@ def test_a_checkpoint_of_one_mesh_is_the_same_bits_on_another(tmp_path):
         checkpoints.wait_until_finished()
     _, abstract, run = prepare_steps(c, mesh_of("data=2 fsdp=2 tensor=2"))
     restored, meta, _ = checkpoint.restore(tmp_path, abstract)
-    assert meta == {"step": 2}
+    assert meta["step"] == 2
     assert_same_bits(restored, state)
     assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, abstract)
     run(restored, make_batch(c, 2))  # and the run goes on there
