@@ -44,6 +44,7 @@ def test_programs_that_some_versions_of_jaxlib_get_wrong_are_right():
 @pytest.fixture
 def version(monkeypatch):
     """Have jaxlib say that it is another version; XLA_FLAGS is as before afterwards."""
+    jax.devices()  # JAX reads its flags when it starts: not while they are changed here
     monkeypatch.setenv("XLA_FLAGS", "")
     return lambda version: monkeypatch.setattr("jaxlib.version.__version__", version)
 
