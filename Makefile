@@ -2,8 +2,8 @@
 # Both make their own environment in .venv; nothing outside this folder is touched.
 
 # The newest Python that runs, of those that the newest jax supports, on the path or pyenv's, whose shims are on the path
-# for versions that do not run. 3.13.0 is passed over: threads of tensorstore, which reads checkpoints, crash in it now and
-# then. The figures in README are of Python 3.11: make PYTHON=python3.11
+# for versions that do not run. 3.13.0 is passed over: in the tests a thread of tensorstore, which reads checkpoints,
+# crashed in it. The figures in README are of Python 3.11: make PYTHON=python3.11
 PYTHONS := $(foreach v,3.14 3.13 3.12 3.11,python$(v) $(wildcard $(HOME)/.pyenv/versions/$(v).*/bin/python$(v)))
 PYTHON ?= $(shell for p in $(PYTHONS) python3; do $$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:3] == (3, 13, 0))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
