@@ -164,3 +164,14 @@ def run_command(*arguments: str | Path, **environment: str) -> tuple[int, str]:
     process = start_command(*arguments, **environment)
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
+
+
+def stopping_at(c, number):
+    """Batches of which one ends the run as a kill would."""
+
+    def batch(k):
+        if k == number:
+            raise KeyError("stop here")
+        return make_batch(c, k)
+
+    return batch

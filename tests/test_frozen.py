@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
-from helpers import assert_same_bits, make_batch, mesh_of, prepare_steps, tiny_config, train
+from helpers import assert_same_bits, make_batch, mesh_of, prepare_steps, stopping_at, tiny_config, train
 
 import llmjax
 from llmjax.interop.stacked import StackedReader
@@ -21,15 +21,6 @@ SETTINGS = {"optimizer__train": "mlp/|final_norm", "train__ema": 0.9, "train__du
 
 def flat(tree):
     return {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
-
-
-def stopping_at(c, number):
-    def batch(k):
-        if k == number:
-            raise KeyError("stop here")
-        return make_batch(c, k)
-
-    return batch
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from helpers import (
     prepare_steps,
     run_command,
     start_command,
+    stopping_at,
     tiny_config,
 )
 
@@ -92,17 +93,6 @@ def test_n_steps_are_k_steps_and_the_rest_after_a_resume(tmp_path):
     assert checkpoint.steps_in(tmp_path / "halves" / "checkpoints") == [4]
     train(c, tmp_path / "halves")
     assert_same_run(tmp_path / "halves", tmp_path / "whole")
-
-
-def stopping_at(c, number):
-    """Batches of which one ends the run as a kill would."""
-
-    def batch(k):
-        if k == number:
-            raise KeyError("stop here")
-        return make_batch(c, k)
-
-    return batch
 
 
 @pytest.mark.usefixtures("one_device")
