@@ -36,7 +36,7 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
             unit in ("epoch", "second")
             for _, unit in map(config.parse_duration, (c.train.duration, c.train.batch_ramp))
         ):
-            _steps(c, ramp.batch_sizes(c.train))
+            setup.steps_of(c, ramp.batch_sizes(c.train))
         return
     c = pretrain.resolve(c, tokenizer)
     tokens, change = workdir / "tokenizer" / "tokens", corruption(c, tokenizer)
@@ -51,7 +51,7 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
     sizes = ramp.batch_sizes(c.train, tokens_per_epoch=epoch)
     budget = budgets.kept(c, workdir) if budgets.is_time(c) and not fresh else None
     # A time that is yet to be measured: 0 steps.
-    total = (budget.steps if budget else 0) if budgets.is_time(c) else _steps(c, sizes)
+    total = (budget.steps if budget else 0) if budgets.is_time(c) else setup.steps_of(c, sizes)
     TrainBatches(c, tokens, total_steps=total, corruption=change)
     trained = max(folders.steps_in(workdir / "checkpoints"), default=0) if not fresh else 0
     if 0 < total < trained:
@@ -63,10 +63,3 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
     pretrain.start_devices(c)
     mesh = meshes.make_mesh(c.parallel.mesh, slices=c.parallel.slices)
     setup.check_rows(c, sizes, ways=meshes.row_ways(mesh))
-
-
-def _steps(c: ConfigDict, sizes: ramp.BatchSizes) -> int:
-    total = sizes.steps(c.train.duration)
-    if total < 1:
-        raise UserError(f"train.duration={c.train.duration!r} is less than one step of {sizes.tokens(1):,} tokens")
-    return total

@@ -164,17 +164,20 @@ def check_rows(c: ConfigDict, sizes: BatchSizes, *, ways: int) -> None:
             )
 
 
+def steps_of(c: ConfigDict, sizes: BatchSizes) -> int:
+    """The steps of a `train.duration` that is no time. Raises UserError when there is not one."""
+    total = sizes.steps(c.train.duration)
+    if total < 1:
+        raise UserError(f"train.duration={c.train.duration!r} is less than one step of {sizes.tokens(1):,} tokens")
+    return total
+
+
 def _steps(
     c: ConfigDict, workdir: Path, makes: Programs, make_source: MakeSource
 ) -> tuple[int, Budget | None, dict[Stage, Any]]:
     """How many steps the run has; where that had to be measured, also the compiled program."""
     if not budgets.is_time(c):
-        total = makes.sizes.steps(c.train.duration)
-        if total < 1:
-            raise UserError(
-                f"train.duration={c.train.duration!r} is less than one step of {makes.sizes.tokens(1):,} tokens"
-            )
-        return total, None, {}
+        return steps_of(c, makes.sizes), None, {}
     if (budget := budgets.known(c, workdir)) is not None:
         return budget.steps, budget, {}
     source, (stage,) = make_source(0), makes.sizes.stages
