@@ -33,8 +33,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from llmjax.prepare import bias, calibration, classifier, lexicons, ngram
-from llmjax.prepare.steps.toxicity import toxic_words
+from llmjax.prepare import bias
+from llmjax.prepare.learn import calibration, classifier, lexicons, ngram
+from llmjax.prepare.steps.scores import toxic_words
 
 SIZE = 1500  # characters of a document
 LARGEST = 250_000  # characters of a source, so that none outweighs the others; --scale multiplies it

@@ -25,8 +25,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from llmjax.prepare.html import make_extractor
-from llmjax.prepare.steps import emoji, extract, language, personal, repair, spelling
+from llmjax.prepare.formats import RejectedError
+from llmjax.prepare.formats.html import make_extractor
+from llmjax.prepare.formats.text import decode
+from llmjax.prepare.steps import emoji, language, personal, repair, spelling
 
 LANGUAGES = {"english": "en", "finnish": "fi", "french": "fr", "german": "de", "portuguese": "pt", "swedish": "sv"}
 MANUALS = (
@@ -281,8 +283,8 @@ def benchmark_encodings(folder: Path | None, repeats: int) -> list[dict]:
             except UnicodeError:
                 continue
             try:
-                guessed.append(extract.decode(data, ("utf-8", "detect"))[0] == text)
-            except extract.RejectedError:
+                guessed.append(decode(data, ("utf-8", "detect"))[0] == text)
+            except RejectedError:
                 guessed.append(False)
     rows.append(
         {"planted": "bytes of 5 encodings", "texts": len(guessed), "texts equal": sum(guessed) / max(len(guessed), 1)}

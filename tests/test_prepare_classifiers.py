@@ -11,9 +11,10 @@ import pytest
 from ml_collections import ConfigDict
 
 pytest.importorskip("pyarrow")
-from llmjax.prepare import bias, calibration, classifier, features, lexicons, ngram
+from llmjax.prepare import bias
+from llmjax.prepare.learn import calibration, classifier, features, lexicons, ngram
 from llmjax.prepare.records import make_batch, reject
-from llmjax.prepare.steps import perplexity, quality, toxicity
+from llmjax.prepare.steps import scores
 
 LESSON = "A prime number has exactly two divisors. For example, the number seven is prime because only one divides it."
 CHAT = "lol omg u guys r sooo funny!!! brb gotta go, ttyl xoxo :-)"
@@ -498,12 +499,12 @@ def test_calibration_errors_say_how_to_mend():
     ],
 )
 def test_innocent_words_are_not_counted(language, text):
-    assert toxicity.toxic_words(lexicons.load(language), text) == ({}, 0.0)
+    assert scores.toxic_words(lexicons.load(language), text) == ({}, 0.0)
 
 
 @pytest.mark.parametrize("text", ["motherf*cker", "f u c k", "F.U.C.K.", "@sshole", "a$$hole", "b1tch", "\u0441unt"])
 def test_words_in_other_disguises_are_found(text):
-    assert toxicity.toxic_words(lexicons.load("en"), text)[0] == {"profanity": 1}
+    assert scores.toxic_words(lexicons.load("en"), text)[0] == {"profanity": 1}
 
 
 @pytest.mark.parametrize(
@@ -511,7 +512,7 @@ def test_words_in_other_disguises_are_found(text):
     ["what sh1t", "what SHIT!", "sh!t", "$hit", "fuuuuuck", "f*ck", "f**k", "f*cking", "SH*T"],
 )
 def test_disguised_words_are_found(text):
-    hits, share = toxicity.toxic_words(lexicons.load("en"), text)
+    hits, share = scores.toxic_words(lexicons.load("en"), text)
     assert hits == {"profanity": 1} and share > 0
 
 
@@ -523,7 +524,7 @@ def test_every_list_finds_its_own_words_and_says_its_licence(language):
             assert lexicons.find(lexicon, f"x, {word.upper()}; x")[0].get(section), word
     for phrase, section in lexicon.phrases.items():
         assert lexicons.find(lexicon, f"so {' '.join(phrase)} now")[0].get(section), phrase
-    path = lexicons.Path(lexicons.__file__).with_name("lexicons") / f"{language}.txt"
+    path = lexicons.FOLDER / f"{language}.txt"
     assert "SPDX-License-Identifier: Apache-2.0" in path.read_text(encoding="utf-8").splitlines()[0]
 
 
@@ -535,26 +536,25 @@ def test_a_megabyte_without_a_space_is_one_word_and_soon_done():
 
 def test_an_ambiguous_word_counts_only_beside_another():
     lexicon = lexicons.load("en")
-    assert toxicity.toxic_words(lexicon, "the stupid ass stood")[0] == {}
-    assert toxicity.toxic_words(lexicon, "the stupid ass stood in shit")[0] == {"ambiguous": 2, "profanity": 1}
+    assert scores.toxic_words(lexicon, "the stupid ass stood")[0] == {}
+    assert scores.toxic_words(lexicon, "the stupid ass stood in shit")[0] == {"ambiguous": 2, "profanity": 1}
 
 
 def test_names_that_groups_use_for_themselves_never_count():
     text = "fuck: gay, lesbian, queer, trans, black, Jewish, Muslim, Roma, disabled and autistic people"
-    assert toxicity.toxic_words(lexicons.load("en"), text)[0] == {"profanity": 1}
-    assert toxicity.toxic_words(lexicons.load("sv"), "fuck: b\u00f6gar, flator, judar, romer")[0] == {"profanity": 1}
+    assert scores.toxic_words(lexicons.load("en"), text)[0] == {"profanity": 1}
+    assert scores.toxic_words(lexicons.load("sv"), "fuck: b\u00f6gar, flator, judar, romer")[0] == {"profanity": 1}
 
 
 def test_an_unknown_list_and_a_broken_list_are_errors(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"no word list 'xx': there are de, en"):
         lexicons.load("xx")
-    (tmp_path / "lexicons").mkdir()
-    monkeypatch.setattr(lexicons, "__file__", str(tmp_path / "lexicons.py"))
+    monkeypatch.setattr(lexicons, "FOLDER", tmp_path)
     for name, content, message in (
         ("aa", "word\n", "in no"),
         ("bb", "[a]\nword\n[b]\nWord\n", "bb.txt:4: 'word'.*twice"),
     ):
-        (tmp_path / "lexicons" / f"{name}.txt").write_text(content)
+        (tmp_path / f"{name}.txt").write_text(content)
         with pytest.raises(ValueError, match=message):
             lexicons.load(name)
 
@@ -640,7 +640,7 @@ def steps(small_ngram, small_classifier, tmp_path_factory):
         quality_model=str(folder / "classifier.npz"),
         toxicity_model=str(folder / "classifier.npz"),
     )
-    return {module.__name__.rsplit(".")[-1]: module.make(own) for module in (perplexity, quality, toxicity)}
+    return {name: getattr(scores, name)(own) for name in ("perplexity", "quality", "toxicity")}
 
 
 ROWS = [
@@ -690,7 +690,7 @@ def test_perplexity_rejects_above_its_limit(steps, small_ngram):
 
 def test_perplexity_without_a_limit_only_scores(small_ngram, tmp_path):
     ngram.save(small_ngram, tmp_path / "ngram.npz")
-    reasons, facts = outcome(perplexity.make(settings(perplexity_model=str(tmp_path / "ngram.npz"))), ROWS[:2])
+    reasons, facts = outcome(scores.perplexity(settings(perplexity_model=str(tmp_path / "ngram.npz"))), ROWS[:2])
     assert reasons == ["", ""] and all("perplexity.bits_per_byte" in found for found in facts)
 
 
@@ -712,7 +712,7 @@ def test_toxicity_reports_words_of_the_documents_language_and_the_classifier(ste
 
 
 def test_toxicity_by_words_alone_spares_one_swear_word_but_not_a_slur_or_threat():
-    step = toxicity.make(settings())
+    step = scores.toxicity(settings())
     reasons, facts = outcome(
         step,
         [
@@ -726,16 +726,16 @@ def test_toxicity_by_words_alone_spares_one_swear_word_but_not_a_slur_or_threat(
     assert facts[3]["toxic_words.profanity"] == 2 and "toxicity" not in facts[3]
 
 
-@pytest.mark.parametrize(("module", "setting"), [(perplexity, "perplexity_model"), (quality, "quality_model")])
-def test_a_step_without_its_model_says_which_setting_is_missing(module, setting):
-    with pytest.raises(ValueError, match=f"set.* prepare.{setting}"):
-        module.make(settings())
+@pytest.mark.parametrize("name", ["perplexity", "quality"])
+def test_a_step_without_its_model_says_which_setting_is_missing(name):
+    with pytest.raises(ValueError, match=f"set.* prepare.{name}_model"):
+        getattr(scores, name)(settings())
 
 
 @pytest.mark.parametrize("name", ["perplexity", "quality", "toxicity"])
 def test_a_step_whose_model_file_is_missing_names_it(name):
     with pytest.raises(ValueError, match=r"none\.npz: there is no such model file"):
-        sys.modules[f"llmjax.prepare.steps.{name}"].make(settings(**{f"{name}_model": "none.npz"}))
+        getattr(scores, name)(settings(**{f"{name}_model": "none.npz"}))
 
 
 def test_the_benchmark_measures_what_is_there_and_names_what_is_not(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ pytest.importorskip("pyarrow")
 pytest.importorskip("resiliparse")
 pypdf = pytest.importorskip("pypdf")
 
-from llmjax.prepare import html, pdf
+from llmjax.prepare.formats import html, pdf
 from llmjax.prepare.records import make_batch
 from llmjax.prepare.steps import extract
 
@@ -91,7 +91,7 @@ def test_what_is_not_text_is_a_reject_with_its_reason():
 
 
 def test_bytes_that_no_encoding_explains_are_the_wrong_encoding(monkeypatch):
-    monkeypatch.setattr(extract, "_guesses", lambda data, *, markup: ["ascii", "no-such-codec"])
+    monkeypatch.setattr("llmjax.prepare.formats.text._guesses", lambda data, *, markup: ["ascii", "no-such-codec"])
     text, reason, _ = run(("text", b"caf\xe9 cr\xe8me"))[0]
     assert text is None and reason == "wrong encoding: neither utf-8 nor any that is known"
 

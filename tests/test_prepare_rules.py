@@ -10,7 +10,7 @@ pytest.importorskip("numba")
 from ml_collections import ConfigDict
 
 from llmjax.prepare import records, rules
-from llmjax.prepare.steps import c4, fineweb, gopher_quality, gopher_repetition
+from llmjax.prepare.steps.quality_rules import c4, fineweb, gopher_quality, gopher_repetition
 
 STEPS = (gopher_quality, gopher_repetition, c4, fineweb)
 PROSE = (
@@ -29,8 +29,8 @@ PROSE = (
 )
 
 
-def apply(module, *texts, words="unicode"):
-    step = module.make(ConfigDict({"words": words}))
+def apply(make, *texts, words="unicode"):
+    step = make(ConfigDict({"words": words}))
     return step(records.make_batch([{"text": text} for text in texts]))
 
 
@@ -41,9 +41,9 @@ def prose(sentences=12):
 
 @pytest.mark.parametrize("words", ["unicode", "spacy_compat"])
 def test_prose_is_kept_by_all_rules(words):
-    for module in STEPS:
-        batch = apply(module, prose(), words=words)
-        assert batch["reason"].to_pylist() == [""], module.__name__
+    for make in STEPS:
+        batch = apply(make, prose(), words=words)
+        assert batch["reason"].to_pylist() == [""], make.__name__
         assert batch["text"].to_pylist() == [prose()]
 
 
@@ -151,19 +151,19 @@ def test_c4_rejects_whole_texts_and_leaves_them_as_they_were(text, reason):
     assert batch["reason"].to_pylist() == [reason] and batch["text"].to_pylist() == [text]
 
 
-@pytest.mark.parametrize("module", STEPS)
-def test_rejected_rows_and_rows_without_text_are_left_alone(module):
+@pytest.mark.parametrize("make", STEPS)
+def test_rejected_rows_and_rows_without_text_are_left_alone(make):
     rows = [{"text": ""}, {"text": "", "reason": "language: xx"}, {"text": None}, {"text": prose()}]
     for selected in (rows, rows[1:3], []):
         batch = records.make_batch(selected)
-        result = module.make(ConfigDict({"words": "unicode"}))(batch)
+        result = make(ConfigDict({"words": "unicode"}))(batch)
         assert result.schema == batch.schema and result.num_rows == len(selected)
         for row, before in enumerate(selected):
             if before["text"] is None or before.get("reason"):
                 assert result.slice(row, 1) == batch.slice(row, 1)
-    whole = module.make(ConfigDict({"words": "unicode"}))(records.make_batch(rows))
+    whole = make(ConfigDict({"words": "unicode"}))(records.make_batch(rows))
     for row in range(len(rows)):
-        alone = module.make(ConfigDict({"words": "unicode"}))(records.make_batch(rows[row : row + 1]))
+        alone = make(ConfigDict({"words": "unicode"}))(records.make_batch(rows[row : row + 1]))
         assert alone.slice(0, 1) == whole.slice(row, 1)
 
 

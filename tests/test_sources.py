@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from llmjax import config
-from llmjax.prepare import parts, stdlib_corpus
+from llmjax.data import stdlib_corpus
+from llmjax.prepare import parts
 from llmjax.prepare import sources as module
 from llmjax.prepare.reading import Fields, read_part
 from llmjax.prepare.records import with_ids

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmjax.errors import UserError
-from llmjax.prepare import lexicons
+from llmjax.prepare.learn import lexicons
 from llmjax.prepare.records import kept
 
 WINDOW = 10  # words on each side

@@ -3,7 +3,6 @@
 What is counted here is summed over the parts by `summary.py` and becomes the funnel and the data card.
 """
 
-import importlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from llmjax.prepare import split, store
 from llmjax.prepare.parts import Part
 from llmjax.prepare.reading import Fields, read_part
 from llmjax.prepare.records import SCHEMA, Step, kept, reject, replace, with_ids
+from llmjax.prepare.steps import make_step
 from llmjax.prepare.summary import Summary
 
 PER_DOCUMENT = (
@@ -76,13 +76,6 @@ def clean_part(
             writer.write(batch, sizes=batch["size"].to_numpy(), groups=groups, kept=keep)
     summary.fields = {"rows": fields.rows, "with_field": fields.with_field, "names": sorted(fields.names)}
     return summary.to_json()
-
-
-def make_step(name: str, settings: Any) -> Step:
-    """The step of PER_DOCUMENT with this name. Raises UserError for settings that it cannot use."""
-    module = importlib.import_module(f"llmjax.prepare.steps.{name}")
-    step: Step = module.make(settings)
-    return step
 
 
 def _read(batch: pa.RecordBatch, summary: Summary) -> pa.RecordBatch:

@@ -27,7 +27,7 @@ def _add(verb: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace, _: ConfigDict) -> int:
-    from llmjax.prepare import classify
+    from llmjax.prepare.learn import classify
 
     made = classify.run(
         args.positive, args.negative, out=args.out, kind=args.kind, text_field=args.text_field, seed=args.seed

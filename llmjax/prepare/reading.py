@@ -15,9 +15,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from llmjax.data import parallel_text
+from llmjax.data import parallel_text, stdlib_corpus
 from llmjax.errors import UserError
-from llmjax.prepare import mail, sources, stdlib_corpus, warc
+from llmjax.prepare import sources
+from llmjax.prepare.formats import mail, warc
 from llmjax.prepare.parts import Item, Part
 from llmjax.prepare.records import make_batch, text_id
 

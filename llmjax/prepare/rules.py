@@ -5,14 +5,8 @@ a paper leaves something open (what a word is, which marks end a sentence), the 
 implementation with which FineWeb was made, so that decisions can be compared with it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
-
-import numpy as np
-import pyarrow as pa
-
-from llmjax.prepare import records
 
 
 def _characters(ranges: str) -> str:
@@ -134,54 +128,3 @@ class FineWeb:
     short_line: int = 30
     repeated_characters: float = 0.01
     line_ends: float = 0.3
-
-
-@dataclass(frozen=True)
-class Check:
-    """One rule applied to a batch: what it is called, its value for every text, and for which texts it is broken."""
-
-    name: str
-    value: np.ndarray
-    broken: np.ndarray
-
-
-def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole; of nothing, 0 is no share and anything else is infinitely much."""
-    result = np.where(part > 0, np.inf, 0.0)
-    return np.divide(part, whole, out=result, where=whole > 0)
-
-
-def reject_broken(
-    batch: pa.RecordBatch,
-    kind: str,
-    find: Callable[[dict[str, np.ndarray]], Sequence[Check]],
-    *,
-    words: Literal["unicode", "spacy_compat"],
-    short_line: int = 30,
-) -> pa.RecordBatch:
-    """The batch with a reason, and the number that decided as a fact, for the kept texts that break a rule.
-
-    Args:
-        kind: kind of the reason, "gopher_quality" of "gopher_quality: mean word length 2.1".
-        find: the checks, given what `kernels.statistics.statistics` counts; the first broken one is the reason.
-    """
-    from llmjax.prepare.kernels.statistics import shared_statistics  # compiles
-
-    texts = batch["text"]
-    rows = np.flatnonzero(records.kept(batch) & np.asarray(texts.is_valid()))
-    if not len(rows):
-        return batch
-    if 2 * len(rows) >= len(texts):  # nearly all: count everything, as the next rule set may ask for the same
-        found = shared_statistics(texts, words=words, short_line=short_line)
-        found = {name: values[rows] for name, values in found.items()}
-    else:
-        found = shared_statistics(texts.take(pa.array(rows)), words=words, short_line=short_line)
-    reasons: dict[int, str] = {}
-    facts: dict[int, dict[str, float]] = {}
-    for check in find(found):
-        for at in np.flatnonzero(check.broken).tolist():
-            row, value = int(rows[at]), float(check.value[at])
-            if row not in reasons:
-                reasons[row] = f"{kind}: {check.name} {value:.4g}"
-                facts[row] = {f"{kind}.{check.name}": value if np.isfinite(value) else -1.0}
-    return records.reject(records.add_facts(batch, facts), reasons)

@@ -29,6 +29,7 @@ from llmjax.prepare.engine import Engine, Job, Local, workers_of
 from llmjax.prepare.overall import OVERALL
 from llmjax.prepare.sources import Source, check_extras, earlier_runs, resolve_sources, sources_fingerprint
 from llmjax.prepare.state import State
+from llmjax.prepare.steps import make_step
 from llmjax.prepare.summary import total
 
 OUTPUTS = (*SPLITS, "rejected")
@@ -99,7 +100,7 @@ def _make_steps(settings: str) -> None:
     given = json.loads(settings)
     for name in ("extract", *given["steps"]):
         if name not in OVERALL:
-            clean.make_step(name, SimpleNamespace(**given))
+            make_step(name, SimpleNamespace(**given))
 
 
 def _run(c: ConfigDict, state: State, sources: Sequence[Source], folder: Path) -> dict[str, float | int | str]:

@@ -10,16 +10,12 @@ import unicodedata
 from typing import Any
 
 from llmjax.errors import UserError
+from llmjax.prepare.formats import code_pages
 from llmjax.prepare.records import Step, add_facts, kept, replace
 
 NORMAL_FORMS = ("NFC", "NFKC", "none")
-EVIDENCE = 2_000  # the code page of a document is judged from so many of its characters
 ROUNDS = 5
-LIKELY = 0.7  # and taken if their mean plausibility, from -1 to 1, is at least this
 _C1 = re.compile("[\x80-\x9f]")
-_LONE_C1 = re.compile(  # or UTF-8 read as Latin-1, which is for ftfy to mend
-    "[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}|([\x80-\x9f])"
-)
 # Letters that are in hardly any language: ftfy takes the Swedish "»Är" for "Ȁr" in UTF-8 read as Mac Roman.
 _RARE = re.compile("[\u01a6-\u01ae\u01b1-\u01cc\u01dd-\u0217\u021c-\u0250\u02e0-\u02ff]")
 _ESCAPES = re.compile("\x1b(?:\\[[0-?]*[ -/]*[@-~]|\\][^\x07\x1b\n]*(?:\x07|\x1b\\\\)|[@-Z\\\\^_])")
@@ -33,7 +29,6 @@ _INVISIBLE = re.compile(
 )
 _SPACES = str.maketrans({"\u00a0": " ", "\u2007": " ", "\u202f": " ", "\u0085": "\n"})
 _BLANK_LINES = re.compile("\n{4,}")
-_DOS_QUOTES = re.compile(r"(?<![\d\s])½(?!\d)|(?<!\d)½(?![\d\s])")
 
 
 def make(settings: Any) -> Step:
@@ -161,9 +156,9 @@ def repair_encoding(text: str) -> tuple[str, int]:
     once or several times.
     """
     before = text
-    codec = legacy_codec(text) if _C1.search(text) else None
+    codec = code_pages.legacy_codec(text) if _C1.search(text) else None
     if codec:
-        text = _redecode(text, codec)
+        text = code_pages.redecode(text, codec)
     is_bad, fix_encoding, config = _ftfy()
     if is_bad(text):
         lines = text.split("\n")
@@ -177,70 +172,3 @@ def repair_encoding(text: str) -> tuple[str, int]:
         return text, 0
     old, new = before.split("\n"), text.split("\n")
     return text, max(1, sum(a != b for a, b in zip(old, new, strict=False)))
-
-
-def legacy_codec(text: str) -> str | None:
-    """The code page, "cp850" (DOS) or "mac_roman", in which the C1 controls of the text would be letters; or None.
-
-    None too where Windows-1252 explains them as well: for quotation marks and dashes, where those belong. Judged by
-    whether each character, so decoded, fits its neighbours: a letter beside letters of fitting case, an apostrophe
-    between letters, an opening mark before a word.
-    """
-    found = []
-    for match in _LONE_C1.finditer(text):
-        if match[1]:
-            found.append(match.start())
-            if len(found) == EVIDENCE:
-                break
-    if len(found) < 2:
-        return None
-    scores = {codec: sum(_fit(text, at, codec) for at in found) / len(found) for codec in _TABLES}
-    best = max(_CODECS, key=scores.__getitem__)  # of equals the first
-    return best if best != "cp1252" and scores[best] >= LIKELY else None
-
-
-_CODECS = ("cp1252", "cp850", "mac_roman")
-_TABLES = {codec: {chr(b): bytes([b]).decode(codec, "replace") for b in range(128, 256)} for codec in _CODECS}
-
-
-def _fit(text: str, at: int, codec: str) -> float:
-    """How well the character at a place, decoded by the codec, fits its neighbours: from -1 to 1."""
-    table = _TABLES[codec]
-    left = text[at - 1] if at else " "
-    right = text[at + 1] if at + 1 < len(text) else " "
-    left, right = table.get(left, left), table.get(right, right)
-    character = table[text[at]]
-    category = unicodedata.category(character)
-    if character == "ƒ":
-        return -1.0
-    if category == "Ll":
-        if not (left.isalpha() or right.isalpha()):
-            return 0.0
-        return -1.0 if right.isupper() else 1.0
-    if category == "Lu":
-        if not (left.isalpha() or right.isalpha()):
-            return 0.0
-        return -1.0 if left.islower() else 1.0
-    if character in "\u2018\u2019":  # single quotation marks; the latter is also the apostrophe
-        return 1.0 if left.isalnum() or right.isalnum() else 0.0
-    if character in "\u201c\u201e\u2039":  # opening quotation marks
-        return 1.0 if not left.isalnum() and right.isalnum() else -1.0
-    if character in "\u201d\u203a":  # closing ones
-        return 1.0 if not left.isspace() and not right.isalnum() else -1.0
-    if character in "\u2013\u2014":  # dashes
-        return 1.0 if left.isspace() == right.isspace() else 0.0
-    if character in "…•€™‰†":
-        return 0.5 if not (left.isalpha() and right.isalpha()) else -1.0
-    return -1.0
-
-
-def _redecode(text: str, codec: str) -> str:
-    """The text with its C1 controls read by the codec, and where it is all Latin-1, its other letters and quotes too."""
-    table = {ord(c): to for c, to in _TABLES[codec].items() if c < "\xa0"}
-    if max(text) <= "\xff":
-        for c, to in _TABLES[codec].items():
-            if to in "«»¿¡\xa0" or unicodedata.category(to) in ("Lu", "Ll"):
-                table[ord(c)] = to
-    text = text.translate(table)
-    # In some files of DOS origin quotation marks »so» have become ½so½; a half beside a letter is no number.
-    return _DOS_QUOTES.sub("»", text) if codec == "cp850" else text

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from llmjax.errors import UserError
-from llmjax.prepare import calibration
-from llmjax.prepare.features import FEATURES, Features
-from llmjax.prepare.ngram import read_arrays, write_arrays
+from llmjax.prepare.learn import calibration
+from llmjax.prepare.learn.features import FEATURES, Features
+from llmjax.prepare.learn.ngram import read_arrays, write_arrays
 
 FORMAT = 1
 FEWEST = 20  # documents of a class: 14 to fit, 3 to calibrate, 3 to measure

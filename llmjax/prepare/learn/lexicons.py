@@ -1,4 +1,4 @@
-"""Word lists of this project's own (lexicons/*.txt), and how their words are found in text.
+"""Word lists of this project's own (prepare/lexicons/*.txt), and how their words are found in text.
 
 A list has sections ([profanity], [slur], [threat], [ambiguous]); a line is a word, a word with * for any ending, or a
 phrase. Only whole words match, so that Scunthorpe, assassin and cockpit do not. A word under [ambiguous] (an animal, a
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from llmjax.errors import UserError
 
+FOLDER = Path(__file__).parents[1] / "lexicons"
 LANGUAGES = ("en", "de", "fr", "es", "it", "pt", "nl", "sv")
 AMBIGUOUS = "ambiguous"
 LONGEST = 64  # characters of a word that is looked up: data in letters, such as base64, is not language
@@ -52,7 +53,7 @@ def sections(name: str) -> dict[str, tuple[str, ...]]:
     Raises:
         UserError: if there is no such list, or a line stands outside a section or twice in the file.
     """
-    path = Path(__file__).with_name("lexicons") / f"{name}.txt"
+    path = FOLDER / f"{name}.txt"
     if not path.exists():
         raise UserError(
             f"no word list {name!r}: there are {', '.join(sorted(p.stem for p in path.parent.glob('*.txt')))}"

@@ -23,7 +23,7 @@ def run(positive: Sequence[Path], negative: Sequence[Path], *, out: Path, kind: 
     Raises:
         UserError: for files that cannot be read, a class without files, or too few documents.
     """
-    from llmjax.prepare import classifier, ngram
+    from llmjax.prepare.learn import classifier, ngram
 
     if kind == "ngram":
         if negative:

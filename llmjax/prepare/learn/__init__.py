@@ -1,0 +1,1 @@
+"""Models of text that judge documents: a classifier, a language model of bytes, and word lists."""
