@@ -64,7 +64,7 @@ def start(workdir: Path) -> subprocess.Popen[str]:
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),  # starting is not what is measured
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    command = [sys.executable, "-m", "llmjax.cli", "train", "--workdir", str(workdir)]
+    command = [sys.executable, "-m", "llmjax", "train", "--workdir", str(workdir)]
     with (workdir / "output.txt").open("w") as output:
         return subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, text=True)
 

@@ -93,7 +93,7 @@ def plan(name: str, folder: Path) -> None:
     ]  # fmt: skip
     print("$", " ".join(command), flush=True)
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "llmjax.cli", *command[1:]], cwd=ROOT, check=False)
+    done = subprocess.run([sys.executable, "-m", "llmjax", *command[1:]], cwd=ROOT, check=False)
     if done.returncode not in (0, 3):
         print(f"{name}: failed with status {done.returncode}")
         return

@@ -26,8 +26,8 @@ import torch
 import transformers
 
 import llmjax
-from llmjax.api import LanguageModel
 from llmjax.data.chat import chat_ids
+from llmjax.infer.language_model import LanguageModel
 from llmjax.interop.read import import_model
 from llmjax.interop.write import export_model
 
@@ -198,7 +198,7 @@ def finetune(folder: Path, *, steps: int) -> dict[str, Any]:
     command = [
         sys.executable,
         "-m",
-        "llmjax.cli",
+        "llmjax",
         "run",
         "--config",
         folder / "run" / "config.json",

@@ -64,7 +64,7 @@ def environment(folder: Path, *, devices: int) -> dict[str, str]:
 
 def start(workdir: Path, *, count: int, devices: int = 1, restarts: int = 0) -> subprocess.Popen[str]:
     """Training in that many processes, through the launcher unless it is one."""
-    words = [sys.executable, "-m", "llmjax.cli"]
+    words = [sys.executable, "-m", "llmjax"]
     if count > 1:
         words = [sys.executable, str(LAUNCHER), "-n", str(count), "--restarts", str(restarts), "--"]
     words += ["train", "--workdir", str(workdir), *settings()]
@@ -178,7 +178,7 @@ def without_launcher(workdir: Path, rng: random.Random) -> dict:
     for i in range(COUNT):
         env = {**environment(workdir.parent, devices=1), "LLMJAX_COORDINATOR": f"127.0.0.1:{port}",
                "LLMJAX_PROCESSES": str(COUNT), "LLMJAX_PROCESS": str(i), "LLMJAX_LOCAL_PROCESSES": str(COUNT)}  # fmt: skip
-        words = [sys.executable, "-m", "llmjax.cli", "train", "--workdir", str(workdir), *settings()]
+        words = [sys.executable, "-m", "llmjax", "train", "--workdir", str(workdir), *settings()]
         with (workdir / f"output-{i}.txt").open("w") as output:
             everything.append(subprocess.Popen(words, env=env, stdout=output, stderr=subprocess.STDOUT))
     assert wait_until(lambda: last_step(workdir)[0] > 100, everything[0])

@@ -20,10 +20,10 @@ from typing import Any
 from unittest import mock
 
 import llmjax
-from llmjax.api import LanguageModel
 from llmjax.eval import leaderboard, native
 from llmjax.eval.leaderboard import Setting, TaskScore
 from llmjax.eval.statistics import mean_of_means
+from llmjax.infer.language_model import LanguageModel
 from llmjax.interop.read import import_model
 
 TASKS = ("hellaswag", "arc_easy", "arc_challenge", "mmlu", "truthfulqa_mc1", "truthfulqa_mc2")

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmjax import config
-from llmjax.api import LanguageModel, load
+from llmjax.infer.language_model import LanguageModel, load
 from llmjax.model import transformer
 from llmjax.model.block import unstacked
 from llmjax.model.cache import Cache, init_cache
@@ -111,7 +111,7 @@ def llmjax_run(verb: str, c: config.ConfigDict, workdir: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "llmjax.cli",
+        "llmjax",
         verb,
         "--config",
         str(workdir / "given.json"),

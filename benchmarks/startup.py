@@ -69,7 +69,7 @@ def first_step(folder: Path, layers: int) -> dict[str, float]:
     with contextlib.redirect_stdout(io.StringIO()):
         recipe.run(c.lock(), folder / "run", ("prepare", "tokenizer"))
     env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "llmjax.cli", "train", "--workdir", str(folder / "run")]
+    command = [sys.executable, "-m", "llmjax", "train", "--workdir", str(folder / "run")]
     began = time.perf_counter()
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
@@ -215,7 +215,7 @@ def lap(name):
     global began
     now = time.perf_counter()
     laps[name], began = now - began, now
-import llmjax.api
+import llmjax.infer.language_model
 from llmjax.data.chat import chat_ids
 lap("import")
 model = llmjax.load(sys.argv[1])

@@ -23,7 +23,7 @@ from pathlib import Path
 from llmjax import config, recipe
 from llmjax.data import tokens
 from llmjax.data.documents import shard_files
-from llmjax.data.tokenizer import load_tokenizer
+from llmjax.data.tokenizer_files import load_tokenizer
 
 
 def main() -> None:

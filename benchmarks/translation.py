@@ -31,9 +31,9 @@ import numpy as np
 
 import llmjax
 from llmjax import config, recipe
-from llmjax.api import LanguageModel
 from llmjax.data.batches import pack
 from llmjax.data.tokens import read_stream
+from llmjax.infer.language_model import LanguageModel
 from llmjax.objectives import OBJECTIVES, corruption, special_ids
 from llmjax.objectives.masking import masked
 from llmjax.train.step import make_heldout_step

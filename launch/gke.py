@@ -143,7 +143,7 @@ def manifest(args: argparse.Namespace, command: Sequence[str]) -> str:
         grace=args.grace,
         selector=scalar(selector),
         image=scalar(args.image),
-        command=scalar(["python", "-m", "llmjax.cli", *command]),
+        command=scalar(["python", "-m", "llmjax", *command]),
         env=scalar([{"name": name, "value": value} for name, value in (env | common.STOPPED).items()]),
         annotations=scalar(annotations),
         host_network=scalar(bool(args.tpu)),
@@ -158,7 +158,7 @@ def manifest(args: argparse.Namespace, command: Sequence[str]) -> str:
 def xpk(args: argparse.Namespace, command: Sequence[str]) -> list[str]:
     """The xpk command; its cluster's storage must be mounted at /mnt/runs (xpk storage attach)."""
     generation, _, chips, hosts = chips_and_hosts(args.tpu)
-    words = common.line(["python", "-m", "llmjax.cli", *command], env={"LLMJAX_CLUSTER": "tpu", **common.STOPPED})
+    words = common.line(["python", "-m", "llmjax", *command], env={"LLMJAX_CLUSTER": "tpu", **common.STOPPED})
     return [
         "xpk", "workload", "create", f"--cluster={args.cluster}", f"--workload={args.name}",
         f"--tpu-type={generation.xpk}-{chips * hosts * generation.cores}", f"--num-slices={args.slices}",

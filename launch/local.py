@@ -78,7 +78,7 @@ def start(args: argparse.Namespace, command: Sequence[str], folder: Path) -> Job
     for index in range(args.n):
         env = environment(index, count=args.n, port=port, devices=args.devices_per_process)
         output = output_of(index, folder)
-        words = [sys.executable, "-m", "llmjax.cli", *command]
+        words = [sys.executable, "-m", "llmjax", *command]
         process = subprocess.Popen(
             words, env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=output,
             stderr=subprocess.STDOUT if output else None, start_new_session=True,
@@ -152,7 +152,7 @@ def main(argv: Sequence[str]) -> int:
         for index in range(args.n):
             env = environment(index, count=args.n, port=str(args.port or "PORT"), devices=args.devices_per_process)
             output = f" >> {common.line([str(folder / f'{index}.log')])} 2>&1" if index else ""
-            print(common.line([sys.executable, "-m", "llmjax.cli", *command], env=env) + output + " &")
+            print(common.line([sys.executable, "-m", "llmjax", *command], env=env) + output + " &")
         print("wait")
         return 0
     stops: list[int] = []

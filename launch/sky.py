@@ -57,7 +57,7 @@ def settings(accelerators: str, nodes: int) -> dict[str, str]:
 def task(args: argparse.Namespace, command: Sequence[str]) -> str:
     """The file as YAML."""
     env = settings(args.accelerators, args.nodes)
-    words = common.line([".venv/bin/python", "-m", "llmjax.cli", *command])
+    words = common.line([".venv/bin/python", "-m", "llmjax", *command])
     return FILE.format(
         name=scalar(args.name),
         nodes=args.nodes,

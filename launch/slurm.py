@@ -74,7 +74,7 @@ def script(args: argparse.Namespace, command: Sequence[str]) -> str:
         more="".join(f"#SBATCH --{key}={value}\n" for key, value in more if value),
         root=shlex.quote(str(args.root)),
         folder=shlex.quote(f"{common.workdir(command)}/processes"),
-        command=common.line([".venv/bin/python", "-m", "llmjax.cli", *command]),
+        command=common.line([".venv/bin/python", "-m", "llmjax", *command]),
     )
 
 

@@ -104,7 +104,7 @@ def install_script(disk: str) -> str:
 
 def start_script(command: Sequence[str]) -> str:
     """What starts the command on a host and leaves it running. Each host starts the same: JAX finds the others."""
-    words = line([".venv/bin/python", "-m", "llmjax.cli", *command], env={"LLMJAX_CLUSTER": "tpu", **common.STOPPED})
+    words = line([".venv/bin/python", "-m", "llmjax", *command], env={"LLMJAX_CLUSTER": "tpu", **common.STOPPED})
     body = f"cd ~/llmjax; {words} >> ~/llmjax.log 2>&1; echo $? > ~/llmjax.status"
     return f"rm -f llmjax.status; {line(['setsid', 'nohup', 'bash', '-c', body])} > /dev/null 2>&1 < /dev/null &"
 

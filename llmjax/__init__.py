@@ -3,22 +3,23 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmjax import xla
+from llmjax.startup import xla
+from llmjax.version import __version__
+
+__all__ = ["__version__", "load"]
 
 if TYPE_CHECKING:
-    from llmjax.api import LanguageModel
-    from llmjax.cache import Cache
-
-__version__ = "0.2.0"
+    from llmjax.infer.language_model import LanguageModel
+    from llmjax.startup.cache import Cache
 
 xla.configure()
 
 
 def load(path: str | Path, *, step: int | None = None, mesh: str = "", cache: "Cache | None" = None) -> "LanguageModel":
-    """Read the model of a run or a checkpoint; see `llmjax.api.load`. Nothing heavy is imported before this is called."""
-    from llmjax import timings
+    """Read the model of a run or a checkpoint: `llmjax.infer.language_model.load`, which is imported only now."""
+    from llmjax.startup import timings
 
     with timings.phase("import the library"):
-        from llmjax import api
+        from llmjax.infer import language_model
 
-    return api.load(path, step=step, mesh=mesh, cache=cache)
+    return language_model.load(path, step=step, mesh=mesh, cache=cache)

@@ -8,17 +8,17 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmjax import __version__, config, recipe, timings
-from llmjax.errors import UserError
+from llmjax import config, recipe
+from llmjax.errors import Stopped, UserError
 from llmjax.eval import command as eval_command
 from llmjax.infer import command as infer_command
 from llmjax.interop import command as interop_command
 from llmjax.parallel import processes
 from llmjax.prepare import command as prepare_command
 from llmjax.scaling import command as scaling_command
-from llmjax.start import script
-from llmjax.stopping import Stopped
+from llmjax.startup import timings
 from llmjax.verb import Verb
+from llmjax.version import __version__
 
 DESCRIPTION = """\
 Build a language model, from raw text to a model you can prompt.
@@ -266,7 +266,3 @@ VERBS: dict[str, Verb] = {
         "list every setting, its value and its meaning", lambda verb: None, _print_settings, config="optional"
     ),
 }
-
-
-if __name__ == "__main__":
-    script()

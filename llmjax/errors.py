@@ -7,3 +7,7 @@ class UserError(ValueError):
     It is a ValueError, so that programs may catch it as one. Library code raises it for whatever a user can cause, and
     never a bare ValueError; a ValueError of NumPy or JAX is therefore never mistaken for a user's mistake.
     """
+
+
+class Stopped(Exception):  # noqa: N818
+    """Training was stopped by a signal after its state was saved; the message says where. It is no error."""

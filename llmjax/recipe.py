@@ -72,14 +72,14 @@ STAGES: dict[str, Stage] = {
         leaves=("checkpoints/[0-9]*",), everywhere=True,
     ),
     "eval": Stage(
-        "llmjax.stages.eval:run", ("eval",), ("train",),
+        "llmjax.eval.stage:run", ("eval",), ("train",),
         "measure perplexity and bits per byte on held-out text",
-        check="llmjax.stages.eval:check",
+        check="llmjax.eval.stage:check",
     ),
     "generate": Stage(
-        "llmjax.stages.generate:run", ("generate", "seed"), ("train",),
+        "llmjax.infer.stage:run", ("generate", "seed"), ("train",),
         "continue the prompts of the config",
-        check="llmjax.stages.generate:check",
+        check="llmjax.infer.stage:check",
     ),
     "report": Stage(
         "llmjax.report:run", ("name",), (),

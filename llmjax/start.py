@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from llmjax import __version__
+from llmjax.version import __version__
 
 # glibc reads this at its start. Page faults of 4 KiB pages were a sixth of a step's time (benchmarks/nanogpt.py, medium).
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}

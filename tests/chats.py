@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from llmjax.data.hf_tokenizer import byte_alphabet
-from llmjax.data.tokenizer import SPACE_SIGN, Tokenizer, load_tokenizer
+from llmjax.data.tokenizer import SPACE_SIGN, Tokenizer
+from llmjax.data.tokenizer_files import load_tokenizer
 
 TOOLS_AS_JSON = "{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}"
 # Name: the template, its marks that are flagged special, and those that are not.

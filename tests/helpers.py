@@ -155,7 +155,7 @@ def start_command(*arguments: str | Path, **environment: str) -> subprocess.Pope
     """`llmjax ARGUMENTS` as a process of its own, on one CPU device; its output can be read from `.stdout`."""
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     env = {**os.environ, "XLA_FLAGS": flags, **environment}
-    command = [sys.executable, "-m", "llmjax.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "llmjax", *map(str, arguments)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

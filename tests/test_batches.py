@@ -12,7 +12,7 @@ from llmjax.data.batches import Corruption, TrainBatches, heldout_batches, pack,
 from llmjax.data.mixture import BLOCK, PERIOD, Mixture, capped, parse_mixture, tempered
 from llmjax.data.source import StatelessSource
 from llmjax.data.tokenizer import byte_tokenizer
-from llmjax.eval.bits_per_byte import split_documents
+from llmjax.infer.score import split_documents
 
 LENGTH, BATCH = 16, 8
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 import llmjax
-from llmjax import kept, mapped
-from llmjax.cache import ABANDONED, BLOCK, Cache, open_cache, stamp
 from llmjax.cli import main
 from llmjax.errors import UserError
 from llmjax.infer import steps, weights
-from llmjax.kept import Store
 from llmjax.model import transformer
+from llmjax.startup import compiled, mapped
+from llmjax.startup.cache import ABANDONED, BLOCK, Cache, open_cache, stamp
+from llmjax.startup.compiled import Store
 from llmjax.train import checkpoint
 
 
@@ -42,7 +42,7 @@ def content_of(cache: Cache, key: str) -> bytes | None:
 def test_an_entry_is_what_was_written_and_a_damaged_one_is_none(
     cache: Cache, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmjax.cache.LARGE", BLOCK)
+    monkeypatch.setattr("llmjax.startup.cache.LARGE", BLOCK)
     content = np.random.default_rng(0).bytes(size)
     path = cache.folder / "kind" / "key"
     for damage in ("none", "flipped", "cut", "longer", "another entry", "empty"):
@@ -171,7 +171,7 @@ def test_a_kept_program_is_neither_traced_nor_compiled_again(cache: Cache, monke
         return {**state, "sum": state["sum"] + x.sum()}, jax.random.normal(key, (4,)) @ jnp.exp(x)
 
     def run(name: str = "name") -> list[np.ndarray]:
-        kept._kept.cache_clear()
+        compiled._cached.cache_clear()
         step = Store(cache).keep(jax.jit(lambda *given: function(*given), donate_argnums=0), name)
         found = []
         for x in (np.ones(4, np.float32), np.ones((4, 2), np.float32)):
@@ -196,7 +196,7 @@ def test_a_kept_program_is_neither_traced_nor_compiled_again(cache: Cache, monke
     assert traced == 4
     run("another")
     assert traced == 6
-    monkeypatch.setattr(kept, "environment", lambda: "another machine")
+    monkeypatch.setattr(compiled, "environment", lambda: "another machine")
     run()
     assert traced == 8
     with jax.default_matmul_precision("highest"):
@@ -206,8 +206,8 @@ def test_a_kept_program_is_neither_traced_nor_compiled_again(cache: Cache, monke
 
 def test_programs_belong_to_the_code_the_machine_and_the_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     def now() -> str:
-        kept.environment.cache_clear()
-        return kept.environment()
+        compiled.environment.cache_clear()
+        return compiled.environment()
 
     usual = now()
     assert now() == usual
@@ -216,10 +216,10 @@ def test_programs_belong_to_the_code_the_machine_and_the_flags(monkeypatch: pyte
         assert now() != usual
     for name in ("_processor", "_code"):
         with monkeypatch.context() as patch:
-            patch.setattr(kept, name, lambda: "another")
+            patch.setattr(compiled, name, lambda: "another")
             assert now() != usual
-    assert "flags" in kept._processor() or "Features" in kept._processor() or not Path("/proc/cpuinfo").exists()
-    kept.environment.cache_clear()
+    assert "flags" in compiled._processor() or "Features" in compiled._processor() or not Path("/proc/cpuinfo").exists()
+    compiled.environment.cache_clear()
 
 
 def test_a_stamp_tells_when_a_file_was_written(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_model_is_mapped_from_the_second_time_on_until_its_checkpoint_is_writt
             assert ours.sharding == theirs.sharding
             np.testing.assert_array_equal(ours, theirs)
     assert second.loss("A text.") == plain.loss("A text.")
-    kept._kept.cache_clear()
+    compiled._cached.cache_clear()
     assert llmjax.load(run, cache=cache).loss("A text.") == plain.loss("A text.")
     for file in (path for path in (run / "checkpoints").rglob("*") if path.is_file()):
         file.write_bytes(file.read_bytes())
@@ -272,7 +272,7 @@ def test_answers_are_the_same_whether_anything_is_kept_or_not(
     found = []
 
     def generate(cache: str, *more: str) -> str:
-        for kept_in_memory in (steps.programs, kept._kept):
+        for kept_in_memory in (steps.programs, compiled._cached):
             kept_in_memory.cache_clear()
         out = tmp_path / f"{len(found)}.jsonl"
         arguments = ["--workdir", str(run), "--prompts", str(prompts), "--out", str(out), *more]

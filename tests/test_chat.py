@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 from networks import make, settings
 
-import llmjax
 from llmjax import cli, config
-from llmjax.api import LanguageModel
 from llmjax.data.tokenizer import Tokenizer, byte_tokenizer
 from llmjax.infer import bench
 from llmjax.infer.chat import Chat, talk
 from llmjax.infer.engine import Engine
 from llmjax.infer.generate import generate
+from llmjax.infer.language_model import LanguageModel
 from llmjax.infer.request import Request
 from llmjax.parallel import mesh as meshes
 from llmjax.train.step import make_eval_step
@@ -65,7 +64,7 @@ def loaded(monkeypatch, tmp_path):
     """The command finds a run, and a chat model in it."""
     made = language_model(tokenizer())
     (tmp_path / "config.json").write_text(config.to_json(made.config))
-    monkeypatch.setattr(llmjax, "load", lambda _, **__: made, raising=False)
+    monkeypatch.setattr("llmjax.infer.language_model.load", lambda _, **__: made)
     return tmp_path
 
 
@@ -177,7 +176,7 @@ def test_the_command_talks_with_a_pipe(loaded, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n/top_k 3\n/quit\n"))
     assert cli.main(["chat", "--workdir", str(loaded), "--system", "be kind"]) == 0
     assert "top_k = 3" in capsys.readouterr().out
-    monkeypatch.setattr(llmjax, "load", lambda _, **__: language_model(byte_tokenizer()))
+    monkeypatch.setattr("llmjax.infer.language_model.load", lambda _, **__: language_model(byte_tokenizer()))
     assert cli.main(["chat", "--workdir", str(loaded)]) == 2
     assert "no chat template" in capsys.readouterr().err
 

@@ -175,7 +175,7 @@ def test_a_control_token_that_a_text_would_become_is_refused(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(
         '{"chat_template": "{{ messages[0].content }}</s>", "eos_token": "</s>"}'
     )
-    from llmjax.data.tokenizer import load_tokenizer
+    from llmjax.data.tokenizer_files import load_tokenizer
 
     ours = load_tokenizer(tmp_path)
     assert chat_ids(ours, [{"role": "user", "content": "a x a"}]) == [3, 4, 3, 1]

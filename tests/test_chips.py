@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from llmjax.parallel.chips import CHIPS, of_device_kind
 from llmjax.train import hardware
-from llmjax.train.chips import CHIPS, of_device_kind
 
 
 @pytest.mark.parametrize("name", CHIPS)

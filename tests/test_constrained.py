@@ -12,7 +12,8 @@ import pytest
 from networks import make, settings
 
 from llmjax.data.hf_tokenizer import load
-from llmjax.data.tokenizer import Tokenizer, byte_tokenizer, from_model, train_tokenizer
+from llmjax.data.tokenizer import Tokenizer, byte_tokenizer, from_model
+from llmjax.data.tokenizer_training import train_tokenizer
 from llmjax.errors import UserError
 from llmjax.infer import constrained
 from llmjax.infer.engine import Engine

@@ -8,9 +8,9 @@ import pytest
 
 from llmjax.data.score import Score
 from llmjax.errors import UserError
-from llmjax.eval import bits_per_byte as bpb
-from llmjax.stages import eval as stage
-from llmjax.stages.eval import xz_bytes
+from llmjax.eval import stage
+from llmjax.eval.stage import xz_bytes
+from llmjax.infer import score as bpb
 
 
 @pytest.mark.parametrize(

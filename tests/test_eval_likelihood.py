@@ -9,10 +9,10 @@ from helpers import mesh_of, tiny_config
 from networks import make, settings
 
 from llmjax import config
-from llmjax.api import LanguageModel
 from llmjax.data.tokenizer import byte_tokenizer
 from llmjax.eval import likelihood, rows
 from llmjax.eval.likelihood import Request, score_continuations, score_requests
+from llmjax.infer.language_model import LanguageModel
 from llmjax.train.step import make_eval_step
 
 

@@ -104,7 +104,7 @@ def test_after_a_lost_process_the_job_starts_again_and_ends_in_the_same_bits(und
 def test_without_a_launcher_a_lost_process_ends_the_others_in_bounded_time_with_a_message(tiny_run):
     env = {**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1"), "LLMJAX_PROCESSES": "2",
            "LLMJAX_COORDINATOR": "127.0.0.1:29517", "LLMJAX_LOCAL_PROCESSES": "2"}  # fmt: skip
-    command = [sys.executable, "-m", "llmjax.cli", "train", "--workdir", tiny_run, *LONG]
+    command = [sys.executable, "-m", "llmjax", "train", "--workdir", tiny_run, *LONG]
     command += ["--config.train.duration=100000 steps", "--config.parallel.heartbeat_seconds=5"]
     both = [
         subprocess.Popen(

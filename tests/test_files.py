@@ -11,12 +11,11 @@ import jax
 import pytest
 from networks import make, settings
 
-import llmjax
 from llmjax import cli, config
-from llmjax.api import LanguageModel
 from llmjax.data.tokenizer import Tokenizer, byte_tokenizer
 from llmjax.errors import UserError
 from llmjax.infer import files
+from llmjax.infer.language_model import LanguageModel
 from llmjax.infer.request import Request
 from llmjax.parallel import mesh as meshes
 from llmjax.train.step import make_eval_step
@@ -43,7 +42,7 @@ def model() -> LanguageModel:
 def run(monkeypatch, tmp_path) -> Path:
     """A run's folder; the command finds the model in it."""
     (tmp_path / "config.json").write_text(config.to_json(model().config))
-    monkeypatch.setattr(llmjax, "load", lambda *_, **__: model(), raising=False)
+    monkeypatch.setattr("llmjax.infer.language_model.load", lambda *_, **__: model())
     return tmp_path
 
 

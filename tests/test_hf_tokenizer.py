@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from llmjax.data import hf_tokenizer
 from llmjax.data.chat import chat_ids, chat_text
 from llmjax.data.hf_tokenizer import byte_alphabet, no_tokenizer
-from llmjax.data.tokenizer import SPACE_SIGN, Tokenizer, byte_tokenizer, load_tokenizer, train_tokenizer
+from llmjax.data.tokenizer import SPACE_SIGN, Tokenizer, byte_tokenizer
+from llmjax.data.tokenizer_files import load_tokenizer
+from llmjax.data.tokenizer_training import train_tokenizer
 from llmjax.errors import UserError
 from llmjax.infer.generate import generate
 from llmjax.interop import pieces

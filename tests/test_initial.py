@@ -10,7 +10,8 @@ from helpers import assert_same_bits, tiny_config
 import llmjax
 from llmjax import config, recipe
 from llmjax.data import tokens
-from llmjax.data.tokenizer import load_tokenizer, train_tokenizer
+from llmjax.data.tokenizer_files import load_tokenizer
+from llmjax.data.tokenizer_training import train_tokenizer
 from llmjax.errors import UserError
 from llmjax.train import check, initial
 

@@ -172,7 +172,7 @@ if what in ("run", "eval") or (what == "train" and first): time.sleep(60)
 def stand_in(tmp_path):
     (tmp_path / "llmjax").mkdir()
     (tmp_path / "llmjax" / "__init__.py").write_text("")
-    (tmp_path / "llmjax" / "cli.py").write_text(STAND_IN)
+    (tmp_path / "llmjax" / "__main__.py").write_text(STAND_IN)
     (tmp_path / "run").mkdir()
     return tmp_path
 

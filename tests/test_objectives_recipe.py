@@ -44,7 +44,7 @@ def test_translation_without_parallel_text_is_refused(tiny_sources, tmp_path):
 
 
 def test_a_vocabulary_without_room_for_special_ids_is_refused(prepared_run, tmp_path):
-    from llmjax.data.tokenizer import load_tokenizer
+    from llmjax.data.tokenizer_files import load_tokenizer
     from llmjax.train.pretrain import resolve
 
     tokenizer = load_tokenizer(prepared_run / "tokenizer")

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from llmjax.config import base
 from llmjax.data import tokens
-from llmjax.data.tokenizer import PROBE, Tokenizer, load_tokenizer, train_tokenizer
+from llmjax.data.tokenizer import PROBE, Tokenizer
+from llmjax.data.tokenizer_files import load_tokenizer
+from llmjax.data.tokenizer_training import train_tokenizer
 from llmjax.errors import UserError
 
 KINDS = ("bpe", "unigram", "char", "byte")
@@ -202,7 +204,7 @@ def test_an_existing_model_is_used_and_gives_the_same_shards(tmp_path):
 
 def test_train_bytes_limits_what_is_trained_on_evenly():
     texts = [f"{letter * 900}\n" for letter in "abcdefgh"] * 20
-    from llmjax.data.tokenizer import _chunks, _sample
+    from llmjax.data.tokenizer_training import _chunks, _sample
 
     taken = list(_sample(_chunks(texts), share=0.25))
     assert abs(sum(map(len, taken)) - 0.25 * sum(map(len, texts))) < 1000

@@ -228,7 +228,7 @@ def test_sigterm_and_sigint_save_exit_0_and_the_same_command_goes_on(number, uni
 
 @pytest.mark.usefixtures("one_device")
 def test_a_signal_during_an_evaluation_loses_no_step(tmp_path):
-    from llmjax.stopping import Stopped
+    from llmjax.errors import Stopped
 
     c = tiny_config(checkpoint__every="0 steps")
 

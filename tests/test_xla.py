@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from llmjax import xla
+from llmjax.startup import xla
 
 CANARIES = """
 import json

@@ -22,7 +22,9 @@ from ml_collections import ConfigDict
 from llmjax import config, progress, storage
 from llmjax.data import parallel_text
 from llmjax.data.documents import SPLITS, read_documents, shard_files
-from llmjax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from llmjax.data.tokenizer import Tokenizer
+from llmjax.data.tokenizer_files import load_tokenizer
+from llmjax.data.tokenizer_training import train_tokenizer
 from llmjax.errors import UserError
 
 BATCH_BYTES = 4_000_000  # text that is encoded at once

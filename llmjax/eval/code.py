@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmjax.api import LanguageModel
 from llmjax.errors import UserError
 from llmjax.eval import local_data, sandbox
 from llmjax.eval.leaderboard import TaskScore
 from llmjax.eval.likelihood import context_length
 from llmjax.eval.statistics import mean
+from llmjax.infer.language_model import LanguageModel
 from llmjax.infer.request import PLAIN
 
 TASKS = ("humaneval", "mbpp")

@@ -68,8 +68,8 @@ def _rate(args: argparse.Namespace, _: ConfigDict) -> int:
         return 0
     session = rating.Session(ratings.read_pairs(args.answers), args.to, seed=args.seed)
     if args.judge:
-        from llmjax import load
         from llmjax.eval import judge
+        from llmjax.infer.language_model import load
         from llmjax.progress import counter
 
         name = f"judge {args.judge.name}"
@@ -95,9 +95,9 @@ def tasks(args: argparse.Namespace, c: ConfigDict) -> int | None:
     """With --tasks run benchmarks on a run's model, whatever stages it has had (an imported model has had none)."""
     if not args.tasks:
         return None
-    from llmjax import load
-    from llmjax.cache import cache_of
     from llmjax.eval import tasks as benchmarks
+    from llmjax.infer.language_model import load
+    from llmjax.startup.cache import cache_of
 
     c = c.copy_and_resolve_references()
     with c.unlocked():

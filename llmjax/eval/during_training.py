@@ -55,7 +55,7 @@ def make(c: ConfigDict) -> pretrain.MakeMore | None:
     def make_evaluate(
         resolved: ConfigDict, module: Transformer, tokenizer: Tokenizer, mesh: jax.sharding.Mesh
     ) -> Callable[[Any], dict[str, float]]:
-        from llmjax.api import LanguageModel
+        from llmjax.infer.language_model import LanguageModel
         from llmjax.train.step import make_eval_step
 
         step = jax.jit(make_eval_step(module, resolved))

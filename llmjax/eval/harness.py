@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from llmjax.api import LanguageModel
 from llmjax.data.chat import chat_text
 from llmjax.errors import UserError
 from llmjax.eval import leaderboard, local_data, native
@@ -26,6 +25,7 @@ from llmjax.eval.leaderboard import Setting, TaskScore, expand, mmlu
 from llmjax.eval.likelihood import Request, context_length, score_requests
 from llmjax.eval.local_data import MMLU, TaskData
 from llmjax.eval.statistics import Estimate
+from llmjax.infer.language_model import LanguageModel
 from llmjax.infer.request import PLAIN
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}

@@ -7,11 +7,11 @@ three verdicts is a missing judgement, for which nobody gets anything.
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from llmjax.api import LanguageModel
 from llmjax.data.chat import chat_ids
 from llmjax.errors import UserError
 from llmjax.eval.likelihood import context_length
 from llmjax.eval.ratings import Choice, Pair, Rating, rate
+from llmjax.infer.language_model import LanguageModel
 from llmjax.infer.request import PLAIN
 
 PROMPT = """\

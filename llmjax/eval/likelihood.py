@@ -18,9 +18,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax import config
-from llmjax.api import LanguageModel
 from llmjax.errors import UserError
 from llmjax.eval.rows import Row, build_rows, choose_lengths
+from llmjax.infer.language_model import LanguageModel
 from llmjax.model import head
 from llmjax.model.block import ATTENTION, sections
 from llmjax.model.count import active_matrices

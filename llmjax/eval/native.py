@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from llmjax.api import LanguageModel
 from llmjax.errors import UserError
 from llmjax.eval import local_data, prompts
 from llmjax.eval.encoding import encode_pairs
@@ -16,6 +15,7 @@ from llmjax.eval.likelihood import Likelihood, score_requests
 from llmjax.eval.local_data import MMLU, TaskData
 from llmjax.eval.prompts import Question
 from llmjax.eval.statistics import mean
+from llmjax.infer.language_model import LanguageModel
 
 
 def can_run(task: str) -> bool:

@@ -14,12 +14,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax import storage
-from llmjax.api import LanguageModel
 from llmjax.errors import UserError
 from llmjax.eval import code, contamination, harness, native
 from llmjax.eval.contamination import Contamination
 from llmjax.eval.leaderboard import TaskScore, aggregates, expand
 from llmjax.eval.statistics import Estimate
+from llmjax.infer.language_model import LanguageModel
 from llmjax.progress import counter
 
 SCORES, ITEMS = "tasks.json", "items.jsonl"

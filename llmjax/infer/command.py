@@ -9,9 +9,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from llmjax import timings
 from llmjax.config.ranges import AT_LEAST_1, Range, number
 from llmjax.errors import UserError
+from llmjax.startup import timings
 from llmjax.verb import Verb
 
 SHORTEST = 256  # tokens for which a slot has room at least, when a file's prompts are answered
@@ -96,9 +96,9 @@ def generate(args: argparse.Namespace, c: ConfigDict) -> int | None:
     if not args.prompt and not args.prompts:
         return None
     with timings.phase("import the library"):
-        from llmjax import load
-        from llmjax.cache import cache_of
         from llmjax.data.chat import chat_ids
+        from llmjax.infer.language_model import load
+        from llmjax.startup.cache import cache_of
 
     if args.prompts is not None:
         if args.prompt or args.out is None:
@@ -116,9 +116,9 @@ def generate(args: argparse.Namespace, c: ConfigDict) -> int | None:
 
 def _files(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
     with timings.phase("import the library"):
-        from llmjax import load
-        from llmjax.cache import cache_of
         from llmjax.infer import files
+        from llmjax.infer.language_model import load
+        from llmjax.startup.cache import cache_of
 
     rows = list(files.read_prompts(args.prompts))
     done = files.answered(args.out)
@@ -153,10 +153,10 @@ def _chat(args: argparse.Namespace, c: ConfigDict) -> int:
     """`llmjax chat`: from the terminal, or lines from a pipe."""
     workdir = args.workdir
     with timings.phase("import the library"):
-        from llmjax import load
-        from llmjax.cache import cache_of
         from llmjax.data.chat import chat_ids
         from llmjax.infer.chat import SHORT, Chat, talk
+        from llmjax.infer.language_model import load
+        from llmjax.startup.cache import cache_of
 
     take_forms(c, args)
     model = load(workdir, mesh=c.infer.mesh, cache=cache_of(c))
@@ -196,10 +196,10 @@ def _bench(args: argparse.Namespace, c: ConfigDict) -> int:
     """`llmjax bench-infer`."""
     workdir = args.workdir
     with timings.phase("import the library"):
-        from llmjax import load
-        from llmjax.cache import cache_of
         from llmjax.infer import bench
+        from llmjax.infer.language_model import load
         from llmjax.parallel import mesh as meshes
+        from llmjax.startup.cache import cache_of
 
     try:
         sizes = sorted({int(n) for n in args.slots.split(",")})

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from llmjax import kept, timings
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer import speculative, weights
@@ -28,9 +27,10 @@ from llmjax.infer.sample import settings
 from llmjax.infer.scheduler import Action, Copy, Keep, Place, Read, Restore, Scheduler
 from llmjax.infer.slots import Row, Slots, stop_row
 from llmjax.infer.steps import Written, programs
-from llmjax.kept import Store
 from llmjax.model.transformer import Transformer
 from llmjax.parallel import mesh as meshes
+from llmjax.startup import compiled, timings
+from llmjax.startup.compiled import Store
 
 
 class Engine:
@@ -166,7 +166,7 @@ class Engine:
                 ahead=self.ahead,
                 mesh=self._mesh,
                 store=store,
-                types=kept.described((self.params, self._read_params)) if store else "",
+                types=compiled.described((self.params, self._read_params)) if store else "",
             )
         self.slots = self._empty()
 

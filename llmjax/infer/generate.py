@@ -14,8 +14,8 @@ from llmjax.errors import UserError
 from llmjax.infer.engine import Engine
 from llmjax.infer.prefixes import ALIGN
 from llmjax.infer.request import NUMBERS, SETTINGS, Completion, Request, is_number, prompt_ids
-from llmjax.kept import Store
 from llmjax.model.transformer import Transformer
+from llmjax.startup.compiled import Store
 
 SMALLEST_LENGTH = 32
 MOST_SLOTS = 32

@@ -18,9 +18,9 @@ from llmjax.infer import speculative
 from llmjax.infer.sample import penalized, sample
 from llmjax.infer.slots import Slots
 from llmjax.infer.weights import computing
-from llmjax.kept import Store, named
 from llmjax.model.block import sections, stacked, unstacked
 from llmjax.model.transformer import Transformer
+from llmjax.startup.compiled import Store, named
 
 
 class Written(NamedTuple):
@@ -213,7 +213,7 @@ def programs(
         modules: those that decode, the model and a draft model.
         readers: the same as they read prompts, which is with parameters of another form.
         store: where the programs are kept between starts, and
-        types: of the parameters (`kept.described`), for which they then are.
+        types: of the parameters (`compiled.described`), for which they then are.
     """
     history = ahead > 0 and len(modules) == 1
     make = functools.partial(S.init, modules, count=count, length=length, source_length=source_length, history=history)

@@ -19,14 +19,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from llmjax import mapped
-from llmjax.cache import key_of
 from llmjax.errors import UserError
-from llmjax.kept import Store, environment
 from llmjax.model import transformer
 from llmjax.model.block import unstacked
 from llmjax.model.layers import Linear, dtype_of
 from llmjax.model.moe import Weights
+from llmjax.startup import mapped
+from llmjax.startup.cache import key_of
+from llmjax.startup.compiled import Store, environment
 
 TILE = 64
 TILED_ROWS = 64  # for more rows the tiles are put back together, which costs one copy of the matrix

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from llmjax import config, human, progress, storage
 from llmjax.data import hf_tokenizer
-from llmjax.data.tokenizer import BYTE_FILE, MODEL_FILE, Tokenizer, load_tokenizer
+from llmjax.data.tokenizer import BYTE_FILE, MODEL_FILE, Tokenizer
+from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.errors import UserError
 from llmjax.interop import gguf, tensors
 from llmjax.interop.families import FAMILIES

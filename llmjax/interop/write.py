@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from llmjax import config, human, progress, storage
 from llmjax.data.hf_tokenizer import CONFIG_FILE, GENERATION_FILE
-from llmjax.data.tokenizer import Tokenizer, load_tokenizer
+from llmjax.data.tokenizer import Tokenizer
+from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.errors import UserError
 from llmjax.interop import pieces
 from llmjax.interop.families import FAMILIES

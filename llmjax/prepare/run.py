@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from llmjax import __version__, storage
+from llmjax import storage
 from llmjax.data.documents import SPLITS
 from llmjax.errors import UserError
 from llmjax.prepare import account, clean, overall, parts, shards, split, store
@@ -31,6 +31,7 @@ from llmjax.prepare.sources import Source, check_extras, earlier_runs, resolve_s
 from llmjax.prepare.state import State
 from llmjax.prepare.steps import make_step
 from llmjax.prepare.summary import total
+from llmjax.version import __version__
 
 OUTPUTS = (*SPLITS, "rejected")
 PLACED = ("pieces", "plan", "shards", "rejected")  # what is in work/ about where documents go

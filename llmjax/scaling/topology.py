@@ -20,8 +20,8 @@ import numpy as np
 
 from llmjax import storage
 from llmjax.errors import UserError
+from llmjax.parallel.chips import CHIPS, Chip
 from llmjax.scaling.collectives import Collective, axes_of
-from llmjax.train.chips import CHIPS, Chip
 
 # libtpu else asks the network where it is, and guesses the machine's kind.
 QUIET = {

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from llmjax import config
 from llmjax.data import ramp
 from llmjax.data.batches import TrainBatches, tokens_per_epoch
-from llmjax.data.tokenizer import load_tokenizer
+from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.data.tokens import load_index
 from llmjax.errors import UserError
 from llmjax.objectives import corruption

@@ -5,7 +5,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from llmjax.train import chips
+from llmjax.parallel import chips
 
 
 def peak_flops(device: jax.Device, *, device_count: int) -> tuple[float, str]:

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.config import changes
-from llmjax.data.tokenizer import Tokenizer, load_tokenizer
+from llmjax.data.tokenizer import Tokenizer
+from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.errors import UserError
 from llmjax.model import transformer
 from llmjax.parallel.placement import path_name

@@ -18,10 +18,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from llmjax.errors import Stopped
 from llmjax.model.transformer import Transformer
 from llmjax.objectives import Objective
 from llmjax.parallel import processes
-from llmjax.stopping import Stopped
 from llmjax.train import checkpoint, hunt
 from llmjax.train.agree import Wishes
 from llmjax.train.frozen import combine

@@ -16,7 +16,8 @@ from llmjax.config.objective_checks import own_order
 from llmjax.data import ramp
 from llmjax.data.batches import TrainBatches, heldout_batches, tokens_per_epoch
 from llmjax.data.source import Source, StatelessSource
-from llmjax.data.tokenizer import Tokenizer, load_tokenizer
+from llmjax.data.tokenizer import Tokenizer
+from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.data.tokens import load_index
 from llmjax.errors import UserError
 from llmjax.model import attention, transformer

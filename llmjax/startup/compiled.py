@@ -26,8 +26,8 @@ from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import FrozenConfigDict
 
-from llmjax import timings
-from llmjax.cache import Cache, key_of
+from llmjax.startup import timings
+from llmjax.startup.cache import Cache, key_of
 
 KIND = "programs"
 
@@ -51,7 +51,7 @@ def _cores() -> int | None:
 
 def _code() -> str:
     """A hash of all of llmjax's source."""
-    root, found = Path(__file__).parent, hashlib.blake2b(digest_size=20)
+    root, found = Path(__file__).parents[1], hashlib.blake2b(digest_size=20)
     for path in sorted(root.rglob("*.py")):
         found.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode() + path.read_bytes())
     return found.hexdigest()
@@ -81,7 +81,7 @@ class Store:
     weights: str = ""
     setting: str = ""
 
-    def keep(self, function: Callable[..., Any], name: str, *parts: Any) -> "Kept":
+    def keep(self, function: Callable[..., Any], name: str, *parts: Any) -> "CachedFunction":
         """The jitted function, whose programs are kept; the same object for the same arguments.
 
         Args:
@@ -89,16 +89,16 @@ class Store:
             parts: what it closes over, hashable, and told apart by their `repr`.
         """
         settings = tuple((key, repr(value)) for key, value in jax.config.values.items() if "cache" not in key)
-        return _kept(function, self.cache, (environment(), self.setting, name, settings, parts))
+        return _cached(function, self.cache, (environment(), self.setting, name, settings, parts))
 
 
 @functools.lru_cache(maxsize=128)
-def _kept(function: Callable[..., Any], cache: Cache, parts: tuple[Any, ...]) -> "Kept":
-    return Kept(function, cache, parts)
+def _cached(function: Callable[..., Any], cache: Cache, parts: tuple[Any, ...]) -> "CachedFunction":
+    return CachedFunction(function, cache, parts)
 
 
 @dataclass
-class Kept:
+class CachedFunction:
     """A jitted function of positional arguments; called like it.
 
     Calls are told apart by the shapes of arguments that are arrays, or dicts of arrays, and by what is None: looking at

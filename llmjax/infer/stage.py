@@ -7,10 +7,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from llmjax import storage
-from llmjax.api import load
-from llmjax.cache import cache_of
 from llmjax.errors import UserError
+from llmjax.infer.language_model import load
 from llmjax.objectives import OBJECTIVES
+from llmjax.startup.cache import cache_of
 
 
 def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:

@@ -13,22 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from llmjax import config, kept, mapped, timings
-from llmjax.cache import Cache, key_of, stamp
+from llmjax import config
 from llmjax.data.hf_tokenizer import no_tokenizer
 from llmjax.data.score import Score
-from llmjax.data.tokenizer import Tokenizer, load_tokenizer
+from llmjax.data.tokenizer import Tokenizer
+from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.errors import UserError
-from llmjax.eval.bits_per_byte import score
 from llmjax.infer.engine import Engine
 from llmjax.infer.generate import generate
 from llmjax.infer.request import Completion
-from llmjax.kept import Store
+from llmjax.infer.score import score
 from llmjax.model import transformer
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement
 from llmjax.parallel.reading import reading_mesh
+from llmjax.startup import compiled, mapped, timings
+from llmjax.startup.cache import Cache, key_of, stamp
+from llmjax.startup.compiled import Store
 from llmjax.train import folders
 
 
@@ -163,7 +165,7 @@ def load(path: str | Path, *, step: int | None = None, mesh: str = "", cache: Ca
         step: the checkpoint of this step of the run.
         mesh: a line such as "tensor=2 data=-1"; empty: each copy of the model is on as few devices as hold it, and the
             copies work on different rows.
-        cache: keeps the model's programs, and its weights as they can be mapped, for the next start (see kept.py).
+        cache: keeps the model's programs, and its weights as they can be mapped, for the next start (see startup/).
 
     Raises:
         UserError: when the run, the checkpoint or the tokenizer is missing or damaged, or the tokenizer is not the one that
@@ -209,7 +211,7 @@ def _make_eval_step(module: transformer.Transformer, c: ConfigDict, store: Store
     from llmjax.train.step import make_eval_step
 
     step = jax.jit(make_eval_step(module, c))
-    return step if store is None else store.keep(step, "evaluate", kept.named(module), c.objective.to_json())
+    return step if store is None else store.keep(step, "evaluate", compiled.named(module), c.objective.to_json())
 
 
 def _weights(folder: Path, shapes: Any, places: Any, cache: Cache | None) -> tuple[Any, str]:
@@ -229,7 +231,7 @@ def _weights(folder: Path, shapes: Any, places: Any, cache: Cache | None) -> tup
 
 def _shapes(module: transformer.Transformer, cache: Cache | None) -> Any:
     """The parameters' shapes and dtypes, for which the module is traced, or was once."""
-    key = key_of(kept.environment(), kept.named(module)) if cache else ""
+    key = key_of(compiled.environment(), compiled.named(module)) if cache else ""
     if cache and (content := cache.read("shapes", key)) is not None:
         return jax.tree.map(_shape, json.loads(content.tobytes()))
     shapes = jax.eval_shape(lambda key: transformer.init_params(module, key), jax.random.key(0))

@@ -11,17 +11,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax import human
-from llmjax.api import LanguageModel, load
-from llmjax.cache import cache_of
 from llmjax.data.batches import heldout_batches
 from llmjax.data.score import Score, total_score
 from llmjax.data.tokens import Index, load_index, read_stream, read_texts
 from llmjax.errors import UserError
 from llmjax.eval import tasks
-from llmjax.eval.bits_per_byte import split_documents
+from llmjax.infer.language_model import LanguageModel, load
+from llmjax.infer.score import split_documents
 from llmjax.objectives import OBJECTIVES, corruption
 from llmjax.parallel.mesh import row_ways
 from llmjax.progress import counter
+from llmjax.startup.cache import cache_of
 from llmjax.train.heldout import make_heldout
 
 

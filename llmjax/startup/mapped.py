@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from llmjax.cache import Cache
+from llmjax.startup.cache import Cache
 
 KIND = "weights"  # of the cache's entries
 ALIGN = 64  # bytes

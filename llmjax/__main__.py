@@ -1,0 +1,5 @@
+"""`python -m llmjax`: the installed command."""
+
+from llmjax.start import script
+
+script()
