@@ -186,31 +186,31 @@ def ours(texts: "pa.LargeStringArray", folder: Path) -> np.ndarray:
     import duckdb
     import pyarrow as pa
 
-    from llmjax.prepare import duplicates
+    from llmjax.prepare.dedup import near
 
     database = duckdb.connect(str(folder / "near.duckdb"))
     database.execute("SET memory_limit='1GB'; SET threads=1; SET preserve_insertion_order=false")
     database.execute("CREATE TABLE keys (key UBIGINT, document BIGINT)")
     for start in range(0, len(texts), 4096):
-        keys_NB, words_N = duplicates.near_keys(texts.slice(start, 4096), bands=BANDS, rows=ROWS, words=SHINGLE)
+        keys_NB, words_N = near.near_keys(texts.slice(start, 4096), bands=BANDS, rows=ROWS, words=SHINGLE)
         rows = np.flatnonzero(words_N)
         part = pa.table({"key": keys_NB[rows].reshape(-1), "document": np.repeat(rows + start, BANDS)})
         database.register("part", part)
         database.execute("INSERT INTO keys SELECT * FROM part")
     repeated = "SELECT key FROM keys GROUP BY key HAVING count(*) > 1"
     groups = database.sql(f"SELECT * FROM keys WHERE key IN ({repeated}) ORDER BY key, document").to_arrow_table()
-    a, b = duplicates.band_edges(groups["key"].to_numpy(), groups["document"].to_numpy())
+    a, b = near.band_edges(groups["key"].to_numpy(), groups["document"].to_numpy())
     ordinals = np.unique(np.concatenate([a, b]))
-    sets = duplicates.shingles(texts.take(pa.array(ordinals)), words=SHINGLE)
-    jaccard = duplicates.jaccard_of_pairs(a, b, ordinals, sets)
+    sets = near.shingles(texts.take(pa.array(ordinals)), words=SHINGLE)
+    jaccard = near.jaccard_of_pairs(a, b, ordinals, sets)
     for _ in range(2):
-        table = duplicates.components(a, b, jaccard, threshold=THRESHOLD)
-        more_a, more_b = duplicates.open_pairs(a, b, jaccard, table, threshold=THRESHOLD)
+        table = near.components(a, b, jaccard, threshold=THRESHOLD)
+        more_a, more_b = near.open_pairs(a, b, jaccard, table, threshold=THRESHOLD)
         if not len(more_a):
             break
-        more = duplicates.jaccard_of_pairs(more_a, more_b, ordinals, sets)
+        more = near.jaccard_of_pairs(more_a, more_b, ordinals, sets)
         a, b, jaccard = (np.concatenate(x) for x in ((a, more_a), (b, more_b), (jaccard, more)))
-    table = duplicates.components(a, b, jaccard, threshold=THRESHOLD)
+    table = near.components(a, b, jaccard, threshold=THRESHOLD)
     of = np.arange(len(texts))
     of[table["ordinal"].to_numpy()] = table["of"].to_numpy()
     return of
@@ -221,19 +221,19 @@ def our_runs(texts: "pa.LargeStringArray", folder: Path) -> tuple[np.ndarray, np
     import duckdb
     import pyarrow as pa
 
-    from llmjax.prepare import substring
+    from llmjax.prepare.dedup import passages
 
     database = duckdb.connect(str(folder / "runs.duckdb"))
     database.execute("SET memory_limit='1GB'; SET threads=1; SET preserve_insertion_order=false")
     database.execute("CREATE TABLE anchors (hash UBIGINT); CREATE TABLE windows (hash UBIGINT, place BIGINT)")
     for start in range(0, len(texts), 4096):
-        _, _, hashes = substring.anchors(texts.slice(start, 4096), tokens=RUN)
+        _, _, hashes = passages.anchors(texts.slice(start, 4096), tokens=RUN)
         database.register("part", pa.table({"hash": hashes}))
         database.execute("INSERT INTO anchors SELECT * FROM part")
     found = database.sql("SELECT hash FROM anchors GROUP BY hash HAVING count(*) > 1 ORDER BY hash").to_arrow_table()
     repeated = found["hash"].to_numpy()
     for start in range(0, len(texts), 4096):
-        rows, starts, keys = substring.window_keys(texts.slice(start, 4096), tokens=RUN, repeated=repeated)
+        rows, starts, keys = passages.window_keys(texts.slice(start, 4096), tokens=RUN, repeated=repeated)
         database.register("part", pa.table({"hash": keys, "place": (rows + start << 32) + starts}))
         database.execute("INSERT INTO windows SELECT * FROM part")
     first = "SELECT hash, min(place) AS first FROM windows GROUP BY hash HAVING count(*) > 1"

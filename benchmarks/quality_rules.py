@@ -92,7 +92,7 @@ def run_ours(
     """The same through the steps, in record batches; the statistics are counted once and shared, so their cost is apart."""
     from ml_collections import ConfigDict
 
-    from llmjax.prepare import records
+    from llmjax.prepare import documents
     from llmjax.prepare.kernels.statistics import shared_statistics
     from llmjax.prepare.steps import make_step
 
@@ -100,9 +100,9 @@ def run_ours(
     rejected: dict[str, list[bool]] = {name: [] for name in RULES}
     seconds = dict.fromkeys(("statistics", *RULES), 0.0)
     for step in steps.values():
-        step(records.make_batch([{"text": "Something to compile for."}]))
+        step(documents.make_batch([{"text": "Something to compile for."}]))
     for start in range(0, len(texts), 1024):
-        batch = records.make_batch([{"text": text} for text in texts[start : start + 1024]])
+        batch = documents.make_batch([{"text": text} for text in texts[start : start + 1024]])
         begin = time.process_time()
         shared_statistics(batch["text"], words=words, short_line=30)
         seconds["statistics"] += time.process_time() - begin

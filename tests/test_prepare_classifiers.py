@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 pytest.importorskip("pyarrow")
 from llmjax.prepare import bias
+from llmjax.prepare.documents import make_batch, reject
 from llmjax.prepare.learn import calibration, classifier, features, lexicons, ngram
-from llmjax.prepare.records import make_batch, reject
 from llmjax.prepare.steps import scores
 
 LESSON = "A prime number has exactly two divisors. For example, the number seven is prime because only one divides it."

@@ -9,7 +9,8 @@ import pytest
 pa = pytest.importorskip("pyarrow")
 pytest.importorskip("numba")
 
-from llmjax.prepare import decontaminate, duplicates, substring  # noqa: E402
+from llmjax.prepare import decontaminate  # noqa: E402
+from llmjax.prepare.dedup import near, passages  # noqa: E402
 
 
 def column(*texts):
@@ -43,7 +44,7 @@ def test_band_keys_meet_as_often_as_theory_says(length, changes):
     first = [random_words(rng, length) for _ in range(pairs)]
     texts = [" ".join(w) for w in first]
     others = [" ".join(edited(rng, w, changes)) for w in first]
-    keys, counts = duplicates.near_keys(column(*texts, *others), bands=14, rows=8, words=5)
+    keys, counts = near.near_keys(column(*texts, *others), bands=14, rows=8, words=5)
     met = np.mean(np.any(keys[:pairs] == keys[pairs:], axis=1))
     expected = np.mean([1 - (1 - set_jaccard(a, b) ** 8) ** 14 for a, b in zip(texts, others, strict=True)])
     assert (counts == length).all()
@@ -55,8 +56,8 @@ def test_exact_jaccard_is_that_of_the_sets_of_word_runs():
     a = [random_words(rng, int(n), 50) for n in rng.integers(1, 200, 100)]
     b = [edited(rng, w, min(len(w), 3)) for w in a]
     texts = column(*[" ".join(w) for w in a], *[" ".join(w) for w in b])
-    lists = duplicates.shingles(texts, words=5)
-    found = duplicates.jaccard_of_pairs(np.arange(100), np.arange(100, 200), np.arange(200), lists)
+    lists = near.shingles(texts, words=5)
+    found = near.jaccard_of_pairs(np.arange(100), np.arange(100, 200), np.arange(200), lists)
     expected = [set_jaccard(texts[i].as_py(), texts[i + 100].as_py()) for i in range(100)]
     np.testing.assert_allclose(found, expected, atol=1e-12)
     for row in lists.to_pylist():
@@ -72,12 +73,12 @@ def test_keys_do_not_depend_on_the_batch_nor_on_case_digits_and_punctuation():
         "雪国のトンネルを抜けると",
         "a b",
     ]
-    keys, counts = duplicates.near_keys(column(*texts))
+    keys, counts = near.near_keys(column(*texts))
     for i, text in enumerate(texts):
-        one, count = duplicates.near_keys(column("padding text", text).slice(1))
+        one, count = near.near_keys(column("padding text", text).slice(1))
         assert (one[0] == keys[i]).all() and count[0] == counts[i]
     assert counts.tolist() == [7, 5, 0, 0, 12, 2]
-    same, _ = duplicates.near_keys(column("one FISH two fish 99 red — fish", "ÜNÏCODE straße; ähnlich gleich ЗДЕСЬ"))
+    same, _ = near.near_keys(column("one FISH two fish 99 red — fish", "ÜNÏCODE straße; ähnlich gleich ЗДЕСЬ"))
     assert (same == keys[:2]).all()
     assert len(np.unique(keys[[0, 1, 4, 5]])) == 4 * 14
 
@@ -85,36 +86,36 @@ def test_keys_do_not_depend_on_the_batch_nor_on_case_digits_and_punctuation():
 def test_edges_lead_from_the_first_of_a_group_and_along_it():
     keys = np.array([1, 1, 1, 2, 3, 3, 4, 4], np.uint64)
     documents = np.array([5, 7, 9, 5, 5, 7, 7, 9])
-    a, b = duplicates.band_edges(keys, documents)
+    a, b = near.band_edges(keys, documents)
     assert list(zip(a.tolist(), b.tolist(), strict=True)) == [(5, 7), (5, 9), (7, 9)]
-    heavy = duplicates.band_edges(np.zeros(5000, np.uint64), np.arange(5000))
+    heavy = near.band_edges(np.zeros(5000, np.uint64), np.arange(5000))
     assert len(heavy[0]) == 4999 + 4998
-    assert len(duplicates.band_edges(np.empty(0, np.uint64), np.empty(0, np.int64))[0]) == 0
+    assert len(near.band_edges(np.empty(0, np.uint64), np.empty(0, np.int64))[0]) == 0
     with pytest.raises(ValueError, match="sorted"):
-        duplicates.band_edges(keys[::-1], documents)
+        near.band_edges(keys[::-1], documents)
 
 
 def test_stars_give_the_similarity_to_their_center():
     texts = column("a b c d e f g h", "a b c d e f g h i", "a b c d e f g h", "q r s t u v")
-    lists = duplicates.shingles(texts, words=5)
+    lists = near.shingles(texts, words=5)
     rows = [1, 0, 2, 3, 2]
-    found = duplicates.jaccard_of_stars(
+    found = near.jaccard_of_stars(
         np.array([10, 10, 10, 13, 13]), np.array([11, 10, 12, 13, 12]), lists.take(pa.array(rows))
     )
     np.testing.assert_allclose(found, [4 / 5, 1, 1, 1, 0])
     with pytest.raises(ValueError, match="no row"):
-        duplicates.jaccard_of_stars(np.array([10]), np.array([11]), lists.slice(0, 1))
+        near.jaccard_of_stars(np.array([10]), np.array([11]), lists.slice(0, 1))
 
 
 def test_of_a_chain_both_ends_stay_where_they_are_unlike():
-    table = duplicates.components([1, 2], [2, 3], [0.8, 0.8], [0, 1, 2, 3, 4], threshold=0.7)
+    table = near.components([1, 2], [2, 3], [0.8, 0.8], [0, 1, 2, 3, 4], threshold=0.7)
     assert table["kept"].to_pylist() == [True, True, False, True, True]
     assert table["root"].to_pylist() == [0, 1, 1, 1, 4]
     assert table["of"].to_pylist() == [0, 1, 1, 3, 4]
-    assert duplicates.open_pairs([1, 2], [2, 3], [0.8, 0.8], table, threshold=0.7) == (np.array([1]), np.array([3]))
-    again = duplicates.components([1, 2, 1], [2, 3, 3], [0.8, 0.8, 0.75], threshold=0.7)
+    assert near.open_pairs([1, 2], [2, 3], [0.8, 0.8], table, threshold=0.7) == (np.array([1]), np.array([3]))
+    again = near.components([1, 2, 1], [2, 3, 3], [0.8, 0.8, 0.75], threshold=0.7)
     assert again["kept"].to_pylist() == [True, False, False] and again["of"].to_pylist() == [1, 1, 1]
-    assert len(duplicates.open_pairs([1, 2, 1], [2, 3, 3], [0.8, 0.8, 0.4], table, threshold=0.7)[0]) == 0
+    assert len(near.open_pairs([1, 2, 1], [2, 3, 3], [0.8, 0.8, 0.4], table, threshold=0.7)[0]) == 0
 
 
 def test_the_keep_rule_is_greedy_over_every_graph():
@@ -125,15 +126,15 @@ def test_the_keep_rule_is_greedy_over_every_graph():
         for x, y in zip(a.tolist(), b.tolist(), strict=True):
             jaccard.setdefault((min(x, y), max(x, y)), round(float(rng.random()), 3))
         values = [jaccard[min(x, y), max(x, y)] for x, y in zip(a.tolist(), b.tolist(), strict=True)]
-        table = duplicates.components(a, b, values, np.arange(30), threshold=0.5).to_pydict()
+        table = near.components(a, b, values, np.arange(30), threshold=0.5).to_pydict()
         kept = set()
         for node in range(30):
-            near = [k for k in kept if jaccard.get((k, node), 0) >= 0.5]
-            if not near:
+            alike = [k for k in kept if jaccard.get((k, node), 0) >= 0.5]
+            if not alike:
                 kept.add(node)
             else:
-                assert table["jaccard"][node] == max(jaccard[k, node] for k in near)
-                assert table["of"][node] in near
+                assert table["jaccard"][node] == max(jaccard[k, node] for k in alike)
+                assert table["of"][node] in alike
         assert {n for n in range(30) if table["kept"][n]} == kept
 
 
@@ -141,7 +142,7 @@ def test_lines_and_paragraphs_are_found_trimmed_and_hashed_by_content():
     texts = column(
         "  One two three four.  \nshort\n\nOne two three four.\r\nfive six seven eight", "x", "", "One two three four."
     )
-    rows, starts, stops, hashes = duplicates.unit_keys(texts, "line")
+    rows, starts, stops, hashes = passages.unit_keys(texts, "line")
     found = [
         (r, texts[r].as_py().encode()[a:b].decode())
         for r, a, b in zip(rows.tolist(), starts.tolist(), stops.tolist(), strict=True)
@@ -153,10 +154,10 @@ def test_lines_and_paragraphs_are_found_trimmed_and_hashed_by_content():
         (3, "One two three four."),
     ]
     assert len(np.unique(hashes, axis=0)) == 2 and (hashes[0] == hashes[3]).all()
-    rows, starts, stops, _ = duplicates.unit_keys(column("a b c d\n  e\n \t\nf g h i\n\n\n"), "paragraph")
+    rows, starts, stops, _ = passages.unit_keys(column("a b c d\n  e\n \t\nf g h i\n\n\n"), "paragraph")
     assert starts.tolist() == [0, 15] and stops.tolist() == [11, 22]
     with pytest.raises(ValueError, match="line"):
-        duplicates.unit_keys(texts, "sentence")
+        passages.unit_keys(texts, "sentence")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_lines_and_paragraphs_are_found_trimmed_and_hashed_by_content():
 def test_removed_spans_leave_the_white_space_that_was_there(text, cut, left):
     spans = [(text.encode().index(c.encode()), text.encode().index(c.encode()) + len(c.encode())) for c in cut]
     texts = column("before", text, "after")
-    result = duplicates.remove_spans(texts, [1] * len(spans), [a for a, _ in spans], [b for _, b in spans])
+    result = passages.remove_spans(texts, [1] * len(spans), [a for a, _ in spans], [b for _, b in spans])
     assert result.to_pylist() == ["before", left, "after"]
 
 
@@ -194,13 +195,13 @@ def brute_force_repeats(documents, length):
 
 def found_repeats(texts, length):
     """The same through the groupings, written out here in numpy."""
-    rows, positions, hashes = substring.anchors(texts, tokens=length)
+    rows, positions, hashes = passages.anchors(texts, tokens=length)
     assert len(set(zip(rows.tolist(), positions.tolist(), strict=True))) == len(rows)
     values, counts = np.unique(hashes, return_counts=True)
-    rows, starts, keys = substring.window_keys(texts, tokens=length, repeated=values[counts > 1])
+    rows, starts, keys = passages.window_keys(texts, tokens=length, repeated=values[counts > 1])
     order = np.lexsort((starts, rows, keys))
     later = order[1:][keys[order][1:] == keys[order][:-1]]
-    return substring.spans_of(texts, rows[later], starts[later], tokens=length)
+    return passages.spans_of(texts, rows[later], starts[later], tokens=length)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -227,15 +228,15 @@ def test_of_repeated_runs_the_first_stays_whatever_the_white_space():
     texts = column(f"Once. {passage} End.", f"Other start\n{passage.replace(' ', chr(10))} other end", "Nothing here")
     rows, starts, stops = found_repeats(texts, 50)
     assert rows.tolist() == [1]
-    assert duplicates.remove_spans(texts, rows, starts, stops).to_pylist() == [
+    assert passages.remove_spans(texts, rows, starts, stops).to_pylist() == [
         texts[0].as_py(),
         "Other start\nother end",
         "Nothing here",
     ]
     with pytest.raises(ValueError, match="at least 8"):
-        substring.anchors(texts, tokens=5)
+        passages.anchors(texts, tokens=5)
     with pytest.raises(ValueError, match="changed"):
-        substring.spans_of(texts, [2], [0], tokens=50)
+        passages.spans_of(texts, [2], [0], tokens=50)
 
 
 BENCHMARKS = {

@@ -15,8 +15,8 @@ pytest.importorskip("pyarrow")
 pytest.importorskip("resiliparse")
 pypdf = pytest.importorskip("pypdf")
 
+from llmjax.prepare.documents import make_batch
 from llmjax.prepare.formats import html, pdf
-from llmjax.prepare.records import make_batch
 from llmjax.prepare.steps import extract
 
 SWEDISH = "Det var en gång en gammal älg som åt äpplen i trädgården, och över ängen flög en tärna mot sjön. " * 4

@@ -9,7 +9,7 @@ pytest.importorskip("numba")
 
 from ml_collections import ConfigDict
 
-from llmjax.prepare import records, rules
+from llmjax.prepare import documents, rules
 from llmjax.prepare.steps.quality_rules import c4, fineweb, gopher_quality, gopher_repetition
 
 STEPS = (gopher_quality, gopher_repetition, c4, fineweb)
@@ -31,7 +31,7 @@ PROSE = (
 
 def apply(make, *texts, words="unicode"):
     step = make(ConfigDict({"words": words}))
-    return step(records.make_batch([{"text": text} for text in texts]))
+    return step(documents.make_batch([{"text": text} for text in texts]))
 
 
 def prose(sentences=12):
@@ -155,15 +155,15 @@ def test_c4_rejects_whole_texts_and_leaves_them_as_they_were(text, reason):
 def test_rejected_rows_and_rows_without_text_are_left_alone(make):
     rows = [{"text": ""}, {"text": "", "reason": "language: xx"}, {"text": None}, {"text": prose()}]
     for selected in (rows, rows[1:3], []):
-        batch = records.make_batch(selected)
+        batch = documents.make_batch(selected)
         result = make(ConfigDict({"words": "unicode"}))(batch)
         assert result.schema == batch.schema and result.num_rows == len(selected)
         for row, before in enumerate(selected):
             if before["text"] is None or before.get("reason"):
                 assert result.slice(row, 1) == batch.slice(row, 1)
-    whole = make(ConfigDict({"words": "unicode"}))(records.make_batch(rows))
+    whole = make(ConfigDict({"words": "unicode"}))(documents.make_batch(rows))
     for row in range(len(rows)):
-        alone = make(ConfigDict({"words": "unicode"}))(records.make_batch(rows[row : row + 1]))
+        alone = make(ConfigDict({"words": "unicode"}))(documents.make_batch(rows[row : row + 1]))
         assert alone.slice(0, 1) == whole.slice(row, 1)
 
 

@@ -18,7 +18,7 @@ import pytest
 from llmjax import cli, config, recipe
 from llmjax.data import tokens
 from llmjax.errors import UserError
-from llmjax.prepare import engine, parts, records, run, sources, spark, store
+from llmjax.prepare import documents, engine, parts, run, sources, spark
 
 pytest.importorskip("numba")
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -101,9 +101,9 @@ def test_any_number_of_workers_and_a_killed_run_give_the_same_bytes(tmp_path, co
     assert tree(tmp_path / "one") == tree(tmp_path / "three")
     # A run in a process of its own that is killed while it writes its parts, and then run again here.
     code = (
-        "import time; from pathlib import Path; from llmjax import config; from llmjax.prepare import overall, parts, run\n"
+        "import time; from pathlib import Path; from llmjax import config; from llmjax.prepare import parts, run; from llmjax.prepare.dedup import near\n"
         "parts.cut.__kwdefaults__['part_bytes'] = 100_000\n"
-        "overall.near.near = lambda state: time.sleep(60)\n"
+        "near.near = lambda state: time.sleep(60)\n"
         f"c = config.base(); c.data.sources = ({str(corpus)!r},); c.prepare.steps = {EVERY!r}; c.prepare.workers = 1\n"
         f"run.run(c.lock(), Path({str(tmp_path / 'killed')!r}))\n"
     )
@@ -217,11 +217,11 @@ def test_names_and_texts_that_are_no_unicode_are_read_all_the_same(tmp_path):
 
 
 def test_whatever_an_extractor_gives_is_made_well_formed():
-    assert records.well_formed("a\ud83d") == "a\ufffd"
-    assert records.well_formed("\ud83d\ude00") == "\U0001f600"
-    batch = records.make_batch([{"text": "a\ud83d", "path": "p\udcff", "source": "s"}])
+    assert documents.well_formed("a\ud83d") == "a\ufffd"
+    assert documents.well_formed("\ud83d\ude00") == "\U0001f600"
+    batch = documents.make_batch([{"text": "a\ud83d", "path": "p\udcff", "source": "s"}])
     assert (batch["text"][0].as_py(), batch["path"][0].as_py()) == ("a\ufffd", "p\ufffd")
-    assert records.replace(batch, text=["\ud83d\ude00b"])["text"][0].as_py() == "\U0001f600b"
+    assert documents.replace(batch, text=["\ud83d\ude00b"])["text"][0].as_py() == "\U0001f600b"
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
@@ -458,7 +458,7 @@ def test_rows_are_taken_from_a_part_in_any_order(tmp_path):
         for start in range(0, 100, 7):
             writer.write_batch(pa.record_batch([pa.array(range(start, min(start + 7, 100)))], names=["n"]))
     wanted = np.random.default_rng(1).permutation(100)[:40]
-    assert store.take(tmp_path / "a.arrow", wanted, columns=("n",))["n"].to_pylist() == wanted.tolist()
+    assert documents.take_rows(tmp_path / "a.arrow", wanted, columns=("n",))["n"].to_pylist() == wanted.tolist()
 
 
 def test_what_an_earlier_run_kept_is_not_repeated_and_not_written_again(tmp_path, corpus):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 pytest.importorskip("pyarrow")
 pytest.importorskip("ftfy")
 
-from llmjax.prepare.records import make_batch
+from llmjax.prepare.documents import make_batch
 from llmjax.prepare.steps import emoji, language, personal, repair, spelling
 
 STEPS = {"repair": repair, "emoji": emoji, "spelling": spelling, "language": language, "personal": personal}

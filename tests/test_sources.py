@@ -14,8 +14,8 @@ from llmjax import config
 from llmjax.data import stdlib_corpus
 from llmjax.prepare import parts
 from llmjax.prepare import sources as module
+from llmjax.prepare.documents import with_ids
 from llmjax.prepare.reading import Fields, read_part
-from llmjax.prepare.records import with_ids
 from llmjax.prepare.sources import check_extras, resolve_sources, sources_fingerprint
 from llmjax.prepare.steps import extract
 

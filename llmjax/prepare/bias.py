@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from llmjax.errors import UserError
+from llmjax.prepare.documents import kept
 from llmjax.prepare.learn import lexicons
-from llmjax.prepare.records import kept
 
 WINDOW = 10  # words on each side
 ALL = "all words"

@@ -13,10 +13,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmjax.prepare import split, store
+from llmjax.prepare import split
+from llmjax.prepare.documents import (
+    SCHEMA,
+    PartWriter,
+    Step,
+    kept,
+    part_path,
+    read_batches,
+    reject,
+    replace,
+    side_table,
+    take_rows,
+    with_ids,
+)
 from llmjax.prepare.parts import Part
 from llmjax.prepare.reading import Fields, read_part
-from llmjax.prepare.records import SCHEMA, Step, kept, reject, replace, with_ids
 from llmjax.prepare.steps import make_step
 from llmjax.prepare.summary import Summary
 
@@ -59,8 +71,8 @@ def clean_part(
         batches = _changed(Path(before), part.number, removed, spans, summary)
     else:
         batches = read_part(part, text_field=text_field, max_bytes=settings["max_document_bytes"], fields=fields)
-    path = store.part_path(Path(out), part.number)
-    with store.PartWriter(path, number=part.number, source=part.source) as writer:
+    path = part_path(Path(out), part.number)
+    with PartWriter(path, number=part.number, source=part.source) as writer:
         for batch in batches:
             if not before:
                 batch = _read(batch, summary)
@@ -143,11 +155,11 @@ def _clip(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def _changed(before: Path, number: int, removed: str, spans: str, summary: Summary) -> Iterator[pa.RecordBatch]:
     """A part as the last step left it, with what was decided since: documents removed, bytes taken out."""
-    out = store.row_table(Path(removed) / f"{number:06d}.parquet") if removed else None
-    cut = store.row_table(Path(spans) / f"{number:06d}.parquet") if spans else None
+    out = side_table(Path(removed) / f"{number:06d}.parquet") if removed else None
+    cut = side_table(Path(spans) / f"{number:06d}.parquet") if spans else None
     reasons = removal_reasons(out, before) if out is not None else {}
     start = 0
-    for batch in store.read_batches(store.part_path(before, number)):
+    for batch in read_batches(part_path(before, number)):
         stop, was_kept = start + batch.num_rows, kept(batch)
         batch = reject(batch, {row - start: reason for row, reason in reasons.items() if start <= row < stop})
         summary.add_rejected("overall", batch, ~was_kept)
@@ -175,7 +187,7 @@ def _origins(ordinals: np.ndarray, documents: Path) -> dict[int, str]:
     wanted = np.unique(ordinals[ordinals >= 0])
     for part in np.unique(wanted >> 32):
         chosen = wanted[wanted >> 32 == part]
-        table = store.take(store.part_path(documents, int(part)), chosen & 0xFFFFFFFF, columns=("source", "path"))
+        table = take_rows(part_path(documents, int(part)), chosen & 0xFFFFFFFF, columns=("source", "path"))
         found |= {
             int(o): f"{s}: {p}"
             for o, s, p in zip(chosen, table["source"].to_pylist(), table["path"].to_pylist(), strict=True)
@@ -184,7 +196,7 @@ def _origins(ordinals: np.ndarray, documents: Path) -> dict[int, str]:
 
 
 def _without_spans(batch: pa.RecordBatch, start: int, cut: pa.Table) -> pa.RecordBatch:
-    from llmjax.prepare.duplicates import remove_spans
+    from llmjax.prepare.dedup.passages import remove_spans
 
     rows = (cut["ordinal"].to_numpy() & 0xFFFFFFFF) - start
     inside = (rows >= 0) & (rows < batch.num_rows)

@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llmjax import progress, storage
-from llmjax.prepare import shards, store
+from llmjax.prepare import shards
+from llmjax.prepare.documents import write_table
 
 Reduce = Callable[[pa.Table], pa.Table]
 SMALL_BYTES = 32_000_000  # less than this is done before a pool of processes would have started
@@ -116,7 +117,7 @@ class Local:
         if not out.exists():
             results = [reduce(table) for table in self._repeated(paths, key, order)]
             empty = reduce(pq.read_schema(paths[0]).empty_table()) if paths else pa.table({})
-            store.write_table(pa.concat_tables([empty, *results]), out)
+            write_table(pa.concat_tables([empty, *results]), out)
         return pq.read_table(out)
 
     def write(self, jobs: Sequence[Job]) -> list[Any]:

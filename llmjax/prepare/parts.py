@@ -13,8 +13,6 @@ from llmjax.prepare.sources import Source
 
 PART_BYTES = 64_000_000  # of input; small files share a part, large files of rows are cut into several
 SCAN_BYTES = 1 << 24
-# Bits of an ordinal that number the row within its part.
-ROW_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,6 @@ class Part:
     kind: str
     items: tuple[Item, ...]
     size: int  # bytes of input, for the progress bar; 0 unknown
-
-
-def ordinal(part: int, row: int = 0) -> int:
-    """The place of a document in the order of reading."""
-    return (part << ROW_BITS) | row
 
 
 def cut(sources: Sequence[Source], *, part_bytes: int = PART_BYTES) -> list[Part]:

@@ -18,9 +18,9 @@ import pyarrow as pa
 from llmjax.data import parallel_text, stdlib_corpus
 from llmjax.errors import UserError
 from llmjax.prepare import sources
+from llmjax.prepare.documents import make_batch, text_id
 from llmjax.prepare.formats import mail, warc
 from llmjax.prepare.parts import Item, Part
-from llmjax.prepare.records import make_batch, text_id
 
 BATCH_BYTES = 8_000_000
 BATCH_ROWS = 4096

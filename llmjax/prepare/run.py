@@ -24,9 +24,11 @@ from ml_collections import ConfigDict
 from llmjax import storage
 from llmjax.data.documents import SPLITS
 from llmjax.errors import UserError
-from llmjax.prepare import account, clean, overall, parts, shards, split, store
+from llmjax.prepare import account, clean, parts, shards, split
+from llmjax.prepare.dedup import corpus_steps
+from llmjax.prepare.dedup.corpus_steps import OVERALL
+from llmjax.prepare.documents import table_files, write_arrays
 from llmjax.prepare.engine import Engine, Job, Local, workers_of
-from llmjax.prepare.overall import OVERALL
 from llmjax.prepare.sources import Source, check_extras, earlier_runs, resolve_sources, sources_fingerprint
 from llmjax.prepare.state import State
 from llmjax.prepare.steps import make_step
@@ -89,7 +91,7 @@ def _check(c: ConfigDict, workdir: Path | None) -> tuple[list[Source], list[Sour
         _check_apart([*earlier, *sources], workdir)
     _cleaning(c)
     if "caps" in c.prepare.steps:
-        overall.parse_caps(c.prepare.caps, sources=[source.name for source in (*earlier, *sources)])
+        corpus_steps.parse_caps(c.prepare.caps, sources=[source.name for source in (*earlier, *sources)])
     make_engine(c.prepare, Path()).close()
     _make_steps(json.dumps(c.prepare.to_dict()))
     return earlier, sources
@@ -231,7 +233,7 @@ def _steps(
         if len(passes) == 1:
             _check_fields(c, state, sources, passes[0])
         waiting = []
-        found[name] = overall.run(state, name)
+        found[name] = corpus_steps.run(state, name)
     _pass(c, state, waiting, passes)
     if len(passes) == 1:
         _check_fields(c, state, sources, passes[0])
@@ -281,14 +283,14 @@ def _check_fields(c: ConfigDict, state: State, sources: Sequence[Source], summar
 def _write(c: ConfigDict, state: State, holdout: split.Holdout, folder: Path) -> account.Written:
     """Decide where every document goes, and write all shards."""
     settings, names = dataclasses.asdict(holdout), _source_names(state)
-    removed = store.files(Path(state.removed)) if state.removed else []
+    removed = table_files(Path(state.removed)) if state.removed else []
     pieces: list[str] = []
     if holdout.tail_percent:
         state.map(
             split.cut_part, "pieces", label="cutting tails", documents=str(state.documents), removed=state.removed,
             percent=holdout.tail_percent, min_bytes=holdout.min_bytes,
         )  # fmt: skip
-        pieces = store.files(state.work / "pieces")
+        pieces = table_files(state.work / "pieces")
     plan, jobs, planned, seen = state.work / "plan", [], [], []
     storage.remove(plan)
     # What goes where is decided on this machine, from numbers alone.
@@ -309,7 +311,7 @@ def _write(c: ConfigDict, state: State, holdout: split.Holdout, folder: Path) ->
                 seen.append(ordinals)
                 continue
             rows = plan / f"{number:06d}.npz"
-            store.write_arrays(rows, ordinals=ordinals, pieces=np.concatenate([chunk[1] for chunk in shard.chunks]))
+            write_arrays(rows, ordinals=ordinals, pieces=np.concatenate([chunk[1] for chunk in shard.chunks]))
             name = names[shard.source] + (f".{shard.language or 'unknown'}" if c.prepare.route == "language" else "")
             out = folder / shard.split / f"{name}-{shard.number:05d}.jsonl"
             arguments = {"documents": str(state.documents), "rows": str(rows), "holdout": settings}
@@ -331,7 +333,7 @@ def _write_rejected(
 ) -> list[tuple[str, dict[str, Any]]]:
     seen_file = state.work / "plan" / "seen.npz"
     if seen:
-        store.write_arrays(seen_file, ordinals=np.concatenate(seen))
+        write_arrays(seen_file, ordinals=np.concatenate(seen))
     jobs, within = [], dict.fromkeys(range(len(names)), 0)
     new = [part for part in state.parts if part.source >= state.earlier]
     for part in new:

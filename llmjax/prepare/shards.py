@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from llmjax import storage
-from llmjax.prepare import clean, split, store
+from llmjax.prepare import clean, split
+from llmjax.prepare.documents import part_path, read_batches, side_table, take_rows
 from llmjax.prepare.summary import add_counts
 
 COLUMNS = ("source", "group", "path", "url", "licence", "language", "text", "reason", "facts", "id")
@@ -138,7 +139,7 @@ def fetch(documents: Path, ordinals: np.ndarray, columns: tuple[str, ...] = COLU
     tables = []
     for part in np.unique(parts):
         rows = ordinals[order[np.searchsorted(parts[order], part) : np.searchsorted(parts[order], part, "right")]]
-        tables.append(store.take(store.part_path(documents, int(part)), rows & 0xFFFFFFFF, columns=columns))
+        tables.append(take_rows(part_path(documents, int(part)), rows & 0xFFFFFFFF, columns=columns))
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     return pa.concat_tables(tables).take(pa.array(back))
@@ -179,7 +180,7 @@ def write_rejected(
         the file's description, and `removed`: what no step counted, [kind, size, path, reason, text] each.
     """
     path = Path(documents)
-    gone = store.row_table(Path(removed) / f"{number:06d}.parquet") if removed else None
+    gone = side_table(Path(removed) / f"{number:06d}.parquet") if removed else None
     reasons = clean.removal_reasons(gone, path) if gone is not None else {}
     tails: set[int] = set()
     if seen:
@@ -188,7 +189,7 @@ def write_rejected(
     lines: list[tuple[bytes, int]] = []
     counted: list[dict[str, Any]] = []
     start = 0
-    for batch in store.read_batches(store.part_path(path, number)):
+    for batch in read_batches(part_path(path, number)):
         given = batch["reason"].to_pylist()
         wanted = [n for n, reason in enumerate(given) if reason or n + start in reasons or n + start in tails]
         for n, row in zip(wanted, batch.take(pa.array(wanted, pa.int64())).to_pylist(), strict=True):

@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 
 from llmjax import storage
 from llmjax.errors import UserError
-from llmjax.prepare import shards, store
+from llmjax.prepare import shards
+from llmjax.prepare.documents import part_path, split_by_part, table_files, take_rows, write_table
 from llmjax.prepare.engine import Job, Reduce, key_starts, run_job
 
 BUCKET_BYTES = 64_000_000  # of Parquet keys that one task groups
@@ -58,7 +59,7 @@ class Spark:
         """See `Engine.group`."""
         if not out.exists():
             empty = reduce(pq.read_schema(paths[0]).empty_table())
-            store.write_table(self._grouped(paths, key, order, reduce, empty).cast(empty.schema), out)
+            write_table(self._grouped(paths, key, order, reduce, empty).cast(empty.schema), out)
         return pq.read_table(out)
 
     def _grouped(
@@ -94,9 +95,9 @@ class Spark:
         session.sparkContext.setJobDescription("writing")
         plan = _plan(jobs)
         folder = jobs[0].summary.parent / f"places-{jobs[0].number:06d}"
-        store.split_by_part(plan, folder)
+        split_by_part(plan, folder)
         documents = jobs[0].arguments["documents"]
-        parts = [(int(Path(path).stem), path, documents) for path in store.files(folder)]
+        parts = [(int(Path(path).stem), path, documents) for path in table_files(folder)]
         spread = session.sparkContext.parallelize(parts, numSlices=len(parts))
         frame = session.createDataFrame(spread, "number long, places string, documents string")
         kinds = {"id": "binary"}
@@ -146,8 +147,8 @@ def _place(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             for start in range(0, places.num_rows, 1024):
                 some = places.slice(start, 1024)
                 rows = some["ordinal"].to_numpy() & 0xFFFFFFFF
-                path = store.part_path(Path(row["documents"]), row["number"])
-                table = store.take(path, rows, columns=shards.COLUMNS)
+                path = part_path(Path(row["documents"]), row["number"])
+                table = take_rows(path, rows, columns=shards.COLUMNS)
                 arrays = [some[name] for name in ("shard", "position", "piece")]
                 for name in shards.COLUMNS:
                     kind = pa.binary() if name == "id" else pa.string()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llmjax.prepare import store
+from llmjax.prepare.documents import part_path, read_batches, side_table, table_files, write_table
 
 WHOLE, HEAD, TAIL = 0, 1, 2  # which part of a document a row of the plan stands for
 PIECES = pa.schema([("ordinal", pa.int64()), ("piece", pa.int8()), ("id", pa.binary()), ("size", pa.int64())])
@@ -72,16 +72,16 @@ def cut_part(*, documents: str, removed: str, number: int, percent: float, min_b
         [pa.array(list(c), f.type) for c, f in zip(zip(*rows, strict=True), PIECES, strict=True)] if rows else None
     )
     table = pa.table(columns, schema=PIECES) if columns else PIECES.empty_table()
-    store.write_table(table, Path(out) / f"{number:06d}.parquet")
+    write_table(table, Path(out) / f"{number:06d}.parquet")
     return {"rows": len(rows)}
 
 
 def live_texts(documents: Path, number: int, removed: str) -> Iterator[tuple[np.ndarray, pa.LargeStringArray]]:
     """(ordinals int64, texts) of a part's documents that no step has rejected or removed, batch by batch."""
-    gone = store.row_table(Path(removed) / f"{number:06d}.parquet") if removed else None
+    gone = side_table(Path(removed) / f"{number:06d}.parquet") if removed else None
     gone_rows = gone["ordinal"].to_numpy() if gone is not None else np.array([], np.int64)
     start = number << 32
-    for batch in store.read_batches(store.part_path(documents, number)):
+    for batch in read_batches(part_path(documents, number)):
         ordinals = np.arange(start, start + batch.num_rows, dtype=np.int64)
         live = np.fromiter((not reason for reason in batch["reason"].to_pylist()), bool, batch.num_rows)
         live &= ~np.isin(ordinals, gone_rows)
@@ -147,7 +147,7 @@ def place(
         if files:
             database.execute(f"INSERT INTO {name} SELECT {chosen} FROM read_parquet($files)", {"files": list(files)})
     create, big = PLACES.strip().rstrip(";").split(";")
-    database.execute(create, {"index": store.files(documents), "first": first})
+    database.execute(create, {"index": table_files(documents), "first": first})
     database.execute(big, {"most": holdout.max_bytes})
     if holdout.tail_percent:
         query = BY_TAIL

@@ -1,6 +1,6 @@
 """The corpus between two steps: where its documents are, and what was decided about them since they were written.
 
-A step over all documents (`overall.py`) makes three moves: every part gives keys (numbers, never text), the engine brings
+A step over all documents (`dedup/`) makes three moves: every part gives keys (numbers, never text), the engine brings
 equal keys together, and what follows is decided by pure functions. The decisions are small tables by part: documents to
 remove, with the one they duplicate, or bytes to take out of texts.
 """
@@ -13,9 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmjax.prepare import store
+from llmjax.prepare.documents import split_by_part, table_files
 from llmjax.prepare.engine import Engine, Job
-from llmjax.prepare.keys import write_keys
 from llmjax.prepare.parts import Part
 
 REMOVED = pa.schema([("ordinal", pa.int64()), ("kind", pa.string()), ("of", pa.int64()), ("detail", pa.string())])
@@ -46,20 +45,11 @@ class State:
         ]  # fmt: skip
         return self.engine.map(function, jobs, label=label)
 
-    def keys(self, name: str, kind: str, **arguments: Any) -> list[str]:
-        """The files of one kind of keys of all live documents."""
-        folder = f"{self.number:02d}-{name}"
-        self.map(
-            write_keys, folder, label=f"{name}: keys", documents=str(self.documents), removed=self.removed, kind=kind,
-            settings=self.settings, **arguments,
-        )  # fmt: skip
-        return store.files(self.work / folder)
-
     def remove(self, name: str, decided: pa.Table) -> None:
         """Add documents to those that are removed."""
         folder = self.work / f"{self.number:02d}-{name}-removed"
-        known = [pq.read_table(path) for path in store.files(Path(self.removed))] if self.removed else []
-        store.split_by_part(pa.concat_tables([*known, decided]), folder)
+        known = [pq.read_table(path) for path in table_files(Path(self.removed))] if self.removed else []
+        split_by_part(pa.concat_tables([*known, decided]), folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.removed = str(folder)
 
@@ -67,7 +57,7 @@ class State:
         """Have bytes taken out of texts before the next step."""
         folder = self.work / f"{self.number:02d}-{name}-spans"
         folder.mkdir(parents=True, exist_ok=True)
-        store.split_by_part(spans, folder)
+        split_by_part(spans, folder)
         self.spans = str(folder)
 
     def group(self, name: str, paths: list[str], reduce: Callable[[pa.Table], pa.Table], **how: Any) -> pa.Table:

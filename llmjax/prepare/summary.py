@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llmjax.prepare.records import kept
+from llmjax.prepare.documents import kept
 
 EXAMPLES = 3  # rejected documents shown for each reason and part
 SAMPLE_TEXT = 300

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from llmjax.prepare.records import Step
+from llmjax.prepare.documents import Step
 
 SHARED_FILES = {  # steps that do not have a file of their own
     **dict.fromkeys(("gopher_quality", "gopher_repetition", "fineweb", "c4"), "quality_rules"),

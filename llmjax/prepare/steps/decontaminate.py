@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmjax.errors import UserError
-from llmjax.prepare.records import Step, add_facts, kept, reject
+from llmjax.prepare.documents import Step, add_facts, kept, reject
 
 QUOTED = 200  # characters of the common text in a reason
 

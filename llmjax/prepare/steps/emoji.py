@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llmjax.errors import UserError
-from llmjax.prepare.records import Step, add_facts, kept, replace
+from llmjax.prepare.documents import Step, add_facts, kept, replace
 from llmjax.prepare.steps.spelling import is_code
 
 KINDS = ("names", "remove", "keep")

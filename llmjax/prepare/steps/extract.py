@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from llmjax.errors import UserError
+from llmjax.prepare.documents import Step, add_facts, kept, reject, replace, well_formed
 from llmjax.prepare.formats import RejectedError, html, mail, pdf
 from llmjax.prepare.formats.text import DETECT, decode, line_ends
-from llmjax.prepare.records import Step, add_facts, kept, reject, replace, well_formed
 
 
 def make(settings: Any) -> Step:

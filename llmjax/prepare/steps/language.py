@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmjax.errors import UserError
-from llmjax.prepare.records import Step, add_facts, kept, reject, replace
+from llmjax.prepare.documents import Step, add_facts, kept, reject, replace
 
 CHARACTERS = 2_000
 LETTER_BYTES = 12  # texts with fewer bytes of letters than this (UTF-8) are uncertain, whatever the model says

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llmjax.errors import UserError
-from llmjax.prepare.records import Step, add_facts, kept, replace
+from llmjax.prepare.documents import Step, add_facts, kept, replace
 
 CLASSES = ("key", "email", "iban", "card", "ip", "phone")  # in the order in which they are looked for
 

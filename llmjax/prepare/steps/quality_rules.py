@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llmjax.prepare import records, rules
+from llmjax.prepare import documents, rules
+from llmjax.prepare.documents import Step
 from llmjax.prepare.kernels.statistics import shared_statistics
-from llmjax.prepare.records import Step
 
 CITATION = re.compile(r"\[(?:\d*|edit|citation needed)\]")
 # A sentence ends in marks, with or without closing quotes, before white space; what follows the last is one more.
@@ -118,7 +118,7 @@ def _rejecting(kind: str, checks: Checks, settings: Any, *, short_line: int = 30
 
     def step(batch: pa.RecordBatch) -> pa.RecordBatch:
         texts = batch["text"]
-        rows = np.flatnonzero(records.kept(batch) & np.asarray(texts.is_valid()))
+        rows = np.flatnonzero(documents.kept(batch) & np.asarray(texts.is_valid()))
         if not len(rows):
             return batch
         if 2 * len(rows) >= len(texts):  # nearly all: count everything, since the next rule set may ask for the same
@@ -134,7 +134,7 @@ def _rejecting(kind: str, checks: Checks, settings: Any, *, short_line: int = 30
                 if row not in reasons:
                     reasons[row] = f"{kind}: {check.name} {value:.4g}"
                     facts[row] = {f"{kind}.{check.name}": value if np.isfinite(value) else -1.0}
-        return records.reject(records.add_facts(batch, facts), reasons)
+        return documents.reject(documents.add_facts(batch, facts), reasons)
 
     return step
 
@@ -151,7 +151,7 @@ def c4(settings: Any) -> Step:
         reasons: dict[int, str] = {}
         facts: dict[int, dict[str, float]] = {}
         changed = False
-        for row, (text, is_kept) in enumerate(zip(texts, records.kept(batch).tolist(), strict=True)):
+        for row, (text, is_kept) in enumerate(zip(texts, documents.kept(batch).tolist(), strict=True)):
             if text is None or not is_kept:
                 continue
             result, reason, lines = clean(text, rule)
@@ -163,8 +163,8 @@ def c4(settings: Any) -> Step:
             if result != text:
                 texts[row], changed = result, True
         if changed:
-            batch = records.replace(batch, text=texts)
-        return records.reject(records.add_facts(batch, facts), reasons)
+            batch = documents.replace(batch, text=texts)
+        return documents.reject(documents.add_facts(batch, facts), reasons)
 
     return step
 

@@ -10,8 +10,8 @@ import unicodedata
 from typing import Any
 
 from llmjax.errors import UserError
+from llmjax.prepare.documents import Step, add_facts, kept, replace
 from llmjax.prepare.formats import code_pages
-from llmjax.prepare.records import Step, add_facts, kept, replace
 
 NORMAL_FORMS = ("NFC", "NFKC", "none")
 ROUNDS = 5

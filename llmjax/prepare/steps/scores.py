@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from llmjax.errors import UserError
+from llmjax.prepare.documents import Step, add_facts, kept, reject
 from llmjax.prepare.learn import classifier, lexicons, ngram
-from llmjax.prepare.records import Step, add_facts, kept, reject
 
 FEWEST = 2  # words on the lists: one swear word in a short comment is no reason, a slur or a threat is
 

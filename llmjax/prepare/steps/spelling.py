@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llmjax.errors import UserError
-from llmjax.prepare.records import Step, add_facts, kept, replace
+from llmjax.prepare.documents import Step, add_facts, kept, replace
 
 LETTERS = 8  # shorter words have too many neighbours ("codecs"),
 USUAL_LETTERS = (

@@ -1,4 +1,4 @@
-"""Near-duplicate documents (MinHash, verified) and repeated lines and paragraphs: the pure functions of both.
+"""The step near: documents whose word shingles are alike (MinHash), every pair verified, of which one stays.
 
 Near duplicates are found in the steps below; between them stands one grouping by key, which DuckDB or Spark does on
 numbers alone. `ordinal` is an int64 name of a document whose order is its priority: of two duplicates the smaller stays.
@@ -18,20 +18,192 @@ numbers alone. `ordinal` is an int64 name of a document whose order is its prior
 As every removal is verified, its precision is that of arithmetic; its recall is that of the bands.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from llmjax import storage
 from llmjax.errors import UserError
-from llmjax.prepare.kernels import minhash, windows
+from llmjax.prepare.dedup.keys import keys_of
+from llmjax.prepare.documents import (
+    part_path,
+    read_batches,
+    read_tables,
+    side_table,
+    split_by_part,
+    table_files,
+    take_rows,
+    write_array,
+    write_arrays,
+    write_table,
+)
+from llmjax.prepare.engine import Job
+from llmjax.prepare.kernels import minhash
 from llmjax.prepare.kernels.words import room, tables, utf8
+from llmjax.prepare.state import REMOVED, State
 
 VECTOR = (
     16  # hash functions are rounded up to full vector registers; those beyond bands x rows are computed for nothing
 )
-MINIMUM_UNIT_WORDS = 4  # a shorter line or paragraph ("Contents", "Read more") repeats without being copied
+PAIRS = 20_000  # pairs of documents that one task compares
+ROUNDS = 4  # of comparing what the round before has left open; most corpora need one or two
+
+
+def near(state: State) -> dict[str, float]:
+    """Of documents whose word shingles are similar enough, verified, the first (or the longest) stays."""
+    threshold = state.settings["near_jaccard"]
+    ranks = _ranks(state) if state.settings["near_keep"] == "longest" else None
+    rank_file = state.work / f"{state.number:02d}-near-ranks.npz"
+    if ranks is not None:
+        write_arrays(rank_file, ordinals=ranks[0], ranks=ranks[1])
+    paths = keys_of(state, "near-keys", "bands", ranks=str(rank_file) if ranks is not None else "")
+    edges = state.group("near-pairs", paths, pairs_of_bands, key=["key"], order=["rank"])
+    # Ranks are what priorities are decided by; documents are fetched by their ordinals.
+    pairs = _distinct(edges["center"].to_numpy(), edges["member"].to_numpy())
+    to_ordinal = _lookup(ranks)
+    jaccard = _compare(state, "near-first", pairs, to_ordinal)
+    decided = components(pairs[0], pairs[1], jaccard, threshold=threshold)
+    rounds = 1
+    while True:
+        more = open_pairs(pairs[0], pairs[1], jaccard, decided, threshold=threshold)
+        if not len(more[0]) or rounds >= ROUNDS:
+            break
+        jaccard = np.concatenate([jaccard, _compare(state, f"near-more{rounds}", more, to_ordinal)])
+        pairs = np.concatenate([pairs[0], more[0]]), np.concatenate([pairs[1], more[1]])
+        decided = components(pairs[0], pairs[1], jaccard, threshold=threshold)
+        rounds += 1
+    gone = decided.filter(pc.invert(decided["kept"]))
+    details = [f"{value:.2f}" for value in gone["jaccard"].to_pylist()]
+    columns = [
+        pa.array(to_ordinal(gone["ordinal"].to_numpy())), pa.array(["near duplicate"] * gone.num_rows),
+        pa.array(to_ordinal(gone["of"].to_numpy())), pa.array(details, pa.string()),
+    ]  # fmt: skip
+    state.remove("near", pa.table(columns, schema=REMOVED))
+    _link(state, to_ordinal(pairs[0]), to_ordinal(pairs[1]), jaccard)
+    sizes = np.unique(decided["root"].to_numpy(), return_counts=True)[1]
+    return {
+        "removed": gone.num_rows, "pairs compared": len(jaccard), "pairs similar": int((jaccard >= threshold).sum()),
+        "clusters": len(sizes), "largest cluster": max(sizes.tolist(), default=0), "rounds": rounds,
+    }  # fmt: skip
+
+
+def pairs_of_bands(table: pa.Table) -> pa.Table:
+    """(center, member): pairs of documents worth comparing, by the ranks of those that share a band key."""
+    # Keys are stored signed, for Spark; band_edges wants equal ones together, in any order it can check.
+    keys = np.cumsum(np.diff(table["key"].to_numpy(), prepend=0) != 0).astype(np.uint64)
+    centers, members = band_edges(keys, table["rank"].to_numpy())
+    return pa.table({"center": centers, "member": members})
+
+
+def _distinct(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.lexsort((b, a))
+    a, b = a[order], b[order]
+    new = np.ones(len(a), bool)
+    new[1:] = (a[1:] != a[:-1]) | (b[1:] != b[:-1])
+    return a[new], b[new]
+
+
+def _ranks(state: State) -> tuple[np.ndarray, np.ndarray]:
+    """(ordinals sorted, their ranks): those of earlier runs first, then the longest, then the first read."""
+    table = read_tables(table_files(state.documents))
+    ordinals, sizes = table["ordinal"].to_numpy(), table["size"].to_numpy()
+    order = np.lexsort((ordinals, -sizes, table["source"].to_numpy() >= state.earlier))
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = np.arange(len(order))
+    return ordinals, ranks
+
+
+def _lookup(ranks: tuple[np.ndarray, np.ndarray] | None) -> Callable[[np.ndarray], np.ndarray]:
+    if ranks is None:
+        return lambda given: given
+    back = np.empty(len(ranks[0]), np.int64)
+    back[ranks[1]] = ranks[0]
+    return lambda given: back[given]
+
+
+def _compare(
+    state: State, name: str, pairs: tuple[np.ndarray, np.ndarray], to_ordinal: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """The exact similarity of pairs, float64: the shingles of their documents by part, then the pairs in tasks."""
+    a, b = to_ordinal(pairs[0]), to_ordinal(pairs[1])
+    if not len(a):
+        return np.empty(0)
+    folder = state.work / f"{state.number:02d}-{name}"
+    wanted = np.unique(np.concatenate([a, b]))
+    split_by_part(pa.table({"ordinal": wanted}), folder / "wanted")
+    state.map(
+        write_shingles, f"{folder.name}/shingles", label="near: shingles", documents=str(state.documents),
+        wanted=str(folder / "wanted"), words=state.settings["near_words"],
+    )  # fmt: skip
+    jobs = []
+    for number, start in enumerate(range(0, len(a), PAIRS)):
+        stop = start + PAIRS
+        write_arrays(folder / f"pairs-{number}.npz", a=a[start:stop], b=b[start:stop])
+        arguments = {"pairs": str(folder / f"pairs-{number}.npz"), "shingles": str(folder / "shingles")}
+        jobs.append(Job(number, folder / f"pairs-{number}.json", arguments, 1))
+    state.engine.map(compare_pairs, jobs, label="near: comparing")
+    return np.concatenate([np.load(job.arguments["pairs"].replace(".npz", ".npy")) for job in jobs])
+
+
+def write_shingles(*, number: int, documents: str, wanted: str, words: int, out: str) -> dict[str, int]:
+    """Task: the shingles of those documents of a part that a pair names, as an Arrow file (ordinal, shingles)."""
+    table = side_table(Path(wanted) / f"{number:06d}.parquet")
+    if table is None:
+        return {"documents": 0}
+    ordinals = table["ordinal"].to_numpy()
+    schema = pa.schema([("ordinal", pa.int64()), ("shingles", pa.large_list(pa.uint64()))])
+    with (
+        storage.replacing(part_path(Path(out), number), shared=True) as path,
+        pa.ipc.new_file(str(path), schema) as writer,
+    ):
+        for start in range(0, len(ordinals), 4096):
+            chosen = ordinals[start : start + 4096]
+            texts = take_rows(part_path(Path(documents), number), chosen & 0xFFFFFFFF, columns=("text",))["text"]
+            lists = shingles(texts.combine_chunks(), words=words)
+            writer.write_batch(pa.record_batch([pa.array(chosen), lists], schema=schema))
+    return {"documents": len(ordinals)}
+
+
+def compare_pairs(*, pairs: str, shingles: str) -> dict[str, int]:
+    """Task: the similarity of some pairs of documents, as a .npy file beside theirs."""
+    with np.load(pairs) as given:
+        a, b = given["a"], given["b"]
+    wanted = np.unique(np.concatenate([a, b]))
+    tables = []
+    for part in np.unique(wanted >> 32):
+        path = part_path(Path(shingles), int(part))
+        have = np.concatenate([batch["ordinal"].to_numpy() for batch in read_batches(path)])
+        rows = np.searchsorted(have, wanted[wanted >> 32 == part])
+        tables.append(take_rows(path, rows, columns=("ordinal", "shingles")))
+    table = pa.concat_tables(tables)
+    lists = table["shingles"].combine_chunks()
+    found = jaccard_of_pairs(a, b, table["ordinal"].to_numpy(), lists)
+    write_array(Path(pairs).with_suffix(".npy"), found)
+    return {"pairs": len(a)}
+
+
+def _link(state: State, a: np.ndarray, b: np.ndarray, jaccard: np.ndarray) -> None:
+    """Note which groups hold documents at least half alike: what is held out must have no near copy in training."""
+    from scipy import sparse
+
+    half = jaccard >= min(0.5, state.settings["near_jaccard"])
+    table = read_tables(table_files(state.documents))
+    ordinals, groups = table["ordinal"].to_numpy(), table["group"].to_numpy()
+    order = np.argsort(ordinals)
+    sides = [groups[order[np.searchsorted(ordinals, side[half], sorter=order)]] for side in (a, b)]
+    names, numbers = np.unique(np.concatenate(sides), return_inverse=True)
+    first, second = np.split(numbers, 2)
+    graph = sparse.coo_array((np.ones(len(first), np.int8), (first, second)), shape=(len(names), len(names)))
+    _, labels = sparse.csgraph.connected_components(graph, directed=False)
+    # The root is the group of the largest hash, so that linking takes documents out of the held-out part, never in.
+    roots = np.full(labels.max(initial=-1) + 1, np.iinfo(np.int64).min)
+    np.maximum.at(roots, labels, names)
+    path = state.work / f"{state.number:02d}-near-linked.parquet"
+    write_table(pa.table({"group": names, "root": roots[labels] if len(names) else names}), path)
+    state.linked = [str(path)]
 
 
 def near_keys(
@@ -229,93 +401,6 @@ def open_pairs(
     pairs = np.stack(_unique_pairs(pairs), 1)
     known = np.stack(_unique_pairs(np.sort(np.stack([a, b], 1), axis=1)), 1)
     return _unique_pairs(pairs[~_among(pairs, known)])
-
-
-def unit_keys(
-    texts: pa.LargeStringArray, unit: Literal["line", "paragraph"], *, minimum_words: int = MINIMUM_UNIT_WORDS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Lines, or paragraphs (parted by a line without a character), and a hash of each, white space around it aside.
-
-    Units of fewer than `minimum_words` words are left out.
-
-    Returns:
-        row (int64), start and stop (int64, bytes within the row's text, white space around it not included) and hash
-        (uint64 (units, 2), 128 bits of the exact bytes); in the order of the texts.
-    """
-    if unit not in ("line", "paragraph"):
-        raise UserError(f"unit must be 'line' or 'paragraph', not {unit!r}")
-    data, offsets = utf8(texts)
-    most = int(windows.count_byte(data, offsets[0], offsets[-1], 10)) + len(texts)
-    rows, spans = np.empty(most, np.int64), np.empty((most, 2), np.int64)
-    hashes = np.empty((most, 2), np.uint64)
-    count = windows.units(data, offsets, tables()[0], unit == "paragraph", minimum_words, rows, spans, hashes)
-    return rows[:count], spans[:count, 0], spans[:count, 1], hashes[:count]
-
-
-def remove_spans(
-    texts: pa.LargeStringArray, rows: np.ndarray, starts: np.ndarray, stops: np.ndarray
-) -> pa.LargeStringArray:
-    """The texts without some byte spans, which may overlap and come in any order.
-
-    Where something was cut out, white space around it shrinks to the wider of what stood on its two sides: as many
-    line ends (at most two) and the indentation of what follows, or one space.
-
-    Args:
-        rows, starts, stops: int64 (spans,); bytes within the text of the row, at the borders of characters.
-    """
-    rows, starts, stops = (np.asarray(x, np.int64) for x in (rows, starts, stops))
-    if not len(rows):
-        return texts
-    order = np.lexsort((stops, starts, rows))
-    changed: dict[int, list[tuple[int, int]]] = {}
-    for row, start, stop in zip(rows[order].tolist(), starts[order].tolist(), stops[order].tolist(), strict=True):
-        spans = changed.setdefault(row, [])
-        if spans and start <= spans[-1][1]:
-            spans[-1] = (spans[-1][0], max(stop, spans[-1][1]))
-        else:
-            spans.append((start, stop))
-    pieces, at = [], 0
-    for row, spans in sorted(changed.items()):
-        text = texts[row].as_py()
-        pieces.append(texts.slice(at, row - at))
-        pieces.append(pa.array([None if text is None else _cut(text.encode(), spans).decode()], pa.large_string()))
-        at = row + 1
-    pieces.append(texts.slice(at))
-    return pa.concat_arrays(pieces)
-
-
-def _cut(text: bytes, spans: Sequence[tuple[int, int]]) -> bytes:
-    """The text without spans that are sorted and apart."""
-    result: list[bytes] = []
-    blanks: list[bytes] = []  # white space since the last characters that stay, a piece for each side of each cut
-    at = 0
-    for start, stop in [*spans, (len(text), len(text))]:
-        piece = text[at:start]
-        at = stop
-        left = piece.lstrip()
-        core = left.rstrip()
-        blanks.append(piece[: len(piece) - len(left)])
-        if not core:
-            continue
-        if result:
-            lines = min(2, max(blank.count(b"\n") for blank in blanks))
-            spaced = any(blanks) or (result[-1][-1:].isalnum() and core[:1].isalnum())
-            result.append(b"\n" * lines + _indentation(blanks) if lines else b" " * spaced)
-        elif len(blanks) == 1:
-            result.append(blanks[0])  # nothing was cut before it
-        else:
-            result.append(_indentation(blanks))
-        result.append(core)
-        blanks = [left[len(core) :]]
-    return b"".join(result) + (b"\n" if result and text.endswith(b"\n") else b"")
-
-
-def _indentation(blanks: Sequence[bytes]) -> bytes:
-    """What stands before the first character of a line, in the last piece of white space in which a line ends."""
-    for blank in reversed(blanks):
-        if b"\n" in blank:
-            return blank[blank.rfind(b"\n") + 1 :]
-    return b""
 
 
 def _unique_pairs(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmjax.prepare import split, store
+from llmjax.prepare import split
+from llmjax.prepare.documents import part_path, side_table, table_files, write_table
+from llmjax.prepare.state import State
 
 
 def write_keys(
@@ -23,7 +25,7 @@ def write_keys(
     path = Path(out) / f"{number:06d}.parquet"
     if kind == "id":
         table = live_index(Path(documents), number, removed).select(["id", "ordinal"])
-        store.write_table(table, path)
+        write_table(table, path)
         return {"rows": table.num_rows}
     extra = {"ranks": ranks, "anchors": anchors}
     tables, rows = [KEY_SCHEMAS[kind].empty_table()], 0
@@ -31,7 +33,7 @@ def write_keys(
         for table in _text_keys(kind, ordinals, texts, settings, extra):
             tables.append(table)
             rows += table.num_rows
-    store.write_table(pa.concat_tables(tables), path)
+    write_table(pa.concat_tables(tables), path)
     return {"rows": rows}
 
 
@@ -44,10 +46,20 @@ KEY_SCHEMAS = {
 KEY_SCHEMAS["paragraph"] = KEY_SCHEMAS["line"]
 
 
+def keys_of(state: State, name: str, kind: str, **arguments: Any) -> list[str]:
+    """The files of one kind of keys of all live documents."""
+    folder = f"{state.number:02d}-{name}"
+    state.map(
+        write_keys, folder, label=f"{name}: keys", documents=str(state.documents), removed=state.removed, kind=kind,
+        settings=state.settings, **arguments,
+    )  # fmt: skip
+    return table_files(state.work / folder)
+
+
 def live_index(documents: Path, number: int, removed: str) -> pa.Table:
     """The index rows of a part's documents that no step has rejected or removed."""
-    index = pq.read_table(store.part_path(documents, number).with_suffix(".parquet"))
-    gone = store.row_table(Path(removed) / f"{number:06d}.parquet") if removed else None
+    index = pq.read_table(part_path(documents, number).with_suffix(".parquet"))
+    gone = side_table(Path(removed) / f"{number:06d}.parquet") if removed else None
     live = index["kept"].to_numpy()
     if gone is not None:
         live = live & ~np.isin(index["ordinal"].to_numpy(), gone["ordinal"].to_numpy())
@@ -57,19 +69,18 @@ def live_index(documents: Path, number: int, removed: str) -> pa.Table:
 def _text_keys(
     kind: str, ordinals: np.ndarray, texts: pa.LargeStringArray, settings: dict[str, Any], extra: dict[str, str]
 ) -> Iterator[pa.Table]:
-    from llmjax.prepare import duplicates
-    from llmjax.prepare import substring as passages
+    from llmjax.prepare.dedup import near, passages  # compile
 
     schema = KEY_SCHEMAS[kind]
     if kind == "bands":
         bands, rows = settings["near_bands"], settings["near_rows"]
-        keys, words = duplicates.near_keys(texts, bands=bands, rows=rows, words=settings["near_words"])
+        keys, words = near.near_keys(texts, bands=bands, rows=rows, words=settings["near_words"])
         ranks = _ranks_of(ordinals, extra["ranks"])
         chosen = words > 0
         flat = keys[chosen].ravel().view(np.int64)
         yield pa.table([pa.array(flat), pa.array(np.repeat(ranks[chosen], bands))], schema=schema)
     elif kind in ("line", "paragraph"):
-        rows, starts, stops, hashes = duplicates.unit_keys(texts, kind)  # type: ignore[arg-type]
+        rows, starts, stops, hashes = passages.unit_keys(texts, kind)  # type: ignore[arg-type]
         high, low = np.ascontiguousarray(hashes.T).view(np.int64)
         yield pa.table([pa.array(c) for c in (high, low, ordinals[rows], starts, stops)], schema=schema)
     elif kind == "anchors":

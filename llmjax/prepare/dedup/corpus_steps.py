@@ -8,9 +8,10 @@ import pyarrow as pa
 
 from llmjax import human
 from llmjax.errors import UserError
-from llmjax.prepare import near, passages, store
+from llmjax.prepare.dedup import near, passages
+from llmjax.prepare.dedup.keys import keys_of, live_index
+from llmjax.prepare.documents import INDEX
 from llmjax.prepare.engine import key_starts
-from llmjax.prepare.keys import live_index
 from llmjax.prepare.state import REMOVED, State
 
 OVERALL = ("exact", "paragraphs", "lines", "near", "substring", "caps")
@@ -32,7 +33,7 @@ def run(state: State, name: str) -> dict[str, float]:
 
 def exact(state: State) -> dict[str, float]:
     """Of documents with the same text the first stays."""
-    found = state.group("exact", state.keys("exact-keys", "id"), first_of_equal, key=["id"], order=["ordinal"])
+    found = state.group("exact", keys_of(state, "exact-keys", "id"), first_of_equal, key=["id"], order=["ordinal"])
     columns = [found["ordinal"], pa.array(["duplicate"] * found.num_rows), found["of"], pa.array([""] * found.num_rows)]
     state.remove("exact", pa.table(columns, schema=REMOVED))
     return {"removed": found.num_rows}
@@ -52,7 +53,7 @@ def caps(state: State) -> dict[str, float]:
     live = [
         live_index(state.documents, part.number, state.removed) for part in state.parts if part.source >= state.earlier
     ]
-    table = pa.concat_tables(live) if live else store.INDEX.empty_table()
+    table = pa.concat_tables(live) if live else INDEX.empty_table()
     names = {part.source: part.name for part in state.parts}
     table = table.sort_by([("id", "ascending"), ("ordinal", "ascending")])
     sizes, ordinals = table["size"].to_numpy(), table["ordinal"].to_numpy()

@@ -1,0 +1,1 @@
+"""The steps that look at all documents at once."""
