@@ -2,15 +2,15 @@
 
     python benchmarks/attention.py [--lengths 8192 32768 131072] [--out results/attention.json]
 
-Compiled for v5p on a machine without a TPU (pip install "llmjax[tpu]"; a few minutes on 2 cores). The layer is Llama-3
-8B's: width 4,096, 32 query heads of 128, 8 key and value heads, bfloat16, one row of packed documents a chip. What is
-counted are the temporaries of the compiled program: what attention needs beside parameters, input and their gradients.
-A program that does not fit is refused by the compiler, and what it would have needed is reported. What --out has already
-is not compiled again.
+The compiler runs for v5p on a machine without a TPU (pip install "llmjax[tpu]"; a few minutes on 2 cores). The layer
+is Llama-3 8B's: width 4,096, 32 query heads of 128, 8 key and value heads, bfloat16, one row of packed documents a
+chip. The figure is the size of the compiled program's temporaries: what attention needs beside parameters, input and
+their gradients. The compiler refuses a program that does not fit and says what it would have needed. Rows that --out
+already has are not compiled again.
 
-Other rows: a window of 4,096; heads of other sizes; rows, heads and positions divided over four chips. Only one process
-at a time can use the TPU compiler, so the compilations run in a process of their own that is started again when another
-one is in the way.
+Other rows: a window of 4,096; heads of other sizes; rows, heads and positions divided over four chips. Only one
+process at a time can use the TPU compiler, so the compilations run in a process of their own. It is started again when
+another process holds the compiler.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from common import make_parser, write
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -130,9 +131,8 @@ def work(lengths: list[int], known: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, out=Path("results/attention.json"))
     parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 32768, 131072])
-    parser.add_argument("--out", type=Path, default=Path("results/attention.json"))
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     known = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
@@ -148,14 +148,11 @@ def main() -> None:
             break
         time.sleep(PAUSE)
     made = {
-        "command": "python benchmarks/attention.py",
         "chip": TOPOLOGY.partition(":")[0],
-        "jax": jax.__version__,
         "layer": "width 4096, 32 heads of 128, 8 key and value heads, bfloat16, forward and backward",
         "rows": [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")],
     }
-    args.out.parent.mkdir(exist_ok=True)
-    args.out.write_text(json.dumps(made, indent=1) + "\n")
+    write(made, args.out)
     done.check_returncode()
     for row in made["rows"]:
         size = f"refused, {row['needed_mib']:,} MiB" if "refused" in row else f"{row['temporaries_mib']:,} MiB"

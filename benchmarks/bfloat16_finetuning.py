@@ -1,17 +1,16 @@
-"""Does a model that comes in bfloat16 learn at a rate of fine-tuning as its float32 twin does?
+"""Does a model that was imported in bfloat16 learn at fine-tuning rates as its float32 twin does?
 
     python benchmarks/bfloat16_finetuning.py [--out results/bfloat16_finetuning.json] [--workdir runs/bfloat16_finetuning]
     python benchmarks/bfloat16_finetuning.py --run RUN        (another model: a run, such as an import of bfloat16)
 
-A small model learns Python from six packages of the standard library, is exported and imported again, once as bfloat16
-and once as float32 of the same numbers. Both are then trained on another text, Python's help topics, by `train` with
-train.init_from, at 1e-5 without decay. The third arm is what bfloat16 did before it was trained in float32: parameters,
-Adam's state and the additions of updates all in bfloat16, rounded to the nearest, on the same batches.
+A small model learns Python from six packages of the standard library. It is exported and imported again, once as
+bfloat16 and once as float32 with the same numbers. Then `train` with train.init_from trains both on another text,
+Python's help topics, at 1e-5 without decay. The third arm is the earlier behaviour: parameters, Adam's state and the
+additions of updates all in bfloat16, rounded to the nearest, on the same batches.
 
 Hardware: 2 CPU cores, 3 minutes.
 """
 
-import argparse
 import asyncio
 import email
 import http
@@ -28,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from common import make_parser, write
 
 import llmjax
 from llmjax import config, recipe
@@ -133,9 +133,8 @@ def all_in_bfloat16(c: config.ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, out=Path("results/bfloat16_finetuning.json"))
     parser.add_argument("--run", type=Path, help="a run of a model in bfloat16 instead of one made here")
-    parser.add_argument("--out", type=Path, default=Path("results/bfloat16_finetuning.json"))
     parser.add_argument("--workdir", type=Path, default=Path("runs/bfloat16_finetuning"))
     parser.add_argument("--base-steps", type=int, default=300)
     parser.add_argument("--steps", type=int, default=300)
@@ -164,15 +163,12 @@ def main() -> None:
         "held-out loss lowered by": {name: arm["heldout"][0][1] - arm["heldout"][-1][1] for name, arm in arms.items()},
     }
     print(json.dumps(summary, indent=1))
-    command = f"python benchmarks/bfloat16_finetuning.py --base-steps {args.base_steps} --steps {args.steps} --rate {args.rate:g}"
     results = {
-        "command": command,
         "minutes": round((time.perf_counter() - began) / 60, 1),
         "summary": summary,
         "arms": arms,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(results, indent=1) + "\n")
+    write(results, args.out)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,17 @@
 
     python benchmarks/classifiers.py --texts ../shared/data --out results/classifiers.json
 
-Textbook-like text (the standard library's documentation, encyclopedia, speeches, science news) against messy text (chat,
-forum posts, change logs, message catalogues), from the folder given and from this machine; sources that are not there
-are left out and named. Every document is about 1,500 characters of a file. Held-out documents come from the same
-sources as those trained on, which flatters; so the quality classifier is also trained without one source of each
-kind and measured on those two.
+Textbook-like text (the standard library's documentation, encyclopedia, speeches, science news) against messy text
+(chat, forum posts, change logs, message catalogues), from the folder given and from this machine. Missing sources are
+left out and named. Every document is about 1,500 characters of a file. Held-out documents come from the same sources
+as the training documents, which flatters. So the quality classifier is also trained without one source of each kind,
+and measured on those two.
 
-Toxicity has no hand-made labels here. Three weak ones are used and named for what they are: the rejected answer of a
-pair against the chosen one (both about unpleasant questions: hard), rude chat against forum and encyclopedia (mostly a
-difference of kind: easy), and chat with a word of the lists against chat without, those words taken out (what
-surrounds them).
+Toxicity has no hand-made labels here. Three weak labels stand in: the rejected answer of a pair against the chosen one
+(both about unpleasant questions: hard), rude chat against forum and encyclopedia (mostly a difference of kind: easy),
+and chat with a word of the lists against chat without, those words taken out (what surrounds them).
 """
 
-import argparse
 import ast
 import functools
 import gzip
@@ -30,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import make_parser, speed, write
 from rich.console import Console
 from rich.table import Table
 
@@ -130,12 +129,7 @@ def _all(found: dict[str, list[str]], names: Sequence[str]) -> list[str]:
 
 def _speed(score: Callable[[list[str]], Any], documents: list[str]) -> float:
     """MB of UTF-8 a second of this process's CPU time, the best of 3."""
-    best = 0.0
-    for _ in range(3):
-        began = time.process_time()
-        score(documents)
-        best = max(best, sum(len(d.encode()) for d in documents) / 1e6 / (time.process_time() - began))
-    return best
+    return speed(lambda: score(documents), sum(len(d.encode()) for d in documents), repeats=3)
 
 
 def measure_quality(found: dict[str, list[str]]) -> dict[str, Any]:
@@ -312,10 +306,9 @@ def _show(results: dict[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Classifiers, n-gram model and word lists of the preparation.")
+    parser = make_parser(__doc__)
     parser.add_argument("--texts", type=Path, default=Path("../shared/data"), help="a folder with text/ and posttrain/")
     parser.add_argument("--scale", type=float, default=1.0, help="times 250,000 characters of each source (default 1)")
-    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -323,9 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"classifiers: {error}")
     _show(results)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write(results, options.out)
 
 
 if __name__ == "__main__":

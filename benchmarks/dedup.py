@@ -1,4 +1,4 @@
-"""Near-duplicates and repeated runs found in a corpus whose truth is known, beside datatrove, datasketch, rensa and daft.
+"""Near-duplicates and repeated runs in a corpus with known truth, beside datatrove, datasketch, rensa and daft.
 
     python benchmarks/dedup.py --megabytes 200 --peers datatrove,datasketch,rensa,daft --peer-python PEER/bin/python \
         --out results/dedup.json
@@ -19,7 +19,6 @@ import json
 import os
 import random
 import re
-import resource
 import subprocess
 import sys
 import sysconfig
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from common import cpu_seconds, make_parser, write
 from dedup_peers import (
     BANDS,
     ROWS,
@@ -279,13 +279,6 @@ WORKERS: dict[str, Callable] = {
 }
 
 
-def cpu_seconds() -> float:
-    return sum(
-        u.ru_utime + u.ru_stime
-        for u in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
-    )
-
-
 def work(name: str, folder: Path) -> None:
     """One tool in this process: writes what it decided and what it cost, reading the corpus not counted."""
     import pyarrow.parquet as pq
@@ -344,7 +337,7 @@ def judge(of: np.ndarray, texts: Sequence[str], pairs: Sequence[tuple[int, int, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--megabytes", type=float, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peers", default="", help="comma-separated: datatrove, datasketch, rensa, daft")
@@ -352,7 +345,6 @@ def main() -> None:
     parser.add_argument(
         "--suffix-array", type=float, default=0, help="MB of the corpus to compare with prefix doubling"
     )
-    parser.add_argument("--out", default="")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -389,8 +381,7 @@ def main() -> None:
     if options.suffix_array:
         report["suffix_array"] = compare_runs(texts, options.suffix_array)
         print("against prefix doubling", json.dumps(report["suffix_array"]))
-    if options.out:
-        Path(options.out).write_text(json.dumps(report, indent=1) + "\n")
+    write(report, options.out)
 
 
 def show(tool: str, result: dict) -> None:

@@ -1,7 +1,7 @@
 """The near-duplicate tools that `dedup.py` measures beside ours, and the definitions that the comparison shares.
 
-All are given 14 x 8 hash functions and runs of five words; each returns, for every document, the one that stays for it.
-Runs under an interpreter that has the peers and need not have llmjax.
+All use 14 x 8 hash functions and runs of five words. Each returns, for every document, the document that is kept in
+its place. They run under an interpreter that has the peers; llmjax need not be there.
 """
 
 import glob

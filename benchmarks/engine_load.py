@@ -1,22 +1,21 @@
-"""What many requests, one of a given form, and hostile rows cost an engine: counts, and seconds of this thread's CPU time.
+"""What an engine pays for many requests, one of a given form, and hostile rows: counts, and CPU seconds of this thread.
 
     python benchmarks/engine_load.py --out results/engine_load.json       about 2 minutes on 2 idle cores
     python benchmarks/engine_load.py --waiting 1000                       to see that it runs
 
-The model is tiny (two layers of width 64), because the host's work is what is measured. "admission": seconds of CPU that
-the scheduler takes to admit eight requests while so many others wait, each with a prompt of 515 tokens of which 512 are
-the same (`first`: the one that reads them, `next`: those after it), and to cancel one. "one of a given form": calls of
-the decoding program until three free texts of 64 tokens are written, alone and beside one that matches [a-z]{60}.
-"hostile": rows of wrong types, ranges, encodings and forms between good ones: how many good ones have the texts that they
-have without the others. "long prompt": the most tokens of prompts that are read between two calls of decoding while eight
-texts are written and a prompt of 900 tokens arrives. "decoding by length of prompts": what it costs that long prompts are
-read between calls of decoding, in steps; were each read at once, there would be as many as with short ones.
+The model is tiny (two layers of width 64), because the measure is the host's work. "admission": CPU seconds that the
+scheduler takes to admit eight requests while many others wait, and to cancel one. Each prompt has 515 tokens, of which
+512 are the same (`first`: the request that reads them, `next`: those after it). "one of a given form": calls of the
+decoding program until three free texts of 64 tokens are written, alone and beside one that matches [a-z]{60}.
+"hostile": rows of wrong types, ranges, encodings and forms between good ones. How many good rows have the text that
+they have without the others? "long prompt": the most prompt tokens that are read between two calls of decoding, while
+eight texts are written and a prompt of 900 tokens arrives. "decoding by length of prompts": the price, in steps, of
+reading long prompts between calls of decoding. If each prompt were read at once, short and long prompts would take
+equally many.
 """
 
-import argparse
 import dataclasses
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from common import make_parser, write
 
 from llmjax import config
 from llmjax.data.tokenizer import byte_tokenizer
@@ -173,20 +173,18 @@ def decoding_steps(prompt: int) -> dict[str, int]:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--waiting", type=int, nargs="*", default=[100, 1000, 10_000])
     parser.add_argument("--rows", type=int, default=200)
-    parser.add_argument("--out", type=Path, help="write the results as JSON")
     args = parser.parse_args()
-    results: dict[str, Any] = {"command": "python " + " ".join(sys.argv)}
+    results: dict[str, Any] = {}
     results["seconds of CPU by requests that wait"] = {str(n): admission(n) for n in args.waiting}
     results["decoding calls, one of a given form"] = calls_beside_a_form()
     results["hostile"] = hostile(args.rows)
     results["tokens of prompts between two calls of decoding"] = read_between_calls()
     results["decoding by length of prompts"] = {str(n): decoding_steps(n) for n in (100, 350)}
     print(json.dumps(results, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
+    write(results, args.out)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
     python benchmarks/gpu_training.py --torch-python torch/bin/python [--out results/gpu_training.json]
     python benchmarks/gpu_training.py --tiny                  two small shapes, on any machine, to see that it runs
 
-Needs jax with its CUDA plugin here, and PyTorch with CUDA in --torch-python; both processes share the GPU, so each gets
+Needs jax with its CUDA plugin here, and PyTorch with CUDA in --torch-python. Both processes share the GPU: each gets
 half of its memory, and one steps only while the other waits. Both do what a training loop does to a batch: forward,
 backward, clipping to a global norm of 1, AdamW; float32 master weights, bfloat16 products. PyTorch's side is written
-here: `scaled_dot_product_attention`, autocast, fused AdamW, TF32 allowed, `torch.compile` in each of --torch-modes. Ours
-is `make_train_step` on the configs in configs/models, with each attention kernel of --kernels. Each side's best variant
-is what counts; all are reported. Parameters of both must be equally many, and both must learn the same batches.
+here: `scaled_dot_product_attention`, autocast, fused AdamW, TF32 allowed, `torch.compile` in each of --torch-modes.
+Ours is `make_train_step` on the configs in configs/models, with each attention kernel of --kernels. Each side's best
+variant counts; all are reported. Both sides must have equally many parameters, and both must learn the same batches.
 
 MFU counts the model's FLOPs (causal scores are counted half) against the published peak. `profile`: the share of a
 step's time on the device by kind of kernel, from jax.profiler and torch.profiler over five steps.
@@ -16,13 +16,13 @@ step's time on the device by kind of kernel, from jax.profiler and torch.profile
 
 import argparse
 import json
-import os
 import shutil
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from common import Worker, WorkerError, ask, end, make_parser, start_worker, write
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "models"
 # config, rows, tokens of a row, vocabulary; layers, width and heads are the config's unless they stand here.
@@ -145,6 +145,7 @@ import jax, jax.numpy as jnp, numpy as np
 from llmjax import config
 from llmjax.model import transformer
 from llmjax.model.count import flops_per_token
+from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes, placement
 from llmjax.train import hardware, optimizer as optimizers
 from llmjax.train.step import batch_shardings, init_state, make_train_step
@@ -231,7 +232,7 @@ for line in sys.stdin:
 
 def main() -> None:
     """Run the comparison and print its tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--torch-python", default=sys.executable, metavar="PYTHON", help="an interpreter with PyTorch")
     parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), default=list(SHAPES))
     parser.add_argument("--kernels", nargs="+", help="values of model.attention; as they come: cudnn dot_product")
@@ -242,7 +243,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of one side's part of a round")
     parser.add_argument("--tiny", action="store_true", help="two layers of width 64; kernel dot_product; eager")
-    parser.add_argument("--out", type=Path, metavar="FILE.json")
     args = parser.parse_args()
     if shutil.which(args.torch_python) is None:
         parser.error(f"--torch-python {args.torch_python} is no program")
@@ -250,12 +250,10 @@ def main() -> None:
     args.torch_modes = args.torch_modes or (["eager"] if args.tiny else ["default", "max-autotune-no-cudagraphs"])
     if args.tiny:
         args.rounds, args.seconds = 2, 0.5
-    results: dict[str, Any] = {"command": "python " + " ".join(sys.argv)}
+    results: dict[str, Any] = {}
     for name in args.shapes:
         results[name] = compare(name, args)
-        if args.out:  # after each shape: a time limit must not take what is measured
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(results, indent=1) + "\n")
+        write(results, args.out)  # after each shape: a time limit must not take what is measured
 
 
 def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -278,7 +276,7 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(f"the two models are not the same: {counts} parameters")
     facts = tried["llmjax"][best["llmjax"]]
     tokens = job["rows"] * job["length"]
-    workers = {side: start(side, {**job, "variant": best[side]}, args) for side in best}
+    workers = {side: start(side, {**job, "variant": best[side]}, args)[0] for side in best}
     medians: dict[str, list[float]] = {side: [] for side in workers}
     for number in range(args.rounds):
         for side in sorted(workers, reverse=bool(number % 2)):
@@ -323,10 +321,10 @@ def shape(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def alone(side: str, job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """One variant's time of a step, its memory and its losses; a variant that fails says so and does not count."""
     try:
-        worker = start(side, job, args)
+        worker, ready = start(side, job, args)
         ask(worker, "0")  # three steps, to warm up
         measured = ask(worker, str(args.seconds))
-        found = {**measured, **ask(worker, "facts"), "first_loss": worker.first_loss}
+        found = {**measured, **ask(worker, "facts"), "first_loss": ready["first_loss"]}
         end(worker)
         return found
     except WorkerError as error:
@@ -356,48 +354,10 @@ def longest(times: dict[str, float], count: int = 20) -> dict[str, float]:
     return {name[:120]: round(ms, 3) for name, ms in sorted(times.items(), key=lambda pair: -pair[1])[:count]}
 
 
-class WorkerError(Exception):
-    """A worker ended; its message went to standard error."""
-
-
-class Worker(subprocess.Popen):
-    """A process that answers a line with a line."""
-
-    first_loss: float
-
-
-def start(side: str, job: dict[str, Any], args: argparse.Namespace) -> Worker:
+def start(side: str, job: dict[str, Any], args: argparse.Namespace) -> tuple[Worker, dict[str, Any]]:
+    """A side's worker, and its first loss."""
     code, python = (JAX_WORKER, sys.executable) if side == "llmjax" else (TORCH_WORKER, args.torch_python)
-    settings = {**os.environ, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.48"}
-    command = [python, "-c", code + ROUNDS, json.dumps(job)]
-    worker = Worker(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=settings)
-    worker.first_loss = _read(worker)["first_loss"]
-    return worker
-
-
-def ask(worker: Worker, line: str) -> dict[str, Any]:
-    assert worker.stdin is not None
-    try:
-        worker.stdin.write(line + "\n")
-        worker.stdin.flush()
-    except BrokenPipeError:
-        raise WorkerError(f"ended with status {worker.wait()}") from None
-    return _read(worker)
-
-
-def end(worker: Worker) -> None:
-    """Close its input, at which it ends."""
-    assert worker.stdin is not None
-    worker.stdin.close()
-    worker.wait()
-
-
-def _read(worker: Worker) -> dict[str, Any]:
-    assert worker.stdout is not None
-    while line := worker.stdout.readline():
-        if line.startswith("{"):  # compilers print beside it
-            return json.loads(line)
-    raise WorkerError(f"ended with status {worker.wait()}")
+    return start_worker([python, "-c", code + ROUNDS, json.dumps(job)], {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.48"})
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""lm-evaluation-harness on the same exported weights: its own Hugging Face backend against our adapter and our own runner.
+"""lm-evaluation-harness on the same exported weights: its own Hugging Face backend against our adapter and our own
+runner.
 
     python benchmarks/harness.py --data ../shared/data/eval --text ../shared/data/text/wikitext2-train.txt
         --valid ../shared/data/text/wikitext2-valid.txt [--model gpt2 llama] [--steps 1 200] [--width 128] [--limit N]
         [--length 2048] [--out results/harness.json]
 
-Trains a tiny model of each shape for so many steps (1: as good as random), exports it, gives the folder to the harness's
-HFLM (torch, float32, batches of 16) and, imported again, to `llmjax.eval.harness`; then to `llmjax.eval.native`. All in
-one process, HFLM and ours by turns. Where MMLU's dev split is missing, it is the first five questions of each subject.
-Compared are every log-likelihood, every metric, rolling log-likelihoods, generated texts and, with a plain PyTorch
-loop, the perplexity of the valid text in windows of 512 tokens that advance by 256; timed is what the harness
-asks of the model (tokenization included), ours with and without compilation.
-The second model of a shape finds the programs of the first, so its first time is not cold.
-Needs llmjax[eval,hf], torch and transformers. About 10 minutes a model on 2 cores.
+Trains a tiny model of each shape for --steps steps (1: as good as random) and exports it. The folder goes to the
+harness's HFLM (torch, float32, batches of 16) and, imported again, to `llmjax.eval.harness` and `llmjax.eval.native`.
+All run in one process, HFLM and ours by turns. Where MMLU's dev split is missing, the first five questions of each
+subject take its place. The script compares every log-likelihood, every metric, rolling log-likelihoods and generated
+texts. It compares the perplexity of the valid text, in windows of 512 tokens that advance by 256, with a plain PyTorch
+loop. It times what the harness asks of the model (tokenization included), ours with and without compilation. The
+second model of a shape finds the programs of the first, so its first time is not cold. Needs llmjax[eval,hf], torch
+and transformers. About 10 minutes a model on 2 cores.
 """
 
 import argparse
@@ -24,9 +25,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common import make_parser, write
+
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
 
-import jax
 import numpy as np
 
 import llmjax
@@ -179,7 +181,7 @@ def compare(shape: str, steps: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the folder with the questions")
     parser.add_argument("--text", type=Path, required=True, help="what the models are trained on, and rolling texts")
     parser.add_argument("--valid", type=Path, required=True, help="the text whose perplexity is compared")
@@ -192,19 +194,11 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048, help="tokens that the models read")
     parser.add_argument("--batch", type=int, default=16, help="rows of a batch of the harness's backend")
     parser.add_argument("--rolling", type=int, default=4000, help="characters of each of four rolling texts")
-    parser.add_argument("--out", type=Path, help="also write the results as JSON")
     args = parser.parse_args()
     rows = []
     for shape, steps in itertools.product(args.model, args.steps):
         rows.append(compare(shape, steps, args))
-        if args.out:
-            kept = {
-                "command": "python benchmarks/harness.py --data DIR --text FILE --valid FILE",
-                "limit": args.limit,
-                "jax": jax.__version__,
-                "models": rows,
-            }
-            args.out.write_text(json.dumps(kept, indent=1) + "\n")
+        write({"limit": args.limit, "models": rows}, args.out)
 
 
 if __name__ == "__main__":

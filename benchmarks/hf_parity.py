@@ -7,14 +7,13 @@ Tiny random models in float32 (tests/hf.py), each variant with several seeds on 
 short ones: full rows, rows padded on the left and on the right, and single tokens. About half an hour on 2 cores.
 """
 
-import argparse
-import importlib.metadata
-import json
 import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from common import make_parser, write
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -60,9 +59,8 @@ def row(family: str, cases: list[Case]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, out=ROOT / "results" / "hf_parity.json")
     parser.add_argument("families", nargs="*", help="such as llama; default: all")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "hf_parity.json")
     args = parser.parse_args()
     families: dict[str, list[Case]] = {}
     for case in (*DECODERS, *ENCODERS):
@@ -78,14 +76,7 @@ def main() -> None:
         argmax = "same" if one["same_argmax"] else "another"
         print(f"{one['family']:14} {len(one['variants']):8} {one['largest_difference']:10.1e} {argmax}")
     if not args.families:
-        versions = {name: importlib.metadata.version(name) for name in ("transformers", "torch", "jax")}
-        result = {
-            "command": "python benchmarks/hf_parity.py",
-            "tolerance": TOLERANCE,
-            "versions": versions,
-            "rows": rows,
-        }
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        write({"tolerance": TOLERANCE, "rows": rows}, args.out)
     if any(one["largest_difference"] > TOLERANCE or not one["same_argmax"] for one in rows):
         raise SystemExit(f"a family differs by more than {TOLERANCE:.0e} or in its argmax")
 

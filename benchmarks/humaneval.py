@@ -1,4 +1,4 @@
-"""HumanEval's own solutions pass and broken ones do not; hostile programs are contained: a table.
+"""HumanEval's own solutions pass, broken ones do not, and hostile programs are contained.
 
     python benchmarks/humaneval.py --data ../shared/data/eval [--out results/humaneval.json]
 
@@ -6,14 +6,13 @@ Runs every canonical solution, an empty body, and each canonical solution with i
 try to leave the sandbox or to use up the machine. No model is needed. Takes a minute on 2 cores; Linux only.
 """
 
-import argparse
-import json
 import os
-import platform
 import socket
 import tempfile
 import time
 from pathlib import Path
+
+from common import make_parser, write
 
 from llmjax.eval import code, sandbox
 from llmjax.eval.sandbox import Limits
@@ -43,10 +42,9 @@ def hostile(folder: Path, port: int) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the folder with humaneval.jsonl")
     parser.add_argument("--limit", type=int, default=0, help="problems at most")
-    parser.add_argument("--out", type=Path, help="also write the results as JSON")
     args = parser.parse_args()
     print(sandbox.describe())
     problems = code.find("humaneval", [args.data])
@@ -56,11 +54,7 @@ def main() -> None:
         "empty body": ["    pass\n" for _ in problems],
         "last line gone": ["\n".join(p.solution.rstrip().split("\n")[:-1]) + "\n    pass\n" for p in problems],
     }
-    results: dict[str, object] = {
-        "fences": list(sandbox.fences()),
-        "problems": len(problems),
-        "python": platform.python_version(),
-    }
+    results: dict[str, object] = {"fences": list(sandbox.fences()), "problems": len(problems)}
     for name, texts in solutions.items():
         began = time.perf_counter()
         right = sum(row[0] for row in code.check(problems, [[text] for text in texts]))
@@ -88,10 +82,7 @@ def main() -> None:
                 f"{name:<26} {'contained' if contained else 'NOT CONTAINED':<14} {outcome.status:<8} {outcome.seconds:5.2f} s  {said}"
             )
         results["hostile"] = rows
-    if args.out:
-        args.out.write_text(
-            json.dumps({"command": "python benchmarks/humaneval.py --data DIR", **results}, indent=1) + "\n"
-        )
+    write(results, args.out)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""How much memory the import and the export of a large model take, and how fast they are.
+"""Memory and speed of importing and exporting a large model.
 
     python benchmarks/import_memory.py [--gigabytes 2] [--out results/import_memory.json]
 
-Makes a Llama-shaped model of that size in a temporary folder (shards of safetensors, random bfloat16), imports and
-exports it, each in a process of its own, and reports the largest resident size of the process above that of one that
-has only imported the same modules and traced the model. What was exported must be the made files, tensor by tensor.
-Takes two minutes and three times the model's size of disk.
+Makes a Llama-shaped model of that size in a temporary folder (shards of safetensors, random bfloat16), then imports
+and exports it, each in a process of its own. Reports the largest resident size of the process, above that of a process
+that has only imported the same modules and traced the model. The exported tensors must be the made ones. Takes two
+minutes and three times the model's size of disk.
 """
 
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from common import make_parser, peak_bytes, write
 
 from llmjax.interop.families import FAMILIES
 from llmjax.interop.matching import Shapes
@@ -103,7 +103,7 @@ def work(name: str, source: Path, target: Path) -> None:
     done.set()
     thread.join()
     # The kernel's own peak counts too, in case the watch was too slow for it.
-    peak = max(peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    peak = max(peak, peak_bytes())
     print(
         json.dumps(
             {"seconds": round(seconds, 1), "baseline_bytes": baseline, "peak_above_baseline_bytes": peak - baseline}
@@ -122,9 +122,8 @@ def _resident() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, out=Path("results/import_memory.json"))
     parser.add_argument("--gigabytes", type=float, default=2.0)
-    parser.add_argument("--out", type=Path, default=Path("results/import_memory.json"))
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
@@ -132,8 +131,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        results = {"command": f"python benchmarks/import_memory.py --gigabytes {args.gigabytes:g}"}
-        results["model"] = make_model(folder / "made", args.gigabytes)
+        results: dict[str, Any] = {"model": make_model(folder / "made", args.gigabytes)}
         results["import"] = measure("import", folder / "made", folder / "run")
         results["export"] = measure("export", folder / "run", folder / "exported")
         made, exported = open_folder(folder / "made"), open_folder(folder / "exported")
@@ -141,8 +139,8 @@ def main() -> None:
             np.array_equal(made.read(tensor).view(np.uint16), exported.read(tensor).view(np.uint16))
             for tensor in made.tensors
         )
-    args.out.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
+    write(results, args.out)
 
 
 if __name__ == "__main__":

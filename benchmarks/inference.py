@@ -1,22 +1,22 @@
-"""The engine against transformers' generate() on the same weights: GPT-2's shape, random, float32, greedy, on this machine's CPU.
+"""The engine against transformers' generate() on the same weights: GPT-2's shape, random, float32, greedy, on this
+machine's CPU.
 
     python benchmarks/inference.py                     124M parameters; about 25 minutes on 2 idle cores
     python benchmarks/inference.py --tiny              a model of 0.2M parameters, to see that it runs
 
-Prompts are of unequal length. `generate()` gets them as one batch, padded on the left with its attention mask, and runs
-every row to the last token (no row ends earlier: neither side has an end of text). The arms take turns, round by round,
-each in a process of its own that idles meanwhile, so that a busy machine slows both; ratios are of the medians.
+Prompts are of unequal length. `generate()` gets them as one batch, padded on the left with its attention mask, and
+runs every row to the last token (no row ends earlier: neither side has an end of text). The arms take turns, round by
+round, each in a process of its own that idles meanwhile, so that a busy machine slows both; ratios are of the medians.
 "continuous": requests arrive while others are written, `--requests` of them, and up to 8 are written at a time; for
-generate(), which cannot take them in, those that have arrived wait for the batch before them. Arrivals are as fast as
-they can be served (all wait), texts of 32 to 128 tokens, so what counts is that the engine fills a slot that is free.
-Tokens must be identical up to the first place where the two likeliest logits of the model are closer than float32
-rounding (1e-4 of their spread); such places are counted. Peer figures of another machine are in no result.
+generate(), which cannot take them in, requests wait for the batch before them. Requests always wait, and texts have 32
+to 128 tokens, so the case measures whether the engine fills a free slot. Tokens must be identical up to the first
+place where the two likeliest logits of the model are closer than float32 rounding (1e-4 of their spread); such places
+are counted. No result has peer figures of another machine.
 """
 
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import ask, end, make_parser, start_worker, write
 
 NEW = 128
 SIZES = {"full": (12, 768, 12, 50304, 512), "tiny": (2, 64, 4, 512, 256)}  # layers, width, heads, vocabulary, positions
@@ -176,34 +177,12 @@ def make_weights(folder: Path, shape: Sequence[int]) -> None:
 def serve(arm: str, folder: Path) -> None:
     """Answer jobs from standard input, one JSON line each: seconds and tokens."""
     run = {"ours": ours, "peer": peer}[arm](folder)
+    print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         job = json.loads(line)
         began = time.perf_counter()
         answers = run(job["rows"], job["new"], job["at_a_time"])
         print(json.dumps({"seconds": time.perf_counter() - began, "answers": answers}), flush=True)
-
-
-class Arm:
-    """A process that serves one arm."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        command = [sys.executable, __file__, "--serve", name, "--folder", str(folder)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, **job: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"an arm ended with status {self.process.wait()}")
-        return json.loads(line)
-
-    def end(self) -> None:
-        """Close its input, at which it ends."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
 
 
 # ---------------------------------------------------------------------- what is compared
@@ -231,13 +210,12 @@ def _tie(ids: list[int], first: int, second: int, folder: Path) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--tiny", action="store_true", help="a tiny model and short texts")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--new", type=int, default=NEW, help="tokens written for each prompt")
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32])
     parser.add_argument("--requests", type=int, default=32, help="of the continuous case")
-    parser.add_argument("--out", type=Path, help="write the results as JSON")
     parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -249,7 +227,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_weights(folder, shape)
-        arms = {arm: Arm(arm, folder) for arm in ("ours", "peer")}
+        arms = {
+            arm: start_worker([sys.executable, __file__, "--serve", arm, "--folder", str(folder)])[0]
+            for arm in ("ours", "peer")
+        }
         cases: dict[str, dict[str, Any]] = {
             f"batch {n}": {"rows": prompts(n, vocab, longest), "new": [args.new] * n, "at_a_time": n}
             for n in args.batches
@@ -257,16 +238,16 @@ def main() -> None:
         cases["continuous, 8 at a time"] = {
             "rows": prompts(args.requests, vocab, longest), "new": lengths(args.requests, args.new), "at_a_time": 8,
         }  # fmt: skip
-        results: dict[str, Any] = {"command": "python " + " ".join(sys.argv), "shape": list(shape), "cases": {}}
+        results: dict[str, Any] = {"shape": list(shape), "cases": {}}
         for case, job in cases.items():
             warm = {**job, "new": [min(2, n) for n in job["new"]]}
             seconds: dict[str, list[float]] = {arm: [] for arm in arms}
             answers: dict[str, Any] = {}
-            arms["ours"].ask(**job)  # compiles for these lengths
-            arms["peer"].ask(**warm)
+            ask(arms["ours"], json.dumps(job))  # compiles for these lengths
+            ask(arms["peer"], json.dumps(warm))
             for turn in range(args.rounds):
                 for arm in sorted(arms, reverse=bool(turn % 2)):
-                    made = arms[arm].ask(**job)
+                    made = ask(arms[arm], json.dumps(job))
                     seconds[arm].append(made["seconds"])
                     answers[arm] = made["answers"]
             tokens = sum(job["new"])
@@ -281,9 +262,8 @@ def main() -> None:
                 flush=True,
             )
         for one in arms.values():
-            one.end()
-    if args.out:
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
+            end(one)
+    write(results, args.out)
 
 
 if __name__ == "__main__":

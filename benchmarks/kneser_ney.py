@@ -2,9 +2,9 @@
 
     python benchmarks/kneser_ney.py --run runs/quickstart --order 5 --out results/kneser_ney.json
 
-It is fitted to the run's training tokens (every source once; mixture weights do not enter) and scores what the run's
-own evaluation scores: every token of each held-out document and its <eos>, given the tokens before it in the same
-document, divided by the UTF-8 bytes of the text. The history starts at <bos>, which is itself not scored.
+The model is fitted to the run's training tokens (every source once; mixture weights do not enter). It scores what the
+run's own evaluation scores: every token of each held-out document and its <eos>, given the tokens before it in the
+same document, divided by the UTF-8 bytes of the text. The history starts at <bos>, which is itself not scored.
 
 The model is Chen and Goodman (1998), "An Empirical Study of Smoothing Techniques for Language Modeling", with three
 discounts per order estimated from counts of counts; n-grams at the start of a document keep their raw counts, since
@@ -12,10 +12,8 @@ nothing ever stands before <bos>. An n-gram is stored as (id of its context) x v
 Orders are made from low to high and held-out text is scored with each as it is made, so that only two are in memory.
 """
 
-import argparse
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from common import make_parser, peak_bytes, write
 
 from llmjax.data import tokens as token_shards
 
@@ -215,10 +214,7 @@ def run(run_folder: Path, *, order: int) -> dict[str, float | int | str]:
         results[f"tokens{suffix}"] = scored
         results[f"bytes{suffix}"] = text_bytes
     results["seconds"] = time.perf_counter() - began
-    # Linux counts the peak in KiB, macOS in bytes.
-    results["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    results["peak_memory_bytes"] = peak_bytes()
     _print_table(results, sources=list(heldout))
     return results
 
@@ -242,18 +238,15 @@ def _print_table(results: dict[str, float | int | str], *, sources: Sequence[str
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Interpolated modified Kneser-Ney over a run's tokens.")
+    parser = make_parser(__doc__)
     parser.add_argument("--run", type=Path, required=True, help="a run's folder, with its tokenizer stage done")
     parser.add_argument("--order", type=int, default=5, help="the longest n-gram (default 5)")
-    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     options = parser.parse_args(arguments)
     try:
         results = run(options.run, order=options.order)
     except ValueError as error:
         sys.exit(f"kneser_ney: {error}")
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write(results, options.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Benchmark questions hidden in training text: how many are found, and how often clean documents are taken for leaks.
+"""Benchmark questions hidden in training text: how many are found, and how many clean documents are taken for leaks?
 
     python benchmarks/leaks.py --eval DIR --texts DIR [--out results/leaks.json]
 
@@ -11,7 +11,6 @@ Questions of fewer than 8 words cannot be told from chance and are counted apart
 Hardware: any; a minute on 2 CPU cores.
 """
 
-import argparse
 import json
 import random
 import sys
@@ -22,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from common import make_parser, write
 from rich.console import Console
 from rich.table import Table
 
@@ -34,10 +34,9 @@ EDITS = ("verbatim", "case, spaces, marks", "1 word in 20", "1 word in 10")
 
 def main() -> None:
     """Plant, prepare, count."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--eval", type=Path, required=True, metavar="DIR", help="benchmarks as JSONL")
     parser.add_argument("--texts", type=Path, required=True, metavar="DIR", help="plain text to hide them in")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     draw = random.Random(0)
     files = sorted(args.eval.glob("*.jsonl"))
@@ -55,10 +54,8 @@ def main() -> None:
         (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         found = prepare(folder, files)
     result = account(rows, found, questions)
-    result = {"command": "python " + " ".join(sys.argv), **result}
     show(result)
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write(result, args.out)
 
 
 def pick(files: list[Path], draw: random.Random) -> list[tuple[str, str]]:

@@ -1,23 +1,24 @@
-"""The sparse MLP against a dense one of equal active size: forward and backward, the same tokens, in turn, in one process.
+"""The sparse MLP against a dense one of equal active size: forward and backward, the same tokens, in turn, in one
+process.
 
     python benchmarks/moe.py [--out results/moe.json]
 
 A sparse layer of E experts of width F, k of them for each token, does the matrix products of a dense MLP of width k F;
 beside them it has the router, the sort, the moving of rows, and products that are smaller and whose sizes depend on
-the data. Sides step in rounds A B C A B C, each at least SECONDS long; the median of a round is compared with that of
-the dense side in the same round, so a machine whose speed drifts spoils nothing. The tokens are random, so the experts
-are nearly balanced; `skewed` gives half of all first choices to one expert, which the loss would not allow for long.
+the data. Sides step in rounds A B C A B C, each at least --seconds long. The median of a round is compared with that
+of the dense side in the same round, so a drift of the machine's speed does not matter. The tokens are random, so the
+experts are nearly balanced; `skewed` gives half of all first choices to one expert, which the loss would not allow for
+long.
 """
 
-import argparse
-import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+from common import make_parser, write
 
 NAMES = ("width", "expert_width", "experts", "active", "rows", "context")
 SHAPES = {
@@ -106,13 +107,12 @@ def compare(name: str, *, dtype: str, rounds: int, seconds: float) -> dict:
 
 def main() -> None:
     """Run the comparison and print its tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--shape", choices=[*SHAPES, "all"], default="all")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="length of one side's part of a round")
     parser.add_argument("--devices", type=int, default=0, help="CPU devices; 0: as many as cores")
-    parser.add_argument("--out", type=Path, metavar="FILE.json")
     args = parser.parse_args()
 
     from llmjax.parallel import mesh as meshes
@@ -124,15 +124,8 @@ def main() -> None:
     import jax
 
     names = SHAPES if args.shape == "all" else (args.shape,)
-    load = {"before": os.getloadavg()[0]}  # of the whole machine: above 0 before, others were at work
     results = [compare(name, dtype=args.dtype, rounds=args.rounds, seconds=args.seconds) for name in names]
-    load["after"] = os.getloadavg()[0]
-    if args.out:
-        words = {"command": "python benchmarks/moe.py " + " ".join(sys.argv[1:]), "cores": os.cpu_count(),
-                 "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
-                 "load_average": load, "results": results}  # fmt: skip
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(words, indent=1) + "\n")
+    write({"devices": f"{jax.device_count()} {jax.devices()[0].device_kind}", "results": results}, args.out)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,20 @@
     python -m venv torch && torch/bin/pip install torch numpy
     python benchmarks/nanogpt.py --nanogpt nanoGPT --torch-python torch/bin/python [--out results/nanogpt.json]
 
-Each side runs in its own process and steps only while the other waits, in rounds A B A B; the median of a round is
-compared with the median of the other's round beside it, so a machine whose speed drifts spoils neither. Both sides do
-what their own training loop does to a batch: forward, backward, clipping to a global norm of 1, AdamW, float32.
-The breakdown times parts of llmjax's step by compiling them alone.
+Each side runs in its own process and steps only while the other waits, in rounds A B A B. The median of a round is
+compared with the median of the other side's round beside it, so a drift of the machine's speed does not matter. Both
+sides do what their own training loop does to a batch: forward, backward, clipping to a global norm of 1, AdamW,
+float32. The breakdown times parts of llmjax's step by compiling them alone.
 """
 
 import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
+
+from common import ask, end, make_parser, start_worker, write
 
 from llmjax.start import HUGE_PAGES
 
@@ -132,50 +132,45 @@ for line in sys.stdin:
 
 def main() -> None:
     """Run the comparison and print its tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--nanogpt", type=Path, required=True, metavar="DIR", help="a checkout of nanoGPT")
     parser.add_argument("--torch-python", default=sys.executable, metavar="PYTHON", help="an interpreter with PyTorch")
     parser.add_argument("--shape", choices=[*SHAPES, "all"], default="all")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of one side's part of a round")
-    parser.add_argument("--out", type=Path, metavar="FILE.json")
     args = parser.parse_args()
     if not (args.nanogpt / "model.py").is_file():
         parser.error(f"{args.nanogpt} has no model.py: it is not a checkout of nanoGPT")
     results = {}
     for name in SHAPES if args.shape == "all" else (args.shape,):
         results[name] = compare(name, args)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
+    write(results, args.out)
 
 
 def compare(name: str, args: argparse.Namespace) -> dict:
     """Interleave the two sides on one shape; the rounds' medians, their ratios and the breakdown."""
     layers, heads, width, context, rows = SHAPES[name]
     shape = json.dumps([layers, heads, width, context, rows, VOCAB])
-    threads = str(len(os.sched_getaffinity(0)))
+    given = [str(args.nanogpt), shape, str(len(os.sched_getaffinity(0)))]
     workers = {
-        "nanogpt": _start([args.torch_python, "-c", TORCH_WORKER + ROUNDS, str(args.nanogpt), shape, threads]),
-        "llmjax": _start([sys.executable, "-c", JAX_WORKER + ROUNDS, str(args.nanogpt), shape, threads], HUGE_PAGES),
+        "nanogpt": start_worker([args.torch_python, "-c", TORCH_WORKER + ROUNDS, *given])[0],
+        "llmjax": start_worker([sys.executable, "-c", JAX_WORKER + ROUNDS, *given], HUGE_PAGES)[0],
     }
     print(f"\n{name}: {layers} layers, {width} wide, {context} tokens, {rows} rows, float32")
     print(f"{'round':>5}  {'nanoGPT ms':>10}  {'llmjax ms':>10}  {'nanoGPT / llmjax':>16}")
     medians: dict[str, list[float]] = {side: [] for side in workers}
     for number in range(-1, args.rounds):  # the first round warms up
         for side, worker in workers.items():
-            median = statistics.median(_ask(worker, str(args.seconds))["ms"])
+            median = statistics.median(ask(worker, str(args.seconds))["ms"])
             if number >= 0:
                 medians[side].append(median)
         if number >= 0:
             a, b = medians["nanogpt"][-1], medians["llmjax"][-1]
             print(f"{number + 1:>5}  {a:>10.1f}  {b:>10.1f}  {a / b:>15.2f}x", flush=True)
     ratios = [a / b for a, b in zip(medians["nanogpt"], medians["llmjax"], strict=True)]
-    parts = _ask(workers["llmjax"], "parts")
+    parts = ask(workers["llmjax"], "parts")
     for worker in workers.values():
-        assert worker.stdin is not None
-        worker.stdin.close()
-        worker.wait()
+        end(worker)
     tokens = rows * context
     for side, values in medians.items():
         ms = statistics.median(values)
@@ -185,28 +180,6 @@ def compare(name: str, args: argparse.Namespace) -> dict:
                                                      for k, v in parts.items() if k.endswith("_ms")))  # fmt: skip
     return {"shape": dict(zip(("layers", "heads", "width", "context", "rows"), SHAPES[name], strict=True)),
             "ms": medians, "ratios": ratios, "ratio": statistics.median(ratios), "breakdown": parts}  # fmt: skip
-
-
-def _start(command: list[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen:
-    settings = {**os.environ, **(environment or {})}
-    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=settings)
-    _read(worker)
-    return worker
-
-
-def _ask(worker: subprocess.Popen, line: str) -> dict:
-    assert worker.stdin is not None
-    worker.stdin.write(line + "\n")
-    worker.stdin.flush()
-    return _read(worker)
-
-
-def _read(worker: subprocess.Popen) -> dict:
-    assert worker.stdout is not None
-    line = worker.stdout.readline()
-    if not line:
-        raise SystemExit(f"a worker ended with status {worker.wait()}; its message is above")
-    return json.loads(line)
 
 
 if __name__ == "__main__":

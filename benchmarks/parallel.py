@@ -2,10 +2,11 @@
 
     python benchmarks/parallel.py [--out results/parallel.json]
 
-Fake devices, 64 of them, made of the CPU: what is measured is that the numbers are right and what a device keeps, not
+64 fake devices, made of the CPU, say whether the numbers are right and what a device keeps; they say nothing about
 speed. For gradients: the largest difference of any element, relative to the largest element of its parameter, float32.
-For pipelines: how often the compiled loop turns against (parts x rounds) / (1 - bubble), and by how many bytes a device's
-temporaries grow with each further part of a micro-batch, next to what a part's activations are at the border of a stage.
+For pipelines: how often the compiled loop turns against (parts x rounds) / (1 - bubble), and by how many bytes a
+device's temporaries grow with each further part of a micro-batch, next to what a part's activations are at the border
+of a stage.
 
 Hardware: 2 CPU cores.
 """
@@ -15,15 +16,14 @@ import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=64 --xla_backend_optimization_level=0"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import argparse
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common import make_parser, write
 
 from llmjax import config
 from llmjax.model import transformer
@@ -168,8 +168,7 @@ def longest_scan(jaxpr: Any) -> int:
 
 def main() -> None:
     """Both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("results/parallel.json"))
+    parser = make_parser(__doc__, out=Path("results/parallel.json"))
     args = parser.parse_args()
     gradients: dict[str, Any] = {}
     print("| what | mesh | largest relative difference of a gradient |\n|---|---|---|")
@@ -198,14 +197,7 @@ def main() -> None:
                 f"{size} | {more} |",
                 flush=True,
             )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    whole = {
-        "command": "python benchmarks/parallel.py",
-        "jax": jax.__version__,
-        "gradients": gradients,
-        "pipelines": pipelines,
-    }
-    args.out.write_text(json.dumps(whole, indent=1) + "\n")
+    write({"gradients": gradients, "pipelines": pipelines}, args.out)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,19 @@
 
     python benchmarks/parameter_counts.py            the table; exits with 1 if a difference has no explanation
 
-Published is what transformers counts in the model of the published config.json (exact: published_models.py), a number
-of the model's card, or a rounded number of the paper; ours counts shapes, so that 600B parameters take no memory.
+The published count is transformers' count of the model of the published config.json (exact: published_models.py), a
+number of the model's card, or a rounded number of the paper. Ours counts shapes, so that 600B parameters take no
+memory.
 """
 
-import argparse
 import importlib.util
-import json
 import math
 import re
 from pathlib import Path
 from typing import Any
 
 import published_models
+from common import make_parser, write
 
 from llmjax import config
 from llmjax.model.count import parameter_shapes
@@ -137,8 +137,7 @@ def row(family: str, size: str) -> dict[str, Any]:
 
 def main() -> None:
     """Print the table and write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "parameter_counts.json")
+    parser = make_parser(__doc__, out=ROOT / "results" / "parameter_counts.json")
     args = parser.parse_args()
     rows = [row(family, size) for family, module in families().items() for size in published_sizes(module)]
     for r in rows:
@@ -147,7 +146,7 @@ def main() -> None:
         print(
             f"{r['family']:12} {r['size']:18} {r['ours']:>18,} {published:>18} {difference:>16}  {r['source']}  {r['why']}"
         )
-    args.out.write_text(json.dumps({"command": "python benchmarks/parameter_counts.py", "rows": rows}, indent=1) + "\n")
+    write({"rows": rows}, args.out)
     unexplained = [r for r in rows if r["difference"] and abs(r["difference"]) > r["rounded_to"] / 2 and not r["why"]]
     if unexplained:
         raise SystemExit("without an explanation: " + ", ".join(f"{r['family']}:{r['size']}" for r in unexplained))

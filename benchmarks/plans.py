@@ -1,16 +1,15 @@
-"""The famous runs, planned: does each fit its pod, what does it need, and how far is the estimate from what was published.
+"""Plans of famous runs: does each fit its pod, what does it need, and how far is the estimate from the published figure?
 
     python benchmarks/plans.py [NAME ...] [--folder results/plans] [--table]
 
 Every plan is `llmjax plan` in a process of its own (one at a time holds the TPU's compiler) and is kept as
-results/plans/NAME.json; table.md is made of all that are there (`--table`: of those alone, without planning anything).
-Estimates are rooflines: the peak FLOP/s, the bandwidths and nothing else. Published numbers are measurements; those that
-their authors did not give as MFU are computed here from what they gave, with 6 FLOPs a parameter and token.
+results/plans/NAME.json. table.md is made of all plans that are there (`--table` plans nothing and only makes the
+table). Estimates are rooflines: the peak FLOP/s, the bandwidths and nothing else. Published numbers are measurements.
+Where authors did not give MFU, it is computed here from what they gave, with 6 FLOPs a parameter and token.
 """
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from common import machine
 
 ROOT = Path(__file__).parent.parent
 TIERING = "MaxText documentation, models/tiering"
@@ -100,7 +101,7 @@ def plan(name: str, folder: Path) -> None:
     made = json.loads(out.read_text())
     made["command"] = " ".join(command).replace(str(ROOT) + "/", "")
     made["wall_seconds"] = time.perf_counter() - start
-    made["load_average"], made["cores"] = os.getloadavg()[0], os.cpu_count()
+    made["machine"] = machine()
     made["published"] = {"mfu": run.published, "source": run.source}
     out.write_text(json.dumps(made, indent=1) + "\n")
 
@@ -120,9 +121,10 @@ def row(name: str, made: dict[str, Any]) -> list[str]:
     known = RUNS[name]
     sent = sum(one["sent"] for one in made.get("collectives", ()))
     run = made.get("run", {})
-    load, busy = made.get("load_average"), " (load not recorded)"
-    if load is not None:
-        busy = f" (load {load:.0f} on {made['cores']} cores)" if load > 1.5 * made["cores"] else ""
+    on = made.get("machine", {"load": made.get("load_average"), "cores": made.get("cores")})  # of older plans
+    busy = " (load not recorded)"
+    if on["load"] is not None:
+        busy = f" (load {on['load']:.0f} on {on['cores']} cores)" if on["load"] > 1.5 * on["cores"] else ""
     return [
         made["config"],
         made["topology"],

@@ -1,19 +1,17 @@
-"""How the cost of preparation grows: the same steps on 0.2, 1 and 5 GB of text, time, memory and disk.
+"""How time, memory and disk of the preparation grow: the same steps on 0.2, 1 and 5 GB of text.
 
     python benchmarks/prepare_growth.py [--gigabytes 0.2 1 5] [--out results/prepare_growth.json]
 
-The text is this machine's (Python sources, documentation, notes of installed packages), one document a file up to 200 KB;
-where more is asked for than there is, further documents are made of it: half of the lines of three neighbouring files,
-drawn by a seed, so that languages and kinds are as before. One document in twenty is a copy of another, half of those
-with one word in 25 changed. Steps: repair, exact, near, substring, personal (rules of quality are left out: nearly all
-text here is code, which they reject).
-Memory is the largest sum of private memory of the process and its workers, disk the largest size of the run's folder,
-both looked at every half second. Needs the extra [data] and psutil.
+The text is this machine's (Python sources, documentation, notes of installed packages), one document a file up to 200
+KB. When that is not enough, more documents are made of it: half of the lines of three neighbouring files, drawn by a
+seed, so that languages and kinds stay as they are. One document in twenty is a copy of another, half of those with one
+word in 25 changed. Steps: repair, exact, near, substring, personal (rules of quality are left out: nearly all text
+here is code, which they reject). Memory is the largest sum of private memory of the process and its workers, disk the
+largest size of the run's folder, both looked at every half second. Needs the extra [data] and psutil.
 
 Hardware: 2 CPU cores, 8 GB of memory, and for 5 GB 45 GB of free disk; 1, 5 and 23 minutes.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -28,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from common import make_parser, write
 from rich.console import Console
 from rich.table import Table
 
@@ -48,14 +47,13 @@ if __name__ == "__main__":
 
 def main() -> None:
     """Prepare each size and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[0.2, 1.0, 5.0])
     parser.add_argument(
         "--roots", type=Path, nargs="+", default=[Path(sysconfig.get_path("stdlib")), Path("/usr/share")]
     )
     parser.add_argument("--steps", nargs="+", default=STEPS)
     parser.add_argument("--scratch", type=Path, help="where the text and the runs go (default: the temporary folder)")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
@@ -69,7 +67,7 @@ def main() -> None:
             rows.append({"gigabytes": size, "documents": documents, **prepare(folder, corpus, args.steps)})
             print(rows[-1], flush=True)
             shutil.rmtree(corpus)
-    result = {"command": "python " + " ".join(sys.argv), "steps": list(args.steps), "rows": rows}
+    result = {"steps": list(args.steps), "rows": rows}
     table = Table("GB", "documents", "seconds", "MB/s", "CPU s", "MB/CPU-s", "memory GB", "disk GB", "disk / text")
     for row in rows:
         megabytes = row["gigabytes"] * 1000
@@ -79,8 +77,7 @@ def main() -> None:
             f"{row['disk_bytes'] / 1e9:.2f}", f"{row['disk_bytes'] / 1e9 / row['gigabytes']:.2f}",
         )  # fmt: skip
     Console().print(table)
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, args.out)
 
 
 def texts(files: list[Path]) -> Iterator[str]:

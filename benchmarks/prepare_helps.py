@@ -13,16 +13,15 @@ that are in neither arm, of WikiText-2's validation text, and the share of gener
 Hardware: 2 CPU cores, 3 to 7 minutes for each of the six runs, beside other work.
 """
 
-import argparse
 import json
 import random
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import make_parser, write
 from rich.console import Console
 from rich.table import Table
 
@@ -38,11 +37,10 @@ WINDOW = 50  # characters
 
 def main() -> None:
     """Train both arms for every seed and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--texts", type=Path, required=True, metavar="DIR")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -60,10 +58,9 @@ def main() -> None:
                 tokenizer = tokenizer or str(workdir / "tokenizer")
                 rows.append({"seed": seed, "arm": arm, **measure(workdir, measures, "\n".join(raw), seed)})
                 print(rows[-1], flush=True)
-    result = {"command": "python " + " ".join(sys.argv), "rows": rows, "difference": differences(rows)}
+    result = {"rows": rows, "difference": differences(rows)}
     show(result)
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, args.out)
 
 
 def chunks(file: Path) -> list[str]:

@@ -1,14 +1,15 @@
-"""Real pretrained models against transformers on the same files: logits, 200 greedy tokens, sentence similarities, a chat.
+"""Real pretrained models against transformers on the same files: logits, 200 greedy tokens, sentence similarities, a
+chat.
 
     python benchmarks/pretrained.py --smollm2 FILE.gguf --gemma3 FILE.gguf --minilm DIR [--out results/pretrained.json]
 
-Each model is imported, exported again, and both are compared with what transformers makes of the original: SmolLM2-135M-
-Instruct and Gemma 3 270M from GGUF files, all-MiniLM-L6-v2 from safetensors. SmolLM2 also answers, is trained on for
-50 steps (`--steps`, on the Python files of the standard library's json package), and is exported. Needs the extra [hf],
-torch, transformers and accelerate. Takes about half an hour on 2 cores; models that are not given are left out.
+Each model is imported and exported again, and both are compared with the original in transformers:
+SmolLM2-135M-Instruct and Gemma 3 270M from GGUF files, all-MiniLM-L6-v2 from safetensors. SmolLM2 also chats, is
+fine-tuned for 50 steps (`--steps`, on the Python files of the standard library's json package) and exported. Needs the
+extra [hf], torch, transformers and accelerate. Takes about half an hour on 2 cores; models that are not given are left
+out.
 """
 
-import argparse
 import json
 import re
 import subprocess
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
+from common import make_parser, write
 
 import llmjax
 from llmjax.data.chat import chat_ids
@@ -263,19 +265,17 @@ def similarities(hidden_BLD: jax.Array, segments_BL: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("smollm2", "gemma3", "minilm"):
-        parser.add_argument(f"--{name}", type=Path)
+    parser = make_parser(__doc__, out=Path("results/pretrained.json"))
+    parser.add_argument("--smollm2", type=Path, metavar="FILE.gguf")
+    parser.add_argument("--gemma3", type=Path, metavar="FILE.gguf")
+    parser.add_argument("--minilm", type=Path, metavar="DIR")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--out", type=Path, default=Path("results/pretrained.json"))
     args = parser.parse_args()
     results: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
-    results["command"] = "python benchmarks/pretrained.py --smollm2 FILE.gguf --gemma3 FILE.gguf --minilm DIR"
-    results["versions"] = {"jax": jax.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
     def keep(name: str, found: Any) -> None:
         results[name] = found
-        args.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        write(results, args.out)
         print(json.dumps({name: found}, indent=1, ensure_ascii=False), flush=True)
 
     with tempfile.TemporaryDirectory() as folder:

@@ -2,16 +2,17 @@
 
     python benchmarks/process_faults.py [--kills 10] [--seed 0] [--out results/process_faults.json]
 
-A tiny model is trained by one process with four devices and by four processes with one device each, which must give the
-same losses. Then one of the four is killed with SIGKILL at random moments, again and again, while `launch/local.py`
-starts the job again: how long until the others were gone, until the next step was trained, and how many steps were lost;
-the parameters at the end must be the same bits as the undisturbed run's. Then a run that was stopped in the middle goes
-on as two processes and as one. Last, four processes without a launcher: how long a survivor takes to notice by itself.
-Runs on 2 cores, which four processes share: seconds are an upper bound. Status 1 if anything differs.
+A tiny model is trained by one process with four devices and by four processes with one device each, which must give
+the same losses. Then one of the four is killed with SIGKILL at random moments, again and again, while
+`launch/local.py` starts the job again: how long until the others were gone, until the next step was trained, and how
+many steps were lost? The parameters at the end must be the same bits as the undisturbed run's. Then a run that was
+stopped in the middle goes on as two processes and as one. Last, four processes run without a launcher: how long does a
+survivor take to notice by itself? Runs on 2 cores, which four processes share: seconds are an upper bound. Status 1 if
+anything differs.
 """
 
-import argparse
 import contextlib
+import io
 import json
 import os
 import random
@@ -27,10 +28,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from common import make_parser, write
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from kill_and_resume import make_run, rows_of
-
+from llmjax import config, recipe
 from llmjax.train import checkpoint
 
 LAUNCHER = Path(__file__).resolve().parent.parent / "launch" / "local.py"
@@ -40,15 +40,34 @@ RATE = 1e-4  # low, so that differences of rounding do not grow much in so many 
 TOLERANCE = 1e-5  # between losses of different numbers of processes, relative
 
 
-def settings() -> list[str]:
-    """What is changed in the config of the prepared run."""
-    return [
-        f"--config.train.duration={STEPS} steps",
-        f"--config.checkpoint.every={EVERY} steps",
-        f"--config.train.eval_every={STEPS // 4} steps",
-        f"--config.optimizer.learning_rate={RATE}",
-        f"--config.parallel.heartbeat_seconds={HEARTBEAT}",
-    ]
+def make_run(folder: Path) -> Path:
+    """A run whose text is generated and prepared, ready to train."""
+    rng = random.Random(0)
+    (folder / "text").mkdir()
+    for i in range(40):
+        words = [f"{rng.choice('abcdefgh')}{rng.randrange(50)}" for _ in range(200)]
+        (folder / "text" / f"{i:02}.txt").write_text(f"Text {i}\n" + " ".join(words) + "\n")
+    c = config.base()
+    c.data.sources = (str(folder / "text"),)
+    c.data.holdout_percent = 10.0
+    c.tokenizer.kind = "byte"
+    c.model.layers, c.model.width, c.model.heads, c.model.dropout = 2, 32, 2, 0.1
+    c.train.duration, c.train.batch_size, c.train.sequence_length, c.train.ema = f"{STEPS} steps", 8, 32, 0.99
+    c.train.eval_every, c.train.eval_batches = f"{STEPS // 4} steps", 1
+    c.checkpoint.every = f"{EVERY} steps"
+    c.optimizer.learning_rate = RATE
+    c.parallel.heartbeat_seconds = HEARTBEAT
+    config.check(c)
+    with contextlib.redirect_stdout(io.StringIO()):
+        recipe.run(c.lock(), folder / "prepared", ("prepare", "tokenizer"))
+    return folder / "prepared"
+
+
+def rows_of(workdir: Path) -> list[dict]:
+    """The whole rows of metrics.jsonl; a kill may have torn the last."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def environment(folder: Path, *, devices: int) -> dict[str, str]:
@@ -67,7 +86,7 @@ def start(workdir: Path, *, count: int, devices: int = 1, restarts: int = 0) -> 
     words = [sys.executable, "-m", "llmjax"]
     if count > 1:
         words = [sys.executable, str(LAUNCHER), "-n", str(count), "--restarts", str(restarts), "--"]
-    words += ["train", "--workdir", str(workdir), *settings()]
+    words += ["train", "--workdir", str(workdir)]
     with (workdir / "output.txt").open("a") as output:
         env = environment(workdir.parent, devices=devices)
         return subprocess.Popen(words, env=env, stdout=output, stderr=subprocess.STDOUT, text=True)
@@ -178,7 +197,7 @@ def without_launcher(workdir: Path, rng: random.Random) -> dict:
     for i in range(COUNT):
         env = {**environment(workdir.parent, devices=1), "LLMJAX_COORDINATOR": f"127.0.0.1:{port}",
                "LLMJAX_PROCESSES": str(COUNT), "LLMJAX_PROCESS": str(i), "LLMJAX_LOCAL_PROCESSES": str(COUNT)}  # fmt: skip
-        words = [sys.executable, "-m", "llmjax", "train", "--workdir", str(workdir), *settings()]
+        words = [sys.executable, "-m", "llmjax", "train", "--workdir", str(workdir)]
         with (workdir / f"output-{i}.txt").open("w") as output:
             everything.append(subprocess.Popen(words, env=env, stdout=output, stderr=subprocess.STDOUT))
     assert wait_until(lambda: last_step(workdir)[0] > 100, everything[0])
@@ -206,10 +225,9 @@ def without_launcher(workdir: Path, rng: random.Random) -> dict:
 
 def main() -> int:
     """Run the experiment and print what it found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as temporary:
@@ -266,7 +284,6 @@ def main() -> int:
 
     names = ("seconds_until_the_others_were_gone", "seconds_until_training_again", "steps_lost")
     result = {
-        "command": f"python benchmarks/process_faults.py --kills {args.kills} --seed {args.seed}",
         "processes": COUNT,
         "steps_a_run": STEPS,
         "steps_between_checkpoints": EVERY,
@@ -280,9 +297,7 @@ def main() -> int:
         "without_launcher": alone,
         "moments": kills,
     }
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, args.out)
     return int(wrong)
 
 

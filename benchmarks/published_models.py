@@ -1,4 +1,4 @@
-"""What the published models are, in the words of their own `config.json`: (class of transformers, keys, values by size).
+"""The published models in the words of their own `config.json`: (class of transformers, keys, values by size).
 
 Independent of configs/models/, so that `parameter_counts.py` compares two descriptions of the same model.
 """

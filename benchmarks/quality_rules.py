@@ -2,9 +2,9 @@
 
     python benchmarks/quality_rules.py --megabytes 20 --peer-python PEER/bin/python --out results/quality_rules.json
 
-Real text of this machine, and with --folder also the .txt and .jsonl files in one; half documentation and code, which
-the rules find hard. datatrove (with spaCy) runs in a process of its own, under --peer-python; both report CPU seconds
-without imports and without compiling. Ours are asked with both kinds of words.
+Real text of this machine, and with --folder also the .txt and .jsonl files in one; half of it is documentation and
+code, which is hard for the rules. datatrove (with spaCy) runs in a process of its own, under --peer-python. Both
+report CPU seconds without imports and without compiling. Ours run with both kinds of words.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from common import make_parser, write
 
 DOCUMENT = 3000  # characters
 RULES = ("gopher_quality", "gopher_repetition", "fineweb", "c4")
@@ -115,11 +116,10 @@ def run_ours(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--megabytes", type=float, default=20)
     parser.add_argument("--folder", default="", help="more text, .txt and .jsonl")
     parser.add_argument("--peer-python", default="", help="an interpreter with datatrove and spacy")
-    parser.add_argument("--out", default="")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -157,8 +157,7 @@ def main() -> None:
                 entry[rule]["agreement"] = float(np.mean(np.array(rejected[rule]) == np.array(peer[rule])))
         report[words] = entry
     print(json.dumps(report, indent=1))
-    if options.out:
-        Path(options.out).write_text(json.dumps(report, indent=1) + "\n")
+    write(report, options.out)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ hundred questions, lighteval's ARC is the mean of the easy and the challenge set
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+from common import make_parser, write
 
 import llmjax
 from llmjax.eval import leaderboard, native
@@ -69,17 +70,13 @@ def rows_of(scores: dict[str, TaskScore], *, shots: bool) -> list[dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="SmolLM2-135M-Instruct as a GGUF file or a folder")
     parser.add_argument("--data", type=Path, required=True, help="the folder with the questions")
     parser.add_argument("--limit", type=int, default=0, help="questions of each task (of each subject of MMLU) at most")
     parser.add_argument("--shots", action="store_true", help="also with 25, 10 and 5 examples")
-    parser.add_argument("--out", type=Path, help="also write the results as JSON")
     args = parser.parse_args()
-    results: dict[str, Any] = {
-        "command": "python benchmarks/real_model_eval.py --model FILE --data DIR",
-        "limit": args.limit,
-    }
+    results: dict[str, Any] = {"limit": args.limit}
     with tempfile.TemporaryDirectory() as folder:
         import_model(args.model, Path(folder) / "run", dtype="float32")
         model = llmjax.load(Path(folder) / "run")
@@ -101,8 +98,7 @@ def main() -> None:
             if name == "shots":
                 results["openllm_v1_4"] = round(100 * leaderboard.aggregates(scores)["openllm_v1_4"].value, 2)
                 print(f"openllm_v1_4 {results['openllm_v1_4']}")
-    if args.out:
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
+    write(results, args.out)
 
 
 if __name__ == "__main__":

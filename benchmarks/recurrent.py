@@ -1,17 +1,17 @@
-"""RNN, LSTM, a Griffin hybrid, Mamba-2 and a Transformer at equal parameters and tokens: what each learns and how fast it decodes.
+"""RNN, LSTM, a Griffin hybrid, Mamba-2 and a Transformer at equal parameters and tokens: what each learns and how fast it
+decodes.
 
     python benchmarks/recurrent.py --train wikitext2-train.txt --valid wikitext2-valid.txt [--out results/recurrent.json]
 
-WikiText-2 as plain text; both files are one document. All arms have the width, the tokenizer, the batches and the number
-of tokens of the Transformer, and its number of parameters: one setting of each arm (the last column of ARMS) is solved
-for. Each arm's learning rate is the best of --rates in a run of a sixth of the steps, by the bits per byte of the first
-quarter of the validation text in overlapping windows; what is reported is that of the other three quarters. Everything
-goes through `llmjax train`.
+WikiText-2 as plain text; both files are one document. All arms have the width, the tokenizer, the batches and the
+number of tokens of the Transformer, and its number of parameters: one setting of each arm (the last column of ARMS)
+follows from it. Each arm's learning rate is the best of --rates in a run of a sixth of the steps, by the bits per byte
+of the first quarter of the validation text in overlapping windows. The report is of the other three quarters.
+Everything goes through `llmjax train`.
 
-Decoding is measured as the time of a step of one row whose cache has room for, and already holds, 1k, 8k or 32k tokens.
-What the cache holds does not change the time, and what was learnt neither: nothing is generated to fill it, and
---decoding measures it alone, on untrained models, and puts it into the file that an earlier run wrote (when that run's
-machine was busy).
+Decoding is the time of a step of one row whose cache has room for, and already holds, 1k, 8k or 32k tokens. Neither
+the content of the cache nor the training changes this time, so the cache is not filled. --decoding measures it alone,
+on untrained models, and adds it to the file of an earlier run.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common import make_parser, write
 
 from llmjax import config
 from llmjax.infer.language_model import LanguageModel, load
@@ -208,7 +209,7 @@ def table(arms: dict[str, dict[str, Any]], contexts: Sequence[int]) -> str:
 
 def main() -> None:
     """Run the arms one after another and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--train", type=Path, required=True, metavar="FILE.txt")
     parser.add_argument("--valid", type=Path, required=True, metavar="FILE.txt")
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=tuple(ARMS))
@@ -222,7 +223,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help=f"of {TIMED} decoded tokens, of which the median counts")
     parser.add_argument("--decoding", action="store_true", help="measure decoding alone, again; see above")
     parser.add_argument("--valid-bytes", type=int, default=0, help="score at most this much of the validation text")
-    parser.add_argument("--out", type=Path, metavar="FILE.json")
     args = parser.parse_args()
 
     target = param_count(arm_settings(args, "transformer", 0).model)
@@ -241,8 +241,8 @@ def main() -> None:
             params = jax.jit(functools.partial(transformer.init_params, module))(jax.random.key(0))
             whole["arms"][name]["decoding"] = {str(n): decoding(module, params, n, args.rounds) for n in args.contexts}
         print("\n" + table(whole["arms"], args.contexts))
-        whole["decoding_command"] = f"python benchmarks/recurrent.py --decoding --rounds {args.rounds}"
-        args.out.write_text(json.dumps(whole, indent=1) + "\n")
+        whole.setdefault("training", {key: whole[key] for key in ("command", "machine") if key in whole})
+        write(whole, args.out)
         return
     text = args.valid.read_text(encoding="utf-8")
     if args.valid_bytes:
@@ -262,13 +262,7 @@ def main() -> None:
                 flush=True,
             )
     print("\n" + table(arms, args.contexts))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        given = f"--steps {args.steps} --rates {' '.join(f'{rate:g}' for rate in args.rates)} --rounds {args.rounds}"
-        given += f" --contexts {' '.join(map(str, args.contexts))} --valid-bytes {args.valid_bytes}"
-        command = f"python benchmarks/recurrent.py --train {args.train.name} --valid {args.valid.name} {given}"
-        device = f"{len(os.sched_getaffinity(0))} cores" if hasattr(os, "sched_getaffinity") else "CPU"
-        args.out.write_text(json.dumps({"command": command, "device": device, "arms": arms}, indent=1) + "\n")
+    write({"arms": arms}, args.out)
 
 
 if __name__ == "__main__":

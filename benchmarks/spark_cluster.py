@@ -3,15 +3,14 @@
     pip install 'llmjax[data,spark]'        and Java 17
     python benchmarks/spark_cluster.py [--sources stdlib ...] [--workers 3] [--out results/spark_cluster.json]
 
-Starts a standalone master and workers as processes of their own on 127.0.0.1, runs the same preparation (cleaning, exact
-and near-duplicates, repeated passages) with prepare.engine=local and =spark, kills one worker and its executors with
-SIGKILL after --kill-after seconds of the Spark run, and compares every shard byte for byte. Both times are printed; on one
-machine Spark can only be slower. Everything that was started is stopped at the end.
+Starts a standalone master and workers as processes of their own on 127.0.0.1, runs the same preparation (cleaning,
+exact and near-duplicates, repeated passages) with prepare.engine=local and =spark, kills one worker and its executors
+with SIGKILL after --kill-after seconds of the Spark run, and compares every shard byte for byte. Prints both times; on
+one machine Spark can only be slower. Stops everything that it started.
 
 Hardware: 2 CPU cores, Java 17.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -25,17 +24,18 @@ import threading
 import time
 from pathlib import Path
 
+from common import make_parser, write
+
 STEPS = ("repair", "exact", "near", "substring", "personal")
 PART_BYTES = 2_000_000  # small parts, so that there is something to lose
 
 
 def main() -> None:
     """Run both engines and print how they compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--sources", nargs="+", default=["stdlib", "stdlib-tests"])
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--kill-after", type=float, default=20.0, metavar="SECONDS")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -50,7 +50,6 @@ def main() -> None:
             cluster.stop()
         local, spark = (digests(folder / name / "prepare") for name in ("local", "spark"))
         result = {
-            "command": "python " + " ".join(sys.argv),
             "workers": args.workers,
             "killed": cluster.killed,
             "steps": STEPS,
@@ -62,8 +61,7 @@ def main() -> None:
             "spark_seconds": round(spark_seconds, 1),
         }
     print(json.dumps(result, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, args.out)
     if not cluster.killed:
         sys.exit("the run was over before a worker could be killed: lower --kill-after")
     if local != spark:

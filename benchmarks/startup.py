@@ -1,19 +1,18 @@
-"""The time from a command to what it is for: the first training step, two answers, the first token of a chat.
+"""The time from a command to its first result: the first training step, two answers, the first token of a chat.
 
     python benchmarks/startup.py [--layers 4 12 48] [--base DIR --runs RUN ... [--turns 5]] [--out results/startup.json]
 
-Part one starts `llmjax train` on a small prepared run and reads the times that it prints; imports and the checks of the
-recipe are what remains. Part two compiles the training step of a narrow model (width 64) at each depth, with the
-layers scanned, and unrolled up to 12 layers. Nothing is cached between compilations. Takes about two minutes on 2 cores.
+Part one starts `llmjax train` on a small prepared run and reads the times that it prints. The rest is imports and the
+checks of the recipe. Part two compiles the training step of a narrow model (width 64) at each depth, with the layers
+scanned, and unrolled up to 12 layers. Nothing is cached between compilations. Takes about two minutes on 2 cores.
 
-Part three is measured by turns with another checkout, --base DIR with its own .venv, on the same runs (which the older
-of the two must have made, to be able to read them): `llmjax generate --prompts` with two short answers, and for chat
-models `llmjax chat` up to the first character of an answer. A turn starts the other checkout's command, this one with an
-empty cache ("first"), and this one again ("second"). Reported are medians, of seconds and of those of all cores
-together, and the phases that `--timings` prints.
+Part three takes turns with another checkout, --base DIR with its own .venv, on the same runs. The older of the two has
+to have made them, so that it can read them. It times `llmjax generate --prompts` with two short answers, and for chat
+models `llmjax chat` up to the first character of an answer. A turn starts the other checkout's command, this one with
+an empty cache ("first"), and this one again ("second"). The report has medians of wall seconds and of CPU seconds, and
+the phases that `--timings` prints.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import io
@@ -21,7 +20,6 @@ import json
 import os
 import random
 import re
-import shlex
 import statistics
 import subprocess
 import sys
@@ -32,6 +30,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from common import make_parser, write
 
 from llmjax import config, recipe
 from llmjax.model import transformer
@@ -250,18 +249,15 @@ def base_phases(run: Path, base: Path) -> dict[str, float]:
 
 def main() -> None:
     """Measure, print the tables, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--layers", type=int, nargs="*", default=[4, 12, 48], help="of parts one and two; none: neither"
     )
     parser.add_argument("--base", type=Path, help="the other checkout")
     parser.add_argument("--runs", type=Path, nargs="+", default=[], help="of part three")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    result: dict[str, Any] = {"command": shlex.join(["python", *sys.argv]), "cores": os.cpu_count()}
-    if args.out and args.out.is_file():
-        result = {**json.loads(args.out.read_text()), **result}
+    result: dict[str, Any] = json.loads(args.out.read_text()) if args.out and args.out.is_file() else {}
     if args.layers:
         result |= {"first_step": print_first_step(args.layers[0]), "compile": print_compile_times(args.layers)}
     if args.runs:
@@ -270,9 +266,7 @@ def main() -> None:
             rows += by_turns(run.absolute(), args.base.absolute(), turns=args.turns)
             rows[-1]["base_phases"] = base_phases(run.absolute(), args.base.absolute())
         result["by_turns"] = rows
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, args.out)
 
 
 def print_first_step(layers: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Speed and quality of the text steps on planted, exactly known truth: HTML, languages, encodings, spelling, personal data.
+"""Speed and quality of the text steps on planted truth: HTML, languages, encodings, spelling, personal data.
 
     python benchmarks/text_steps.py --texts genesis/ --out results/text_steps.json
 
@@ -8,20 +8,18 @@ pages in several languages where the machine has them, and from --texts: a folde
 --repeats. Peers that are not installed are left out.
 """
 
-import argparse
 import gzip
-import html
 import importlib
 import itertools
 import json
 import random
 import re
-import sysconfig
-import time
 import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from common import make_parser, speed, write
+from planted_text import library_texts, make_pages, near_misses, paragraphs, plant_personal
 from rich.console import Console
 from rich.table import Table
 
@@ -54,46 +52,6 @@ MANUALS = (
 )
 
 
-def library_texts(suffixes: tuple[str, ...], megabytes: float) -> list[str]:
-    """Texts of files of the standard library and of installed packages, sorted by path, up to a size."""
-    texts, size = [], 0
-    for folder in (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")):
-        for path in sorted(Path(folder).rglob("*")):
-            if path.suffix in suffixes and path.is_file():
-                text = path.read_text(encoding="utf-8", errors="ignore")
-                texts.append(text)
-                size += len(text.encode())
-                if size >= megabytes * 1e6:
-                    return texts
-    return texts
-
-
-def paragraphs() -> list[str]:
-    """Paragraphs of prose, each on one line, none twice, from documentation and docstrings."""
-    found: dict[str, None] = {}
-    for text in library_texts((".py", ".rst", ".md", ".txt"), 12.0):
-        for block in re.split(r"\n\s*\n", text):
-            line = " ".join(block.split())
-            words = line.split()
-            if (
-                len(words) >= 12
-                and sum(w.isalpha() for w in words) >= 0.75 * len(words)
-                and not re.search("[<>{}|=]", line)
-            ):
-                found[line[:800]] = None
-    return list(found)
-
-
-def speed(run: Callable[[], object], size: int, repeats: int) -> float:
-    """MB per CPU second, the best of several."""
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.process_time()
-        run()
-        best = min(best, time.process_time() - start)
-    return size / 1e6 / max(best, 1e-9)
-
-
 def peer(module: str) -> types.ModuleType | None:
     try:
         return importlib.import_module(module)
@@ -102,55 +60,6 @@ def peer(module: str) -> types.ModuleType | None:
 
 
 # HTML
-
-
-def make_pages(blocks: list[str], pages: int, generator: random.Random) -> list[tuple[str, list[str], list[str]]]:
-    """Pages as (HTML, blocks that belong to its content, texts that do not), with the usual furniture around."""
-    made = []
-    for number in range(pages):
-        content = generator.sample(blocks, generator.randint(8, 30))
-        body, truth = [], []
-        for block in content:
-            kind = generator.random()
-            if kind < 0.08:
-                code = (
-                    f"def run_{len(body)}(value):\n    if value:\n        return {len(body)}\n\n    return value  # end"
-                )
-                body.append(f"<div class='highlight'><pre><span></span>{html.escape(code)}\n</pre></div>")
-                truth.append(code)
-            elif kind < 0.14:
-                cells = block.split()[:9]
-                rows = [cells[i : i + 3] for i in (0, 3, 6)]
-                body.append(
-                    "<table>"
-                    + "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in r) + "</tr>" for r in rows)
-                    + "</table>"
-                )
-                truth += [" ".join(row) for row in rows]
-            elif kind < 0.24:
-                body.append(f"<ul><li>{html.escape(block)}</li><li>{html.escape(block[::-1])}</li></ul>")
-                truth += [block, block[::-1]]
-            else:
-                marked = (
-                    html.escape(block).replace(" the ", " <b>the</b> ", 1).replace(" of ", " <a href='/x'>of</a> ", 1)
-                )
-                body.append(f"<p>{marked}</p>\n")
-                truth.append(block)
-        furniture = [f"Navigation entry {i} of page {number}" for i in range(14)]
-        links = "".join(f"<li><a href='/{i}'>{text}</a></li>" for i, text in enumerate(furniture))
-        extra = [f"Copyright {number} of the makers of this site, all rights reserved", f"Site banner {number}"]
-        wrap = generator.choice(
-            ["<main>{}</main>", "<div class='content'><div class='body'>{}</div></div>", "<article>{}</article>"]
-        )
-        made.append((
-            f"<!DOCTYPE html><html><head><meta charset='utf-8'><title>t</title><style>{'p{margin:0} ' * 40}</style>"
-            f"<script>{'var tracked = 1; ' * 60}</script></head><body><header>{extra[1]}</header><nav><ul>{links}</ul></nav>"
-            + wrap.format("<h1>Title</h1>" + "".join(body))
-            + f"<footer><p>{extra[0]}</p></footer></body></html>",
-            truth,
-            furniture + extra,
-        ))  # fmt: skip
-    return made
 
 
 def benchmark_html(pages: int, repeats: int) -> list[dict]:
@@ -184,7 +93,7 @@ def benchmark_html(pages: int, repeats: int) -> list[dict]:
             leaked += sum(len(item) for item in furniture if item in flat)
             output += len(flat)
         rows.append({
-            "extractor": name, "MB/CPU-s": speed(lambda e=extractor: [e(page) for page, _, _ in made], size, repeats),
+            "extractor": name, "MB/CPU-s": speed(lambda e=extractor: [e(page) for page, _, _ in made], size, repeats=repeats),
             "block recall": found / (found + missed), "code recall": code / max(codes, 1), "leak": leaked / max(output, 1),
             "pages": len(made), "MB": size / 1e6,
         })  # fmt: skip
@@ -236,7 +145,7 @@ def benchmark_language(folder: Path | None, per_language: int, repeats: int) -> 
         certain = [item for item in certain if item[2] >= 0.65]
         row = {"gold": gold, "characters": limit, "texts": len(cut), "languages": len({c for _, c in cut}), "right": right / len(cut),
                "certain": len(certain) / len(cut), "right where certain": sum(a == b for a, b, _ in certain) / max(len(certain), 1),
-               "MB/CPU-s": speed(lambda c=cut: [language.identify(text) for text, _ in c], size, repeats)}  # fmt: skip
+               "MB/CPU-s": speed(lambda c=cut: [language.identify(text) for text, _ in c], size, repeats=repeats)}  # fmt: skip
         rows.append(row)
     return rows
 
@@ -274,7 +183,7 @@ def benchmark_encodings(folder: Path | None, repeats: int) -> list[dict]:
     changed = sum("repair.mojibake" in repair.repair(text)[1] for text in clean)
     size = sum(len(text.encode()) for text in clean)
     rows.append({"planted": "nothing (false alarms)", "texts": len(tidy), "texts changed": changed,
-                 "MB/CPU-s": speed(lambda: [repair.repair(text) for text in clean], size, repeats)})  # fmt: skip
+                 "MB/CPU-s": speed(lambda: [repair.repair(text) for text in clean], size, repeats=repeats)})  # fmt: skip
     guessed = []
     for name in ("cp1252", "cp1250", "cp850", "mac_roman", "utf-16-le"):
         for text in sources:
@@ -299,55 +208,6 @@ def benchmark_encodings(folder: Path | None, repeats: int) -> list[dict]:
 
 
 # Personal data
-
-
-def luhn(digits: str) -> str:
-    total = sum(sum(divmod(2 * int(d), 10)) if i % 2 == 0 else int(d) for i, d in enumerate(reversed(digits)))
-    return digits + str(-total % 10)
-
-
-def plant_personal(kind: str, generator: random.Random) -> str:
-    """One datum of a class, valid, in one of its usual forms."""
-    number = lambda n: "".join(generator.choice("0123456789") for _ in range(n))  # noqa: E731
-    letters = lambda n: "".join(generator.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(n))  # noqa: E731
-    mixed = lambda n: "".join(generator.choice("abcdefghABCDEFGH0123456789") for _ in range(n - 3)) + "aZ7"  # noqa: E731
-    if kind == "email":
-        return f"{letters(5)}{generator.choice('._-+')}{letters(4)}@{letters(7)}{generator.choice(['.com', '.de', '.co.uk', '.org', '.io'])}"
-    if kind == "phone":
-        return generator.choice([
-            f"+1 {generator.randint(201, 989)}-{generator.randint(201, 989)}-{number(4)}", f"({generator.randint(201, 989)}) {generator.randint(201, 989)}-{number(4)}",
-            f"+44 20 {number(4)} {number(4)}", f"+46 8 {number(3)} {number(3)} {number(2)}", f"0{generator.randint(1, 9)} 4{number(1)} 5{number(1)} 6{number(1)} 7{number(1)}",
-            f"+49 151 {number(8)}", f"0171/{number(7)}", f"{generator.randint(201, 989)}.{generator.randint(201, 989)}.{number(4)}", f"020 7{number(3)} {number(4)}", f"tel: 08 {number(3)} {number(4)}",
-        ])  # fmt: skip
-    if kind == "ip":
-        if generator.random() < 0.3:
-            return f"2a0{generator.randint(1, 9)}:{generator.randrange(4096, 65536):x}:{generator.randrange(65536):x}::{generator.randrange(1, 65536):x}"
-        return f"{generator.randint(11, 99)}.{generator.randint(0, 255)}.{generator.randint(0, 255)}.{generator.randint(1, 254)}"
-    if kind == "card":
-        card = luhn(generator.choice(["4", "51", "53", "6011"]).ljust(4, "7") + number(11))
-        return generator.choice([card, " ".join(re.findall("....", card)), "-".join(re.findall("....", card))])
-    if kind == "iban":
-        country, length = generator.choice([("DE", 18), ("FR", 23), ("SE", 20), ("ES", 20)])
-        account = number(length)
-        check = 98 - int("".join(str(int(c, 36)) for c in account + country + "00")) % 97
-        whole = f"{country}{check:02d}{account}"
-        return generator.choice([whole, " ".join(re.findall(".{1,4}", whole))])
-    return generator.choice([
-        f"AKIA{number(8)}ABCDEFGH", f"ghp_{mixed(36)}", f"sk-proj-{mixed(40)}", f"AIza{mixed(35)}", f"xoxb-{number(12)}-{mixed(24)}", f"eyJ{mixed(20)}.eyJ{mixed(30)}.{mixed(43)}",
-        f"-----BEGIN PRIVATE KEY-----\n{mixed(64)}\n{mixed(64)}\n-----END PRIVATE KEY-----", f"hf_{mixed(34)}",
-    ])  # fmt: skip
-
-
-def near_misses(generator: random.Random) -> str:
-    """Something that looks like personal data and is not."""
-    number = lambda n: "".join(generator.choice("0123456789") for _ in range(n))  # noqa: E731
-    wrong = luhn("4" + number(14))
-    return generator.choice([
-        f"version {generator.randint(1, 20)}.{number(1)}.{number(2)}.{generator.randint(1, 99)}", f"2{number(3)}-0{generator.randint(1, 9)}-1{number(1)} 12:{generator.randint(10, 59)}:00",
-        f"192.168.{generator.randint(0, 255)}.{generator.randint(1, 254)}", f"{wrong[:-1]}{(int(wrong[-1]) + 5) % 10}", f"ISBN 978-3-16-{number(6)}-{number(1)}",
-        f"{number(1)}.{number(15)}", f"timestamp 17{number(8)}", f"self.x{number(1)}@self.weight", f"DE00{number(18)}", f"#{number(8)}", f"${number(3)},{number(3)}.{number(2)}",
-        f"{number(8)}-{number(4)}-4{number(3)}-a{number(3)}-{number(12)}", f"pages {number(3)}-{number(3)}", f"sha 9f{number(38)}", f"0x{number(16)}",
-    ])  # fmt: skip
 
 
 def benchmark_personal(count: int, repeats: int) -> list[dict]:
@@ -385,11 +245,11 @@ def benchmark_personal(count: int, repeats: int) -> list[dict]:
     for text in sources:
         for name, number in personal.mask(text)[1].items():
             found_in[name] = found_in.get(name, 0) + number
-    rows.append({"class": "sources of Python", "planted": 0, "MB/CPU-s": speed(lambda: [personal.mask(t) for t in sources], size, repeats),
+    rows.append({"class": "sources of Python", "planted": 0, "MB/CPU-s": speed(lambda: [personal.mask(t) for t in sources], size, repeats=repeats),
                  "by class": json.dumps(found_in)})  # fmt: skip
     prose = ["\n".join(blocks[i : i + 40]) for i in range(0, len(blocks), 40)]
     rows.append({"class": "prose without", "planted": 0, "MB/CPU-s": speed(
-        lambda: [personal.mask(t) for t in prose], sum(len(t.encode()) for t in prose), repeats)})  # fmt: skip
+        lambda: [personal.mask(t) for t in prose], sum(len(t.encode()) for t in prose), repeats=repeats)})  # fmt: skip
     return rows
 
 
@@ -429,10 +289,10 @@ def benchmark_words(count: int, repeats: int) -> list[dict]:
     smiling = [t.replace(". ", ". \U0001f642 ", 1) for t in prose]
     return [
         {"step": "spelling", "planted": right + wrong + missed, "recall": right / (right + wrong + missed),
-         "precision": right / max(right + wrong, 1), "MB/CPU-s": speed(lambda: [spelling.correct(t) for t in prose], size, repeats)},
+         "precision": right / max(right + wrong, 1), "MB/CPU-s": speed(lambda: [spelling.correct(t) for t in prose], size, repeats=repeats)},
         {"step": "spelling, nothing planted", "words": total, "corrected per million": 1e6 * corrected / total},
         {"step": "emoji", "planted": len(smiling), "recall": sum(":slightly_smiling_face:" in emoji.replace_emoji(t)[0] for t in smiling) / len(smiling),
-         "MB/CPU-s": speed(lambda: [emoji.replace_emoji(t) for t in smiling], size, repeats)},
+         "MB/CPU-s": speed(lambda: [emoji.replace_emoji(t) for t in smiling], size, repeats=repeats)},
     ]  # fmt: skip
 
 
@@ -446,13 +306,12 @@ def show(console: Console, title: str, rows: Iterable[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--texts", type=Path, help="folder of texts named by language")
     parser.add_argument("--pages", type=int, default=150, help="pages of HTML made")
     parser.add_argument("--planted", type=int, default=400, help="data planted per class")
     parser.add_argument("--per-language", type=int, default=30, help="texts per language")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each timing, of which the best counts")
-    parser.add_argument("--out", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
     results = {
         "html": benchmark_html(arguments.pages, arguments.repeats),
@@ -464,9 +323,7 @@ def main() -> None:
     console = Console(width=160)
     for title, rows in results.items():
         show(console, title, rows)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write(results, arguments.out)
 
 
 if __name__ == "__main__":

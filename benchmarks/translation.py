@@ -1,15 +1,15 @@
-"""Do masked, permutation and translation language models learn something real? Small ones, on a book in two languages.
+"""Do small masked, permutation and translation language models learn something real from a book in two languages?
 
     python benchmarks/translation.py --texts FOLDER [--out results/translation.json] [--workdir runs/translation]
 
-FOLDER has french.txt and portuguese.txt, Genesis with a verse a line (1,533 in both). Every tenth verse is kept for the
-test.
+FOLDER has french.txt and portuguese.txt, Genesis with a verse a line (1,533 in both). Every tenth verse is kept for
+the test.
 
 Translation: the same model is trained twice for each seed, once with the verses aligned, once with the Portuguese ones
-in another order (fixed for the seed); nothing else differs. Then French tokens of test verses are hidden, and predicted
-beside the Portuguese verse that belongs to them, beside another one, and beside none: the same tokens, hidden the same
-way, in all three. What the model got from the other language is the difference, within the aligned arm between
-contexts, and between the arms.
+in another order (fixed for the seed); nothing else differs. Then French tokens of test verses are hidden, and
+predicted beside the Portuguese verse that belongs to them, beside another one, and beside none. The same tokens are
+hidden in all three. The difference between the contexts within the aligned arm, and between the arms, is what the
+model learned from the other language.
 
 Masked and permutation: trained on the French verses, measured on French test verses, beside the best that the
 frequencies of tokens alone can do on the same targets.
@@ -17,7 +17,6 @@ frequencies of tokens alone can do on the same targets.
 Hardware: 2 CPU cores.
 """
 
-import argparse
 import json
 import shutil
 import statistics
@@ -28,6 +27,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from common import make_parser, write
 
 import llmjax
 from llmjax import config, recipe
@@ -222,9 +222,8 @@ def summary(results: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, out=Path("results/translation.json"))
     parser.add_argument("--texts", type=Path, required=True, help="the folder with french.txt and portuguese.txt")
-    parser.add_argument("--out", type=Path, default=Path("results/translation.json"))
     parser.add_argument("--workdir", type=Path, default=Path("runs/translation"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600, help="of the translation arms")
@@ -263,13 +262,11 @@ def main() -> None:
             results[objective][str(seed)] = found
             print(name, found, flush=True)
     whole = {
-        "command": f"python benchmarks/translation.py --texts FOLDER --seeds {args.seeds} --steps {args.steps} --other-steps {args.other_steps}",
         "minutes": round((time.perf_counter() - began) / 60, 1),
         "summary": summary(results, seeds),
         **results,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(whole, indent=1) + "\n")
+    write(whole, args.out)
     print(json.dumps(whole["summary"], indent=1))
 
 

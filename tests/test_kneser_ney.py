@@ -1,28 +1,14 @@
 """The Kneser-Ney baseline: probabilities sum to one, and equal those of a slow reference written from the paper."""
 
-import importlib.util
 import math
 from collections import Counter
-from pathlib import Path
-from types import ModuleType
 
+import kneser_ney
 import numpy as np
 import pytest
 
 BOS, EOS = 1, 2
 VOCAB_SIZE = 12
-
-
-def _load() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "kneser_ney.py"
-    spec = importlib.util.spec_from_file_location("kneser_ney", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-kneser_ney = _load()
 
 
 def _documents(seed: int, *, count: int) -> list[list[int]]:

@@ -5,13 +5,14 @@ import json
 import os
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parameter_counts
+import published_models
 import pytest
 from helpers import assert_same_bits, mesh_of, prepare_steps
 
@@ -28,10 +29,6 @@ from llmjax.train.schedule import make_schedule
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "configs" / "models"
 GOLDEN = Path(__file__).parent / "golden" / "model-configs.json"
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import parameter_counts  # noqa: E402
-import published_models  # noqa: E402
 
 FAMILIES = parameter_counts.families()
 SPECS = [f"{family}:{size}" for family, module in FAMILIES.items() for size in module.SIZES]

@@ -4,7 +4,6 @@ import json
 import math
 import sys
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -738,8 +737,7 @@ def test_a_step_whose_model_file_is_missing_names_it(name):
         getattr(scores, name)(settings(**{f"{name}_model": "none.npz"}))
 
 
-def test_the_benchmark_measures_what_is_there_and_names_what_is_not(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+def test_the_benchmark_measures_what_is_there_and_names_what_is_not(tmp_path):
     import classifiers
 
     (tmp_path / "text").mkdir()
