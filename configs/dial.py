@@ -4,10 +4,10 @@
     llmjax run --config configs/dial.py:d12,tokens_per_parameter=20 --config.data.sources='["corpus/"]'
     python configs/dial.py d12                  the table of what follows, with formulas and sources
 
-The idea, one dial and printed rules, is nanochat's. No rule here was fitted by this project yet: each row of the table
-says whether its source measured it or whether it is an assumption when carried over to other data and sizes.
-Hardware and time follow from the depth: d2 sees 18M tokens and fits a laptop, d12 sees 2.2B and wants a GPU. Not run
-here beyond its first steps. `llmjax run` and `llmjax train` print the table too.
+The idea of one dial with printed rules is nanochat's. This project has not fitted the rules itself. Each row of the
+table says whether its source measured the rule, or whether it is assumed to hold for other data and sizes. Hardware
+and time follow from the depth: d2 sees 18M tokens and fits a laptop, d12 sees 2.2B and wants a GPU. Only the first
+steps were run here. `llmjax run` and `llmjax train` print the table too.
 """
 
 import math

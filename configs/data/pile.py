@@ -3,9 +3,9 @@
     llmjax run --config configs/data/pile.py --config.data.max_epochs=4 --workdir runs/pile
 
 Each source is a folder below pile/ (for another place: configs/data/pile.py:/data/pile) with any files that prepare
-reads; a folder that is not there is left out, and the others keep the ratio of their weights. The weights are the
-shares of The Pile's table 1 in percent. With `data.max_epochs` no source is seen more often than that, and the others
-give what it may not. Documents that are near copies across sources stay in the one that comes first here.
+reads. A missing folder is left out, and the others keep the ratio of their weights. The weights are the shares of The
+Pile's table 1 in percent. `data.max_epochs` limits how often a source is seen; the other sources then give more. Of
+near copies across sources the one in the earlier source stays.
 
 Needs the extra [data]. Hardware: as the model; the default is small enough for a laptop.
 

@@ -3,11 +3,11 @@
     llmjax prepare --config configs/data/web.py --config.data.sources='["crawl/"]' --workdir runs/web
     llmjax prepare --config configs/data/web.py:strict --config.data.sources='["crawl/"]' --workdir runs/web-strict
 
-Reads folders of HTML, WARC, WET, PDF, text and JSONL. Kept are English documents that pass the rules of Gopher, C4
-(without the rule of terminal marks, as in FineWeb) and FineWeb, at the thresholds of llmjax/prepare/rules.py; near
-duplicates are found over all sources at once, where FineWeb does so for each crawl. `strict` also cuts out repeated
-passages of 50 tokens (Lee et al. 2021). What is thrown away is in WORKDIR/prepare/rejected/ with its reason, and
-WORKDIR/prepare/card.html tells how much went where.
+Reads folders of HTML, WARC, WET, PDF, text and JSONL. Keeps English documents that pass the rules of Gopher, C4
+(without the rule of terminal marks, as in FineWeb) and FineWeb, at the thresholds of llmjax/prepare/rules.py. Finds
+near duplicates over all sources at once; FineWeb does so for each crawl. `strict` also cuts out repeated passages of
+50 tokens (Lee et al. 2021). Rejected documents are in WORKDIR/prepare/rejected/ with their reasons, and
+WORKDIR/prepare/card.html says how much was lost at each step.
 
 Needs the extra [data]. Hardware: any; about 1.5 MB of input a second and core (66 MB of /usr/share/doc and prose),
 most of it repair, extraction and the rules of repetition.

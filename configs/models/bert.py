@@ -3,12 +3,12 @@
     llmjax run --config configs/models/bert.py:tiny
     llmjax run --config configs/models/bert.py:base --config.data.sources='["corpus/"]'
 
-Paper: Devlin et al. 2019: 15% of the tokens predicted, of which 80% are masked, 10% random, 10% kept; Adam at 1e-4
-with decay 0.01, warm-up of 10,000 steps, linear to zero, dropout 0.1, 256 rows of 512 tokens, a million steps. Its
-second objective, whether two segments follow each other, is not there (RoBERTa showed that it does not help), so
-segment embeddings and pooler keep their place but learn from fine-tuning only. Not expressed: 90% of the steps on
+Paper: Devlin et al. 2019. 15% of the tokens are predicted; of those 80% are masked, 10% random, 10% kept. Adam at 1e-4
+with decay 0.01, warm-up of 10,000 steps, linear to zero, dropout 0.1, 256 rows of 512 tokens, a million steps. The
+second objective of the paper (do two segments follow each other?) is left out, since RoBERTa showed that it does not
+help. Segment embeddings and pooler are there, but only fine-tuning trains them. Not expressed: 90% of the steps on
 rows of 128 tokens. The tokenizer is a BPE of the published size, not WordPiece. Hardware: `base` fits one GPU; the
-paper's took 16 TPU chips for 4 days. Run here: `tiny`; of the others the parameters are counted.
+paper's training took 16 TPU chips for 4 days. Run here: `tiny`. The parameters of the other sizes are counted.
 """
 
 from ml_collections import ConfigDict

@@ -3,9 +3,9 @@
     llmjax run --config configs/models/bloom.py:tiny
     llmjax run --config configs/models/bloom.py:560m --config.data.sources='["corpus/"]'
 
-Paper: Le Scao et al. 2022, tables of shapes and recipes: warm-up over 375M tokens, cosine over 410B to a floor of
-1e-5 (6e-6 in `176b`), decay 0.1, clipping at 1, 341B tokens (366B in `176b`; here the cosine ends with the run).
-Hardware: `176b` took 384 GPUs of 80 GB for 3.5 months. Run here: `tiny`; of the others the parameters are counted.
+Paper: Le Scao et al. 2022, tables of shapes and recipes: warm-up over 375M tokens, cosine over 410B to a floor of 1e-5
+(6e-6 in `176b`), decay 0.1, clipping at 1, 341B tokens (366B in `176b`; here the cosine ends with the run). Hardware:
+`176b` took 384 GPUs of 80 GB for 3.5 months. Run here: `tiny`. The parameters of the other sizes are counted.
 """
 
 from ml_collections import ConfigDict

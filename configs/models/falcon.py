@@ -6,9 +6,10 @@
 
 Papers: Almazrouei et al. 2023, and Penedo et al. 2023 for `rw-1b`, whose blocks are serial with biases and ALiBi, its
 slopes divided by sqrt(head size) like the scores. Published: learning rates and their floor, warm-up over 4B tokens
-(500M for rw-1b), batches and the tokens over which they grow (from where is not: ours), weight decay 0.1, the z-loss
-of 1e-4. `tiny` is 7b, `tiny-40b` and `tiny-rw` the others in miniature. Hardware: training keeps 16 bytes a
-parameter, 2.9 TB for `180b`. Run here: the tiny ones; of the others the parameters are counted.
+(500M for rw-1b), the batches and the tokens over which they grow, weight decay 0.1, the z-loss of 1e-4. The first
+batch is not published; it is ours. `tiny`, `tiny-40b` and `tiny-rw` are 7b, 40b and rw-1b in miniature. Hardware:
+training keeps 16 bytes a parameter, 2.9 TB for `180b`. Run here: the tiny ones. The parameters of the other sizes are
+counted.
 """
 
 from ml_collections import ConfigDict

@@ -3,11 +3,11 @@
     llmjax run --config configs/models/gemma2.py:tiny
     llmjax run --config configs/models/gemma2.py:2b --config.data.sources='["corpus/"]'
 
-Paper: Riviere et al. 2024: tied embeddings times sqrt(width), GeGLU with the tanh form, zero-centred RMS scales,
-heads of 256 (128 in `27b`, whose scores are scaled by the width of a head of 144), windows of 4,096. Tokens are
-published (2T, 8T, 13T); `2b` and `9b` were distilled from a larger model; learning rates and batches are not
-published: ours. Hardware: training keeps 16 bytes a parameter, spread over fsdp. Run here: `tiny`; of the others the
-parameters are counted.
+Paper: Riviere et al. 2024: tied embeddings times sqrt(width), GeGLU with the tanh form, zero-centred RMS scales, heads
+of 256 (128 in `27b`, whose scores are scaled by the width of a head of 144), windows of 4,096. The tokens are
+published (2T, 8T, 13T). `2b` and `9b` were distilled from a larger model. Learning rates and batches are not
+published; they are ours. Hardware: training keeps 16 bytes a parameter, spread over fsdp. Run here: `tiny`. The
+parameters of the other sizes are counted.
 """
 
 import math

@@ -4,10 +4,10 @@
     llmjax run --config configs/models/gemma3.py:270m --config.data.sources='["corpus/"]'
 
 Paper: Kamath et al. 2025: no soft caps any more, windows of 512 or 1,024, a base of 10,000 in local layers and of a
-million in global ones, whose positions are stretched 8 times from `4b` on. Tokens are published (6T for `270m`, then
-2T, 4T, 12T, 14T); all were distilled; learning rates and batches are not published: ours. The image encoder of `4b`
-and up is not part of it. Hardware: training keeps 16 bytes a parameter, spread over fsdp; `270m` fits one GPU. Run
-here: `tiny`; of the others the parameters are counted.
+million in global ones, whose positions are stretched 8 times from `4b` on. The tokens are published (6T for `270m`,
+then 2T, 4T, 12T, 14T). All sizes were distilled. Learning rates and batches are not published; they are ours. The
+image encoder of `4b` and up is left out. Hardware: training keeps 16 bytes a parameter, spread over fsdp; `270m` fits
+one GPU. Run here: `tiny`. The parameters of the other sizes are counted.
 """
 
 import math

@@ -4,11 +4,11 @@
     llmjax run --config configs/models/gpt2.py:small --config.data.sources='["corpus/"]'
     llmjax run --config configs/models/gpt2.py:xl --config.parallel.mesh='fsdp=-1'
 
-Paper: Radford et al. 2019, which publishes the shapes; the recipe is that of GPT-3's table of the same sizes (Brown
+Paper: Radford et al. 2019, which publishes the shapes. The recipe is that of GPT-3's table for the same sizes (Brown
 et al. 2020) and of nanoGPT's reproduction: 0.5M tokens a step, AdamW with beta2 0.95, decay 0.1, clipping at 1.
-Hardware: `tiny` trains on a laptop in seconds; `small` wants a GPU and `xl` 8. Run here: `tiny`. The others were not
-trained; their parameters are counted (results/parameter_counts.json). The tokenizer is a BPE of the published size
-trained on your text, which must be large enough for it (tens of MB of prose): the error says what fits.
+Hardware: `tiny` trains on a laptop in seconds; `small` wants a GPU and `xl` 8. Run here: `tiny`. The parameters of the
+other sizes are counted. The tokenizer is a BPE of the published size, trained on your text. That takes tens of MB of
+prose; with less, an error says which size fits.
 """
 
 from ml_collections import ConfigDict

@@ -5,11 +5,11 @@
 
 Paper: Brown et al. 2020, table 2.1 and appendix B: shapes, batches, learning rates, warm-up over 375M tokens, cosine
 to a tenth over 260B of 300B tokens (here over all), decay 0.1, clipping at 1. It says "alternating dense and locally
-banded sparse attention patterns"; the width of the band is not published: 256 is ours. Table 2.1 gives `xl` 24 heads
-of 128 and `13b` a width of 5140, which contradict their own parameter counts; 16 heads and 5120 give 1,320M and
-12,850M. Batches grow from 32k tokens over the first 4 to 12B (which size took how many is not published: 4B here, 12B
-for `175b`): raise train.batch_start to what the mesh divides. Hardware: training keeps 16 bytes a parameter, 2.8 TB
-for `175b`, spread over fsdp. Run here: `tiny`; of the others the parameters are counted.
+banded sparse attention patterns"; the width of the band is not published; 256 is ours. Table 2.1 gives `xl` 24 heads
+of 128 and `13b` a width of 5140, which contradict its own parameter counts. 16 heads and 5120 give 1,320M and 12,850M.
+Batches grow from 32k tokens over the first 4 to 12B. The paper does not say how many for which size: 4B here, 12B for
+`175b`. Raise train.batch_start to what the mesh divides. Hardware: training keeps 16 bytes a parameter, 2.8 TB for
+`175b`, spread over fsdp. Run here: `tiny`. The parameters of the other sizes are counted.
 """
 
 from ml_collections import ConfigDict

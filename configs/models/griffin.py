@@ -6,9 +6,9 @@
 
 Papers: De et al. 2024 (table of shapes; windows of 1,024, one key and value head, gates in 16 blocks, 300B tokens of
 rows of 2,048) and Botev et al. 2024 (`recurrentgemma-2b` and `-9b`, 2T tokens, windows of 2,048, half of each head
-rotated). Not published, and ours: the vocabulary of Griffin (32,000 fits the sizes it names), batches, learning rates
-and initialisation. Hardware: training keeps 16 bytes a parameter, spread over fsdp. Run here: the tiny ones; of the
-others the parameters are counted.
+rotated). The vocabulary of Griffin (32,000 fits the sizes it names), batches, learning rates and initialisation are
+not published; they are ours. Hardware: training keeps 16 bytes a parameter, spread over fsdp. Run here: the tiny ones.
+The parameters of the other sizes are counted.
 """
 
 import math

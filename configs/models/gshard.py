@@ -1,15 +1,15 @@
-"""GShard: the encoder-decoder of translation with experts in every other layer, two of which see each token.
+"""GShard: the encoder-decoder of translation with experts in every other layer, two for each token.
 
     llmjax run --config configs/models/gshard.py:tiny
     llmjax run --config configs/models/gshard.py:128e-12l --config.data.sources='["corpus/"]'
 
 Paper: Lepikhin et al. 2020: 12 or 36 layers of encoder and decoder together, width 1,024, MLPs of 8,192, 16 heads of
-128, capacity 2N/E (an even share of each choice), 4M tokens a step, Adafactor with an inverse square root after
-10,000 steps. It trained on translations into English; with text in one language the objective here is span
-corruption. Its second expert is drawn at random in proportion to its score, and its balance loss counts first choices;
-here it is always taken, and both count. Not published, and ours: positions (T5's), the place of the norms (before each
-branch), the vocabulary of 32,000. Hardware: `2048e-36l` took 2,048 TPU v3 cores for 4 days. Run here: `tiny`; of the
-others the parameters are counted.
+128, capacity 2N/E (an even share of each choice), 4M tokens a step, Adafactor with an inverse square root after 10,000
+steps. The paper trained on translations into English. Here the text is in one language, and the objective is span
+corruption. The paper draws the second expert at random in proportion to its score, and its balance loss counts first
+choices. Here the second expert is always taken, and both choices count. Positions (T5's), the place of the norms
+(before each branch) and the vocabulary of 32,000 are not published; they are ours. Hardware: `2048e-36l` took 2,048
+TPU v3 cores for 4 days. Run here: `tiny`. The parameters of the other sizes are counted.
 """
 
 from ml_collections import ConfigDict

@@ -3,10 +3,10 @@
     llmjax run --config configs/models/lamda.py:tiny
     llmjax run --config configs/models/lamda.py:2b --config.data.sources='["corpus/"]'
 
-Paper: Thoppilan et al. 2022: layers, widths and heads of 128 (twice the width together), 256k tokens a step, 2.81T
-BPE tokens of a vocabulary of 32k. The published sizes do not count the embedding. Not published, and ours: the norms
-(RMS before each branch, as in T5), untied output, initialisation, optimizer and learning rate. Hardware: `137b` took
-1,024 TPU v3 chips for 57.7 days. Run here: `tiny`; of the others the parameters are counted.
+Paper: Thoppilan et al. 2022: layers, widths and heads of 128 (twice the width together), 256k tokens a step, 2.81T BPE
+tokens of a vocabulary of 32k. The published sizes do not count the embedding. The norms (RMS before each branch, as in
+T5), the untied output, initialisation, optimizer and learning rate are not published; they are ours. Hardware: `137b`
+took 1,024 TPU v3 chips for 57.7 days. Run here: `tiny`. The parameters of the other sizes are counted.
 """
 
 from ml_collections import ConfigDict

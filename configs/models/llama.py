@@ -3,13 +3,13 @@
     llmjax run --config configs/models/llama.py:tiny
     llmjax run --config configs/models/llama.py:llama3-8b --config.data.sources='["corpus/"]'
 
-Papers: Touvron et al. 2023a (llama1), 2023b (llama2), Grattafiori et al. 2024 (llama3), which publish shapes,
-batches, learning rates and tokens. `llama3.1-*` have positions stretched from 8k to 128k tokens by the rule that is
-named after them, `llama3.2-*` by a factor of 32; `tiny` has grouped keys and that rule. The 3.2 models were pruned
-and distilled from larger ones: their training recipe here is ours, that of the 8B model. Llama 3's batch is 4M
-tokens; in `405b` it doubles twice by token 2.87T (in the paper the first time already at 252M). Hardware: training
-keeps 16 bytes a parameter, 128 GB for 8B, spread over fsdp: 8 accelerators of 80 GB for 7B and 8B, hundreds for 70B.
-Run here: `tiny`; of the others the parameters are counted.
+Papers: Touvron et al. 2023a (llama1), 2023b (llama2), Grattafiori et al. 2024 (llama3), which publish shapes, batches,
+learning rates and tokens. `llama3.1-*` stretch positions from 8k to 128k tokens by the rule that is named after them,
+`llama3.2-*` by a factor of 32. `tiny` has grouped keys and that rule. The 3.2 models were pruned and distilled from
+larger ones; here they have the recipe of the 8B model. Llama 3's batch is 4M tokens; in `405b` it doubles twice by
+token 2.87T (in the paper the first time already at 252M). Hardware: training keeps 16 bytes a parameter, 128 GB for
+8B, spread over fsdp: 8 accelerators of 80 GB for 7B and 8B, hundreds for 70B. Run here: `tiny`. The parameters of the
+other sizes are counted.
 """
 
 from ml_collections import ConfigDict

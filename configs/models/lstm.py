@@ -1,13 +1,14 @@
-"""The LSTM: a cell that gates decide to keep, renew and show, in layers that follow each other plainly.
+"""The LSTM: gates decide what a cell keeps, renews and shows; layers without a residual path.
 
     llmjax run --config configs/models/lstm.py:tiny
     llmjax run --config configs/models/lstm.py:ptb-medium --config.data.sources='["corpus/"]'
 
 Papers: Hochreiter & Schmidhuber 1997; Zaremba et al. 2014 for the models of Penn Treebank: 2 layers of 200, 650 or
 1,500 over 10,000 words, dropout of 0, 0.5 or 0.65 between layers, rows of 20 or 35 words, batches of 20, plain
-gradient descent. Ours are AdamW, batches of 32, clipping at 1 and the initialisation. No residual path, norm or MLP,
-as there; each layer has a linear map from its state to the next layer, which theirs have not (model.recurrent.width
-may differ from the width). Hardware: any. Run here: `tiny`; of the others the parameters are counted.
+gradient descent. AdamW, batches of 32, clipping at 1 and the initialisation are ours. As in the paper there is no
+residual path, norm or MLP. Unlike the paper's, each layer has a linear map from its state to the next layer, so
+model.recurrent.width may differ from the width. Hardware: any. Run here: `tiny`. The parameters of the other sizes are
+counted.
 """
 
 from ml_collections import ConfigDict

@@ -4,9 +4,9 @@
     llmjax run --config configs/models/mamba2.py:130m --config.data.sources='["corpus/"]'
 
 Paper: Dao & Gu 2024: inner width twice the width, heads of 64, states of 128, one group, a convolution of 4 tokens,
-tied embeddings, 300B tokens of the Pile; learning rates are five times those of GPT-3's models of the size, batches
-of 0.5M to 1M tokens, decay 0.1, clipping at 1, beta2 0.95, cosine to 1e-5. Hardware: training keeps 16 bytes a
-parameter; up to `780m` fits one GPU of 80 GB. Run here: `tiny`; of the others the parameters are counted.
+tied embeddings, 300B tokens of the Pile; learning rates are five times those of GPT-3's models of the size, batches of
+0.5M to 1M tokens, decay 0.1, clipping at 1, beta2 0.95, cosine to 1e-5. Hardware: training keeps 16 bytes a parameter;
+up to `780m` fits one GPU of 80 GB. Run here: `tiny`. The parameters of the other sizes are counted.
 """
 
 from ml_collections import ConfigDict

@@ -3,9 +3,9 @@
     llmjax run --config configs/models/mistral.py:tiny
     llmjax run --config configs/models/mistral.py:7b --config.data.sources='["corpus/"]'
 
-Paper: Jiang et al. 2023, with the shapes. How it was trained is not published: the recipe here is ours, LLaMA 2's.
-Hardware: 116 GB of weights, gradients and moments for `7b`, spread over fsdp: 8 accelerators of 80 GB. Run here:
-`tiny`, whose window is 16 tokens of rows of 64; of `7b` the parameters are counted.
+Paper: Jiang et al. 2023, with the shapes. The training is not published; the recipe here is LLaMA 2's. Hardware: 116
+GB of weights, gradients and moments for `7b`, spread over fsdp: 8 accelerators of 80 GB. Run here: `tiny`, whose
+window is 16 tokens of rows of 64. The parameters of `7b` are counted.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,12 @@
-"""Mixtral: Mistral's block, its MLP one of eight experts, two of which see each token; no window.
+"""Mixtral: Mistral's block with eight experts for an MLP, two for each token; no window.
 
     llmjax run --config configs/models/mixtral.py:tiny
     llmjax run --config configs/models/mixtral.py:8x7b --config.data.sources='["corpus/"]'
 
-Paper: Jiang et al. 2024, with the shapes: a softmax over the two chosen experts, dropless. How it was trained is not
-published: the recipe is ours, LLaMA 2's, with the balance loss of its released code: 0.02 times one loss over the
-tokens of all layers together. Hardware: 750 GB of weights, gradients and moments for `8x7b`, 2.3 TB for `8x22b`. Run
-here: `tiny`; of the others the parameters are counted.
+Paper: Jiang et al. 2024, with the shapes: a softmax over the two chosen experts, dropless. The training is not
+published; the recipe is LLaMA 2's, with the balance loss of its released code: 0.02 times one loss over the tokens of
+all layers together. Hardware: 750 GB of weights, gradients and moments for `8x7b`, 2.3 TB for `8x22b`. Run here:
+`tiny`. The parameters of the other sizes are counted.
 """
 
 from ml_collections import ConfigDict

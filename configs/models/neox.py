@@ -5,10 +5,10 @@
 
 Papers: Black et al. 2022 (GPT-NeoX-20B: 1,538 rows of 2,048 tokens, rate 9.7e-5, decay 0.01, 150,000 steps) and
 Biderman et al. 2023 (Pythia: 1,024 rows, 143,000 steps, decay 0.01, cosine to a tenth, warm-up of 1%). Their
-initialisation (N(0, 2/(5 D)), and 2/(N sqrt(D)) where branches end) is not one of ours: here it is GPT-2's. The rates
+initialisation (N(0, 2/(5 D)), and 2/(N sqrt(D)) where branches end) is not among ours; here it is GPT-2's. The rates
 of `pythia-14m` and `-31m` are those of 70m. The vocabulary was rounded up to what the tensor axis of their machine
-divides. Hardware: 20B took 96 GPUs of 40 GB for 1,830 hours; pythia-160m fits one GPU. Run here: `tiny`; of the
-others the parameters are counted.
+divides. Hardware: 20B took 96 GPUs of 40 GB for 1,830 hours; pythia-160m fits one GPU. Run here: `tiny`. The
+parameters of the other sizes are counted.
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,7 @@ Paper: Zhang et al. 2022: learning rates, batches, dropout 0.1 but not on embedd
 1/sqrt(2N) where branches end, 300B tokens (180B of them different) with a linear decay to a tenth. Warm-up is over
 2,000 steps in `175b` and 375M tokens in the smaller. `350m` is the odd one: norms after each sum and none at the end,
 embeddings of 512 projected to 1,024. Hardware: `175b` took 992 GPUs of 80 GB for two months. Run here: `tiny` and
-`tiny-350m`; of the others the parameters are counted.
+`tiny-350m`. The parameters of the other sizes are counted.
 """
 
 from ml_collections import ConfigDict

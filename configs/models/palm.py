@@ -3,13 +3,13 @@
     llmjax run --config configs/models/palm.py:tiny
     llmjax run --config configs/models/palm.py:8b --config.data.sources='["corpus/"]'
 
-Paper: Chowdhery et al. 2022: shapes, LayerNorm without bias, one for both branches; tied embeddings drawn from N(0,
-1) and logits divided by sqrt(width), kernels from N(0, 1 / fan-in); Adafactor without factoring (which is Adam with
-its update scaled by the parameter; here Adafactor), 1e-2 for 10,000 steps and then 1 / sqrt(step), z-loss 1e-4, 780B
+Paper: Chowdhery et al. 2022: shapes, LayerNorm without bias, one for both branches; tied embeddings drawn from N(0, 1)
+and logits divided by sqrt(width), kernels from N(0, 1 / fan-in); Adafactor without factoring (which is Adam with its
+update scaled by the parameter; here Adafactor), 1e-2 for 10,000 steps and then 1 / sqrt(step), z-loss 1e-4, 780B
 tokens. Batches double from 512 rows to 2,048 by step 115,000 (in the paper the first time at step 50,000). Not
 expressed: weight decay by the squared rate, a beta2 that grows, and that the rate is constant, not rising, in the
-first 10,000 steps. Hardware: `540b` took 6,144 TPU v4 chips for 1,200 hours. Run here: `tiny`; of the others the
-parameters are counted.
+first 10,000 steps. Hardware: `540b` took 6,144 TPU v4 chips for 1,200 hours. Run here: `tiny`. The parameters of the
+other sizes are counted.
 """
 
 from ml_collections import ConfigDict

@@ -5,9 +5,9 @@
 
 Papers: Gunasekar et al. 2023 (phi-1: 36,000 steps of 1,024 rows of 2,048 tokens, rate 1e-3, linear, warm-up of 750
 steps, dropout 0.1 in residual and attention), Li et al. 2023 (phi-1.5: 150B tokens at a constant 2e-4, beta2 0.98,
-epsilon 1e-7); phi-2's 1.4T tokens are published, the rest of its recipe here is phi-1.5's. The head has a bias and is
-not tied. Hardware: 23 GB of weights, gradients and moments for phi-1 and phi-1.5. Run here: `tiny`; of the others the
-parameters are counted.
+epsilon 1e-7); Of phi-2 the 1.4T tokens are published; the rest of its recipe here is phi-1.5's. The head has a bias
+and is not tied. Hardware: 23 GB of weights, gradients and moments for phi-1 and phi-1.5. Run here: `tiny`. The
+parameters of the other sizes are counted.
 """
 
 from ml_collections import ConfigDict

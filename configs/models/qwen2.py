@@ -4,9 +4,9 @@
     llmjax run --config configs/models/qwen2.py:7b --config.data.sources='["corpus/"]'
 
 Papers: Yang et al. 2024 (Qwen2: 0.5b, 1.5b, 7b, 72b) and Qwen Team 2024 (Qwen2.5, which adds 3b, 14b and 32b). Shapes
-and tokens (7T, 12T for 0.5b) are published, learning rates and batches are not: those are ours, LLaMA 3's. The small
-ones tie their embeddings. Hardware: training keeps 16 bytes a parameter, spread over fsdp; 0.5b fits one GPU. Run
-here: `tiny`; of the others the parameters are counted.
+and tokens (7T, 12T for 0.5b) are published. Learning rates and batches are not; they are LLaMA 3's. The small ones tie
+their embeddings. Hardware: training keeps 16 bytes a parameter, spread over fsdp; 0.5b fits one GPU. Run here: `tiny`.
+The parameters of the other sizes are counted.
 """
 
 from ml_collections import ConfigDict

@@ -4,10 +4,10 @@
     llmjax run --config configs/models/qwen3.py:tiny-moe
     llmjax run --config configs/models/qwen3.py:8b --config.data.sources='["corpus/"]'
 
-Paper: Yang et al. 2025, with the shapes and the 36T tokens; learning rates and batches are not published: those are
-ours, LLaMA 3's. The sparse ones (`30b-a3b`, `235b-a22b`) choose 8 of 128 experts and normalise their scores; their
-balance loss is that of the released code, one over the tokens of all layers and devices together. Hardware: training
-keeps 16 bytes a parameter, spread over fsdp. Run here: `tiny` and `tiny-moe`; of the others the parameters are counted.
+Paper: Yang et al. 2025, with the shapes and the 36T tokens. Learning rates and batches are not published; they are
+LLaMA 3's. The sparse ones (`30b-a3b`, `235b-a22b`) choose 8 of 128 experts and normalise their scores; their balance
+loss is that of the released code, one over the tokens of all layers and devices together. Hardware: training keeps 16
+bytes a parameter, spread over fsdp. Run here: `tiny` and `tiny-moe`. The parameters of the other sizes are counted.
 """
 
 from ml_collections import ConfigDict

@@ -1,13 +1,12 @@
-"""The simple recurrent network: one state, renewed from the token and itself by a tanh.
+"""The simple recurrent network: one state, renewed by a tanh of the token and itself.
 
     llmjax run --config configs/models/rnn.py:tiny
     llmjax run --config configs/models/rnn.py:small --config.data.sources='["corpus/"]'
 
 Papers: Elman 1990, and Mikolov et al. 2010 for language models of 10,000 words, who trained with plain gradient
 descent at 0.1, which is halved whenever held-out loss stops falling; here the optimizer is AdamW. `small` is their
-state of 200, `medium` 600. Not published, and ours: batches and rows. Published sizes have neither residual path nor
-norm nor MLP, so that layers follow each other plainly; `tiny` too. Hardware: any. Run here: `tiny`; of the others the
-parameters are counted.
+state of 200, `medium` 600. Batches and rows are not published; they are ours. No size has a residual path, norm or
+MLP. Hardware: any. Run here: `tiny`. The parameters of the other sizes are counted.
 """
 
 from ml_collections import ConfigDict

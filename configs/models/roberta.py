@@ -6,7 +6,7 @@
 Paper: Liu et al. 2019, table 9: 8,000 rows of 512 tokens (8,192 here), 500,000 steps, rates 6e-4 and 4e-4, warm-up of
 24,000 and 30,000 steps, linear to zero, beta2 0.98, epsilon 1e-6, decay 0.01, dropout 0.1, no clipping. Masks are
 drawn anew for every batch. Hardware: the paper's took 1,024 GPUs of 32 GB for a day per 100,000 steps. Run here:
-`tiny`; of the others the parameters are counted.
+`tiny`. The parameters of the other sizes are counted.
 """
 
 from ml_collections import ConfigDict

@@ -1,13 +1,13 @@
-"""Switch Transformer: T5 with experts in every other layer of encoder and decoder, one of which sees each token.
+"""Switch Transformer: T5 with experts in every other layer of encoder and decoder, one for each token.
 
     llmjax run --config configs/models/switch.py:tiny
     llmjax run --config configs/models/switch.py:base-8 --config.data.sources='["corpus/"]'
 
 Paper: Fedus et al. 2021: capacity 1.25, balance loss 0.01, the router's input jittered by 1%, span corruption,
-Adafactor, a million tokens a step. The sizes are those released; base and large have T5's shapes; the learning rate
-is T5's inverse square root. Not expressed: dropout of 0.4 inside experts, which the paper uses in fine-tuning only.
-`tiny` drops what exceeds an expert's capacity as they do. Hardware: training keeps 16 bytes a parameter, spread over
-fsdp: 10 GB for `base-8`, 419 GB for `large-128`. Run here: `tiny`; of the others the parameters are counted.
+Adafactor, a million tokens a step. The sizes are those released; base and large have T5's shapes; the learning rate is
+T5's inverse square root. Not expressed: dropout of 0.4 inside experts, which the paper uses in fine-tuning only.
+`tiny` drops tokens beyond an expert's capacity, as they do. Hardware: training keeps 16 bytes a parameter, spread over
+fsdp: 10 GB for `base-8`, 419 GB for `large-128`. Run here: `tiny`. The parameters of the other sizes are counted.
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,7 @@ Papers: Raffel et al. 2020 (15% of the tokens in spans of 3, 2^11 rows of 512 to
 1e-2 for 10,000 steps and then 1 / sqrt(step), dropout 0.1) and Shazeer 2020 for v1.1 (gated GELU, untied output, no
 dropout in pretraining). The rate rises during the first 10,000 steps, where theirs is constant. Tied logits are
 divided by sqrt(width). Hardware: training keeps 16 bytes a parameter, spread over fsdp; `small` fits any GPU, `11b`
-took 1,024 TPU v3 chips. Run here: the tiny ones; of the others the parameters are counted.
+took 1,024 TPU v3 chips. Run here: the tiny ones. The parameters of the other sizes are counted.
 """
 
 from ml_collections import ConfigDict

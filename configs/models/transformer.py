@@ -5,10 +5,10 @@
 
 Paper: Vaswani et al. 2017: Adam with beta2 0.98 and epsilon 1e-9, rate 1/sqrt(width) times the inverse square root of
 the step after a warm-up of 4,000, label smoothing 0.1, dropout 0.1 (0.3 in `big`), 25,000 tokens each side a step,
-100,000 or 300,000 steps. It translated; with text in one language the objective here is span corruption. Biases are
-in the MLPs and norms only, as in the authors' code; initialisation is Xavier's, with embeddings of N(0, 1/width)
-times sqrt(width). Hardware: 8 GPUs for 12 hours (`base`) or 3.5 days (`big`) in 2017. Run here: `tiny`; of the others
-the parameters are counted.
+100,000 or 300,000 steps. The paper trained on translations. Here the text is in one language, and the objective is
+span corruption. Biases are in the MLPs and norms only, as in the authors' code; initialisation is Xavier's, with
+embeddings of N(0, 1/width) times sqrt(width). Hardware: 8 GPUs for 12 hours (`base`) or 3.5 days (`big`) in 2017. Run
+here: `tiny`. The parameters of the other sizes are counted.
 """
 
 import math

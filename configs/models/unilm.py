@@ -3,11 +3,11 @@
     llmjax run --config configs/models/unilm.py:tiny
     llmjax run --config configs/models/unilm.py:large --config.data.sources='["corpus/"]'
 
-Paper: Dong et al. 2019: a third of the rows bidirectional, a third sequence-to-sequence, a sixth each way; 15%
-masked; 330 rows of 512 tokens (here 336), 770,000 steps at 3e-5, warm-up of 40,000, linear to zero, decay 0.01,
-dropout 0.1, started from BERT large. A kind of row has segment embeddings of its own, six in all. For `base` the
-recipe is large's. Hardware: the paper's took 8 GPUs of 32 GB for 7 hours per 10,000 steps. Run here: `tiny`; of the
-others the parameters are counted.
+Paper: Dong et al. 2019: a third of the rows bidirectional, a third sequence-to-sequence, a sixth each way; 15% masked;
+330 rows of 512 tokens (here 336), 770,000 steps at 3e-5, warm-up of 40,000, linear to zero, decay 0.01, dropout 0.1,
+started from BERT large. A kind of row has segment embeddings of its own, six in all. For `base` the recipe is large's.
+Hardware: the paper's took 8 GPUs of 32 GB for 7 hours per 10,000 steps. Run here: `tiny`. The parameters of the other
+sizes are counted.
 """
 
 from ml_collections import ConfigDict

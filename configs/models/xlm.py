@@ -5,11 +5,11 @@
     llmjax run --config configs/models/xlm.py:mlm-17 --config.data.sources='["en=en/","fr=fr/"]'
     llmjax run --config configs/models/xlm.py:tlm-15 --config.data.sources='["en|fr=en.txt|fr.txt"]'
 
-Paper: Conneau & Lample 2019, and the shapes released with it: `mlm-17` and `mlm-100` (16 layers of 1,280, 200k
-pieces, no language embeddings), `clm-enfr` (6 layers of 1,024, 2 languages), `tlm-15` (12 layers of 1,024, 15
-languages, masked tokens of aligned pairs of sentences). Norms after each sum, 64 rows of 256 tokens on each of 64
-GPUs, dropout 0.1, Adam with an inverse square root; learning rates from 1e-4 to 5e-4 were tried: 1e-4 here. Hardware:
-64 GPUs of 32 GB. Run here: the tiny ones; of the others the parameters are counted.
+Paper: Conneau & Lample 2019, and the shapes released with it: `mlm-17` and `mlm-100` (16 layers of 1,280, 200k pieces,
+no language embeddings), `clm-enfr` (6 layers of 1,024, 2 languages), `tlm-15` (12 layers of 1,024, 15 languages,
+masked tokens of aligned pairs of sentences). Norms after each sum, 64 rows of 256 tokens on each of 64 GPUs, dropout
+0.1, Adam with an inverse square root; learning rates from 1e-4 to 5e-4 were tried: 1e-4 here. Hardware: 64 GPUs of 32
+GB. Run here: the tiny ones. The parameters of the other sizes are counted.
 """
 
 from ml_collections import ConfigDict

@@ -4,9 +4,9 @@
     llmjax run --config configs/models/xlnet.py:base --config.data.sources='["corpus/"]'
 
 Paper: Yang et al. 2019, table 8 (`large`): 8,192 rows of 512 tokens, 500,000 steps, rate 4e-4, warm-up of 40,000,
-linear to zero, epsilon 1e-6, decay 0.01, dropout 0.1, the last 1/6 of each order predicted, rows in two parts of
-which the second sees the first's memory. For `base` the recipe is not published: it is large's. Norms come after each
-sum. Hardware: the paper's took 512 TPU v3 chips for 5.5 days. Run here: `tiny`; of the others the parameters are
+linear to zero, epsilon 1e-6, decay 0.01, dropout 0.1, the last 1/6 of each order predicted, rows in two parts of which
+the second sees the first's memory. The recipe of `base` is not published; it is large's. Norms come after each sum.
+Hardware: the paper's took 512 TPU v3 chips for 5.5 days. Run here: `tiny`. The parameters of the other sizes are
 counted.
 """
 

@@ -2,9 +2,9 @@
 
     llmjax plan --config configs/runs/chinchilla.py --topology v4:8x8x16
 
-Hoffmann et al. 2022: 80 layers of width 8,192 with 64 heads of 128, RMSNorm, AdamW, rate 1e-4, 1.4T tokens in batches of
-1.5M that double to 3M midway. It has relative positions as Gopher does; rotary ones here, which cost the same products.
-These shapes have 64.7B parameters. How many chips it took is not published: 1,024 is ours.
+Hoffmann et al. 2022: 80 layers of width 8,192 with 64 heads of 128, RMSNorm, AdamW, rate 1e-4, 1.4T tokens in batches
+of 1.5M that double to 3M midway. The model has relative positions as Gopher does. Here they are rotary, which cost the
+same products. These shapes have 64.7B parameters. The number of chips is not published; 1,024 is ours.
 """
 
 from llmjax.config import ConfigDict, base, large_run, parse_arg

@@ -2,9 +2,10 @@
 
     llmjax plan --config configs/runs/falcon.py --topology a100-40gb:384
 
-The model's card and Almazrouei et al. 2023: P4d nodes, 1T tokens in about two months, batch 1,152. The twelve copies are
-data 3 x fsdp 4 here, and ZeRO-1 divides the optimizer state over the four: 12 does not divide the width of 8,192. All 96
-parts of a batch are in the pipeline at once, so the residual stream is divided over tensor, which the paper does not say.
+The model's card and Almazrouei et al. 2023: P4d nodes, 1T tokens in about two months, batch 1,152. The twelve copies
+are data 3 x fsdp 4 here, and ZeRO-1 divides the optimizer state over the four: 12 does not divide the width of 8,192.
+All 96 parts of a batch are in the pipeline at once, so the residual stream is divided over tensor. The paper does not
+say so.
 """
 
 from pathlib import Path

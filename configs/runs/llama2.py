@@ -2,10 +2,10 @@
 
     llmjax plan --config configs/runs/llama2.py --topology v5p:8x8x8
 
-MaxText's documentation (models/tiering) gives 65.4% MFU and 692 tokens/s a chip at sequences of 4,096; not the batch,
-which is Llama 2's own of 4M tokens here, nor the sharding. Here 64 chips hold a copy of the model's state, and 8 such
-groups add up their gradients: with one copy over all 512 chips a piece of a matrix has 16 of its 8,192 rows, of which the
-compiler makes all-reduces of whole matrices instead of gathers (50% MFU by its own cycles for 59%).
+MaxText's documentation (models/tiering) gives 65.4% MFU and 692 tokens/s a chip at sequences of 4,096. It gives
+neither batch nor sharding: the batch here is Llama 2's own, 4M tokens. 64 chips hold a copy of the model's state, and
+8 such groups add up their gradients. With one copy over all 512 chips a chip has 16 of a matrix's 8,192 rows, and the
+compiler then makes all-reduces of whole matrices instead of gathers (50% MFU by its own cycles, not 59%).
 """
 
 from pathlib import Path

@@ -2,8 +2,9 @@
 
     llmjax plan --config configs/runs/mixtral.py --topology v5p:4x8x8
 
-MaxText's documentation (models/tiering) gives 52.56% MFU and 2,909 tokens/s a chip at sequences of 4,096; neither batch
-nor sharding: 1,024 rows here, dropless, and 64 chips to a copy of the state, for the reason told in llama2.py.
+MaxText's documentation (models/tiering) gives 52.56% MFU and 2,909 tokens/s a chip at sequences of 4,096, but neither
+batch nor sharding. Here a batch has 1,024 rows, experts are dropless, and 64 chips hold a copy of the state, for the
+reason in llama2.py.
 """
 
 from pathlib import Path
