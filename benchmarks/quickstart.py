@@ -7,9 +7,9 @@
 
 Writes results/quickstart.json and results/quickstart-hour.json: the run's results.json, with the version of Python and
 the name and SHA-256 of each held-out module, because the corpus is this Python's own library. Writes
-docs/quickstart.svg, the held-out bits per byte during the training, and the two marked parts of README.md. Without a
-run the script only makes README's table again from results/; tests/test_docs.py compares the two. With `--picture` it
-leaves the figures alone and makes picture and sample.
+docs/quickstart.svg, the held-out bits per byte during the training, and the marked parts of README.md. Without a run
+the script only makes README's tables again from results/; tests/test_docs.py compares the two. With `--picture` it leaves
+the figures alone and makes picture and sample.
 """
 
 import argparse
@@ -70,6 +70,37 @@ def table() -> str:
 """
 
 
+def comparison() -> str:
+    """README's table of measurements beside peers, as Markdown."""
+    nanogpt = [shape["ratio"] for shape in figures("nanogpt").values() if isinstance(shape, dict) and "ratio" in shape]
+    engine = figures("inference")["cases"]["batch 8"]
+    harness = figures("harness")["models"]
+    found = {
+        tool: (row["megabytes_per_cpu_second"], row["precision"]) for tool, row in figures("dedup")["tools"].items()
+    }
+    plan = figures("plans/llama2-v5p")
+    rows = [
+        ("loss of nanoGPT's Shakespeare setting, nats a character", f"{figures('shakespeare')['loss']:.2f}",
+         "1.88, nanoGPT's README", "shakespeare.json"),
+        ("a training step of nanoGPT's shapes", f"{min(nanogpt):.2f} to {max(nanogpt):.2f} times the speed",
+         "nanoGPT on PyTorch", "nanogpt.json"),
+        (f"greedy text of GPT-2 124M, {engine['rows']} rows at a time",
+         f"{engine['ratio']:.1f} times the tokens a second, {engine['identical']} of {engine['rows']} identical",
+         "`generate()` of transformers", "inference.json"),
+        (f"five leaderboard tasks, {harness[0]['requests']:,} requests",
+         f"{min(one['ratio_warm'] for one in harness):.1f} to {max(one['ratio_warm'] for one in harness):.1f} times the speed, "
+         + ("the same scores" if all(one["metrics_identical"] for one in harness) else "other scores"),
+         "lm-evaluation-harness on PyTorch", "harness.json"),
+        ("near duplicates: MB a CPU second, share removed rightly", "{:.0f}, {:.4f}".format(*found["llmjax"]),
+         "daft {:.0f}, {:.3f}; datatrove {:.2f}, {:.3f}".format(*found["daft"], *found["datatrove"]), "dedup.json"),
+        ("Llama 2 70B on 512 chips of TPU v5p, MFU",
+         f"planned: {plan['mfu_by_compiler']:.0%} (compiler's cycles) to {plan['mfu']:.0%} (roofline)",
+         f"measured: {plan['published']['mfu']:.0%}, MaxText", "plans/table.md"),
+    ]  # fmt: skip
+    lines = [f"| {what} | {ours} | {peer} | [{file}](results/{file}) |" for what, ours, peer, file in rows]
+    return "| what | llmjax | peer | kept in |\n|---|---|---|---|\n" + "\n".join(lines) + "\n"
+
+
 def picture(run: Path) -> str:
     """Held-out bits per byte during the training beside what the yardsticks reach, as an SVG file."""
     curves = read_curves(run / "metrics.jsonl")
@@ -90,9 +121,11 @@ def picture(run: Path) -> str:
 
 
 def sample(run: Path) -> str:
-    """The first lines of what the run wrote for the first prompt of its config, as Markdown."""
+    """The first function that the run wrote for the first prompt of its config, as Markdown."""
     row = json.loads((run / "generate" / "samples.jsonl").read_text().splitlines()[0])
-    lines = (row["prompt"] + row["text"]).split("\n")[:SAMPLE_LINES]
+    lines = (
+        (row["prompt"] + row["text"]).split("\n\n\n")[0].split("\n")[:SAMPLE_LINES]
+    )  # two blank lines end a function
     return "```python\n" + "\n".join(line.rstrip() for line in lines).rstrip() + "\n```\n"
 
 
@@ -119,7 +152,7 @@ def main() -> None:
     if args.run:
         PICTURE.write_text(picture(args.run))
         text = replaced(text, "sample", sample(args.run))
-    README.write_text(replaced(text, "figures", table()))
+    README.write_text(replaced(replaced(text, "figures", table()), "comparison", comparison()))
 
 
 if __name__ == "__main__":
