@@ -126,7 +126,8 @@ def sample(run: Path) -> str:
     lines = (
         (row["prompt"] + row["text"]).split("\n\n\n")[0].split("\n")[:SAMPLE_LINES]
     )  # two blank lines end a function
-    return "```python\n" + "\n".join(line.rstrip() for line in lines).rstrip() + "\n```\n"
+    code = "\n".join(line.rstrip() for line in lines).rstrip()
+    return f"<!-- fmt: off -->\n```python\n{code}\n```\n<!-- fmt: on -->\n"  # ruff leaves it as it was written
 
 
 def replaced(text: str, part: str, content: str) -> str:

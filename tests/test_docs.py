@@ -166,6 +166,13 @@ def test_the_names_of_the_map_stand_in_the_files_of_their_row():
     assert checked > 3
 
 
+def test_the_map_shows_every_room():
+    rooms = {p.parent.name for p in (ROOT / "llmjax").glob("*/__init__.py")}
+    drawn = re.search(r"## The map of the house.*?```\n(.*?)```", text_of(ROOT / "CONTRIBUTING.md"), re.S)[1]
+    assert {room for room in rooms if f"{room}/" not in drawn} == set()
+    assert {room for room in re.findall(r"\b([a-z]+)/", drawn) if not (ROOT / "llmjax" / room).is_dir()} == set()
+
+
 def test_every_guide_is_in_the_index():
     linked = re.findall(r"\]\(([\w.-]+)\)", text_of(ROOT / "docs" / "README.md"))
     assert {p.name for p in (*GUIDES, NOTEBOOK)} == set(linked)
