@@ -13,10 +13,10 @@ from llmjax.config import ConfigDict
 from llmjax.data.hf_tokenizer import byte_alphabet
 from llmjax.interop.families import FAMILIES
 from llmjax.interop.matching import Shapes
-from llmjax.interop.pieces import CONTROL, NORMAL, from_gguf
 from llmjax.interop.read import import_model
 from llmjax.interop.stacked import StackedReader
 from llmjax.interop.tensors import Tensor, Writer, shard_names, write_index
+from llmjax.interop.tokenizer_json import CONTROL, NORMAL, from_gguf
 from llmjax.model import transformer
 from llmjax.parallel import placement
 from llmjax.parallel.placement import path_name

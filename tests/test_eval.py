@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from llmjax.data.score import Score
 from llmjax.errors import UserError
 from llmjax.eval import stage
 from llmjax.eval.stage import xz_bytes
 from llmjax.infer import score as bpb
+from llmjax.train.score import Score
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import llmjax
 from llmjax import config
 from llmjax.errors import UserError
 from llmjax.interop import gguf as ours
-from llmjax.interop import pieces
+from llmjax.interop import tokenizer_json
 from llmjax.interop.families import FAMILIES
 from llmjax.interop.fields import meaning
 from llmjax.interop.read import import_model
@@ -233,7 +233,7 @@ def test_damaged_files_and_metadata_are_clear_errors(tmp_path):
 )
 def test_tokenizers_of_other_kinds_are_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):
-        pieces.from_gguf(gguf_tokenizer(**change), gemma=False)
+        tokenizer_json.from_gguf(gguf_tokenizer(**change), gemma=False)
 
 
 CUT_TEXT = "It's 12345, isn't IT'S?\n\n\n  x\t\u00bd caf\u00e9s\u4e2d\u6587 \u00a1Hol\u00e1! a_b.c::d\r\n"
@@ -254,7 +254,7 @@ CUT_TEXT = "It's 12345, isn't IT'S?\n\n\n  x\t\u00bd caf\u00e9s\u4e2d\u6587 \u00
 )
 def test_text_is_cut_as_each_vocabulary_wants_it(cut, expected):
     tokenizers = pytest.importorskip("tokenizers")
-    files = pieces.from_gguf(gguf_tokenizer(pre=cut), gemma=False)
+    files = tokenizer_json.from_gguf(gguf_tokenizer(pre=cut), gemma=False)
     steps = json.loads(files["tokenizer.json"])["pre_tokenizer"]
     parts = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode()).pre_tokenizer.pre_tokenize_str(CUT_TEXT)
     assert steps["pretokenizers"][-1]["type"] == "ByteLevel"
@@ -263,4 +263,4 @@ def test_text_is_cut_as_each_vocabulary_wants_it(cut, expected):
 
 def test_scores_and_places_make_merges_best_piece_first():
     ranks = {"a": 5.0, "b": 6.0, "c": 7.0, "ab": 1.0, "bc": 2.0, "abc": 0.0}
-    assert pieces.implied_merges(ranks) == [["ab", "c"], ["a", "bc"], ["a", "b"], ["b", "c"]]
+    assert tokenizer_json.implied_merges(ranks) == [["ab", "c"], ["a", "bc"], ["a", "b"], ["b", "c"]]

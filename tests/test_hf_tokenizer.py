@@ -24,7 +24,7 @@ from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.data.tokenizer_training import train_tokenizer
 from llmjax.errors import UserError
 from llmjax.infer.generate import generate
-from llmjax.interop import pieces
+from llmjax.interop import tokenizer_json
 from llmjax.model import transformer
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -110,7 +110,7 @@ def make(kind: str, folder: Path) -> Tokenizer:
             "unknown_token_id": 0,
         }
         metadata["token_type"] = [2, 3, 3] + [6] * 256 + [1] * (len(tokens) - 259)
-        for name, data in pieces.from_gguf(
+        for name, data in tokenizer_json.from_gguf(
             {f"tokenizer.ggml.{k}": v for k, v in metadata.items()}, gemma=False
         ).items():
             (folder / name).write_bytes(data)
@@ -383,7 +383,7 @@ def test_a_named_token_that_is_not_there_is_said(tmp_path):
 def exported(kind: str) -> tuple[Tokenizer, Any]:
     texts = (inspect.getsource(re), "caf\u00e9 \u4e2d\u6587\n" * 20)
     ours = train_tokenizer(texts, kind=kind, vocab_size=500)
-    return ours, tokenizers.Tokenizer.from_str(pieces.of_ours(ours)["tokenizer.json"].decode())
+    return ours, tokenizers.Tokenizer.from_str(tokenizer_json.of_ours(ours)["tokenizer.json"].decode())
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "char", "byte"])

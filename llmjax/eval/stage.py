@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from llmjax import human
 from llmjax.data.batches import heldout_batches
-from llmjax.data.score import Score, total_score
 from llmjax.data.tokens import Index, load_index, read_stream, read_texts
 from llmjax.errors import UserError
 from llmjax.eval import tasks
@@ -23,6 +22,7 @@ from llmjax.parallel.mesh import row_ways
 from llmjax.progress import counter
 from llmjax.startup.cache import cache_of
 from llmjax.train.heldout import make_heldout
+from llmjax.train.score import Score, total_score
 
 
 def xz_bytes(data: bytes) -> int:

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.data.hf_tokenizer import no_tokenizer
-from llmjax.data.score import Score
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.errors import UserError
@@ -32,6 +31,7 @@ from llmjax.startup import compiled, mapped, timings
 from llmjax.startup.cache import Cache, key_of, stamp
 from llmjax.startup.compiled import Store
 from llmjax.train import folders
+from llmjax.train.score import Score
 
 
 @dataclass(frozen=True)

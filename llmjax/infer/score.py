@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from llmjax.data.score import Score
 from llmjax.errors import UserError
+from llmjax.train.score import Score
 
 BOS_ID, EOS_ID = 1, 2
 Batch = dict[str, np.ndarray]

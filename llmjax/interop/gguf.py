@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from llmjax.errors import UserError
-from llmjax.interop import pieces
+from llmjax.interop import tokenizer_json
 from llmjax.interop.tensors import Tensor
 
 # Of the metadata under the architecture's name -> config.json
@@ -215,7 +215,7 @@ class GgufFile:
     @cached_property
     def tokenizer_files(self) -> dict[str, bytes]:
         """tokenizer.json and tokenizer_config.json."""
-        return pieces.from_gguf(self._metadata, gemma=self._architecture.startswith("gemma"))
+        return tokenizer_json.from_gguf(self._metadata, gemma=self._architecture.startswith("gemma"))
 
 
 def deinterleave(array: np.ndarray, heads: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from llmjax.data.hf_tokenizer import CONFIG_FILE, GENERATION_FILE
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.errors import UserError
-from llmjax.interop import pieces
+from llmjax.interop import tokenizer_json
 from llmjax.interop.families import FAMILIES
 from llmjax.interop.mapping import Family, Row, to_theirs
 from llmjax.interop.matching import Shapes, uncovered
@@ -146,7 +146,7 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     if tokenizer.kind == "huggingface":
         tokenizer.save(folder)
     else:
-        for name, data in pieces.of_ours(tokenizer).items():
+        for name, data in tokenizer_json.of_ours(tokenizer).items():
             storage.write_bytes(folder / name, data)
     assert (folder / CONFIG_FILE).is_file()
     ends = tokenizer.eos_ids

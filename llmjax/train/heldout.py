@@ -9,10 +9,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from llmjax.data.score import Score, total_score
 from llmjax.model.transformer import Transformer
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import placement
+from llmjax.train.score import Score, total_score
 from llmjax.train.step import batch_shardings, make_heldout_step
 
 Evaluate = Callable[[Any], dict[str, float]]

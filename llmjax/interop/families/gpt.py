@@ -7,8 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax.interop.fields import choose, field, only, require_same
-from llmjax.interop.mapping import Family, Row, Slot, linear, norm, same, tied
-from llmjax.interop.parts import (
+from llmjax.interop.fused import (
     ACTIVATION_NAMES,
     ACTIVATIONS,
     fused_groups,
@@ -16,6 +15,7 @@ from llmjax.interop.parts import (
     sizes,
     start,
 )
+from llmjax.interop.mapping import Family, Row, Slot, linear, norm, same, tied
 from llmjax.interop.rope import plain, read_rope, write_rope
 from llmjax.model.block import layer_slots
 from llmjax.model.layers import mlp_width

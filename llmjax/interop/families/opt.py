@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 from llmjax.interop.families.gpt import head
 from llmjax.interop.fields import choose, field, only, require_same
+from llmjax.interop.fused import ACTIVATION_NAMES, ACTIVATIONS, sizes, start
 from llmjax.interop.mapping import Family, Row, linear, norm, same
-from llmjax.interop.parts import ACTIVATION_NAMES, ACTIVATIONS, sizes, start
 from llmjax.interop.rope import plain, read_rope, write_rope
 from llmjax.model.block import layer_slots
 from llmjax.model.layers import mlp_width
