@@ -203,9 +203,11 @@ def test_a_type_that_the_package_cannot_unpack_is_named(tmp_path, monkeypatch):
     [
         ("mamba", {}, "architecture is 'mamba'; known are gemma2, gemma3, llama"),
         ("llama", {"expert_count": 8}, "has experts"),
+        ("llama", {"attention.scale": 0.5}, r"llama\.attention\.scale=0\.5, which is not understood"),
+        ("llama", {"rope.dimension_count": 4}, r"rope\.dimension_count=4; supported: the size of a head, 8"),
     ],
 )
-def test_other_architectures_are_refused_by_name(tmp_path, arch, more, message):
+def test_other_architectures_and_unknown_metadata_are_refused_by_name(tmp_path, arch, more, message):
     with pytest.raises(ValueError, match=message):
         imported(write_gguf(tmp_path / "m.gguf", arch, LLAMA, {}, **more), tmp_path / "run")
 

@@ -133,9 +133,10 @@ def test_a_config_of_version_4_is_read_like_one_of_version_5() -> None:
     assert (one.rotary_base, one.rotary_scaling, one.rotary_fast) == (500.0, "llama3", 4.0)
 
 
+GEMMA_1 = {name: value for name, value in GEMMA.items() if name != "query_pre_attn_scalar"}
 PUBLISHED = [  # what distinguishes published configs, and what must be read from it
     ("llama", {**BASE, "rms_norm_eps": 1e-6}, {"kv_heads": 4, "rotary_base": 10_000.0, "tie_embeddings": False}),
-    ("gemma", {**GEMMA, "hidden_act": "gelu", "hidden_activation": None}, {"activation": "geglu_tanh"}),
+    ("gemma", {**GEMMA_1, "hidden_act": "gelu", "hidden_activation": None}, {"activation": "geglu_tanh"}),
     (
         "gemma2",
         {**GEMMA, "num_hidden_layers": 4},
@@ -197,6 +198,26 @@ REFUSED = [
     ("phi", BASE, {"qk_layernorm": True}, "qk_layernorm=True"),
     ("falcon", FALCON, {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn=2, new_decoder_architecture=False"),
     ("llama", {"hidden_size": 32}, {}, "config.json lacks vocab_size, num_hidden_layers"),
+    # What no table names would make another model without a word.
+    (
+        "llama",
+        LLAMA,
+        {"attention_multiplier": 0.5, "no_rope_layers": [1]},
+        r"attention_multiplier=0.5, no_rope_layers=\[1\]",
+    ),
+    ("llama", LLAMA, {"sliding_window": 16}, "sliding_window=16, which is not understood"),
+    ("mixtral", LLAMA, {"norm_topk_prob": False}, "norm_topk_prob=False.*supported: True"),
+    ("bert", {}, {"architectures": ["BertModel"], "quantization_config": {"bits": 8}}, "quantization_config"),
+    (
+        "llama",
+        LLAMA,
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "mrope_section": [4]}},
+        r"mrope_section=\[4\]",
+    ),
+    ("llama", LLAMA, {"rope_scaling": {"rope_type": "linear"}}, "rope_scaling lacks factor"),
+    ("llama", LLAMA, {"tie_word_embeddings": "false"}, "tie_word_embeddings='false', which is neither true nor false"),
+    ("llama", LLAMA, {"hidden_size": 32.5}, "hidden_size=32.5, which is no whole number"),
+    ("llama", LLAMA, {"rope_theta": "1e6"}, "rope_theta='1e6', which is no number"),
 ]
 
 
@@ -215,7 +236,7 @@ def test_configs_that_cannot_be_read_are_refused_by_field(
         ("llama", LLAMA, "qk_norm", True),
         ("mistral", LLAMA, "bias", ("qkv", "out")),
         ("qwen2", LLAMA, "norm_place", "sandwich"),
-        ("gemma", GEMMA, "embedding_scale", 1.0),
+        ("gemma", GEMMA_1, "embedding_scale", 1.0),
         ("gemma3_text", GEMMA, "attention_scale", 0.3),
         ("gpt2", GPT2, "position", "rotary"),
         ("gpt_neox", BASE, "shared_norm", True),
@@ -235,6 +256,16 @@ def test_models_that_cannot_be_written_are_refused_by_setting(
         c.pattern = ("local", "global")
     with pytest.raises(ValueError, match=rf"model\.{key if key != 'window' else 'pattern'}="):
         family.write_config(c)
+
+
+@pytest.mark.parametrize(
+    ("key", "init"), [("attention_scale", "mup"), ("logit_scale", "mup"), ("residual_scale", "deepnorm")]
+)
+def test_scales_that_the_initialisation_decides_are_not_lost_in_an_export(key: str, init: str) -> None:
+    c = FAMILIES["llama"].read_config({"model_type": "llama", **LLAMA})
+    c.init = init
+    with pytest.raises(ValueError, match=rf"model\.{key}="):
+        FAMILIES["llama"].write_config(c)
 
 
 def test_ntk_scaling_is_written_as_the_larger_base_that_it_is() -> None:

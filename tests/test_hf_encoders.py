@@ -223,7 +223,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("xlnet", XLNET, {"clamp_len": 100}, "clamp_len=100"),
     ("xlnet", XLNET, {"bi_data": True}, "bi_data=True"),
     ("xlnet", XLNET, {"same_length": True}, "same_length=True"),
-    ("xlnet", XLNET, {"attn_type": "both"}, "attn_type='both'.*'bi' or 'uni'"),
+    ("xlnet", XLNET, {"attn_type": "both"}, "attn_type='both'.*'bi', 'uni'"),
     ("t5", T5, {"feed_forward_proj": "gated-tanh"}, "feed_forward_proj='gated-tanh'.*'gated-gelu'"),
     ("t5", T5, {"is_decoder": True}, "is_decoder=True"),
 ]

@@ -10,15 +10,17 @@ import pytest
 from hf_files import LLAMA, random_tensors, write_model, write_tokenizer
 
 import llmjax
-from llmjax import cli, storage
+from llmjax import cli, config, storage
 from llmjax.errors import UserError
 from llmjax.interop import read, tensors, write
+from llmjax.interop.generation import OFF, read_generation
 from llmjax.interop.read import import_model
 from llmjax.interop.stacked import StackedWriter
 from llmjax.interop.tensors import Tensor
 from llmjax.interop.write import export_model
 
 BF16 = ml_dtypes.bfloat16
+BASE = {name: config.base().generate[name] for name in OFF}
 
 
 # ---------------------------------------------------------------------- whole or not at all
@@ -128,13 +130,42 @@ def test_a_number_that_is_null_is_one_that_is_not_there(tmp_path):
         import_model(source, tmp_path / "run", tokenizer="none")
 
 
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [
+        ({"do_sample": True, "temperature": 0.6, "top_p": 0.9}, {"temperature": 0.6, "top_p": 0.9, "top_k": 0}),
+        ({"do_sample": True}, {"temperature": 1.0, "top_p": 1.0, "top_k": 0}),
+        ({"do_sample": False, "temperature": 0.6, "repetition_penalty": 1.1}, {"temperature": 0.0, "repetition_penalty": 1.1}),
+        ({"temperature": 0.7, "top_k": 20, "do_sample": None}, {"temperature": 0.7, "top_k": 20, "top_p": 1.0}),
+        ({"eos_token_id": 257}, {"temperature": 0.8, "top_p": 0.95, "top_k": 0}),
+    ],
+)  # fmt: skip
+def test_a_models_own_generation_defaults_come_and_go_with_it(tmp_path, generation, expected):
+    source = write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA))
+    (source / "generation_config.json").write_text(json.dumps(generation))
+    import_model(source, tmp_path / "run", tokenizer="none")
+    found = llmjax.load(tmp_path / "run").config.generate
+    assert {name: found[name] for name in expected} == expected
+    export_model(tmp_path / "run", tmp_path / "out")
+    written = tmp_path / "out" / "generation_config.json"
+    again = json.loads(written.read_text()) if written.is_file() else {}
+    assert {**BASE, **read_generation(again)} == {name: found[name] for name in BASE}
+
+
+def test_a_generation_default_that_is_no_number_is_named(tmp_path):
+    source = write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA))
+    (source / "generation_config.json").write_text('{"temperature": "hot"}')
+    with pytest.raises(UserError, match="generation_config.json has temperature='hot', which is no number"):
+        import_model(source, tmp_path / "run", tokenizer="none")
+
+
 # ---------------------------------------------------------------------- the command
 
 
 def test_the_command_imports_generates_and_exports(tmp_path, capsys):
     pytest.importorskip("tokenizers")
     source = write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA, dtype=BF16), tokenizer=True)
-    (source / "generation_config.json").write_text('{"eos_token_id": [257, 258]}')
+    (source / "generation_config.json").write_text('{"eos_token_id": [257, 258], "do_sample": false}')
     run, out = tmp_path / "run", tmp_path / "out"
     assert cli.main(["import", "--from", str(source), "--to", str(run), "--dtype", "float32"]) == 0
     assert "llama, 42.5K parameters in float32, a tokenizer of 264 ids" in capsys.readouterr().out

@@ -214,6 +214,17 @@ def test_every_tensor_is_read_once_and_never_two_rows_at_a_time(tmp_path, monkey
     assert [kind for kind, _ in events] == ["read", "write"] * len(weights)
 
 
+def test_checkpoints_are_described_as_this_version_of_orbax_describes_them(tmp_path, prepared_run):
+    """`stacked` writes names of orbax's private classes, which another version may call otherwise."""
+    save_run(tmp_path / "trained", tiny_config(prepared_run))
+    import_model(write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA)), tmp_path / "run", tokenizer="none")
+    theirs, ours = (
+        json.loads((checkpoint.newest(tmp_path / run) / "_CHECKPOINT_METADATA").read_text())["item_handlers"]
+        for run in ("trained", "run")
+    )
+    assert ours == {item: theirs[item] for item in ("meta", "params")}
+
+
 def test_layers_of_zeros_are_restored_too(tmp_path):
     weights = {name: np.zeros_like(array) for name, array in random_tensors(LLAMA).items()}
     assert not any(

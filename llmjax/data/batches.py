@@ -2,7 +2,7 @@
 
 Row i of a stream is the L + 1 tokens from i * L + shift, inputs and targets one apart. An epoch of a source visits its
 rows in a permutation that is computed, not stored; permutation and shift are drawn anew for every epoch, so documents
-are cut in other places each time. Which source the next row comes from is the mixture's affair.
+are cut in other places each time. The mixture (`mixture.py`) chooses the source of each row.
 
 Rows of parallel text are whole pairs, as many as fit; epochs differ in the order of the rows. An objective may change
 each row (hide tokens, say): it gets a random generator that depends on the seed, k and the row's number in the batch.
@@ -31,7 +31,7 @@ SHUFFLE_ROUNDS = 4  # of grain's block cipher; the fewest it allows
 
 @dataclass(frozen=True)
 class Corruption:
-    """What an objective makes of a row of text."""
+    """An objective's transform of each row of text."""
 
     tokens: int  # of text that it reads; what comes out is as long as it likes
     change: Callable[[Batch, np.random.Generator], Batch]  # a row of `pack`, without the batch dimension -> a row

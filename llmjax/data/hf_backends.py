@@ -1,7 +1,7 @@
-"""What encodes and decodes for imported tokenizers: the `tokenizers` package, or SentencePiece with tokens added to it.
+"""Encoding and decoding of imported tokenizers: by the `tokenizers` package, or by SentencePiece with added tokens.
 
-Added tokens are of two kinds. Control tokens come out of a text only when the caller says that they stand there; the
-others, runs of spaces or whole words, are found in every text, as their own libraries do.
+There are two kinds of added tokens. Text becomes a control token only where the caller says so. The others, runs of
+spaces or whole words, are found in every text, as in the libraries of their models.
 """
 
 import json

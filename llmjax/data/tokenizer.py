@@ -1,13 +1,12 @@
 """Tokenizers: those trained here, which give back exactly the text they were given, and those of imported models.
 
-Trained here are SentencePiece BPE, unigram and char, and bytes. What SentencePiece would change or lose is switched off
-(normalisation, dummy prefixes, collapsed spaces), what it does not know becomes bytes, and U+2581, its own sign for a
-space, is passed around it as bytes. Decoding joins `piece_bytes`, the bytes that each id stands for, so nothing that
-SentencePiece does when it decodes matters.
+Those trained here are SentencePiece BPE, unigram and char, and plain bytes (`tokenizer_training.py`). Normalisation,
+dummy prefixes and collapsed spaces are switched off. Unknown characters become bytes, and so does U+2581, SentencePiece's
+sign for a space. Decoding joins `piece_bytes`, the bytes that each id stands for, and does not use SentencePiece.
 
-Imported tokenizers (`hf_tokenizer.py`) do as they always did, so that their model reads what it was trained on. Some
-change the text: BERT's lower-cases it and has no id for the spaces, Llama 2's writes a space in front, and what has
-neither a piece nor bytes to fall back on becomes <unk>. `exact` says whether a text comes back as it was.
+Imported tokenizers (`hf_tokenizer.py`) give the ids that their model was trained on. Some change the text: BERT's
+lower-cases it and has no id for spaces, Llama 2's writes a space in front, and a character without a piece or bytes
+becomes <unk>. `exact` says whether decoding gives the text back.
 """
 
 import hashlib
@@ -47,7 +46,7 @@ class Segment(NamedTuple):
 
 
 class Backend(Protocol):
-    """What encodes and decodes in place of `Tokenizer`'s own ways."""
+    """The encoder and decoder of an imported tokenizer."""
 
     def encode_batch(self, texts: Sequence[str], *, parse: bool, threads: int) -> list[list[int]]:
         """The ids of each text; with `parse`, control tokens that are written in a text become their ids."""
@@ -64,8 +63,8 @@ class Tokenizer:
     """Text to ids and back. Special ids come out of `encode` only when they are asked for, whatever the text says.
 
     Imported tokenizers may lack any of the special ids (None), use one for several purposes (GPT-2 has one for the
-    beginning and the end of a document, SmolLM2 pads with its end), and have ids with holes between them. What code
-    needs is said by `start_id`, `end_id` and `eos_ids`; padding is told by lengths and segments, never by its id.
+    beginning and the end of a document, SmolLM2 pads with its end), and have ids with holes between them. Code uses
+    `start_id`, `end_id` and `eos_ids`. Lengths and segments say where padding is; an id never does.
     """
 
     kind: str  # "sentencepiece", "byte", or of an imported one "huggingface" or "none"

@@ -1,15 +1,46 @@
-"""Reading the fields of their config.json, and the check that what was written there says the same as what we have."""
+"""The language in which a family says which fields of config.json are which settings of `config.model`.
+
+A family's table is a tuple of entries. An entry says both directions, so that nothing is said twice: `read_fields`
+makes `config.model` of a config.json, and `write_fields` the reverse. What no entry names and `HARMLESS` does not list
+is an error, because a setting that is not understood would make another model without a word.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from llmjax import config
+from llmjax.config.model_checks import ATTENTION, BIASES
 from llmjax.errors import UserError
+from llmjax.model.init import attention_scale, logit_scale, residual_scale
 from llmjax.model.layers import mlp_width
 
+Theirs = Mapping[str, Any]
+Default = Any  # a value, or a function of the settings that were read before
+ABSENT: Any = object()
+REQUIRED: Any = object()
+REMOVE = "remove what does not change the network from the file"
+
+# Fields of any model type that do not change what the network computes: names, versions, training, generation.
+HARMLESS = frozenset(
+    """
+    model_type architectures transformers_version _name_or_path name_or_path auto_map torch_dtype dtype use_cache
+    cache_implementation tokenizer_class prefix gradient_checkpointing pretraining_tp initializer_factor
+    _attn_implementation _attn_implementation_autoset attn_implementation use_flash_attn unsloth_version unsloth_fixed
+    bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id decoder_start_token_id
+    forced_bos_token_id forced_eos_token_id begin_suppress_tokens suppress_tokens bad_words_ids task_specific_params
+    id2label label2id num_labels problem_type finetuning_task classifier_dropout return_dict output_hidden_states
+    output_attentions output_router_logits output_scores output_past return_dict_in_generate torchscript use_bfloat16
+    pruned_heads chunk_size_feed_forward tie_encoder_decoder remove_invalid_values is_decoder
+    is_encoder_decoder max_length min_length do_sample early_stopping num_beams num_beam_groups
+    diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size num_return_sequences exponential_decay_length_penalty summary_activation
+    summary_first_dropout summary_last_dropout summary_proj_to_labels summary_type summary_use_proj
+    """.split()  # noqa: SIM905
+)
 # What never reaches a config.json: how a model is initialised and regularised, and how fast it is computed.
 NOT_EXPORTED = (
     "dropout",
@@ -31,115 +62,223 @@ NOT_EXPORTED = (
     "moe.z_loss",
     "moe.jitter",
 )
+ACTIVATIONS = {  # their names -> ours; of those that share one of ours the first is written
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",  # the same polynomial, multiplied out otherwise
+    "gelu_python": "gelu",
+    "relu": "relu",
+    "relu2": "relu2",
+    "silu": "silu",
+    "swish": "silu",
+}
+GATED_ACTIVATIONS = {
+    "silu": "swiglu",
+    "swish": "swiglu",
+    "gelu": "geglu",
+    "gelu_pytorch_tanh": "geglu_tanh",
+    "gelu_new": "geglu_tanh",
+    "relu": "reglu",
+}
 
 
-# The fields of config.json that are numbers, and those where null is a value too: "as many as heads", "none".
-NUMBERS = frozenset(
-    [
-        "attention_dropout",
-        "attention_probs_dropout_prob",
-        "attn_pdrop",
-        "d_ff",
-        "d_kv",
-        "d_model",
-        "decoder_sparse_step",
-        "dropout",
-        "dropout_rate",
-        "emb_dim",
-        "embd_pdrop",
-        "ffn_dim",
-        "ffn_hidden_size",
-        "hidden_dropout",
-        "hidden_dropout_prob",
-        "hidden_size",
-        "init_std",
-        "initializer_range",
-        "intermediate_size",
-        "layer_norm_eps",
-        "layer_norm_epsilon",
-        "layerdrop",
-        "max_position_embeddings",
-        "moe_intermediate_size",
-        "n_ctx",
-        "n_embd",
-        "n_embed",
-        "n_head",
-        "n_heads",
-        "n_langs",
-        "n_layer",
-        "n_layers",
-        "n_positions",
-        "n_token",
-        "n_words",
-        "num_attention_heads",
-        "num_decoder_layers",
-        "num_experts",
-        "num_experts_per_tok",
-        "num_heads",
-        "num_hidden_layers",
-        "num_layers",
-        "num_local_experts",
-        "query_pre_attn_scalar",
-        "relative_attention_max_distance",
-        "relative_attention_num_buckets",
-        "resid_pdrop",
-        "rms_norm_eps",
-        "rope_local_base_freq",
-        "rope_theta",
-        "router_aux_loss_coef",
-        "router_jitter_noise",
-        "seq_length",
-        "sliding_window_pattern",
-        "type_vocab_size",
-        "vocab_size",
-        "word_embed_proj_dim",
-    ]
-)
-NULLABLE = frozenset(
-    [
-        "attn_logit_softcapping",
-        "d_inner",
-        "final_logit_softcapping",
-        "head_dim",
-        "max_window_layers",
-        "n_head_kv",
-        "n_inner",
-        "num_key_value_heads",
-        "num_kv_heads",
-        "sliding_window",
-    ]
-)
+@dataclass(frozen=True)
+class Entry:
+    """Fields of config.json and settings of `config.model` that say the same.
 
-
-def with_numbers(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config.json without those that should be numbers and are null, which say nothing.
-
-    Raises UserError for a text or a list where a number belongs.
+    names: the fields that `read` looks at.
+    read: sets the settings; the names are there with values that are not null, or missing.
+    write: the fields of the settings.
+    required: the names of which one must be there.
+    nullable: the names for which null is a value of its own, and not the same as missing.
     """
-    found = {}
-    for name, value in theirs.items():
-        if name in NUMBERS | NULLABLE and not isinstance(value, int | float | None):
-            raise UserError(f"config.json has {name}={value!r}, which is no number")
-        if value is not None or name not in NUMBERS:
-            found[name] = with_numbers(value) if name == "text_config" and isinstance(value, dict) else value
-    return found
+
+    names: tuple[str, ...]
+    read: Callable[[ConfigDict, Theirs], None] = lambda c, theirs: None
+    write: Callable[[ConfigDict], dict[str, Any]] = lambda c: {}
+    required: tuple[str, ...] = ()
+    nullable: tuple[str, ...] = ()
 
 
-def field(theirs: Mapping[str, Any], *names: str, default: Any = None) -> Any:
-    """The value of the first of these names (a field and its older spellings) that is there and not null.
+def field(
+    name: str,
+    ours: str,
+    default: Default = REQUIRED,
+    *,
+    also: tuple[str, ...] = (),
+    null: Default = ABSENT,
+    table: Mapping[Any, Any] | None = None,
+    kind: type | None = None,
+    to_ours: Callable[[Any], Any] = lambda value: value,
+    to_theirs: Callable[[Any], Any] = lambda value: value,
+) -> Entry:
+    """One field that is one setting.
 
-    config.json leaves out what equals the default of its model type: give that as `default`. Without one a missing
-    field is a UserError.
+    Args:
+        ours: the setting, such as "layers" or "moe.experts".
+        default: the setting where the field is missing or null; REQUIRED: it must be there.
+        also: older spellings of the field, which are read and not written.
+        null: the setting where the field is null, if that says something of its own; written as null.
+        table: their values -> ours, for the values that are supported.
+        kind: int, float or bool, the type of their value; None: the setting's.
     """
-    for name in names:
-        if theirs.get(name) is not None:
-            return theirs[name]
-    if default is None:
-        raise UserError(f"config.json lacks {' or '.join(names)}; add it as in the model type's published configs")
-    return default
+    own_kind = kind or type(get(config.base().model, ours))
+    names: dict[Any, Any] = {value: there for there, value in reversed(list((table or {}).items()))}
+
+    def read(c: ConfigDict, theirs: Theirs) -> None:
+        used = next((n for n in (name, *also) if theirs.get(n) is not None), name)
+        given = theirs.get(used)
+        if given is None:
+            value = null if null is not ABSENT and name in theirs else default
+            value = value(c) if callable(value) else value
+        elif table is not None:
+            value = choose(used, given, table)
+        else:
+            value = to_ours(typed(used, given, own_kind))
+        put(c, ours, value)
+
+    def write(c: ConfigDict) -> dict[str, Any]:
+        value = get(c, ours)
+        if null is not ABSENT and not callable(null) and value == null:
+            return {name: None}
+        if table is not None and value not in names:
+            raise UserError(f"model.{ours}={value!r} has no name as {name}; it can be {', '.join(map(repr, names))}")
+        return {name: names[value] if table is not None else to_theirs(value)}
+
+    return Entry(
+        (name, *also),
+        read,
+        write,
+        required=(name, *also) if default is REQUIRED else (),
+        nullable=(name,) if null is not ABSENT else (),
+    )
 
 
-def only(theirs: Mapping[str, Any], name: str, *values: Any) -> None:
+def fixed(name: str, *values: Any) -> Entry:
+    """A field that must be missing, null or one of these values, or functions of settings: the network has no other."""
+
+    def read(c: ConfigDict, theirs: Theirs) -> None:
+        only(theirs, name, *(value(c) if callable(value) else value for value in values))
+
+    return Entry((name,), read)
+
+
+def settings(**values: Default) -> Entry:
+    """Settings that every model of the type has and its config.json does not say."""
+
+    def read(c: ConfigDict, theirs: Theirs) -> None:
+        for name, value in values.items():
+            put(c, name, value(c) if callable(value) else value)
+
+    return Entry((), read)
+
+
+def constants(**values: Any) -> Entry:
+    """Fields that are written as they are, and not read."""
+    return Entry(tuple(values), write=lambda c: dict(values))
+
+
+def ignored(names: str) -> Entry:
+    """Fields of a model type, separated by spaces, that do not change what its network computes."""
+    return Entry(tuple(names.split()))
+
+
+# As many heads of keys as of queries, which divide the width.
+MULTI_HEAD = settings(kv_heads=lambda c: c.heads, head_size=lambda c: c.width // c.heads)
+
+
+def read_fields(entries: Iterable[Entry], theirs: Theirs, *, defaults: Theirs | None = None) -> ConfigDict:
+    """config.json -> `config.model`.
+
+    Args:
+        defaults: what the model type has where its config.json says nothing.
+
+    Raises UserError that names every field that is missing or not understood, or one whose value is not supported.
+    """
+    if theirs.get("quantization_config"):
+        raise UserError(
+            "config.json has a quantization_config; supported: unquantized weights (float32, bfloat16, float16)"
+        )
+    entries = tuple(entries)
+    nullable = {name for entry in entries for name in entry.nullable}
+    said = {**(defaults or {}), **{k: v for k, v in theirs.items() if v is not None or k in nullable}}
+    wanted = [entry.required for entry in entries if entry.required]
+    lacking = [" or ".join(names) for names in wanted if all(said.get(name) is None for name in names)]
+    if lacking:
+        raise UserError(f"config.json lacks {', '.join(lacking)}; add them as in the model type's published configs")
+    known = HARMLESS.union(*(entry.names for entry in entries))
+    refuse_unknown("config.json", {k: v for k, v in said.items() if k not in known})
+    c = config.base().model
+    for entry in entries:
+        entry.read(c, said)
+    return c
+
+
+def refuse_unknown(where: str, left: Mapping[str, Any], advice: str = REMOVE) -> None:
+    """UserError that names the fields which nothing reads, but those that are null or switched off."""
+    unknown = [f"{name}={value!r}" for name, value in left.items() if value is not None and value is not False]
+    if unknown:
+        raise UserError(
+            f"{where} has {', '.join(unknown)}, which is not understood here for this type of model, so that what is "
+            f"imported might compute something else: {advice}"
+        )
+
+
+def write_fields(entries: Iterable[Entry], c: ConfigDict) -> dict[str, Any]:
+    """`config.model` -> config.json, without model_type. UserError for a setting that it cannot say."""
+    c = resolved(c)
+    theirs: dict[str, Any] = {}
+    for entry in entries:
+        theirs |= entry.write(c)
+    return theirs
+
+
+def get(c: ConfigDict, key: str) -> Any:
+    """The setting of a dotted key."""
+    for part in key.split("."):
+        c = c[part]
+    return c
+
+
+def put(c: ConfigDict, key: str, value: Any) -> None:
+    """Set the setting of a dotted key, a whole number where a float belongs made a float."""
+    *parents, last = key.split(".")
+    for part in parents:
+        c = c[part]
+    c[last] = float(value) if isinstance(c[last], float) else value
+
+
+def typed(name: str, value: Any, kind: type, *, where: str = "config.json") -> Any:
+    """The value of a field, of this type. UserError for text, lists and whatever else is none."""
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise UserError(f"{where} has {name}={value!r}, which is neither true nor false")
+        return value
+    if kind not in (int, float):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{where} has {name}={value!r}, which is no number")
+    if kind is int and value != int(value):
+        raise UserError(f"{where} has {name}={value!r}, which is no whole number")
+    return kind(value)
+
+
+def flag(theirs: Theirs, name: str, default: bool = False, *, where: str = "config.json") -> bool:
+    """A field that is true or false. UserError if it is something else."""
+    value = theirs.get(name)
+    return default if value is None else typed(name, value, bool, where=where)
+
+
+def number(theirs: Theirs, name: str, default: float | None = None, *, where: str = "config.json") -> Any:
+    """A number, whole or not. UserError if it is something else, or missing without a default."""
+    value = theirs.get(name, default)
+    if value is None:
+        raise UserError(f"{where} lacks {name}; add it as in the model type's published configs")
+    return typed(name, value, type(value) if type(value) is int else float, where=where)
+
+
+def only(theirs: Theirs, name: str, *values: Any) -> None:
     """Raise UserError unless a field is missing, null or one of these values."""
     given = theirs.get(name)
     if given is not None and given not in values:
@@ -148,21 +287,28 @@ def only(theirs: Mapping[str, Any], name: str, *values: Any) -> None:
 
 def choose(name: str, given: Any, table: Mapping[Any, Any]) -> Any:
     """The row of a table from their values to ours. UserError names the field, the value and the table's keys."""
-    if given not in table:
+    if not isinstance(given, str | int | float) or given not in table:
         raise UserError(f"config.json has {name}={given!r}; supported: {', '.join(map(repr, table))}")
     return table[given]
 
 
+def resolved(c: ConfigDict) -> ConfigDict:
+    """The same model with sizes of 0 and with scales that `init` decides replaced by what they mean."""
+    c = c.copy_and_resolve_references()
+    c.kv_heads, c.head_size, c.mlp_width = c.kv_heads or c.heads, config.head_size(c), mlp_width(c)
+    c.embedding_width, c.moe.width = c.embedding_width or c.width, c.moe.width or c.mlp_width
+    c.recurrent.heads = c.recurrent.heads or c.heads
+    c.recurrent.width = c.recurrent.width or (2 if "mamba2" in c.pattern else 1) * c.width
+    c.bias = tuple(part for part in BIASES if part in c.bias and (part != "norm" or c.norm != "rms"))  # rms has none
+    c.attention_scale, c.logit_scale, c.residual_scale = attention_scale(c), logit_scale(c), residual_scale(c)
+    c.init = config.base().model.init
+    return c
+
+
 def meaning(c: ConfigDict) -> dict[str, Any]:
     """The settings of `config.model` on which a forward pass depends, with defaults such as kv_heads=0 resolved."""
+    c = resolved(c)
     said = {k: v for k, v in config.flatten(c.to_dict()).items() if k not in NOT_EXPORTED}
-    said |= {"kv_heads": c.kv_heads or c.heads, "head_size": config.head_size(c), "mlp_width": mlp_width(c)}
-    said |= {
-        "embedding_width": c.embedding_width or c.width,
-        "attention_scale": c.attention_scale or said["head_size"] ** -0.5,
-    }
-    said |= {"bias": tuple(sorted(part for part in c.bias if part != "norm" or c.norm != "rms"))}  # rms has none
-    said |= {"moe.width": c.moe.width or mlp_width(c)}
     kinds = {c.pattern[i % len(c.pattern)] for i in range(c.layers)}
     said["pattern"] = tuple(c.pattern[i % len(c.pattern)] for i in range(c.layers))
     idle = {
@@ -179,7 +325,9 @@ def meaning(c: ConfigDict) -> dict[str, Any]:
         "window": "local" not in kinds,
         "moe.": c.moe.experts == 0,
         "moe.capacity_factor": c.moe.dispatch != "capacity",
-        "recurrent.": not kinds - {"global", "local"},
+        "recurrent.": not kinds - set(ATTENTION),
+        **dict.fromkeys(("recurrent.state_size", "recurrent.groups", "recurrent.chunk"), "mamba2" not in kinds),
+        **dict.fromkeys(("heads", "kv_heads", "head_size", "attention_", "qk_norm"), not kinds & set(ATTENTION)),
         "shared_norm": c.block != "parallel",
         "norm_zero_centered": c.norm == "none",
         "norm_epsilon": c.norm == "none",
@@ -189,14 +337,17 @@ def meaning(c: ConfigDict) -> dict[str, Any]:
     return {k: v for k, v in said.items() if not any(off and k.startswith(prefix) for prefix, off in idle.items())}
 
 
-def require_same(ours: ConfigDict, again: ConfigDict, family: str) -> None:
-    """Raise UserError unless the model that a family's config.json describes (`again`) is the one to be written."""
+def require_same(ours: ConfigDict, again: ConfigDict, family: str, *, unsaid: Iterable[str] = ()) -> None:
+    """Raise UserError unless the model that a family's config.json describes (`again`) is the one to be written.
+
+    `unsaid`: settings that the family's tensors say and its config.json does not.
+    """
     mine, theirs = meaning(ours), meaning(again)
 
     def differs(a: Any, b: Any) -> bool:
         return not math.isclose(a, b, rel_tol=1e-12) if isinstance(a, float) and isinstance(b, float) else bool(a != b)
 
-    keys = [k for k in sorted(mine.keys() | theirs.keys()) if differs(mine.get(k), theirs.get(k))]
+    keys = [k for k in sorted((mine.keys() | theirs.keys()) - set(unsaid)) if differs(mine.get(k), theirs.get(k))]
     if keys:
         said = "; ".join(f"model.{k}={mine.get(k)!r}, there {theirs.get(k)!r}" for k in keys)
         raise UserError(

@@ -1,38 +1,15 @@
-"""What the families of GPT-2's descent share: activations, and queries, keys and values in one tensor."""
+"""Rows of tensors that are several parameters here: queries, keys and values, or gate and up."""
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax import config
-from llmjax.errors import UserError
-from llmjax.interop.mapping import Row, Slot
-
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",  # the same polynomial, multiplied out otherwise
-    "gelu_python": "gelu",
-    "relu": "relu",
-    "relu2": "relu2",
-    "silu": "silu",
-    "swish": "silu",
-}
-ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-
-
-def start(theirs: Mapping[str, Any]) -> ConfigDict:
-    """The settings that read_config fills in. UserError for quantized weights."""
-    if theirs.get("quantization_config"):
-        raise UserError(
-            "config.json has a quantization_config; supported: unquantized weights (float32, bfloat16, float16)"
-        )
-    c = config.base().model
-    c.norm, c.norm_place = "layer", "pre"
-    return c
+from llmjax.interop.mapping import Arrays, Row, Slot
+from llmjax.model.positions import rotary_size
 
 
 def sizes(c: ConfigDict) -> tuple[int, int, int, int]:
@@ -114,3 +91,74 @@ def _fused(
 
 def _oriented(a_OI: np.ndarray, transposed: bool) -> np.ndarray:
     return np.ascontiguousarray(a_OI.T if transposed else a_OI)
+
+
+def concatenated(
+    parts: Mapping[str, tuple[int, ...]],
+    layer: int | None,
+    inputs: tuple[int, ...],
+    theirs: str,
+    *,
+    bias: bool = False,
+) -> list[Row]:
+    """Several linear maps of the same input from one `nn.Linear` whose outputs are theirs, one map after another.
+
+    parts: path -> features.
+    """
+    sizes = [math.prod(features) for features in parts.values()]
+    cuts, total, flat = np.cumsum(sizes)[:-1], sum(sizes), math.prod(inputs)
+
+    def split(a: Arrays) -> Arrays:
+        shares = zip(np.split(a[0], cuts), parts.values(), strict=True)
+        return [np.ascontiguousarray(share.T).reshape(inputs + features) for share, features in shares]
+
+    def join(a: Arrays) -> Arrays:
+        return [np.ascontiguousarray(np.concatenate([x.reshape(flat, -1).T for x in a]))]
+
+    rows = [
+        Row(
+            tuple(Slot(f"{path}/kernel", layer, inputs + features) for path, features in parts.items()),
+            (f"{theirs}.weight",),
+            split,
+            join,
+            shapes=((total, flat),),
+        )
+    ]
+    if bias:
+        rows.append(
+            Row(
+                tuple(Slot(f"{path}/bias", layer, features) for path, features in parts.items()),
+                (f"{theirs}.bias",),
+                lambda a: [x.reshape(f) for x, f in zip(np.split(a[0], cuts), parts.values(), strict=True)],
+                lambda a: [np.concatenate([x.reshape(-1) for x in a])],
+                shapes=((total,),),
+            )
+        )
+    return rows
+
+
+def reordered(row: Row, order: np.ndarray, *, outputs: bool = False) -> Row:
+    """The same row where ours[..., i] is theirs[..., order[i]] of a head, the last dimension of the row's parameters.
+
+    outputs: the order is that of the tensor's outputs, its first dimension.
+    """
+    back = np.argsort(order)
+    if outputs:
+        return dataclasses.replace(
+            row,
+            to_ours=lambda a: row.to_ours([a[0][order]]),
+            to_theirs=lambda a: [x[back] for x in row.to_theirs(a)],
+        )
+    return dataclasses.replace(
+        row,
+        to_ours=lambda a: [np.ascontiguousarray(x[..., order]) for x in row.to_ours(a)],
+        to_theirs=lambda a: row.to_theirs([x[..., back] for x in a]),
+    )
+
+
+def neighbours(row: Row, c: ConfigDict) -> Row:
+    """The same row where theirs rotates neighbouring dimensions of each head together; here the halves go together."""
+    order = np.arange(config.head_size(c))
+    rotated = rotary_size(c)
+    order[:rotated] = order[:rotated].reshape(-1, 2).T.reshape(-1)
+    return reordered(row, order)

@@ -16,6 +16,7 @@ import numpy as np
 
 from llmjax.errors import UserError
 from llmjax.interop import tokenizer_json
+from llmjax.interop.fields import refuse_unknown
 from llmjax.interop.tensors import Tensor
 
 # Of the metadata under the architecture's name -> config.json
@@ -30,6 +31,23 @@ KEYS = {
     "context_length": "max_position_embeddings",
     "rope.freq_base": "rope_theta",
 }
+# What else is read under the architecture's name, or changes nothing.
+OTHER_KEYS = (
+    "vocab_size",
+    "attention.value_length",
+    "rope.dimension_count",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.finetuned",
+)
+GEMMA_KEYS = (
+    "attention.sliding_window",
+    "attention.sliding_window_pattern",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "rope.freq_base_swa",
+)
 OPTIONAL = ("attention.head_count_kv", "attention.key_length", "rope.freq_base")
 ARCHITECTURES = {
     "llama": ("llama", "LlamaForCausalLM"),
@@ -157,6 +175,7 @@ class GgufFile:
         if uneven := [name for name, value in config.items() if isinstance(value, list) and name != "architectures"]:
             raise UserError(f"its layers differ in {', '.join(uneven)}, which is not supported")
         config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+        self._check_metadata(config["head_dim"])
         config["vocab_size"] = self.tensors["model.embed_tokens.weight"].shape[0]
         config["tie_word_embeddings"] = "lm_head.weight" not in self.tensors
         config["torch_dtype"] = "float32"
@@ -172,6 +191,17 @@ class GgufFile:
         if len(known := [end for end in dict.fromkeys(ends) if end is not None]) > 1:
             config["eos_token_id"] = known
         return config
+
+    def _check_metadata(self, head_dim: int) -> None:
+        """Raise UserError for a key under the architecture's name that is not understood, or says what no family does."""
+        start = f"{self._architecture}."
+        own = {key.removeprefix(start): value for key, value in self._metadata.items() if key.startswith(start)}
+        for key in ("attention.value_length", "rope.dimension_count"):
+            if own.get(key, head_dim) != head_dim:
+                raise UserError(f"its metadata has {start}{key}={own[key]}; supported: the size of a head, {head_dim}")
+        known = {*KEYS, *OTHER_KEYS, *(GEMMA_KEYS if self._architecture.startswith("gemma") else ())}
+        left = {f"{start}{key}": value for key, value in own.items() if key not in known and value != 0}
+        refuse_unknown("its metadata", left, "import the model's safetensors instead")
 
     def _add_gemma(self, config: dict[str, Any]) -> None:
         arch, has = self._architecture, self._metadata

@@ -1,6 +1,6 @@
 """The language in which a family says which tensors of a Hugging Face checkpoint are which parameters here.
 
-A family is two functions between configs and a list of rows. A row ties a few tensors of theirs to a few parameters of
+A family is a table of fields (`fields.py`) and a list of rows. A row ties a few tensors of theirs to a few parameters of
 ours, one layer at a time, so that reading and writing a model never holds more than a row. Kernels here are
 (*inputs, *features); PyTorch's `nn.Linear` stores (out, in). `resolve` finds the rows of the tensors in a file, under
 all the names that files give it; `to_ours` and `to_theirs` carry a row's arrays over and check their shapes.
@@ -9,7 +9,7 @@ all the names that files give it; `to_ours` and `to_theirs` carry a row's arrays
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax.errors import UserError
+from llmjax.interop.fields import Entry, read_fields, require_same, write_fields
+from llmjax.interop.rope import plain
 
 Arrays = list[np.ndarray]
+OUTER = ("tie_word_embeddings", "quantization_config")  # said of the whole, beside what describes the text's network
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class Row:
-    """Tensors of theirs and parameters of ours that are made of each other, exactly, in both directions.
+    """Tensors of a checkpoint and parameters of ours, each an exact function of the other.
 
-    A row without ours is of a tensor that no parameter is made of and that is never written: alone when nothing needs
-    it, and with the tensor that it must be equal to when it repeats one (a tied head).
+    A row without `ours` covers a tensor that no parameter needs and that is never written. With a second tensor it says
+    that the first repeats it (a tied head).
     """
 
     ours: tuple[Slot, ...]
@@ -46,13 +49,16 @@ class Row:
     shapes: tuple[tuple[int, ...], ...] = ()  # of theirs, where the row knows them: then they are checked
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """One or more `model_type`s of Hugging Face.
 
-    read_config: their config.json -> `config.model` (every key set that matters; UserError names what is not supported).
-    write_config: `config.model` -> config.json, including model_type and architectures; UserError if it cannot be said.
+    entries: which fields of config.json are which settings of `config.model`, in the order in which they are read.
     rows: `config.model` -> every row. Names not covered by a row, and parameters not covered, are errors.
+    defaults: fields of config.json as the model type has them where a file says nothing.
+    variants: by model_type, what such fields are in the types that differ.
+    inner: where a file describes several networks, the field of config.json that holds the text's, by model_type.
+    unsaid: settings that the tensors alone say.
     ignored: regular expressions (re.search) of tensor names that carry nothing (buffers such as masks or inverse
         frequencies) and are dropped, unless a row has them.
     renames: (regular expression, replacement) pairs, applied in this order to the names in a file before rows are
@@ -62,18 +68,36 @@ class Family:
     """
 
     model_types: tuple[str, ...]
-    read_config: Callable[[dict[str, Any]], ConfigDict]
-    write_config: Callable[[ConfigDict], dict[str, Any]]
+    entries: tuple[Entry, ...]
     rows: Callable[[ConfigDict], Iterable[Row]]
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    inner: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unsaid: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     other_rows: Callable[[ConfigDict], Iterable[Row]] = lambda c: ()
+
+    def read_config(self, theirs: Mapping[str, Any]) -> ConfigDict:
+        """config.json -> `config.model`. UserError names the fields that are missing, not understood or not supported."""
+        model_type = str(theirs.get("model_type"))
+        if inner := self.inner.get(model_type):
+            outer = {name: theirs[name] for name in OUTER if theirs.get(name) is not None}
+            theirs = {**outer, **(theirs.get(inner) or {})}
+        return read_fields(self.entries, theirs, defaults={**self.defaults, **self.variants.get(model_type, {})})
+
+    def write_config(self, c: ConfigDict) -> dict[str, Any]:
+        """`config.model` -> config.json. UserError, naming the settings, if a model of this type cannot be that."""
+        c, name = plain(c), self.model_types[0]
+        theirs = {"model_type": name, **write_fields(self.entries, c)}
+        require_same(c, self.read_config(theirs), name, unsaid=self.unsaid)
+        return theirs
 
 
 def resolve(
     family: Family, c: ConfigDict, names: Iterable[str]
 ) -> tuple[list[Row], list[tuple[Row, set[str]]], list[str]]:
-    """What a checkpoint with tensors of these names has of a model.
+    """Match the rows of a family with the names of a checkpoint's tensors.
 
     Returns:
         The rows whose tensors are there, `theirs` being the names they have there; the rows that lack tensors, with the

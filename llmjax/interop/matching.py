@@ -1,7 +1,7 @@
 """Which tensors of a file fill which parameters: everything that does not fit is found before anything is read.
 
-Where a row does not say the shapes of its tensors they are what it makes of arrays of zeros, one byte an element, which
-is done once for all layers of a kind.
+A row may leave out the shapes of its tensors. It is then applied to zeros, one byte an element, once for all layers of
+a kind.
 """
 
 import re
@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 
 def fit(family: Family, c: ConfigDict, tensors: Mapping[str, Tensor], params: Mapping[str, Shape]) -> list[Row]:
-    """The rows by which a file is read, `theirs` being the names there; those without ours say what repeats what.
+    """The rows that read a file; `theirs` are its names. A row without `ours` says that one tensor repeats another.
 
     Args:
         c: `config.model`.

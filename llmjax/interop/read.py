@@ -1,4 +1,4 @@
-"""`llmjax import`: a model of Hugging Face, or a GGUF file, becomes a run that everything else here understands."""
+"""`llmjax import` makes a run of a Hugging Face model or of a GGUF file."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.errors import UserError
 from llmjax.interop import gguf, tensors
 from llmjax.interop.families import FAMILIES
-from llmjax.interop.fields import with_numbers
+from llmjax.interop.generation import read_generation
 from llmjax.interop.mapping import Family, Row, to_ours
 from llmjax.interop.matching import fit
 from llmjax.interop.stacked import StackedWriter
@@ -78,11 +78,12 @@ def import_model(source: Path, run: Path, *, dtype: str = "", tokenizer: str = "
     model_type = str(theirs["model_type"])
     family = FAMILIES[model_type]
     try:
-        model = family.read_config(with_numbers(theirs))
+        model = family.read_config(theirs)
     except UserError as error:
         raise UserError(f"the config.json of {source} cannot be imported: {error}") from error
     model.param_dtype = model.dtype = dtype or _stored_dtype(weights, family)
-    c = run_config(model, name=run.name)
+    generation = {} if source.is_file() else hf_tokenizer.read_beside(source)[hf_tokenizer.GENERATION_FILE]
+    c = run_config(model, name=run.name, generation=read_generation(generation))
     params = parameters_of(c.model)
     found = fit(family, c.model, weights.tensors, {path: tensor.shape for path, tensor in params.items()})
     rows = [row for row in found if row.ours]
@@ -127,11 +128,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     return theirs
 
 
-def run_config(model: ConfigDict, *, name: str) -> ConfigDict:
-    """The config of a run with this `config.model`, locked; the objective is the one that such a model is trained with."""
+def run_config(model: ConfigDict, *, name: str, generation: Mapping[str, float] | None = None) -> ConfigDict:
+    """The config of a run with this `config.model`, locked; the objective is the one that such a model is trained with.
+
+    `generation`: settings of `config.generate` that the model comes with.
+    """
     c = config.base()
     c.name = name
     c.model.update(model.to_dict())
+    c.generate.update(generation or {})
     if model.two_stream:
         c.objective.name = "permutation"
     elif model.encoder_layers:

@@ -11,23 +11,50 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax.errors import UserError
-from llmjax.interop.fields import choose, field, only
+from llmjax.interop.fields import Entry, Theirs, choose, number, only, refuse_unknown
 from llmjax.model.positions import rotary_size
 
 KINDS = {"default": "none", "linear": "linear", "llama3": "llama3", "yarn": "yarn"}
+ORIGINAL = "original_max_position_embeddings"
+BASES, FRACTIONS = ("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")
+NAMES = ("rope_scaling", "rope_parameters", ORIGINAL)
+# What a dictionary of each kind may hold, beside the base and the fraction.
+KNOWN = {
+    "none": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor", "beta_slow", "beta_fast", "truncate", "attention_factor", "mscale", "mscale_all_dim"),
+}
+IN_ALL = ("rope_type", "type", ORIGINAL, "finetuned", *BASES, *FRACTIONS)
 
 
-def read_rope(c: ConfigDict, theirs: Mapping[str, Any], *, base: float = 10_000.0, fraction: float = 1.0) -> None:
-    """Set the rotary keys of `c`. Its max_length must be set; base and fraction are the model type's defaults.
+def rope(
+    *, base: float = 10_000.0, fraction: float = 1.0, base_name: str = "rope_theta", fraction_name: str = ""
+) -> Entry:
+    """The entry of rotary positions, behind those of the head's size and `max_length`.
 
-    Raises UserError for kinds of scaling whose angles depend on the text's length (dynamic, longrope), and others.
+    Args:
+        base, fraction: what the model type has where its config.json says nothing.
+        base_name, fraction_name: the fields that are written; all spellings are read.
     """
-    said = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
-    read_dictionary(c, said, theirs)
-    c.position = "rotary"
-    everything = {**theirs, **{name: value for name, value in said.items() if value is not None}}
-    c.rotary_base = float(field(everything, "rope_theta", "rotary_emb_base", default=base))
-    set_fraction(c, float(field(everything, "partial_rotary_factor", "rotary_pct", default=fraction)))
+
+    def read(c: ConfigDict, theirs: Theirs) -> None:
+        said = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
+        read_dictionary(c, said, theirs)
+        everything = {**theirs, **{name: value for name, value in said.items() if value is not None}}
+        c.position = "rotary"
+        c.rotary_base = float(number(everything, _first(BASES, everything), base))
+        set_fraction(c, float(number(everything, _first(FRACTIONS, everything), fraction)))
+
+    def write(c: ConfigDict) -> dict[str, Any]:
+        more = {fraction_name: c.rotary_fraction} if fraction_name else {}
+        return {base_name: c.rotary_base, "rope_scaling": scaling(c), **more}
+
+    return Entry((*NAMES, *BASES, *FRACTIONS), read, write)
+
+
+def _first(names: tuple[str, ...], theirs: Theirs) -> str:
+    return next((name for name in names if theirs.get(name) is not None), names[0])
 
 
 def set_fraction(c: ConfigDict, fraction: float) -> None:
@@ -41,23 +68,29 @@ def set_fraction(c: ConfigDict, fraction: float) -> None:
     c.rotary_fraction = fraction
 
 
-def read_dictionary(c: ConfigDict, said: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Set the keys of rotary scaling from rope_scaling or rope_parameters."""
+def read_dictionary(c: ConfigDict, said: Mapping[str, Any], theirs: Theirs) -> None:
+    """Set the keys of rotary scaling from rope_scaling or rope_parameters.
+
+    Raises UserError for kinds of scaling whose angles depend on the text's length (dynamic, longrope), and others.
+    """
+    where = "config.json's rope_scaling"
     c.rotary_scaling = choose("rope_type", said.get("rope_type", said.get("type", "default")), KINDS)
+    known = (*KNOWN[c.rotary_scaling], *IN_ALL)
+    refuse_unknown(where, {name: value for name, value in said.items() if name not in known})
     if c.rotary_scaling == "none":
         return
-    length = theirs.get("original_max_position_embeddings", said.get("original_max_position_embeddings"))
-    length = length or c.max_length
-    c.rotary_factor = float(field(said, "factor", default=c.max_length / length))
+    given = theirs.get(ORIGINAL, said.get(ORIGINAL))
+    length = given or c.max_length
+    c.rotary_factor = float(number(said, "factor", c.max_length / length if given else None, where=where))
     if c.rotary_scaling == "linear":
         return
     c.rotary_original_length = length
     if c.rotary_scaling == "llama3":
-        c.rotary_slow = float(field(said, "low_freq_factor"))
-        c.rotary_fast = float(field(said, "high_freq_factor"))
+        c.rotary_slow = float(number(said, "low_freq_factor", where=where))
+        c.rotary_fast = float(number(said, "high_freq_factor", where=where))
         return
-    c.rotary_slow = float(field(said, "beta_slow", default=1))
-    c.rotary_fast = float(field(said, "beta_fast", default=32))
+    c.rotary_slow = float(number(said, "beta_slow", 1))
+    c.rotary_fast = float(number(said, "beta_fast", 32))
     only(said, "truncate", True)
     temperature = _temperature(c.rotary_factor)
     given = said.get("attention_factor")
@@ -70,38 +103,29 @@ def read_dictionary(c: ConfigDict, said: Mapping[str, Any], theirs: Mapping[str,
 
 
 def _temperature(factor: float, scale: float = 1.0) -> float:
-    """What YaRN multiplies cosines and sines with."""
+    """YaRN's factor on cosines and sines."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def write_rope(c: ConfigDict) -> dict[str, Any]:
-    """rope_theta and rope_scaling of a config.json. UserError if positions are not rotary.
-
-    NTK-aware scaling has no name of its own there, but it is a larger base, and written as such.
-    """
+def scaling(c: ConfigDict) -> dict[str, Any] | None:
+    """rope_scaling of a config.json, for settings that are `plain`. UserError if positions are not rotary."""
     if c.position != "rotary":
         raise UserError(f"model.position={c.position!r} cannot be written as rope_theta; it must be rotary")
-    scaling: dict[str, Any] | None = None
-    base = c.rotary_base
-    if c.rotary_scaling == "ntk":
-        base = plain(c).rotary_base
-    elif c.rotary_scaling != "none":
-        scaling = {"rope_type": c.rotary_scaling, "factor": c.rotary_factor}
-    if c.rotary_scaling in ("llama3", "yarn"):
-        slow, fast = (
-            ("low_freq_factor", "high_freq_factor") if c.rotary_scaling == "llama3" else ("beta_slow", "beta_fast")
-        )
-        assert scaling is not None
-        scaling |= {
-            "original_max_position_embeddings": c.rotary_original_length,
-            slow: c.rotary_slow,
-            fast: c.rotary_fast,
-        }
-    return {"rope_theta": base, "rope_scaling": scaling}
+    if c.rotary_scaling == "none":
+        return None
+    said = {"rope_type": c.rotary_scaling, "factor": c.rotary_factor}
+    if c.rotary_scaling == "llama3":
+        said |= {"low_freq_factor": c.rotary_slow, "high_freq_factor": c.rotary_fast}
+    elif c.rotary_scaling == "yarn":
+        said |= {"beta_slow": c.rotary_slow, "beta_fast": c.rotary_fast}
+    return said | ({} if c.rotary_scaling == "linear" else {ORIGINAL: c.rotary_original_length})
 
 
 def plain(c: ConfigDict) -> ConfigDict:
-    """The same model with NTK-aware scaling said by the base, as config.json says it; others unchanged."""
+    """The same model with NTK-aware scaling said by the base; others unchanged.
+
+    That scaling has no name of its own in a config.json, but it is a larger base.
+    """
     if c.position != "rotary" or c.rotary_scaling != "ntk":
         return c
     c = c.copy_and_resolve_references()

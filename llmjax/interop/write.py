@@ -1,4 +1,4 @@
-"""`llmjax export`: a run becomes a folder that transformers loads with `from_pretrained`."""
+"""`llmjax export` makes a folder of a run that transformers loads with `from_pretrained`."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -16,6 +16,7 @@ from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.errors import UserError
 from llmjax.interop import tokenizer_json
 from llmjax.interop.families import FAMILIES
+from llmjax.interop.generation import write_generation
 from llmjax.interop.mapping import Family, Row, to_theirs
 from llmjax.interop.matching import Shapes, uncovered
 from llmjax.interop.read import parameters_of
@@ -71,7 +72,7 @@ def export_model(source: Path, folder: Path, *, model_type: str = "", shard_byte
     total = sum(tensor.nbytes for shard in shards for tensor in shard.tensors.values())
     with storage.staged(folder, purpose="--to") as unfinished:
         storage.require_space(unfinished, total)
-        _write_texts(unfinished, step.parent.parent / "tokenizer", theirs, dtype=c.model.param_dtype)
+        _write_texts(unfinished, step.parent.parent / "tokenizer", theirs, c)
         with progress.bar("exporting", total) as advance:
             for name, shard in zip(shard_names(len(shards)), shards, strict=True):
                 writer = Writer(unfinished / name, shard.tensors)
@@ -128,16 +129,19 @@ def plan(rows: Iterable[Row], params: Mapping[str, Tensor], shard_bytes: int) ->
     return shards
 
 
-def _write_texts(folder: Path, tokenizer_folder: Path, theirs: dict[str, Any], *, dtype: str) -> None:
+def _write_texts(folder: Path, tokenizer_folder: Path, theirs: dict[str, Any], c: ConfigDict) -> None:
     """config.json, generation_config.json and the tokenizer's files."""
-    theirs = {**theirs, "torch_dtype": dtype}  # the name that all versions of transformers read
+    theirs = {**theirs, "torch_dtype": c.model.param_dtype}  # the name that all versions of transformers read
+    generation = write_generation(c.generate)
     if tokenizer_folder.is_dir():
         tokenizer = load_tokenizer(tokenizer_folder)
         ids = _save_tokenizer(tokenizer, folder)
         theirs = {**{key: i for key, i in ids.items() if i is not None}, **theirs}
         path = folder / GENERATION_FILE
         known = json.loads(storage.read_text(path)) if path.is_file() else {}
-        storage.write_json(path, {**ids, **known}, indent=2)
+        generation = {**ids, **known, **generation}
+    if generation:
+        storage.write_json(folder / GENERATION_FILE, generation, indent=2)
     storage.write_json(folder / "config.json", theirs, indent=2)
 
 

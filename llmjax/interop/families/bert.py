@@ -5,7 +5,7 @@ give the model `positions_BL = cumsum(mask) * mask - 1`; BERT counts every token
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,18 +13,22 @@ from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.errors import UserError
-from llmjax.interop.fields import choose, field, only, require_same
+from llmjax.interop.families.gpt import BIASED
+from llmjax.interop.fields import (
+    ACTIVATIONS,
+    Entry,
+    Theirs,
+    choose,
+    field,
+    fixed,
+    flag,
+    ignored,
+    only,
+    settings,
+    typed,
+)
 from llmjax.interop.mapping import Family, Row, Slot, linear, norm, same, tied, unused
 from llmjax.model.layers import mlp_width
-
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-}
 
 
 @dataclass(frozen=True)
@@ -71,49 +75,82 @@ ROBERTA = Names(
 XLM_ROBERTA = ("xlm-roberta", "XLMRoberta")
 
 
-def read_config(names: Names, theirs: Mapping[str, Any]) -> ConfigDict:
-    """config.json -> `config.model`. The architecture decides which heads there are."""
-    c = config.base().model
-    only(theirs, "is_decoder", False)
-    only(theirs, "add_cross_attention", False)
-    only(theirs, "position_embedding_type", "absolute")
-    only(theirs, "embedding_size", theirs.get("hidden_size"))
-    tables = {prefix + task: task for prefix in (names.classes, XLM_ROBERTA[1]) for task in names.tasks}
-    architectures = field(theirs, "architectures")
-    task = choose("architectures", architectures[0], tables)
-    act = field(theirs, "hidden_act", default="gelu")
+def _architecture(names: Names) -> Entry:
+    """The architecture decides which heads there are."""
 
-    c.vocab_size = field(theirs, "vocab_size")
-    c.layers = field(theirs, "num_hidden_layers")
-    c.width = field(theirs, "hidden_size")
-    c.heads = field(theirs, "num_attention_heads")
-    c.mlp_width = field(theirs, "intermediate_size")
-    c.activation = choose("hidden_act", act, ACTIVATIONS)
-    c.direction = "bidirectional"
-    c.position = "learned"
-    c.position_offset = 0 if names is BERT else field(theirs, "pad_token_id", default=1) + 1
-    c.max_length = field(theirs, "max_position_embeddings") - c.position_offset
-    c.types = field(theirs, "type_vocab_size", default=2)
-    c.norm = "layer"
-    c.norm_place = "post"
-    c.norm_epsilon = float(field(theirs, "layer_norm_eps", default=1e-12))
-    c.embedding_norm = True
-    c.final_norm = False
-    c.dropout = c.embedding_dropout = float(field(theirs, "hidden_dropout_prob", default=0.1))
-    c.attention_dropout = float(field(theirs, "attention_probs_dropout_prob", default=0.1))
-    c.bias = ("qkv", "out", "mlp", "norm")
-    c.pooler = task != "ForMaskedLM"
-    if task in ("ForMaskedLM", "ForPreTraining"):
-        if names is not BERT:
-            only(theirs, "hidden_act", "gelu")  # the head's, whatever the blocks have
-        c.head_transform = True
-        c.bias = (*c.bias, "head")
-        c.tie_embeddings = bool(field(theirs, "tie_word_embeddings", default=True))
-    if task == "ForPreTraining":
-        c.classes = 2  # is the second sentence the next one
-    elif task == "ForSequenceClassification":
-        c.classes = len(field(theirs, "id2label", default={})) or field(theirs, "num_labels", default=2)
-    return c
+    def read(c: ConfigDict, theirs: Theirs) -> None:
+        tables = {prefix + task: task for prefix in (names.classes, XLM_ROBERTA[1]) for task in names.tasks}
+        task = choose("architectures", theirs["architectures"][0], tables)
+        c.bias = BIASED
+        c.pooler = task != "ForMaskedLM"
+        if task in ("ForMaskedLM", "ForPreTraining"):
+            if names is not BERT:
+                only(theirs, "hidden_act", "gelu")  # the head's, whatever the blocks have
+            c.head_transform = True
+            c.bias = (*c.bias, "head")
+            c.tie_embeddings = flag(theirs, "tie_word_embeddings", True)
+        if task == "ForPreTraining":
+            c.classes = 2  # is the second sentence the next one
+        elif task == "ForSequenceClassification":
+            c.classes = len(theirs.get("id2label", {})) or typed("num_labels", theirs.get("num_labels", 2), int)
+
+    def write(c: ConfigDict) -> dict[str, Any]:
+        task = task_of(c, names)
+        said = {"architectures": [names.classes + task], "tie_word_embeddings": c.tie_embeddings}
+        if task == "ForSequenceClassification":
+            said["id2label"] = {str(i): f"LABEL_{i}" for i in range(c.classes)}
+            said["label2id"] = {f"LABEL_{i}": i for i in range(c.classes)}
+        return said
+
+    return Entry(("architectures", "tie_word_embeddings", "id2label", "num_labels"), read, write, ("architectures",))
+
+
+# RoBERTa's positions begin behind the padding id's.
+BEHIND_PADDING = Entry(
+    ("pad_token_id",),
+    lambda c, theirs: _begin_at(c, typed("pad_token_id", theirs.get("pad_token_id", 1), int) + 1),
+    lambda c: {"pad_token_id": c.position_offset - 1, "max_position_embeddings": c.max_length + c.position_offset},
+)
+
+
+def _begin_at(c: ConfigDict, offset: int) -> None:
+    c.position_offset, c.max_length = offset, c.max_length - offset
+
+
+def entries(names: Names) -> tuple[Entry, ...]:
+    """The fields of config.json."""
+    return (
+        settings(
+            direction="bidirectional",
+            position="learned",
+            norm="layer",
+            norm_place="post",
+            embedding_norm=True,
+            final_norm=False,
+        ),
+        field("vocab_size", "vocab_size"),
+        field("num_hidden_layers", "layers"),
+        field("hidden_size", "width"),
+        field("num_attention_heads", "heads"),
+        field("intermediate_size", "mlp_width"),
+        field("hidden_act", "activation", "gelu", table=ACTIVATIONS),
+        field("type_vocab_size", "types", 2),
+        field("layer_norm_eps", "norm_epsilon", 1e-12),
+        field("hidden_dropout_prob", "dropout", 0.1),
+        settings(embedding_dropout=lambda c: c.dropout),
+        field("attention_probs_dropout_prob", "attention_dropout", 0.1),
+        field("max_position_embeddings", "max_length"),
+        *(() if names is BERT else (BEHIND_PADDING,)),
+        _architecture(names),
+        fixed("embedding_size", lambda c: c.width),
+        fixed("is_decoder", False),
+        fixed("add_cross_attention", False),
+        fixed("position_embedding_type", "absolute"),
+        ignored(
+            "initializer_range directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
+            "pooler_size_per_head pooler_type"
+        ),
+    )
 
 
 def task_of(c: ConfigDict, names: Names) -> str:
@@ -133,37 +170,6 @@ def task_of(c: ConfigDict, names: Names) -> str:
             "and classes"
         )
     return task
-
-
-def write_config(names: Names, c: ConfigDict) -> dict[str, Any]:
-    """`config.model` -> config.json. UserError if a model of this family cannot be that."""
-    task = task_of(c, names)
-    activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-    theirs = {
-        "architectures": [names.classes + task],
-        "model_type": names.model_type,
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.width,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "intermediate_size": mlp_width(c),
-        "hidden_act": activations.get(c.activation, c.activation),
-        "hidden_dropout_prob": c.dropout,
-        "attention_probs_dropout_prob": c.attention_dropout,
-        "max_position_embeddings": c.max_length + c.position_offset,
-        "type_vocab_size": c.types,
-        "layer_norm_eps": c.norm_epsilon,
-        "tie_word_embeddings": c.tie_embeddings,
-    }
-    if names is not BERT:
-        theirs["pad_token_id"] = c.position_offset - 1
-    if task == "ForSequenceClassification":
-        theirs["id2label"] = {str(i): f"LABEL_{i}" for i in range(c.classes)}
-        theirs["label2id"] = {f"LABEL_{i}": i for i in range(c.classes)}
-    again = read_config(names, theirs)
-    again.pooler = c.pooler  # what `task_of` has checked
-    require_same(c, again, names.model_type)
-    return theirs
 
 
 def rows(names: Names, c: ConfigDict) -> Iterable[Row]:
@@ -212,11 +218,15 @@ def rows(names: Names, c: ConfigDict) -> Iterable[Row]:
 
 
 def _family(names: Names, model_types: tuple[str, ...]) -> Family:
-    bind: Callable[..., Any] = functools.partial
-    # Buffers of older versions, and the names of norms in files converted from TensorFlow.
-    ignored = (r"embeddings\.(position_ids|token_type_ids)$",)
-    renames = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
-    return Family(model_types, bind(read_config, names), bind(write_config, names), bind(rows, names), ignored, renames)
+    return Family(
+        model_types,
+        entries(names),
+        functools.partial(rows, names),
+        unsaid=("pooler",),  # a masked language model's files may hold one, see `task_of`
+        # Buffers of older versions, and the names of norms in files converted from TensorFlow.
+        ignored=(r"embeddings\.(position_ids|token_type_ids)$",),
+        renames=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
+    )
 
 
 FAMILIES = (_family(BERT, ("bert",)), _family(ROBERTA, ("roberta", "xlm-roberta")))

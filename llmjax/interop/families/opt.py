@@ -1,73 +1,51 @@
 """OPT (Zhang et al. 2022), and Phi 1, 1.5 and 2 (Gunasekar et al. 2023)."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from llmjax.interop.families.gpt import head
-from llmjax.interop.fields import choose, field, only, require_same
-from llmjax.interop.fused import ACTIVATION_NAMES, ACTIVATIONS, sizes, start
+from llmjax.interop.families.gpt import BIASED, LAYER_NORM, head
+from llmjax.interop.fields import (
+    ACTIVATIONS,
+    MULTI_HEAD,
+    constants,
+    field,
+    fixed,
+    ignored,
+    settings,
+)
+from llmjax.interop.fused import sizes
 from llmjax.interop.mapping import Family, Row, linear, norm, same
-from llmjax.interop.rope import plain, read_rope, write_rope
+from llmjax.interop.rope import rope
 from llmjax.model.block import layer_slots
 from llmjax.model.layers import mlp_width
 
-
-def read_opt(theirs: Mapping[str, Any]) -> ConfigDict:
-    """OPT's config.json -> `config.model`. The 350M model has its norms after the sums and narrower embeddings."""
-    c = start(theirs)
-    only(theirs, "layer_norm_elementwise_affine", True)
-    c.vocab_size = field(theirs, "vocab_size")
-    c.layers = field(theirs, "num_hidden_layers")
-    c.width = field(theirs, "hidden_size")
-    c.heads = field(theirs, "num_attention_heads")
-    c.kv_heads, c.head_size = c.heads, c.width // c.heads
-    c.max_length = field(theirs, "max_position_embeddings", default=2048)
-    c.mlp_width = field(theirs, "ffn_dim")
-    c.activation = choose("activation_function", theirs.get("activation_function", "relu"), ACTIVATIONS)
-    c.position, c.position_offset = "learned", 2
-    width = field(theirs, "word_embed_proj_dim", default=c.width)
-    c.embedding_width = 0 if width == c.width else width
-    c.norm_place = "pre" if theirs.get("do_layer_norm_before", True) else "post"
-    c.final_norm = c.norm_place == "pre" and not theirs.get("_remove_final_layer_norm", False)
-    c.norm_epsilon = 1e-5
-    c.bias = ("qkv", "out", "mlp", "norm") if theirs.get("enable_bias", True) else ("norm",)
-    c.tie_embeddings = bool(theirs.get("tie_word_embeddings", True))
-    c.dropout = float(theirs.get("dropout", 0.1))
-    c.attention_dropout = float(theirs.get("attention_dropout", 0.0))
-    c.layer_drop = float(theirs.get("layerdrop", 0.0))
-    c.init_std = float(theirs.get("init_std", 0.02))
-    return c
-
-
-def write_opt(c: ConfigDict) -> dict[str, Any]:
-    """`config.model` -> OPT's config.json."""
-    theirs = {
-        "architectures": ["OPTForCausalLM"],
-        "model_type": "opt",
-        "vocab_size": c.vocab_size,
-        "num_hidden_layers": c.layers,
-        "hidden_size": c.width,
-        "num_attention_heads": c.heads,
-        "max_position_embeddings": c.max_length,
-        "ffn_dim": mlp_width(c),
-        "activation_function": ACTIVATION_NAMES.get(c.activation, c.activation),
-        "word_embed_proj_dim": c.embedding_width or c.width,
-        "do_layer_norm_before": c.norm_place == "pre",
-        "_remove_final_layer_norm": c.norm_place == "pre" and not c.final_norm,
-        "enable_bias": "qkv" in c.bias,
-        "layer_norm_elementwise_affine": True,
-        "dropout": c.dropout,
-        "attention_dropout": c.attention_dropout,
-        "layerdrop": c.layer_drop,
-        "init_std": c.init_std,
-        "tie_word_embeddings": c.tie_embeddings,
-        "torch_dtype": c.param_dtype,
-        "use_cache": True,
-    }
-    require_same(c, read_opt(theirs), "opt")
-    return theirs
+OPT = (
+    constants(architectures=["OPTForCausalLM"]),
+    settings(norm="layer", norm_epsilon=1e-5, position="learned", position_offset=2),
+    field("vocab_size", "vocab_size"),
+    field("num_hidden_layers", "layers"),
+    field("hidden_size", "width"),
+    field("num_attention_heads", "heads"),
+    MULTI_HEAD,
+    field("max_position_embeddings", "max_length", 2048),
+    field("ffn_dim", "mlp_width"),
+    field("activation_function", "activation", "relu", table=ACTIVATIONS),
+    # The 350M model has narrower embeddings, its norms after the sums, and none at the end.
+    field("word_embed_proj_dim", "embedding_width", 0),
+    settings(embedding_width=lambda c: 0 if c.embedding_width == c.width else c.embedding_width),
+    field("do_layer_norm_before", "norm_place", "pre", table={True: "pre", False: "post"}),
+    field("_remove_final_layer_norm", "final_norm", True, table={False: True, True: False}),
+    settings(final_norm=lambda c: c.final_norm and c.norm_place == "pre"),
+    field("enable_bias", "bias", BIASED, table={True: BIASED, False: ("norm",)}),
+    field("tie_word_embeddings", "tie_embeddings", True),
+    field("dropout", "dropout", 0.1),
+    field("attention_dropout", "attention_dropout", 0.0),
+    field("layerdrop", "layer_drop", 0.0),
+    field("init_std", "init_std", 0.02),
+    fixed("layer_norm_elementwise_affine", True),
+    ignored("activation_dropout"),
+)
 
 
 def opt_rows(c: ConfigDict) -> Iterator[Row]:
@@ -93,58 +71,28 @@ def opt_rows(c: ConfigDict) -> Iterator[Row]:
     yield from head(c, "lm_head", f"{body}.embed_tokens")
 
 
-def read_phi(theirs: Mapping[str, Any]) -> ConfigDict:
-    """Phi's config.json -> `config.model`."""
-    c = start(theirs)
-    only(theirs, "qk_layernorm", False)
-    c.vocab_size = field(theirs, "vocab_size")
-    c.layers = field(theirs, "num_hidden_layers")
-    c.width = field(theirs, "hidden_size")
-    c.heads = field(theirs, "num_attention_heads")
-    c.kv_heads = field(theirs, "num_key_value_heads", default=c.heads)
-    c.head_size = field(theirs, "head_dim", default=c.width // c.heads)
-    c.max_length = field(theirs, "max_position_embeddings", default=2048)
-    c.mlp_width = field(theirs, "intermediate_size")
-    c.activation = choose("hidden_act", theirs.get("hidden_act", "gelu_new"), ACTIVATIONS)
-    c.block, c.shared_norm = "parallel", True
-    c.bias = ("qkv", "out", "mlp", "norm", "head")
-    c.norm_epsilon = float(field(theirs, "layer_norm_eps", default=1e-5))
-    c.tie_embeddings = bool(theirs.get("tie_word_embeddings", False))
-    c.dropout = float(theirs.get("resid_pdrop", 0.0))
-    c.embedding_dropout = float(theirs.get("embd_pdrop", 0.0))
-    c.attention_dropout = float(theirs.get("attention_dropout") or 0.0)
-    c.init_std = float(theirs.get("initializer_range", 0.02))
-    read_rope(c, theirs, fraction=0.5)
-    return c
-
-
-def write_phi(c: ConfigDict) -> dict[str, Any]:
-    """`config.model` -> Phi's config.json."""
-    theirs = {
-        "architectures": ["PhiForCausalLM"],
-        "model_type": "phi",
-        "vocab_size": c.vocab_size,
-        "num_hidden_layers": c.layers,
-        "hidden_size": c.width,
-        "num_attention_heads": c.heads,
-        "num_key_value_heads": c.kv_heads or c.heads,
-        "max_position_embeddings": c.max_length,
-        "intermediate_size": mlp_width(c),
-        "hidden_act": ACTIVATION_NAMES.get(c.activation, c.activation),
-        "partial_rotary_factor": c.rotary_fraction,
-        "qk_layernorm": False,
-        "layer_norm_eps": c.norm_epsilon,
-        "resid_pdrop": c.dropout,
-        "embd_pdrop": c.embedding_dropout,
-        "attention_dropout": c.attention_dropout,
-        "initializer_range": c.init_std,
-        "tie_word_embeddings": c.tie_embeddings,
-        "torch_dtype": c.param_dtype,
-        "use_cache": True,
-        **write_rope(c),
-    }
-    require_same(plain(c), read_phi(theirs), "phi")
-    return theirs
+PHI = (
+    constants(architectures=["PhiForCausalLM"]),
+    LAYER_NORM,
+    settings(block="parallel", shared_norm=True, bias=(*BIASED, "head")),
+    field("vocab_size", "vocab_size"),
+    field("num_hidden_layers", "layers"),
+    field("hidden_size", "width"),
+    field("num_attention_heads", "heads"),
+    field("num_key_value_heads", "kv_heads", lambda c: c.heads),
+    field("head_dim", "head_size", lambda c: c.width // c.heads),
+    field("max_position_embeddings", "max_length", 2048),
+    field("intermediate_size", "mlp_width"),
+    field("hidden_act", "activation", "gelu_tanh", table=ACTIVATIONS),
+    field("layer_norm_eps", "norm_epsilon", 1e-5),
+    field("tie_word_embeddings", "tie_embeddings", False),
+    field("resid_pdrop", "dropout", 0.0),
+    field("embd_pdrop", "embedding_dropout", 0.0),
+    field("attention_dropout", "attention_dropout", 0.0),
+    field("initializer_range", "init_std", 0.02),
+    rope(fraction=0.5, fraction_name="partial_rotary_factor"),
+    fixed("qk_layernorm", False),
+)
 
 
 def phi_rows(c: ConfigDict) -> Iterator[Row]:
@@ -165,11 +113,10 @@ def phi_rows(c: ConfigDict) -> Iterator[Row]:
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family(("opt",), read_opt, write_opt, opt_rows, renames=((r"^(?=decoder\.)", "model."),)),
+    Family(("opt",), OPT, opt_rows, renames=((r"^(?=decoder\.)", "model."),)),
     Family(
         ("phi",),
-        read_phi,
-        write_phi,
+        PHI,
         phi_rows,
         ignored=(r"rotary_emb\.inv_freq$",),
         renames=((r"^(?=(embed_tokens|layers|final_layernorm)\.)", "model."),),

@@ -5,14 +5,25 @@ logits are divided by sqrt(width). From v1.1 on the head is a matrix of its own.
 when it equals the embedding, which is then read twice.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax import config
-from llmjax.interop.fields import choose, field, only, require_same
+from llmjax.interop.fields import (
+    Entry,
+    Theirs,
+    choose,
+    constants,
+    field,
+    fixed,
+    flag,
+    ignored,
+    settings,
+    typed,
+)
 from llmjax.interop.mapping import Arrays, Family, Row, Slot, linear, norm, same, tied
 from llmjax.model.layers import GATED, mlp_width
 
@@ -29,75 +40,58 @@ ENCODER = "T5EncoderModel"
 SEQ2SEQ = "T5ForConditionalGeneration"
 
 
-def read_config(theirs: Mapping[str, Any]) -> ConfigDict:
-    """config.json -> `config.model`."""
-    c = config.base().model
-    only(theirs, "is_decoder", False)
-    names = {f"{prefix}{name}": name for prefix in ("", "M") for name in (SEQ2SEQ, ENCODER, "T5Model")}
-    names |= {"T5WithLMHeadModel": SEQ2SEQ}  # the name in the first files
-    encoder = choose("architectures", field(theirs, "architectures")[0], names) == ENCODER
-    mt5 = theirs.get("model_type") == "mt5"
+def _stacks() -> Entry:
+    """Encoder and decoder, or the encoder alone, as the architecture says; and the head."""
 
-    c.vocab_size = field(theirs, "vocab_size")
-    c.width = field(theirs, "d_model", "hidden_size")
-    c.heads = field(theirs, "num_heads", "num_attention_heads")
-    c.head_size = field(theirs, "d_kv", "head_dim", default=64)
-    c.mlp_width = field(theirs, "d_ff")
-    c.activation = choose(
-        "feed_forward_proj",
-        field(theirs, "feed_forward_proj", default="gated-gelu" if mt5 else "relu"),
-        ACTIVATIONS,
-    )
-    encoder_layers = field(theirs, "num_layers", "num_hidden_layers")
-    if encoder:
-        c.layers, c.direction = encoder_layers, "bidirectional"
-    else:
-        c.layers, c.encoder_layers = field(theirs, "num_decoder_layers", default=encoder_layers), encoder_layers
+    def read(c: ConfigDict, theirs: Theirs) -> None:
+        names = {f"{prefix}{name}": name for prefix in ("", "M") for name in (SEQ2SEQ, ENCODER, "T5Model")}
+        names |= {"T5WithLMHeadModel": SEQ2SEQ}  # the name in the first files
+        layers = typed("num_layers", theirs.get("num_layers", theirs.get("num_hidden_layers")), int)
+        if choose("architectures", theirs["architectures"][0], names) == ENCODER:
+            c.layers, c.direction = layers, "bidirectional"
+            return
+        c.layers, c.encoder_layers = typed("num_decoder_layers", theirs.get("num_decoder_layers", layers), int), layers
         # Their loader may write that heads are tied which are not; whether the logits are scaled tells.
-        scaled = theirs.get("scale_decoder_outputs")
-        if scaled is None:
-            scaled = not mt5 and theirs.get("tie_word_embeddings") is not False
-        c.tie_embeddings = bool(scaled)
+        scaled = flag(theirs, "scale_decoder_outputs", flag(theirs, "tie_word_embeddings", True))
+        c.tie_embeddings = scaled
         c.logit_scale = c.width**-0.5 if scaled else 1.0
-    c.position = "t5"
-    c.relative_buckets = field(theirs, "relative_attention_num_buckets", default=32)
-    c.relative_max_distance = field(theirs, "relative_attention_max_distance", default=128)
-    c.attention_scale = 1.0  # part of how the kernels are initialised
-    c.norm = "rms"
-    c.norm_epsilon = float(field(theirs, "layer_norm_epsilon", default=1e-6))
-    c.dropout = c.embedding_dropout = c.attention_dropout = float(field(theirs, "dropout_rate", default=0.1))
-    c.init = "t5"
-    return c
+
+    def write(c: ConfigDict) -> dict[str, Any]:
+        encoder = c.direction == "bidirectional" and not c.encoder_layers
+        return {
+            "architectures": [ENCODER if encoder else SEQ2SEQ],
+            "is_encoder_decoder": not encoder,
+            "num_layers": c.layers if encoder else c.encoder_layers,
+            "num_decoder_layers": c.layers,
+            "tie_word_embeddings": c.tie_embeddings,
+            "scale_decoder_outputs": c.tie_embeddings,
+        }
+
+    layers = ("num_layers", "num_hidden_layers")
+    names = (*layers, "num_decoder_layers", "tie_word_embeddings", "scale_decoder_outputs")
+    return Entry(names, read, write, layers)
 
 
-def write_config(c: ConfigDict) -> dict[str, Any]:
-    """`config.model` -> config.json. UserError if a T5 cannot be that."""
-    encoder = c.direction == "bidirectional" and not c.encoder_layers
-    activations = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
-    theirs = {
-        "architectures": [ENCODER if encoder else SEQ2SEQ],
-        "model_type": "t5",
-        "is_encoder_decoder": not encoder,
-        "vocab_size": c.vocab_size,
-        "d_model": c.width,
-        "num_heads": c.heads,
-        "d_kv": config.head_size(c),
-        "d_ff": mlp_width(c),
-        "num_layers": c.layers if encoder else c.encoder_layers,
-        "num_decoder_layers": c.layers,
-        "feed_forward_proj": activations.get(c.activation, c.activation),
-        "relative_attention_num_buckets": c.relative_buckets,
-        "relative_attention_max_distance": c.relative_max_distance,
-        "layer_norm_epsilon": c.norm_epsilon,
-        "dropout_rate": c.dropout,
-        "tie_word_embeddings": c.tie_embeddings,
-        "scale_decoder_outputs": c.tie_embeddings,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "decoder_start_token_id": 0,
-    }
-    require_same(c, read_config(theirs), "t5")
-    return theirs
+ENTRIES = (
+    # The scale of the scores is part of how the kernels are initialised.
+    settings(position="t5", norm="rms", attention_scale=1.0, init="t5"),
+    field("vocab_size", "vocab_size"),
+    field("d_model", "width", also=("hidden_size",)),
+    field("num_heads", "heads", also=("num_attention_heads",)),
+    field("d_kv", "head_size", 64, also=("head_dim",)),
+    field("d_ff", "mlp_width"),
+    field("feed_forward_proj", "activation", "relu", table=ACTIVATIONS),
+    _stacks(),
+    Entry(("architectures",), required=("architectures",)),
+    field("relative_attention_num_buckets", "relative_buckets", 32),
+    field("relative_attention_max_distance", "relative_max_distance", 128),
+    field("layer_norm_epsilon", "norm_epsilon", 1e-6),
+    field("dropout_rate", "dropout", 0.1),
+    settings(embedding_dropout=lambda c: c.dropout, attention_dropout=lambda c: c.dropout),
+    fixed("is_decoder", False),
+    constants(pad_token_id=0, eos_token_id=1, decoder_start_token_id=0),
+    ignored("n_positions dense_act_fn is_gated_act"),
+)
 
 
 def rows(c: ConfigDict) -> Iterable[Row]:
@@ -154,10 +148,12 @@ def _turned(arrays: Arrays) -> Arrays:
 FAMILIES = (
     Family(
         ("t5", "mt5"),
-        read_config,
-        write_config,
+        ENTRIES,
         rows,
-        (r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",),  # made, never used
+        variants={"mt5": {"feed_forward_proj": "gated-gelu", "scale_decoder_outputs": False}},
+        ignored=(
+            r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",
+        ),  # made, never used
         other_rows=embedding_as_head,
     ),
 )

@@ -4,70 +4,75 @@ Sinusoidal positions are stored in their files like learned ones, and are read a
 pass makes: a causal XLM does not mask padding on the left, and adds no language embedding unless it is given languages.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from llmjax import config
-from llmjax.interop.fields import choose, field, only, require_same
+from llmjax.interop.families.gpt import BIASED
+from llmjax.interop.fields import (
+    Entry,
+    Theirs,
+    choose,
+    constants,
+    field,
+    fixed,
+    flag,
+    ignored,
+    put,
+    settings,
+)
 from llmjax.interop.mapping import Family, Row, linear, norm, same, tied
 from llmjax.model.layers import mlp_width
 
 
-def read_config(theirs: Mapping[str, Any]) -> ConfigDict:
-    """config.json -> `config.model`."""
-    c = config.base().model
-    only(theirs, "asm", False)
-    only(theirs, "is_encoder", True)
-    architecture = field(theirs, "architectures")[0]
-    head = choose("architectures", architecture, {"XLMWithLMHeadModel": True, "XLMModel": False})
-    languages = field(theirs, "n_langs", default=1)
+def head_or_body(head: str, body: str, bias: tuple[str, ...]) -> Entry:
+    """The architecture: with a head, which has a bias and may be tied, or the body alone; `bias`: the body's."""
 
-    c.vocab_size = field(theirs, "vocab_size", "n_words")
-    c.layers = field(theirs, "n_layers", "num_hidden_layers")
-    c.width = field(theirs, "emb_dim", "hidden_size")
-    c.heads = field(theirs, "n_heads", "num_attention_heads")
-    c.mlp_width = 4 * c.width
-    c.activation = "gelu" if field(theirs, "gelu_activation", default=True) else "relu"
-    c.direction = "causal" if field(theirs, "causal", default=False) else "bidirectional"
-    c.position = "learned"
-    c.max_length = field(theirs, "max_position_embeddings", default=512)
-    c.languages = languages if languages > 1 and field(theirs, "use_lang_emb", default=True) else 0
-    c.norm = "layer"
-    c.norm_place = "post"
-    c.norm_epsilon = float(field(theirs, "layer_norm_eps", default=1e-12))
-    c.embedding_norm = True
-    c.final_norm = False
-    c.dropout = c.embedding_dropout = float(field(theirs, "dropout", default=0.1))
-    c.attention_dropout = float(field(theirs, "attention_dropout", default=0.1))
-    c.bias = ("qkv", "out", "mlp", "norm", "head") if head else ("qkv", "out", "mlp", "norm")
-    c.tie_embeddings = bool(field(theirs, "tie_word_embeddings", default=True)) or not head
-    return c
+    def read(c: ConfigDict, theirs: Theirs) -> None:
+        with_head = choose("architectures", theirs["architectures"][0], {head: True, body: False})
+        c.bias = (*bias, "head") if with_head else bias
+        c.tie_embeddings = flag(theirs, "tie_word_embeddings", True) or not with_head
+
+    def write(c: ConfigDict) -> dict[str, Any]:
+        with_head = "head" in c.bias
+        return {"architectures": [head if with_head else body], "tie_word_embeddings": c.tie_embeddings}
+
+    return Entry(("architectures", "tie_word_embeddings"), read, write, ("architectures",))
 
 
-def write_config(c: ConfigDict) -> dict[str, Any]:
-    """`config.model` -> config.json. UserError if an XLM cannot be that."""
-    theirs = {
-        "architectures": ["XLMWithLMHeadModel" if "head" in c.bias else "XLMModel"],
-        "model_type": "xlm",
-        "vocab_size": c.vocab_size,
-        "n_layers": c.layers,
-        "emb_dim": c.width,
-        "n_heads": c.heads,
-        "gelu_activation": c.activation == "gelu",
-        "causal": c.direction == "causal",
-        "sinusoidal_embeddings": False,
-        "max_position_embeddings": c.max_length,
-        "n_langs": max(1, c.languages),
-        "use_lang_emb": c.languages > 0,
-        "layer_norm_eps": c.norm_epsilon,
-        "dropout": c.dropout,
-        "attention_dropout": c.attention_dropout,
-        "tie_word_embeddings": c.tie_embeddings,
-    }
-    require_same(c, read_config(theirs), "xlm")
-    return theirs
+ENTRIES = (
+    settings(position="learned", norm="layer", norm_place="post", embedding_norm=True, final_norm=False),
+    field("vocab_size", "vocab_size", also=("n_words",)),
+    field("n_layers", "layers", also=("num_hidden_layers",)),
+    field("emb_dim", "width", also=("hidden_size",)),
+    field("n_heads", "heads", also=("num_attention_heads",)),
+    settings(mlp_width=lambda c: 4 * c.width),
+    field("gelu_activation", "activation", "gelu", table={True: "gelu", False: "relu"}),
+    field("causal", "direction", "bidirectional", table={False: "bidirectional", True: "causal"}),
+    field("max_position_embeddings", "max_length", 512),
+    field("n_langs", "languages", 0, to_ours=lambda n: n if n > 1 else 0, to_theirs=lambda n: max(n, 1)),
+    Entry(
+        ("use_lang_emb",),
+        lambda c, theirs: put(c, "languages", c.languages if flag(theirs, "use_lang_emb", True) else 0),
+        lambda c: {"use_lang_emb": c.languages > 0},
+    ),
+    field("layer_norm_eps", "norm_epsilon", 1e-12),
+    field("dropout", "dropout", 0.1),
+    settings(embedding_dropout=lambda c: c.dropout),
+    field("attention_dropout", "attention_dropout", 0.1),
+    head_or_body("XLMWithLMHeadModel", "XLMModel", BIASED),
+    fixed("asm", False),
+    fixed("is_encoder", True),
+    constants(sinusoidal_embeddings=False),  # they are stored like learned ones
+    ignored(
+        "embed_init_std init_std lang_id lang2id id2lang bos_index eos_index pad_index unk_index mask_index start_n_top "
+        "end_n_top amp bptt batch_size clip_grad_norm encoder_only fp16 group_by_size lg_sampling_factor max_batch_size "
+        "max_vocab min_count mono_dataset sample_alpha same_enc_dec save_periodic share_inout_emb tokens_per_batch "
+        "word_blank word_dropout word_keep word_mask word_mask_keep_rand word_pred word_rand word_shuffle"
+    ),
+)
 
 
 def rows(c: ConfigDict) -> Iterable[Row]:
@@ -97,4 +102,4 @@ def rows(c: ConfigDict) -> Iterable[Row]:
             yield from linear("head", None, (D,), (c.vocab_size,), name)
 
 
-FAMILIES = (Family(("xlm",), read_config, write_config, rows, (r"position_ids$",)),)
+FAMILIES = (Family(("xlm",), ENTRIES, rows, ignored=(r"position_ids$",)),)

@@ -5,76 +5,46 @@ make no difference while all tokens are of one type, so that leaving `types_BL` 
 Theirs lets every token see all of the memory; ours hides the memory of padding and of other documents.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax import config
-from llmjax.errors import UserError
-from llmjax.interop.fields import choose, field, only, require_same
+from llmjax.interop.families.xlm import head_or_body
+from llmjax.interop.fields import (
+    ACTIVATIONS,
+    constants,
+    field,
+    fixed,
+    ignored,
+    settings,
+)
 from llmjax.interop.mapping import Family, Row, Slot, linear, norm, same, tied
 from llmjax.model.layers import mlp_width
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu"}
-
-
-def read_config(theirs: Mapping[str, Any]) -> ConfigDict:
-    """config.json -> `config.model`."""
-    c = config.base().model
-    only(theirs, "bi_data", False)
-    only(theirs, "same_length", False)
-    only(theirs, "attn_type", "bi", "uni")
-    if field(theirs, "clamp_len", default=-1) > 0:
-        raise UserError(f"config.json has clamp_len={theirs['clamp_len']!r}; supported: -1 (distances are not clamped)")
-    architecture = field(theirs, "architectures")[0]
-    head = choose("architectures", architecture, {"XLNetLMHeadModel": True, "XLNetModel": False})
-
-    c.vocab_size = field(theirs, "vocab_size", "n_token")
-    c.layers = field(theirs, "n_layer", "num_hidden_layers")
-    c.width = field(theirs, "d_model", "hidden_size")
-    c.heads = field(theirs, "n_head", "num_attention_heads")
-    c.mlp_width = field(theirs, "d_inner", default=4 * c.width)
-    c.activation = choose("ff_activation", field(theirs, "ff_activation", default="gelu"), ACTIVATIONS)
-    only(theirs, "d_head", c.width // c.heads)
-    c.direction = "causal" if theirs.get("attn_type") == "uni" else "bidirectional"
-    c.two_stream = True
-    c.position = "xlnet"
-    c.types = 2  # of which only "the same" and "another" are told apart
-    c.norm = "layer"
-    c.norm_place = "post"
-    c.norm_epsilon = float(field(theirs, "layer_norm_eps", default=1e-12))
-    c.final_norm = False
-    c.dropout = c.embedding_dropout = c.attention_dropout = float(field(theirs, "dropout", default=0.1))
-    c.bias = ("mlp", "norm", "head") if head else ("mlp", "norm")
-    c.tie_embeddings = bool(field(theirs, "tie_word_embeddings", default=True)) or not head
-    return c
-
-
-def write_config(c: ConfigDict) -> dict[str, Any]:
-    """`config.model` -> config.json. UserError if an XLNet cannot be that."""
-    activations = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
-    theirs = {
-        "architectures": ["XLNetLMHeadModel" if "head" in c.bias else "XLNetModel"],
-        "model_type": "xlnet",
-        "vocab_size": c.vocab_size,
-        "n_layer": c.layers,
-        "d_model": c.width,
-        "n_head": c.heads,
-        "d_inner": mlp_width(c),
-        "ff_activation": activations.get(c.activation, c.activation),
-        "attn_type": "uni" if c.direction == "causal" else "bi",
-        "bi_data": False,
-        "clamp_len": -1,
-        "same_length": False,
-        "mem_len": None,  # whatever memory is given is kept
-        "layer_norm_eps": c.norm_epsilon,
-        "dropout": c.dropout,
-        "tie_word_embeddings": c.tie_embeddings,
-    }
-    require_same(c, read_config(theirs), "xlnet")
-    return theirs
+ENTRIES = (
+    settings(two_stream=True, position="xlnet", norm="layer", norm_place="post", final_norm=False),
+    settings(types=2),  # of which only "the same" and "another" are told apart
+    field("vocab_size", "vocab_size", also=("n_token",)),
+    field("n_layer", "layers", also=("num_hidden_layers",)),
+    field("d_model", "width", also=("hidden_size",)),
+    field("n_head", "heads", also=("num_attention_heads",)),
+    fixed("d_head", lambda c: c.width // c.heads),
+    field("d_inner", "mlp_width", lambda c: 4 * c.width),
+    field("ff_activation", "activation", "gelu", table=ACTIVATIONS),
+    field("attn_type", "direction", "bidirectional", table={"bi": "bidirectional", "uni": "causal"}),
+    field("layer_norm_eps", "norm_epsilon", 1e-12),
+    field("dropout", "dropout", 0.1),
+    settings(embedding_dropout=lambda c: c.dropout, attention_dropout=lambda c: c.dropout),
+    head_or_body("XLNetLMHeadModel", "XLNetModel", ("mlp", "norm")),
+    fixed("bi_data", False),
+    fixed("same_length", False),
+    fixed("untie_r", True),
+    fixed("clamp_len", -1, 0),  # distances are not clamped
+    constants(mem_len=None),  # all of the memory that is given is kept
+    ignored("initializer_range reuse_len use_mems_eval use_mems_train start_n_top end_n_top"),
+)
 
 
 def rows(c: ConfigDict) -> Iterable[Row]:
@@ -111,4 +81,4 @@ def rows(c: ConfigDict) -> Iterable[Row]:
             yield from linear("head", None, (D,), (c.vocab_size,), name)
 
 
-FAMILIES = (Family(("xlnet",), read_config, write_config, rows),)
+FAMILIES = (Family(("xlnet",), ENTRIES, rows),)
