@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llmjax.prepare.formats import RejectedError
-from llmjax.prepare.formats.html import make_extractor
+from llmjax.prepare.formats.html import extract
 from llmjax.prepare.formats.text import decode
 from llmjax.prepare.steps import emoji, language, personal, repair, spelling
 
@@ -65,10 +65,9 @@ def peer(module: str) -> types.ModuleType | None:
 def benchmark_html(pages: int, repeats: int) -> list[dict]:
     made = make_pages(paragraphs(), pages, random.Random(0))
     size = sum(len(page.encode()) for page, _, _ in made)
-    main_content, all_text = make_extractor("main"), make_extractor("all")
     extractors: dict[str, Callable[[str], str | None]] = {
-        "llmjax main": lambda page: main_content(page)[0],
-        "llmjax all": lambda page: all_text(page)[0],
+        "llmjax main": lambda page: extract(page)[0],
+        "llmjax all": lambda page: extract(page, "all")[0],
     }
     from resiliparse.extract.html2text import extract_plain_text
 

@@ -2,10 +2,13 @@
 
 # ruff: noqa: E402, RUF001  (libraries that may be missing come first; letters of many scripts are the subject)
 
+import gzip
 import io
+import os
 import types
 import zlib
 from email.message import EmailMessage
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,18 +16,23 @@ from hypothesis import strategies as st
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("resiliparse")
-pypdf = pytest.importorskip("pypdf")
+pytest.importorskip("pypdfium2")
+brotli = pytest.importorskip("brotli")
+pytest.importorskip("fastwarc")
 
 from llmjax.prepare.documents import make_batch
-from llmjax.prepare.formats import html, pdf
+from llmjax.prepare.formats import RejectedError, html, isolated, mail, pdf, warc
 from llmjax.prepare.steps import extract
 
+FIXTURES = Path(__file__).parent / "fixtures"
 SWEDISH = "Det var en gång en gammal älg som åt äpplen i trädgården, och över ängen flög en tärna mot sjön. " * 4
 RUSSIAN = "Все люди рождаются свободными и равными в своем достоинстве и правах. Они наделены разумом и совестью. " * 3
 
 
 def options(**changes):
-    return types.SimpleNamespace(**{"html": "main", "pdf_margins": True, "encodings": ("utf-8", "detect"), **changes})
+    defaults = {"html": "main", "pdf_margins": True, "encodings": ("utf-8", "detect"), "max_document_bytes": 256_000_000,
+                "max_document_seconds": 60.0}  # fmt: skip
+    return types.SimpleNamespace(**{**defaults, **changes})
 
 
 def run(*documents, **changes):
@@ -49,6 +57,26 @@ def make_pdf(pages, *, raw=None):
         )
         kids.append(b"%d 0 R" % len(objects))
     objects[1] = b"<< /Type /Pages /Count %d /Kids [%s] >>" % (len(kids), b" ".join(kids))
+    return pdf_of(objects)
+
+
+def nested_forms(depth):
+    """A PDF whose page shows a form that shows the next form twice, and so on."""
+    resources = b"/Resources << /XObject << /F %d 0 R >> >>"
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Count 1 /Kids [3 0 R] >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Contents 4 0 R %s >>" % (resources % 5),
+        b"<< /Length 5 >>\nstream\n/F Do\nendstream",
+    ]
+    for number in range(5, 5 + depth):
+        head = b"/Type /XObject /Subtype /Form /BBox [0 0 600 800] /Length 11 " + resources % (number + 1)
+        objects.append(b"<< %s >>\nstream\n/F Do /F Do\nendstream" % head)
+    return pdf_of([*objects, b"<< /Type /XObject /Subtype /Form /BBox [0 0 1 1] /Length 0 >>\nstream\n\nendstream"])
+
+
+def pdf_of(objects):
+    """The file of the bodies of its objects, the first of them the catalogue."""
     out, offsets = b"%PDF-1.4\n", []
     for number, body in enumerate(objects, 1):
         offsets.append(len(out))
@@ -103,6 +131,34 @@ def test_without_detection_bytes_are_what_they_are_said_to_be_or_rejected():
     assert "caf\xe9" in run(("html", page), encodings=("utf-8",))[0][0]  # it says so itself
 
 
+def test_a_declared_charset_goes_before_utf8_that_few_characters_confirm_and_not_before_sure_utf8():
+    assert run(("text; charset=gbk", "联通".encode("gbk")))[0][0] == "联通"  # also two characters of UTF-8
+    assert run(("text; charset=iso-8859-1", "naïve".encode()))[0][0] == "naïve"  # says latin-1, is UTF-8
+    assert run(("text; charset=shift_jis", RUSSIAN.encode()))[0][0] == RUSSIAN
+    assert run(("text; charset=iso-8859-1", b"\x93quoted\x94"))[0][0] == "“quoted”"  # what the web calls latin-1
+    assert run(("text; charset=no-such-thing", b"plain"))[0][0] == "plain"
+    japanese = "これは日本語です。"
+    declared = f"<html><meta charset=iso-2022-jp><body><p>{japanese * 9}</p>".encode("iso-2022-jp")
+    assert run(("html", declared))[0][0] == japanese * 9
+    assert run(("text", japanese.encode("iso-2022-jp")))[0][0] == japanese  # detected by its escapes
+
+
+@pytest.mark.parametrize("text", [SWEDISH, RUSSIAN, "川は夜のうちに増水した。" * 20])
+@pytest.mark.parametrize("encodings", [("utf-8",), ("utf-8", "detect")])
+def test_a_bad_byte_is_counted_and_costs_a_character_not_the_document(text, encodings):
+    whole = text.encode()
+    at = len(text[: len(text) // 2].encode())
+    rows = run(("text", whole[:at] + b"\xff" + whole[at:]), ("text", whole + "é".encode()[:1]), encodings=encodings)
+    assert [row[0].replace("\ufffd", "") for row in rows] == [text, text]
+    assert [row[2] for row in rows] == ['{"extract.bad_bytes": 1}'] * 2
+
+
+def test_a_few_bad_bytes_in_much_ascii_are_counted_too():
+    data = b"A line of plain words. " * 100 + b"caf\xe9 "
+    assert run(("text", data), encodings=("utf-8",))[0][2] == '{"extract.bad_bytes": 1}'
+    assert "café" in run(("text", data))[0][0]  # a guess that explains every byte goes before
+
+
 def test_line_ends_become_newlines():
     assert run(("text", "a\r\nb\rc\u2028d\n".encode()))[0][0] == "a\nb\nc\u2028d\n"
 
@@ -151,15 +207,15 @@ def page(body):
 
 
 def main(body):
-    return html.make_extractor("main")(page(body))[0]
+    return html.extract(page(body))[0]
 
 
 def test_navigation_and_footer_are_left_out_of_the_main_content_only():
     text = main("")
     assert text == INTRO[3:-4]
-    everything = html.make_extractor("all")(page(""))[0]
+    everything = html.extract(page(""), "all")[0]
     assert "Home" in everything and "Copyright" in everything and "var x" not in everything
-    assert html.make_extractor("raw")(page(""))[0] == page("")
+    assert html.extract(page(""), "raw")[0] == page("")
 
 
 def test_code_keeps_its_line_ends_and_indentation():
@@ -206,6 +262,18 @@ def test_a_page_nested_too_deeply_is_taken_whole():
     assert text.count("not closed") == 5_000 and not facts
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [b"<table><tr><td><p>" + b"<" * 300_000, b"<table>" + b"<td " * 300_000, b"<header>a " * 100_000,
+     b"<ul><li>" + b"text " * 9 + b"<a " * 300_000 + b"</ul>", b"<table>\t\t" + b"<pre " * 300_000, b"</ul " * 1_000_000],
+    ids=["less-than", "cells", "headers", "links", "pre", "lists"],
+)  # fmt: skip
+def test_patterns_over_pages_take_linear_time(bad):
+    """Linear time is well below a second of the 60 that a document may take, quadratic time far beyond."""
+    [(_, reason, _)] = run(("html", bad))
+    assert not reason.startswith("too slow")
+
+
 def test_broken_pages_do_not_raise():
     for data in (b"<<<>>><table><tr><td><p>x</table>", b"<table><td><ul><li>", b"</body><pre>a\t\tb<table>"):
         [(text, reason, _)] = run(("html", data))
@@ -218,10 +286,10 @@ def test_broken_pages_do_not_raise():
 def test_headers_footers_and_page_numbers_are_removed():
     body = ["Body of page {} begins.", "It goes on.", "And on.", "Page {} ends here."]
     pages = [["The Great Report", *(line.format("abcdef"[i]) for line in body), f"Page {i + 1} of 6"] for i in range(6)]
-    text = pdf.make_extractor()(make_pdf(pages))
+    text = pdf.extract(make_pdf(pages))
     assert "Great Report" not in text and "of 6" not in text
     assert all("\n".join(body).format(c, c) in text for c in "abcdef")
-    assert "Great Report" in pdf.make_extractor(margins=False)(make_pdf(pages))
+    assert "Great Report" in pdf.extract(make_pdf(pages), margins=False)
 
 
 def test_a_line_that_only_few_pages_have_is_no_margin():
@@ -243,22 +311,11 @@ def test_a_sentence_runs_on_over_a_page_break():
     )
 
 
-def test_pdf_with_a_password_is_a_reject():
-    pytest.importorskip("cryptography")
-    writer = pypdf.PdfWriter(clone_from=io.BytesIO(make_pdf([["secret"]])))
-    writer.encrypt("pass", algorithm="AES-256")
-    locked = io.BytesIO()
-    writer.write(locked)
-    assert run(("pdf", locked.getvalue()))[0][:2] == (None, "pdf: password")
-
-
-def test_pdf_that_anyone_may_open_is_read_though_encrypted():
-    pytest.importorskip("cryptography")
-    writer = pypdf.PdfWriter(clone_from=io.BytesIO(make_pdf([["open to all"]])))
-    writer.encrypt("", owner_password="owner", algorithm="AES-256")
-    out = io.BytesIO()
-    writer.write(out)
-    assert run(("pdf", out.getvalue()))[0][0] == "open to all"
+def test_a_pdf_with_a_password_is_a_reject_and_one_that_anyone_may_open_is_read():
+    """Both files are encrypted by AES-256; the second has a password for its owner only."""
+    locked, unlocked = (FIXTURES / "locked.pdf").read_bytes(), (FIXTURES / "unlocked.pdf").read_bytes()
+    [refused, read] = run(("pdf", locked), ("pdf", unlocked))
+    assert refused[:2] == (None, "pdf: password") and read[:2] == ("open to all", "")
 
 
 def test_broken_empty_and_scanned_pdf_are_rejects():
@@ -270,15 +327,29 @@ def test_broken_empty_and_scanned_pdf_are_rejects():
     assert reasons[2] == "pdf: no text"
 
 
-def test_a_decompression_bomb_is_a_reject():
-    bomb = zlib.compress(b"(a) Tj " * (pdf.STREAM_BYTES // 7 + 10), 9)
-    assert len(bomb) < pdf.STREAM_BYTES / 500
-    assert run(("pdf", make_pdf([["x"]], raw=bomb)))[0][:2] == (None, "pdf: too large when decompressed")
+def test_a_document_that_takes_too_long_or_crashes_the_parser_costs_itself():
+    """Forms that show the next one twice: 2^40 texts, in C code that no timer of Python's can stop."""
+    [slow, _, plain] = run(("pdf", nested_forms(40)), ("pdf", b"no pdf"), ("pdf", make_pdf([["one line"]])),
+                           max_document_seconds=0.5)  # fmt: skip
+    assert slow[:2] == (None, "too slow: more than prepare.max_document_seconds=0.5") and plain[0] == "one line"
+    with pytest.raises(RejectedError, match="ended with SIGABRT"):
+        isolated.call(os.abort, seconds=0)
+    with pytest.raises(RejectedError, match="too large"):
+        isolated.call(bytes, 2 * isolated.MEMORY_BYTES, seconds=0)
+    assert isolated.call(len, "abc", seconds=0) == 3
+    with pytest.raises(ZeroDivisionError):
+        isolated.call(divmod, 1, 0, seconds=0)
+
+
+def test_a_text_longer_than_a_document_may_be_is_a_reject():
+    [row] = run(("html", b"<ul><li>a" * 3_000), max_document_bytes=1_000_000, html="all")
+    assert row[:2] == (None, "too large: text of more than prepare.max_document_bytes=1,000,000")
 
 
 def test_a_pdf_of_too_many_pages_is_a_reject(monkeypatch):
     monkeypatch.setattr(pdf, "PAGES", 2)
-    assert run(("pdf", make_pdf([["x"]] * 3)))[0][1] == "pdf: more than 2 pages"
+    with pytest.raises(RejectedError, match="pdf: more than 2 pages"):
+        pdf.extract(make_pdf([["x"]] * 3))
 
 
 # Mail
@@ -309,3 +380,94 @@ def test_mail_without_text_is_a_reject():
     rows = run(("mail", message.as_bytes()), ("mail", b"Content-Type: multipart/mixed\n\n--"))
     assert all(text is None and reason for text, reason, _ in rows)
     assert rows[0][1] == "mail: no text"
+
+
+def test_mail_is_read_by_the_charset_that_it_declares():
+    """ISO-2022-JP is seven-bit, so it would be taken for UTF-8; the mail of Japan and older pages are in it."""
+    text = "これは日本語の手紙です。元気ですか。"
+    for codec in ("iso-2022-jp", "shift_jis", "euc-jp"):
+        head = f"Content-Type: text/plain; charset={codec}\nContent-Transfer-Encoding: 8bit\n\n"
+        assert run(("mail", head.encode() + text.encode(codec)))[0][:2] == (text + "\n", "")
+
+
+def test_a_mailbox_is_read_message_by_message_however_large_it_is():
+    message = b"From a@b.c Sat Jan  3 01:05:34 1996\nSubject: Hello\nMessage-ID: <%d@b.c>\n\n>From here on\n\n"
+    box = message % 1 + message.replace(b"here", b"h" * 200) % 2 + message % 3
+    first, large, last = mail.messages(io.BytesIO(box), "box", max_bytes=150)
+    assert (
+        first["data"] == (message % 1).split(b"\n", 1)[1].replace(b">From", b"From") and first["group"] == "box#<1@b.c>"
+    )
+    assert large["reason"].startswith("too large") and "data" not in large
+    assert (last["path"], last["offset"]) == ("box:3", box.rindex(b"From a@b"))
+
+
+# WARC
+
+
+def page_number(number):
+    sentences = (f"<p>Page {number} says that the river rose in the night {i}, and so on.</p>" for i in range(9))
+    return f"<html><body><article>{''.join(sentences)}</article></body></html>".encode()
+
+
+def warc_file(*responses):
+    """A WARC file of (header lines, body) pairs of HTTP."""
+    records = []
+    for number, (head, body) in enumerate(responses):
+        http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html" + head + b"\r\n\r\n" + body
+        records.append(
+            b"WARC/1.0\r\nWARC-Type: response\r\nWARC-Record-ID: <urn:uuid:%032d>\r\nWARC-Date: 2024-01-01T00:00:00Z\r\n"
+            b"WARC-Target-URI: http://site%d.org/\r\nContent-Type: application/http; msgtype=response\r\n"
+            b"Content-Length: %d\r\n\r\n%s\r\n\r\n" % (number, number, len(http), http)
+        )
+    return b"".join(map(gzip.compress, records))
+
+
+def chunked(body):
+    pieces = (body[at : at + 300] for at in range(0, len(body), 300))
+    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+def raw_deflate(body):
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return deflater.compress(body) + deflater.flush()
+
+
+GZIP, CHUNKED = b"\r\nContent-Encoding: gzip", b"\r\nTransfer-Encoding: chunked"
+PAGE = page_number(1)
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "reason"),
+    [
+        (GZIP, gzip.compress(PAGE), ""),
+        (CHUNKED, chunked(PAGE), ""),
+        (CHUNKED + GZIP, chunked(gzip.compress(PAGE)), ""),
+        (b"\r\nContent-Encoding: deflate", zlib.compress(PAGE), ""),
+        (b"\r\nContent-Encoding: deflate", raw_deflate(PAGE), ""),
+        (b"\r\nContent-Encoding: br", brotli.compress(PAGE), ""),
+        (GZIP, PAGE, ""),  # a crawler that undid the encoding and left the header
+        (b"\r\nContent-Encoding: br", PAGE, ""),
+        (CHUNKED, PAGE, ""),
+        (b"\r\nContent-Encoding: foo", PAGE, ""),
+        (GZIP, gzip.compress(PAGE)[:60] + b"x" * 99, "broken record: gzip"),
+        (GZIP, gzip.compress(PAGE)[:-9], "broken record: gzip: cut off"),
+        (GZIP, gzip.compress(bytes(3_000_000)), "too large: more than"),
+        (b"\r\nContent-Encoding: br", b"\xff\x01" * 99, "broken record: br"),
+        (CHUNKED, chunked(PAGE)[:-40], "broken record: chunked"),
+    ],
+)
+def test_an_odd_record_of_a_warc_file_costs_itself_and_not_the_file(tmp_path, head, body, reason):
+    file = tmp_path / "a.warc.gz"
+    file.write_bytes(warc_file((b"", page_number(0)), (head, body), (b"", page_number(2))))
+    rows = list(warc.read(str(file), "a", max_bytes=1_000_000))
+    assert [row.get("data") for row in rows] == [page_number(0), None if reason else PAGE, page_number(2)]
+    assert rows[1].get("reason", "").startswith(reason) and bool(rows[1].get("reason")) == bool(reason)
+
+
+def test_a_page_is_read_by_the_charset_of_its_http_header(tmp_path):
+    text = "これは日本語のページです。川は夜のうちに増水した。" * 3
+    body = f"<html><body><p>{text}</p></body></html>".encode("shift_jis")
+    (tmp_path / "a.warc.gz").write_bytes(warc_file((b"; charset=Shift_JIS", body)))
+    [row] = warc.read(str(tmp_path / "a.warc.gz"), "a", max_bytes=1_000_000)
+    assert row["format"] == "html; charset=Shift_JIS"
+    assert run((row["format"], row["data"]), encodings=("utf-8",))[0][:2] == (text, "")

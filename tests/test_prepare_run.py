@@ -331,7 +331,7 @@ def bad_inputs(folder: Path) -> None:
 
 
 def test_bad_input_is_counted_with_its_reason_and_the_run_goes_on(tmp_path):
-    for name in ("fastwarc", "pypdf", "resiliparse"):
+    for name in ("fastwarc", "pypdfium2", "resiliparse"):
         pytest.importorskip(name)
     bad_inputs(tmp_path / "in")
     settings = {"prepare__max_document_bytes": 1_000_000, "data__holdout_percent": 0.0}

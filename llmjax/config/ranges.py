@@ -69,7 +69,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "model.types", "model.vocab_size", "objective.focal", "objective.l1", "objective.l2", "objective.vocab_size", "objective.z_loss",
         "optimizer.clip_norm", "optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.weight_decay",
         "parallel.cpu_devices", "parallel.parts", "parallel.slices", "prepare.decontaminate_characters",
-        "prepare.perplexity_max", "prepare.workers", "schedule.drop_factor", "schedule.final", "train.log_every",
+        "prepare.max_document_seconds", "prepare.perplexity_max", "prepare.workers", "schedule.drop_factor", "schedule.final", "train.log_every",
         "train.rewind.factor", "train.rewind.skip", "train.rewind.steps",
     ),
     AT_LEAST_1: (

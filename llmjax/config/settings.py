@@ -33,6 +33,7 @@ def base() -> ConfigDict:
     c.prepare.pdf_margins = True  # leave out of PDFs what repeats at the top and foot of pages, and join hyphenated lines
     c.prepare.encodings = ("utf-8",)  # tried in this order; "detect" as the last guesses from the bytes
     c.prepare.max_document_bytes = 256_000_000  # larger documents are rejected without being held in memory
+    c.prepare.max_document_seconds = 60.0  # CPU time to extract the text of one document: what takes more is rejected; 0: no limit
     c.prepare.normal_form = "NFC"  # repair: NFC, NFKC or none
     c.prepare.emoji = "names"  # emoji: names (":red_heart:" in the document's language), remove, keep
     c.prepare.emoticons = False  # emoji: also ":-)" and its like
@@ -40,6 +41,7 @@ def base() -> ConfigDict:
     c.prepare.languages = ()  # language: those kept, such as ("en", "de"); empty: all
     c.prepare.language_threshold = 0.65  # language: documents whose language is less certain are rejected, if languages are chosen
     c.prepare.words = "spacy_compat"  # what a word is in the quality rules: spacy_compat (as the published rules count) or unicode (runs of letters and digits, faster)
+    c.prepare.c4_end_marks = True  # c4: lines that do not end in a mark are cut (FineWeb runs C4 without this rule)
     c.prepare.perplexity_model = ""  # perplexity: a saved n-gram model (llmjax classify --kind ngram)
     c.prepare.perplexity_max = 0.0  # perplexity: more bits per byte are rejected; 0: only noted
     c.prepare.quality_model = ""  # quality: a saved classifier (llmjax classify)

@@ -122,14 +122,15 @@ def _file(item: Item, text_field: str, max_bytes: int, fields: Fields) -> Iterat
             yield from _json_rows(item, _lines(opened, item, max_bytes, bool(compression)), text_field, fields)
             return
         try:
+            if kind == "mailbox":
+                yield from mail.messages(opened, item.path, max_bytes=max_bytes)
+                return
             data = opened.read(max_bytes + 1)
         except (EOFError, gzip.BadGzipFile, zlib.error, _zstd_error()) as error:
             yield rejected(item.path, _broken(compression, error))
             return
     if len(data) > max_bytes:
         yield rejected(item.path, _too_large(max_bytes), data)
-    elif kind == "mailbox":
-        yield from mail.messages(data, item.path)
     else:
         yield {"path": item.path, "group": item.path, "format": kind or "text", "data": data}
 

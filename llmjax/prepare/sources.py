@@ -75,7 +75,7 @@ FORMATS = {
     ".eml": "mail",
     ".mbox": "mailbox",
 }
-MODULES = {"html": "resiliparse", "warc": "fastwarc", "pdf": "pypdf"}  # of the extra `data`
+MODULES = {"html": "resiliparse", "warc": "fastwarc", "pdf": "pypdfium2"}  # of the extra `data`
 STDLIB = ("stdlib", "stdlib-tests")
 Kind = Literal["stdlib", "file", "folder", "glob", "parallel", "url", "earlier"]
 

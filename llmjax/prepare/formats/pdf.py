@@ -1,98 +1,69 @@
-"""Running text out of PDF files, by pypdf: pages without their headers and footers, words without their line ends.
+"""Running text out of PDF files, by PDFium: pages without their headers and footers, words without their line ends.
 
-What is bounded, so that no file can hold a worker for long or fill its memory:
-pages (PAGES), characters of text (CHARACTERS), the bytes that any one stream may be decompressed to (STREAM_BYTES;
-pypdf stops there), and its operators (OPERATORS). The two latter reject the file, the two former too, by name.
-pypdf itself also bounds page trees, cross-reference tables and forms. Images are never decoded.
+No file holds a worker for long: `extraction.py` reads PDFs in a process with limits of time and memory. Images are
+never decoded.
 """
 
-import io
-import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from llmjax.errors import UserError
+from llmjax.prepare.formats import RejectedError
 
 PAGES = 5_000
 CHARACTERS = 50_000_000
-STREAM_BYTES = 32_000_000
-OPERATORS = 2_000_000
 MARGIN_LINES = 2  # so many lines at the top and at the bottom of a page may be margins
 MARGIN_PAGES = 3  # a margin stands on at least so many pages,
 MARGIN_SHARE = 0.3  # and on this share of them: books have one header on the left and another on the right
+_WRONG_PASSWORD = 4  # FPDF_ERR_PASSWORD
 _DIGITS = re.compile(r"\d+")
 _ROMAN = re.compile(r"(?i)[ivxlc]{1,7}")
 _HYPHENS = "-\u00ad\u2010"
 _BROKEN_WORD = re.compile(rf"(\w+)([{_HYPHENS}])\n[ \t]*(\w+)")
 
 
-class PdfError(Exception):
-    """A PDF that gives no text; the message is the detail of the reason for its rejection."""
-
-
-def make_extractor(*, margins: bool = True) -> Callable[[bytes], str]:
-    """A function from the bytes of a PDF to its text; it raises PdfError where there is none.
+def extract(data: bytes, *, margins: bool = True) -> str:
+    """The text of a PDF. Ligatures become letters.
 
     Args:
         margins: drop headers, footers and page numbers, and join words that were hyphenated at line ends.
 
     Raises:
-        UserError: pypdf is not installed.
+        RejectedError: "pdf: password", "pdf: broken", "pdf: no text" (scanned), "pdf: more than N pages" or characters.
+        UserError: pypdfium2 is not installed.
     """
     try:
-        import pypdf
-        from pypdf.errors import DependencyError, FileNotDecryptedError, LimitReachedError
+        import pypdfium2
     except ImportError as error:
-        raise UserError("the text of PDF needs pypdf: pip install 'llmjax[data]'") from error
-    # pypdf logs every oddity that it could mend, thousands in a crawl; what it could not mend is a reject with a reason.
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)
+        raise UserError("the text of PDF needs pypdfium2: pip install 'llmjax[data]'") from error
+    try:  # a file encrypted with an empty password opens without one
+        with pypdfium2.PdfDocument(data) as document:
+            pages = _pages(document)
+    except pypdfium2.PdfiumError as error:
+        reason = "password" if getattr(error, "err_code", 0) == _WRONG_PASSWORD else "broken"
+        raise RejectedError(f"pdf: {reason}") from error
+    text = join_pages(pages) if margins else "\n\n".join(page.strip("\n") for page in pages)
+    if not text.strip():
+        raise RejectedError("pdf: no text")
+    return text
 
-    def read(data: bytes) -> list[str]:
-        reader = pypdf.PdfReader(io.BytesIO(data))
-        if reader.is_encrypted and not reader.decrypt(""):  # many files are encrypted with an empty password
-            raise PdfError("password")
-        count = len(reader.pages)
-        if count > PAGES:
-            raise PdfError(f"more than {PAGES} pages")
-        pages, characters = [], 0
-        for page in reader.pages:
-            pages.append(page.extract_text())
-            characters += len(pages[-1])
-            if characters > CHARACTERS:
-                raise PdfError(f"more than {CHARACTERS} characters")
-        return pages
 
-    def extract(data: bytes) -> str:
-        try:
-            with pypdf.apply_configuration(
-                zlib_maximum_output_length=STREAM_BYTES,
-                lzw_maximum_output_length=STREAM_BYTES,
-                run_length_maximum_output_length=STREAM_BYTES,
-                brotli_maximum_output_length=STREAM_BYTES,
-                array_based_stream_maximum_output_length=STREAM_BYTES,
-                stream_parsing_work_maximum_count=OPERATORS,
-                jbig2dec_binary=None,
-            ):
-                pages = read(data)
-        except PdfError:
-            raise
-        except FileNotDecryptedError as error:
-            raise PdfError("password") from error
-        except DependencyError as error:
-            raise PdfError("encrypted; pip install cryptography") from error
-        except LimitReachedError as error:
-            raise PdfError("too large when decompressed") from error
-        except RecursionError as error:
-            raise PdfError("nested too deeply") from error
-        except Exception as error:  # pypdf lets KeyError, TypeError and others of broken files through
-            raise PdfError(f"broken, {type(error).__name__}") from error
-        text = join_pages(pages) if margins else "\n\n".join(page.strip("\n") for page in pages)
-        if not text.strip():
-            raise PdfError("no text")  # scanned pages
-        return text
-
-    return extract
+def _pages(document: Any) -> list[str]:
+    """The text of every page."""
+    if len(document) > PAGES:
+        raise RejectedError(f"pdf: more than {PAGES} pages")
+    pages, characters = [], 0
+    for page in document:
+        text = page.get_textpage().get_text_range()
+        page.close()
+        # PDFium writes U+FFFE for a hyphen at a line end, and leaves out the line end.
+        pages.append(text.replace("\ufffe", "-\n").replace("\r\n", "\n"))
+        characters += len(text)
+        if characters > CHARACTERS:
+            raise RejectedError(f"pdf: more than {CHARACTERS} characters")
+    return pages
 
 
 def join_pages(pages: Sequence[str]) -> str:

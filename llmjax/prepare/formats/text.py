@@ -1,6 +1,7 @@
 """Characters out of bytes: which encoding some text is in, and what is no text."""
 
 import codecs
+import functools
 import re
 
 from llmjax.errors import UserError
@@ -9,7 +10,10 @@ from llmjax.prepare.formats.code_pages import legacy_codec
 
 DETECTED_BYTES = 131_072  # the guess of an encoding looks at so many bytes; the whole must then decode without error
 DETECT = "detect"
+DECLARED_BYTES = 8192  # a page of HTML says within so many bytes what it is in
 CONTROL_SHARE = 0.02  # more control characters than this, or a NUL, and the document is binary
+BAD_SHARE = 0.001  # a text may have so many bytes that are no characters, for each of its bytes
+SURE_CHARACTERS = 10  # beyond ASCII in UTF-8: by chance no other encoding has so many
 _BOMS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -19,6 +23,59 @@ _BOMS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
 )
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\x1b\b"))  # escapes and backspaces are in logs and manual pages
 _MAGIC = (b"%PDF-", b"\x7fELF", b"\x89PNG", b"GIF8", b"PK\x03\x04", b"\x1f\x8b", b"\xff\xd8\xff", b"\x28\xb5\x2f\xfd")
+_DECLARED = re.compile(
+    rb"(?i)<meta\b[^<>]{0,500}?\bcharset\s{0,9}=\s{0,9}[\"']?\s{0,9}([\w.:-]{2,40})"
+    rb"|<\?xml\b[^<>]{0,200}\bencoding\s{0,9}=\s{0,9}[\"']([\w.:-]{2,40})"
+)
+# What the web and mail call by the name of one encoding is in the larger one that contains it (WHATWG, Encoding
+# Standard, section 4.2); by Python's names. Labels that Python does not know follow.
+_CODECS = {
+    "ascii": "cp1252",
+    "iso8859-1": "cp1252",
+    "iso8859-9": "cp1254",
+    "iso8859-11": "cp874",
+    "tis-620": "cp874",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "big5": "big5hkscs",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+    "iso2022_jp": "iso2022_jp_ext",
+}
+_LABELS = {
+    "iso-8859-8-i": "iso8859-8",
+    "x-sjis": "shift_jis",
+    "windows-31j": "shift_jis",
+    "x-gbk": "gbk",
+    "gb_2312": "gbk",
+    "gb_2312-80": "gbk",
+    "cn-big5": "big5",
+    "x-x-big5": "big5",
+    "x-euc-jp": "euc_jp",
+    "ks_c_5601-1989": "euc_kr",
+    "x-cp1250": "cp1250",
+    "x-cp1251": "cp1251",
+    "x-cp1252": "cp1252",
+    "x-mac-roman": "mac_roman",
+    "x-mac-cyrillic": "mac_cyrillic",
+    "dos-874": "cp874",
+    "windows-874": "cp874",
+    "koi": "koi8-r",
+    "koi8": "koi8-r",
+    "unicode-1-1-utf-8": "utf-8",
+}
+
+
+@functools.lru_cache(maxsize=1000)
+def codec_of(label: str) -> str:
+    """Python's name of the encoding that a page or a message calls by a label; "" for a label that nobody knows."""
+    label = label.strip(" \t\"'").lower()
+    try:
+        name = codecs.lookup(_LABELS.get(label, label)).name
+        b"a".decode(name)
+    except (LookupError, UnicodeError, ValueError, AssertionError):  # not a text encoding, or a NUL in the label
+        return ""
+    return _CODECS.get(name, name)
 
 
 def line_ends(text: str) -> str:
@@ -26,13 +83,18 @@ def line_ends(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def decode(data: bytes, encodings: tuple[str, ...] = ("utf-8",), *, markup: bool = False) -> tuple[str, bool]:
-    """The characters of some bytes, and whether the encoding had to be guessed.
+def decode(
+    data: bytes, encodings: tuple[str, ...] = ("utf-8",), *, declared: str = "", markup: bool = False
+) -> tuple[str, dict[str, int]]:
+    """The characters of some bytes, and facts: "extract.guessed_encoding" 1, "extract.bad_bytes" their number.
 
-    In order: a byte order mark; the encodings given. If the last of them is "detect", or a page of HTML says what it is
-    in (markup): UTF-16 without a mark, by where its NULs are; what the page says; the guess of resiliparse (the
-    encodings of the web), and then that of charset-normalizer (also those of DOS). A guess counts only if all the bytes
-    decode by it.
+    In order: a byte order mark; UTF-8 that many characters confirm; the encoding declared; the encodings given. If the
+    last of them is "detect", or the bytes are a page (markup): the guess of resiliparse (the encodings of the web), and
+    then that of charset-normalizer (also those of DOS). All the bytes must decode. If they do not in any of these,
+    U+FFFD stands for what is no character in one of the first three, if that is at most one byte in a thousand.
+
+    Args:
+        declared: what a header says; a page may also say it itself.
 
     Raises:
         RejectedError: "binary: ..." for NULs or many control characters, "invalid UTF-8: at byte N" or "wrong encoding: ..."
@@ -41,26 +103,29 @@ def decode(data: bytes, encodings: tuple[str, ...] = ("utf-8",), *, markup: bool
     for mark, name in _BOMS:
         if data.startswith(mark):
             try:
-                return data[len(mark) :].decode(name), False
+                return data[len(mark) :].decode(name), {}
             except UnicodeDecodeError:
                 break
     detect = DETECT in encodings
     nul = data.find(0)
     if nul >= 0:
-        text = _wide(data) if detect and nul < DETECTED_BYTES else None
+        is_wide = (detect and nul < DETECTED_BYTES) or "utf-16" in declared.lower()
+        text = _wide(data) if is_wide else None
         if text is None:
             raise RejectedError(f"binary: NUL at byte {nul}")
-        return text, True
-    controls = len(data) - len(data.translate(None, _CONTROLS))
-    if data.startswith(_MAGIC) or controls > CONTROL_SHARE * len(data):
+        return text, {"extract.guessed_encoding": 1}
+    if looks_binary(data):
         raise RejectedError("binary: control characters")
+    given = [codecs.lookup(name).name for name in encodings if name != DETECT]
+    said = _declared(data, declared, markup=markup, detect=detect)
     failed = 0
-    for name in encodings:
-        if name != DETECT:
-            try:
-                return data.decode(name), False
-            except UnicodeDecodeError as error:
-                failed = max(failed, error.start)
+    for name in (*said, *given):
+        try:
+            return data.decode(name), {}
+        except UnicodeError as error:
+            failed = max(failed, getattr(error, "start", 0))
+    if "utf-8" in (*said, *given) and (nearly := _nearly_utf8(data)):
+        return nearly
     if detect or markup:
         for name in _guesses(data, markup=markup):
             try:
@@ -68,11 +133,50 @@ def decode(data: bytes, encodings: tuple[str, ...] = ("utf-8",), *, markup: bool
             except (UnicodeError, LookupError):
                 continue
             if _controls_of(text) <= CONTROL_SHARE * len(text):
-                return text, True
-    if encodings == ("utf-8",):
+                return text, {"extract.guessed_encoding": 1}
+    for name in (*said, *given):
+        text = data.decode(name, "replace")
+        bad = text.count("\ufffd")
+        if bad <= BAD_SHARE * len(data):
+            return text, {"extract.bad_bytes": bad}
+    if given == ["utf-8"] and not detect:
         raise RejectedError(f"invalid UTF-8: at byte {failed}")
-    tried = ", ".join(name for name in encodings if name != DETECT)
-    raise RejectedError(f"wrong encoding: neither {tried}{' nor any that is known' if detect else ''}")
+    raise RejectedError(f"wrong encoding: neither {', '.join(given)}{' nor any that is known' if detect else ''}")
+
+
+def looks_binary(data: bytes) -> bool:
+    """Whether the bytes begin as a known kind of binary file does, or have more control characters than any text."""
+    controls = len(data) - len(data.translate(None, _CONTROLS))
+    return data.startswith(_MAGIC) or controls > CONTROL_SHARE * len(data)
+
+
+def _declared(data: bytes, header: str, *, markup: bool, detect: bool) -> list[str]:
+    """The encodings that the header and the page say, and UTF-8 before them where the bytes are surely in it."""
+    labels = [header]
+    if markup and (found := _DECLARED.search(data, 0, DECLARED_BYTES)):
+        labels.append((found[1] or found[2]).decode("ascii", "replace"))
+    names = [name for name in map(codec_of, labels) if name]
+    if b"\x1b$" in data and (markup or detect):  # these 7-bit bytes are UTF-8 too
+        names.append("iso2022_jp_ext")
+    if not names or data.isascii():
+        return names
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return names
+    beyond = sum(not c.isascii() for c in text[:DETECTED_BYTES])
+    any_byte = len(bytes(range(128, 256)).decode(names[0], "replace")) == 128  # a code page, which says little
+    return ["utf-8", *names] if any_byte or beyond >= SURE_CHARACTERS else names
+
+
+def _nearly_utf8(data: bytes) -> tuple[str, dict[str, int]] | None:
+    """UTF-8 in which a byte or a few are wrong, as where a file was cut: many characters beyond ASCII are right."""
+    text = data.decode("utf-8", "replace")
+    bad = text.count("\ufffd") - data.count("\ufffd".encode())
+    right = sum(not c.isascii() for c in text) - bad
+    if bad <= max(1, BAD_SHARE * len(data)) and right >= SURE_CHARACTERS * bad:
+        return text, {"extract.bad_bytes": bad}
+    return None
 
 
 def _controls_of(text: str) -> int:
@@ -98,14 +202,14 @@ def _guesses(data: bytes, *, markup: bool) -> list[str]:
         from charset_normalizer import from_bytes
     except ImportError as error:
         raise UserError("guessing encodings needs charset-normalizer: pip install 'llmjax[data]'") from error
-    if not names or not decodes(data, names[0]):
+    if not names or not _decodes(data, names[0]):
         best = from_bytes(head[:16_384]).best()
         if best is not None:
             names.append(best.encoding)
     return names
 
 
-def decodes(data: bytes, name: str) -> bool:
+def _decodes(data: bytes, name: str) -> bool:
     try:
         data.decode(name)
     except (UnicodeError, LookupError):

@@ -4,26 +4,37 @@ Every document that gives no text is a reject with a reason; no input raises. Li
 """
 
 import codecs
-from collections.abc import Callable
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from llmjax.errors import UserError
 from llmjax.prepare.documents import Step, add_facts, kept, reject, replace, well_formed
-from llmjax.prepare.formats import RejectedError, html, mail, pdf
-from llmjax.prepare.formats.text import DETECT, decode, line_ends
+from llmjax.prepare.formats import RejectedError, html
+from llmjax.prepare.formats.extraction import Options, text_of
+from llmjax.prepare.formats.text import DETECT, line_ends
 
 
 def make(settings: Any) -> Step:
-    """The step. Reads settings.html, settings.pdf_margins and settings.encodings.
+    """The step. Reads settings.html, .pdf_margins, .encodings, .max_document_bytes and .max_document_seconds.
 
-    Facts: "extract.guessed_encoding" 1 where the encoding was guessed, "extract.fallback" 1 for a page of HTML
-    without main content. Reasons: "invalid UTF-8", "wrong encoding", "binary", "empty", "html: no text", "pdf: password",
-    "pdf: no text" (scanned), "pdf: ..." (broken, too large), "mail: no text", "format: NAME" (not known).
+    Facts: "extract.guessed_encoding" 1 where the encoding was guessed, "extract.bad_bytes" bytes that were no
+    characters (U+FFFD stands for them), "extract.fallback" 1 for a page of HTML without main content. Reasons: "invalid
+    UTF-8", "wrong encoding", "binary", "empty", "html: no text", "pdf: password", "pdf: no text" (scanned), "pdf: ..."
+    (broken), "mail: no text", "format: NAME" (not known), "too large", "too slow", "broken".
 
     Raises:
         UserError: an encoding or kind of HTML that is not known.
     """
-    encodings = tuple(settings.encodings)
+    options = Options(
+        settings.html,
+        settings.pdf_margins,
+        tuple(settings.encodings),
+        settings.max_document_bytes,
+        settings.max_document_seconds,
+    )
+    encodings = options.encodings
     if DETECT in encodings[:-1] or not encodings:
         raise UserError(f"prepare.encodings must name encodings, and {DETECT!r} only as the last: {encodings}")
     for name in set(encodings) - {DETECT}:
@@ -33,66 +44,23 @@ def make(settings: Any) -> Step:
             raise UserError(f"prepare.encodings: Python knows no encoding {name!r}") from error
     if settings.html not in html.KINDS:
         raise UserError(f"html={settings.html!r} is not known; use one of {', '.join(html.KINDS)}")
-    extractors: dict[str, Callable[..., Any]] = {}  # made at the first document of a format, which may need a library
 
-    def page_text(data: bytes) -> tuple[str, dict[str, int]]:
-        extract = extractors.get("html") or html.make_extractor(settings.html)
-        extractors["html"] = extract
-        page, guessed = decode(data, encodings, markup=True)
-        text, fallback = extract(page)
-        if not text.strip():
-            raise RejectedError("html: no text")
-        return text, {"extract.guessed_encoding": int(guessed), "extract.fallback": int(fallback)}
-
-    def pdf_text(data: bytes) -> tuple[str, dict[str, int]]:
-        extract = extractors.get("pdf") or pdf.make_extractor(margins=settings.pdf_margins)
-        extractors["pdf"] = extract
-        try:
-            return extract(data), {}
-        except pdf.PdfError as error:
-            raise RejectedError(f"pdf: {error}") from error
-
-    def message(data: bytes) -> tuple[str, dict[str, int]]:
-        return mail.text_of(data, encodings), {}
-
-    def plain(data: bytes) -> tuple[str, dict[str, int]]:
-        text, guessed = decode(data, encodings)
-        return text, {"extract.guessed_encoding": int(guessed)}
-
-    formats = {"text": plain, "html": page_text, "pdf": pdf_text, "mail": message}
-
-    def step(batch: Any) -> Any:
-        texts, names = batch["text"].to_pylist(), batch["format"].to_pylist()
+    def step(batch: pa.RecordBatch) -> pa.RecordBatch:
+        texts, media, data = batch["text"].to_pylist(), batch["format"].to_pylist(), batch["data"]
         reasons: dict[int, str] = {}
         facts: dict[int, dict[str, int]] = {}
-        data_column = batch["data"]
-        done = []
         for row in kept(batch).nonzero()[0].tolist():
             if texts[row] is not None:
                 continue
-            data = data_column[row].as_py()
             try:
-                if not data:
-                    raise RejectedError("empty")
-                if names[row] not in formats:
-                    raise RejectedError(f"format: {names[row] or 'none'}")
-                text, numbers = formats[names[row]](data)
-                if not text.strip():
-                    raise RejectedError("empty")
-                texts[row] = line_ends(well_formed(text))
-                facts[row] = {name: number for name, number in numbers.items() if number}
-                done.append(row)
+                text, facts[row] = text_of(data[row].as_py() or b"", media[row], options)
+                texts[row], media[row] = line_ends(well_formed(text)), ""
             except RejectedError as rejected:
                 reasons[row] = str(rejected)
-        if not done and not reasons:
+        if not facts and not reasons:
             return batch
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        for row in done:
-            names[row] = ""
-        gone = pa.array([row in facts for row in range(batch.num_rows)])  # rows that now have a text
-        data_column = pc.if_else(gone, pa.scalar(None, data_column.type), data_column)
-        return reject(add_facts(replace(batch, text=texts, data=data_column, format=names), facts), reasons)
+        has_text_now = pa.array([row in facts for row in range(batch.num_rows)])
+        data = pc.if_else(has_text_now, pa.scalar(None, data.type), data)
+        return reject(add_facts(replace(batch, text=texts, data=data, format=media), facts), reasons)
 
     return step
