@@ -9,7 +9,8 @@ pytest.importorskip("numba")
 
 from ml_collections import ConfigDict
 
-from llmjax.prepare import documents, rules
+from llmjax import config
+from llmjax.prepare import records, rules
 from llmjax.prepare.steps.quality_rules import c4, fineweb, gopher_quality, gopher_repetition
 
 STEPS = (gopher_quality, gopher_repetition, c4, fineweb)
@@ -29,9 +30,13 @@ PROSE = (
 )
 
 
-def apply(make, *texts, words="unicode"):
-    step = make(ConfigDict({"words": words}))
-    return step(documents.make_batch([{"text": text} for text in texts]))
+def settings(**changes):
+    return ConfigDict({"words": "unicode", "c4_end_marks": True, **changes})
+
+
+def apply(make, *texts, **changes):
+    step = make(settings(**changes))
+    return step(records.make_batch([{"text": text} for text in texts]))
 
 
 def prose(sentences=12):
@@ -136,6 +141,13 @@ def test_c4_cuts_lines_and_keeps_the_rest():
     assert json.loads(batch["facts"][0].as_py()) == {"c4.lines": len(bad)}
 
 
+def test_c4_without_the_rule_of_end_marks_keeps_headings_as_the_web_config_says():
+    text = "A heading without any mark\n" + prose(6)
+    assert apply(c4, text, c4_end_marks=False)["text"].to_pylist() == [text]
+    assert apply(c4, text)["text"].to_pylist() == [prose(6)]
+    assert not config.load("configs/data/web.py").prepare.c4_end_marks
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -155,15 +167,15 @@ def test_c4_rejects_whole_texts_and_leaves_them_as_they_were(text, reason):
 def test_rejected_rows_and_rows_without_text_are_left_alone(make):
     rows = [{"text": ""}, {"text": "", "reason": "language: xx"}, {"text": None}, {"text": prose()}]
     for selected in (rows, rows[1:3], []):
-        batch = documents.make_batch(selected)
-        result = make(ConfigDict({"words": "unicode"}))(batch)
+        batch = records.make_batch(selected)
+        result = make(settings())(batch)
         assert result.schema == batch.schema and result.num_rows == len(selected)
         for row, before in enumerate(selected):
             if before["text"] is None or before.get("reason"):
                 assert result.slice(row, 1) == batch.slice(row, 1)
-    whole = make(ConfigDict({"words": "unicode"}))(documents.make_batch(rows))
+    whole = make(settings())(records.make_batch(rows))
     for row in range(len(rows)):
-        alone = make(ConfigDict({"words": "unicode"}))(documents.make_batch(rows[row : row + 1]))
+        alone = make(settings())(records.make_batch(rows[row : row + 1]))
         assert alone.slice(0, 1) == whole.slice(row, 1)
 
 

@@ -30,6 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )  # fmt: skip
     c.prepare.languages = ("en",)
     c.prepare.encodings = ("utf-8", "detect")
+    c.prepare.c4_end_marks = False
     if choice == "strict":
         c.name = "web-strict"
         c.prepare.steps = (*c.prepare.steps[:-1], "substring", "personal")

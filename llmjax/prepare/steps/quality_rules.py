@@ -144,7 +144,7 @@ def c4(settings: Any) -> Step:
 
     Kept texts lose lines, which the fact "c4.lines" counts; a text with too few sentences left is rejected as it was.
     """
-    rule = rules.C4()
+    rule = rules.C4(end_marks=settings.c4_end_marks)
 
     def step(batch: pa.RecordBatch) -> pa.RecordBatch:
         texts = batch["text"].to_pylist()
