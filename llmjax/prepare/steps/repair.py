@@ -27,6 +27,10 @@ _INVISIBLE = re.compile(
     "|(?<![^\x00-\x7f\\s])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f\\s])"  # joiners belong between other letters
     "|(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0000-\U000e007f]+"  # tags belong after the black flag
 )
+_MAY_BE_INVISIBLE = re.compile(  # any of these characters, wherever it stands: a search without looking around is fast
+    "[\u00ad\u180e\u200b-\u200d\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\uffff\ufdd0-\ufdef\ue000-\uf8ff\U000e0000-\U000e007f"
+    "\U000f0000-\U0010ffff]"
+)
 _SPACES = str.maketrans({"\u00a0": " ", "\u2007": " ", "\u202f": " ", "\u0085": "\n"})
 _BLANK_LINES = re.compile("\n{4,}")
 
@@ -90,7 +94,7 @@ def repair(text: str, *, form: str = "NFC") -> tuple[str, dict[str, int]]:
         text, facts = _repair_once(text, form)
         for name, number in facts.items():
             total[name] = total.get(name, 0) + number
-        if text == before or text.isascii() or not _ftfy()[0](text):
+        if text == before or not any(map(_ftfy()[0], _lines_beyond_ascii(text))):
             break
     return text, total
 
@@ -127,11 +131,17 @@ def _repair_once(text: str, form: str) -> tuple[str, dict[str, int]]:
 def _without_invisible(text: str) -> tuple[str, int]:
     """The text without invisible characters, and their number; what becomes out of place by a removal goes too."""
     total = 0
-    while True:
+    while _MAY_BE_INVISIBLE.search(text):
         text, number = _INVISIBLE.subn("", text)
         total += number
         if not number:
-            return text, total
+            break
+    return text, total
+
+
+def _lines_beyond_ascii(text: str) -> list[str]:
+    """The lines that may be in a broken encoding. ASCII never is, and it is most of most texts: ftfy need not see it."""
+    return [] if text.isascii() else [line for line in text.split("\n") if not line.isascii()]
 
 
 def clean_whitespace(text: str) -> str:
@@ -160,15 +170,13 @@ def repair_encoding(text: str) -> tuple[str, int]:
     if codec:
         text = code_pages.redecode(text, codec)
     is_bad, fix_encoding, config = _ftfy()
-    if is_bad(text):
-        lines = text.split("\n")
-        for row, line in enumerate(lines):
-            if not line.isascii() and is_bad(line):
-                fixed = fix_encoding(line, config)
-                if len(_RARE.findall(fixed)) <= len(_RARE.findall(line)):
-                    lines[row] = fixed
-        text = "\n".join(lines)
+    lines = text.split("\n")
+    for row, line in enumerate(lines):
+        if not line.isascii() and is_bad(line):
+            fixed = fix_encoding(line, config)
+            if len(_RARE.findall(fixed)) <= len(_RARE.findall(line)):
+                lines[row] = fixed
+    text = "\n".join(lines)
     if text == before:
         return text, 0
-    old, new = before.split("\n"), text.split("\n")
-    return text, max(1, sum(a != b for a, b in zip(old, new, strict=False)))
+    return text, max(1, sum(a != b for a, b in zip(before.split("\n"), text.split("\n"), strict=False)))
