@@ -31,9 +31,10 @@ import numpy as np
 from common import make_parser, speed, write
 from rich.console import Console
 from rich.table import Table
+from sklearn.metrics import roc_auc_score
 
 from llmjax.prepare import bias
-from llmjax.prepare.learn import calibration, classifier, lexicons, ngram
+from llmjax.prepare.learn import classifier, lexicons, ngram
 from llmjax.prepare.steps.scores import toxic_words
 
 SIZE = 1500  # characters of a document
@@ -48,7 +49,6 @@ LEFT_OUT = (  # trained without these two, measured on them
     ("science", "chat"),
     ("encyclopedia", "changelogs"),
 )
-DENSE_SCALES = (0.0, 0.1, 1.0)
 
 
 def _cut(text: str, most: int) -> list[str]:
@@ -150,14 +150,14 @@ def measure_quality(found: dict[str, list[str]]) -> dict[str, Any]:
         fewest = min(len(_all(found, names)) for names in rest)
         if not all(found[name] for name in out) or fewest < classifier.FEWEST:
             continue
-        row: dict[str, Any] = {"sources": " against ".join(out), "documents": len(_all(found, out))}
-        for scale in DENSE_SCALES:
-            narrow = classifier.train(*labelled(*rest), settings={"dense_scale": scale})
-            measured = classifier.evaluate(narrow, *labelled(out[:1], out[1:]))
-            row[f"auroc, dense_scale {scale}"] = measured["auroc"]
-            if scale == classifier.DEFAULTS["dense_scale"]:
-                row.update(accuracy=measured["accuracy"], calibration_error=measured["calibration_error"])
-                row["auroc held out of sources trained on"] = narrow.metrics["auroc"]
+        narrow = classifier.train(*labelled(*rest))
+        texts, labels = labelled(out[:1], out[1:])
+        measured = classifier.measures(classifier.score(narrow, texts), np.array(labels))
+        row = {
+            "sources": " against ".join(out),
+            **{k: measured[k] for k in ("documents", "auroc", "calibration_error")},
+        }
+        row["auroc held out of sources trained on"] = narrow.metrics["auroc"]
         results["left_out"].append(row)
     return results
 
@@ -202,7 +202,7 @@ def measure_toxicity(found: dict[str, list[str]], texts: Path) -> dict[str, Any]
             key: metrics[key]
             for key in ("documents", "positive", "auroc", "f1", "calibration_error", "calibration_error_before")
         }
-        results[name]["word_lists_auroc"] = calibration.auroc(shares, np.array(labels))
+        results[name]["word_lists_auroc"] = float(roc_auc_score(labels, shares))
 
     path = texts / "posttrain" / "hh_harmless.jsonl"
     if path.exists():
@@ -248,9 +248,11 @@ def measure_ngrams(found: dict[str, list[str]], folder: Path) -> dict[str, Any]:
                 kind: _speed(functools.partial(ngram.score, model), _all(rest, names))
                 for kind, names in (("wanted", WANTED), ("messy", MESSY))
             },
-            "auroc_wanted_against_messy": calibration.auroc(
-                -ngram.score(model, _all(rest, (*WANTED, *MESSY))),
-                np.repeat([1, 0], [len(_all(rest, names)) for names in (WANTED, MESSY)]),
+            "auroc_wanted_against_messy": float(
+                roc_auc_score(
+                    np.repeat([1, 0], [len(_all(rest, names)) for names in (WANTED, MESSY)]),
+                    -ngram.score(model, _all(rest, (*WANTED, *MESSY))),
+                )
             ),
         }
         path.unlink()

@@ -10,9 +10,10 @@ import pytest
 from ml_collections import ConfigDict
 
 pytest.importorskip("pyarrow")
+pytest.importorskip("sklearn")
 from llmjax.prepare import bias
 from llmjax.prepare.documents import make_batch, reject
-from llmjax.prepare.learn import calibration, classifier, features, lexicons, ngram
+from llmjax.prepare.learn import classifier, lexicons, ngram
 from llmjax.prepare.steps import scores
 
 LESSON = "A prime number has exactly two divisors. For example, the number seven is prime because only one divides it."
@@ -247,10 +248,8 @@ def test_flipped_labels_flip_the_scores(small_classifier):
     )
 
 
-def test_a_saved_classifier_scores_the_same_without_scikit_learn(small_classifier, tmp_path, monkeypatch):
+def test_a_saved_classifier_scores_the_same(small_classifier, tmp_path):
     classifier.save(small_classifier, tmp_path / "model.npz")
-    for name in [name for name in sys.modules if name.split(".")[0] in ("sklearn", "scipy")]:
-        monkeypatch.setitem(sys.modules, name, None)
     texts = [*two_kinds()[0], "", "\u6570\u5b66 \u5b9a\u7406", "x" * 5000]
     again = classifier.load(tmp_path / "model.npz")
     assert classifier.score(again, texts).tobytes() == classifier.score(small_classifier, texts).tobytes()
@@ -267,7 +266,7 @@ def test_classifier_scores_do_not_depend_on_batching(small_classifier, monkeypat
     texts = [*two_kinds()[0][:20], "", LESSON, CHAT * 30, "\u201cquoted\u201d\u2014\u4f60\u597d"]
     together = classifier.score(small_classifier, texts)
     alone = np.concatenate([classifier.score(small_classifier, [text]) for text in texts])
-    monkeypatch.setattr(classifier, "PIECE", 50)
+    monkeypatch.setattr(classifier, "DOCUMENTS", 3)
     assert together.tobytes() == alone.tobytes() == classifier.score(small_classifier, texts).tobytes()
 
 
@@ -284,35 +283,19 @@ def test_classifier_scores_do_not_depend_on_batching(small_classifier, monkeypat
     ],
 )
 def test_hashed_words_see_what_they_should(one, two, same):
-    a, b = (features.hashed_words([text], classifier.DEFAULTS) for text in (one, two))
-    assert (a.columns.tolist() == b.columns.tolist()) == same
+    a, b = (classifier.features([text]).toarray() for text in (one, two))
+    assert np.array_equal(a, b) == same
 
 
-def test_hashed_words_of_a_document_have_length_one_and_statistics_are_as_named():
-    found = features.hashed_words(["Ab 12. cd!\nEf", "", "aa aa aa"], classifier.DEFAULTS)
-    norms = np.bincount(found.rows, weights=found.values**2, minlength=3)
-    np.testing.assert_allclose(norms, [1, 0, 1])
-    first = dict(zip(features.STATISTICS, found.dense[0], strict=True))
-    assert first["letters a word"] == 2 and first["upper-case letters a letter"] == pytest.approx(2 / 6)
-    assert first["digits a byte"] == pytest.approx(2 / 14) and first["sentence marks a word"] == 0.5
-    assert first["lines that end a sentence a line"] == 0.5
-
-
-def test_another_feature_extractor_can_be_plugged_in(monkeypatch, tmp_path):
-    def embeddings(texts, settings):
-        none = np.empty(0, np.int64)
-        dense = np.array([[len(text), text.count("proof")] for text in texts], np.float64)
-        return features.Features(none, none, np.empty(0), dense, 1)
-
-    monkeypatch.setitem(features.FEATURES, "embeddings", embeddings)
-    texts = ["proof of it"] * 30 + ["chat about"] * 30
-    texts = [f"{text} {k}" for k, text in enumerate(texts)]
-    model = classifier.train(texts, [1] * 30 + [0] * 30, settings={"features": "embeddings", "dense_scale": 1.0})
-    assert model.metrics["auroc"] == 1.0
-    classifier.save(model, tmp_path / "model.npz")
-    monkeypatch.delitem(features.FEATURES, "embeddings")
-    with pytest.raises(ValueError, match="features 'embeddings' are not known"):
-        classifier.score(classifier.load(tmp_path / "model.npz"), texts)
+def test_hashed_words_of_a_document_have_length_one_and_repeated_words_count_by_their_logarithm():
+    found = classifier.features(["Ab 12. cd!\nEf", "", "aa"]).toarray()
+    np.testing.assert_allclose(np.square(found).sum(axis=1), [1, 0, 1])
+    once, often = (classifier.features([text]).toarray() for text in ("aa bb", "aa aa aa bb"))
+    word = np.flatnonzero(found[2])
+    ratio = (often[0, word] / once[0, word])[0]
+    left = np.count_nonzero(often) - 1  # bb and the pairs, once or twice each
+    assert left == 3 and ratio == pytest.approx((1 + math.log(3)) / np.linalg.norm([1 + math.log(3), 1, 1 + math.log(2), 1])
+                                                * math.sqrt(3))  # fmt: skip
 
 
 def test_equal_documents_and_groups_are_on_one_side_of_the_split():
@@ -327,27 +310,32 @@ def test_equal_documents_and_groups_are_on_one_side_of_the_split():
 
 
 @pytest.mark.parametrize(
-    ("texts", "labels", "options", "message"),
+    ("texts", "labels", "message"),
     [
-        (["a"] * 30, [1] * 30, {}, "negative documents: 0, at least 20"),
-        (["a"] * 40, [1] * 10 + [0] * 30, {}, "positive documents: 10, at least 20"),
-        (["a"] * 40, [1] * 20 + [0] * 19, {}, "40 documents and 39 labels"),
-        (["a"] * 40, [1] * 20 + [0] * 20, {"settings": {"bit": 3}}, "no classifier setting bit"),
-        (["a"] * 40, [1] * 20 + [0] * 20, {}, "documents of more groups"),
-        ([str(k) for k in range(60)], [1] * 20 + [0] * 20 + [2] * 20, {}, "labels must be 0 or 1"),
+        (["a"] * 30, [1] * 30, "negative documents: 0, at least 20"),
+        (["a"] * 40, [1] * 10 + [0] * 30, "positive documents: 10, at least 20"),
+        (["a"] * 40, [1] * 20 + [0] * 19, "40 documents and 39 labels"),
+        (["a"] * 40, [1] * 20 + [0] * 20, "documents of more groups"),
+        ([str(k) for k in range(60)], [1] * 20 + [0] * 20 + [2] * 20, "labels must be 0 or 1"),
     ],
 )
-def test_a_classifier_that_cannot_be_trained_says_how_to_mend_it(texts, labels, options, message):
+def test_a_classifier_that_cannot_be_trained_says_how_to_mend_it(texts, labels, message):
     with pytest.raises(ValueError, match=message):
-        classifier.train(texts, labels, **options)
+        classifier.train(texts, labels)
 
 
-def test_training_without_scikit_learn_says_what_to_install(monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ValueError, match=r"pip install 'llmjax\[data\]'"):
-        classifier.train(*two_kinds())
+def test_a_classifier_without_scikit_learn_says_what_to_install(small_classifier, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
+    classifier._vectorizer.cache_clear()
+    for use in (lambda: classifier.train(*two_kinds()), lambda: classifier.score(small_classifier, ["text"])):
+        with pytest.raises(ValueError, match=r"pip install 'llmjax\[data\]'"):
+            use()
+
+
+def test_a_classifier_of_an_earlier_version_is_refused_with_advice(tmp_path):
+    ngram.write_arrays(tmp_path / "old.npz", "classifier", 1, {"weights": np.zeros(4)}, {})
+    with pytest.raises(ValueError, match="train it again with llmjax classify"):
+        classifier.load(tmp_path / "old.npz")
 
 
 def test_training_from_files_saves_what_it_measured(tmp_path):
@@ -392,71 +380,57 @@ def test_training_from_files_needs_two_different_classes(tmp_path):
 # Calibration and measures.
 
 
-def miscalibrated(count, *, seed, stretch):
-    """Logits that are `stretch` times as sure as they should be, and labels drawn from the true probabilities."""
-    random = np.random.default_rng(seed)
-    true = random.normal(0, 1.5, count)
-    return stretch * true, (random.random(count) < calibration.sigmoid(true)).astype(int)
+def sigmoid(logits):
+    return 1 / (1 + np.exp(-logits))
 
 
-@pytest.mark.parametrize("method", ["platt", "isotonic"])
 @pytest.mark.parametrize("stretch", [6.0, 0.1])
-def test_calibration_lowers_the_error_of_scores_that_are_too_sure_or_too_timid(method, stretch):
-    fitted = calibration.fit(*miscalibrated(4000, seed=0, stretch=stretch), method=method)
-    logits, labels = miscalibrated(4000, seed=1, stretch=stretch)
-    before = calibration.calibration_error(calibration.sigmoid(logits), labels)
-    after = calibration.calibration_error(calibration.apply(fitted, logits), labels)
+def test_calibration_lowers_the_error_of_scores_that_are_too_sure_or_too_timid(stretch):
+    true = np.random.default_rng(0).normal(0, 1.5, (2, 4000))
+    labels = (np.random.default_rng(1).random(true.shape) < sigmoid(true)).astype(int)
+    slope, offset = classifier.platt(stretch * true[0], labels[0])
+    before = classifier.calibration_error(sigmoid(stretch * true[1]), labels[1])
+    after = classifier.calibration_error(sigmoid(slope * stretch * true[1] + offset), labels[1])
     assert before > 0.1 and after < 0.04
-    json.dumps(fitted)
 
 
-def test_platt_recovers_slope_and_bias_and_keeps_order():
+def test_platt_recovers_slope_and_offset():
     random = np.random.default_rng(0)
     logits = random.normal(0, 2, 20_000)
-    labels = (random.random(20_000) < calibration.sigmoid(0.5 * logits - 1)).astype(int)
-    fitted = calibration.fit(logits, labels)
-    assert abs(fitted["slope"] - 0.5) < 0.03 and abs(fitted["bias"] + 1) < 0.06
-    assert calibration.auroc(calibration.apply(fitted, logits), labels) == calibration.auroc(logits, labels)
+    slope, offset = classifier.platt(logits, (random.random(20_000) < sigmoid(0.5 * logits - 1)).astype(int))
+    assert abs(slope - 0.5) < 0.03 and abs(offset + 1) < 0.06
 
 
 def test_platt_stays_finite_on_separable_scores():
-    fitted = calibration.fit(np.array([-3.0, -2, 2, 3]), np.array([0, 0, 1, 1]))
-    probabilities = calibration.apply(fitted, np.array([-3.0, 3.0]))
-    assert 0.1 < probabilities[0] < 0.3 and 0.7 < probabilities[1] < 0.9
+    slope, offset = classifier.platt(np.array([-3.0, -2, 2, 3]), np.array([0, 0, 1, 1]))
+    low, high = sigmoid(slope * np.array([-3.0, 3.0]) + offset)
+    assert 0.1 < low < 0.3 and 0.7 < high < 0.9
 
 
 def test_measures_by_hand():
     scores, labels = np.array([0.9, 0.8, 0.4, 0.3, 0.3]), np.array([1, 0, 1, 0, 1])
-    assert calibration.auroc(scores, labels) == pytest.approx((2 + 1 + 0.5) / 6)
-    found = calibration.measures(scores, labels)
-    assert found["confusion"] == {"true_positive": 1, "false_positive": 1, "true_negative": 1, "false_negative": 2}
+    found = classifier.measures(scores, labels)
+    assert found["auroc"] == pytest.approx((2 + 1 + 0.5) / 6)
     assert found["accuracy"] == 0.4 and found["precision"] == 0.5 and found["recall"] == pytest.approx(1 / 3)
     assert found["f1"] == pytest.approx(0.4)
     # Bins of 1/15: 0.9 | 0.8 | 0.4 | two of 0.3, of which one is positive.
     assert found["calibration_error"] == pytest.approx((0.1 + 0.8 + 0.6 + 2 * 0.2) / 5)
+    with pytest.raises(ValueError, match="both classes"):
+        classifier.measures(np.zeros(3), np.ones(3))
 
 
 def test_the_kept_report_by_hand():
-    rows = calibration.kept_report(
-        np.array([0.9, 0.6, 0.2]), np.array([100, 300, 600]), np.array([1, 0, 1]), thresholds=(0.5, 0.95)
-    )
-    assert rows[0] == {
-        "threshold": 0.5,
-        "documents_kept": pytest.approx(2 / 3),
-        "tokens_kept": pytest.approx(0.4),
-        "precision": 0.5,
-        "recall": 0.5,
-    }
-    assert rows[1]["documents_kept"] == rows[1]["tokens_kept"] == 0.0
-
-
-def test_calibration_errors_say_how_to_mend():
-    with pytest.raises(ValueError, match="platt, isotonic, none"):
-        calibration.fit(np.zeros(3), np.array([0, 1, 1]), method="beta")
-    with pytest.raises(ValueError, match="both classes"):
-        calibration.fit(np.zeros(3), np.ones(3))
-    with pytest.raises(ValueError, match="both classes"):
-        calibration.auroc(np.zeros(3), np.ones(3))
+    rows = classifier.kept_report(np.array([0.8, 0.6, 0.2]), np.array([100, 300, 600]), np.array([1, 0, 1]))
+    assert [row for row in rows if row["threshold"] == 0.5] == [
+        {
+            "threshold": 0.5,
+            "documents_kept": pytest.approx(2 / 3),
+            "words_kept": pytest.approx(0.4),
+            "precision": 0.5,
+            "recall": 0.5,
+        }
+    ]
+    assert rows[-1]["documents_kept"] == rows[-1]["words_kept"] == rows[-1]["recall"] == 0.0
 
 
 # Word lists.
@@ -615,8 +589,8 @@ def test_a_planted_bias_is_reported_and_its_removal_shows():
     )
     assert terms["boy"]["before"]["negative_flag"] == "below" and terms["boy"]["lost"] == 0
     json.dumps(found)
-    assert "| immigrant | 70 | 42.9% |" in bias.to_markdown(found)
-    assert bias.to_html(found).count("<tr>") == 4 and "<td>immigrant</td>" in bias.to_html(found)
+    assert bias.to_html(found).count("<tr>") == 4
+    assert "<td>immigrant</td><td>70</td><td>42.9%</td>" in bias.to_html(found)
 
 
 def test_wilsons_interval_by_hand():

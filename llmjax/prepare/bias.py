@@ -213,14 +213,8 @@ def _lines(report: Mapping[str, Any], fewest: int) -> list[list[str]]:
     return [_cells(entry) for entry in [report["overall"], *terms]]
 
 
-def to_markdown(report: Mapping[str, Any], *, fewest: int = FEWEST) -> str:
-    """The terms with at least `fewest` occurrences as a Markdown table; arrows mark differences from all words."""
-    lines = [HEADINGS, ["---", "---", *["---:"] * (len(HEADINGS) - 2)], *_lines(report, fewest)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 def to_html(report: Mapping[str, Any], *, fewest: int = FEWEST) -> str:
-    """The same as an HTML table."""
+    """The terms with at least `fewest` occurrences as an HTML table; arrows mark differences from all words."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in HEADINGS)
     body = "".join(
         f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>\n" for line in _lines(report, fewest)

@@ -1,20 +1,21 @@
 """A document classifier that anyone can train: textbook-like or not (phi-1, Gunasekar et al. 2023), toxic or not.
 
-Logistic regression on features of a document: by default hashed words and pairs of words (Weinberger et al. 2009) and
-a few statistics of its writing. scikit-learn fits it; the fitted numbers are saved as plain arrays, so that a saved
-model is read and scored by the few lines of numpy here, whatever version of scikit-learn is installed, or none.
+Logistic regression on hashed words and pairs of words (Weinberger et al. 2009), fitted by scikit-learn, with its scores
+calibrated on held-out documents (Platt 1999). A saved model is an array of weights, no pickle.
 
 A document's score is the same bit for bit whatever other documents it is scored with: every sum is taken in the
 document's own order, and no vector instruction's rounding depends on its place in the batch.
 """
 
+import functools
 import gzip
 import hashlib
 import json
 import math
 import os
+import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,42 +23,21 @@ from typing import Any
 import numpy as np
 
 from llmjax.errors import UserError
-from llmjax.prepare.learn import calibration
-from llmjax.prepare.learn.features import FEATURES, Features
 from llmjax.prepare.learn.ngram import read_arrays, write_arrays
 
-FORMAT = 1
+FORMAT = 2
 FEWEST = 20  # documents of a class: 14 to fit, 3 to calibrate, 3 to measure
 SHARES = (0.7, 0.85)  # fitted up to the first, calibrated up to the second, measured on the rest
-DEFAULTS: dict[str, Any] = {
-    "features": "hashed_words",
-    "bits": 18,  # 2^18 weights of hashed words
-    "characters": 50_000,  # of a document are looked at, from its start
-    "regularization": 10.0,  # C of scikit-learn: larger fits the training documents more closely
-    # Of the dense features beside the hashed words, each document's of length 1. As large as the words (1.0), the
-    # statistics lower the AUROC on sources that were not trained on from 0.98 to 0.74 (benchmarks/classifiers.py);
-    # for embeddings, which are all there is, use 1.0.
-    "dense_scale": 0.1,
-    "calibration": "platt",
-}
-
-
+BITS = 18  # 2^18 weights of hashed words
+CHARACTERS = 50_000  # of a document are looked at, from its start
+REGULARIZATION = 10.0  # C of scikit-learn: larger fits the training documents more closely
+DOCUMENTS = 256  # whose features are in memory at once
+BINS = 15  # of probabilities, for the calibration error
+THRESHOLDS = (0.1, 0.25, 0.5, 0.75, 0.9)  # for which it is reported what they keep
 PARAGRAPHS_UP_TO = 2000  # characters of a document cut from a text file, unless one paragraph is longer
-PIECE = 1 << 20  # characters for which features are made at once
-
-
-def _pieces(texts: Sequence[str], settings: Mapping[str, Any]) -> Iterator[Features]:
-    name = settings["features"]
-    if name not in FEATURES:
-        raise UserError(f"features {name!r} are not known: use one of {', '.join(sorted(FEATURES))}")
-    begin = 0
-    while begin < len(texts):
-        end, size = begin, 0
-        while end < len(texts) and (end == begin or size < PIECE):
-            size += min(len(texts[end]), settings["characters"])
-            end += 1
-        yield FEATURES[name](texts[begin:end], settings)
-        begin = end
+# Kana and Chinese characters are words of their own: pairs of words then know what stands together.
+WORD = r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+"
+_LOG_COUNT = np.array([0.0] + [1 + math.log(k) for k in range(1, 1024)])
 
 
 @dataclass(frozen=True)
@@ -65,44 +45,57 @@ class Model:
     """A fitted classifier.
 
     Attributes:
-        weights: float64 [features]. dense_weights, means, scales: float64 [statistics]. bias: of the logit.
-        calibration: for `calibration.apply`.
-        settings: DEFAULTS as used, JSON. metrics: what `train` measured, JSON.
+        weights: float64 [2^BITS]. bias: of the logit. Both with the calibration in them.
+        metrics: what `train` measured, JSON.
     """
 
     weights: np.ndarray
-    dense_weights: np.ndarray
-    means: np.ndarray
-    scales: np.ndarray
     bias: float
-    calibration: Mapping[str, Any]
-    settings: Mapping[str, Any]
     metrics: Mapping[str, Any]
 
 
-def _standardize(dense: np.ndarray, means: np.ndarray, scales: np.ndarray, size: float) -> np.ndarray:
-    return np.clip((dense - means) / scales, -4, 4) * (size / math.sqrt(max(len(means), 1)))
+@functools.cache
+def _vectorizer() -> Any:
+    try:
+        from sklearn.feature_extraction.text import HashingVectorizer
+    except ModuleNotFoundError as error:
+        raise UserError("a classifier needs scikit-learn: pip install 'llmjax[data]'") from error
+    return HashingVectorizer(
+        preprocessor=_plain, token_pattern=WORD, ngram_range=(1, 2), n_features=1 << BITS, norm=None, dtype=np.float64
+    )
 
 
-def logits(model: Model, texts: Sequence[str]) -> np.ndarray:
-    """Scores before calibration and the logistic function, float64 [documents]."""
-    results = []
-    for features in _pieces(texts, model.settings):
-        count = len(features.dense)
-        total = np.bincount(
-            features.rows, weights=features.values * model.weights[features.columns], minlength=count
-        ).astype(np.float64)
-        dense = _standardize(features.dense, model.means, model.scales, model.settings["dense_scale"])
-        for k, weight in enumerate(model.dense_weights):  # not @: BLAS rounds differently for other batch sizes
-            total += dense[:, k] * weight
-        results.append(total + model.bias)
-    return np.concatenate(results) if results else np.empty(0)
+def _plain(text: str) -> str:
+    """What is hashed of a document: lower case, and every number a pattern of digits."""
+    return re.sub(r"\d", "0", text[:CHARACTERS].lower())
+
+
+def features(texts: Sequence[str]) -> Any:
+    """Signed hashed words and pairs of neighbours, with 1 + ln(count), each document of length 1: CSR [documents, 2^BITS]."""
+    from sklearn.preprocessing import normalize
+
+    found = _vectorizer().transform(texts)
+    counts = np.minimum(np.abs(found.data), len(_LOG_COUNT) - 1).astype(np.int64)
+    found.data = np.copysign(_LOG_COUNT[counts], found.data)
+    return normalize(found, copy=False)
+
+
+def _logits(weights: np.ndarray, bias: float, texts: Sequence[str]) -> np.ndarray:
+    """Of each document, float64 [documents]."""
+    _vectorizer()
+    pieces = [features(texts[start : start + DOCUMENTS]) @ weights for start in range(0, len(texts), DOCUMENTS)]
+    return np.concatenate(pieces) + bias if pieces else np.empty(0)
 
 
 def score(model: Model, texts: Sequence[str]) -> np.ndarray:
     """The calibrated probability of the positive class, float64 [documents]."""
     # One at a time: the vectorized exponential may round the last few of a batch differently.
-    return np.array([float(calibration.apply(model.calibration, z)) for z in logits(model, texts)])
+    return np.array([_sigmoid(logit) for logit in _logits(model.weights, model.bias, texts).tolist()])
+
+
+def _sigmoid(logit: float) -> float:
+    small = math.exp(-abs(logit))
+    return (1.0 if logit >= 0 else small) / (1.0 + small)
 
 
 def _split(texts: Sequence[str], labels: np.ndarray, groups: Sequence[str] | None, seed: int) -> np.ndarray:
@@ -123,32 +116,52 @@ def _split(texts: Sequence[str], labels: np.ndarray, groups: Sequence[str] | Non
     return np.array([part[name] for name in names])
 
 
-def train(
-    texts: Sequence[str],
-    labels: Sequence[int],
-    *,
-    seed: int = 0,
-    groups: Sequence[str] | None = None,
-    settings: Mapping[str, Any] | None = None,
-) -> Model:
+def train(texts: Sequence[str], labels: Sequence[int], *, seed: int = 0, groups: Sequence[str] | None = None) -> Model:
     """Fit on 70% of the documents, calibrate on 15% and measure on the rest, which the model has not seen.
 
     Args:
         texts: the documents. labels: 1 for the class to be found, 0 for the other.
         seed: of the split; the fit itself has no chance in it.
         groups: documents of one group (a site, a conversation) are on one side of the split.
-        settings: over DEFAULTS.
 
     Returns:
-        The model; its metrics are those of `evaluate`, with the calibration error before calibration, the reliability
-        table and the kept-words report, all on the held-out documents.
+        The model; its metrics are those of `measures`, with the calibration error before calibration and what thresholds
+        would keep, all on the held-out documents.
 
     Raises:
-        UserError: for an unknown setting, one class missing, too few documents, or scikit-learn not installed.
+        UserError: for one class missing, too few documents, or scikit-learn not installed.
     """
-    chosen = {**DEFAULTS, **(settings or {})}
-    if unknown := set(chosen) - set(DEFAULTS):
-        raise UserError(f"no classifier setting {', '.join(sorted(unknown))}: there are {', '.join(DEFAULTS)}")
+    y = _checked_labels(texts, labels)
+    part = _split(texts, y, groups, seed)
+    for k, name in enumerate(("to fit", "to calibrate", "to measure")):
+        if len(set(y[part == k].tolist())) < 2:
+            raise UserError(
+                f"the part of the documents {name} has one class only: give more documents, or documents of more groups"
+            )
+    _vectorizer()
+    from sklearn.linear_model import LogisticRegression
+
+    fitted, calibrated, measured = (np.flatnonzero(part == k) for k in range(3))
+    solver = LogisticRegression(C=REGULARIZATION, max_iter=1000)
+    solver.fit(features([texts[k] for k in fitted]), y[fitted])
+    weights, bias = solver.coef_[0], float(solver.intercept_[0])
+    slope, offset = platt(_logits(weights, bias, [texts[k] for k in calibrated]), y[calibrated])
+    held = [texts[k] for k in measured]
+    before = np.array([_sigmoid(logit) for logit in _logits(weights, bias, held).tolist()])
+    model = Model(slope * weights, slope * bias + offset, {})
+    after = score(model, held)
+    metrics = {
+        "seed": seed,
+        "documents_fitted": len(fitted),
+        "documents_calibrated": len(calibrated),
+        **measures(after, y[measured]),
+        "calibration_error_before": calibration_error(before, y[measured]),
+        "kept": kept_report(after, np.array([len(text.split()) for text in held]), y[measured]),
+    }
+    return Model(model.weights, model.bias, metrics)
+
+
+def _checked_labels(texts: Sequence[str], labels: Sequence[int]) -> np.ndarray:
     y = np.asarray(labels, np.int64)
     if len(y) != len(texts):
         raise UserError(f"{len(texts)} documents and {len(y)} labels: give one label a document")
@@ -160,88 +173,99 @@ def train(
             )
     if set(y.tolist()) - {0, 1}:
         raise UserError("labels must be 0 or 1")
-    part = _split(texts, y, groups, seed)
-    for k, name in enumerate(("to fit", "to calibrate", "to measure")):
-        if len(set(y[part == k].tolist())) < 2:
-            raise UserError(
-                f"the part of the documents {name} has one class only: give more documents, or documents of more groups"
-            )
-    try:
-        from scipy.sparse import csr_matrix, hstack
-        from sklearn.linear_model import LogisticRegression
-    except ModuleNotFoundError as error:
-        raise UserError("training a classifier needs scikit-learn: pip install 'llmjax[data]'") from error
+    return y
 
-    fitted = np.flatnonzero(part == 0)
-    parts = list(_pieces([texts[k] for k in fitted.tolist()], chosen))
-    dense = np.concatenate([features.dense for features in parts])
-    means, scales = dense.mean(axis=0), dense.std(axis=0)
-    scales = np.where(scales > 1e-12, scales, 1.0)
-    offsets = np.cumsum([0] + [len(features.dense) for features in parts])
-    rows = np.concatenate([features.rows + offset for features, offset in zip(parts, offsets, strict=False)])
-    columns = np.concatenate([features.columns for features in parts])
-    values = np.concatenate([features.values for features in parts])
-    width = parts[0].width
-    used, places = np.unique(columns, return_inverse=True)  # the weight of a feature that never occurs stays 0
-    sparse = csr_matrix((values, (rows, places)), shape=(len(fitted), len(used)))
-    inputs = hstack([sparse, csr_matrix(_standardize(dense, means, scales, chosen["dense_scale"]))], format="csr")
-    solver = LogisticRegression(C=chosen["regularization"], solver="lbfgs", max_iter=1000)
-    solver.fit(inputs, y[fitted])
-    weights = np.zeros(width)
-    weights[used] = solver.coef_[0, : len(used)]
-    plain = Model(
-        weights=weights,
-        dense_weights=solver.coef_[0, len(used) :].astype(np.float64),
-        means=means,
-        scales=scales,
-        bias=float(solver.intercept_[0]),
-        calibration={"method": "none"},
-        settings=chosen,
-        metrics={},
+
+def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Slope and offset with which the logits of held-out documents are calibrated (Platt 1999), his targets included.
+
+    A document is as many as (n + 1) / (n + 2) of its class of n and the rest of the other, so that both stay finite.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    counts = np.bincount(labels, minlength=2)
+    own = ((counts + 1) / (counts + 2))[labels]
+    unregularized = LogisticRegression(C=1e10, tol=1e-8, max_iter=1000)
+    unregularized.fit(
+        np.concatenate([logits, logits])[:, None],
+        np.concatenate([labels, 1 - labels]),
+        sample_weight=np.concatenate([own, 1 - own]),
     )
-    held = [np.flatnonzero(part == k) for k in (1, 2)]
-    scores = [logits(plain, [texts[k] for k in own.tolist()]) for own in held]
-    fitted_calibration = calibration.fit(scores[0], y[held[0]], method=chosen["calibration"])
-    before = calibration.apply({"method": "none"}, scores[1])
-    after = calibration.apply(fitted_calibration, scores[1])
-    words = np.array([len(texts[k].split()) for k in held[1].tolist()])
-    metrics = {
-        "seed": seed,
-        "documents_fitted": len(fitted),
-        "documents_calibrated": len(held[0]),
-        **calibration.measures(after, y[held[1]]),
-        "calibration_error_before": calibration.calibration_error(before, y[held[1]]),
-        "reliability": calibration.reliability(after, y[held[1]]),
-        "kept": calibration.kept_report(after, words, y[held[1]]),
+    return float(unregularized.coef_[0, 0]), float(unregularized.intercept_[0])
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The expected calibration error (Naeini et al. 2015): mean over documents of |confidence - share positive|."""
+    bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
+    return float(np.abs(np.bincount(bins, weights=probabilities - labels)).sum() / len(labels))
+
+
+def measures(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Accuracy, precision, recall, F1 at a probability of 0.5; AUROC and calibration error.
+
+    Raises:
+        UserError: for documents of one class only.
+    """
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_auc_score
+
+    if len(set(np.asarray(labels).tolist())) < 2:
+        raise UserError("the area under the curve needs documents of both classes: give some of each")
+    said = probabilities >= 0.5
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, said, average="binary", zero_division=0.0)
+    return {
+        "documents": len(labels),
+        "positive": int(np.sum(labels)),
+        "accuracy": float(accuracy_score(labels, said)),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "auroc": float(roc_auc_score(labels, probabilities)),
+        "calibration_error": calibration_error(probabilities, labels),
     }
-    return Model(**{**vars(plain), "calibration": fitted_calibration, "metrics": metrics})
 
 
-def evaluate(model: Model, texts: Sequence[str], labels: Sequence[int], *, threshold: float = 0.5) -> dict[str, Any]:
-    """Accuracy, precision, recall, F1, AUROC, calibration error and the confusion counts on labelled documents."""
-    return calibration.measures(score(model, texts), np.asarray(labels), threshold=threshold)
+def kept_report(probabilities: np.ndarray, sizes: np.ndarray, labels: np.ndarray) -> list[dict[str, float]]:
+    """What each of THRESHOLDS would keep: a document is kept if its probability is at least the threshold.
+
+    Args:
+        probabilities: float [documents]. sizes: [documents], words of each. labels: 0 or 1 [documents].
+
+    Returns:
+        A row a threshold: threshold, documents_kept, words_kept (shares of 1), and precision and recall of keeping.
+    """
+    rows = []
+    for threshold in THRESHOLDS:
+        keep = probabilities >= threshold
+        right = int(np.sum(keep & (labels > 0)))
+        rows.append(
+            {
+                "threshold": threshold,
+                "documents_kept": float(keep.mean()),
+                "words_kept": float(sizes[keep].sum() / max(sizes.sum(), 1)),
+                "precision": right / max(int(keep.sum()), 1),
+                "recall": right / max(int(np.sum(labels > 0)), 1),
+            }
+        )
+    return rows
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:
     """Write a model to one .npz file, whole or not at all. The same model gives the same bytes."""
-    arrays = {name: getattr(model, name) for name in ("weights", "dense_weights", "means", "scales")}
-    arrays["bias"] = np.array(model.bias)
-    rest = {name: dict(getattr(model, name)) for name in ("calibration", "settings", "metrics")}
-    write_arrays(path, "classifier", FORMAT, arrays, rest)
+    arrays = {"weights": model.weights, "bias": np.array(model.bias)}
+    write_arrays(path, "classifier", FORMAT, arrays, dict(model.metrics))
 
 
 def load(path: str | os.PathLike[str]) -> Model:
     """Read a model that `save` wrote; it scores the same bit for bit.
 
     Raises:
-        UserError: if the file is not there, cut off, damaged, of another kind or of a later version.
+        UserError: if the file is not there, cut off, damaged, of another kind or of another version.
     """
-    arrays, rest = read_arrays(path, "classifier", FORMAT)
+    arrays, metrics = read_arrays(path, "classifier", FORMAT)
     try:
-        parts: dict[str, Any] = {**arrays, **rest}
-        return Model(**{**parts, "bias": float(parts["bias"])})
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: a classifier with parts missing ({error}): train and save it again") from error
+        return Model(arrays["weights"], float(arrays["bias"]), metrics)
+    except KeyError as error:
+        raise UserError(f"{path}: a classifier without {error}: train and save it again") from error
 
 
 def read_documents(paths: Sequence[str | os.PathLike[str]], *, field: str = "text") -> tuple[list[str], list[str]]:
@@ -293,7 +317,6 @@ def train_from_files(
     *,
     seed: int = 0,
     field: str = "text",
-    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train a classifier on files of each class, save it to `out` and return its metrics.
 
@@ -316,8 +339,7 @@ def train_from_files(
         [1] * len(yes) + [0] * len(no),
         seed=seed,
         groups=yes_files + no_files if by_file else None,
-        settings=settings,
     )
     metrics = {**model.metrics, "held_out": "files" if by_file else "documents"}
-    save(Model(**{**vars(model), "metrics": metrics}), out)
+    save(Model(model.weights, model.bias, metrics), out)
     return metrics

@@ -50,7 +50,7 @@ def _measures(metrics: dict[str, Any]) -> list[str]:
     lines.append(f"    {'threshold':>9}{'documents':>11}{'words':>8}{'precision':>11}{'recall':>8}")
     for row in metrics["kept"]:
         lines.append(
-            f"    {row['threshold']:>9.2f}{row['documents_kept']:>11.1%}{row['tokens_kept']:>8.1%}"
+            f"    {row['threshold']:>9.2f}{row['documents_kept']:>11.1%}{row['words_kept']:>8.1%}"
             f"{row['precision']:>11.3f}{row['recall']:>8.3f}"
         )
     return lines

@@ -319,7 +319,7 @@ def load(path: str | os.PathLike[str]) -> Model:
     """Read a model that `save` wrote.
 
     Raises:
-        UserError: if the file is not there, cut off, damaged, of another kind or of a later version.
+        UserError: if the file is not there, cut off, damaged, of another kind or of another version.
     """
     arrays, settings = read_arrays(path, "ngram", FORMAT)
     try:
@@ -352,7 +352,7 @@ def read_arrays(path: str | os.PathLike[str], kind: str, version: int) -> tuple[
     """The arrays and settings of a file that `write_arrays` wrote.
 
     Raises:
-        UserError: if the file is not there, cut off, damaged, of another kind or of a later version.
+        UserError: if the file is not there, cut off, damaged, of another kind or of another version.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -376,8 +376,7 @@ def read_arrays(path: str | os.PathLike[str], kind: str, version: int) -> tuple[
         ) from error
     if found != kind:
         raise UserError(f"{path}: holds a model of kind {found!r}, not {kind!r}: give the right file in the config")
-    if found_version > version:
-        raise UserError(
-            f"{path}: version {found_version} of the {kind} format, this llmjax reads up to {version}: update llmjax"
-        )
+    if found_version != version:
+        mend = "update llmjax" if found_version > version else "train it again with llmjax classify"
+        raise UserError(f"{path}: version {found_version} of the {kind} format, this llmjax reads {version}: {mend}")
     return arrays, settings
