@@ -177,6 +177,14 @@ def test_whitespace_is_tidied():
     assert new_text("repair", "\n\na \t\n\n\n\n\nb\u00a0c\r\nd  \n\n\n") == "a\n\n\nb c\nd\n"
 
 
+def test_only_lines_beyond_ascii_are_asked_about_broken_encodings(monkeypatch):
+    is_bad, fix, config = repair._ftfy()
+    asked = []
+    monkeypatch.setattr(repair, "_ftfy", lambda: (lambda line: asked.append(line) or is_bad(line), fix, config))
+    assert repair.repair("plain\ncafÃ©\nplain too\n")[0] == "plain\ncafé\nplain too\n"
+    assert set(asked) == {"cafÃ©", "café"}
+
+
 def test_a_long_run_of_spaces_takes_linear_time():
     text = " " * 2_000_000 + "x"  # quadratic time would take hours here
     assert new_text("repair", text) == text
@@ -334,8 +342,9 @@ def test_only_the_beginning_of_a_long_text_decides():
 # Personal data
 
 MASKED = {
-    "EMAIL": ["john.doe+x@mail.example.co.uk", "jürgen@müller.de", "jane (at) site (dot) org", "o'neil@uni.edu", "a_b@x-y.info"],
-    "PHONE": ["+46 8 123 456 78", "+1 (415) 555-2671", "(415) 555-2671", "415-555-2671", "415.555.2671", "020 7946 0958", "07700 900123",
+    "EMAIL": ["john.doe+x@mail.example.co.uk", "jürgen@müller.de", "jane (at) site (dot) org", "o'neil@uni.edu", "a_b@x-y.info", "anna@company.photography",
+              "anna@x.lawyer", "анна@пример.рф", "anna@firma.pl"],
+    "PHONE": ["+46 8 123 456 78", "+1 (415) 555-2671", "(415) 555-2671", "415-555-2671", "415.555.2671", "020 7946 0958", "07911 123456",
               "01 23 45 67 89", "030/1234567", "0151 23456789", "+49 (0)30 1234567", "+4915112345678", "0044 20 7946 0958"],
     "IP": ["8.8.8.8", "54.23.12.1", "2001:4860:4860::8888", "2a00:1450:4001:81b::200e"],
     "CARD": ["4111 1111 1111 1111", "4111111111111111", "5500-0000-0000-0004", "378282246310005", "6011000990139424"],
@@ -362,11 +371,35 @@ def test_personal_data_is_masked_by_its_class(label):
      "4111111111111112 and 1234567890123456 and 0.4111111111111111", "DE89370400440532013001", "git@github.com:a/b.git x@layer.weight",
      "@property def f(self): return self.x@self.w", "icon@2x.png and @user and a @ b", "sk-learn and task-based-on-something-else-2",
      "550e8400-e29b-41d4-a716-446655440000", "d41d8cd98f00b204e9800998ecf8427e", "01 02 03 04 05", "+1.12345679e+10, +12345678", "OID 2.5.29.15",
+     "call(1234567), call 1234567 times, call 10000000 times", "foo@bar.md, np.dot(a@b.to), y = self.q@self.k.id",
+     "phone 3310 3410 5110, fax 1200 2400 9600, the cell 1 2 3 4 5 6 7 8", "icon@2x.app", "ISBN 0-306-40615-2",
      "lines 100-200-3000 of 415-555 pages", "1/2/3/4/5/6/7/8 and 12-34-56-78", "0x4111111111111111", "0 1 2 3 4 5 6 7 8 9 10"],
 )  # fmt: skip
 def test_what_only_looks_like_personal_data_stays(text):
     batch = run("personal", text)
     assert batch["text"].to_pylist() == [text] and facts(batch) == {}
+
+
+NATIONAL = {  # as people of the country write them, some of each form
+    "en": ["(02) 9876 5432", "082 123 4567", "07911123456"], "de": ["089/1234567", "044 668 18 00"], "es": ["612 345 678", "55 1234 5678"],
+    "it": ["333 1234567"], "ru": ["8 (495) 123-45-67"], "pl": ["22 123 45 67"], "sv": ["070-123 45 67"], "pt": ["(11) 91234-5678"],
+    "nl": ["020-1234567"], "ja": ["090-1234-5678", "０３－１２３４－５６７８"], "ko": ["02-312-3456"], "zh": ["13812345678"],
+    "tr": ["0532 123 45 67"], "hi": ["98765 43210"], "fa": ["0912 345 6789"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("code", NATIONAL)
+def test_telephones_in_the_national_form_are_masked_in_a_text_of_that_language(code):
+    for number in NATIONAL[code]:
+        text = f"Write to Anna, {number}, before Monday."
+        assert run("personal", text, languages=[code])["text"].to_pylist() == [text.replace(number, "<PHONE>")]
+    scores = "score 01 23 45 67 89"  # a telephone of France, in an English text no telephone
+    assert run("personal", scores, languages=["en"])["text"].to_pylist() == [scores]
+
+
+def test_an_address_ending_like_a_file_is_masked_where_it_is_written_to():
+    text = "Write to anna@firm.md or mail anna@b.py, <a@b.to>."
+    assert new_text("personal", text) == "Write to <EMAIL> or mail <EMAIL>, <<EMAIL>>."
 
 
 def test_only_the_classes_asked_for_are_masked():

@@ -1,10 +1,11 @@
 """Step "personal": personal data and secrets are masked by class: <EMAIL>, <PHONE>, <IP>, <CARD>, <IBAN>, <KEY>.
 
 Numbers are masked only where a checksum or a form that little else has speaks for them: cards by their prefix, length
-and the Luhn checksum (ISO/IEC 7812), accounts by their country's length and the remainder 97 (ISO 13616), addresses of
-the internet by `ipaddress` and only public ones (private, loopback, link-local and documentation ranges belong to
-nobody), telephones with a calling code or in the form of a country (US, UK, France, Germany) or after a word such as
-"tel". Versions, dates, identifiers and decimals are left alone. Names and postal addresses are not masked.
+and the Luhn checksum (ISO/IEC 7812), accounts by their country's form and checksum (ISO 13616), addresses of the
+internet by `ipaddress` and only public ones (private, loopback, link-local and documentation ranges belong to nobody),
+telephones by the numbering plans of all countries where they have a calling code, else by those of the countries of the
+document's language, or after a word such as "tel:". Versions, dates, identifiers, decimals and code are left alone.
+Names and postal addresses are not masked.
 """
 
 import functools
@@ -15,13 +16,22 @@ from typing import Any
 
 from llmjax.errors import UserError
 from llmjax.prepare.documents import Step, add_facts, kept, replace
+from llmjax.prepare.learn.lexicons import FOLDER
+from llmjax.prepare.steps.spelling import is_code
+
+try:
+    import phonenumbers
+    from stdnum import iban, luhn
+    from stdnum.exceptions import ValidationError
+except ImportError as missing:
+    raise UserError("the step personal needs phonenumbers and python-stdnum: pip install 'llmjax[data]'") from missing
 
 CLASSES = ("key", "email", "iban", "card", "ip", "phone")  # in the order in which they are looked for
 
 # Any document with personal data matches this, and few others do: an at sign, seven digits with little between them,
 # three groups of an IPv6 address, or the beginning of a key.
 _PREFILTER = re.compile(  # each part begins with its rarest character: looking back is cheaper than trying everywhere
-    r"@(?<=[\w%+'&-]@)\w|\d(?:[ ().\-/]{0,3}\d){6}|\d(?:\.\d{1,3}){3}|[23](?<!\w[23])[0-9A-Fa-f]{3}:|[A-Z]{2}\d\d[ -]?[A-Z0-9]{4}"
+    r"@(?<=[\w%+'&-]@)\w|\d(?:[ \u00a0().\-/\u2010\u2011\uff0d]{0,3}\d){6}|\d(?:\.\d{1,3}){3}|[23](?<!\w[23])[0-9A-Fa-f]{3}:|[A-Z]{2}\d\d[ -]?[A-Z0-9]{4}"
     r"|://[^/\s:@]+:|[\[(][aA][tT][\])]|A(?:KI|SI)A[A-Z0-9]{16}|AIza|eyJ|sk-(?:proj-|ant-|svcacct-|or-v1-|[A-Za-z0-9]{20})"
     r"|_(?:(?<=gh[pousr]_)|(?<=pat_)|(?<=live_)|(?<=test_)|(?<=hf_)|(?<=npm_))[A-Za-z0-9]{11}|xox[abeprs]-|glpat-|pypi-"
     r"|ya29\.|hooks\.slack|[sS](?:ecret|ECRET)_?(?:access|ACCESS|Access)?_?(?:key|KEY|Key)"
@@ -42,18 +52,23 @@ def make(settings: Any) -> Step:
             raise UserError(f"personal: {name!r} is not known; use some of {', '.join(CLASSES)}")
 
     def step(batch: Any) -> Any:
-        texts = batch["text"].to_pylist()
+        texts, languages = batch["text"].to_pylist(), batch["language"].to_pylist()
         facts: dict[int, dict[str, int]] = {}
         for row in kept(batch).nonzero()[0].tolist():
             if texts[row]:
-                texts[row], facts[row] = mask(texts[row], classes)
+                language = re.split("[-_]", languages[row].lower())[0]
+                texts[row], facts[row] = mask(texts[row], classes, language)
         return add_facts(replace(batch, text=texts), facts) if any(facts.values()) else batch
 
     return step
 
 
-def mask(text: str, classes: tuple[str, ...] = CLASSES) -> tuple[str, dict[str, int]]:
-    """The text with data of the classes masked, and the number of each masked, such as {"personal.email": 2}."""
+def mask(text: str, classes: tuple[str, ...] = CLASSES, language: str = "") -> tuple[str, dict[str, int]]:
+    """The text with data of the classes masked, and the number of each masked, such as {"personal.email": 2}.
+
+    Args:
+        language: ISO 639 code, for the form of telephone numbers; "" if it is not known.
+    """
     counts: dict[str, int] = {}
     if "key" in classes and "-----BEGIN " in text:
         text, number = _KEY_BLOCKS.subn("<KEY>", text)
@@ -69,7 +84,7 @@ def mask(text: str, classes: tuple[str, ...] = CLASSES) -> tuple[str, dict[str, 
             number = 0
             for name in CLASSES:
                 if name in classes:
-                    line, masked = _MASKERS[name](line)
+                    line, masked = _mask_phone(line, language) if name == "phone" else _MASKERS[name](line)
                     if masked:
                         counts[name] = counts.get(name, 0) + masked
                         number += masked
@@ -95,97 +110,78 @@ def _mask_where(
     return pattern.sub(put, text), number
 
 
-# E-mail. Two letters are a country; longer endings are listed, since "x@layer.weight" is no address.
-_ENDINGS = [
-    "com",
-    "org",
-    "net",
-    "edu",
-    "gov",
-    "mil",
-    "int",
-    "info",
-    "biz",
-    "name",
-    "pro",
-    "aero",
-    "coop",
-    "museum",
-    "mobi",
-    "jobs",
-    "travel",
-    "xyz",
-    "online",
-    "site",
-    "tech",
-    "store",
-    "app",
-    "dev",
-    "cloud",
-    "blog",
-    "shop",
-    "live",
-    "news",
-    "agency",
-    "studio",
-    "design",
-    "digital",
-    "email",
-    "global",
-    "group",
-    "health",
-    "host",
-    "life",
-    "media",
-    "network",
-    "solutions",
-    "space",
-    "systems",
-    "today",
-    "tools",
-    "website",
-    "work",
-    "world",
-    "zone",
-    "example",
-    "invalid",
-    "test",
-    "arpa",
-    "london",
-    "berlin",
-    "paris",
-    "amsterdam",
-    "bank",
-    "club",
-    "company",
-    "consulting",
-    "education",
-    "engineering",
-    "finance",
-    "foundation",
-    "institute",
-    "international",
-    "legal",
-    "science",
-    "software",
-    "support",
-    "university",
-]
+# E-mail. An address ends in a top-level domain, since "x@layer.weight" is no address.
 _LOCAL = r"[^\W_][\w.+%&'-]{0,63}"
 _EMAIL = re.compile(
-    rf"(?<![\w.+%-])(?:mailto:)?({_LOCAL})@((?:[^\W_](?:[\w-]{{0,62}}[^\W_])?\.)+(?:[^\W\d_]{{2}}|xn--[a-z0-9]+|"
-    rf"(?i:{'|'.join(_ENDINGS)})))(?![\w-]|\.[\w-]*\()"
+    rf"(?<![\w.+%-])(?:mailto:)?({_LOCAL})@((?:[^\W_](?:[\w-]{{0,62}}[^\W_])?\.)+)([^\W\d_]{{2,24}}|xn--[a-z0-9-]+)"
+    r"(?![\w-]|\.[\w-]*\()"
 )
 _SPELT_EMAIL = re.compile(
     r"(?i)\b[a-z0-9][\w.+-]{0,63} ?[\[(]at[\])] ?[a-z0-9][a-z0-9-]*(?:(?: ?[\[(]dot[\])] ?|\.)[a-z0-9-]+){1,4}\b"
 )
 _CLONES = ("git", "hg", "svn")  # git@host:path names a service, not a person
+# Domains that are also endings of files ("notes@v2.md"), and attributes of arrays and objects ("dot(a@b.to)").
+_FILE_ENDINGS = frozenset(["md", "mov", "py", "rs", "sh", "zip"])
+_ATTRIBUTES = frozenset(
+    [
+        "app",
+        "as",
+        "at",
+        "call",
+        "cash",
+        "center",
+        "channel",
+        "data",
+        "date",
+        "dot",
+        "fit",
+        "group",
+        "id",
+        "in",
+        "is",
+        "it",
+        "link",
+        "map",
+        "name",
+        "next",
+        "no",
+        "now",
+        "open",
+        "plus",
+        "read",
+        "run",
+        "select",
+        "show",
+        "so",
+        "to",
+        "zip",
+    ]
+)
+_WRITTEN_TO = re.compile(r"(?i)(?:mailto:|[\"'<]|\b(?:e-?mail|mail|contact|write to|reach|from:|to:|cc:)[\s:]{0,3})$")
+
+
+@functools.cache
+def _domains() -> frozenset[str]:
+    lines = (FOLDER / "tlds.txt").read_text(encoding="utf-8").splitlines()
+    return frozenset(word for line in lines if not line.startswith("#") for word in line.split())
+
+
+def _is_email(match: re.Match[str]) -> bool:
+    local, host, domain = match[1], match[2], match[3].casefold()
+    if local in _CLONES or re.match(r"\d+x\.", host) or not (domain in _domains() or domain.startswith("xn--")):
+        return False  # icon@2x.app is a picture
+    before = match.string[max(0, match.start() - 40) : match.start()]
+    if match[0].startswith("mailto:") or _WRITTEN_TO.search(before):
+        return True
+    if domain in _FILE_ENDINGS and host.count(".") == 1:
+        return False
+    return not (domain in _ATTRIBUTES and is_code(match.string))
 
 
 def _mask_email(text: str) -> tuple[str, int]:
     total = 0
     if "@" in text:
-        text, total = _mask_where(_EMAIL, "<EMAIL>", lambda match: match[1] not in _CLONES, text)
+        text, total = _mask_where(_EMAIL, "<EMAIL>", _is_email, text)
     if re.search(r"(?i)[\[(]at[\])]", text):
         text, number = _SPELT_EMAIL.subn("<EMAIL>", text)
         total += number
@@ -223,37 +219,31 @@ def _mask_key(text: str) -> tuple[str, int]:
     return text, total
 
 
-# International bank account numbers: letters of the country, and how long theirs are.
-_LENGTHS = dict(
-    re.findall(
-        r"([A-Z]{2})(\d\d)",
-        "AD24AE23AL28AT20AZ28BA20BE16BG22BH22BI27BR29BY28CH21CR22CY28CZ24DE22DJ27DK18DO28EE20EG29ES24FI18FK18FO18FR27"
-        "GB22GE22GI23GL18GR27GT28HR21HU28IE22IL23IQ23IS26IT27JO30KW30KZ20LB28LC32LI21LT20LU20LV21LY25MC27MD24ME22MK19"
-        "MN20MR27MT31MU30NI28NL18NO15OM23PK24PL28PS29PT25QA29RO24RS22RU33SA24SC31SD18SE24SI19SK24SM27SO23ST25SV28TL23"
-        "TN24TR26UA29VA22VG24XK20YE30",
-    )
-)
-_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?=(?:[ \u00a0-]?[A-Z0-9]){11})", re.ASCII)
+# International bank account numbers. Groups of letters may follow one, so every end of a group is tried, the last first.
+_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[ \u00a0-]?[A-Z0-9]){11,30}(?![A-Za-z0-9])", re.ASCII)
+_GROUP_END = re.compile(r"(?<=[A-Z0-9])(?=[ \u00a0-]|\Z)")
 
 
 def _mask_iban(text: str) -> tuple[str, int]:
-    parts, at, total = [], 0, 0
-    for match in _IBAN.finditer(text):
-        length = int(_LENGTHS.get(match[0][:2], 0))
-        if not length or match.start() < at:
-            continue
-        form = re.compile(r"[A-Z0-9](?:[ \u00a0-]?[A-Z0-9]){%d}(?![A-Za-z0-9])" % (length - 1))  # noqa: UP031
-        found = form.match(text, match.start())
-        if found and _iban_valid(re.sub(r"[ \u00a0-]", "", found[0])):
-            parts += [text[at : found.start()], "<IBAN>"]
-            at, total = found.end(), total + 1
-    return "".join([*parts, text[at:]]), total
+    total = 0
+
+    def put(match: re.Match[str]) -> str:
+        nonlocal total
+        for end in reversed([found.start() for found in _GROUP_END.finditer(match[0])]):
+            if end >= 15 and _is_iban(re.sub(r"[ \u00a0-]", "", match[0][:end])):
+                total += 1
+                return "<IBAN>" + match[0][end:]
+        return match[0]
+
+    return _IBAN.sub(put, text), total
 
 
-def _iban_valid(compact: str) -> bool:
-    if not "02" <= compact[2:4] <= "98":
+def _is_iban(compact: str) -> bool:
+    """By the length and form of its country, and its checksum."""
+    try:
+        return bool(iban.validate(compact, check_country=False))
+    except ValidationError:
         return False
-    return int("".join(str(int(c, 36)) for c in compact[4:] + compact[:4])) % 97 == 1
 
 
 # Cards
@@ -273,8 +263,7 @@ def _card_valid(match: re.Match[str]) -> bool:
         return False  # part of a longer row of numbers
     if not _ISSUERS.fullmatch(digits) or (digits[0] in "52" and len(digits) != 16) or len(set(digits)) < 2:
         return False
-    doubled = sum(sum(divmod(2 * int(d), 10)) for d in digits[-2::-2])
-    return (doubled + sum(map(int, digits[-1::-2]))) % 10 == 0
+    return bool(luhn.is_valid(digits))
 
 
 # Addresses of the internet
@@ -320,45 +309,58 @@ def _mask_ip(text: str) -> tuple[str, int]:
     return text, four + six
 
 
-# Telephones
-_CODES = (
-    r"(?:1|7|20|27|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|2[1-69]\d|3[578]\d|42[013]|50\d|59\d|67\d|68\d|69\d|"
-    r"85[0256]|88[06]|9[679]\d)"
+# Telephones: digits and what may stand between them, judged by the numbering plans of `phonenumbers`.
+_NUMBER = re.compile(
+    r"(?<![\w.+\-/:#=@])(?<!\w\()(?:\+|\()?\d(?:[ \u00a0().\-/\u2010\u2011\uff0d]{0,3}\d){6,16}(?![\w/]|[ .\-]\d)"
 )
-_PHONE = re.compile(
-    r"(?<![\w.+\-/:#=])(?:"
-    rf"\+{_CODES}[ .\-/]?(?:\(0?\d{{0,4}}\)[ .\-/]?)?\d(?:[ .\-/]?\d){{6,11}}"  # with the calling code
-    rf"|00{_CODES}[ \-/]\(?\d(?:\)?[ \-/]?\(?\d){{6,11}}"
-    r"|(?:\+?1[ .-])?\([2-9]\d\d\) ?[2-9]\d\d[ .-]\d{4}"  # North America, the code in brackets
-    r"|(?:1[-.])?[2-9]\d\d([-.])[2-9]\d\d\1\d{4}"
-    r"|0\d{2} \d{4} \d{4}|0\d{3} \d{3} \d{4}|07\d{3} \d{6}|0\d{4} \d{3} \d{3}|\(0\d{2,4}\) ?\d{3,4} ?\d{3,4}"  # United Kingdom
-    r"|0[1-9](?:([ .-])\d\d)(?:\2\d\d){3}"  # France
-    r"|0[1-9]\d{1,4}[ ]?/[ ]?\d{3,4}[ -]?\d{2,5}|01[5-7]\d[ -]\d{7,8}|0[1-9]\d{1,3}-\d{6,8}"  # Germany
-    r")(?![\w/]|[.\-]\d| \d{2,})"
+_NAMED = re.compile(
+    r"(?i)\b(?:tele?(?:phone|fon|f)?|phone|fon|ph|mobile|mobil|mob|cell|call|fax|whatsapp|handy|télé?(?:phone)?|☎)"
+    r"(?: (?:no|nr|number|us|me|at|on|at:))?([.:]{1,2}[ \u00a0]{0,2}|[ \u00a0]{1,2})$"
 )
-_NAMED_PHONE = re.compile(
-    r"(?i)\b((?:tele?(?:phone|fon|f)?|phone|fon|ph|mobile|mobil|mob|cell|call|fax|whatsapp|handy|télé?(?:phone)?|☎)"
-    r"(?: (?:no|nr|number|us|me|at|on|at:))?[.:]{0,2}[ \u00a0]{0,2})(\+?\(?\d(?:[ .()\-/]{0,2}\d){6,14})(?![\w/]|[.\-]\d)"
-)
+_DATE = re.compile(r"\d{4}[-./]\d\d?[-./]\d\d?|\d\d?[-./]\d\d?[-./]\d{4}")
+_NOT_CALLED = re.compile(r"(?i)\b(?:isbn|issn|rfc|doi|arxiv|order|ref|id|no\.|pages?|pp\.)[\s:.#-]{0,3}$")
+# Countries whose numbers a text of a language holds. Eight digits without a first 0, as in Denmark or Singapore, are
+# too often something else.
+_REGIONS = {
+    "": "US GB FR DE", "en": "US GB AU IN ZA", "de": "DE AT CH", "fr": "FR BE CH", "es": "ES MX AR CO", "pt": "BR PT",
+    "it": "IT CH", "nl": "NL BE", "ru": "RU", "uk": "UA", "pl": "PL", "sv": "SE", "fi": "FI", "tr": "TR", "ja": "JP",
+    "ko": "KR", "zh": "CN TW", "hi": "IN", "he": "IL", "fa": "IR", "ar": "EG SA AE", "cs": "CZ", "sk": "SK", "hu": "HU",
+    "ro": "RO", "el": "GR", "id": "ID", "vi": "VN", "th": "TH",
+}  # fmt: skip
 
 
-def _phone_plausible(match: re.Match[str]) -> bool:
-    digits = re.sub(r"\D", "", match[0])
-    if not 8 <= len(digits) <= 15 or len(set(digits)) < 3:
-        return False
-    if re.fullmatch(r"\+\d{1,9}", match[0]):
-        return False  # too short for all but small countries: a number with its sign
-    if re.match(r"\+?\d{4}-\d\d-\d\d", match[0]):
-        return False  # a date
-    if re.fullmatch(r"\+\d{1,3}\.\d+", match[0]):
-        return False  # a number with its sign
-    return len(re.findall(r"\b0\d\b", match[0])) < 4  # 01 02 03 04 05 counts
+@functools.lru_cache(maxsize=10_000)
+def _is_phone(number: str, language: str) -> bool:
+    """Whether digits as they are written are a telephone number, of any country with "+", else of the language's."""
+    if number.startswith("+"):
+        regions, leniency = ["ZZ"], phonenumbers.Leniency.VALID
+    else:
+        regions, leniency = _REGIONS.get(language, "").split(), phonenumbers.Leniency.STRICT_GROUPING
+        if number.startswith("00"):
+            regions, leniency, number = ["ZZ"], phonenumbers.Leniency.VALID, "+" + number[2:].lstrip(" -/")
+    for region in regions:
+        matches = phonenumbers.PhoneNumberMatcher(number, region, leniency=leniency)
+        if any(match.raw_string == number for match in matches):
+            return True
+    return False
 
 
-def _mask_phone(text: str) -> tuple[str, int]:
-    text, number = _mask_where(_PHONE, "<PHONE>", _phone_plausible, text)
-    text, named = _NAMED_PHONE.subn(r"\1<PHONE>", text)
-    return text, number + named
+def _mask_phone(text: str, language: str) -> tuple[str, int]:
+    def check(match: re.Match[str]) -> bool:
+        number, digits = match[0], re.sub(r"\D", "", match[0])
+        before = match.string[max(0, match.start() - 40) : match.start()]
+        if len(digits) > 15 or len(set(digits)) < 3 or _DATE.match(number) or len(re.findall(r"\b0\d\b", number)) > 3:
+            return False  # 01 02 03 04 05 counts
+        if re.fullmatch(r"\+\d{1,9}|\+\d{1,3}\.\d+", number):
+            return False  # a number with its sign; too short for a telephone of all but small countries
+        named = _NAMED.search(before)
+        if named and (named[1].strip() or re.search(r"[^\d ]", number)):
+            return True  # "Tel.: 555 1234"
+        if number.isdigit() and not named and not (language and (int(number[0]) == 0 or language == "zh")):
+            return False  # digits alone are mostly something else
+        return (number.startswith("+") or not _NOT_CALLED.search(before)) and _is_phone(number, language)
+
+    return _mask_where(_NUMBER, "<PHONE>", check, text)
 
 
 _MASKERS: dict[str, Callable[[str], tuple[str, int]]] = {
@@ -367,5 +369,4 @@ _MASKERS: dict[str, Callable[[str], tuple[str, int]]] = {
     "iban": _mask_iban,
     "card": functools.partial(_mask_where, _CARD, "<CARD>", _card_valid),
     "ip": _mask_ip,
-    "phone": _mask_phone,
 }

@@ -16,6 +16,7 @@ from typing import Any
 
 from llmjax.errors import UserError
 from llmjax.prepare.documents import Step, add_facts, kept, replace
+from llmjax.prepare.learn import lexicons
 
 LETTERS = 8  # shorter words have too many neighbours ("codecs"),
 USUAL_LETTERS = (
@@ -192,225 +193,18 @@ def _irregular(word: str, best: str) -> bool:
     return word.endswith("ely") and best == word[:-3] + "ly"
 
 
-_OUR = [
-    "behavi",
-    "col",
-    "fav",
-    "flav",
-    "harb",
-    "hon",
-    "hum",
-    "lab",
-    "neighb",
-    "od",
-    "parl",
-    "rum",
-    "sav",
-    "splend",
-    "tum",
-    "vap",
-    "vig",
-    "cand",
-    "clam",
-    "endeav",
-    "ferv",
-    "arm",
-    "ard",
-    "ranc",
-    "val",
-    "misbehavi",
-    "misdemean",
-    "demean",
-    "disfav",
-    "dishon",
-    "rig",
-]
 _OUR_SUFFIXES = ("", "s", "ed", "ing", "er", "ers", "able", "ably", "ful", "fully", "less", "ite", "ites", "al", "ally",
                  "hood", "hoods", "ly", "y")  # fmt: skip
-_IZE = [
-    "organ",
-    "real",
-    "recogn",
-    "apolog",
-    "author",
-    "capital",
-    "categor",
-    "central",
-    "character",
-    "civil",
-    "colon",
-    "critic",
-    "emphas",
-    "equal",
-    "final",
-    "general",
-    "harmon",
-    "ideal",
-    "initial",
-    "legal",
-    "local",
-    "maxim",
-    "memor",
-    "minim",
-    "mobil",
-    "modern",
-    "neutral",
-    "normal",
-    "optim",
-    "penal",
-    "polar",
-    "popular",
-    "priorit",
-    "privat",
-    "rational",
-    "serial",
-    "special",
-    "stabil",
-    "standard",
-    "summar",
-    "symbol",
-    "sympath",
-    "synchron",
-    "token",
-    "util",
-    "visual",
-    "vandal",
-    "fertil",
-    "hospital",
-    "immun",
-    "industrial",
-    "natural",
-    "social",
-    "steril",
-    "subsid",
-    "terror",
-    "urban",
-    "victim",
-    "vocal",
-    "familiar",
-    "formal",
-    "global",
-    "computer",
-    "custom",
-    "digit",
-    "energ",
-    "reorgan",
-    "brutal",
-    "computer",
-    "crystall",
-    "dramat",
-    "fantas",
-    "human",
-    "italic",
-    "jeopard",
-    "material",
-    "monopol",
-    "moral",
-    "national",
-    "patron",
-    "person",
-    "plagiar",
-    "pressur",
-    "public",
-    "revolution",
-    "scrutin",
-    "sensit",
-    "synthes",
-    "theor",
-    "traumat",
-    "trivial",
-    "vapor",
-    "weapon",
-    "parameter",
-    "linear",
-    "random",
-    "vector",
-    "canonical",
-    "internal",
-    "external",
-    "alphabet",
-    "incentiv",
-    "item",
-]
 _IZE_SUFFIXES = ("e", "es", "ed", "ing", "er", "ers", "ation", "ations", "able")
-_ER = [
-    "cent",
-    "theat",
-    "fib",
-    "lit",
-    "calib",
-    "lust",
-    "meag",
-    "somb",
-    "spect",
-    "sab",
-    "kilomet",
-    "centimet",
-    "millimet",
-    "nanomet",
-    "epicent",
-]
-_LL = [
-    "cancel",
-    "travel",
-    "label",
-    "model",
-    "level",
-    "fuel",
-    "marvel",
-    "quarrel",
-    "signal",
-    "total",
-    "tunnel",
-    "channel",
-    "counsel",
-    "dial",
-    "jewel",
-    "libel",
-    "panel",
-    "pedal",
-    "rival",
-    "shovel",
-    "spiral",
-    "stencil",
-    "swivel",
-    "towel",
-    "unravel",
-    "yodel",
-    "relabel",
-    "remodel",
-    "duel",
-    "initial",
-]
-_PAIRS = """defense defence;defenses defences;defenseless defenceless;offense offence;offenses offences;gray grey;
-grays greys;grayish greyish;mold mould;molds moulds;moldy mouldy;plow plough;plows ploughs;plowed ploughed;
-skeptic sceptic;skeptics sceptics;skeptical sceptical;skepticism scepticism;aluminum aluminium;jewelry jewellery;
-fulfill fulfil;fulfills fulfils;fulfillment fulfilment;enroll enrol;enrolls enrols;enrollment enrolment;
-skillful skilful;skillfully skilfully;willful wilful;maneuver manoeuvre;maneuvers manoeuvres;pajamas pyjamas;
-pediatric paediatric;encyclopedia encyclopaedia;anesthesia anaesthesia;anesthetic anaesthetic;anemia anaemia;
-diarrhea diarrhoea;estrogen oestrogen;leukemia leukaemia;hemoglobin haemoglobin;hemorrhage haemorrhage;
-orthopedic orthopaedic;archeology archaeology;artifact artefact;artifacts artefacts;cozy cosy;mustache moustache;
-aging ageing;sulfur sulphur;councilor councillor;councilors councillors;instill instil;woolen woollen;
-analog analogue;catalog catalogue;cataloged catalogued;dialog dialogue;pretense pretence;smolder smoulder;
-meter metre;meters metres;analyze analyse;analyzes analyses;analyzed analysed;analyzing analysing;
-analyzer analyser;analyzers analysers;paralyze paralyse;paralyzed paralysed;paralyzing paralysing;
-catalyze catalyse;catalyzed catalysed;catalyzing catalysing;honorable honourable;favorite favourite"""
 
 
 @functools.cache
 def british_forms() -> dict[str, str]:
     """American form -> British form, lower case, of words that differ in nothing but spelling."""
-    table: dict[str, str] = {}
-    for stem in _OUR:
-        table |= {f"{stem}or{suffix}": f"{stem}our{suffix}" for suffix in _OUR_SUFFIXES}
-    for stem in _IZE:
-        table |= {f"{stem}iz{suffix}": f"{stem}is{suffix}" for suffix in _IZE_SUFFIXES}
-    for stem in _ER:
-        table |= {f"{stem}er": f"{stem}re", f"{stem}ers": f"{stem}res"}
+    stems = lexicons.sections("british")
+    table = {f"{stem}or{suffix}": f"{stem}our{suffix}" for stem in stems["our"] for suffix in _OUR_SUFFIXES}
+    table |= {f"{stem}iz{suffix}": f"{stem}is{suffix}" for stem in stems["ize"] for suffix in _IZE_SUFFIXES}
+    table |= {f"{stem}er{suffix}": f"{stem}re{suffix}" for stem in stems["er"] for suffix in ("", "s")}
+    table |= {f"{stem}{suffix}": f"{stem}l{suffix}" for stem in stems["ll"] for suffix in ("ed", "ing", "er", "ers")}
     table |= {"centered": "centred", "centering": "centring"}
-    for stem in _LL:
-        table |= {f"{stem}{suffix}": f"{stem}l{suffix}" for suffix in ("ed", "ing", "er", "ers")}
-    for pair in _PAIRS.replace("\n", "").split(";"):
-        american, british = pair.split()
-        table[american] = british
-    return table
+    return table | dict(pair.split() for pair in stems["words"])
