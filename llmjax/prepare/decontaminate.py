@@ -21,11 +21,84 @@ import pyarrow as pa
 from llmjax import storage
 from llmjax.errors import UserError
 from llmjax.prepare.kernels import windows
-from llmjax.prepare.kernels.words import find_words, rolling, room, tables, utf8
+from llmjax.prepare.kernels.words import UNSPACED, find_words, rolling, room, tables, utf8
 
 SHORT = 8  # words of a run that is looked up; an item with fewer cannot be told from chance
 HALF = 0.5  # share of an item that counts in shorter runs than the words asked for
 SHARED = 3  # a run in more items of one benchmark than this is an instruction, not a question
+NEARLY_ALL = 0.85  # a text with so much of a question has it, whatever is left out
+UNSPACED_LETTERS = 2  # a character of a script without spaces tells as much as so many letters
+# Words that ask. A text that quotes what a question quotes ("We hold these truths ... Who wrote this?") lacks them.
+ASKING = frozenset(
+    [
+        "who",
+        "whom",
+        "whose",
+        "what",
+        "which",
+        "when",
+        "where",
+        "why",
+        "how",
+        "wer",
+        "wen",
+        "wem",
+        "was",
+        "wann",
+        "wo",
+        "warum",
+        "wie",
+        "welche",
+        "welcher",
+        "welches",
+        "qui",
+        "que",
+        "quoi",
+        "quel",
+        "quelle",
+        "quels",
+        "quelles",
+        "quand",
+        "où",
+        "pourquoi",
+        "comment",
+        "combien",
+        "quién",
+        "qué",
+        "cuál",
+        "cuándo",
+        "dónde",
+        "cómo",
+        "cuánto",
+        "cosa",
+        "quale",
+        "quando",
+        "perché",
+        "quanto",
+        "quem",
+        "qual",
+        "onde",
+        "кто",
+        "что",
+        "какой",
+        "какая",
+        "какие",
+        "когда",
+        "где",
+        "почему",
+        "как",
+        "сколько",
+        "谁",
+        "誰",
+        "什",
+        "哪",
+        "何",
+        "几",
+        "幾",
+        "吗",
+        "嗎",
+    ]
+)
 QUESTION_KEYS = (
     "question",
     "query",
@@ -50,6 +123,7 @@ SCHEMA = pa.schema(
         ("words", pa.int64()),  # of the field that are in common runs of at least SHORT words
         ("run", pa.int64()),  # of the longest of these runs
         ("share", pa.float64()),  # of the field's words
+        ("asks", pa.bool_()),  # whether the words in common hold one that asks, if the field has any, or nearly all
         ("characters", pa.int64()),  # of the longest common text, case and punctuation aside
         ("text", pa.string()),  # the words of the document that are in it
     ]
@@ -225,7 +299,8 @@ def overlaps(texts: pa.LargeStringArray, index: Index) -> pa.Table:
     """The items that a text has in common runs of words with: a table of SCHEMA, sorted by row, benchmark and item.
 
     Told are runs of `index.words` words or more, and items of which runs of SHORT words cover half. Of the fields of an item
-    one is told: the question if half of it is covered, else the one with the longest common text.
+    one is told: the question if half of it is covered, before others one that is covered whole, else the one with the
+    longest common text.
     """
     data, offsets = utf8(texts)
     hashes = np.empty(room(offsets), np.uint64)
@@ -251,9 +326,9 @@ def overlaps(texts: pa.LargeStringArray, index: Index) -> pa.Table:
     return pa.Table.from_pylist(result, SCHEMA)
 
 
-def _weight(found: Mapping[str, Any]) -> tuple[bool, int, float]:
+def _weight(found: Mapping[str, Any]) -> tuple[bool, bool, int, float]:
     is_question = found["field"].startswith("question") and found["share"] >= HALF
-    return is_question, found["characters"], found["share"]
+    return is_question, found["share"] == 1, found["characters"], found["share"]
 
 
 def _in_text(text: str, hits: Sequence[tuple[int, int]], index: Index) -> Iterator[dict[str, Any]]:
@@ -278,6 +353,9 @@ def _in_text(text: str, hits: Sequence[tuple[int, int]], index: Index) -> Iterat
         run = max(_most_in_a_row(sorted(words)) for words in by_shift.values())
         if share < HALF and run < index.words:
             continue
+        # Words around a run that are the same at the same place, too few in a row to be looked up: an edited question.
+        same = covered.union(*(_same(entry.words, plain, shift) for shift in by_shift))
+        asking = {i for i, word in enumerate(entry.words) if word in ASKING}
         yield {
             "benchmark": entry.benchmark,
             "item": entry.item,
@@ -285,6 +363,7 @@ def _in_text(text: str, hits: Sequence[tuple[int, int]], index: Index) -> Iterat
             "words": len(covered),
             "run": run,
             "share": share,
+            "asks": not asking or bool(asking & same) or len(same) >= NEARLY_ALL * len(entry.words),
             "characters": length,
             "text": raw[spans[first, 0] : spans[last, 1]].decode(),
         }
@@ -299,11 +378,11 @@ def _longest(entry: Sequence[str], text: Sequence[str], shift: int, words: Seque
         while end + 1 < len(words) and words[end + 1] == words[end] + 1:
             end += 1
         first, last = words[at], words[end]
-        length = sum(len(entry[i]) for i in range(first, last + 1)) + last - first
+        length = sum(map(_letters, entry[first : last + 1])) - 1
         if first > 0 and first + shift > 0:
-            length += 1 + _common_end(entry[first - 1], text[first + shift - 1])
+            length += _common_end(entry[first - 1], text[first + shift - 1])
         if last + 1 < len(entry) and last + shift + 1 < len(text):
-            length += 1 + _common_end(entry[last + 1][::-1], text[last + shift + 1][::-1])
+            length += _common_end(entry[last + 1][::-1], text[last + shift + 1][::-1])
         best = max(best, (length, first + shift, last + shift))
         at = end + 1
     return best
@@ -319,23 +398,42 @@ def _most_in_a_row(numbers: Sequence[int]) -> int:
     return best
 
 
+def _letters(word: str) -> int:
+    """Characters of a word and the blank behind it. Words of unspaced scripts are single characters without a blank."""
+    return UNSPACED_LETTERS if _is_unspaced(word) else len(word) + 1
+
+
+def _is_unspaced(word: str) -> bool:
+    return len(word) == 1 and any(first <= ord(word) <= last for first, last in UNSPACED)
+
+
 def _common_end(a: str, b: str) -> int:
-    """How many last characters two words have in common."""
+    """How many last characters two different words have in common, with the blank behind them."""
+    if _is_unspaced(a) or _is_unspaced(b):
+        return 0
     count = 0
     while count < min(len(a), len(b)) and a[-1 - count] == b[-1 - count]:
         count += 1
-    return count
+    return count + 1
+
+
+def _same(entry: Sequence[str], text: Sequence[str], shift: int) -> set[int]:
+    """Words of the entry that the text has at the place that the shift says."""
+    places = range(max(0, -shift), min(len(entry), len(text) - shift))
+    return {i for i in places if entry[i] == text[i + shift]}
 
 
 def leaked(table: pa.Table, *, characters: int = 50, share: float = 0.3, words: int = 26) -> np.ndarray:
     """Rows of texts to reject for `overlaps`, int64, sorted, each once.
 
     A common text of `characters` characters (GPT-4's report, Achiam et al. 2023, appendix C, goes by 50) and with it either
-    `share` of the item or `words` words; or, of questions, HALF of one however short. One run of 13 words that a long
-    question quotes from elsewhere (a law, a proverb) is thus no leak, and a lightly edited question is one.
+    `share` of the item or `words` words. Of a question also what asks must be there: a law, a proverb or a famous
+    sentence that a question quotes is no leak, and a lightly edited question is one. A question too short for that is a
+    leak if all of it is there and it has half of `characters`.
     """
-    covered = table["share"].to_numpy()
+    covered, length = table["share"].to_numpy(), table["characters"].to_numpy()
     much = (covered >= share) | (table["words"].to_numpy() >= words)
-    is_long = table["characters"].to_numpy() >= characters
     questions = np.array([name.startswith("question") for name in table["field"].to_pylist()], bool)
-    return np.unique(table["row"].to_numpy()[(is_long & much) | (questions & (covered >= HALF))])
+    asks = ~questions | table["asks"].to_numpy()
+    whole_question = questions & (covered == 1) & (2 * length >= characters)
+    return np.unique(table["row"].to_numpy()[((length >= characters) & much & asks) | whole_question])
