@@ -520,7 +520,7 @@ def test_names_that_groups_use_for_themselves_never_count():
 
 
 def test_an_unknown_list_and_a_broken_list_are_errors(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"no word list 'xx': there are de, en"):
+    with pytest.raises(ValueError, match=r"no word list 'xx': there are british, de, en"):
         lexicons.load("xx")
     monkeypatch.setattr(lexicons, "FOLDER", tmp_path)
     for name, content, message in (

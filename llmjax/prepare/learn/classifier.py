@@ -141,7 +141,7 @@ def train(texts: Sequence[str], labels: Sequence[int], *, seed: int = 0, groups:
     _vectorizer()
     from sklearn.linear_model import LogisticRegression
 
-    fitted, calibrated, measured = (np.flatnonzero(part == k) for k in range(3))
+    fitted, calibrated, measured = (np.flatnonzero(part == k).tolist() for k in range(3))
     solver = LogisticRegression(C=REGULARIZATION, max_iter=1000)
     solver.fit(features([texts[k] for k in fitted]), y[fitted])
     weights, bias = solver.coef_[0], float(solver.intercept_[0])
