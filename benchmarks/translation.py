@@ -161,7 +161,7 @@ def measure_one_language(model: LanguageModel, workdir: Path, text: str) -> dict
     windows = [ids[start : start + LENGTH + 1] for start in range(0, len(ids) - 1, LENGTH)]
     packed = pack(windows, length=LENGTH)
     rows = [
-        change.change({name: values[i] for name, values in packed.items()}, np.random.default_rng((masking, i)))
+        change.transform({name: values[i] for name, values in packed.items()}, np.random.default_rng((masking, i)))
         for masking in range(MASKINGS)
         for i in range(len(windows))
     ]

@@ -125,27 +125,29 @@ def run(c: ConfigDict, workdir: Path, stages: Sequence[str], *, again: bool = Fa
     with ExitStack() as held:
         files = None
         if tuple(stages) != ("report",):  # reads only, so that a run can be looked at while it trains
-            files = processes.from_first(lambda: _files(c, workdir, live="prepare" in stages))
+            files = processes.broadcast_from_first(lambda: _files(c, workdir, live="prepare" in stages))
             _check_all(c, workdir, stages, files, again=again)
-            processes.from_first(lambda: _claim(workdir, held))
+            processes.broadcast_from_first(lambda: _claim(workdir, held))
         for stage in stages:
-            decision = processes.from_first(partial(_decide, c, workdir, stage, stages, files, again=again))
+            decision = processes.broadcast_from_first(partial(_decide, c, workdir, stage, stages, files, again=again))
             if decision["skip"]:
                 if processes.is_first():
                     print(f"{stage}: done already, skipped ({workdir / stage})")
                 continue
             _check(c, workdir, stage, fresh=decision["aside"])
-            processes.from_first(partial(_begin, c, workdir, stage, decision))
+            processes.broadcast_from_first(partial(_begin, c, workdir, stage, decision))
             began = time.perf_counter()
             given = {name: _function(where)(c) for name, where in STAGES[stage].given}
             function = partial(_function(STAGES[stage].function), **given)
             everywhere = STAGES[stage].everywhere
-            results = function(c, workdir) if everywhere else processes.from_first(partial(function, c, workdir))
-            processes.from_first(partial(_end, workdir, stage, results))
+            results = (
+                function(c, workdir) if everywhere else processes.broadcast_from_first(partial(function, c, workdir))
+            )
+            processes.broadcast_from_first(partial(_end, workdir, stage, results))
             print(f"== {stage} took {human.duration(time.perf_counter() - began)}", flush=True)
         if tuple(stages) != ("report",):  # settings that no stage depends on
-            processes.from_first(partial(storage.write_text, workdir / "config.json", config.to_json(c)))
-    return processes.from_first(lambda: _merge(workdir))
+            processes.broadcast_from_first(partial(storage.write_text, workdir / "config.json", config.to_json(c)))
+    return processes.broadcast_from_first(lambda: _merge(workdir))
 
 
 def _function(name: str) -> Any:
@@ -158,7 +160,7 @@ def _check_all(c: ConfigDict, workdir: Path, stages: Sequence[str], files: str |
     due: list[str] = []
     for number, stage in enumerate(stages):
         decide = partial(_decide, c, workdir, stage, stages, files, again=again, earlier=stages[:number])
-        decision = processes.from_first(decide)
+        decision = processes.broadcast_from_first(decide)
         if decision["skip"]:
             continue
         due.append(stage)
@@ -172,7 +174,7 @@ def _check(c: ConfigDict, workdir: Path | None, stage: str, *, fresh: bool) -> N
     if STAGES[stage].everywhere:
         check()
     else:
-        processes.from_first(check)
+        processes.broadcast_from_first(check)
 
 
 def _files(c: ConfigDict, workdir: Path, *, live: bool) -> str | None:

@@ -45,7 +45,7 @@ def apply(c, seed, row=None):
     if c.model.languages:
         packed["languages"] = np.where(packed["segments"] > 0, (packed["segments"] + 1) % 2, 0).astype(np.int32)
     before = {name: values.copy() for name, values in packed.items()}
-    after = change.change(packed, np.random.default_rng((7, seed)))
+    after = change.transform(packed, np.random.default_rng((7, seed)))
     for name in packed:
         np.testing.assert_array_equal(packed[name], before[name], err_msg="the row that was given is not changed")
     return before, after, special_ids(c.objective, TOKENIZER)
@@ -148,11 +148,11 @@ def test_translation_joins_each_pair_and_hides_in_both_languages():
 
 def test_translation_of_a_row_in_one_language_is_masked():
     c = make_config("translation")
-    change = corruption(c, TOKENIZER).change
+    change = corruption(c, TOKENIZER).transform
     plain = {name: values[0] for name, values in pack([text_row(1)], length=LENGTH).items()}
     row = {**plain, "languages": np.ones(LENGTH, np.int32)}
     made = change(row, np.random.default_rng(4))
-    other = corruption(make_config("masked"), TOKENIZER).change(row, np.random.default_rng(4))
+    other = corruption(make_config("masked"), TOKENIZER).transform(row, np.random.default_rng(4))
     for name, values in other.items():
         np.testing.assert_array_equal(made[name], values)
 
@@ -323,7 +323,7 @@ def test_infill_cuts_between_characters_and_encodes_the_pieces_anew():
     row = {name: values[0] for name, values in pack([np.array([1] + [260] * 12 + [2])], length=65).items()}
     broken = 0
     for seed in range(50):
-        tokens = change.change(row, np.random.default_rng(seed))["tokens"]
+        tokens = change.transform(row, np.random.default_rng(seed))["tokens"]
         broken += bool(((tokens >= 4) & (tokens < 260)).any())
         body = [int(i) for i in tokens if 4 <= i < 261]
         assert sum(len(tokenizer.piece_bytes[i]) for i in body) == 36

@@ -281,7 +281,7 @@ def test_every_token_depends_on_what_its_objective_shows_it_and_nothing_else(spe
             modes = tuple(float(i == j) for j in range(4))
             changed = config.from_json(config.to_json(c))
             changed.objective.modes = modes
-            new = corruption(changed, byte_tokenizer()).change(row, np.random.default_rng(0))
+            new = corruption(changed, byte_tokenizer()).transform(row, np.random.default_rng(0))
             if shown is None:
                 first = new["types"] == 4  # the source of a sequence-to-sequence row sees itself
                 shown = first[None, :] | (causal & ~first[:, None])

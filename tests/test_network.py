@@ -10,7 +10,7 @@ import pytest
 from networks import close, make, settings
 
 from llmjax import config
-from llmjax.model import block, transformer
+from llmjax.model import stacks, transformer
 from llmjax.model.cache import init_cache, init_memory
 from llmjax.model.count import flops_per_token, param_count
 from llmjax.model.positions import rotary_frequencies
@@ -63,8 +63,8 @@ def influence(module: transformer.Transformer, params: Any, **arguments: Any) ->
 )
 def test_layers_are_scanned_by_the_shortest_period(changes, expected):
     c = settings(**changes)
-    assert [(s.name, len(s.kinds), s.repeats) for s in block.sections(c)] == expected
-    slots = block.layer_slots(c)
+    assert [(s.name, len(s.kinds), s.repeats) for s in stacks.layer_stacks(c)] == expected
+    slots = stacks.layer_slots(c)
     assert len(slots) == len(set(slots)) == c.layers
     sizes = {name: 0 for name, _, _ in expected}
     for prefix, _ in slots:

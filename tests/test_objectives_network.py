@@ -53,7 +53,7 @@ def make_rows(c, seed, rows=2):
         batch = {name: values[0] for name, values in pack([ids], length=length).items()}
         if c.model.languages:
             batch["languages"] = np.where(batch["segments"] > 0, (batch["segments"] + 1) % 2, 0).astype(np.int32)
-        made.append(batch if change is None else change.change(batch, np.random.default_rng((seed, row))))
+        made.append(batch if change is None else change.transform(batch, np.random.default_rng((seed, row))))
     return {name: np.stack([row[name] for row in made]) for name in made[0]}
 
 

@@ -1,4 +1,4 @@
-"""Every kind of parameter is updated by the rule that is meant for it: Muon, Adam, muP's rates, decay, and followers."""
+"""Every kind of parameter is updated by the rule that is meant for it: Muon, Adam, muP's rates, decay, and observed ones."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 from helpers import assert_same_bits, losses_of, make_batch, mesh_of, prepare_steps, tiny_config
 
 from llmjax.model import transformer
-from llmjax.model.layers import is_follower
+from llmjax.model.observed import is_observed
 from llmjax.parallel import placement
 from llmjax.train import optimizer
 from llmjax.train.optimizer import apply_updates, is_matrix, make_optimizer, muon_dimensions, rate_factor, updated_by
@@ -108,7 +108,7 @@ def test_every_optimizer_has_a_rule_for_every_kind_of_parameter(name):
         assert sum(counts) == sum(x.size for x in jax.tree.leaves(params))
 
 
-def test_the_printed_table_says_rates_factors_decay_and_followers():
+def test_the_printed_table_says_rates_factors_decay_and_observed_parameters():
     c = tiny_config(**{**CONFIGS["hybrid"], "model__pattern": ("global",)}, model__init="mup", model__mup_base_width=8)
     lines = optimizer.table(c.optimizer, shapes_of(c), model=c.model).splitlines()
     assert {line.split(": ", 1)[1] for line in lines} == {
@@ -263,7 +263,7 @@ def test_under_mup_muons_matrices_keep_their_rate_and_the_rest_follows_adams_rul
         )
 
 
-# ---------------------------------------------------------------- followers
+# ---------------------------------------------------------------- observed parameters
 
 
 def test_running_statistics_become_the_average_of_what_is_observed():
@@ -297,16 +297,16 @@ FOLLOWING = {
 
 
 @pytest.mark.parametrize("kind", FOLLOWING)
-def test_followers_follow_whatever_the_weights_clipping_and_micro_batches(kind):
+def test_observed_parameters_follow_whatever_the_weights_clipping_and_micro_batches(kind):
     changes = {**FOLLOWING[kind], "model__layers": 1, "optimizer__learning_rate": 0.0, "optimizer__clip_norm": 1e-6}
     once = make_batch(tiny_config(train__batch_size=4), 0)
     batch = {name: np.repeat(x, 2, axis=0) for name, x in once.items()}  # then both halves observe the same
     few = {**batch, "weights": batch["weights"] * (np.arange(16) % 8 == 0)}  # the sums are divided by little
     state, _, run = prepare_steps(tiny_config(**changes), mesh_of("data=1"))
-    whole, weighted = (followers(run(state, b)[0]) for b in (batch, few))
+    whole, weighted = (observed(run(state, b)[0]) for b in (batch, few))
     _, _, run_in_parts = prepare_steps(tiny_config(**changes, train__micro_batches=2), mesh_of("data=1"))
-    parts = followers(run_in_parts(state, batch)[0])
-    start = followers(state)
+    parts = observed(run_in_parts(state, batch)[0])
+    start = observed(state)
     assert start
     for name, x in whole.items():
         assert np.abs(x - start[name]).max() > 1e-3, f"{name} stayed where it was"
@@ -314,9 +314,9 @@ def test_followers_follow_whatever_the_weights_clipping_and_micro_batches(kind):
         np.testing.assert_allclose(parts[name], x, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def followers(state):
+def observed(state):
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
-    return {placement.path_name(p): np.asarray(x) for p, x in leaves if is_follower(placement.path_name(p))}
+    return {placement.path_name(p): np.asarray(x) for p, x in leaves if is_observed(placement.path_name(p))}
 
 
 def test_batch_norms_statistics_reach_those_of_the_data_and_evaluation_uses_them():
@@ -344,7 +344,7 @@ def test_batch_norms_statistics_reach_those_of_the_data_and_evaluation_uses_them
     assert float(values["grad_norm"]) < 10, "the distance to the statistics is no gradient of the loss"
 
 
-def test_followers_are_left_alone_by_a_step_that_is_skipped():
+def test_observed_parameters_are_left_alone_by_a_step_that_is_skipped():
     c = tiny_config(model__norm="batch")
     state, _, run = prepare_steps(c, mesh_of("data=1"))
     bad = make_batch(c, 0)
@@ -355,7 +355,7 @@ def test_followers_are_left_alone_by_a_step_that_is_skipped():
 
 
 @pytest.mark.parametrize("kind", FOLLOWING)
-def test_a_model_with_followers_learns(kind):
+def test_a_model_with_observed_parameters_learns(kind):
     losses, state = losses_of(tiny_config(**FOLLOWING[kind], train__ema=0.9), mesh_of("data=1"), steps=20)
     assert losses[-1] < losses[0] - 1.0, losses
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.ema))

@@ -18,7 +18,7 @@ from networks import settings
 
 from llmjax import config
 from llmjax.model import positions
-from llmjax.model.block import layer_slots
+from llmjax.model.stacks import layer_slots
 from llmjax.model.transformer import build, init_params
 from llmjax.parallel.placement import path_name
 

@@ -77,7 +77,7 @@ def test_an_environment_that_cannot_be_is_refused_with_what_to_set(env, message)
 def test_alone_nothing_happens():
     assert processes.start(heartbeat_seconds=10) is None
     assert (processes.count(), processes.index(), processes.is_first(), processes.cpu_share()) == (1, 0, True, 0)
-    assert processes.from_first(lambda: {1: 2}) == {1: 2}
+    assert processes.broadcast_from_first(lambda: {1: 2}) == {1: 2}
     assert processes.failures(None) == []
     assert processes.failures("no") == ["no"]
     processes.end(1)

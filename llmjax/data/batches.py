@@ -34,7 +34,7 @@ class Corruption:
     """An objective's transform of each row of text."""
 
     tokens: int  # of text that it reads; what comes out is as long as it likes
-    change: Callable[[Batch, np.random.Generator], Batch]  # a row of `pack`, without the batch dimension -> a row
+    transform: Callable[[Batch, np.random.Generator], Batch]  # a row of `pack`, without the batch dimension -> a row
 
 
 def pack(rows: Sequence[np.ndarray], *, length: int, start_id: int = BOS_ID, end_id: int = EOS_ID) -> Batch:
@@ -165,7 +165,7 @@ class _Maker:
         if self._corruption is None:
             return batch
         changed = [
-            self._corruption.change({name: values[i] for name, values in batch.items()}, rng_of(i))
+            self._corruption.transform({name: values[i] for name, values in batch.items()}, rng_of(i))
             for i in range(len(rows))
         ]
         return {name: np.stack([row[name] for row in changed]) for name in changed[0]}

@@ -18,12 +18,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax import config
+from llmjax.config.model_checks import ATTENTION
 from llmjax.errors import UserError
 from llmjax.eval.rows import Row, build_rows, choose_lengths
 from llmjax.infer.language_model import LanguageModel
 from llmjax.model import head
-from llmjax.model.block import ATTENTION, sections
 from llmjax.model.count import active_matrices
+from llmjax.model.stacks import layer_stacks
 from llmjax.objectives import OBJECTIVES, chunks
 from llmjax.objectives.losses import Predictions, Predictor, cross_entropy
 from llmjax.parallel import placement
@@ -64,7 +65,7 @@ def context_length(c: ConfigDict) -> int:
 
 def shares_contexts(c: ConfigDict) -> bool:
     """Whether a model of these settings (`config.model`) can read trees: recurrent layers read a row from left to right."""
-    recurrent = any(kind not in ATTENTION for section in sections(c) for kind, _ in section.kinds)
+    recurrent = any(kind not in ATTENTION for stack in layer_stacks(c) for kind, _ in stack.kinds)
     return not (recurrent or c.encoder_layers or minds_company(c))
 
 

@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llmjax.errors import UserError
 from llmjax.infer.request import STOP_IDS
 from llmjax.infer.sample import Sampling, settings
-from llmjax.model.block import unstacked
 from llmjax.model.cache import init_cache
+from llmjax.model.stacks import unstack
 from llmjax.model.transformer import Transformer
 from llmjax.parallel.mesh import ROWS
 
@@ -62,7 +62,7 @@ def init(
 
     def cache(module: Transformer) -> Any:
         made = init_cache(module.c, batch=count, length=length, source_length=source_length)
-        return {**made, "layers": unstacked(module.c, made["layers"])}
+        return {**made, "layers": unstack(module.c, made["layers"])}
 
     V = modules[0].c.vocab_size
     zeros_B = jnp.zeros(count, jnp.int32)

@@ -18,7 +18,7 @@ from llmjax.infer import speculative
 from llmjax.infer.sample import penalized, sample
 from llmjax.infer.slots import Slots
 from llmjax.infer.weights import computing
-from llmjax.model.block import sections, stacked, unstacked
+from llmjax.model.stacks import layer_stacks, restack, unstack
 from llmjax.model.transformer import Transformer
 from llmjax.startup.compiled import Store, named
 
@@ -53,9 +53,9 @@ def prefill(
     segments_RL = (at_RL < counts_R[:, None]).astype(jnp.int32)
     caches = []
     for module, own, cache in zip(modules, params, slots.caches, strict=True):
-        apart = any(isinstance(own[section.name], tuple) for section in sections(module.c))
+        apart = any(isinstance(own[stack.name], tuple) for stack in layer_stacks(module.c))
         row = jax.tree.map(lambda x: x.at[rows_R].get(mode="clip"), cache)
-        row = row if apart else {**row, "layers": stacked(module.c, row["layers"])}
+        row = row if apart else {**row, "layers": restack(module.c, row["layers"])}
         with computing():
             made: Any = module.apply(
                 {"params": own},
@@ -66,7 +66,7 @@ def prefill(
                 cache=row,
                 output="hidden",
             )
-        row = made[1] if apart else {**made[1], "layers": unstacked(module.c, made[1]["layers"])}
+        row = made[1] if apart else {**made[1], "layers": unstack(module.c, made[1]["layers"])}
         caches.append(jax.tree.map(lambda x, new: x.at[rows_R].set(new, mode="drop"), cache, row))
     return dataclasses.replace(slots, caches=tuple(caches))
 

@@ -21,12 +21,12 @@ from ml_collections import ConfigDict
 
 from llmjax.errors import UserError
 from llmjax.model import transformer
-from llmjax.model.block import unstacked
 from llmjax.model.layers import Linear, dtype_of
 from llmjax.model.moe import Weights
 from llmjax.startup import mapped
 from llmjax.startup.cache import key_of
 from llmjax.startup.compiled import Store, environment
+from llmjax.model.stacks import unstack
 
 TILE = 64
 TILED_ROWS = 64  # for more rows the tiles are put back together, which costs one copy of the matrix
@@ -81,13 +81,13 @@ def untied_module(module: transformer.Transformer) -> transformer.Transformer:
 
 @functools.partial(jax.jit, static_argnames=("module", "form"))
 def _prepared(module: transformer.Transformer, params: Any, form: str) -> dict[str, Any]:
-    params = unstacked(module.c, params)
+    params = unstack(module.c, params)
     if form == "stored":
         return params
     change = _tiled if form == "tiles" else quantized
-    sections = {name: tree for name, tree in params.items() if isinstance(tree, tuple)}
-    sections = {name: tuple(_each_kernel(layer, change) for layer in tree) for name, tree in sections.items()}
-    return {**params, **sections, "head": _each_kernel({"head": params["head"]}, change)["head"]}
+    stacks = {name: tree for name, tree in params.items() if isinstance(tree, tuple)}
+    stacks = {name: tuple(_each_kernel(layer, change) for layer in tree) for name, tree in stacks.items()}
+    return {**params, **stacks, "head": _each_kernel({"head": params["head"]}, change)["head"]}
 
 
 def _each_kernel(tree: Any, change: Any, name: str = "") -> Any:
@@ -153,11 +153,11 @@ def dequantized(module: transformer.Transformer, params: Any) -> Any:
         scale = jnp.broadcast_to(low.pop("scale").reshape(outputs), own["kernel"].shape)
         return {**low, "kernel": (low["kernel"] * scale).astype(own["kernel"].dtype)}
 
-    apart = unstacked(module.c, params)
-    sections = {name: tree for name, tree in apart.items() if isinstance(tree, tuple)}
+    apart = unstack(module.c, params)
+    stacks = {name: tree for name, tree in apart.items() if isinstance(tree, tuple)}
     stack = {
         name: jax.tree.map(lambda *x: jnp.stack(x), *(_each_kernel(layer, there_and_back) for layer in tree))
-        for name, tree in sections.items()
+        for name, tree in stacks.items()
     }
     return {**params, **stack, "head": _each_kernel({"head": params["head"]}, there_and_back)["head"]}
 

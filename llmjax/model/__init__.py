@@ -6,6 +6,6 @@ is the one that makes logits, which a loss can also apply by chunks. `block.py` 
 `routing.py`) hold the parts, `views.py` and `positions.py` who sees whom and where, `kernels.py` fast forms (for TPU
 `kernels_splash.py`, in low precision `kernels_quantized.py`, and `kernels_local.py` for where they run), `init.py` how
 parameters start, `cache.py` what goes from call to call, `count.py` what it costs.
-Nothing here knows of meshes: activations are only labelled with the letters of their shape (`label(x_BLD, "BLD")`), and
+Nothing here knows of meshes: activations are only labelled with the letters of their shape (`constrain(x_BLD, "BLD")`), and
 `parallel/placement.py` says where those live.
 """

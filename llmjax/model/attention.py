@@ -4,7 +4,7 @@ Every way of computing attention is a function `(q_BLHK, k_BMGK, v_BMGK, mask_BL
 `KERNELS`, tested against `reference`. The mask carries everything (causality, packed documents, the cache's length);
 `causal` only promises that L = M and nothing above the diagonal is wanted, so that a kernel may skip it. Those in
 `BY_PATTERN` take a `views.Pattern` instead, which is all they can express; calls with another mask go to a kernel that
-takes masks. Calls with a cache of up to `FEW` tokens a row have a way of their own, `few_queries`. Not every kernel can do everything: `CAN` says what, and `choose` why one is
+takes masks. Calls with a cache of up to `DECODE_QUERIES` tokens a row have a way of their own, `decode_attention`. Not every kernel can do everything: `CAN` says what, and `choose` why one is
 passed over.
 """
 
@@ -22,7 +22,7 @@ from llmjax import config
 from llmjax.model import kernels, kernels_local, layers
 from llmjax.model import positions as P
 from llmjax.model.init import attention_scale, initializer
-from llmjax.model.layers import Linear, dtype_of, label
+from llmjax.model.layers import Linear, constrain, dtype_of
 from llmjax.model.per_device import platform
 from llmjax.model.views import Pattern, View
 
@@ -64,10 +64,10 @@ def reference(
     return jnp.einsum("bgrlm,bmgk->blgrk", weights.astype(v_BMGK.dtype), v_BMGK).reshape(B, L, H, K)
 
 
-FEW = 512  # queries whose scores with the whole cache may be held at once
+DECODE_QUERIES = 512  # queries whose scores with the whole cache may be held at once
 
 
-def few_queries(
+def decode_attention(
     q_BLHK: jax.Array,
     k_BGMK: jax.Array,
     v_BGMK: jax.Array,
@@ -283,7 +283,7 @@ class Attention(nn.Module):
                 k_BMGK = P.rotate(k_BMGK, view.rotary[1])
             if cache is not None:
                 return self._cached(q_BLHK, {"key": k_BMGK, "value": v_BMGK}, view, cache, starts_B)
-        q_BLHK, k_BMGK, v_BMGK = label(q_BLHK, "BLHK"), label(k_BMGK, "BMGK"), label(v_BMGK, "BMGK")
+        q_BLHK, k_BMGK, v_BMGK = constrain(q_BLHK, "BLHK"), constrain(k_BMGK, "BMGK"), constrain(v_BMGK, "BMGK")
         bias_BHLM = view.bias_BHLM
         if view.distance_BLM is not None:
             q_BLHK, bias_BHLM = self._relative(q_BLHK, view, k_BMGK.shape[1])
@@ -303,28 +303,30 @@ class Attention(nn.Module):
         if new is not None:
             new = {name: x_BLGK.swapaxes(1, 2) for name, x_BLGK in new.items()}
             if view.slot_B is not None:
-                cache = seen = {name: put(cache[name], x_BG1K, view.slot_B) for name, x_BG1K in new.items()}
-            elif view.renew_BR is not None:
+                cache = seen = {name: write_slot(cache[name], x_BG1K, view.slot_B) for name, x_BG1K in new.items()}
+            elif view.ring_BR is not None:
                 seen = {name: jnp.concatenate([cache[name], x_BGLK], axis=2) for name, x_BGLK in new.items()}
-                cache = {name: renew(cache[name], x_BGLK, view.renew_BR) for name, x_BGLK in new.items()}
+                cache = {name: write_ring(cache[name], x_BGLK, view.ring_BR) for name, x_BGLK in new.items()}
             else:
                 starts_B = jnp.zeros(q_BLHK.shape[0], jnp.int32) if self.cross or starts_B is None else starts_B
-                cache = seen = {name: write(cache[name], x_BGLK, starts_B) for name, x_BGLK in new.items()}
-        q_BLHK = label(q_BLHK, "BLHK")
-        k_BGMK, v_BGMK = (label(seen[name].astype(q_BLHK.dtype), "BGMK") for name in ("key", "value"))
+                cache = seen = {name: write_slice(cache[name], x_BGLK, starts_B) for name, x_BGLK in new.items()}
+        q_BLHK = constrain(q_BLHK, "BLHK")
+        k_BGMK, v_BGMK = (constrain(seen[name].astype(q_BLHK.dtype), "BGMK") for name in ("key", "value"))
         bias_BHLM = view.bias_BHLM
         if view.distance_BLM is not None:
             q_BLHK, bias_BHLM = self._relative(q_BLHK, view, k_BGMK.shape[2])
-        if q_BLHK.shape[1] <= FEW:
+        if q_BLHK.shape[1] <= DECODE_QUERIES:
             scale, cap = attention_scale(self.c), self.c.attention_soft_cap
-            y_BLHK = few_queries(q_BLHK, k_BGMK, v_BGMK, view.mask(), scale=scale, soft_cap=cap, bias_BHLM=bias_BHLM)
+            y_BLHK = decode_attention(
+                q_BLHK, k_BGMK, v_BGMK, view.mask(), scale=scale, soft_cap=cap, bias_BHLM=bias_BHLM
+            )
         else:
             y_BLHK = self._attend(q_BLHK, k_BGMK.swapaxes(1, 2), v_BGMK.swapaxes(1, 2), view, bias_BHLM)
         return self._out(y_BLHK), cache
 
     def _out(self, y_BLHK: jax.Array) -> jax.Array:
         out = Linear(self.c, (self.c.width,), "outward", inputs=2, bias="out" in self.c.bias, name="out")
-        return out(label(y_BLHK, "BLHK"))
+        return out(constrain(y_BLHK, "BLHK"))
 
     def _attend(
         self, q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array, view: View, bias_BHLM: jax.Array | None
@@ -378,14 +380,14 @@ class Attention(nn.Module):
         return q_BLHK + vector("content_bias"), bias_BHLM.astype(jnp.float32) * attention_scale(c)
 
 
-def write(cache_BGMK: jax.Array, new_BGLK: jax.Array, starts_B: jax.Array) -> jax.Array:
+def write_slice(cache_BGMK: jax.Array, new_BGLK: jax.Array, starts_B: jax.Array) -> jax.Array:
     """Put L new entries of each row at its own slot."""
     return jax.vmap(lambda row, new, start: jax.lax.dynamic_update_slice(row, new.astype(row.dtype), (0, start, 0)))(
         cache_BGMK, new_BGLK, starts_B
     )
 
 
-def put(cache_BGMK: jax.Array, new_BG1K: jax.Array, slot_B: jax.Array) -> jax.Array:
+def write_slot(cache_BGMK: jax.Array, new_BG1K: jax.Array, slot_B: jax.Array) -> jax.Array:
     """Put one new entry of each row in its slot, or nowhere if the slot is beyond the last."""
     rows_B, new_BGK = jnp.arange(cache_BGMK.shape[0]), new_BG1K[:, :, 0].astype(cache_BGMK.dtype)
     if len(rows_B) == 1 and platform() == "cpu":
@@ -396,7 +398,7 @@ def put(cache_BGMK: jax.Array, new_BG1K: jax.Array, slot_B: jax.Array) -> jax.Ar
     return cache_BGMK.at[rows_B, :, slot_B].set(new_BGK, mode="drop")
 
 
-def renew(ring_BGRK: jax.Array, new_BGLK: jax.Array, from_BR: jax.Array) -> jax.Array:
+def write_ring(ring_BGRK: jax.Array, new_BGLK: jax.Array, from_BR: jax.Array) -> jax.Array:
     """Put in each slot of a ring the new entry with the given number, or leave it as it is (-1)."""
     chosen_BGRK = jnp.take_along_axis(new_BGLK, jnp.maximum(from_BR, 0)[:, None, :, None], axis=2)
     return jnp.where(from_BR[:, None, :, None] >= 0, chosen_BGRK.astype(ring_BGRK.dtype), ring_BGRK)

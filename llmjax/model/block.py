@@ -1,14 +1,8 @@
-"""A block of the network, and how blocks are stacked: equal ones share a scan over a leading layer dimension.
-
-A model whose layers repeat a pattern of several kinds is scanned over periods of that pattern. `sections` says which
-layers are in which scan: `first` (dense layers before the sparse ones), `layers`, and `last` (what is left when the
-period does not divide the layers).
-"""
+"""A block of the network, and the stacks of blocks: equal ones share a scan over a leading layer dimension."""
 
 import functools
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,17 +11,17 @@ from flax import linen as nn
 from flax import struct
 from ml_collections import ConfigDict
 
+from llmjax.config.model_checks import ATTENTION
 from llmjax.model import layers, recurrent
 from llmjax.model.attention import Attention
 from llmjax.model.init import residual_scale
-from llmjax.model.layers import MLP, Norm, label
+from llmjax.model.layers import MLP, Norm, constrain
 from llmjax.model.moe import MoE
+from llmjax.model.stacks import Kind, Stack, layer_stacks
 from llmjax.model.views import View
 
-ATTENTION = ("global", "local")
-# Another way than a scan to run the repeated layers; see `run_stack`. parallel/pipeline.py sets it.
+# Another way than a scan to run the repeated layers; see `run_stacks`. parallel/pipeline.py sets it.
 RUNNER: ContextVar[Callable[..., tuple[jax.Array, jax.Array, Any]] | None] = ContextVar("RUNNER", default=None)
-Kind = tuple[str, bool]  # what mixes tokens, and whether the MLP is sparse
 
 
 @struct.dataclass
@@ -70,7 +64,7 @@ class Block(nn.Module):
                 if not c.shared_norm:
                     h_BLD = self._norm("mlp_norm")(x_BLD, inputs.valid_BL)
                 y_BLD = y_BLD + self._drop(self._feed_forward(h_BLD, inputs), state)
-            x_BLD = label(self._residual(x_BLD) + y_BLD, "BLD")
+            x_BLD = constrain(self._residual(x_BLD) + y_BLD, "BLD")
         else:
             x_BLD = self._branch(x_BLD, name, mix, inputs, state)
             if self.cross:
@@ -101,7 +95,7 @@ class Block(nn.Module):
         if place == "sandwich":
             y_BLD = self._norm(f"{name}_post_norm")(y_BLD, inputs.valid_BL)
         x_BLD = self._residual(x_BLD) + self._drop(y_BLD, state)
-        return label(norm(x_BLD, inputs.valid_BL) if place == "post" else x_BLD, "BLD")
+        return constrain(norm(x_BLD, inputs.valid_BL) if place == "post" else x_BLD, "BLD")
 
     def _mix(
         self,
@@ -177,79 +171,7 @@ REMAT_POLICIES = {
 }
 
 
-@dataclass(frozen=True)
-class Section:
-    """Layers `start` to `start + repeats * len(kinds)`, scanned `repeats` times."""
-
-    name: str  # first, layers or last
-    kinds: tuple[Kind, ...]
-    repeats: int
-    start: int
-
-
-def sections(c: ConfigDict, *, encoder: bool = False) -> list[Section]:
-    """The scans that make up the stack of blocks, in their order."""
-    count, first = (c.encoder_layers if encoder else c.layers), c.moe.first
-    pattern = ("global",) if encoder else c.pattern
-
-    def kind(layer: int) -> Kind:
-        sparse = c.moe.experts > 0 and layer >= first and (layer - first + 1) % c.moe.every == 0
-        return pattern[layer % len(pattern)], sparse
-
-    kinds = [kind(layer) for layer in range(count)]
-    first = min(first, count) if c.moe.experts else 0
-    rest_kinds = kinds[first:]
-    period = next(p for p in range(1, count + 2) if rest_kinds[p:] == rest_kinds[: max(len(rest_kinds) - p, 0)])
-    repeats = (count - first) // period
-    rest = first + repeats * period
-    parts = [
-        ("first", kinds[:first], 1, 0),
-        ("layers", kinds[first : first + period], repeats, first),
-        ("last", kinds[rest:], 1, rest),
-    ]
-    found = []
-    for name, part, times, start in parts:
-        if part and times:
-            same = len(set(part)) == 1  # then every layer is a period of its own
-            found.append(
-                Section(name, (part[0],) if same else tuple(part), times * len(part) if same else times, start)
-            )
-    return found
-
-
-def unstacked(c: ConfigDict, tree: Any) -> dict[str, Any]:
-    """Parameters, or a cache's layers, with a tuple of each layer's (or period's) own arrays for every section.
-
-    `run_stack` takes both forms; this one is for decoding. A scan over layers reads its parameters and its cache through
-    slices, which cost as much as a small step computes, and puts the new cache together again as a copy.
-    """
-
-    def parts(section: Section) -> tuple[Any, ...]:
-        return tuple(jax.tree.map(lambda x, i=i: x[i], tree[section.name]) for i in range(section.repeats))
-
-    return {**tree, **{section.name: parts(section) for section in sections(c)}}
-
-
-def stacked(c: ConfigDict, tree: Any) -> dict[str, Any]:
-    """The inverse of `unstacked`: arrays with the layers (or periods) in front."""
-    return {
-        **tree,
-        **{s.name: jax.tree.map(lambda *layers: jnp.stack(layers), *tree[s.name]) for s in sections(c)},
-    }
-
-
-def layer_slots(c: ConfigDict, *, encoder: bool = False) -> list[tuple[str, int]]:
-    """Where the parameters of layer i are: (path, index in its stack), such as ("layers", 3) or ("encoder/layers/1", 0)."""
-    base = "encoder/" if encoder else ""
-    return [
-        (f"{base}{s.name}/{place}" if len(s.kinds) > 1 else f"{base}{s.name}", repeat)
-        for s in sections(c, encoder=encoder)
-        for repeat in range(s.repeats)
-        for place in range(len(s.kinds))
-    ]
-
-
-class Period(nn.Module):
+class SuperBlock(nn.Module):
     """Blocks of several kinds, one after another: the body of the scan when a pattern has more than one kind."""
 
     make_block: Callable[..., nn.Module]
@@ -264,7 +186,7 @@ class Period(nn.Module):
         return x_BLD, new_states
 
 
-def run_stack(
+def run_stacks(
     module: nn.Module,
     x_BLD: jax.Array,
     inputs: Inputs,
@@ -279,9 +201,9 @@ def run_stack(
     to call: as a pure function of one layer (or period) and trees with the layers in front.
 
     Args:
-        states: by section, then by place in the period if there is more than one: trees with a leading layer
+        states: by stack, then by place in the period if there is more than one: trees with a leading layer
             dimension, such as {"layers": {"cache": ...}} (see `Block`); may be empty. Where the parameters are
-            `unstacked`, a tuple of such trees without that dimension.
+            `unstack`, a tuple of such trees without that dimension.
 
     Returns:
         The residual stream and the new states.
@@ -292,31 +214,30 @@ def run_stack(
     common = {"c": c, "deterministic": deterministic, "cross": c.encoder_layers > 0 and not encoder, "encoder": encoder}
     count = c.encoder_layers if encoder else c.layers
     new_states = {}
-    for section in sections(c, encoder=encoder):
-        places, repeats = len(section.kinds), section.repeats
-        depth = section.start + jnp.arange(repeats * places, dtype=jnp.float32).reshape(repeats, places)
+    for stack in layer_stacks(c, encoder=encoder):
+        places, repeats = len(stack.kinds), stack.repeats
+        depth = stack.start + jnp.arange(repeats * places, dtype=jnp.float32).reshape(repeats, places)
         depth = depth / max(count - 1, 1)
-        given = states.get(section.name, {})
-        kind, sparse = section.kinds[0]
-        stack = None if module.is_initializing() else module.variables["params"].get(section.name)
-        if isinstance(stack, tuple):
-            x_BLD, new_states[section.name] = _one_by_one(section, common, stack, x_BLD, inputs, given, depth)
+        given = states.get(stack.name, {})
+        kind, sparse = stack.kinds[0]
+        own_params = None if module.is_initializing() else module.variables["params"].get(stack.name)
+        if isinstance(own_params, tuple):
+            x_BLD, new_states[stack.name] = _one_by_one(stack, common, own_params, x_BLD, inputs, given, depth)
             continue
-        elsewhere = runner is not None and section.name == "layers" and not jax.tree.leaves(given)
+        elsewhere = runner is not None and stack.name == "layers" and not jax.tree.leaves(given)
         own = Block if elsewhere else cls
         body: type[nn.Module] = own
         if places == 1:
             fields = {**common, "kind": kind, "sparse": sparse}
             per_layer = {**given, "depth": depth[:, 0]}
         else:
-            body, fields = Period, {"make_block": functools.partial(own, **common), "kinds": section.kinds}
+            body, fields = SuperBlock, {"make_block": functools.partial(own, **common), "kinds": stack.kinds}
             per_layer = {str(i): {**given.get(str(i), {}), "depth": depth[:, i]} for i in range(places)}
         if elsewhere:
             assert runner is not None
             layer = functools.partial(_one_layer, body(**fields, parent=None))
             key = None if deterministic else module.make_rng("dropout")
-            stacked = module.variables["params"][section.name]
-            x_BLD, auxiliary, routing = runner(layer, stacked, x_BLD, inputs, per_layer, key)
+            x_BLD, auxiliary, routing = runner(layer, own_params, x_BLD, inputs, per_layer, key)
             module.sow("losses", "layers", auxiliary)
             module.sow("routing", "layers", routing)
             continue
@@ -329,31 +250,31 @@ def run_stack(
             length=repeats,
             unroll=min(c.scan_unroll, repeats),
         )
-        x_BLD, new_states[section.name] = scanned(**fields, name=section.name)(x_BLD, inputs, per_layer)
+        x_BLD, new_states[stack.name] = scanned(**fields, name=stack.name)(x_BLD, inputs, per_layer)
     return x_BLD, new_states
 
 
 def _one_by_one(
-    section: Section,
+    stack: Stack,
     common: dict[str, Any],
-    stack: tuple[Any, ...],
+    layer_params: tuple[Any, ...],
     x_BLD: jax.Array,
     inputs: Inputs,
     given: Any,
     depth: jax.Array,
 ) -> tuple[jax.Array, tuple[Any, ...]]:
-    """The layers of a section whose parameters are `unstacked`, in a loop of Python's: each with arrays of its own."""
+    """The layers of a stack whose parameters are `unstack`, in a loop of Python's: each with arrays of its own."""
     new_states = []
-    for i, params in enumerate(stack):
+    for i, params in enumerate(layer_params):
         state = dict(given[i]) if isinstance(given, tuple) else {}
-        if len(section.kinds) == 1:
-            kind, sparse = section.kinds[0]
+        if len(stack.kinds) == 1:
+            kind, sparse = stack.kinds[0]
             block: nn.Module = Block(**common, kind=kind, sparse=sparse, parent=None)
             state["depth"] = depth[i, 0]
         else:
             make_block = functools.partial(Block, **common)
-            block = Period(make_block=make_block, kinds=section.kinds, parent=None)
-            places = range(len(section.kinds))
+            block = SuperBlock(make_block=make_block, kinds=stack.kinds, parent=None)
+            places = range(len(stack.kinds))
             state = {str(j): {**state.get(str(j), {}), "depth": depth[i, j]} for j in places}
         made: Any = block.apply({"params": params}, x_BLD, inputs, state)
         x_BLD, new_state = made

@@ -1,7 +1,7 @@
 """What a network carries from one call to the next: the cache of decoding, and the memory of segment recurrence.
 
-Both are trees by section of the stack and, where a section repeats several kinds of layers, by place in its period;
-every array has the layers in front. `block.unstacked` gives each layer its own arrays instead, which decoding wants: then
+Both are trees by stack of the stack and, where a stack repeats several kinds of layers, by place in its period;
+every array has the layers in front. `stacks.unstack` gives each layer its own arrays instead, which decoding wants: then
 a step writes one key a layer in place, where a scan over layers would copy the whole cache.
 
 Keys and values are (B, G, M, K): each group's keys lie together, so one query's scores are a product of a vector and a
@@ -11,7 +11,6 @@ what decoding carries does not grow with the text. One new key takes its slot at
 while their call looks at them, because the first of many queries still needs what the last new key replaces.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,9 +18,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from llmjax import config
+from llmjax.config.model_checks import ATTENTION
 from llmjax.model import recurrent
-from llmjax.model.block import ATTENTION, Section, sections
 from llmjax.model.layers import dtype_of
+from llmjax.model.stacks import Stack, layer_stacks, per_layer
 from llmjax.model.views import Keys, Tokens, visible
 
 Cache = dict[str, Any]
@@ -46,14 +46,14 @@ def init_cache(c: ConfigDict, *, batch: int, length: int, source_length: int = 0
         return pair("", slots) | (pair("cross_", source_length) if c.encoder_layers else {})
 
     slots_BM = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (batch, length))
-    cache = {"slots": slots_BM, "layers": _per_layer(c, layer)}
+    cache = {"slots": slots_BM, "layers": per_layer(c, layer)}
     return cache | ({"source": jnp.zeros((batch, source_length), jnp.int32)} if c.encoder_layers else {})
 
 
 def init_memory(c: ConfigDict, *, batch: int, length: int) -> dict[str, Any]:
     """An empty memory of the last `length` tokens, which nothing sees."""
     hidden_BMD = jnp.zeros((batch, length, c.width), dtype_of(c.dtype))
-    return {"segments": jnp.full((batch, length), -1, jnp.int32), "layers": _per_layer(c, lambda _: hidden_BMD)}
+    return {"segments": jnp.full((batch, length), -1, jnp.int32), "layers": per_layer(c, lambda _: hidden_BMD)}
 
 
 def cached_keys(c: ConfigDict, cache: Cache, tokens: Tokens, kind: str, *, ordered: bool) -> Keys:
@@ -92,20 +92,20 @@ def _ring(c: ConfigDict, whole_BM: jax.Array, last_B1: jax.Array) -> jax.Array:
     return last_B1 - (last_B1 - slots_BR) % slots_BR.shape[1]
 
 
-def by_section(c: ConfigDict, **trees: Any) -> dict[str, Any]:
-    """Trees by section and place, such as caches, as `run_stack` takes them: with the name below the place.
+def by_stack(c: ConfigDict, **trees: Any) -> dict[str, Any]:
+    """Trees by stack and place, such as caches, as `run_stacks` takes them: with the name below the place.
 
-    A section's tree has the layers in front of its arrays, or is a tuple of trees, one for each layer or period.
+    A stack's tree has the layers in front of its arrays, or is a tuple of trees, one for each layer or period.
     """
     trees = {name: tree for name, tree in trees.items() if tree is not None}
 
-    def named(section: Section, parts: dict[str, Any]) -> dict[str, Any]:
-        if len(section.kinds) == 1:
+    def named(stack: Stack, parts: dict[str, Any]) -> dict[str, Any]:
+        if len(stack.kinds) == 1:
             return parts
-        return {str(i): {name: part[str(i)] for name, part in parts.items()} for i in range(len(section.kinds))}
+        return {str(i): {name: part[str(i)] for name, part in parts.items()} for i in range(len(stack.kinds))}
 
     found: dict[str, Any] = {}
-    for s in sections(c):
+    for s in layer_stacks(c):
         own = {name: tree[s.name] for name, tree in trees.items()}
         if any(isinstance(part, tuple) for part in own.values()):
             found[s.name] = tuple(named(s, {name: part[i] for name, part in own.items()}) for i in range(s.repeats))
@@ -115,27 +115,13 @@ def by_section(c: ConfigDict, **trees: Any) -> dict[str, Any]:
 
 
 def pick(c: ConfigDict, states: dict[str, Any], name: str) -> dict[str, Any]:
-    """The inverse of `by_section` for one name."""
+    """The inverse of `by_stack` for one name."""
 
-    def picked(section: Section, state: Any) -> Any:
+    def picked(stack: Stack, state: Any) -> Any:
         if isinstance(state, tuple):
-            return tuple(picked(section, one) for one in state)
-        if len(section.kinds) > 1:
+            return tuple(picked(stack, one) for one in state)
+        if len(stack.kinds) > 1:
             return {place: part[name] for place, part in state.items()}
         return state[name]
 
-    return {s.name: picked(s, states[s.name]) for s in sections(c)}
-
-
-def _per_layer(c: ConfigDict, make: Callable[[str], Any]) -> dict[str, Any]:
-    """A tree by section and place with `make(kind)` for each, repeated over a leading layer dimension."""
-
-    def stacked(kind: str, repeats: int) -> Any:
-        return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (repeats, *x.shape)), make(kind))
-
-    return {
-        s.name: {str(i): stacked(kind, s.repeats) for i, (kind, _) in enumerate(s.kinds)}
-        if len(s.kinds) > 1
-        else stacked(s.kinds[0][0], s.repeats)
-        for s in sections(c)
-    }
+    return {s.name: picked(s, states[s.name]) for s in layer_stacks(c)}

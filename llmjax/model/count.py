@@ -8,7 +8,8 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from llmjax import config
-from llmjax.model.block import ATTENTION, sections
+from llmjax.config.model_checks import ATTENTION
+from llmjax.model.stacks import layer_stacks
 from llmjax.model.transformer import build, init_params
 
 
@@ -46,10 +47,10 @@ def flops_per_token(c: ConfigDict, *, sequence_length: int) -> float:
     encoder-decoder each token stands for one of the source too. The element-wise work of recurrent layers is left out.
     """
     keys = 0
-    for section in sections(c):
-        for kind, _ in section.kinds:
+    for stack in layer_stacks(c):
+        for kind, _ in stack.kinds:
             if kind in ATTENTION:
                 seen = min(c.window, sequence_length) if kind == "local" else sequence_length
-                keys += section.repeats * seen
+                keys += stack.repeats * seen
     keys += sequence_length * (c.encoder_layers + (c.layers if c.encoder_layers else 0))
     return 6.0 * active_matrices(c) + 12.0 * keys * c.heads * config.head_size(c)

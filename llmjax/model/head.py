@@ -9,7 +9,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from llmjax.model.init import initializer, logit_scale
-from llmjax.model.layers import ACTIVATIONS, Linear, Norm, dtype_of, label
+from llmjax.model.layers import ACTIVATIONS, Linear, Norm, constrain, dtype_of
 
 
 def embedding_table(module: nn.Module) -> jax.Array:
@@ -17,7 +17,7 @@ def embedding_table(module: nn.Module) -> jax.Array:
     c = module.c
     shape = (c.vocab_size, c.embedding_width or c.width)
     stored_VE = module.param("embedding", initializer(c, "embedding"), shape, dtype_of(c.param_dtype))
-    return label(stored_VE.astype(dtype_of(c.dtype)), "VD")
+    return constrain(stored_VE.astype(dtype_of(c.dtype)), "VD")
 
 
 def logits_function(module: nn.Module, embedding_VE: jax.Array | None) -> Callable[[jax.Array], jax.Array]:
@@ -51,7 +51,7 @@ def logits_function(module: nn.Module, embedding_VE: jax.Array | None) -> Callab
             logits_BLV = head(x_BLD)
         if bias_V is not None:
             logits_BLV = logits_BLV + bias_V.astype(dtype)[None, None]
-        logits_BLV = label(logits_BLV.astype(jnp.float32), "BLV")
+        logits_BLV = constrain(logits_BLV.astype(jnp.float32), "BLV")
         if c.logit_soft_cap:
             logits_BLV = c.logit_soft_cap * jnp.tanh(logits_BLV / c.logit_soft_cap)
         return logits_BLV
@@ -87,6 +87,6 @@ def gathered(c: ConfigDict, params: dict[str, Any]) -> dict[str, Any]:
     def gather(name: str, tree: Any) -> Any:
         if name not in MATRICES:
             return tree
-        return jax.tree.map(lambda x: label(x.astype(dtype_of(c.dtype)), MATRICES[name]), tree)
+        return jax.tree.map(lambda x: constrain(x.astype(dtype_of(c.dtype)), MATRICES[name]), tree)
 
     return {name: gather(name, tree) for name, tree in params.items()}

@@ -1,6 +1,6 @@
 """Where the arrays of a kernel live that the compiler cannot divide by itself: each device runs it on what it has.
 
-Like `layers.label` this knows letters only; parallel/placement.py says on which axes they live.
+Like `layers.constrain` this knows letters only; parallel/placement.py says on which axes they live.
 """
 
 import math

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from llmjax.model import kernels, kernels_quantized
 from llmjax.model.init import initializer
+from llmjax.model.observed import observe
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": kernels.gelu,
@@ -27,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 GATED = ("swiglu", "geglu", "geglu_tanh", "reglu")
 
 
-def label(x: jax.Array, dimensions: str) -> jax.Array:
+def constrain(x: jax.Array, dimensions: str) -> jax.Array:
     """Name the dimensions of an activation by the letters of the legend; parallel/placement.py maps letters to axes."""
     return nn.with_logical_constraint(x, tuple(dimensions))
 
@@ -35,29 +36,6 @@ def label(x: jax.Array, dimensions: str) -> jax.Array:
 def dtype_of(name: str) -> Any:
     """The jax type for float32 or bfloat16."""
     return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]
-
-
-FOLLOWERS = {"running_mean": "average", "running_var": "average", "expert_bias": "balance"}  # and how they are moved
-
-
-def is_follower(name: str) -> bool:
-    """Whether a parameter of this path is moved by what the forward pass observes instead of by the loss."""
-    return name.rpartition("/")[2] in FOLLOWERS
-
-
-@jax.custom_vjp
-def track(y: jax.Array, parameter: jax.Array, gradient: jax.Array) -> jax.Array:
-    """y; in the backward pass `parameter` receives `gradient`, whatever the loss.
-
-    For parameters that follow what the forward pass observes and not the loss: running statistics, the experts' bias.
-    The step adds these up over micro-batches and divides by their number; train/optimizer.py has the update rules.
-    """
-    return y
-
-
-track.defvjp(
-    lambda y, parameter, gradient: (y, gradient), lambda gradient, dy: (dy, gradient, jnp.zeros_like(gradient))
-)
 
 
 class Linear(nn.Module):
@@ -141,7 +119,7 @@ class Norm(nn.Module):
             var = jnp.sum(jnp.square(x_BLD - mean) * weight[..., None], axes, keepdims=True) / count
             for running_D, seen in ((mean_D, mean), (var_D, var)):
                 excess = jax.lax.stop_gradient(running_D - seen.reshape(-1))
-                x_BLD = track(x_BLD, running_D, excess)
+                x_BLD = observe(x_BLD, running_D, excess)
         y = (x_BLD - mean) * jax.lax.rsqrt(var + self.c.norm_epsilon) * scale_D.reshape(*row, -1)
         return y if bias_D is None else y + bias_D.reshape(*row, -1)
 
@@ -198,5 +176,5 @@ class MLP(nn.Module):
             h_BLF = h_BLF * activation(Linear(c, (width,), "inward", bias=bias, name="gate")(x_BLD))
         else:
             h_BLF = activation(h_BLF)
-        h_BLF = label(h_BLF, "BLF")
+        h_BLF = constrain(h_BLF, "BLF")
         return Linear(c, (c.width,), "outward", bias=bias, name="down")(h_BLF)

@@ -12,7 +12,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from llmjax.model.convolution import ShortConvolution
-from llmjax.model.layers import Linear, dtype_of, label
+from llmjax.model.layers import Linear, constrain, dtype_of
 
 
 def width(c: ConfigDict) -> int:
@@ -148,7 +148,7 @@ class Mamba2(nn.Module):
         B, L = x_BLD.shape[:2]
         bias = "out" in c.bias
         z_BLR = Linear(c, (width(c),), "inward", bias=bias, name="gate")(x_BLD)
-        x_BLR = label(Linear(c, (width(c),), "inward", bias=bias, name="input")(x_BLD), "BLR")
+        x_BLR = constrain(Linear(c, (width(c),), "inward", bias=bias, name="input")(x_BLD), "BLR")
         bc = Linear(c, (2 * groups * size,), "inward", bias=bias, name="state")(x_BLD)
         dt_BLH = Linear(c, (H,), "inward", name="dt")(x_BLD)
 
@@ -156,7 +156,7 @@ class Mamba2(nn.Module):
         windows = (None, None) if state is None else (before["conv"], before["state_conv"])
         x_BLR, conv = ShortConvolution(c, name="conv")(x_BLR, reset_BL, valid_BL, windows[0])
         bc, state_conv = ShortConvolution(c, name="state_conv")(bc, reset_BL, valid_BL, windows[1])
-        x_BLHK = label(jax.nn.silu(x_BLR).reshape(B, L, H, -1), "BLHK")
+        x_BLHK = constrain(jax.nn.silu(x_BLR).reshape(B, L, H, -1), "BLHK")
         b_BLGJ, c_BLGJ = jnp.moveaxis(jax.nn.silu(bc).reshape(B, L, 2, groups, size), 2, 0)
 
         # These three in float32 whatever param_dtype says: decays next to 1 differ in digits that bfloat16 does not have.
@@ -176,7 +176,7 @@ class Mamba2(nn.Module):
             chunk=c.recurrent.chunk,
         )
         y_BLHK = y_BLHK + skip_H[None, None, :, None] * x_BLHK.astype(jnp.float32)
-        y_BLR = GatedNorm(c, name="norm")(label(y_BLHK.reshape(B, L, -1), "BLR"), z_BLR)
+        y_BLR = GatedNorm(c, name="norm")(constrain(y_BLHK.reshape(B, L, -1), "BLR"), z_BLR)
         y_BLD = Linear(c, (c.width,), "outward", bias=bias, name="out")(y_BLR)
         if conv is None or state_conv is None:
             return y_BLD, None

@@ -2,7 +2,7 @@
 
 Tokens are put in the order of their experts, each expert's rows are multiplied with its matrices, and the results are
 added up token by token. With dispatch "dropless" the rows of all experts lie close together and a grouped product
-multiplies them; with "capacity" every expert has equally many places, what finds no place is dropped, and the product
+multiplies them; with "capacity" every expert has equally many slots, what finds no slot is dropped, and the product
 is an ordinary batched one. `routing.py` chooses the experts, explains the papers' settings and lists extra letters.
 """
 
@@ -17,9 +17,10 @@ from ml_collections import ConfigDict
 
 from llmjax.model import routing
 from llmjax.model.init import initializer
-from llmjax.model.layers import ACTIVATIONS, GATED, MLP, dtype_of, mlp_width, track
+from llmjax.model.layers import ACTIVATIONS, GATED, MLP, dtype_of, mlp_width
+from llmjax.model.observed import observe
 from llmjax.model.per_device import axes_of, per_device, platform, run_whole, summable
-from llmjax.model.routing import Places
+from llmjax.model.routing import Assignment
 
 BLOCK = (
     64  # rows at a time in the product for CPU: short enough to waste little at an expert's end, long enough to be fast
@@ -79,7 +80,7 @@ class MoE(nn.Module):
         experts_BLJ, weights_BLJ = routing.choose(scores_BLE, valid_BL, moe, bias_E)
         used = routing.usage(scores_BLE, experts_BLJ, valid_BL, moe)
         if bias_E is not None:
-            weights_BLJ = track(weights_BLJ, bias_E, routing.excess(used.loads))
+            weights_BLJ = observe(weights_BLJ, bias_E, routing.excess(used.loads))
         if not self.deterministic:
             if moe.balance_loss and moe.balance_over == "batch":
                 self.sow("losses", "balance", moe.balance_loss * routing.balance_loss(used.loads, used.probs))
@@ -135,28 +136,28 @@ def mixture(
             own[name][kind] = array / copies if (name, kind) == ("down", "bias") else array
         count = own["up"]["kernel"].shape[0]
         if c.moe.dispatch == "capacity":
-            places = routing.limited(experts_BLJ, c.moe)
+            assigned = routing.limited(experts_BLJ, c.moe)
 
             def answers(x_PD: jax.Array) -> jax.Array:
                 x_PD = _exchange(x_PD, owners, experts=c.moe.experts, out=True)
                 y_PD = mlp(c, x_PD, own, even_product, jnp.full(count, x_PD.shape[0] // count, jnp.int32))
                 return _exchange(y_PD, owners, experts=count, out=False)
 
-            return _mixed(x_BLD, weights_BLJ, places, answers)
+            return _mixed(x_BLD, weights_BLJ, assigned, answers)
         if owners:
             x_BLD = jax.lax.all_gather(summable(x_BLD), owners, tiled=True).astype(x_BLD.dtype)
             weights_BLJ = jax.lax.all_gather(weights_BLJ, owners, tiled=True)
             experts_BLJ = jax.lax.all_gather(experts_BLJ, owners, tiled=True) - jax.lax.axis_index(owners) * count
             experts_BLJ = jnp.where((experts_BLJ >= 0) & (experts_BLJ < count), experts_BLJ, count)
-        places = routing.dropless(experts_BLJ, count)
-        product = functools.partial(grouped_product, sizes_E=places.sizes)
-        y_BLD = _mixed(x_BLD, weights_BLJ, places, lambda x_PD: mlp(c, x_PD, own, product, places.sizes))
+        assigned = routing.dropless(experts_BLJ, count)
+        product = functools.partial(grouped_product, sizes_E=assigned.sizes)
+        y_BLD = _mixed(x_BLD, weights_BLJ, assigned, lambda x_PD: mlp(c, x_PD, own, product, assigned.sizes))
         if owners:
             y_BLD = jax.lax.psum_scatter(summable(y_BLD), owners, tiled=True).astype(y_BLD.dtype)
         return y_BLD
 
     owners = axes_of("E", c.moe.experts)
-    # The places of a row are given out together, so rows are not cut there.
+    # A row's slots are assigned together, so rows are not divided there.
     row = "BM" if c.moe.dispatch == "capacity" else "BL"
     # In the type of the computation already here, so that what is gathered from other devices is small.
     arrays = [array.astype(x_BLD.dtype) for _, _, array in parts]
@@ -164,12 +165,12 @@ def mixture(
 
 
 def _mixed(
-    x_BLD: jax.Array, weights_BLJ: jax.Array, places: Places, answers: Callable[[jax.Array], jax.Array]
+    x_BLD: jax.Array, weights_BLJ: jax.Array, assigned: Assignment, answers: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
     """Rows to experts, their answers to the rows, and the answers' weighted sum for each token."""
     T, D = x_BLD.shape[0] * x_BLD.shape[1], x_BLD.shape[2]
-    rows_PD = answers(give(x_BLD.reshape(T, D), places))
-    return collect(rows_PD, weights_BLJ.transpose(2, 0, 1).reshape(-1, T), places).reshape(x_BLD.shape)
+    rows_PD = answers(dispatch(x_BLD.reshape(T, D), assigned))
+    return combine(rows_PD, weights_BLJ.transpose(2, 0, 1).reshape(-1, T), assigned).reshape(x_BLD.shape)
 
 
 def _exchange(x_PD: jax.Array, owners: tuple[str, ...], *, experts: int, out: bool) -> jax.Array:
@@ -225,39 +226,39 @@ def reference(
 
 
 @jax.custom_vjp
-def give(x_TD: jax.Array, places: Places) -> jax.Array:
+def dispatch(x_TD: jax.Array, assigned: Assignment) -> jax.Array:
     """The rows that experts read: each place's token, (P, D). The derivative looks up too, where a lookup's own would scatter."""
-    return _lookup(x_TD, places.tokens())
+    return _lookup(x_TD, assigned.tokens())
 
 
-def _give_backward(places: Places, dy_PD: jax.Array) -> tuple[jax.Array, None]:
-    parts = [_lookup(dy_PD, place_T).astype(jnp.float32) for place_T in places.of_choices]
+def _dispatch_backward(assigned: Assignment, dy_PD: jax.Array) -> tuple[jax.Array, None]:
+    parts = [_lookup(dy_PD, slot_T).astype(jnp.float32) for slot_T in assigned.slots]
     return functools.reduce(jnp.add, parts).astype(dy_PD.dtype), None
 
 
-give.defvjp(lambda x_TD, places: (give(x_TD, places), places), _give_backward)
+dispatch.defvjp(lambda x_TD, assigned: (dispatch(x_TD, assigned), assigned), _dispatch_backward)
 
 
 @jax.custom_vjp
-def collect(y_PD: jax.Array, weights_JT: jax.Array, places: Places) -> jax.Array:
+def combine(y_PD: jax.Array, weights_JT: jax.Array, assigned: Assignment) -> jax.Array:
     """Each token's sum of its experts' rows times their weights, (T, D); choices without a place count 0."""
-    found = zip(places.of_choices, weights_JT, strict=True)
-    parts = [_lookup(y_PD, place_T).astype(jnp.float32) * weight_T[:, None] for place_T, weight_T in found]
+    found = zip(assigned.slots, weights_JT, strict=True)
+    parts = [_lookup(y_PD, slot_T).astype(jnp.float32) * weight_T[:, None] for slot_T, weight_T in found]
     return functools.reduce(jnp.add, parts).astype(y_PD.dtype)
 
 
-def _collect_backward(
-    saved: tuple[jax.Array, jax.Array, Places], dy_TD: jax.Array
+def _combine_backward(
+    saved: tuple[jax.Array, jax.Array, Assignment], dy_TD: jax.Array
 ) -> tuple[jax.Array, jax.Array, None]:
-    y_PD, weights_JT, places = saved
-    weight_P = _lookup(weights_JT.reshape(-1), places.choices)
-    dy_PD = _lookup(dy_TD, places.tokens()).astype(jnp.float32) * weight_P[:, None]
+    y_PD, weights_JT, assigned = saved
+    weight_P = _lookup(weights_JT.reshape(-1), assigned.choices)
+    dy_PD = _lookup(dy_TD, assigned.tokens()).astype(jnp.float32) * weight_P[:, None]
     dy_TD = dy_TD.astype(jnp.float32)
-    dweights = [jnp.sum(_lookup(y_PD, place_T).astype(jnp.float32) * dy_TD, axis=1) for place_T in places.of_choices]
+    dweights = [jnp.sum(_lookup(y_PD, slot_T).astype(jnp.float32) * dy_TD, axis=1) for slot_T in assigned.slots]
     return dy_PD.astype(y_PD.dtype), jnp.stack(dweights), None
 
 
-collect.defvjp(lambda *arguments: (collect(*arguments), arguments), _collect_backward)
+combine.defvjp(lambda *arguments: (combine(*arguments), arguments), _combine_backward)
 
 
 def _lookup(x: jax.Array, index: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """Run a function on each device's piece of its arguments, cut by the letters of their dimensions.
 
-For what the compiler would not divide well by itself: work whose order depends on the data. Like `layers.label` this
+For what the compiler would not divide well by itself: work whose order depends on the data. Like `layers.constrain` this
 knows letters only; parallel/placement.py says on which axes they live, and without a mesh the function is just called.
 """
 

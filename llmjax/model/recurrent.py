@@ -20,7 +20,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from llmjax.model import mamba2, rglru
-from llmjax.model.layers import Linear, dtype_of, label
+from llmjax.model.layers import Linear, constrain, dtype_of
 
 State = dict[str, jax.Array]
 
@@ -143,7 +143,7 @@ class HiddenKernel(nn.Module):
     def __call__(self, maps: int, size: int) -> jax.Array:
         kernel_RIR = self.param("kernel", _orthogonal, (size, maps, size), dtype_of(self.c.param_dtype))
         # Gathered over fsdp before the loop rather than in each of its steps ("D": rows are whole).
-        return label(kernel_RIR.astype(dtype_of(self.c.dtype)), "DIR")
+        return constrain(kernel_RIR.astype(dtype_of(self.c.dtype)), "DIR")
 
 
 class RNN(nn.Module):
@@ -169,7 +169,7 @@ class RNN(nn.Module):
         before = init_state(c, self.kind, x_BLD.shape[0]) if state is None else state
         x_LBIR = x_BLIR.astype(jnp.float32).swapaxes(0, 1) + bias_IR[None, None]
         hidden_LBR, after = scan_cell(cell, x_LBIR, kernel_RIR, before, reset_BL.T, valid_BL.T)
-        y_BLR = label(hidden_LBR.swapaxes(0, 1).astype(dtype_of(c.dtype)), "BLR")
+        y_BLR = constrain(hidden_LBR.swapaxes(0, 1).astype(dtype_of(c.dtype)), "BLR")
         y_BLD = Linear(c, (c.width,), "outward", bias="out" in c.bias, name="out")(y_BLR)
         return y_BLD, None if state is None else after
 

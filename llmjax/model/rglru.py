@@ -11,7 +11,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from llmjax.model.convolution import ShortConvolution
-from llmjax.model.layers import ACTIVATIONS, Linear, dtype_of, label
+from llmjax.model.layers import ACTIVATIONS, Linear, constrain, dtype_of
 from llmjax.model.per_device import platform
 
 SHARPNESS = 8.0  # the paper's c: a = (decay at rest) ** (c r)
@@ -124,7 +124,7 @@ class RGLRU(nn.Module):
         c, bias = self.c, "out" in self.c.bias
         # The tanh form, with which the published Griffin weights were trained.
         gate_BLR = ACTIVATIONS["gelu_tanh"](Linear(c, (width(c),), "inward", bias=bias, name="gate")(x_BLD))
-        x_BLR = label(Linear(c, (width(c),), "inward", bias=bias, name="input")(x_BLD), "BLR")
+        x_BLR = constrain(Linear(c, (width(c),), "inward", bias=bias, name="input")(x_BLD), "BLR")
         window = None if state is None else state["conv"]
         x_BLR, window = ShortConvolution(c, name="conv")(x_BLR, reset_BL, valid_BL, window)
 
@@ -140,7 +140,7 @@ class RGLRU(nn.Module):
         a_BLR = jnp.where(reset, 0.0, jnp.exp(log_a_BLR))
         a_BLR, b_BLR = jnp.where(valid, a_BLR, 1.0), jnp.where(valid, b_BLR, 0.0)
         start_BR = jnp.zeros_like(a_BLR[:, 0]) if state is None else state["hidden"]
-        h_BLR = label(linear_recurrence(a_BLR, b_BLR, start_BR), "BLR")
+        h_BLR = constrain(linear_recurrence(a_BLR, b_BLR, start_BR), "BLR")
 
         y_BLR = gate_BLR * h_BLR.astype(dtype_of(c.dtype))
         y_BLD = Linear(c, (c.width,), "outward", bias=bias, name="out")(y_BLR)

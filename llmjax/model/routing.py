@@ -142,20 +142,20 @@ def excess(loads_E: jax.Array) -> jax.Array:
     return loads_E - jnp.mean(loads_E)
 
 
-class Places(NamedTuple):
+class Assignment(NamedTuple):
     """Where each choice's row is among the rows that experts work on; X or P, out of range, says nowhere.
 
     Rows are in the order of their experts: expert e's are `sizes[e]` rows after those of the experts before it.
     """
 
-    of_choices: jax.Array  # (J, T) int32, below P
+    slots: jax.Array  # (J, T) int32, below P
     choices: jax.Array  # (P,) int32, below X = J * T: the inverse
     sizes: jax.Array  # (E,) int32
 
     def tokens(self) -> jax.Array:
         """The token whose row each place is, (P,) int32; T, out of range, for nowhere."""
-        T = self.of_choices.shape[1]
-        return jnp.where(self.choices < self.of_choices.size, self.choices % T, T)
+        T = self.slots.shape[1]
+        return jnp.where(self.choices < self.slots.size, self.choices % T, T)
 
 
 def _by_expert(experts_X: jax.Array, experts: int) -> tuple[jax.Array, jax.Array]:
@@ -170,7 +170,7 @@ def _by_expert(experts_X: jax.Array, experts: int) -> tuple[jax.Array, jax.Array
     return order_X, jnp.searchsorted(sorted_X, jnp.arange(experts + 1, dtype=jnp.int32)).astype(jnp.int32)
 
 
-def dropless(experts_BLJ: jax.Array, experts: int) -> Places:
+def dropless(experts_BLJ: jax.Array, experts: int) -> Assignment:
     """Every choice has its row: P = X rows, those of padding last (Gale et al. 2022, MegaBlocks)."""
     B, L, J = experts_BLJ.shape
     experts_X = experts_BLJ.transpose(2, 0, 1).reshape(-1)
@@ -179,7 +179,7 @@ def dropless(experts_BLJ: jax.Array, experts: int) -> Places:
     place_X = jnp.zeros(X, jnp.int32).at[order_X].set(jnp.arange(X, dtype=jnp.int32), unique_indices=True)
     place_X = jnp.where(experts_X < experts, place_X, X)
     choice_X = jnp.where(jnp.arange(X) < starts[-1], order_X, X)
-    return Places(place_X.reshape(J, B * L), choice_X, jnp.diff(starts))
+    return Assignment(place_X.reshape(J, B * L), choice_X, jnp.diff(starts))
 
 
 def capacities(length: int, moe: ConfigDict) -> np.ndarray:
@@ -198,7 +198,7 @@ def dropped(experts_BLJ: jax.Array, moe: ConfigDict) -> jax.Array:
     return jnp.sum(jnp.maximum(loads_BE - jnp.take(capacity, tokens_B)[:, None], 0.0))
 
 
-def limited(experts_BLJ: jax.Array, moe: ConfigDict) -> Places:
+def limited(experts_BLJ: jax.Array, moe: ConfigDict) -> Assignment:
     """Each expert takes so many of a row's tokens (`capacities`), the rest is dropped: P = E * B * C rows, (E, B, C) in order.
 
     First come, first served: all first choices in the order of the tokens, then all second ones (Lepikhin et al. 2020).
@@ -220,4 +220,4 @@ def limited(experts_BLJ: jax.Array, moe: ConfigDict) -> Places:
     choice_BX = (order_BX // L) * (B * L) + rows_B * L + order_BX % L
     choice_P = jnp.full(P, X, jnp.int32).at[place_BX.reshape(-1)].set(choice_BX.reshape(-1), mode="drop")
     of_choice_X = jnp.zeros(X, jnp.int32).at[choice_BX.reshape(-1)].set(place_BX.reshape(-1), unique_indices=True)
-    return Places(of_choice_X.reshape(J, B * L), choice_P, jnp.full(E, B * C, jnp.int32))
+    return Assignment(of_choice_X.reshape(J, B * L), choice_P, jnp.full(E, B * C, jnp.int32))

@@ -15,14 +15,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from llmjax.config.model_checks import ATTENTION
 from llmjax.errors import UserError
 from llmjax.model import positions as P
 from llmjax.model.attention import takes_patterns
-from llmjax.model.block import ATTENTION, Block, Inputs, run_stack, sections
-from llmjax.model.cache import Cache, by_section, cached_keys, pick
+from llmjax.model.block import Block, Inputs, run_stacks
+from llmjax.model.cache import Cache, by_stack, cached_keys, pick
 from llmjax.model.head import Head, embedding_table, logits_function
 from llmjax.model.init import initializer
-from llmjax.model.layers import Linear, Norm, drop, dtype_of, label, lookup
+from llmjax.model.layers import Linear, Norm, constrain, drop, dtype_of, lookup
+from llmjax.model.stacks import layer_stacks
 from llmjax.model.views import Keys, Pattern, Tokens, View, make_view, visible
 
 Source = dict[str, jax.Array]
@@ -42,7 +44,7 @@ class Encoder(nn.Module):
         more: dict[str, Any] = {"in_order": True, "by_pattern": takes_patterns(c), "relative_embedding": relative}
         view = make_view(c, "global", tokens, keys, bidirectional=True, **more)
         inputs = Inputs({"global": view}, tokens.segments > 0, tokens.positions == 0)
-        x_BMD, _ = run_stack(self, x_BMD, inputs, {}, deterministic=self.deterministic, encoder=True)
+        x_BMD, _ = run_stacks(self, x_BMD, inputs, {}, deterministic=self.deterministic, encoder=True)
         return final_norm(c, self.deterministic)(x_BMD, inputs.valid_BL)
 
 
@@ -134,7 +136,7 @@ class Transformer(nn.Module):
         # In a tree, as in a cache, how far apart two tokens are is told by their positions.
         place_BL = index_BL if cache is None and until_BL is None else positions_BL
         tokens = Tokens(place_BL, positions_BL, segments_BL, orders, types_BL, until_BL)
-        kinds = {kind for section in sections(c) for kind, _ in section.kinds if kind in ATTENTION}
+        kinds = {kind for stack in layer_stacks(c) for kind, _ in stack.kinds if kind in ATTENTION}
         if cache is not None:
             keys = {k: cached_keys(c, cache, tokens, k, ordered=orders_BL is not None) for k in kinds}
         else:
@@ -171,12 +173,12 @@ class Transformer(nn.Module):
         inputs = Inputs(
             views, tokens.segments > 0, tokens.positions == 0, starts_B, encoded, cross_view, content=content
         )
-        states = by_section(
+        states = by_stack(
             c,
             cache=None if cache is None else cache["layers"],
             memory=None if memory is None else memory["layers"],
         )
-        x_BLD, states = run_stack(self, x_BLD, inputs, states, deterministic=deterministic)
+        x_BLD, states = run_stacks(self, x_BLD, inputs, states, deterministic=deterministic)
         norm = final_norm(c, deterministic)
         hidden_BLD = norm(x_BLD, inputs.valid_BL)
         if queries is not None:
@@ -247,7 +249,7 @@ class Transformer(nn.Module):
                 x_BLD = norm(x_BLD)
             if c.embedding_dropout and not deterministic:
                 x_BLD = drop(x_BLD, c.embedding_dropout, self.make_rng("dropout"))
-            return label(x_BLD, "BLD")
+            return constrain(x_BLD, "BLD")
 
         return embed, embedding_VE
 
@@ -323,7 +325,7 @@ class Transformer(nn.Module):
             out_axes=0,
             axis_size=c.ahead - 1,
         )
-        kind, _ = sections(c)[-1].kinds[-1]
+        kind, _ = layer_stacks(c)[-1].kinds[-1]
         y_ABLD, _ = blocks(c, kind, deterministic=deterministic, name="ahead")(x_BLD, inputs, {"depth": jnp.ones(())})
         logits = [head(norm(y_BLD, inputs.valid_BL)) for y_BLD in y_ABLD]
         return jnp.stack([first_BLV, *logits])

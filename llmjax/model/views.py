@@ -50,7 +50,7 @@ class View:
     rotary: tuple[P.Rotary, P.Rotary] | None = None  # for the queries and for the new keys
     distance_BLM: jax.Array | None = None  # int32, query's position minus key's (XLNet)
     differs_BLM: jax.Array | None = None  # bool, the key is of another type (XLNet)
-    renew_BR: jax.Array | None = None  # int32, which new key goes to each slot of a ring; -1: the slot stays
+    ring_BR: jax.Array | None = None  # int32, which new key goes to each slot of a ring; -1: the slot stays
     slot_B: jax.Array | None = None  # int32, where in the cache a row's only new key goes; beyond its end: nowhere
     pattern: Pattern | None = None  # the mask in few numbers, where it is that simple
     causal: bool = struct.field(pytree_node=False, default=False)  # a promise: L = M, nothing above the diagonal
@@ -94,7 +94,7 @@ class Keys:
     tokens: Tokens
     mask_BLM: jax.Array
     new_BL: jax.Array | None = None  # positions of the keys that this call makes; None: it makes all of them
-    renew_BR: jax.Array | None = None  # see `View`
+    ring_BR: jax.Array | None = None  # see `View`
     slot_B: jax.Array | None = None
 
 
@@ -149,7 +149,7 @@ def make_view(
         rotary=rotary,
         distance_BLM=distance_BLM if xlnet else None,
         differs_BLM=differs,
-        renew_BR=keys.renew_BR,
+        ring_BR=keys.ring_BR,
         slot_B=keys.slot_B,
         pattern=pattern,
         causal=causal,

@@ -22,7 +22,7 @@ from llmjax.model.per_device import divided
 Loss = Callable[[jax.Array, jax.Array, ConfigDict], tuple[jax.Array, jax.Array]]
 
 
-def cut(x_BL: jax.Array, chunks: int) -> jax.Array:
+def split_chunks(x_BL: jax.Array, chunks: int) -> jax.Array:
     """(B, L, ...) -> (chunks, B, L / chunks, ...), padded with zeros. Chunk i has the tokens i, i + chunks, ...
 
     Tokens that are divided over devices along the row stay where they are.
@@ -32,8 +32,8 @@ def cut(x_BL: jax.Array, chunks: int) -> jax.Array:
     return jnp.moveaxis(x_BL.reshape(x_BL.shape[0], -1, chunks, *x_BL.shape[2:]), 2, 0)
 
 
-def joined(parts: jax.Array, length: int) -> jax.Array:
-    """The inverse of `cut` for rows of that length."""
+def join_chunks(parts: jax.Array, length: int) -> jax.Array:
+    """The inverse of `split_chunks` for rows of that length."""
     x_BL = jnp.moveaxis(parts, 0, 2)
     return x_BL.reshape(x_BL.shape[0], -1, *x_BL.shape[3:])[:, :length]
 
@@ -44,9 +44,9 @@ def token_values(function: Callable[..., Any], predictions: Any, chunks: int) ->
     if chunks == 1:
         return function(head(hidden_BLD), predictions.targets)
     head = head._replace(params=heads.gathered(head.module.c, head.params))
-    parts = cut(hidden_BLD, chunks), cut(predictions.targets, chunks)
+    parts = split_chunks(hidden_BLD, chunks), split_chunks(predictions.targets, chunks)
     values = jax.lax.map(lambda part: function(head(part[0]), part[1]), parts)
-    return jax.tree.map(lambda value: joined(value, hidden_BLD.shape[1]), values)
+    return jax.tree.map(lambda value: join_chunks(value, hidden_BLD.shape[1]), values)
 
 
 def sums(loss: Loss, predictions: Any, c: ConfigDict) -> tuple[jax.Array, jax.Array]:
@@ -122,10 +122,10 @@ def _run(
 
         zero = jnp.zeros(())
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params if differentiate else ())
-        parts = tuple(cut(x, c.loss_chunks) for x in (hidden_BLD, targets_BL, weights_BL))
+        parts = tuple(split_chunks(x, c.loss_chunks) for x in (hidden_BLD, targets_BL, weights_BL))
         (objective, nats, dparams), dhidden = jax.lax.scan(add, (zero, zero, zeros), parts)
         # A leading dimension of one per device: the sum over it is left to the compiler, which knows where it goes.
-        return jax.tree.map(lambda x: x[None], (objective, nats, dparams)), joined(dhidden, hidden_BLD.shape[1])
+        return jax.tree.map(lambda x: x[None], (objective, nats, dparams)), join_chunks(dhidden, hidden_BLD.shape[1])
 
     arguments = hidden_BLD, heads.gathered(module.c, params), targets_BL, weights_BL
     if not region:

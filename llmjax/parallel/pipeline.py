@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from llmjax.errors import UserError
 from llmjax.model.block import REMAT_POLICIES, RUNNER
-from llmjax.model.layers import is_follower
+from llmjax.model.observed import is_observed
 from llmjax.model.per_device import summable
 from llmjax.parallel.mesh import ROWS, row_ways
 
@@ -137,7 +137,7 @@ def run(
         def counted(path: Any, leaf: jax.Array) -> jax.Array:
             """The leaf; the gradient of one that follows what the layer observes is a mean over the parts, of which a
             stage that has nothing to do observes none."""
-            if not is_follower(str(path[-1].key)):
+            if not is_observed(str(path[-1].key)):
                 return leaf
             kept = jax.lax.stop_gradient(leaf)
             return kept + jnp.where(busy, (leaf - kept) / count, 0)

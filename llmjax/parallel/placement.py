@@ -78,7 +78,7 @@ TABLE: tuple[Row, ...] = (
     (LAYER + r"(rnn|lstm|rglru|mamba2)/out/bias$", (None, None)),  # N D
 )
 
-# Letter of the legend -> mesh axes, for activations labelled by `model.layers.label`; of the rows for a letter the first
+# Letter of the legend -> mesh axes, for activations labelled by `model.layers.constrain`; of the rows for a letter the first
 # whose axes no other dimension of the array has taken. D is not sharded: parameters sharded over fsdp are gathered when
 # they are used. What queries look at, M, is gathered over context (or goes round in a ring, parallel/context.py).
 ACTIVATIONS: tuple[tuple[str, Axes], ...] = (

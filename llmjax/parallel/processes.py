@@ -147,7 +147,7 @@ def cpu_share() -> int:
     return max(1, cores // _job.local)
 
 
-def from_first(make: Callable[[], T]) -> T:
+def broadcast_from_first(make: Callable[[], T]) -> T:
     """What `make()` returns in the first process, in all of them; only the first calls it, the others wait.
 
     The value must be what JSON can hold. All processes must call this in the same order.
@@ -189,13 +189,13 @@ def failures(message: str | None) -> list[str]:
     return [text for _, text in sorted(_client().key_value_dir_get(name))]
 
 
-def meet() -> None:
+def barrier() -> None:
     """Wait here until all processes have come, however long one takes to compile.
 
     On CPU the first program that talks to other processes must find them within half a minute (Gloo's limit).
     """
     if count() > 1:
-        _client().wait_at_barrier(f"llmjax/meet/{next(_calls)}", AGREE_SECONDS * 1000)
+        _client().wait_at_barrier(f"llmjax/barrier/{next(_calls)}", AGREE_SECONDS * 1000)
 
 
 def _wait_for(name: str) -> str:

@@ -14,11 +14,12 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from llmjax import config
+from llmjax.config.model_checks import ATTENTION
 from llmjax.data.ramp import Stage
-from llmjax.model.block import ATTENTION, layer_slots, sections
 from llmjax.model.count import active_matrices, flops_per_token
 from llmjax.model.layers import GATED, mlp_width
 from llmjax.model.moe import expert_width
+from llmjax.model.stacks import layer_slots, layer_stacks
 from llmjax.parallel import pipeline
 from llmjax.parallel.mesh import ROWS
 from llmjax.scaling import compiler
@@ -74,7 +75,7 @@ def sizes_of(c: ConfigDict, mesh: Mapping[str, int], stage: Stage) -> Sizes:
     length = c.train.sequence_length / mesh["context"]
     tokens, tensor = rows * length, mesh["tensor"]
     count = m.layers + m.encoder_layers
-    attending = sum(s.repeats for s in sections(m) for kind, _ in s.kinds if kind in ATTENTION) + m.encoder_layers
+    attending = sum(s.repeats for s in layer_stacks(m) for kind, _ in s.kinds if kind in ATTENTION) + m.encoder_layers
     size = config.head_size(m)
     groups = m.kv_heads or m.heads
     if m.moe.experts:

@@ -107,7 +107,7 @@ def abstract_batch(c: ConfigDict, mesh: Mesh, *, rows: int) -> dict[str, jax.Sha
     if c.model.languages:
         row["languages"] = np.zeros_like(row["tokens"])
     if change is not None:
-        one = change.change({k: v[0] for k, v in row.items()}, np.random.default_rng(0))
+        one = change.transform({k: v[0] for k, v in row.items()}, np.random.default_rng(0))
         row = {k: np.asarray(v)[None] for k, v in one.items()}
     sharding = batch_shardings(mesh)
     return {k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype, sharding=sharding) for k, v in row.items()}

@@ -59,7 +59,7 @@ def kept(c: ConfigDict, workdir: Path) -> Budget | None:
 
 def known(c: ConfigDict, workdir: Path) -> Budget | None:
     """What `kept` finds in the first process, in all of them."""
-    found = processes.from_first(lambda: (budget := kept(c, workdir)) and asdict(budget))
+    found = processes.broadcast_from_first(lambda: (budget := kept(c, workdir)) and asdict(budget))
     return Budget(**found) if found else None
 
 
@@ -76,8 +76,8 @@ def settle(c: ConfigDict, workdir: Path, measure: Callable[[float], float]) -> B
     """
     budget, _ = config.parse_duration(c.train.duration)
     mine = measure(min(MEASURE_SECONDS, MEASURE_SHARE * budget))
-    made = _of(c, processes.from_first(lambda: mine))
-    processes.from_first(lambda: storage.write_json(workdir / FILE, asdict(made)))
+    made = _of(c, processes.broadcast_from_first(lambda: mine))
+    processes.broadcast_from_first(lambda: storage.write_json(workdir / FILE, asdict(made)))
     processes.say(
         f"train.duration={c.train.duration!r}: a step takes {human.duration(made.seconds_per_step)}, so "
         f"{made.steps:,} steps"
@@ -101,5 +101,5 @@ def seconds_per_step(run: Callable[[Any, int], tuple[Any, Any]], state: Any, *, 
         count += 1
         passed = time.perf_counter() - began
         # All processes must take the same steps, since they need each other: the first one's clock decides.
-        if processes.from_first(partial(operator.gt, passed, seconds)):
+        if processes.broadcast_from_first(partial(operator.gt, passed, seconds)):
             return passed / count

@@ -107,7 +107,7 @@ def save(
     Raises OSError (ENOSPC) when the disk has no room for the state: better than a save that fails halfway.
     """
     needed = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state, state.ema))) + METADATA_BYTES
-    processes.from_first(lambda: _check_space(Path(checkpoints.directory), needed))  # all save, or none
+    processes.broadcast_from_first(lambda: _check_space(Path(checkpoints.directory), needed))  # all save, or none
     items: dict[str, Any] = {
         "params": ocp.args.StandardSave(state.params, save_args=_by_layers(state.params)),
         "rest": ocp.args.StandardSave(_rest(state)),
@@ -137,7 +137,7 @@ def save_frozen(folder: Path, frozen: Any) -> None:
     if not frozen:
         return
     needed = sum(x.nbytes for x in jax.tree.leaves(frozen)) + METADATA_BYTES
-    processes.from_first(lambda: _check_space(folder, needed))
+    processes.broadcast_from_first(lambda: _check_space(folder, needed))
     with full_disk_is_an_os_error(folder), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / FROZEN).absolute(), frozen, save_args=_by_layers(frozen), force=True)
 
@@ -183,7 +183,7 @@ def restore(folder: Path, abstract: State) -> Restored | None:
         CheckpointMismatch: when the newest sound checkpoint has other arrays than `abstract`.
         CheckpointError: when there are checkpoints and none can be read.
     """
-    steps, damaged = processes.from_first(lambda: steps_in(folder)), []
+    steps, damaged = processes.broadcast_from_first(lambda: steps_in(folder)), []
     for step in steps:
         found, reason = None, None
         try:
@@ -196,7 +196,7 @@ def restore(folder: Path, abstract: State) -> Restored | None:
             print(f"WARNING: {failed[0]}")
             damaged.append(folder / str(step))
             continue
-        processes.from_first(functools.partial(_move_aside, damaged, step))
+        processes.broadcast_from_first(functools.partial(_move_aside, damaged, step))
         return found
     if steps:
         raise CheckpointError(

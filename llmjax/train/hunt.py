@@ -16,7 +16,8 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from llmjax.model.block import Block, layer_slots
+from llmjax.model.block import Block
+from llmjax.model.stacks import layer_slots
 from llmjax.objectives import Objective
 from llmjax.parallel import placement
 

@@ -40,8 +40,10 @@ class Journal:
         first, before = run.first, run.meta["train_seconds"]
         self._c, self._run, self._workdir, self._checkpoints, self._notes = c, run, workdir, checkpoints, notes
         self._path = workdir / "metrics.jsonl"
-        self.has_row = processes.from_first(lambda: metrics.keep_rows(self._path, up_to=first))  # of the last step
-        self._born = processes.from_first(lambda: metrics.first_start(workdir, train_seconds=before))
+        self.has_row = processes.broadcast_from_first(
+            lambda: metrics.keep_rows(self._path, up_to=first)
+        )  # of the last step
+        self._born = processes.broadcast_from_first(lambda: metrics.first_start(workdir, train_seconds=before))
         self._writer = metrics.Writer(workdir, tensorboard=c.train.tensorboard, silent=not processes.is_first())
         self._progress = metrics.Progress(total=run.total, every=c.train.log_every)
         self.clock = metrics.Clock(before)
@@ -126,7 +128,7 @@ class Journal:
         if since is None:
             return
         self._checkpoints.wait_until_finished()
-        saved = processes.from_first(lambda: list(self._checkpoints.all_steps()))
+        saved = processes.broadcast_from_first(lambda: list(self._checkpoints.all_steps()))
         target = self._spikes.choose(saved, since=since)
         if target is not None:
             raise Spike(since, seen=step, back_to=target, skips=self._run.skips)
@@ -214,7 +216,9 @@ class Journal:
         return {
             "steps": total,
             "duration": self._c.train.duration,
-            "loss": processes.from_first(lambda: metrics.tail_mean(self._path, "loss", count=max(10, total // 100))),
+            "loss": processes.broadcast_from_first(
+                lambda: metrics.tail_mean(self._path, "loss", count=max(10, total // 100))
+            ),
             "tokens": sizes.tokens(total),
             "flops": sizes.tokens(total) * self._flops,
             "train_seconds": seconds,

@@ -23,8 +23,8 @@ from ml_collections import ConfigDict
 from optax import contrib
 
 from llmjax.errors import UserError
+from llmjax.model import observed
 from llmjax.model.init import width_ratio
-from llmjax.model.layers import FOLLOWERS, is_follower
 from llmjax.parallel.placement import path_name
 from llmjax.train import adafactor
 
@@ -94,13 +94,13 @@ def spread_layers(x: jax.Array) -> jax.Array:
 
 
 def updated_by(params: Any, *, optimizer: str) -> Any:
-    """A tree of names: the rule that updates each parameter: muon, adamw, ... or that of a follower."""
+    """A tree of names: the rule that updates each parameter: muon, adamw, ... or that of an observed parameter."""
     muon = muon_dimensions(params) if optimizer == "muon" else None
 
     def rule(path: Any, _: Any, dimensions: Any = None) -> str:
         name = path_name(path)
-        if is_follower(name):
-            return FOLLOWERS[name.rpartition("/")[2]]
+        if observed.is_observed(name):
+            return observed.RULES[name.rpartition("/")[2]]
         if optimizer == "muon":
             return "muon" if dimensions is not None else "adamw"
         return optimizer

@@ -88,7 +88,7 @@ def run(c: ConfigDict, workdir: Path, *, make_more: MakeMore | None = None) -> d
                 started=started,
             )
         except rewind.Spike as spike:
-            processes.from_first(functools.partial(rewind.go_back, workdir, c.train.rewind, spike))
+            processes.broadcast_from_first(functools.partial(rewind.go_back, workdir, c.train.rewind, spike))
 
 
 def start_devices(c: ConfigDict) -> None:

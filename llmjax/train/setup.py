@@ -92,7 +92,7 @@ def prepare(
     sizes = batch_sizes(c.train, tokens_per_epoch=tokens_per_epoch)
     mesh, peak = _devices(c, sizes)
     agreement = Agreement(mesh)
-    processes.meet()
+    processes.barrier()
     agreement.last(Wishes())  # the first program that needs the others, while all are here
     makes = make_programs(c, module, objective, sizes, mesh)
     before = time.perf_counter()
@@ -114,7 +114,7 @@ def prepare(
         )
     source.restore(restored.source)
     jax.block_until_ready(state)
-    found = processes.from_first(lambda: [[skip.step, skip.batches] for skip in skips_of(workdir, meta)])
+    found = processes.broadcast_from_first(lambda: [[skip.step, skip.batches] for skip in skips_of(workdir, meta)])
     skips = [Skip(*skip) for skip in found]
     started = began if started is None else started
     phases = {"data": began - started, "devices and state": time.perf_counter() - began - measured}
@@ -134,7 +134,7 @@ def prepare(
     abstract = makes.abstract
     averaged = abstract.params if abstract.ema is None else abstract.ema
     evaluate = None if make_evaluate is None else make_evaluate(mesh, combine(averaged, abstract.frozen))
-    processes.meet()
+    processes.barrier()
     phases["compile"] = time.perf_counter() - began + measured
     return dataclasses.replace(run, batch=batch, evaluate=evaluate)
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from llmjax.model import routing
-from llmjax.model.layers import is_follower
+from llmjax.model.observed import is_observed
 from llmjax.model.transformer import Transformer, init_params
 from llmjax.objectives import Objective, chunks, losses
 from llmjax.parallel import placement
@@ -170,11 +170,11 @@ def make_train_step(
         if c.objective.l1 or c.objective.l2:
             terms = jax.grad(penalty)(state.params, c.objective)
             grads = jax.tree.map(lambda g, term: g + weight * term, grads, terms)
-        grad_norm = optax.tree.norm(_without_followers(grads)) / weight
+        grad_norm = optax.tree.norm(_learnt(grads)) / weight
         scale = jnp.minimum(1.0, c.optimizer.clip_norm / (grad_norm + 1e-6)) if c.optimizer.clip_norm else 1.0
-        # The mean and the clip in one pass. Followers' gradients are means over a micro-batch already.
+        # The mean and the clip in one pass. Observed parameters get means over a micro-batch already.
         grads = jax.tree_util.tree_map_with_path(
-            lambda path, g: g * (1 / parts if _follows(path) else scale / weight), grads
+            lambda path, g: g * (1 / parts if _observed(path) else scale / weight), grads
         )
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -236,13 +236,13 @@ def _in_float32(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
-def _follows(path: Any) -> bool:
-    return is_follower(placement.path_name(path))
+def _observed(path: Any) -> bool:
+    return is_observed(placement.path_name(path))
 
 
-def _without_followers(grads: Any) -> Any:
-    """The gradients of the loss alone, as a list: not of the parameters that follow what the forward pass observes."""
-    return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(grads) if not _follows(path)]
+def _learnt(grads: Any) -> Any:
+    """The gradients of the loss alone, as a list: without those of observed parameters (model/observed.py)."""
+    return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(grads) if not _observed(path)]
 
 
 def _counts_of(new: Any, old: Any) -> Any:

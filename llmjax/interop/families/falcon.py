@@ -11,8 +11,8 @@ from llmjax.interop.fields import ACTIVATIONS, Entry, Theirs, constants, field, 
 from llmjax.interop.fused import fused_groups, sizes
 from llmjax.interop.mapping import Family, Row, linear, norm, same
 from llmjax.interop.rope import rope
-from llmjax.model.block import layer_slots
 from llmjax.model.layers import mlp_width
+from llmjax.model.stacks import layer_slots
 
 
 def _layout() -> Entry:

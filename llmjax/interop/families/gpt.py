@@ -17,8 +17,8 @@ from llmjax.interop.fields import (
 from llmjax.interop.fused import fused_groups, fused_thirds, sizes
 from llmjax.interop.mapping import Family, Row, Slot, linear, norm, same, tied
 from llmjax.interop.rope import rope
-from llmjax.model.block import layer_slots
 from llmjax.model.layers import mlp_width
+from llmjax.model.stacks import layer_slots
 
 LAYER_NORM = settings(norm="layer", norm_place="pre")
 BIASED = ("qkv", "out", "mlp", "norm")

@@ -29,8 +29,8 @@ from llmjax.interop.fields import (
 )
 from llmjax.interop.mapping import Family, Row, linear, same, tied
 from llmjax.interop.rope import rope
-from llmjax.model.block import layer_slots, sections
 from llmjax.model.layers import mlp_width
+from llmjax.model.stacks import layer_slots, layer_stacks
 
 # The sizes, and what else every one of them has.
 SIZES = (
@@ -134,7 +134,7 @@ def set_pattern(c: ConfigDict, kinds: list[str]) -> None:
 
 def written_balance(c: ConfigDict) -> float:
     """The weight of their balance loss, which is one for all layers and k at balance, that is worth ours at balance."""
-    sparse = sum(section.repeats * sum(sparse for _, sparse in section.kinds) for section in sections(c))
+    sparse = sum(stack.repeats * sum(sparse for _, sparse in stack.kinds) for stack in layer_stacks(c))
     return float(c.moe.balance_loss * (1 if c.moe.balance_over == "layers" else sparse / c.moe.active))
 
 

@@ -17,8 +17,8 @@ from llmjax.interop.fields import (
 from llmjax.interop.fused import sizes
 from llmjax.interop.mapping import Family, Row, linear, norm, same
 from llmjax.interop.rope import rope
-from llmjax.model.block import layer_slots
 from llmjax.model.layers import mlp_width
+from llmjax.model.stacks import layer_slots
 
 OPT = (
     constants(architectures=["OPTForCausalLM"]),
