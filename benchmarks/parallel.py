@@ -102,7 +102,7 @@ def batch_of(rows: int) -> dict[str, np.ndarray]:
 
 def gradient_function(c: config.ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Any, Any, Any]:
     """A jitted (parameters, batch) -> (loss, gradients), and both arguments where they belong."""
-    module = transformer.build(c.model)
+    module = placement.on_mesh(transformer.build(c.model), mesh, c)
     params = jax.jit(functools.partial(transformer.init_params, module))(jax.random.key(0))
     whole = () if c.parallel.zero == 3 else ("fsdp",)
     params = jax.device_put(params, placement.parameter_shardings(params, mesh, whole=whole))

@@ -35,10 +35,10 @@ from common import make_parser, write
 
 from llmjax import config
 from llmjax.infer.language_model import LanguageModel, load
+from llmjax.infer.unstacked import unstack, unstacked_module
 from llmjax.model import transformer
 from llmjax.model.cache import Cache, init_cache
 from llmjax.model.count import param_count
-from llmjax.model.stacks import unstack
 from llmjax.start import HUGE_PAGES
 
 # What each arm changes in the Transformer's settings, and the setting that evens out the parameters, in steps of so many.
@@ -156,6 +156,7 @@ def decoding(module: transformer.Transformer, params: Any, context: int, rounds:
     cache = init_cache(module.c, batch=1, length=context + TIMED)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(cache["layers"]))
     # As the engine decodes: each layer with arrays of its own, which are written in place.
+    module = unstacked_module(module)
     cache, params = {**cache, "layers": unstack(module.c, cache["layers"])}, unstack(module.c, params)
     token_B, times = jnp.zeros(1, jnp.int32), []
     for _ in range(rounds + 1):

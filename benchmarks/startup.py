@@ -90,7 +90,7 @@ def compile_time(layers: int, *, unroll: int) -> dict[str, Any]:
     c = small_config(layers)
     c.model.scan_unroll = unroll
     mesh = meshes.make_mesh("data=1", devices=jax.devices()[:1])
-    module = transformer.build(c.model)
+    module = placement.on_mesh(transformer.build(c.model), mesh, c)
     schedule = make_schedule(c.schedule, total_steps=20, tokens_per_step=1)
     optimizer = make_optimizer(c.optimizer, schedule)
     _, abstract = init_state(module, optimizer, c, mesh)

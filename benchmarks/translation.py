@@ -103,7 +103,7 @@ def measure_contexts(model: LanguageModel, test: dict[str, list[str]]) -> dict[s
         ids = [tokenizer.start_id, *tokenizer.encode(test[language][verse])[: LENGTH // 2 - 2], tokenizer.end_id]
         row = {name: values[0] for name, values in pack([np.array(ids)], length=len(ids)).items()}
         rng = np.random.default_rng((names.index(language), verse, masking))
-        return masked(row, rng, c.objective, special)
+        return masked(row, rng, c, special)
 
     def beside(a: Example, b: Example | None) -> Example:
         row = {name: np.zeros(LENGTH, values.dtype) for name, values in a.items()}

@@ -115,7 +115,7 @@ def mesh_of(line: str) -> Mesh:
 
 def prepare_steps(c: config.ConfigDict, mesh: Mesh) -> tuple[State, State, Any]:
     """The first state, its abstract form, and a function (state, batch of numpy arrays) -> (state, metrics)."""
-    module = transformer.build(c.model)
+    module = placement.on_mesh(transformer.build(c.model), mesh, c)
     total = config.duration(c.train.duration, tokens_per_step=1)
     schedule = make_schedule(c.schedule, total_steps=total, tokens_per_step=1)
     optimizer = make_optimizer(c.optimizer, schedule, model=c.model)

@@ -9,8 +9,8 @@ import numpy as np
 from hf import Arrays, Case
 from ml_collections import ConfigDict
 
-from llmjax.model.cache import init_memory
 from llmjax.model.transformer import build
+from llmjax.model.two_stream import init_memory
 
 # Sizes that differ from each other, so that nothing fits by accident.
 BERT: dict[str, Any] = {

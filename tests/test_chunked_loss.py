@@ -38,7 +38,7 @@ def head_and_loss(c, dtype="float32"):
     @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
     def loss(hidden_BLD, params):
         asked = jnp.asarray(targets_BL), jnp.asarray(weights_BL, jnp.float32)
-        sums = losses.add_up(losses.Predictions(hidden_BLD, losses.Predictor(head, params), *asked), c.objective)
+        sums = losses.add_up(losses.Predictions(hidden_BLD, head, params, *asked), c.objective)
         return sums.objective, sums
 
     return jax.jit(loss)(hidden_BLD, params)[::-1]
@@ -125,7 +125,7 @@ def test_held_out_numbers_and_nats_of_tokens_are_the_same_by_chunks():
 
 def temporaries(c, mesh):
     """Bytes that the compiled step needs on each device beside what it is given."""
-    module = transformer.build(c.model)
+    module = placement.on_mesh(transformer.build(c.model), mesh, c)
     optimizer = make_optimizer(c.optimizer, lambda step: 1.0, model=c.model)
     _, abstract = init_state(module, optimizer, c, mesh)
     batch = jax.device_put(make_batch(c, 0), batch_shardings(mesh))

@@ -335,7 +335,7 @@ def test_infill_cuts_between_characters_and_encodes_the_pieces_anew():
 
 @pytest.mark.parametrize(("rate", "mean"), [(0.15, 3.0), (0.5, 3.0), (0.5, 32.0), (0.15, 1.0)])
 def test_spans_have_exactly_the_rate_and_the_mean_length(rate, mean):
-    c = make_config("span", mask_rate=rate, span_length=mean).objective
+    c = make_config("span", mask_rate=rate, span_length=mean)
     for seed, size in enumerate((512, 300, 61)):
         hidden = random_spans(size, c, np.random.default_rng(seed))
         number, spans = counts(size, c)

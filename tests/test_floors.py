@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A room is a folder or a file of llmjax/; it imports from its own floor and from those below it.
 # Rooms that are not built yet have their floor already.
 FLOORS = (
-    ("errors", "human", "progress", "storage", "verb", "version"),
+    ("accelerators", "errors", "human", "progress", "storage", "verb", "version"),
     ("config", "startup"),
     ("data", "model", "objectives", "parallel"),
     ("prepare",),

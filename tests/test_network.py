@@ -11,9 +11,10 @@ from networks import close, make, settings
 
 from llmjax import config
 from llmjax.model import stacks, transformer
-from llmjax.model.cache import init_cache, init_memory
+from llmjax.model.cache import init_cache
 from llmjax.model.count import flops_per_token, param_count
 from llmjax.model.positions import rotary_frequencies
+from llmjax.model.two_stream import init_memory
 
 
 def slow(value: str) -> Any:

@@ -22,7 +22,7 @@ HYBRID = {"model__pattern": ("rglru", "local"), "model__window": 5, "model__laye
 
 def gradients(c, mesh):
     """The loss sum and the gradients of a batch, on the host."""
-    module = transformer.build(c.model)
+    module = placement.on_mesh(transformer.build(c.model), mesh, c)
     params = jax.jit(functools.partial(transformer.init_params, module))(jax.random.key(0))
     params = jax.device_put(params, placement.parameter_shardings(params, mesh, rules=c.parallel.rules))
     batch = make_batch(c, 0)
@@ -188,7 +188,7 @@ def ticks_of(stages, rounds, parts, layers):
         parallel__parts=parts,
     )  # fmt: skip
     mesh = mesh_of(f"pipeline={stages}")
-    module = transformer.build(c.model)
+    module = placement.on_mesh(transformer.build(c.model), mesh, c)
     params = jax.eval_shape(functools.partial(transformer.init_params, module), jax.random.key(0))
     tokens_BL = jax.ShapeDtypeStruct((parts, 16), jnp.int32)
     with placement.active(mesh, c):
@@ -242,6 +242,24 @@ def test_a_causal_ring_leaves_out_what_nobody_may_see():
     seen = np.isfinite(np.asarray(found)).all(axis=(0, 2, 3))
     assert seen.tolist() == [i not in own and i < 14 for i in range(length)]
     np.testing.assert_allclose(found[:, 2:14], clean[:, 2:14], atol=1e-5)
+
+
+@pytest.mark.parametrize("line", ["pipeline=2", "context=2"])
+def test_how_a_network_runs_is_said_by_the_module_and_never_by_where_it_is_called(line):
+    c, mesh = tiny_config(parallel__context="ring", parallel__mesh=line), mesh_of(line)
+    plain = transformer.build(c.model)
+    module = placement.on_mesh(plain, mesh, c)
+    assert module != plain and module == placement.on_mesh(plain, mesh, c) and hash(module) != hash(plain)
+    params = jax.eval_shape(functools.partial(transformer.init_params, module), jax.random.key(0))
+    tokens_BL = jax.ShapeDtypeStruct((4, 16), jnp.int32)
+
+    def program(module):
+        return str(jax.make_jaxpr(lambda p, t: module.apply({"params": p}, t))(params, tokens_BL))
+
+    with placement.active(mesh, c):
+        assert "ppermute" in program(module) and "ppermute" not in program(plain)
+    with pytest.raises(ValueError, match=r"call it inside `placement.active"):
+        program(module)
 
 
 def test_a_ring_that_does_not_divide_the_sequence_is_refused():

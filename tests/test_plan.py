@@ -13,7 +13,7 @@ import pytest
 from helpers import mesh_of, tiny_config
 from jax.sharding import NamedSharding, PartitionSpec
 
-from llmjax import cli, start
+from llmjax import accelerators, cli, start
 from llmjax.scaling import analytic, collectives, compiler, hlo, search, timeline
 from llmjax.scaling.plan import make_plan
 from llmjax.scaling.render import render
@@ -408,9 +408,11 @@ def test_make_plan_is_what_the_command_prints():
 def test_a_machine_with_the_compiler_and_no_tpu_is_not_asked_for_one(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS")
     monkeypatch.setattr(start.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(start.Path, "glob", lambda path, pattern: iter(()))
+    monkeypatch.setattr(accelerators.Path, "glob", lambda path, pattern: iter(()))
     assert start.platforms() == {"JAX_PLATFORMS": "cpu"}
-    monkeypatch.setattr(start.Path, "glob", lambda path, pattern: iter([path] if pattern.startswith("accel") else ()))
+    monkeypatch.setattr(
+        accelerators.Path, "glob", lambda path, pattern: iter([path] if pattern.startswith("accel") else ())
+    )
     assert start.platforms() == {}
     monkeypatch.setattr(start.importlib.util, "find_spec", lambda name: None)
     assert start.platforms() == {}

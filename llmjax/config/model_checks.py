@@ -18,7 +18,7 @@ KERNELS = {  # what an attention kernel can do beyond masks and scales
     "reference": ("attention_soft_cap", "position", "attention_dropout"),
     "dot_product": ("position",),
     "blocked": (),
-    "cudnn": (),
+    "cudnn": (),  # its bias would have no gradient
     "splash": ("attention_soft_cap",),
 }
 

@@ -22,11 +22,10 @@ from llmjax.config.model_checks import ATTENTION
 from llmjax.errors import UserError
 from llmjax.eval.rows import Row, build_rows, choose_lengths
 from llmjax.infer.language_model import LanguageModel
-from llmjax.model import head
 from llmjax.model.count import active_matrices
 from llmjax.model.stacks import layer_stacks
 from llmjax.objectives import OBJECTIVES, chunks
-from llmjax.objectives.losses import Predictions, Predictor, cross_entropy
+from llmjax.objectives.losses import cross_entropy, predictions_of
 from llmjax.parallel import placement
 from llmjax.parallel.mesh import row_ways
 from llmjax.train.step import batch_shardings
@@ -263,8 +262,7 @@ def _score(module: Any, params: Any, batch: dict[str, jax.Array], parts: int) ->
     )  # fmt: skip
     W, D = batch["slots"].shape[0], hidden_BLD.shape[-1]
     hidden_WND = jnp.take_along_axis(hidden_BLD.reshape(W, -1, D), batch["slots"][:, :, None], axis=1)
-    predictor = Predictor(module.output_head(), head.parameters(params))
-    predictions = Predictions(hidden_WND, predictor, batch["answers"], jnp.ones_like(batch["answers"]))
+    predictions = predictions_of(module, params, hidden_WND, batch["answers"], jnp.ones_like(batch["answers"]))
 
     def measure(logits_WNV: jax.Array, answers_WN: jax.Array) -> tuple[jax.Array, jax.Array]:
         return cross_entropy(logits_WNV, answers_WN)[0], jnp.argmax(logits_WNV, axis=-1) == answers_WN

@@ -197,6 +197,7 @@ def load(path: str | Path, *, step: int | None = None, mesh: str = "", cache: Ca
         if c.train.init_from and c.model.dtype == "float32":  # trained in float32, and computed in it: read as it is
             shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), shapes)
         devices = reading_mesh(mesh, shapes, c)
+        module = placement.on_mesh(module, devices, c)
         places = placement.parameter_shardings(shapes, devices, rules=c.parallel.rules)
         params, weights = _weights(folder, shapes, places, cache)
     store = Store(cache, weights, f"{meshes.describe(devices)} {c.parallel.to_json()}") if cache else None

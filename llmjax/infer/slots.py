@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llmjax.errors import UserError
 from llmjax.infer.request import STOP_IDS
 from llmjax.infer.sample import Sampling, settings
+from llmjax.infer.unstacked import unstack
 from llmjax.model.cache import init_cache
-from llmjax.model.stacks import unstack
 from llmjax.model.transformer import Transformer
 from llmjax.parallel.mesh import ROWS
 

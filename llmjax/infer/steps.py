@@ -17,8 +17,8 @@ from llmjax.infer import slots as S
 from llmjax.infer import speculative
 from llmjax.infer.sample import penalized, sample
 from llmjax.infer.slots import Slots
+from llmjax.infer.unstacked import one_by_one, restack, unstack
 from llmjax.infer.weights import computing
-from llmjax.model.stacks import layer_stacks, restack, unstack
 from llmjax.model.transformer import Transformer
 from llmjax.startup.compiled import Store, named
 
@@ -53,7 +53,7 @@ def prefill(
     segments_RL = (at_RL < counts_R[:, None]).astype(jnp.int32)
     caches = []
     for module, own, cache in zip(modules, params, slots.caches, strict=True):
-        apart = any(isinstance(own[stack.name], tuple) for stack in layer_stacks(module.c))
+        apart = module.run_layers is one_by_one  # then the parameters are unstacked too
         row = jax.tree.map(lambda x: x.at[rows_R].get(mode="clip"), cache)
         row = row if apart else {**row, "layers": restack(module.c, row["layers"])}
         with computing():

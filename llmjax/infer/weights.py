@@ -17,16 +17,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from llmjax.errors import UserError
+from llmjax.infer.unstacked import unstack, unstacked_module
 from llmjax.model import transformer
 from llmjax.model.layers import Linear, dtype_of
 from llmjax.model.moe import Weights
 from llmjax.startup import mapped
 from llmjax.startup.cache import key_of
 from llmjax.startup.compiled import Store, environment
-from llmjax.model.stacks import unstack
 
 TILE = 64
 TILED_ROWS = 64  # for more rows the tiles are put back together, which costs one copy of the matrix
@@ -52,8 +52,8 @@ def prepare(
     if form not in FORMS:
         raise UserError(f"weights={form!r} must be one of {', '.join(FORMS)}")
     if form == "stored":
-        return module, _prepared(module, params, form)
-    apart = untied_module(module)
+        return unstacked_module(module), _prepared(module, params, form)
+    apart = unstacked_module(untied_module(module))
     key = key_of(store.weights, form, environment()) if store and store.weights else ""
     where = jax.tree.map(lambda leaf: leaf.sharding, params["embedding"])
     if store and key and (changed := mapped.read(store.cache, key, where)) is not None:
@@ -76,7 +76,7 @@ def untied_module(module: transformer.Transformer) -> transformer.Transformer:
     """The module of `untied`."""
     c = ConfigDict(module.c.to_dict())
     c.tie_embeddings = False
-    return transformer.build(c)
+    return module.clone(c=FrozenConfigDict(c))
 
 
 @functools.partial(jax.jit, static_argnames=("module", "form"))

@@ -1,11 +1,19 @@
 """The network: Flax Linen modules that are pure functions of parameters and tokens.
 
-`transformer.py` is the model from top to bottom: embeddings, an encoder if there is one, the stack, the heads; `head.py`
-is the one that makes logits, which a loss can also apply by chunks. `block.py` is one block and how blocks are stacked.
-`attention.py`, `recurrent.py` (with `rglru.py`, `mamba2.py`, `convolution.py`), `layers.py` and `moe.py` (with
-`routing.py`) hold the parts, `views.py` and `positions.py` who sees whom and where, `kernels.py` fast forms (for TPU
-`kernels_splash.py`, in low precision `kernels_quantized.py`, and `kernels_local.py` for where they run), `init.py` how
-parameters start, `cache.py` what goes from call to call, `count.py` what it costs.
-Nothing here knows of meshes: activations are only labelled with the letters of their shape (`constrain(x_BLD, "BLD")`), and
-`parallel/placement.py` says where those live.
+| file | what it holds |
+|---|---|
+| transformer.py | the model from top to bottom: embeddings, an encoder if there is one, stacks of blocks, heads |
+| embedding.py, head.py | from ids to the residual stream; from hidden states to logits, also by chunks |
+| block.py, stacks.py | one block and how blocks are run; which layers are stacked and scanned |
+| attention.py, views.py, positions.py | attention; who sees whom; positions |
+| recurrent.py, rglru.py, mamba2.py, convolution.py | recurrent mixers |
+| layers.py, moe.py, routing.py | linear maps, norms, MLPs; experts and how tokens are routed to them |
+| cache.py, two_stream.py | what decoding carries from call to call; what only Transformer-XL and XLNet have |
+| kernels.py, kernels_splash.py, kernels_quantized.py | fast forms for CPU, for TPU, in low precision |
+| init.py, observed.py, count.py | how parameters start; parameters that no loss moves; what a model costs |
+| per_device.py | running a function on each device's piece |
+
+Nothing here knows of meshes. Activations carry the letters of their shape (`constrain(x_BLD, "BLD")`), and
+`parallel/placement.py` says on which axes of a mesh the letters live. Another way to run layers or attention is a field of
+the `Transformer`.
 """

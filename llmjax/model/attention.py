@@ -4,12 +4,11 @@ Every way of computing attention is a function `(q_BLHK, k_BMGK, v_BMGK, mask_BL
 `KERNELS`, tested against `reference`. The mask carries everything (causality, packed documents, the cache's length);
 `causal` only promises that L = M and nothing above the diagonal is wanted, so that a kernel may skip it. Those in
 `BY_PATTERN` take a `views.Pattern` instead, which is all they can express; calls with another mask go to a kernel that
-takes masks. Calls with a cache of up to `DECODE_QUERIES` tokens a row have a way of their own, `decode_attention`. Not every kernel can do everything: `CAN` says what, and `choose` why one is
-passed over.
+takes masks. `decode_attention` serves calls with a cache of up to `DECODE_QUERIES` tokens a row. No kernel but the
+reference can do everything: `config.model_checks.KERNELS` lists what each can, and `choose` says why one is passed over.
 """
 
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +18,14 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from llmjax import config
-from llmjax.model import kernels, kernels_local, layers
+from llmjax.config import model_checks
+from llmjax.model import kernels, layers
 from llmjax.model import positions as P
-from llmjax.model.init import attention_scale, initializer
-from llmjax.model.layers import Linear, constrain, dtype_of
-from llmjax.model.per_device import platform
+from llmjax.model.cache import write_ring, write_slice, write_slot
+from llmjax.model.init import attention_scale
+from llmjax.model.layers import Linear, constrain
+from llmjax.model.per_device import heads_per_device, platform
+from llmjax.model.two_stream import relative_scores
 from llmjax.model.views import Pattern, View
 
 Cache = dict[str, Any]
@@ -64,7 +66,7 @@ def reference(
     return jnp.einsum("bgrlm,bmgk->blgrk", weights.astype(v_BMGK.dtype), v_BMGK).reshape(B, L, H, K)
 
 
-DECODE_QUERIES = 512  # queries whose scores with the whole cache may be held at once
+DECODE_QUERIES = 512  # at most so many queries hold their scores with the whole cache at once
 
 
 def decode_attention(
@@ -77,7 +79,7 @@ def decode_attention(
     soft_cap: float = 0.0,
     bias_BHLM: jax.Array | None = None,
 ) -> jax.Array:
-    """`reference` for keys and values as the cache has them, which are read where they lie."""
+    """`reference` for keys and values in the cache's layout (B, G, M, K), read in place."""
     B, L, H, K = q_BLHK.shape
     G = k_BGMK.shape[1]
     rows = q_BLHK.transpose(0, 2, 1, 3).reshape(B, G, H // G * L, K)
@@ -117,7 +119,7 @@ def blocked(
     causal: bool = False,
     scale: float = 0.0,
 ) -> jax.Array:
-    """Blocks of queries, each with the keys up to its end, and a derivative written out: the fast form on CPU."""
+    """Blocks of queries, each with the keys up to its end, and a hand-written derivative: the fast form on CPU."""
     if scale and scale != q_BLHK.shape[-1] ** -0.5:  # the kernel's own scale
         q_BLHK = q_BLHK * (scale * q_BLHK.shape[-1] ** 0.5)
     return kernels.blocked_attention(q_BLHK, k_BMGK, v_BMGK, mask_BLM, causal)
@@ -135,17 +137,17 @@ def cudnn(
 ) -> jax.Array:
     """cuDNN's flash attention for GPU, in bfloat16: it never holds the scores of more than a few blocks.
 
-    It has no segments, so the mask goes in as a bias (B, 1, L, M), which all heads share; `causal` skips blocks besides.
-    Under a mesh each device computes its own rows, queries and heads.
+    It has no segments, so the mask is a bias (B, 1, L, M), which all heads share; `causal` also skips blocks. Under a mesh
+    each device computes its own rows, queries and heads.
     """
 
     def run(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-        whole = q.shape[1] == k.shape[1]  # a device that has some of the queries has the mask alone to go by
+        whole = q.shape[1] == k.shape[1]  # a device with some of the queries must go by the mask alone
         return jax.nn.dot_product_attention(
             q, k, v, mask=mask[:, None], scale=scale or None, is_causal=causal and whole, implementation=implementation
         )
 
-    return kernels_local.on_each_device(run, q_BLHK, k_BMGK, v_BMGK, mask_BLM)
+    return heads_per_device(run, q_BLHK, k_BMGK, v_BMGK, mask_BLM)
 
 
 def splash(
@@ -172,25 +174,18 @@ KERNELS: dict[str, Callable[..., jax.Array]] = {
     "cudnn": cudnn,
 }
 BY_PATTERN: dict[str, Callable[..., jax.Array]] = {"splash": splash}
-CAN: dict[str, frozenset[str]] = {
-    "reference": frozenset({"soft_cap", "bias", "dropout"}),
-    "dot_product": frozenset({"bias"}),
-    "blocked": frozenset(),
-    "cudnn": frozenset(),  # its bias would have no gradient
-    "splash": frozenset({"soft_cap"}),
-}
-# What takes the place of a kernel where a row's queries meet all its keys; parallel/context.py sets it.
-WHOLE: ContextVar[Callable[..., jax.Array] | None] = ContextVar("WHOLE", default=None)
+# (q_BLHK, k_BMGK, v_BMGK, view, *, scale, soft_cap, bias_BHLM, dropout) -> y_BLHK
+Attend = Callable[..., jax.Array]
 FASTEST = {  # on CPU as measured, on TPU by the memory of compiled programs (results/attention.json)
     "cpu": ("blocked", "dot_product", "reference"),
     "tpu": ("splash", "dot_product", "reference"),
-    "gpu": ("dot_product", "reference"),  # cudnn when asked for: there was no GPU to hold it against the reference
+    "gpu": ("dot_product", "reference"),  # cudnn only when asked for: it was not compared with the reference on a GPU
 }
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An attention kernel, and the faster ones that were passed over: (name, why)."""
+    """An attention kernel, and the faster ones that were passed over, each with the reason."""
 
     name: str
     passed_over: tuple[tuple[str, str], ...] = ()
@@ -203,7 +198,7 @@ def choose(c: ConfigDict, *, platform: str, any_mask: bool = False) -> Choice:
     """The kernel that the model's settings mean on a platform ("cpu", "gpu" or "tpu").
 
     Args:
-        any_mask: masks are to be expected that are no patterns, as with objectives that order tokens themselves.
+        any_mask: there may be masks that are no patterns, as with objectives that order tokens themselves.
     """
     passed_over: list[tuple[str, str]] = []
     if c.attention == "cudnn" and platform != "gpu":
@@ -213,12 +208,13 @@ def choose(c: ConfigDict, *, platform: str, any_mask: bool = False) -> Choice:
     elif platform == "gpu":
         passed_over.append(("cudnn", "is only taken when model.attention=cudnn asks for it"))
     asked = {
-        "soft_cap": (c.attention_soft_cap, f"model.attention_soft_cap={c.attention_soft_cap}"),
-        "bias": (c.position in P.RELATIVE, f"model.position={c.position}"),
-        "dropout": (c.attention_dropout, f"model.attention_dropout={c.attention_dropout}"),
+        "attention_soft_cap": c.attention_soft_cap > 0,
+        "position": c.position in model_checks.RELATIVE,
+        "attention_dropout": c.attention_dropout > 0,
     }
     for name in FASTEST.get(platform, FASTEST["gpu"]):
-        lacking = [said for what, (needed, said) in asked.items() if needed and what not in CAN[name]]
+        able = model_checks.KERNELS[name]
+        lacking = [f"model.{key}={c[key]}" for key, needed in asked.items() if needed and key not in able]
         if lacking:
             passed_over.append((name, f"cannot do {' and '.join(lacking)}"))
         elif any_mask and name in BY_PATTERN:
@@ -233,17 +229,17 @@ def resolve(c: ConfigDict, *, platform: str, any_mask: bool = False) -> str:
     return choose(c, platform=platform, any_mask=any_mask).name
 
 
-def takes_patterns(c: ConfigDict) -> bool:
-    """Whether the model's attention does without masks where there is a pattern."""
-    return WHOLE.get() is not None or resolve(c, platform=platform()) in BY_PATTERN
+def takes_patterns(c: ConfigDict, attend: Attend | None) -> bool:
+    """Whether the model's attention needs no mask where there is a pattern."""
+    return attend is not None or resolve(c, platform=platform()) in BY_PATTERN
 
 
 class Attention(nn.Module):
     """Multi-head to multi-query attention (Ainslie et al. 2023). x_BLD -> y_BLD, and the cache when given one.
 
     Args of the call:
-        x_BLD: what asks.
-        keys_BMD: what is looked at; None: x itself, or with a cache that was filled before, the cache alone (cross).
+        x_BLD: inputs of the queries.
+        keys_BMD: inputs of the keys; None: x itself, or for cross attention with a filled cache, the cache alone.
         view: mask, positions and biases for these queries and keys.
         starts_B: with a cache, the slot at which each row's new keys are written.
     """
@@ -251,6 +247,7 @@ class Attention(nn.Module):
     c: ConfigDict
     deterministic: bool = True
     cross: bool = False
+    attend: Attend | None = None  # takes the place of a kernel where L = M; see `Transformer`
 
     @nn.compact
     def __call__(
@@ -286,7 +283,7 @@ class Attention(nn.Module):
         q_BLHK, k_BMGK, v_BMGK = constrain(q_BLHK, "BLHK"), constrain(k_BMGK, "BMGK"), constrain(v_BMGK, "BMGK")
         bias_BHLM = view.bias_BHLM
         if view.distance_BLM is not None:
-            q_BLHK, bias_BHLM = self._relative(q_BLHK, view, k_BMGK.shape[1])
+            q_BLHK, bias_BHLM = relative_scores(self, q_BLHK, view, k_BMGK.shape[1])
         y_BLHK = self._attend(q_BLHK, k_BMGK, v_BMGK, view, bias_BHLM)
         return self._out(y_BLHK), None
 
@@ -298,7 +295,7 @@ class Attention(nn.Module):
         cache: Cache,
         starts_B: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
-        """Write the new keys and values (B, L, G, K), if there are any, and attend to what the cache then has."""
+        """Write the new keys and values (B, L, G, K), if there are any, and attend to the cache with them."""
         seen = cache
         if new is not None:
             new = {name: x_BLGK.swapaxes(1, 2) for name, x_BLGK in new.items()}
@@ -314,7 +311,7 @@ class Attention(nn.Module):
         k_BGMK, v_BGMK = (constrain(seen[name].astype(q_BLHK.dtype), "BGMK") for name in ("key", "value"))
         bias_BHLM = view.bias_BHLM
         if view.distance_BLM is not None:
-            q_BLHK, bias_BHLM = self._relative(q_BLHK, view, k_BGMK.shape[2])
+            q_BLHK, bias_BHLM = relative_scores(self, q_BLHK, view, k_BGMK.shape[2])
         if q_BLHK.shape[1] <= DECODE_QUERIES:
             scale, cap = attention_scale(self.c), self.c.attention_soft_cap
             y_BLHK = decode_attention(
@@ -331,14 +328,8 @@ class Attention(nn.Module):
     def _attend(
         self, q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array, view: View, bias_BHLM: jax.Array | None
     ) -> jax.Array:
-        c = self.c
+        c, scale = self.c, attention_scale(self.c)
         whole = q_BLHK.shape[1] == k_BMGK.shape[1]
-        kernel = WHOLE.get() if whole else None
-        fast = resolve(c, platform=platform())
-        if kernel is None and view.pattern is not None and fast in BY_PATTERN:
-            attend = BY_PATTERN[fast]
-            return attend(q_BLHK, k_BMGK, v_BMGK, view.pattern, scale=attention_scale(c), soft_cap=c.attention_soft_cap)
-        name = resolve(c, platform=platform(), any_mask=True)
         more: dict[str, Any] = {}
         if bias_BHLM is not None:
             more["bias_BHLM"] = bias_BHLM
@@ -347,58 +338,10 @@ class Attention(nn.Module):
         if c.attention_dropout and not self.deterministic:
             key = self.make_rng("dropout")
             more["dropout"] = lambda weights: layers.drop(weights, c.attention_dropout, key)
-        if kernel is not None:
-            return kernel(q_BLHK, k_BMGK, v_BMGK, view, scale=attention_scale(c), **more)
-        causal = view.causal and whole
-        return KERNELS[name](q_BLHK, k_BMGK, v_BMGK, view.mask(), causal=causal, scale=attention_scale(c), **more)
-
-    def _relative(self, q_BLHK: jax.Array, view: View, keys: int) -> tuple[jax.Array, jax.Array]:
-        """Transformer-XL's and XLNet's scores (Dai et al. 2019, Yang et al. 2019): (q + u) k + (q + v) r + (q + s) e.
-
-        Returns q + u and the two other terms, scaled, as a bias (B, H, L, M).
-        """
-        c, size = self.c, config.head_size(self.c)
-        dtype, shape = dtype_of(c.dtype), (c.heads, size)
-
-        def vector(name: str) -> jax.Array:
-            start = initializer(c, "relative")
-            return self.param(name, start, shape, dtype_of(c.param_dtype)).astype(dtype)[None, None]
-
-        assert view.distance_BLM is not None
-        table_RD = P.sinusoids(jnp.arange(1 - keys, keys), c.width, interleaved=False).astype(dtype)
-        r_RHK = Linear(c, shape, "inward", name="position")(table_RD)
-        scores_BHLR = jnp.einsum("blhk,rhk->bhlr", q_BLHK + vector("position_bias"), r_RHK)
-        bias_BHLM = P.by_distance(scores_BHLR, view.distance_BLM)
-        if c.types:
-            types_2HK = self.param(
-                "type_embedding", initializer(c, "relative"), (2, *shape), dtype_of(c.param_dtype)
-            ).astype(dtype)
-            pair_BHL2 = jnp.einsum("blhk,thk->bhlt", q_BLHK + vector("type_bias"), types_2HK)
-            assert view.differs_BLM is not None
-            same, other = pair_BHL2[..., :1], pair_BHL2[..., 1:]
-            bias_BHLM = bias_BHLM + jnp.where(view.differs_BLM[:, None], other, same)
-        return q_BLHK + vector("content_bias"), bias_BHLM.astype(jnp.float32) * attention_scale(c)
-
-
-def write_slice(cache_BGMK: jax.Array, new_BGLK: jax.Array, starts_B: jax.Array) -> jax.Array:
-    """Put L new entries of each row at its own slot."""
-    return jax.vmap(lambda row, new, start: jax.lax.dynamic_update_slice(row, new.astype(row.dtype), (0, start, 0)))(
-        cache_BGMK, new_BGLK, starts_B
-    )
-
-
-def write_slot(cache_BGMK: jax.Array, new_BG1K: jax.Array, slot_B: jax.Array) -> jax.Array:
-    """Put one new entry of each row in its slot, or nowhere if the slot is beyond the last."""
-    rows_B, new_BGK = jnp.arange(cache_BGMK.shape[0]), new_BG1K[:, :, 0].astype(cache_BGMK.dtype)
-    if len(rows_B) == 1 and platform() == "cpu":
-        # XLA turns a scatter of one into an update that it fuses with each of its two readers, as a copy of the
-        # whole cache each. A second one, which goes nowhere, keeps it a scatter, in place.
-        rows_B, new_BGK = jnp.zeros(2, jnp.int32), jnp.repeat(new_BGK, 2, axis=0)
-        slot_B = jnp.concatenate([slot_B, jnp.full(1, cache_BGMK.shape[2], slot_B.dtype)])
-    return cache_BGMK.at[rows_B, :, slot_B].set(new_BGK, mode="drop")
-
-
-def write_ring(ring_BGRK: jax.Array, new_BGLK: jax.Array, from_BR: jax.Array) -> jax.Array:
-    """Put in each slot of a ring the new entry with the given number, or leave it as it is (-1)."""
-    chosen_BGRK = jnp.take_along_axis(new_BGLK, jnp.maximum(from_BR, 0)[:, None, :, None], axis=2)
-    return jnp.where(from_BR[:, None, :, None] >= 0, chosen_BGRK.astype(ring_BGRK.dtype), ring_BGRK)
+        if self.attend is not None and whole and not self.is_initializing():
+            return self.attend(q_BLHK, k_BMGK, v_BMGK, view, scale=scale, **more)
+        by_pattern = BY_PATTERN.get(resolve(c, platform=platform()))
+        if by_pattern is not None and view.pattern is not None:
+            return by_pattern(q_BLHK, k_BMGK, v_BMGK, view.pattern, scale=scale, **more)
+        kernel = KERNELS[resolve(c, platform=platform(), any_mask=True)]
+        return kernel(q_BLHK, k_BMGK, v_BMGK, view.mask(), causal=view.causal and whole, scale=scale, **more)

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -12,16 +11,13 @@ from flax import struct
 from ml_collections import ConfigDict
 
 from llmjax.config.model_checks import ATTENTION
-from llmjax.model import layers, recurrent
-from llmjax.model.attention import Attention
+from llmjax.model import layers, recurrent, two_stream
+from llmjax.model.attention import Attend, Attention
 from llmjax.model.init import residual_scale
 from llmjax.model.layers import MLP, Norm, constrain
 from llmjax.model.moe import MoE
 from llmjax.model.stacks import Kind, Stack, layer_stacks
 from llmjax.model.views import View
-
-# Another way than a scan to run the repeated layers; see `run_stacks`. parallel/pipeline.py sets it.
-RUNNER: ContextVar[Callable[..., tuple[jax.Array, jax.Array, Any]] | None] = ContextVar("RUNNER", default=None)
 
 
 @struct.dataclass
@@ -34,7 +30,22 @@ class Inputs:
     starts_B: jax.Array | None = None  # slot of the cache for each row's first token
     encoded_BMD: jax.Array | None = None  # the encoder's output
     cross_view: View | None = None
-    content: int | None = struct.field(pytree_node=False, default=None)  # only the first so many tokens are looked at
+    content: int | None = struct.field(
+        pytree_node=False, default=None
+    )  # only so many first tokens are keys (two_stream.py)
+
+
+# A layer (or a repetition of a pattern) as a pure function: (its parameters, x_BLD, inputs, its state, random key or None) ->
+# (x_BLD, its new state, what it sows: "losses", their sum, and "routing", a tree).
+Layer = Callable[
+    [Any, jax.Array, Inputs, dict[str, Any], jax.Array | None], tuple[jax.Array, dict[str, Any], dict[str, Any]]
+]
+# Another way than a scan to run the layers of a stack: (stack, layer, parameters and state with the layers in front or in
+# the runner's own form) -> what `Layer` returns, of all layers; None: the stack is left to the scan.
+RunLayers = Callable[
+    [Stack, Layer, Any, jax.Array, Inputs, dict[str, Any], jax.Array | None],
+    tuple[jax.Array, dict[str, Any], dict[str, Any]] | None,
+]
 
 
 class Block(nn.Module):
@@ -49,13 +60,14 @@ class Block(nn.Module):
     deterministic: bool = True
     cross: bool = False
     encoder: bool = False
+    attend: Attend | None = None  # see `Attention`
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, inputs: Inputs, state: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
         c, before_BLD = self.c, x_BLD
         new_state: dict[str, Any] = {}
         name = "attention" if self.kind in ATTENTION else "recurrent"
-        mix = functools.partial(self._mix, x_BLD=x_BLD, inputs=inputs, state=state, new_state=new_state)
+        mix = functools.partial(self._mix, inputs=inputs, state=state, new_state=new_state)
         if c.block == "parallel":
             norm = self._norm(f"{name}_norm")
             h_BLD = norm(x_BLD, inputs.valid_BL)
@@ -77,8 +89,7 @@ class Block(nn.Module):
             keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self._rate(c.layer_drop, state))
             x_BLD = jnp.where(keep, x_BLD, before_BLD)
         if "memory" in state:
-            seen_BMD = jnp.concatenate([state["memory"], before_BLD[:, : inputs.content]], axis=1)
-            new_state["memory"] = jax.lax.stop_gradient(seen_BMD[:, seen_BMD.shape[1] - state["memory"].shape[1] :])
+            new_state["memory"] = two_stream.remember(state["memory"], before_BLD[:, : inputs.content])
         return x_BLD, new_state
 
     def _branch(
@@ -102,7 +113,6 @@ class Block(nn.Module):
         h_BLD: jax.Array,
         norm: Norm,
         *,
-        x_BLD: jax.Array,
         inputs: Inputs,
         state: dict[str, Any],
         new_state: dict[str, Any],
@@ -114,13 +124,11 @@ class Block(nn.Module):
             if cache is not None:
                 new_state["cache"] = cache
             return y_BLD
-        keys_BMD = None
-        if inputs.content is not None:
-            keys_BMD = h_BLD[:, : inputs.content]
+        keys_BMD = None if inputs.content is None else h_BLD[:, : inputs.content]
         if "memory" in state:
             memory_BMD = state["memory"] if c.norm_place == "post" else norm(state["memory"])
             keys_BMD = jnp.concatenate([memory_BMD, h_BLD if keys_BMD is None else keys_BMD], axis=1)
-        y_BLD, new_cache = Attention(c, self.deterministic, name="attention")(
+        y_BLD, new_cache = Attention(c, self.deterministic, attend=self.attend, name="attention")(
             h_BLD,
             inputs.views[self.kind],
             keys_BMD=keys_BMD,
@@ -134,7 +142,7 @@ class Block(nn.Module):
     def _cross(self, h_BLD: jax.Array, inputs: Inputs, state: dict[str, Any], new_state: dict[str, Any]) -> jax.Array:
         cache = state.get("cache")
         assert inputs.cross_view is not None
-        y_BLD, cache = Attention(self.c, self.deterministic, cross=True, name="cross")(
+        y_BLD, cache = Attention(self.c, self.deterministic, cross=True, attend=self.attend, name="cross")(
             h_BLD,
             inputs.cross_view,
             keys_BMD=inputs.encoded_BMD,
@@ -172,18 +180,20 @@ REMAT_POLICIES = {
 
 
 class SuperBlock(nn.Module):
-    """Blocks of several kinds, one after another: the body of the scan when a pattern has more than one kind."""
+    """Blocks of several kinds, one after another: the body of the scan over a pattern that has more than one kind."""
 
     make_block: Callable[..., nn.Module]
     kinds: tuple[Kind, ...]
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, inputs: Inputs, states: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
-        new_states = {}
+    def __call__(self, x_BLD: jax.Array, inputs: Inputs, state: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+        new_state: dict[str, dict[str, Any]] = {}
         for place, (kind, sparse) in enumerate(self.kinds):
             block = self.make_block(kind=kind, sparse=sparse, name=str(place))
-            x_BLD, new_states[str(place)] = block(x_BLD, inputs, states[str(place)])
-        return x_BLD, new_states
+            x_BLD, made = block(x_BLD, inputs, {name: tree[str(place)] for name, tree in state.items()})
+            for name, tree in made.items():
+                new_state.setdefault(name, {})[str(place)] = tree
+        return x_BLD, new_state
 
 
 def run_stacks(
@@ -195,98 +205,73 @@ def run_stacks(
     deterministic: bool,
     encoder: bool = False,
 ) -> tuple[jax.Array, dict[str, Any]]:
-    """All blocks of the stack, to be called inside a compact method of `module`, which gets their parameters.
+    """All blocks, to be called inside a compact method of `module`, which gets their parameters.
 
-    The layers of the repeated pattern are scanned, or handed to `RUNNER` when it is set and nothing is carried from call
-    to call: as a pure function of one layer (or period) and trees with the layers in front.
+    Each stack is scanned, unless `module.run_layers` takes it (see `RunLayers`).
 
     Args:
-        states: by stack, then by place in the period if there is more than one: trees with a leading layer
-            dimension, such as {"layers": {"cache": ...}} (see `Block`); may be empty. Where the parameters are
-            `unstack`, a tuple of such trees without that dimension.
+        states: what layers carry from call to call, "cache", "memory" or nothing: trees as `stacks.per_layer` makes them.
 
     Returns:
         The residual stream and the new states.
     """
     c: ConfigDict = module.c
-    runner = RUNNER.get() if not module.is_initializing() else None
-    cls = Block if c.remat == "none" else nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
-    common = {"c": c, "deterministic": deterministic, "cross": c.encoder_layers > 0 and not encoder, "encoder": encoder}
-    count = c.encoder_layers if encoder else c.layers
-    new_states = {}
+    fields = {"c": c, "deterministic": deterministic, "attend": module.attend}
+    fields |= {"cross": c.encoder_layers > 0 and not encoder, "encoder": encoder}
+    rematerialised = Block if c.remat == "none" else nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
+    new_states: dict[str, Any] = {name: {} for name in states}
     for stack in layer_stacks(c, encoder=encoder):
-        places, repeats = len(stack.kinds), stack.repeats
-        depth = stack.start + jnp.arange(repeats * places, dtype=jnp.float32).reshape(repeats, places)
-        depth = depth / max(count - 1, 1)
-        given = states.get(stack.name, {})
-        kind, sparse = stack.kinds[0]
-        own_params = None if module.is_initializing() else module.variables["params"].get(stack.name)
-        if isinstance(own_params, tuple):
-            x_BLD, new_states[stack.name] = _one_by_one(stack, common, own_params, x_BLD, inputs, given, depth)
-            continue
-        elsewhere = runner is not None and stack.name == "layers" and not jax.tree.leaves(given)
-        own = Block if elsewhere else cls
-        body: type[nn.Module] = own
-        if places == 1:
-            fields = {**common, "kind": kind, "sparse": sparse}
-            per_layer = {**given, "depth": depth[:, 0]}
-        else:
-            body, fields = SuperBlock, {"make_block": functools.partial(own, **common), "kinds": stack.kinds}
-            per_layer = {str(i): {**given.get(str(i), {}), "depth": depth[:, i]} for i in range(places)}
-        if elsewhere:
-            assert runner is not None
-            layer = functools.partial(_one_layer, body(**fields, parent=None))
+        state = {name: tree[stack.name] for name, tree in states.items()}
+        state["depth"] = _depths(stack, c.encoder_layers if encoder else c.layers)
+        made = None
+        if module.run_layers is not None and not module.is_initializing():
+            block, settings = _body(stack, Block, fields)
+            layer = functools.partial(_one_layer, block(**settings, parent=None))
             key = None if deterministic else module.make_rng("dropout")
-            x_BLD, auxiliary, routing = runner(layer, own_params, x_BLD, inputs, per_layer, key)
-            module.sow("losses", "layers", auxiliary)
-            module.sow("routing", "layers", routing)
-            continue
-        scanned = nn.scan(
-            body,
-            variable_axes={"params": 0, "losses": 0, "routing": 0, "intermediates": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, 0),
-            out_axes=0,
-            length=repeats,
-            unroll=min(c.scan_unroll, repeats),
-        )
-        x_BLD, new_states[stack.name] = scanned(**fields, name=stack.name)(x_BLD, inputs, per_layer)
+            params = module.variables["params"][stack.name]
+            made = module.run_layers(stack, layer, params, x_BLD, inputs, state, key)
+        if made is None:
+            block, settings = _body(stack, rematerialised, fields)
+            scanned = nn.scan(
+                block,
+                variable_axes={"params": 0, "losses": 0, "routing": 0, "intermediates": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(nn.broadcast, 0),
+                out_axes=0,
+                length=stack.repeats,
+                unroll=min(c.scan_unroll, stack.repeats),
+            )
+            x_BLD, new_state = scanned(**settings, name=stack.name)(x_BLD, inputs, state)
+        else:
+            x_BLD, new_state, sown = made
+            for name, value in sown.items():
+                module.sow(name, stack.name, value)
+        for name, tree in new_state.items():
+            new_states[name][stack.name] = tree
     return x_BLD, new_states
 
 
-def _one_by_one(
-    stack: Stack,
-    common: dict[str, Any],
-    layer_params: tuple[Any, ...],
-    x_BLD: jax.Array,
-    inputs: Inputs,
-    given: Any,
-    depth: jax.Array,
-) -> tuple[jax.Array, tuple[Any, ...]]:
-    """The layers of a stack whose parameters are `unstack`, in a loop of Python's: each with arrays of its own."""
-    new_states = []
-    for i, params in enumerate(layer_params):
-        state = dict(given[i]) if isinstance(given, tuple) else {}
-        if len(stack.kinds) == 1:
-            kind, sparse = stack.kinds[0]
-            block: nn.Module = Block(**common, kind=kind, sparse=sparse, parent=None)
-            state["depth"] = depth[i, 0]
-        else:
-            make_block = functools.partial(Block, **common)
-            block = SuperBlock(make_block=make_block, kinds=stack.kinds, parent=None)
-            places = range(len(stack.kinds))
-            state = {str(j): {**state.get(str(j), {}), "depth": depth[i, j]} for j in places}
-        made: Any = block.apply({"params": params}, x_BLD, inputs, state)
-        x_BLD, new_state = made
-        new_states.append(new_state)
-    return x_BLD, tuple(new_states)
+def _body(stack: Stack, block: type[nn.Module], fields: dict[str, Any]) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The module that a stack repeats, as a class and its fields."""
+    if len(stack.kinds) > 1:
+        return SuperBlock, {"make_block": functools.partial(block, **fields), "kinds": stack.kinds}
+    kind, sparse = stack.kinds[0]
+    return block, {**fields, "kind": kind, "sparse": sparse}
+
+
+def _depths(stack: Stack, layers: int) -> Any:
+    """How deep each layer of a stack is, in [0, 1]: (repeats,) float32, by place if the pattern has several kinds."""
+    places = len(stack.kinds)
+    depth_RP = stack.start + jnp.arange(stack.repeats * places, dtype=jnp.float32).reshape(stack.repeats, places)
+    depth_RP = depth_RP / max(layers - 1, 1)
+    return {str(i): depth_RP[:, i] for i in range(places)} if places > 1 else depth_RP[:, 0]
 
 
 def _one_layer(
     block: nn.Module, params: Any, x_BLD: jax.Array, inputs: Inputs, state: dict[str, Any], key: jax.Array | None
-) -> tuple[jax.Array, jax.Array, Any]:
-    """A block as a pure function: the residual stream, the sum of what it sows into "losses", what it sows into "routing"."""
+) -> tuple[jax.Array, dict[str, Any], dict[str, Any]]:
+    """A `Layer`: a block as a pure function."""
     rngs = {} if key is None else {"dropout": key}
     made, sown = block.apply({"params": params}, x_BLD, inputs, state, rngs=rngs, mutable=["losses", "routing"])
-    losses = jax.tree.leaves(sown.get("losses", {}))
-    return made[0], sum(map(jnp.sum, losses), start=jnp.zeros((), jnp.float32)), sown.get("routing", {})
+    losses = sum(map(jnp.sum, jax.tree.leaves(sown.get("losses", {}))), start=jnp.zeros((), jnp.float32))
+    return *made, {"losses": losses, "routing": sown.get("routing", {})}

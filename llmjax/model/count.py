@@ -25,10 +25,10 @@ def param_count(c: ConfigDict) -> int:
 
 
 def active_matrices(c: ConfigDict) -> float:
-    """Numbers in the matrices that a token is multiplied with: of the routed experts those that see it, the head even if tied.
+    """Numbers in the matrices that a token is multiplied with: the experts it is routed to, and the head even if tied.
 
-    Embedding lookups, norms and biases are left out, and so are the extra blocks and heads of multi-token prediction's
-    inference (they are counted, as they train).
+    Embedding lookups, norms and biases are left out. The extra blocks and heads of multi-token prediction count: training
+    computes them.
     """
     total = 0.0
     for path, shape in parameter_shapes(c).items():

@@ -1,9 +1,9 @@
 """How parameters start: one row per scheme and kind of parameter, and the table that `train` prints.
 
-Kinds: `embedding` and `position` are looked up; `relative` ones (T5's table, XLNet's vectors) end in attention scores;
-`inward` matrices read the residual stream, `outward` ones write to it; `head` makes logits. A scheme may also look at
-where a parameter lives (its path): the encoder's depth may differ from the decoder's, and some schemes scale an
-attention's values but not its queries. Norm scales start at one and biases at zero in every scheme.
+Kinds: `embedding` and `position` are looked up; `relative` ones (T5's table, XLNet's vectors) enter attention scores;
+`inward` matrices read the residual stream, `outward` ones write to it; `head` makes logits. A scheme may also look at a
+parameter's path: the encoder's depth may differ from the decoder's, and some schemes scale an attention's values but not
+its queries. Norm scales start at one and biases at zero in every scheme.
 
 | scheme | matrices | looked up | source |
 |---|---|---|---|
@@ -59,7 +59,7 @@ def initializer(c: ConfigDict, kind: str, *, inputs: int = 1, stacked: int = 0, 
         if c.init == "orthogonal" and kind not in LOOKED_UP:
             keys = jax.random.split(key, math.prod(shape[:stacked]))
             return jax.vmap(lambda k: _orthogonal(k, matrix, inputs))(keys).reshape(shape).astype(dtype)
-        # Drawn in float32: bfloat16 draws of jax.random know 128 values, none of them far out.
+        # Drawn in float32: in bfloat16 jax.random draws one of 128 values, none of them far from the mean.
         deviation = jnp.asarray(std(c, kind, matrix, inputs=inputs, path=path), jnp.float32)
         if c.init in UNIFORM and kind not in LOOKED_UP:
             return (jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0) * (deviation * math.sqrt(3.0))).astype(dtype)
@@ -69,7 +69,7 @@ def initializer(c: ConfigDict, kind: str, *, inputs: int = 1, stacked: int = 0, 
 
 
 def _orthogonal(key: jax.Array, shape: tuple[int, ...], inputs: int) -> jax.Array:
-    """float32; the longer side of inputs x outputs has orthonormal vectors, drawn evenly from all such matrices."""
+    """float32 with orthonormal rows or columns, whichever are fewer; uniform over all such matrices."""
     rows, columns = math.prod(shape[:inputs]), math.prod(shape[inputs:])
     q, r = jnp.linalg.qr(jax.random.normal(key, (max(rows, columns), min(rows, columns))))
     q = q * jnp.sign(jnp.diag(r))[None, :]
@@ -77,7 +77,7 @@ def _orthogonal(key: jax.Array, shape: tuple[int, ...], inputs: int) -> jax.Arra
 
 
 def std(c: ConfigDict, kind: str, shape: tuple[int, ...], *, inputs: int = 1, path: str = "") -> float:
-    """Standard deviation with which a parameter starts; arguments as for `initializer`, `shape` is one matrix's."""
+    """The standard deviation with which a parameter starts. Arguments as for `initializer`; `shape` is one matrix's."""
     if kind in LOOKED_UP:
         return _looked_up_std(c, kind, shape)
     part, encoder = path.rpartition("/")[2], path.startswith("encoder/")
@@ -120,9 +120,9 @@ def branches(c: ConfigDict, *, encoder: bool = False) -> int:
 
 
 def branch_gain(c: ConfigDict, *, encoder: bool = False) -> float:
-    """What T-Fixup and DeepNorm multiply the matrices of a branch with; 1 in other schemes.
+    """The factor of T-Fixup and DeepNorm on the matrices of a branch; 1 in other schemes.
 
-    A model without encoder counts as a decoder in both, also a bidirectional one; DeepNorm gives both the same.
+    A model without encoder counts as a decoder, also a bidirectional one.
     """
     if c.init == "t_fixup":
         return 0.67 * c.encoder_layers**-0.25 if encoder else (9 * c.layers) ** -0.25
@@ -145,41 +145,41 @@ def deepnorm(layers: int, encoder_layers: int = 0, *, encoder: bool = False) -> 
 
 
 def residual_scale(c: ConfigDict, *, encoder: bool = False) -> float:
-    """What the residual stream of a stack is multiplied with: as set, or DeepNorm's alpha where 1 is set."""
+    """The factor on the residual stream of a stack: as set, or DeepNorm's alpha where 1 is set."""
     if c.init == "deepnorm" and c.residual_scale == 1:
         return deepnorm(c.layers, c.encoder_layers, encoder=encoder)[0]
     return c.residual_scale
 
 
 def attention_scale(c: ConfigDict) -> float:
-    """What attention scores are multiplied with: as set, or 1/sqrt(K); 1/K under muP, where queries meet their keys."""
+    """The factor on attention scores: as set, or 1/sqrt(K); under muP 1/K, because queries and keys are correlated."""
     size = config.head_size(c)
     return c.attention_scale or (1 / size if c.init == "mup" else size**-0.5)
 
 
 def logit_scale(c: ConfigDict) -> float:
-    """What the logits are multiplied with: as set, and under muP divided by width / base width."""
+    """The factor on the logits: as set, and under muP divided by width / base width."""
     return c.logit_scale / width_ratio(c)
 
 
 def width_ratio(c: ConfigDict) -> float:
     """muP's one number: the width relative to that at which learning rates were chosen; 1 in other schemes.
 
-    Heads x head size and the MLP's width are taken to grow as the width does.
+    It assumes that heads x head size and the MLP's width grow as the width does.
     """
     return c.width / c.mup_base_width if c.init == "mup" else 1.0
 
 
-def _said(entry: Any, mesh: Any) -> str:
-    """The axes of a dimension's placement that divide it, in words."""
+def _axes(entry: Any, mesh: Any) -> str:
+    """The axes that divide a dimension, as text."""
     axes = (entry,) if isinstance(entry, str) else tuple(entry or ())
     return "+".join(axis for axis in axes if mesh.shape[axis] > 1) or "."
 
 
 def parameter_table(params: Any, *, shardings: Any = None) -> str:
-    """Path, shape, type, measured mean and standard deviation (and placement) of every parameter, as text.
+    """Path, shape, type, mean and standard deviation (and placement) of every parameter, as text.
 
-    The statistics are measured from the arrays, so that the table shows what is, not what was asked for.
+    The statistics are measured from the arrays, so the table shows the parameters as they are.
     """
     rows = [("parameter", "shape", "count", "dtype", "mean", "std", "placement" if shardings is not None else "")]
     places = jax.tree.leaves(shardings) if shardings is not None else None
@@ -189,7 +189,7 @@ def parameter_table(params: Any, *, shardings: Any = None) -> str:
     )
     for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
         name = "/".join(str(getattr(k, "key", k)) for k in path)
-        spec = "" if places is None else " ".join(_said(entry, places[i].mesh) for entry in places[i].spec)
+        spec = "" if places is None else " ".join(_axes(entry, places[i].mesh) for entry in places[i].spec)
         mean, deviation = statistics[2 * i], statistics[2 * i + 1]
         total += leaf.size
         rows.append(

@@ -1,8 +1,8 @@
-"""Fast forms for CPU, each with its derivative written out: what XLA's CPU compiler does not find by itself.
+"""Fast forms for CPU with hand-written derivatives, which XLA's CPU compiler does not find by itself.
 
-Each equals a readable form elsewhere (attention.reference, the formulas in layers.py), which tests/test_model.py
-holds it to. They are plain jax.numpy, so they run, and are sharded, anywhere; they are chosen where they were measured
-to pay (benchmarks/nanogpt.py).
+Each is tested against a readable reference (attention.reference, the formulas in layers.py; tests/test_model.py). They are
+plain jax.numpy, so they run, and are sharded, on any platform. They are used where they were measured to be faster
+(benchmarks/nanogpt.py).
 """
 
 import functools
@@ -10,11 +10,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from llmjax.model.kernels_local import on_each_device
+from llmjax.model.per_device import heads_per_device
 
 BLOCK = 64  # queries at a time: short enough to skip much of the upper triangle, long enough for products
-SHORT = 512  # tokens; longer rows have blocks of an eighth of them, up to so many: fewer copies of the keys in front
-TILE = 128  # queries at a time of long rows one by one, whose scores stay in a core's cache
+SHORT = 512  # tokens; longer rows have blocks of an eighth of the row, at most so long: fewer copies of earlier keys
+TILE = 128  # queries at a time where long rows are computed one by one: their scores stay in a core's cache
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -31,13 +31,13 @@ def blocked_attention(
     """
     if q_BLHK.shape[1] <= SHORT:
         return _attention_forward(q_BLHK, k_BMGK, v_BMGK, mask_BLM, causal)[0]
-    return on_each_device(functools.partial(_row_by_row, causal=causal), q_BLHK, k_BMGK, v_BMGK, mask_BLM)
+    return heads_per_device(functools.partial(_row_by_row, causal=causal), q_BLHK, k_BMGK, v_BMGK, mask_BLM)
 
 
 def _row_by_row(
     q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array, mask_BLM: jax.Array, *, causal: bool
 ) -> jax.Array:
-    """The forward pass of long rows where nobody wants a derivative, which would need all the weights."""
+    """The forward pass of long rows without a derivative, which would need all the weights."""
     causal &= q_BLHK.shape[1] == k_BMGK.shape[1]  # not where a device has some of the queries
 
     def attend(row: tuple[jax.Array, ...]) -> jax.Array:
@@ -48,7 +48,7 @@ def _row_by_row(
 
 
 def _heads_first(x_BLHK: jax.Array, groups: int) -> jax.Array:
-    """(B, L, H, K) -> (B, G, R, L, K), R = H/G queries for each key: the layout in which every product is a plain batch."""
+    """(B, L, H, K) -> (B, G, R, L, K), R = H/G queries for each key: in this layout every product is a plain batch."""
     B, L, H, K = x_BLHK.shape
     return x_BLHK.transpose(0, 2, 1, 3).reshape(B, groups, H // groups, L, K)
 
@@ -73,7 +73,7 @@ def _attention_forward(q_BLHK, k_BMGK, v_BMGK, mask_BLM, causal, tile=0):  # typ
     outputs, weights, factors = [], [], []
     for rows, columns in _blocks(q.shape[3], k.shape[2], causal, tile):
         scores = jnp.einsum("bgrlk,bgmk->bgrlm", q[:, :, :, rows], k[:, :, columns], preferred_element_type=jnp.float32)
-        if tile:  # the choice once for all heads: it costs as much as the exponential
+        if tile:  # one select for all heads: it costs as much as the exponential
             scores += jax.lax.optimization_barrier(jnp.where(mask_BLM[:, None, None, rows, columns], 0, -1e30))
         else:
             scores = jnp.where(mask_BLM[:, None, None, rows, columns], scores, -1e30)
@@ -115,7 +115,7 @@ blocked_attention.defvjp(_attention_forward, _attention_backward)
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU (Hendrycks & Gimpel 2016), x Phi(x). Its derivative saves x alone."""
+    """Exact GELU (Hendrycks & Gimpel 2016), x Phi(x). Its derivative saves only x."""
     return _gelu_forward(x)[0]
 
 

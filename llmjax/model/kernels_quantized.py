@@ -1,7 +1,7 @@
 """Matrix products in int8 or fp8, through qwix: an optional extra (pip install "llmjax[quantized]").
 
-Parameters stay as they are stored. Every product quantizes its operands as it goes, with one scale for each row of the
-left one and each column of the right one, so nothing has to be calibrated, and a model that was trained in float32 or
+Parameters stay as they are stored. Every product quantizes its operands itself, with one scale for each row of the left
+operand and each column of the right one. So nothing has to be calibrated, and a model that was trained in float32 or
 bfloat16 runs in int8 by one line of config.
 """
 

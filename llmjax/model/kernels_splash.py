@@ -1,8 +1,8 @@
 """Splash attention: JAX's own Pallas kernel for TPU, which never holds the scores of more than a few blocks.
 
 A softmax over blocks of queries and keys (Dao et al. 2022) that skips blocks in which nothing is seen. The mask is a
-`views.Pattern`: its band (causal, window) is static and decides at compile time which blocks are skipped, its segments
-are data. Elsewhere than on TPU the kernel runs interpreted, for tests.
+`views.Pattern`: its band (causal, window) is static and decides at compile time which blocks are skipped; its segments
+are data. On other platforms than TPU the kernel runs interpreted, for tests.
 """
 
 import math
@@ -14,8 +14,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 
-from llmjax.model.kernels_local import copied
-from llmjax.model.per_device import divided, left_to_the_compiler, ways
+from llmjax.model.per_device import copied, divided, run_manual, ways
 from llmjax.model.views import Pattern
 
 LANES = 128  # lengths are padded to multiples of it
@@ -37,7 +36,7 @@ def attention(
     Under a mesh each device computes its own rows, queries and heads, with all keys of its rows.
 
     Args:
-        interpret: run the kernel step by step in JAX, as elsewhere than on TPU it must be.
+        interpret: run the kernel step by step in JAX, which other platforms than TPU need.
         scale: times the products of queries and keys; 0: 1/sqrt(K).
         soft_cap: scores become cap * tanh(scores / cap) (Gemma 2); 0: off.
     """
@@ -68,21 +67,11 @@ def attention(
         ids = splash.SegmentIds(queries_BL, keys_BM)
         return jax.vmap(kernel)(q, k, v, ids)
 
-    if region := left_to_the_compiler():
-        B, L_axes, H_axes = (names or None for names in axes.values())  # for each dimension its axes
-        where = PartitionSpec(B, H_axes, L_axes, None)
-        keys = PartitionSpec(B, H_axes, None, None)
-        # What the kernel knows of blocks is (1, blocks of queries, blocks of keys), and of queries (L): a band has no other
-        # parts. `kernel.manual_sharding_spec` says the same, but not where other axes are manual already.
-        parts = jax.tree.map(lambda x: PartitionSpec(L_axes) if x.ndim == 1 else PartitionSpec(None, L_axes), kernel)
-        run = jax.shard_map(
-            run,
-            in_specs=(parts, where, keys, keys, PartitionSpec(B, L_axes), PartitionSpec(B, None)),
-            out_specs=where,
-            axis_names=region,
-            check_vma=False,
-        )
-    y_BHLK = run(kernel, q, k, v, *segments)
+    # What the kernel knows of blocks is (1, blocks of queries, blocks of keys), and of queries (L): a band has no other
+    # parts. `kernel.manual_sharding_spec` says the same, but not where other axes are manual already.
+    L_axes = axes["L"] or None
+    parts = jax.tree.map(lambda x: PartitionSpec(L_axes) if x.ndim == 1 else PartitionSpec(None, L_axes), kernel)
+    y_BHLK = run_manual(run, (kernel, q, k, v, *segments), (parts, "BHLK", "BHMK", "BHMK", "BL", "BM"), "BHLK", axes)
     return y_BHLK[:, :, :L].transpose(0, 2, 1, 3)
 
 
@@ -91,8 +80,10 @@ def _heads_first(x_BLHK: jax.Array, more: int) -> jax.Array:
 
 
 def _block_sizes(queries: int, keys: int) -> splash.BlockSizes:
-    """Blocks of the forward pass and of two backward ones: one kernel for both gradients would keep a copy of the
-    queries' gradient for every block of keys."""
+    """Blocks of the forward pass and of two backward ones.
+
+    One kernel for both gradients would keep a copy of the queries' gradient for every block of keys.
+    """
     q, kv = (next(size for size in BLOCKS if length % size == 0) for length in (queries, keys))
     return splash.BlockSizes(
         block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv,
@@ -107,7 +98,7 @@ def _mask(pattern: Pattern, queries: int, keys: int) -> splash.Mask:
 
 
 class _Band(splash.LocalMask):
-    """`LocalMask` that finds out without looking at every number that a block is seen as a whole, or not at all.
+    """`LocalMask` that knows without reading every number whether a block is seen as a whole, or not at all.
 
     At 128k tokens the difference is minutes of compile time.
     """

@@ -29,7 +29,7 @@ GATED = ("swiglu", "geglu", "geglu_tanh", "reglu")
 
 
 def constrain(x: jax.Array, dimensions: str) -> jax.Array:
-    """Name the dimensions of an activation by the letters of the legend; parallel/placement.py maps letters to axes."""
+    """Constrain where an activation lives by the letters of its dimensions, which parallel/placement.py maps to axes."""
     return nn.with_logical_constraint(x, tuple(dimensions))
 
 
@@ -56,7 +56,7 @@ class Linear(nn.Module):
         shape = (*x.shape[x.ndim - self.inputs :], *self.features)
         start = initializer(self.c, self.kind, inputs=self.inputs, path="/".join(self.path))
         kernel = self.param("kernel", start, shape, dtype_of(self.c.param_dtype))
-        # A product of two matrices: with more dimensions XLA on CPU copies a transposed cotangent for the kernel's gradient.
+        # A product of two matrices: with more dimensions XLA on CPU copies the transposed cotangent for the kernel's gradient.
         batch = x.shape[: x.ndim - self.inputs]
         rows = x.astype(dtype).reshape(math.prod(batch), -1)
         matrix, low = kernel.astype(dtype).reshape(rows.shape[1], -1), self.c.quantization
@@ -106,7 +106,7 @@ class Norm(nn.Module):
     def _batch_norm(
         self, x_BLD: jax.Array, valid_BL: jax.Array | None, scale_D: jax.Array, bias_D: jax.Array | None
     ) -> jax.Array:
-        # In float32 whatever param_dtype says: these are sums over many batches.
+        # Float32 whatever param_dtype says: these are averages over many batches.
         mean_D = self.param("running_mean", nn.initializers.zeros, x_BLD.shape[-1:], jnp.float32)
         var_D = self.param("running_var", nn.initializers.ones, x_BLD.shape[-1:], jnp.float32)
         row = (1,) * (x_BLD.ndim - 1)
@@ -127,7 +127,7 @@ class Norm(nn.Module):
 def lookup(table_VD: jax.Array, ids_BL: jax.Array) -> jax.Array:
     """The rows of a table for ids: (B, L, D), in the table's type; the table's gradient is added up in float32.
 
-    In bfloat16 a sum stops where it is 256 times its terms, and a common token occurs thousands of times in a batch.
+    A sum in bfloat16 stops growing at 256 times its terms, and a common token occurs thousands of times in a batch.
     """
     if table_VD.dtype == jnp.float32:
         return jnp.take(table_VD, ids_BL, axis=0)

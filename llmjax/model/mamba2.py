@@ -66,21 +66,21 @@ def state_space(
     P = min(chunk, L)
     U = -(-L // P)
 
-    def cut(t: jax.Array, *dimensions: int) -> jax.Array:
-        """(B, L, ...) -> (BU, P, *dimensions), the last chunk filled up with zeros, which change nothing."""
+    def chunks(t: jax.Array, *dimensions: int) -> jax.Array:
+        """(B, L, ...) -> (BU, P, *dimensions), the last chunk padded with zeros, which change nothing."""
         return jnp.pad(t, ((0, 0), (0, U * P - L), *((0, 0),) * (t.ndim - 2))).reshape(B * U, P, *dimensions)
 
     # Heads before places: every product below is then a plain batch of matrices. Rows and chunks are one dimension (n),
     # because XLA on CPU may crash in sums over arrays of seven dimensions (github.com/jax-ml/jax/issues/39257).
-    dt = cut(dt_BLH, G, H // G).transpose(0, 2, 3, 1)  # n g h p
-    log_a = cut(log_a_BLH, G, H // G).transpose(0, 2, 3, 1)
-    b, c = (cut(t, G, J).transpose(0, 2, 1, 3) for t in (b_BLGJ, c_BLGJ))  # n g p j
-    x = cut(x_BLHK, G, H // G, K).transpose(0, 2, 3, 1, 4)  # n g h p k
+    dt = chunks(dt_BLH, G, H // G).transpose(0, 2, 3, 1)  # n g h p
+    log_a = chunks(log_a_BLH, G, H // G).transpose(0, 2, 3, 1)
+    b, c = (chunks(t, G, J).transpose(0, 2, 1, 3) for t in (b_BLGJ, c_BLGJ))  # n g p j
+    x = chunks(x_BLHK, G, H // G, K).transpose(0, 2, 3, 1, 4)  # n g h p k
     x = (x * dt[..., None]).astype(dtype)
-    resets = jnp.cumsum(cut(reset_BL), -1)[:, None, None]  # n 1 1 p
+    resets = jnp.cumsum(chunks(reset_BL), -1)[:, None, None]  # n 1 1 p
 
-    # Within a chunk: token p reads what token q wrote, decayed by what lies between. Sums of what lies between, and not
-    # differences of sums from the start, so that nothing of an earlier document is left in them, not even by rounding.
+    # Within a chunk: token p reads what token q wrote, decayed by the tokens between. The sums run over the tokens between:
+    # differences of sums from the start would keep the rounding of an earlier document.
     earlier = jnp.tril(jnp.ones((1, 1, 1, P, P), bool), -1)
     seen = jnp.tril(jnp.ones((1, 1, 1, P, P), bool)) & (resets[..., :, None] == resets[..., None, :])
     between = jnp.cumsum(jnp.where(earlier, log_a[..., :, None], 0.0), -2)
@@ -89,7 +89,7 @@ def state_space(
     weights = (scores[:, :, None] * decay).astype(dtype)
     y = jnp.einsum("nghpq,nghqk->nghpk", weights, x, preferred_element_type=jnp.float32)
 
-    # Between chunks: what each adds to the state and how much it leaves of the state before it.
+    # Between chunks: what each adds to the state, and the share of the earlier state that remains after it.
     written = (x * decay[..., -1, :, None]).astype(dtype)
     added = jnp.einsum("nghpk,ngpj->nghkj", written, b, preferred_element_type=jnp.float32)
     from_start = jnp.where(resets == 0, jnp.exp(jnp.cumsum(log_a, -1)), 0.0)
@@ -159,7 +159,7 @@ class Mamba2(nn.Module):
         x_BLHK = constrain(jax.nn.silu(x_BLR).reshape(B, L, H, -1), "BLHK")
         b_BLGJ, c_BLGJ = jnp.moveaxis(jax.nn.silu(bc).reshape(B, L, 2, groups, size), 2, 0)
 
-        # These three in float32 whatever param_dtype says: decays next to 1 differ in digits that bfloat16 does not have.
+        # These three are float32 whatever param_dtype says: decays near 1 differ in digits that bfloat16 does not have.
         a_log_H = self.param("A_log", _a_log_start, (H,))
         dt_bias_H = self.param("dt_bias", _dt_bias_start, (H,))
         skip_H = self.param("D", nn.initializers.ones, (H,), jnp.float32)

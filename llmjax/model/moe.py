@@ -1,9 +1,9 @@
 """The sparse MLP: each token is seen by a few of many experts, each an MLP of its own (a mixture of experts).
 
-Tokens are put in the order of their experts, each expert's rows are multiplied with its matrices, and the results are
-added up token by token. With dispatch "dropless" the rows of all experts lie close together and a grouped product
-multiplies them; with "capacity" every expert has equally many slots, what finds no slot is dropped, and the product
-is an ordinary batched one. `routing.py` chooses the experts, explains the papers' settings and lists extra letters.
+Tokens are sorted by their experts, each expert's rows are multiplied with its matrices, and the results are added up
+token by token. With dispatch "dropless" the rows of all experts lie close together and a grouped product multiplies them.
+With "capacity" every expert has equally many slots, a choice that finds no slot is dropped, and the product is an
+ordinary batched one. `routing.py` chooses the experts, lists the papers' settings and explains extra letters.
 """
 
 import functools
@@ -19,12 +19,9 @@ from llmjax.model import routing
 from llmjax.model.init import initializer
 from llmjax.model.layers import ACTIVATIONS, GATED, MLP, dtype_of, mlp_width
 from llmjax.model.observed import observe
-from llmjax.model.per_device import axes_of, per_device, platform, run_whole, summable
+from llmjax.model.per_device import axes_of, per_device, platform, run_manual, summable
 from llmjax.model.routing import Assignment
 
-BLOCK = (
-    64  # rows at a time in the product for CPU: short enough to waste little at an expert's end, long enough to be fast
-)
 TILE = 512  # rows and columns at a time of the kernel for TPU: three such tiles are well within a core's vector memory
 Product = Callable[[jax.Array, jax.Array], jax.Array]  # rows (P, D) and a stack of matrices (E, D, F) -> (P, F)
 
@@ -51,8 +48,8 @@ class Weights(nn.Module):
 class MoE(nn.Module):
     """The feed-forward branch of a sparse layer: x_BLD -> y_BLD. Padding (not valid_BL) goes to no expert.
 
-    Sown into "losses" unless deterministic: `balance` (if it is a loss of each layer) and `z`, scalars times their
-    weights (of tokens of the whole batch). Sown into "routing": `usage`, a `routing.Usage`.
+    It sows into "losses", unless deterministic, `balance` (if that is a loss of each layer) and `z`: scalars, means over
+    the tokens of the batch, times their weights. It sows into "routing" `usage`, a `routing.Usage`.
     """
 
     c: ConfigDict
@@ -63,7 +60,7 @@ class MoE(nn.Module):
         c, moe, bias = self.c, self.c.moe, "mlp" in self.c.bias
         E, D, F = moe.experts, c.width, expert_width(c)
         # ------------------------------------------------------------------ which experts
-        # In float32 up to the choice: rounding changes which experts are chosen (Fedus et al. 2021, section 2.4).
+        # Float32 until top-k: rounding changes which experts are chosen (Fedus et al. 2021, section 2.4).
         router_DE = Weights(c, (D, E), "inward", name="router")()["kernel"].astype(jnp.float32)
         seen_BLD = x_BLD.astype(jnp.float32)
         if moe.jitter and not self.deterministic:
@@ -75,7 +72,7 @@ class MoE(nn.Module):
         scores_BLE = routing.scores(logits_BLE, moe)
         bias_E = None
         if moe.bias_rate:
-            # In float32 whatever param_dtype says: it moves by small equal steps.
+            # Float32 whatever param_dtype says: it moves by small equal steps.
             bias_E = self.param("expert_bias", nn.initializers.zeros, (E,), jnp.float32)
         experts_BLJ, weights_BLJ = routing.choose(scores_BLE, valid_BL, moe, bias_E)
         used = routing.usage(scores_BLE, experts_BLJ, valid_BL, moe)
@@ -90,7 +87,7 @@ class MoE(nn.Module):
             if moe.z_loss:
                 self.sow("losses", "z", moe.z_loss * routing.z_loss(logits_BLE, valid_BL))
         self.sow("routing", "usage", used)
-        # ------------------------------------------------------------------ what they say
+        # ------------------------------------------------------------------ their outputs
         names = ("up", "gate", "down") if c.activation in GATED else ("up", "down")
         weights: dict[str, Any] = {}
         for name in names:
@@ -116,14 +113,14 @@ def mixture(
 ) -> jax.Array:
     """The weighted sum of each token's experts: x_BLD -> y_BLD, in the type of x. Each device sorts its own tokens.
 
-    Where experts live on different devices, capacities let each send the others exactly their rows (all-to-all).
-    Without, nobody knows beforehand how many rows go where: each device gathers the tokens of all, answers for its own
-    experts, and the answers are added up where the tokens came from.
+    Where experts live on different devices, with capacities each device sends the others exactly their rows (all-to-all).
+    Without them the number of rows that go from device to device depends on the data. Then each device gathers the tokens
+    of all devices and computes its own experts' outputs, which are added up on the devices that the tokens came from.
 
     Args:
-        experts_BLJ: int32; E and more: no expert.
+        experts_BLJ: int32; E or more: no expert.
         weights_BLJ: float32.
-        weights: of the parts up, down and gate (if the activation is gated), "kernel" and maybe "bias".
+        weights: by part, up, down and gate (if the activation is gated), "kernel" and maybe "bias".
     """
     parts = [(name, kind, array) for name, part in weights.items() for kind, array in part.items()]
     letters = {"kernel": {"down": "EFD"}, "bias": {"down": "ED"}}
@@ -138,12 +135,12 @@ def mixture(
         if c.moe.dispatch == "capacity":
             assigned = routing.limited(experts_BLJ, c.moe)
 
-            def answers(x_PD: jax.Array) -> jax.Array:
+            def exchanged(x_PD: jax.Array) -> jax.Array:
                 x_PD = _exchange(x_PD, owners, experts=c.moe.experts, out=True)
                 y_PD = mlp(c, x_PD, own, even_product, jnp.full(count, x_PD.shape[0] // count, jnp.int32))
                 return _exchange(y_PD, owners, experts=count, out=False)
 
-            return _mixed(x_BLD, weights_BLJ, assigned, answers)
+            return _mixed(x_BLD, weights_BLJ, assigned, exchanged)
         if owners:
             x_BLD = jax.lax.all_gather(summable(x_BLD), owners, tiled=True).astype(x_BLD.dtype)
             weights_BLJ = jax.lax.all_gather(weights_BLJ, owners, tiled=True)
@@ -159,22 +156,22 @@ def mixture(
     owners = axes_of("E", c.moe.experts)
     # A row's slots are assigned together, so rows are not divided there.
     row = "BM" if c.moe.dispatch == "capacity" else "BL"
-    # In the type of the computation already here, so that what is gathered from other devices is small.
+    # Cast here to the compute type, so that little is gathered from other devices.
     arrays = [array.astype(x_BLD.dtype) for _, _, array in parts]
     return per_device(local, (x_BLD, experts_BLJ, weights_BLJ, *arrays), (f"{row}D", f"{row}J", f"{row}J", *dims))
 
 
 def _mixed(
-    x_BLD: jax.Array, weights_BLJ: jax.Array, assigned: Assignment, answers: Callable[[jax.Array], jax.Array]
+    x_BLD: jax.Array, weights_BLJ: jax.Array, assigned: Assignment, experts: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-    """Rows to experts, their answers to the rows, and the answers' weighted sum for each token."""
+    """Dispatch tokens to experts, compute their outputs (`experts`: x_PD -> y_PD), and combine them by token."""
     T, D = x_BLD.shape[0] * x_BLD.shape[1], x_BLD.shape[2]
-    rows_PD = answers(dispatch(x_BLD.reshape(T, D), assigned))
+    rows_PD = experts(dispatch(x_BLD.reshape(T, D), assigned))
     return combine(rows_PD, weights_BLJ.transpose(2, 0, 1).reshape(-1, T), assigned).reshape(x_BLD.shape)
 
 
 def _exchange(x_PD: jax.Array, owners: tuple[str, ...], *, experts: int, out: bool) -> jax.Array:
-    """Rows in the order of their experts, equally many for each, to the devices that have these, or back."""
+    """Send rows, sorted by expert and equally many for each, to the devices that hold the experts, or back."""
     if not owners:
         return x_PD
     x_ECD = x_PD.reshape(experts, -1, x_PD.shape[1])
@@ -209,7 +206,7 @@ def reference(
     weights_BLJ: jax.Array,
     weights: dict[str, dict[str, jax.Array]],
 ) -> jax.Array:
-    """What `mixture` means without capacity: every expert sees every token, and weights say what counts."""
+    """`mixture` without capacity in readable form: every expert sees every token, and the weights pick."""
     y_BLD = jnp.zeros_like(x_BLD)
     for e in range(c.moe.experts):
         own = {name: {kind: array[e] for kind, array in part.items()} for name, part in weights.items()}
@@ -227,7 +224,7 @@ def reference(
 
 @jax.custom_vjp
 def dispatch(x_TD: jax.Array, assigned: Assignment) -> jax.Array:
-    """The rows that experts read: each place's token, (P, D). The derivative looks up too, where a lookup's own would scatter."""
+    """The rows that experts read, each slot's token: (P, D). Its derivative is a lookup too; that of a lookup is a scatter."""
     return _lookup(x_TD, assigned.tokens())
 
 
@@ -241,7 +238,7 @@ dispatch.defvjp(lambda x_TD, assigned: (dispatch(x_TD, assigned), assigned), _di
 
 @jax.custom_vjp
 def combine(y_PD: jax.Array, weights_JT: jax.Array, assigned: Assignment) -> jax.Array:
-    """Each token's sum of its experts' rows times their weights, (T, D); choices without a place count 0."""
+    """Each token's sum of its experts' rows times their weights: (T, D). A choice without a slot adds 0."""
     found = zip(assigned.slots, weights_JT, strict=True)
     parts = [_lookup(y_PD, slot_T).astype(jnp.float32) * weight_T[:, None] for slot_T, weight_T in found]
     return functools.reduce(jnp.add, parts).astype(y_PD.dtype)
@@ -266,17 +263,17 @@ def _lookup(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def even_product(x_PD: jax.Array, kernel_EDF: jax.Array) -> jax.Array:
-    """Rows in order of their experts, equally many for each, times the experts' matrices: (P, F)."""
+    """Rows sorted by expert, equally many for each, times the experts' matrices: (P, F)."""
     E, D, F = kernel_EDF.shape
     return jnp.einsum("ecd,edf->ecf", x_PD.reshape(E, -1, D), kernel_EDF).reshape(-1, F)
 
 
 @jax.custom_vjp
 def grouped_product(x_PD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """Rows in order of their experts, `sizes_E` of each, times the experts' matrices: (P, F).
+    """Rows sorted by expert, `sizes_E` of each, times the experts' matrices: (P, F).
 
-    Rows after the last expert's must be zero and stay so. `jax.lax.ragged_dot`, which on CPU multiplies every row with
-    every expert; there blocks of rows, one after another.
+    Rows after the last expert's must be zero and stay so. On CPU it multiplies blocks of rows, one after another, because
+    `jax.lax.ragged_dot` multiplies every row with every expert there.
     """
     return jax.lax.platform_dependent(
         x_PD, kernel_EDF, sizes_E, cpu=functools.partial(_blocks_product, contract=1), default=_ragged_product
@@ -294,8 +291,8 @@ def _grouped_backward(
         cpu=functools.partial(_blocks_product, contract=2),
         default=lambda dy_PF, kernel_EDF, sizes_E: _ragged_product(dy_PF, kernel_EDF.mT, sizes_E),
     )
-    if platform() == "tpu":  # asked while tracing: importing and tracing the kernel takes seconds
-        dkernel_EDF = run_whole(_tiled_outer, x_PD, dy_PF, sizes_E)
+    if platform() == "tpu":  # decided while tracing: importing and tracing the kernel takes seconds
+        dkernel_EDF = run_manual(_tiled_outer, (x_PD, dy_PF, sizes_E), ("", "", ""), "", {})
     else:
         dkernel_EDF = jax.lax.platform_dependent(x_PD, dy_PF, sizes_E, cpu=_blocks_outer, default=_ragged_outer)
     return dx_PD, dkernel_EDF.astype(kernel_EDF.dtype), None
@@ -308,7 +305,7 @@ grouped_product.defvjp(
 
 
 def _ragged_product(x_PD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    # What it leaves in the rows of no expert depends on the platform.
+    # The product's rows of no expert depend on the platform.
     own_P1 = jnp.arange(x_PD.shape[0])[:, None] < jnp.sum(sizes_E)
     return jnp.where(own_P1, jax.lax.ragged_dot(x_PD, kernel_EDF, sizes_E), 0)
 
@@ -320,8 +317,11 @@ def _ragged_outer(x_PD: jax.Array, dy_PF: jax.Array, sizes_E: jax.Array) -> jax.
 
 
 def _tiled_outer(x_PD: jax.Array, dy_PF: jax.Array, sizes_E: jax.Array, *, interpret: bool = False) -> jax.Array:
-    """The kernels' gradient by JAX's Pallas kernel for TPU, whose compiler makes of `_ragged_outer` a dense product of all
-    rows for every expert (three times what all of Mixtral's step needs)."""
+    """The kernels' gradient by JAX's Pallas kernel for TPU.
+
+    The TPU compiler makes `_ragged_outer` a dense product of all rows for every expert, which takes three times as many
+    operations as the whole of Mixtral's step.
+    """
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
     P = x_PD.shape[0]

@@ -1,11 +1,13 @@
-"""Run a function on each device's piece of its arguments, cut by the letters of their dimensions.
+"""Run a function on each device's piece of its arguments, which are divided by the letters of their dimensions.
 
-For what the compiler would not divide well by itself: work whose order depends on the data. Like `layers.constrain` this
-knows letters only; parallel/placement.py says on which axes they live, and without a mesh the function is just called.
+`per_device` is for work that the compiler would not divide well, because its order depends on the data; `run_manual` and
+`heads_per_device` are for kernels, which it cannot divide. Like `layers.constrain` these know letters only.
+parallel/placement.py says on which axes the letters live; without a mesh the function is just called.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,21 +16,21 @@ from jax.sharding import AxisType, PartitionSpec
 
 
 def platform() -> str:
-    """What a program that is being traced will run on: the mesh's devices, which may be another machine's, else JAX's own."""
+    """The platform that a traced program will run on: that of the mesh, which may be another machine's, else JAX's own."""
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     return jax.default_backend() if device is None else device.platform
 
 
 def summable(x: jax.Array) -> jax.Array:
-    """The array in a type that devices can add up: XLA on CPU cannot in bfloat16."""
+    """The array in a type that devices can add up, which XLA on CPU cannot do in bfloat16."""
     return x.astype(jnp.float32) if platform() == "cpu" and x.dtype == jnp.bfloat16 else x
 
 
 def per_device(function: Callable[..., jax.Array], arguments: Sequence[jax.Array], dims: Sequence[str]) -> jax.Array:
     """function(*pieces, copies), added up over the devices that work on the same piece of the first argument.
 
-    The output is cut as the first argument is, so it must have as many dimensions. `copies` is the number of devices
-    whose outputs are added: what must count once is to be divided by it.
+    The output is divided as the first argument is, so it must have as many dimensions. `copies` is the number of devices
+    whose outputs are added: a term that must count once is to be divided by it.
 
     Args:
         dims: letters of each argument's dimensions.
@@ -52,7 +54,7 @@ def per_device(function: Callable[..., jax.Array], arguments: Sequence[jax.Array
         return repeated, PartitionSpec(repeated or None, *(cut or None for cut in cuts))
 
     # Copies become a dimension of their own, so that the gradients of copies are added by an ordinary sum, which the
-    # compiler turns into whatever the parameter's placement asks for (and XLA on CPU has no sum of bfloat16 otherwise).
+    # compiler makes into the collective that the parameter's placement needs (XLA on CPU has none for bfloat16).
     repeated, specs = zip(*(spec(d) for d in dims), strict=True)
     given = []
     for x, names, where in zip(arguments, repeated, specs, strict=True):
@@ -69,13 +71,14 @@ def per_device(function: Callable[..., jax.Array], arguments: Sequence[jax.Array
 
 
 def axes_of(letter: str, size: int) -> tuple[str, ...]:
-    """The axes that cut dimensions of this letter here; none when they do not divide the size."""
+    """The axes that divide a dimension of this letter; none if they do not divide the size."""
     return divided(letter, (size,))[letter]
 
 
 def divided(letters: str, sizes: tuple[int, ...]) -> dict[str, tuple[str, ...]]:
-    """The axes of the mesh over which the dimensions of an array are divided, as far as the compiler has them to give
-    and they divide the sizes."""
+    """The axes of the mesh that divide each dimension of an array: none that are manual already, or of size 1, and none where
+    they do not divide the size.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)) if mesh.axis_names else {}
     found = {}
@@ -88,22 +91,53 @@ def divided(letters: str, sizes: tuple[int, ...]) -> dict[str, tuple[str, ...]]:
 
 
 def ways(axes: tuple[str, ...]) -> int:
-    """Over how many devices these axes of the mesh divide a dimension."""
+    """How many devices these axes of the mesh have."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape[name] for name in axes)
 
 
-def left_to_the_compiler() -> set[str]:
-    """The axes of the mesh that are not manual yet. A kernel has to make all of them so: where even one of size 1 is left,
-    the compiler for TPU refuses it."""
+def run_manual(
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    dims: Sequence[Any],
+    out: str,
+    axes: Mapping[str, tuple[str, ...]],
+) -> Any:
+    """function(*pieces) on each device, for a kernel that the compiler cannot divide by itself.
+
+    All axes of the mesh become manual: where even one of size 1 is left, the compiler for TPU refuses a kernel.
+
+    Args:
+        dims: letters of each argument's dimensions, or for a tree a tree of PartitionSpecs.
+        out: letters of the output's dimensions.
+        axes: by letter, the axes that divide its dimension; letters that are not in it are whole.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return {name for name, kind in zip(mesh.axis_names, mesh.axis_types or (), strict=True) if kind == AxisType.Auto}
-
-
-def run_whole(kernel: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """kernel(*arrays) for a kernel that nothing divides further: every device has all of what this region has."""
-    region = left_to_the_compiler()
+    region = {name for name, kind in zip(mesh.axis_names, mesh.axis_types or (), strict=True) if kind == AxisType.Auto}
     if not region:
-        return kernel(*arrays)
-    whole = PartitionSpec()
-    return jax.shard_map(kernel, in_specs=whole, out_specs=whole, axis_names=region, check_vma=False)(*arrays)
+        return function(*arguments)
+
+    def spec(letters: Any) -> Any:
+        if not isinstance(letters, str):
+            return letters
+        return PartitionSpec(*(axes.get(letter) or None for letter in letters))
+
+    where = tuple(map(spec, dims))
+    run = jax.shard_map(function, in_specs=where, out_specs=spec(out), axis_names=region, check_vma=False)
+    return run(*arguments)
+
+
+def heads_per_device(
+    function: Callable[..., jax.Array], q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax.Array, mask_BLM: jax.Array
+) -> jax.Array:
+    """function(q, k, v, mask) -> y_BLHK on each device's rows, queries and heads, with all keys of its rows."""
+    axes = divided("BLH", q_BLHK.shape[:3])
+    k_BMGK, v_BMGK = (copied(x, axes["H"]) for x in (k_BMGK, v_BMGK))
+    dims = ("BLHK", "BMHK", "BMHK", "BLM")
+    return run_manual(function, (q_BLHK, k_BMGK, v_BMGK, mask_BLM), dims, "BLHK", axes)
+
+
+def copied(k_BMGK: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Keys or values repeated so that each of the devices that divide the heads gets those that its heads look at."""
+    groups, parts = k_BMGK.shape[2], ways(axes)
+    return jnp.repeat(k_BMGK, math.lcm(groups, parts) // groups, axis=2) if groups % parts else k_BMGK

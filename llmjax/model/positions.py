@@ -13,8 +13,6 @@ from ml_collections import ConfigDict
 
 from llmjax import config
 
-RELATIVE = ("alibi", "t5", "xlnet")  # the positions that enter as a bias on the scores
-
 Rotary = tuple[jax.Array, jax.Array]
 
 
@@ -131,13 +129,13 @@ def t5_buckets(distance_BLM: jax.Array, c: ConfigDict, *, bidirectional: bool) -
         away = jnp.maximum(distance_BLM, 0)
     exact = buckets // 2
     ratio = jnp.log(jnp.maximum(away, 1).astype(jnp.float32) / exact) / math.log(c.relative_max_distance / exact)
-    # Boundaries fall on whole distances; a little more than nothing keeps rounding from putting those a bucket too low.
+    # Boundaries fall on whole distances: 1e-5 keeps rounding from putting those a bucket too low.
     far = jnp.minimum(exact + (ratio * (buckets - exact) + 1e-5).astype(jnp.int32), buckets - 1)
     return offset + jnp.where(away < exact, away, far)
 
 
 def by_distance(scores_BHLR: jax.Array, distance_BLM: jax.Array) -> jax.Array:
-    """(B, H, L, M): of scores for all distances -(M - 1) to M - 1 (R = 2 M - 1 of them) the one of each pair."""
+    """(B, H, L, M): each pair's score, from the scores of all R = 2 M - 1 distances -(M - 1) to M - 1."""
     keys = distance_BLM.shape[-1]
     index_BLM = jnp.broadcast_to(distance_BLM + keys - 1, (scores_BHLR.shape[0], *distance_BLM.shape[1:]))
     return jnp.take_along_axis(scores_BHLR, index_BLM[:, None], axis=-1)

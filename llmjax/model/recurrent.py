@@ -1,13 +1,13 @@
-"""Recurrent mixers: what stands in attention's place in layers of kind rnn, lstm, rglru and mamba2.
+"""Recurrent mixers, which take attention's place in layers of kind rnn, lstm, rglru and mamba2.
 
 A mixer is a module `M(c, name=kind)` called as `m(x_BLD, reset_BL, valid_BL, state) -> (y_BLD, state)`.
     reset_BL: bool, true at the first token of a document, which sees nothing of what came before it in the row.
     valid_BL: bool, false at padding, which changes no state (and whose output means nothing).
     state: None in training, and then None is returned; or a dict of arrays with a leading B, from `init_state` or from
-        the call before. L may be anything from 1 (a step of decoding); cut in whatever parts, a text gives the same.
+        the call before. L may be anything from 1 (a step of decoding): however a text is cut, the results are the same.
 
-All of them take time linear in L and keep a state whose size does not depend on it. This file has the table of
-mixers and the classical two, RNN and LSTM. Letters: `R` the size of the state, `I` the maps of a cell (1 or 4 gates).
+All of them take time linear in L and keep a state whose size does not depend on it. This file has the table of mixers, RNN
+and LSTM. Letters: `R` the size of the state, `I` the maps of a cell (1 or 4 gates).
 """
 
 import functools
@@ -74,8 +74,8 @@ def scan_cell(
 ) -> tuple[jax.Array, State]:
     """Run a cell over time: hidden_LBR float32 and the last state. x holds the input's part of the gates, float32.
 
-    The derivative is written out for one reason: the kernel's is then one product over all tokens after the loop,
-    instead of a sum of L matrices inside it (2 to 3 times faster on CPU).
+    The derivative is written out so that the kernel's is one product over all tokens after the loop, instead of a sum of L
+    matrices inside it (2 to 3 times faster on CPU).
     """
 
     def step(state: State, token: Any) -> tuple[State, jax.Array]:
@@ -108,7 +108,7 @@ def _scan_backward(cell, saved, cotangents):  # type: ignore[no-untyped-def]
         dgates_BIR, dread = pull(_where(valid_B, dstate, zero))
         rows = dgates_BIR.reshape(dgates_BIR.shape[0], -1).astype(flat.dtype)
         dread = {**dread, "hidden": dread["hidden"] + jnp.matmul(rows, flat.T, preferred_element_type=jnp.float32)}
-        # Padding hands the state through; a reset lets nothing through.
+        # Padding passes the state on; a reset passes nothing.
         return _where(valid_B, _where(reset_B, zero, dread), dstate), dgates_BIR
 
     tokens = (dhidden_LBR, read, gates_LBIR, reset_LB, valid_LB)
@@ -122,7 +122,7 @@ scan_cell.defvjp(_scan_forward, _scan_backward)
 
 
 def _orthogonal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """An orthogonal matrix for each of the I maps (Saxe et al. 2014), so that the state neither fades nor explodes."""
+    """An orthogonal matrix for each of the I maps (Saxe et al. 2014), so that the state neither vanishes nor explodes."""
     keys = jax.random.split(key, shape[1])
     matrices = [nn.initializers.orthogonal()(k, (shape[0], shape[2]), jnp.float32) for k in keys]
     return jnp.stack(matrices, 1).astype(dtype)

@@ -43,7 +43,7 @@ def sequential(a_BLR: jax.Array, b_BLR: jax.Array, start_BR: jax.Array) -> jax.A
 
 
 def associative(a_BLR: jax.Array, b_BLR: jax.Array, start_BR: jax.Array) -> jax.Array:
-    """The same by a tree of depth log2(L) (Blelloch 1990), for devices on which L steps would mean L kernels."""
+    """The same as a tree of depth log2(L) (Blelloch 1990), for devices on which L steps are L kernels."""
 
     def join(left: tuple[jax.Array, jax.Array], right: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return left[0] * right[0], right[0] * left[1] + right[1]
@@ -72,7 +72,7 @@ def _recurrence_forward(a_BLR, b_BLR, start_BR, form):  # type: ignore[no-untype
 
 def _recurrence_backward(form, saved, dy_BLR):  # type: ignore[no-untyped-def]
     a_BLR, h_BLR, start_BR = saved
-    following = jnp.roll(a_BLR, -1, axis=1)  # dh_t = dy_t + a_{t+1} dh_{t+1}; what rolls round meets a zero
+    following = jnp.roll(a_BLR, -1, axis=1)  # dh_t = dy_t + a_{t+1} dh_{t+1}; the wrapped a_1 is multiplied by zero
     dh_BLR = linear_recurrence(following[:, ::-1], dy_BLR[:, ::-1], jnp.zeros_like(start_BR), form)[:, ::-1]
     before = jnp.concatenate([start_BR[:, None], h_BLR[:, :-1]], 1)
     return dh_BLR * before, dh_BLR, a_BLR[:, 0] * dh_BLR[:, 0]
@@ -91,7 +91,7 @@ class BlockDiagonal(nn.Module):
         c, dtype = self.c, dtype_of(self.c.dtype)
         heads = c.recurrent.heads or c.heads
         size = x_BLR.shape[-1] // heads
-        # LeCun's normal whatever model.init says, as in the paper: the gates must start near neither end.
+        # LeCun's normal whatever model.init says, as in the paper: the gates must not start saturated.
         start = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=2, batch_axis=0)
         kernel_HKK = self.param("kernel", start, (heads, size, size), dtype_of(c.param_dtype))
         bias_HK = self.param("bias", nn.initializers.zeros, (heads, size), dtype_of(c.param_dtype))

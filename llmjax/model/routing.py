@@ -1,18 +1,18 @@
-"""Which experts a token goes to: scores, the choice, the losses that keep it balanced, and the order of the work.
+"""Routing of tokens to experts: scores, the choice, losses that balance the load, and the slots of the chosen rows.
 
-Beside the legend of shapes: `J` the choices of a token (experts per token), `X` all choices of all tokens (choice
-first, then token: x = j * T + t), `T` tokens, `P` places, the rows that experts read and write.
+Letters beside the legend of shapes: `J` the choices of a token (experts per token), `X` all choices of all tokens (choice
+first, then token: x = j * T + t), `T` tokens, `P` slots, the rows that experts read and write.
 
-| paper | top-k | score | normalize | what balances (balance_over) |
+| paper | top-k | score | normalize | balanced by (balance_over) |
 |---|---|---|---|---|
 | Switch (Fedus et al. 2021) | 1 | softmax | no: the probability scales the output, or the router would not learn | loss (batch) |
 | GShard (Lepikhin et al. 2020) | 2 | softmax | yes | loss (batch) |
 | Mixtral (Jiang et al. 2024) | 2 | softmax; of the chosen logits, which is the same as of all, divided by the chosen's sum | yes | loss (layers) |
 | DeepSeekMoE, V2 (Dai et al. 2024) | many small, and shared ones | softmax | no | loss (row) |
-| DeepSeek-V3 (2024) | many small, and shared ones | sigmoid | yes, times a scale | a bias that only the choice sees, and a small loss (row) |
+| DeepSeek-V3 (2024) | many small, and shared ones | sigmoid | yes, times a scale | a bias on the choice alone, and a small loss (row) |
 | Qwen3 (Yang et al. 2025) | many small | softmax | yes | loss (layers) |
 
-The losses of the layers are added up (batch, row), or there is one for all layers (layers, as transformers has it).
+With batch and row the losses of the layers are added up. With layers there is one loss for all, as in transformers.
 """
 
 from collections.abc import Sequence
@@ -39,17 +39,17 @@ def choose(
 ) -> tuple[jax.Array, jax.Array]:
     """The experts of each token, best first, and the weights of their outputs: (B, L, J) int32 and float32.
 
-    Padding is sent to expert E, which does not exist, with weight 0. Of equal scores the first expert's wins.
+    Padding is sent to expert E, which does not exist, with weight 0. Ties go to the lower expert id.
 
     Args:
-        bias_E: added to the scores for the choice, not for the weights (DeepSeek-V3).
+        bias_E: added to the scores for the choice, but not for the weights (DeepSeek-V3).
     """
     experts = scores_BLE.shape[-1]
     wanted_BLE = scores_BLE if bias_E is None else scores_BLE + bias_E[None, None]
-    # Device by device: the compiler would gather the scores of the whole batch on each for this.
+    # Device by device: the compiler would gather the scores of the whole batch on each device for top-k.
     wanted_BLE = jax.lax.stop_gradient(wanted_BLE)
     experts_BLJ = per_device(lambda wanted, _: jax.lax.top_k(wanted, moe.active)[1], (wanted_BLE,), ("BLE",))
-    # Picked by a masked sum: the derivative of a gather would be a scatter.
+    # A masked sum, not a gather, whose derivative would be a scatter.
     chosen_BLJE = experts_BLJ[..., None] == jnp.arange(experts)[None, None, None]
     weights_BLJ = jnp.sum(jnp.where(chosen_BLJE, scores_BLE[:, :, None], 0.0), axis=-1)
     if moe.normalize:
@@ -65,11 +65,11 @@ def loads(experts_BLJ: jax.Array, experts: int) -> jax.Array:
 
 
 class Usage(NamedTuple):
-    """How a batch used the experts of a layer: sums over its tokens but padding, float32. Of several layers: (N, ...)."""
+    """How a batch used the experts of a layer: float32 sums over its tokens without padding. Of several layers: (N, ...)."""
 
     loads: jax.Array  # (E,): tokens that chose each expert
     probs: jax.Array  # (E,): the router's scores, each token's divided by their sum
-    dropped: jax.Array | None = None  # choices that found no place, where there are capacities
+    dropped: jax.Array | None = None  # choices that found no slot, where there are capacities
 
 
 def usage(scores_BLE: jax.Array, experts_BLJ: jax.Array, valid_BL: jax.Array, moe: ConfigDict) -> Usage:
@@ -90,8 +90,8 @@ def balance_loss(loads_E: jax.Array, probs_E: jax.Array) -> jax.Array:
     """E * sum over experts of (share of the choices) * (mean score): 1 when balanced, E when one expert has all.
 
     Fedus et al. 2021, equation 4. With several choices a token, shares are of all choices (each token counts 1/k for
-    each of its k experts); scores that do not sum to 1 are divided by their sum (as in DeepSeek-V3). The gradient
-    flows through the mean score. What the means are over is what the loads and scores were summed over: see Usage.
+    each of its k experts). Scores that do not sum to 1 are divided by their sum (as in DeepSeek-V3). The gradient
+    flows through the mean score. The means are over the tokens that loads and scores were summed over (see `Usage`).
     """
     share_E = loads_E / jnp.maximum(jnp.sum(loads_E), 1.0)
     mean_E = probs_E / jnp.maximum(jax.lax.stop_gradient(jnp.sum(probs_E)), NEVER_ZERO)
@@ -111,18 +111,18 @@ def row_balance_loss(scores_BLE: jax.Array, experts_BLJ: jax.Array, valid_BL: ja
 
 
 def pooled_balance_loss(used: Usage, moe: ConfigDict) -> jax.Array:
-    """`balance_loss` times its weight over the tokens of all layers together, times the choices of a token: k at balance.
+    """`balance_loss` over the tokens of all layers together, times the choices of a token and the weight: k at balance.
 
-    As transformers' load_balancing_loss_func has it, for which the coefficients of Mixtral and Qwen3 are meant.
+    The same as transformers' load_balancing_loss_func, for which the coefficients of Mixtral and Qwen3 are meant.
     """
     return moe.balance_loss * moe.active * balance_loss(jnp.sum(used.loads, axis=0), jnp.sum(used.probs, axis=0))
 
 
 def metrics(used: Usage) -> dict[str, jax.Array]:
-    """What a run logs of its experts, float32 scalars, of the sums over a step and all layers.
+    """What a run logs of its experts, float32 scalars, from the sums over a step and all layers.
 
     expert_load_max: the load of a layer's busiest expert relative to the mean, a mean over the layers: 1 when balanced.
-    expert_dropped: with capacities, the share of all choices that found no place.
+    expert_dropped: with capacities, the share of all choices that found no slot.
     """
     mean_N = jnp.maximum(jnp.mean(used.loads, axis=-1), NEVER_ZERO)
     found = {"expert_load_max": jnp.mean(jnp.max(used.loads, axis=-1) / mean_N)}
@@ -138,14 +138,14 @@ def z_loss(logits_BLE: jax.Array, valid_BL: jax.Array) -> jax.Array:
 
 
 def excess(loads_E: jax.Array) -> jax.Array:
-    """What the bias of balancing by bias follows: tokens of each expert above the mean; to be lowered by its sign."""
+    """Tokens of each expert above the mean: the bias that balances experts moves against its sign (see observed.py)."""
     return loads_E - jnp.mean(loads_E)
 
 
 class Assignment(NamedTuple):
-    """Where each choice's row is among the rows that experts work on; X or P, out of range, says nowhere.
+    """The slot of each choice among the rows that experts work on; X or P, out of range, means none.
 
-    Rows are in the order of their experts: expert e's are `sizes[e]` rows after those of the experts before it.
+    Rows are sorted by expert: expert e has the `sizes[e]` rows after those of the experts before it.
     """
 
     slots: jax.Array  # (J, T) int32, below P
@@ -153,13 +153,13 @@ class Assignment(NamedTuple):
     sizes: jax.Array  # (E,) int32
 
     def tokens(self) -> jax.Array:
-        """The token whose row each place is, (P,) int32; T, out of range, for nowhere."""
+        """The token in each slot, (P,) int32; T, out of range, for none."""
         T = self.slots.shape[1]
         return jnp.where(self.choices < self.slots.size, self.choices % T, T)
 
 
 def _by_expert(experts_X: jax.Array, experts: int) -> tuple[jax.Array, jax.Array]:
-    """The choices in the order of their experts, equal ones as they come, and where each expert's begin, (E + 1,)."""
+    """The choices sorted by expert (stable), and where each expert's begin, (E + 1,)."""
     count = experts_X.shape[0]
     if (experts + 1) * count < 2**31:  # one number holds both: several times faster on CPU than sorting pairs
         keys_X = jnp.sort(experts_X * count + jnp.arange(count, dtype=jnp.int32))
@@ -171,27 +171,27 @@ def _by_expert(experts_X: jax.Array, experts: int) -> tuple[jax.Array, jax.Array
 
 
 def dropless(experts_BLJ: jax.Array, experts: int) -> Assignment:
-    """Every choice has its row: P = X rows, those of padding last (Gale et al. 2022, MegaBlocks)."""
+    """Every choice has its own slot: P = X rows, those of padding last (Gale et al. 2022, MegaBlocks)."""
     B, L, J = experts_BLJ.shape
     experts_X = experts_BLJ.transpose(2, 0, 1).reshape(-1)
     X = experts_X.shape[0]
     order_X, starts = _by_expert(experts_X, experts)
-    place_X = jnp.zeros(X, jnp.int32).at[order_X].set(jnp.arange(X, dtype=jnp.int32), unique_indices=True)
-    place_X = jnp.where(experts_X < experts, place_X, X)
+    slot_X = jnp.zeros(X, jnp.int32).at[order_X].set(jnp.arange(X, dtype=jnp.int32), unique_indices=True)
+    slot_X = jnp.where(experts_X < experts, slot_X, X)
     choice_X = jnp.where(jnp.arange(X) < starts[-1], order_X, X)
-    return Assignment(place_X.reshape(J, B * L), choice_X, jnp.diff(starts))
+    return Assignment(slot_X.reshape(J, B * L), choice_X, jnp.diff(starts))
 
 
 def capacities(length: int, moe: ConfigDict) -> np.ndarray:
     """How many tokens of a row an expert takes, for rows of 0, 1, ... `length` tokens: ceil(capacity_factor * k * tokens / E)."""
     tokens = np.arange(length + 1)
     share = moe.capacity_factor * moe.active / moe.experts
-    # A token has an expert once at most. 1e-9: 1.1 * 10 is 11 here, and not a little more.
+    # A token chooses an expert at most once. 1e-9: 1.1 * 10 is 11 here, and not a little more.
     return np.minimum(np.ceil(tokens * share - 1e-9), tokens).astype(np.int32)
 
 
 def dropped(experts_BLJ: jax.Array, moe: ConfigDict) -> jax.Array:
-    """How many choices `limited` has no place for, a float32 scalar."""
+    """How many choices `limited` has no slot for, a float32 scalar."""
     loads_BE = jax.vmap(lambda row_LJ: loads(row_LJ[None], moe.experts))(experts_BLJ)
     capacity = jnp.asarray(capacities(experts_BLJ.shape[1], moe))
     tokens_B = jnp.sum(experts_BLJ[:, :, 0] < moe.experts, axis=1)
@@ -199,11 +199,11 @@ def dropped(experts_BLJ: jax.Array, moe: ConfigDict) -> jax.Array:
 
 
 def limited(experts_BLJ: jax.Array, moe: ConfigDict) -> Assignment:
-    """Each expert takes so many of a row's tokens (`capacities`), the rest is dropped: P = E * B * C rows, (E, B, C) in order.
+    """Each expert takes at most `capacities` of a row's tokens, the rest is dropped: P = E * B * C rows, (E, B, C) in order.
 
-    First come, first served: all first choices in the order of the tokens, then all second ones (Lepikhin et al. 2020).
-    Rows are the groups in which experts are shared out, so that what is dropped depends neither on the mesh nor on
-    how the batch was cut; padding takes no place and adds no capacity.
+    First choices come before second ones, and each in the order of the tokens (Lepikhin et al. 2020). Capacity is counted
+    row by row, so what is dropped depends neither on the mesh nor on how the batch was cut. Padding takes no slot and adds
+    no capacity.
     """
     B, L, J = experts_BLJ.shape
     E, X = moe.experts, J * B * L
@@ -216,8 +216,8 @@ def limited(experts_BLJ: jax.Array, moe: ConfigDict) -> Assignment:
     rank_BX = jnp.arange(J * L, dtype=jnp.int32)[None] - jnp.take_along_axis(starts_BE, sorted_BX, axis=1)
     limit_B = jnp.take(jnp.asarray(capacity), jnp.sum(experts_BX[:, :L] < E, axis=1))
     rows_B = jnp.arange(B, dtype=jnp.int32)[:, None]
-    place_BX = jnp.where((rank_BX < limit_B[:, None]) & (sorted_BX < E), (sorted_BX * B + rows_B) * C + rank_BX, P)
+    slot_BX = jnp.where((rank_BX < limit_B[:, None]) & (sorted_BX < E), (sorted_BX * B + rows_B) * C + rank_BX, P)
     choice_BX = (order_BX // L) * (B * L) + rows_B * L + order_BX % L
-    choice_P = jnp.full(P, X, jnp.int32).at[place_BX.reshape(-1)].set(choice_BX.reshape(-1), mode="drop")
-    of_choice_X = jnp.zeros(X, jnp.int32).at[choice_BX.reshape(-1)].set(place_BX.reshape(-1), unique_indices=True)
+    choice_P = jnp.full(P, X, jnp.int32).at[slot_BX.reshape(-1)].set(choice_BX.reshape(-1), mode="drop")
+    of_choice_X = jnp.zeros(X, jnp.int32).at[choice_BX.reshape(-1)].set(slot_BX.reshape(-1), unique_indices=True)
     return Assignment(of_choice_X.reshape(J, B * L), choice_P, jnp.full(E, B * C, jnp.int32))

@@ -65,27 +65,6 @@ def layer_slots(c: ConfigDict, *, encoder: bool = False) -> list[tuple[str, int]
     ]
 
 
-def unstack(c: ConfigDict, tree: Any) -> dict[str, Any]:
-    """Parameters, or a cache's layers, with a tuple of each layer's own arrays for every stack: for decoding.
-
-    `run_stacks` takes both forms. A scan over layers reads its parameters and its cache through slices, which cost as much
-    as a small step computes, and puts the new cache together again as a copy.
-    """
-
-    def parts(stack: Stack) -> tuple[Any, ...]:
-        return tuple(jax.tree.map(lambda x, i=i: x[i], tree[stack.name]) for i in range(stack.repeats))
-
-    return {**tree, **{stack.name: parts(stack) for stack in layer_stacks(c)}}
-
-
-def restack(c: ConfigDict, tree: Any) -> dict[str, Any]:
-    """The inverse of `unstack`: arrays with the layers in front."""
-    return {
-        **tree,
-        **{s.name: jax.tree.map(lambda *layers: jnp.stack(layers), *tree[s.name]) for s in layer_stacks(c)},
-    }
-
-
 def per_layer(c: ConfigDict, make: Callable[[str], Any]) -> dict[str, Any]:
     """A tree by stack, and by place in its pattern if that has several kinds: `make(kind)` with the layers in front."""
 

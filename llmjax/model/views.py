@@ -1,7 +1,7 @@
-"""Who sees whom: the mask of attention, and what positions add to it, for each kind of attention layer.
+"""Who sees whom: the mask of attention and its positional terms, for each kind of attention layer.
 
 One rule covers every architecture: a token sees the tokens of its own segment whose order is not above its own. Causal
-models order by index, bidirectional ones give all the same order, prefix and sequence-to-sequence models give the
+models order by index, bidirectional ones give all tokens the same order, prefix and sequence-to-sequence models give the
 first part one order, and a permutation is an order itself.
 """
 
@@ -17,8 +17,9 @@ from llmjax.model import positions as P
 
 @struct.dataclass
 class Pattern:
-    """A mask in few numbers: a query sees the keys of its own segment, with `causal` none after itself, with `window`
-    those closer than that. With either, queries and keys are the same tokens in the same order (L = M)."""
+    """A mask as a kernel can compute it: a query sees the keys of its own segment, with `causal` none after itself, with
+    `window` those closer than that. With either, queries and keys are the same tokens in the same order (L = M).
+    """
 
     queries_BL: jax.Array  # int32 segments
     keys_BM: jax.Array
@@ -27,7 +28,7 @@ class Pattern:
 
     @property
     def banded(self) -> bool:
-        """Whether places matter, not segments alone."""
+        """Whether the mask depends on places in the row, not on segments alone."""
         return self.causal or self.window > 0
 
     def mask(self) -> jax.Array:
@@ -43,7 +44,7 @@ class Pattern:
 
 @struct.dataclass
 class View:
-    """What one kind of attention needs beside its inputs; L queries, M keys, R slots of a ring (see `cache.py`)."""
+    """What one kind of attention needs beside its inputs, for L queries, M keys and R slots of a ring (see `cache.py`)."""
 
     mask_BLM: jax.Array | None  # bool, true where a query may look; None: as the pattern says
     bias_BHLM: jax.Array | None = None  # float32, added to the scores (ALiBi, T5)
@@ -52,11 +53,11 @@ class View:
     differs_BLM: jax.Array | None = None  # bool, the key is of another type (XLNet)
     ring_BR: jax.Array | None = None  # int32, which new key goes to each slot of a ring; -1: the slot stays
     slot_B: jax.Array | None = None  # int32, where in the cache a row's only new key goes; beyond its end: nowhere
-    pattern: Pattern | None = None  # the mask in few numbers, where it is that simple
+    pattern: Pattern | None = None  # the same mask, where a pattern can say it
     causal: bool = struct.field(pytree_node=False, default=False)  # a promise: L = M, nothing above the diagonal
 
     def mask(self) -> jax.Array:
-        """mask_BLM, which a kernel that takes patterns does without."""
+        """mask_BLM, bool; kernels that take patterns do not need it."""
         if self.mask_BLM is None:
             assert self.pattern is not None
             return self.pattern.mask()
@@ -78,6 +79,36 @@ class Tokens:
     until: jax.Array | None = None
 
 
+def make_tokens(
+    ids_BL: jax.Array,
+    positions_BL: jax.Array | None = None,
+    segments_BL: jax.Array | None = None,
+    orders_BL: jax.Array | None = None,
+    types_BL: jax.Array | None = None,
+    until_BL: jax.Array | None = None,
+    *,
+    bidirectional: bool,
+    cached: bool = False,
+) -> Tokens:
+    """The tokens of a row. What is not given: positions 0, 1, ..., one segment, type 0, and orders by the direction.
+
+    Args:
+        cached: the row goes on from what is in a cache. There, as in a tree, positions say how far apart tokens are.
+    """
+    index_BL = jnp.broadcast_to(jnp.arange(ids_BL.shape[1])[None], ids_BL.shape)
+    positions_BL = index_BL if positions_BL is None else positions_BL
+    if orders_BL is None:
+        orders_BL = jnp.zeros_like(index_BL) if bidirectional else positions_BL if cached else index_BL
+    return Tokens(
+        index=positions_BL if cached or until_BL is not None else index_BL,
+        positions=positions_BL,
+        segments=jnp.ones_like(ids_BL) if segments_BL is None else segments_BL,
+        orders=orders_BL,
+        types=jnp.zeros_like(ids_BL) if types_BL is None else types_BL,
+        until=until_BL,
+    )
+
+
 def visible(queries: Tokens, keys: Tokens, *, strict: bool = False) -> jax.Array:
     """mask_BLM by segments and orders; `strict`: only keys of lower order (XLNet's query stream)."""
     orders, limit = keys.orders[:, None, :], queries.orders[:, :, None]
@@ -89,7 +120,7 @@ def visible(queries: Tokens, keys: Tokens, *, strict: bool = False) -> jax.Array
 
 @struct.dataclass
 class Keys:
-    """What the queries of a call find: M keys, and which of them each of the L queries may look at."""
+    """The M keys of a call, and which of them each of the L queries may look at."""
 
     tokens: Tokens
     mask_BLM: jax.Array

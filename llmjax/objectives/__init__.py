@@ -1,12 +1,12 @@
-"""What is learnt. An objective is what it makes of a row of text, on the host, and a loss, on the device.
+"""Training objectives: a transform of each row (host, NumPy) and a loss (device, JAX).
 
 Losses are pure functions `(module, params, batch, rng, c) -> Sums`. Sums and weights are added up over devices and
-micro-batches and divided once a step, so the loss does not depend on how the batch was cut. Corruptions are pure
-functions `(row, rng, c, special) -> row` of NumPy arrays; the random generator belongs to the row alone, so batch k
-stays a function of the config, the seed and k.
+micro-batches and divided once a step, so the loss does not depend on how the batch was cut. Transforms are pure functions
+`(row, rng, c, special) -> row` of NumPy arrays, `c` the whole config. The random generator belongs to the row alone, so
+batch k stays a function of the config, the seed and k.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +19,13 @@ from llmjax.data.tokenizer import Tokenizer
 from llmjax.objectives import losses
 from llmjax.objectives.infill import infill
 from llmjax.objectives.losses import Batch, Predictions, Sums
-from llmjax.objectives.masking import masked, translation, unilm
+from llmjax.objectives.masking import masked, needs_pairs, translation, unilm
 from llmjax.objectives.multi_token import multi_token
 from llmjax.objectives.permutation import permutation
 from llmjax.objectives.permutation import predict as predict_permuted
 from llmjax.objectives.prefix import prefix
 from llmjax.objectives.rows import Row
-from llmjax.objectives.span import sizes as span_sizes
-from llmjax.objectives.span import span
+from llmjax.objectives.span import row_sizes, span
 from llmjax.objectives.special import Special, special_ids
 
 
@@ -34,7 +33,12 @@ from llmjax.objectives.special import Special, special_ids
 class Objective:
     """How one objective is learnt and measured. Called, it is its loss."""
 
-    corrupt: Callable[..., Row] | None = None  # None: rows stay as they are
+    transform: Callable[[Row, np.random.Generator, ConfigDict, Special], Row] | None = (
+        None  # None: rows stay as they are
+    )
+    tokens: Callable[[ConfigDict], int] = lambda c: c.train.sequence_length  # of text that a row is made of
+    # (config, the languages of each source) -> None; raises UserError for data that the objective cannot learn from.
+    check: Callable[[ConfigDict, Sequence[Sequence[str]]], None] = lambda c, languages: None
     predict: Callable[..., Predictions] = losses.predict  # what the loss is of, and held-out text is measured by
     loss: Callable[..., Sums] | None = None  # None: the sums of what is predicted
     reads_left_to_right: bool = False  # the model can score and continue plain text
@@ -50,33 +54,24 @@ class Objective:
 OBJECTIVES: dict[str, Objective] = {
     "causal": Objective(reads_left_to_right=True, predicts_all=True),
     "multi_token": Objective(loss=multi_token, reads_left_to_right=True, predicts_all=True),
-    "prefix": Objective(corrupt=prefix, reads_left_to_right=True),
-    "infill": Objective(corrupt=infill, reads_left_to_right=True),
-    "masked": Objective(corrupt=masked),
-    "translation": Objective(corrupt=translation),
-    "unilm": Objective(corrupt=unilm),
-    "permutation": Objective(corrupt=permutation, predict=predict_permuted),
-    "span": Objective(corrupt=span),
+    "prefix": Objective(transform=prefix, reads_left_to_right=True),
+    "infill": Objective(transform=infill, tokens=lambda c: c.train.sequence_length + 1, reads_left_to_right=True),
+    "masked": Objective(transform=masked),
+    "translation": Objective(transform=translation, check=needs_pairs),
+    "unilm": Objective(transform=unilm),
+    "permutation": Objective(transform=permutation, predict=predict_permuted),
+    "span": Objective(transform=span, tokens=lambda c: row_sizes(c).raw),
 }
 
 
 def corruption(c: ConfigDict, tokenizer: Tokenizer) -> Corruption | None:
-    """What the objective of a config does to each row of text, for the pipeline of batches; None: nothing."""
-    corrupt = OBJECTIVES[c.objective.name].corrupt
-    if corrupt is None:
+    """What the objective of a config makes of each row of text, for the pipeline of batches; None: nothing."""
+    objective = OBJECTIVES[c.objective.name]
+    transform = objective.transform
+    if transform is None:
         return None
-    special, length = special_ids(c.objective, tokenizer), c.train.sequence_length
-    tokens, more = length, {}
-    if c.objective.name == "infill":
-        tokens = length + 1
-    elif c.objective.name == "span":
-        more = {"length": length, "encoder": bool(c.model.encoder_layers)}
-        tokens = span_sizes(c.objective, **more).raw
-
-    def change(row: Row, rng: np.random.Generator) -> Row:
-        return corrupt(row, rng, c.objective, special, **more)
-
-    return Corruption(tokens, change)
+    special = special_ids(c.objective, tokenizer)
+    return Corruption(objective.tokens(c), lambda row, rng: transform(row, rng, c, special))
 
 
 __all__ = ["OBJECTIVES", "Objective", "Predictions", "Row", "Special", "Sums", "corruption", "special_ids"]

@@ -1,9 +1,9 @@
 """Losses by chunks of tokens, so that the logits of all tokens never exist at once.
 
 The logits of B x L tokens over V ids are the largest array of a step with a large vocabulary: 16 GiB in float32 for 8
-rows of 4,096 tokens and 128k ids. Here each device takes its tokens in n chunks, one after another, and for each makes
-logits, loss and at once the gradients for the hidden states and the head, so the backward pass makes no logits again.
-The plain form, in losses.py, is the oracle.
+rows of 4,096 tokens and 128k ids. Here each device takes its tokens in n chunks, one after another. For each it computes
+logits, loss and at once the gradients of the hidden states and the head, so the backward pass computes no logits again.
+The plain form in losses.py is the oracle.
 """
 
 import functools
@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
-from llmjax.model import head as heads
+from llmjax.model.head import Head, gathered
 from llmjax.model.per_device import divided
 
 Loss = Callable[[jax.Array, jax.Array, ConfigDict], tuple[jax.Array, jax.Array]]
@@ -39,24 +39,23 @@ def join_chunks(parts: jax.Array, length: int) -> jax.Array:
 
 
 def token_values(function: Callable[..., Any], predictions: Any, chunks: int) -> Any:
-    """function(logits_BLV, targets_BL) -> arrays (B, L), made chunk by chunk. For evaluation."""
-    head, hidden_BLD = predictions.head, predictions.hidden
+    """function(logits_BLV, targets_BL) -> arrays (B, L), computed chunk by chunk. For evaluation."""
     if chunks == 1:
-        return function(head(hidden_BLD), predictions.targets)
-    head = head._replace(params=heads.gathered(head.module.c, head.params))
+        return function(predictions.logits, predictions.targets)
+    hidden_BLD, head = predictions.hidden, predictions.head
+    params = gathered(head.c, predictions.head_params)
     parts = split_chunks(hidden_BLD, chunks), split_chunks(predictions.targets, chunks)
-    values = jax.lax.map(lambda part: function(head(part[0]), part[1]), parts)
+    values = jax.lax.map(lambda part: function(head.apply({"params": params}, part[0]), part[1]), parts)
     return jax.tree.map(lambda value: join_chunks(value, hidden_BLD.shape[1]), values)
 
 
 def sums(loss: Loss, predictions: Any, c: ConfigDict) -> tuple[jax.Array, jax.Array]:
-    """The two sums over tokens of loss(logits_BLV, targets_BL, c), times the weights; `c.loss_chunks` chunks.
+    """The two sums over tokens of loss(logits_BLV, targets_BL, c), times the weights, in `c.loss_chunks` chunks.
 
-    Only the first has a gradient, for the hidden states and the head.
+    Only the first has a gradient, with respect to the hidden states and the head.
     """
-    head = predictions.head
-    arguments = predictions.hidden, head.params, predictions.targets, predictions.weights
-    objective, nats = _sums(loss, c, head.module, *arguments)
+    arguments = predictions.hidden, predictions.head_params, predictions.targets, predictions.weights
+    objective, nats = _sums(loss, c, predictions.head, *arguments)
     return objective, jax.lax.stop_gradient(nats)
 
 
@@ -64,20 +63,20 @@ def sums(loss: Loss, predictions: Any, c: ConfigDict) -> tuple[jax.Array, jax.Ar
 def _sums(
     loss: Loss,
     c: ConfigDict,
-    module: nn.Module,
+    head: Head,
     hidden_BLD: jax.Array,
     params: Any,
     targets_BL: jax.Array,
     weights_BL: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    return _run(loss, c, module, hidden_BLD, params, targets_BL, weights_BL, differentiate=False)[0]
+    return _run(loss, c, head, hidden_BLD, params, targets_BL, weights_BL, differentiate=False)[0]
 
 
-def _forward(loss, c, module, hidden_BLD, params, targets_BL, weights_BL):  # type: ignore[no-untyped-def]
-    return _run(loss, c, module, hidden_BLD, params, targets_BL, weights_BL, differentiate=True)
+def _forward(loss, c, head, hidden_BLD, params, targets_BL, weights_BL):  # type: ignore[no-untyped-def]
+    return _run(loss, c, head, hidden_BLD, params, targets_BL, weights_BL, differentiate=True)
 
 
-def _backward(loss, c, module, gradients, cotangents):  # type: ignore[no-untyped-def]
+def _backward(loss, c, head, gradients, cotangents):  # type: ignore[no-untyped-def]
     dhidden_BLD, dparams = jax.tree.map(lambda g: (g * cotangents[0]).astype(g.dtype), gradients)
     return dhidden_BLD, dparams, None, None
 
@@ -88,7 +87,7 @@ _sums.defvjp(_forward, _backward)
 def _run(
     loss: Loss,
     c: ConfigDict,
-    module: Any,
+    head: Head,
     hidden_BLD: jax.Array,
     params: Any,
     targets_BL: jax.Array,
@@ -96,10 +95,10 @@ def _run(
     *,
     differentiate: bool,
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
-    """The sums, and the gradients of the first for the hidden states and the parameters, if they are asked for.
+    """The sums, and the gradients of the first with respect to the hidden states and the parameters, if asked for.
 
-    Each device adds up over its own tokens, the head gathered once before and its gradient added up over devices once
-    after the loop; left to the compiler, both would be done for every chunk.
+    Each device adds up over its own tokens. The head is gathered once before the loop and its gradient added up over
+    devices once after it; the compiler would do both for every chunk.
     """
     axes = divided("BLV", (*weights_BL.shape, 1))  # with V, which has the axes that L can do without
     region, rows = axes["B"] + axes["L"], [axes["B"] or None, axes["L"] or None]
@@ -107,7 +106,7 @@ def _run(
 
     def local(hidden_BLD: jax.Array, params: Any, targets_BL: jax.Array, weights_BL: jax.Array) -> Any:
         def summed(hidden_BLD: jax.Array, params: Any, targets_BL: jax.Array, weights_BL: jax.Array) -> Any:
-            logits_BLV = module.apply({"params": params}, hidden_BLD)
+            logits_BLV: Any = head.apply({"params": params}, hidden_BLD)
             loss_BL, nats_BL = loss(logits_BLV, targets_BL, c)
             return jnp.sum(loss_BL * weights_BL), jnp.sum(nats_BL * weights_BL)
 
@@ -124,10 +123,10 @@ def _run(
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params if differentiate else ())
         parts = tuple(split_chunks(x, c.loss_chunks) for x in (hidden_BLD, targets_BL, weights_BL))
         (objective, nats, dparams), dhidden = jax.lax.scan(add, (zero, zero, zeros), parts)
-        # A leading dimension of one per device: the sum over it is left to the compiler, which knows where it goes.
+        # A leading dimension of one per device: the compiler does the sum over it, and places the result.
         return jax.tree.map(lambda x: x[None], (objective, nats, dparams)), join_chunks(dhidden, hidden_BLD.shape[1])
 
-    arguments = hidden_BLD, heads.gathered(module.c, params), targets_BL, weights_BL
+    arguments = hidden_BLD, gathered(head.c, params), targets_BL, weights_BL
     if not region:
         made, dhidden_BLD = local(*arguments)
     else:

@@ -1,4 +1,4 @@
-"""Fill in the middle (Bavarian et al. 2022): a causal model that learns to write what is missing inside a text."""
+"""Fill in the middle (Bavarian et al. 2022): a causal model learns to write the missing middle of a text."""
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,21 +12,20 @@ from llmjax.objectives.special import Special
 def infill(row: Row, rng: np.random.Generator, c: ConfigDict, special: Special) -> Row:
     """A row of L + 1 tokens -> one of length L with the middle of some documents moved to their end.
 
-    Each document's part in the row (the paper's context level, which it found better than whole documents that the
-    row's borders then cut) is rearranged with probability `c.infill_rate`, and of those `c.infill_suffix_first` as
+    Each document's part in the row is rearranged with probability `infill_rate` (the paper's context level, which it found
+    better than whole documents that the row's borders then cut). A share `infill_suffix_first` of those become
 
         <bos> <prefix> <suffix> SUFFIX <middle> PREFIX MIDDLE <eos>    (the paper's second form)
 
-    and the rest as <bos> <prefix> PREFIX <suffix> SUFFIX <middle> MIDDLE <eos>. The two cuts are uniform over the
-    characters, as the paper advises, and the three texts are encoded anew; where the row's border has left half a
-    character, the cuts are between tokens. Markers are not predicted: a user gives them. The markers' room is taken
-    from the end of the row.
+    and the rest <bos> <prefix> PREFIX <suffix> SUFFIX <middle> MIDDLE <eos>. The two cuts are uniform over the characters,
+    as the paper advises, and the three texts are encoded anew. Where the row's border leaves half a character, the cuts
+    are between tokens. Markers are not predicted, because a user gives them. Room for them is taken from the end of the row.
     """
     room = len(row["tokens"])
     new: list[int] = []
     for places in documents(row["segments"]):
         part = row["tokens"][places][: room - len(new)].tolist()
-        if part and rng.random() < c.infill_rate:
+        if part and rng.random() < c.objective.infill_rate:
             part = rearrange(part, rng, c, special, room=room - len(new))
         new += part
     packed = pack([np.array(new, np.int32)], length=room - 1, start_id=special.start, end_id=special.end)
@@ -38,14 +37,14 @@ def infill(row: Row, rng: np.random.Generator, c: ConfigDict, special: Special) 
 
 
 def rearrange(part: list[int], rng: np.random.Generator, c: ConfigDict, special: Special, *, room: int) -> list[int]:
-    """One document's tokens with the middle at the end, at most `room` of them; as it was where it is too short."""
+    """One document's tokens with the middle at the end, at most `room` of them; unchanged where it is too short."""
     start = part[:1] if part[0] == special.start else []
     body = [token for token in part[len(start) :] if token != special.end]
     over = len(start) + len(body) + 4 - room
     while body:
         body = body[: len(body) - max(over, 0)]
         first, middle, last = split(body, rng, special)
-        if rng.random() < c.infill_suffix_first:
+        if rng.random() < c.objective.infill_suffix_first:
             new = [special.prefix, special.suffix, *last, special.middle, *first, *middle]
         else:
             new = [special.prefix, *first, special.suffix, *last, special.middle, *middle]
@@ -57,7 +56,7 @@ def rearrange(part: list[int], rng: np.random.Generator, c: ConfigDict, special:
 
 
 def split(body: list[int], rng: np.random.Generator, special: Special) -> tuple[list[int], list[int], list[int]]:
-    """Tokens of text as three parts, cut at two uniform places between characters (or tokens, see `infill`)."""
+    """Tokens of text in three parts, cut at two uniform places between characters (or tokens, see `infill`)."""
     tokenizer = special.tokenizer
     try:
         if not special.is_text[body].all():

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from llmjax.model import head, routing
+from llmjax.model import routing
+from llmjax.model.head import Head, head_params
 from llmjax.objectives import chunks
 
 Batch = dict[str, jax.Array]
@@ -35,18 +36,8 @@ class Sums(NamedTuple):
     usage: routing.Usage | None = None
 
 
-class Predictor(NamedTuple):
-    """The head of a model with its parameters: hidden_BLD -> logits_BLV float32."""
-
-    module: Any
-    params: Any
-
-    def __call__(self, hidden_BLD: jax.Array) -> jax.Array:
-        return self.module.apply({"params": self.params}, hidden_BLD)
-
-
 class Auxiliary(NamedTuple):
-    """What layers say beside their output in training; None: nothing.
+    """What layers give beside their output in training; None: nothing.
 
     A float32 scalar that is added to the loss of each token, and how all sparse layers' experts were used.
     """
@@ -56,18 +47,23 @@ class Auxiliary(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What a model predicts and what it should have: hidden_BLD and the head, targets_BL, weights_BL (0: not asked for)."""
+    """What a model predicts and what it should: hidden_BLD, from which the head makes logits, targets_BL and weights_BL.
+
+    The weight of a target that is not asked for is 0. `head_params` are those of `model.head.head_params`.
+    """
 
     hidden: jax.Array
-    head: Predictor
+    head: Head
+    head_params: Any
     targets: jax.Array
     weights: jax.Array
     auxiliary: Auxiliary = Auxiliary()
 
     @property
     def logits(self) -> jax.Array:
-        """logits_BLV of all tokens at once."""
-        return self.head(self.hidden)
+        """logits_BLV float32 of all tokens at once."""
+        logits_BLV: Any = self.head.apply({"params": self.head_params}, self.hidden)
+        return logits_BLV
 
 
 def cross_entropy(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -130,7 +126,7 @@ def with_auxiliary(sums: Sums, auxiliary: Auxiliary) -> Sums:
 
 
 def call(module: nn.Module, params: Any, batch: Batch, rng: jax.Array | None, **settings: Any) -> tuple[Any, Auxiliary]:
-    """The model's answer to a batch, and what its layers sow: the sum of their losses, and the use of their experts.
+    """The model's output for a batch, and what its layers sow: the sum of their losses, and the use of their experts.
 
     Args:
         batch: tokens (B, L), and of positions, segments, orders, types, languages and source_* what the objective gives.
@@ -159,14 +155,21 @@ def call(module: nn.Module, params: Any, batch: Batch, rng: jax.Array | None, **
     return output, Auxiliary(sum(parts, start=jnp.zeros(())) if parts else None, usage)
 
 
+def predictions_of(
+    module: Any,
+    params: Any,
+    hidden_BLD: jax.Array,
+    targets_BL: jax.Array,
+    weights_BL: jax.Array,
+    auxiliary: Auxiliary = Auxiliary(),  # noqa: B008
+) -> Predictions:
+    """Predictions from a model's output "hidden", by the model's own head."""
+    return Predictions(hidden_BLD, module.output_head(), head_params(params), targets_BL, weights_BL, auxiliary)
+
+
 def predict(
     module: nn.Module, params: Any, batch: Batch, rng: jax.Array | None, c: ConfigDict | None = None
 ) -> Predictions:
     """Predictions of every position of a batch: for all objectives that only differ by the batch."""
     hidden_BLD, auxiliary = call(module, params, batch, rng, output="hidden")
-    return Predictions(hidden_BLD, head_of(module, params), batch["targets"], batch["weights"], auxiliary)
-
-
-def head_of(module: Any, params: Any) -> Predictor:
-    """The head of a model, to be applied to its output "hidden"."""
-    return Predictor(module.output_head(), head.parameters(params))
+    return predictions_of(module, params, hidden_BLD, batch["targets"], batch["weights"], auxiliary)

@@ -1,14 +1,16 @@
 """Masked language models: BERT's, XLM's over pairs of translations, and UniLM's under four kinds of visibility.
 
-Each takes a row of a batch (arrays of length L, see data/batches.py) and a random generator of its own, and gives the
-row that the model sees: some tokens hidden, `targets` the originals and `weights` 1 where one was hidden.
+Each transform takes a row of a batch (arrays of length L, see data/batches.py) and returns the row that the model sees:
+some tokens are hidden, `targets` are the original tokens, and `weights` are 1 where a token was hidden.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from llmjax.errors import UserError
 from llmjax.objectives.rows import Row, documents, empty, languages_of
 from llmjax.objectives.special import Special
 
@@ -19,7 +21,7 @@ NGRAMS = (0.8, 0.1, 0.1)  # UniLM hides single tokens, pairs and triples
 
 
 class Units(NamedTuple):
-    """What is hidden together: the places of all tokens of text, in order, and the number of each one's unit from 0."""
+    """Units that are hidden as a whole: the places of all tokens of text, in order, and each one's unit, from 0."""
 
     places: np.ndarray
     numbers: np.ndarray
@@ -28,11 +30,11 @@ class Units(NamedTuple):
 def masked(row: Row, rng: np.random.Generator, c: ConfigDict, special: Special) -> Row:
     """BERT's corruption (Devlin et al. 2019): a share of the tokens of text, exactly, is to be predicted.
 
-    With `c.whole_words` the tokens of a word are chosen together, and as many words as fit in the share.
+    With `whole_words` the tokens of a word are chosen together, and as many words as fit in the share.
     """
     tokens_L = row["tokens"]
-    units = words(tokens_L, row["segments"], special) if c.whole_words else each(tokens_L, special)
-    return hide(row, choose(units, share=c.mask_rate, rng=rng), rng, c, special)
+    units = words(tokens_L, row["segments"], special) if c.objective.whole_words else each(tokens_L, special)
+    return hide(row, choose(units, share=c.objective.mask_rate, rng=rng), rng, c, special)
 
 
 def translation(row: Row, rng: np.random.Generator, c: ConfigDict, special: Special) -> Row:
@@ -46,19 +48,28 @@ def translation(row: Row, rng: np.random.Generator, c: ConfigDict, special: Spec
     real = segments_L > 0
     if real.any() and languages_L[real].min() < languages_L[real].max():
         row = {**row, "segments": np.where(real, (segments_L + 1) // 2, 0).astype(np.int32)}
-    # Words are told apart by the documents as they were: a pair's second text begins after <bos>.
+    # <bos>, with which a pair's second text begins, still separates words.
     return masked(row, rng, c, special)
+
+
+def needs_pairs(c: ConfigDict, languages: Sequence[Sequence[str]]) -> None:
+    """Raise UserError where no source has pairs of translations; `languages` are those of each source."""
+    if all(len(names) == 1 for names in languages):
+        raise UserError(
+            f"objective.name={c.objective.name} needs parallel text, and data.sources has none: give two files with as many "
+            "lines, such as data.sources='[\"fr|en=french.txt|english.txt\"]', or set objective.name=masked"
+        )
 
 
 def unilm(row: Row, rng: np.random.Generator, c: ConfigDict, special: Special) -> Row:
     """UniLM's cloze tasks (Dong et al. 2019): hidden tokens are predicted under the row's kind of visibility.
 
-    The kind is drawn with the weights `c.modes`. In bidirectional and sequence-to-sequence rows every document is cut
-    in two at a random place, with <sep> between; of a sequence-to-sequence pair the first part sees itself, the second
-    part also itself up to each token. `orders` say who sees whom, `types` the kind and the part. The paper's task of
-    telling whether the second part follows the first is left out.
+    The kind is drawn with the weights `modes`. In bidirectional and sequence-to-sequence rows every document is cut
+    in two at a random place, with <sep> between. In a sequence-to-sequence pair the first part sees itself, and a token of
+    the second part sees the first part and the second up to itself. `orders` say who sees whom, `types` the kind and the
+    part. The paper's task of telling whether the second part follows the first is left out.
     """
-    mode = list(UNILM_TYPES)[rng.choice(len(UNILM_TYPES), p=np.array(c.modes) / np.sum(c.modes))]
+    mode = list(UNILM_TYPES)[rng.choice(len(UNILM_TYPES), p=np.array(c.objective.modes) / np.sum(c.objective.modes))]
     length, paired = len(row["tokens"]), mode in ("bidirectional", "sequence")
     new = empty(length, "tokens", "positions", "segments", "types", "orders")
     start = 0
@@ -80,7 +91,7 @@ def unilm(row: Row, rng: np.random.Generator, c: ConfigDict, special: Special) -
             new["orders"][here] = length - steps if mode == "right" else np.maximum(steps + 1 - cut, 0)
     if "languages" in row:
         new["languages"] = languages_of(row, new["segments"])
-    return hide(new, choose(ngrams(new["tokens"], special, rng), share=c.mask_rate, rng=rng), rng, c, special)
+    return hide(new, choose(ngrams(new["tokens"], special, rng), share=c.objective.mask_rate, rng=rng), rng, c, special)
 
 
 def each(tokens_L: np.ndarray, special: Special) -> Units:
@@ -98,7 +109,7 @@ def words(tokens_L: np.ndarray, segments_L: np.ndarray, special: Special) -> Uni
 
 
 def ngrams(tokens_L: np.ndarray, special: Special, rng: np.random.Generator) -> Units:
-    """The text cut into single tokens, pairs and triples at random, so that chosen pieces are such in these shares."""
+    """The text cut at random into single tokens, pairs and triples, in the shares `NGRAMS`."""
     places = np.flatnonzero(special.is_text[tokens_L])
     ends = np.cumsum(rng.choice(len(NGRAMS), size=len(places), p=NGRAMS) + 1)
     numbers = np.searchsorted(ends, np.arange(len(places)), side="right")
@@ -109,7 +120,7 @@ def ngrams(tokens_L: np.ndarray, special: Special, rng: np.random.Generator) -> 
 def choose(units: Units, *, share: float, rng: np.random.Generator) -> np.ndarray:
     """The places of randomly chosen units: this share of all places, rounded, or a little less to keep units whole.
 
-    At least one unit is chosen where there is one.
+    At least one unit is chosen, if there is one.
     """
     if not len(units.places):
         return units.places
@@ -123,17 +134,17 @@ def choose(units: Units, *, share: float, rng: np.random.Generator) -> np.ndarra
             budget -= size
         if budget == 0:
             break
-    if not chosen.any():  # words are long where nothing parts them
+    if not chosen.any():  # every unit is longer than the share: take the shortest
         chosen[np.argmin(sizes)] = True
     return units.places[chosen[units.numbers]]
 
 
 def hide(row: Row, chosen: np.ndarray, rng: np.random.Generator, c: ConfigDict, special: Special) -> Row:
-    """The row with the chosen places to be predicted: by `c.mask_split` <mask>, another token of text, or kept."""
+    """The row with the chosen places to be predicted: replaced by <mask> or another token of text, or kept, by `mask_split`."""
     tokens_L = row["tokens"].copy()
     lot = rng.random(len(chosen))
-    replaced = lot < c.mask_split[0]
-    random = (lot >= c.mask_split[0]) & (lot < c.mask_split[0] + c.mask_split[1])
+    replaced = lot < c.objective.mask_split[0]
+    random = (lot >= c.objective.mask_split[0]) & (lot < c.objective.mask_split[0] + c.objective.mask_split[1])
     tokens_L[chosen[replaced]] = special.mask
     tokens_L[chosen[random]] = rng.choice(special.ordinary, size=random.sum())
     weights_L = np.zeros(len(tokens_L), np.float32)

@@ -1,4 +1,4 @@
-"""Multi-token prediction (Gloeckle et al. 2024): each position predicts the next tokens, one head for each."""
+"""Multi-token prediction (Gloeckle et al. 2024): each position predicts the next A tokens, each by its own block."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from llmjax.objectives.losses import Batch, Predictions, Sums, add_up, call, head_of, with_auxiliary
+from llmjax.objectives.losses import Batch, Sums, add_up, call, predictions_of, with_auxiliary
 
 
 def ahead(batch: Batch, distance: int) -> tuple[jax.Array, jax.Array]:
-    """targets_BL and weights_BL of the head that looks `distance` tokens further than the next.
+    """targets_BL and weights_BL of the block that predicts `distance` tokens beyond the next one.
 
-    A position counts if all the tokens in between belong to its own document.
+    A position counts if all the tokens between belong to its own document.
     """
 
     def shifted(values_BL: jax.Array) -> jax.Array:
@@ -24,10 +24,11 @@ def ahead(batch: Batch, distance: int) -> tuple[jax.Array, jax.Array]:
 
 
 def multi_token(module: nn.Module, params: Any, batch: Batch, rng: jax.Array | None, c: ConfigDict) -> Sums:
-    """The mean over the heads of their losses; the metric `loss` is that of the next token, as in other objectives."""
+    """The mean of the losses of all A tokens; the metric `loss` is that of the next token, as in other objectives."""
     hidden_ABLD, auxiliary = call(module, params, batch, rng, output="hidden_ahead")
-    head, heads = head_of(module, params), []
-    for distance, hidden_BLD in enumerate(hidden_ABLD):
-        heads.append(add_up(Predictions(hidden_BLD, head, *ahead(batch, distance)), c))
+    heads = [
+        add_up(predictions_of(module, params, hidden_BLD, *ahead(batch, distance)), c)
+        for distance, hidden_BLD in enumerate(hidden_ABLD)
+    ]
     objective = sum((head.objective for head in heads), start=jnp.zeros(())) / len(heads)
     return with_auxiliary(heads[0]._replace(objective=objective), auxiliary)

@@ -7,22 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from llmjax.model.cache import init_memory
-from llmjax.objectives.losses import Auxiliary, Batch, Predictions, call, head_of
+from llmjax.model.two_stream import init_memory
+from llmjax.objectives.losses import Auxiliary, Batch, Predictions, call, predictions_of
 from llmjax.objectives.rows import Row
 from llmjax.objectives.special import Special
 
 
 def permutation(row: Row, rng: np.random.Generator, c: ConfigDict, special: Special) -> Row:
-    """A row with a random order, the last `c.predict_share` of which is to be predicted by the query stream.
+    """A row with a random order, the last `predict_share` of which is to be predicted by the query stream.
 
-    Adds `orders` (L): 0 for the tokens that are context (they see each other, as in the authors' implementation, where
-    only the target part of the order is one), 1, 2, ... for the predicted ones. Adds for the Q predictions
-    `query_places` (their indices in the part of the row they belong to), `query_orders` and `query_segments`, and
-    gives `targets` and `weights` the same length Q. Special tokens are context always. The row is cut in
-    `c.recurrence` equal parts, each with its own order and Q / recurrence of the predictions.
+    It adds `orders` (L): 0 for the tokens that are context (they see each other, as in the authors' implementation, which
+    orders the targets only), 1, 2, ... for the predicted ones. For the Q predictions it adds `query_places` (indices in
+    their part of the row), `query_orders` and `query_segments`; `targets` and `weights` have length Q too. Special tokens
+    are always context. The row is cut in `recurrence` equal parts, each with its own order and Q / recurrence of the
+    predictions.
     """
-    parts = c.recurrence
+    parts = c.objective.recurrence
     cut = {name: values.reshape(parts, -1) for name, values in row.items()}
     done = [_part({name: values[i] for name, values in cut.items()}, rng, c, special) for i in range(parts)]
     return {name: np.concatenate([part[name] for part in done]) for name in done[0]}
@@ -30,14 +30,14 @@ def permutation(row: Row, rng: np.random.Generator, c: ConfigDict, special: Spec
 
 def _part(row: Row, rng: np.random.Generator, c: ConfigDict, special: Special) -> Row:
     tokens_L, segments_L = row["tokens"], row["segments"]
-    queries = max(1, round(c.predict_share * len(tokens_L)))
+    queries = max(1, round(c.objective.predict_share * len(tokens_L)))
     places = np.flatnonzero(special.is_text[tokens_L] & (segments_L > 0))
     ranked = rng.permutation(places)
-    # A document of text alone would have a first prediction that sees nothing: its last token stays context.
+    # In a document without special tokens the first prediction would see nothing, so its last token stays context.
     bare = np.setdiff1d(segments_L[places], segments_L[~special.is_text[tokens_L]])
     last = [places[segments_L[places] == segment][-1] for segment in bare]
     ranked = ranked[~np.isin(ranked, last)] if last else ranked
-    wanted = round(c.predict_share * len(places))
+    wanted = round(c.objective.predict_share * len(places))
     chosen = ranked[len(ranked) - min(wanted, len(ranked)) :]
     orders_L = np.zeros(len(tokens_L), np.int32)
     orders_L[chosen] = np.arange(1, len(chosen) + 1)
@@ -84,4 +84,4 @@ def predict(module: Any, params: Any, batch: Batch, rng: jax.Array | None, c: Co
         extras.append(Auxiliary(None if extra.loss is None else extra.loss / parts, extra.usage))
     auxiliary = jax.tree.map(lambda *values: sum(values, start=jnp.zeros(())), *extras)
     hidden_BLD = jnp.concatenate(hidden, axis=1)
-    return Predictions(hidden_BLD, head_of(module, params), batch["targets"], batch["weights"], auxiliary)
+    return predictions_of(module, params, hidden_BLD, batch["targets"], batch["weights"], auxiliary)

@@ -10,8 +10,8 @@ from llmjax.objectives.special import Special
 def prefix(row: Row, rng: np.random.Generator, c: ConfigDict, special: Special) -> Row:
     """A row with each document's prefix of a random length (Liu et al. 2018, Raffel et al. 2020).
 
-    Adds `orders` (L): 0 for the prefix, then 1, 2, ...; `weights` stay only where the target is after the prefix. The
-    length is uniform over 0 (an ordinary causal document) up to all of the document but its last token.
+    It adds `orders` (L): 0 for the prefix, then 1, 2, ... `weights` are 0 where the target is in the prefix. The length is
+    uniform from 0 (an ordinary causal document) to all of the document but its last token.
     """
     orders_L = np.zeros(len(row["tokens"]), np.int32)
     weights_L = row["weights"].copy()

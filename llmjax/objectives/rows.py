@@ -1,4 +1,4 @@
-"""Rows of batches, as the objectives change them: arrays of length L by name (see data/batches.py)."""
+"""Rows of batches, which the objectives transform: arrays of length L by name (see data/batches.py)."""
 
 import numpy as np
 
@@ -16,6 +16,6 @@ def empty(length: int, *names: str) -> Row:
 
 
 def languages_of(row: Row, segments_L: np.ndarray) -> np.ndarray:
-    """The language of each place of a changed row, whose segments count the documents of `row`; int32, 0 for padding."""
+    """The language of each place of a new row whose segments number the documents of `row`: int32, 0 for padding."""
     by_number = [0, *(row["languages"][places[0]] for places in documents(row["segments"]))]
     return np.array(by_number, np.int32)[segments_L]

@@ -1,4 +1,4 @@
-"""T5's span corruption (Raffel et al. 2020): spans of text give way to sentinels, and the model writes them down."""
+"""T5's span corruption (Raffel et al. 2020): sentinels replace spans of text, and the model writes the spans."""
 
 import functools
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from llmjax.objectives.special import Special
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many tokens go where in one row."""
+    """The lengths of one row's parts, in tokens."""
 
     raw: int  # tokens of text read
     source: int  # of the encoder; without one, of everything
@@ -21,8 +21,8 @@ class Sizes:
 
 
 def counts(tokens: int, c: ConfigDict) -> tuple[int, int]:
-    """Tokens hidden, and spans, in a stretch of so many tokens that may be hidden."""
-    return _counts(tokens, c.mask_rate, c.span_length)
+    """How many tokens are hidden, and in how many spans, of so many that may be."""
+    return _counts(tokens, c.objective.mask_rate, c.objective.span_length)
 
 
 def _counts(tokens: int, rate: float, mean: float) -> tuple[int, int]:
@@ -32,9 +32,9 @@ def _counts(tokens: int, rate: float, mean: float) -> tuple[int, int]:
     return hidden, min(max(round(hidden / mean), 1), tokens - hidden)
 
 
-def sizes(c: ConfigDict, *, length: int, encoder: bool) -> Sizes:
-    """The most text for which one document's source (and without an encoder, its targets too) fill `length` tokens."""
-    return _sizes(c.mask_rate, c.span_length, length, encoder)
+def row_sizes(c: ConfigDict) -> Sizes:
+    """The most text for which one document's source (and without an encoder, its targets too) fill a row."""
+    return _sizes(c.objective.mask_rate, c.objective.span_length, c.train.sequence_length, c.model.encoder_layers > 0)
 
 
 @functools.lru_cache
@@ -51,16 +51,17 @@ def _sizes(rate: float, mean: float, length: int, encoder: bool) -> Sizes:
     return Sizes(raw, length, -(-(hidden + 2 * spans) // 8) * 8 if encoder else 0)
 
 
-def span(row: Row, rng: np.random.Generator, c: ConfigDict, special: Special, *, length: int, encoder: bool) -> Row:
-    """A row of `sizes(...).raw` tokens of text, with spans of the mean length `c.span_length` hidden.
+def span(row: Row, rng: np.random.Generator, c: ConfigDict, special: Special) -> Row:
+    """A row of `row_sizes(c).raw` tokens of text, with spans of the mean length `span_length` hidden.
 
-    In the source each span is one sentinel, the targets of a document are its sentinels with their spans, then <eos>.
-    Hidden are `c.mask_rate` of the tokens of text; spans end where documents end, and each document counts its
+    In the source each span is one sentinel. The targets of a document are its sentinels with their spans, then <eos>. A
+    share `mask_rate` of the tokens of text is hidden; spans end where documents end, and each document counts its
     sentinels from the first. With an encoder the row has source_tokens, source_positions, source_segments, and the
-    decoder's tokens, which begin with <bos> (T5's with <pad>). Without one, each document's targets follow its source: `orders` let the
-    source see itself whole and the targets what came before (a prefix language model), and only targets count.
+    decoder's tokens, which begin with <bos> (T5's with <pad>). Without one, each document's targets follow its source: by
+    `orders` the source sees itself whole and the targets see what came before them (a prefix language model), and only
+    targets have weight.
     """
-    room = sizes(c, length=length, encoder=encoder)
+    room, encoder = row_sizes(c), c.model.encoder_layers > 0
     tokens, segments, hidden = _fit(row, rng, c, special, room)
     plain, predicted = ("tokens", "positions", "segments"), ("targets", "weights")
     source = _Writer(room.source, *plain, *(() if encoder else (*predicted, "orders")))
@@ -94,7 +95,7 @@ def span(row: Row, rng: np.random.Generator, c: ConfigDict, special: Special, *,
 def replace(tokens: np.ndarray, hidden: np.ndarray, special: Special) -> tuple[np.ndarray, np.ndarray]:
     """(source, targets) of one document; no targets where nothing is hidden."""
     begins = hidden & ~np.append(False, hidden[:-1])
-    number = np.clip(np.cumsum(begins) - 1, 0, SENTINELS - 1)  # there are enough: `check` has seen to it
+    number = np.clip(np.cumsum(begins) - 1, 0, SENTINELS - 1)  # objective_checks.py ensures that there are enough
     sentinels = special.sentinels[number]
     source = np.where(begins, sentinels, tokens)[~hidden | begins]
     pairs = np.stack([sentinels, tokens], axis=1)
@@ -103,7 +104,7 @@ def replace(tokens: np.ndarray, hidden: np.ndarray, special: Special) -> tuple[n
 
 
 def random_spans(tokens: int, c: ConfigDict, rng: np.random.Generator) -> np.ndarray:
-    """bool (tokens,): as many hidden and in as many spans as `counts` says, all such choices equally likely.
+    """bool (tokens,): `counts` says how many are hidden and in how many spans; all such choices are equally likely.
 
     The first token stays, the last is hidden, and no two spans touch.
     """
@@ -122,11 +123,11 @@ def random_spans(tokens: int, c: ConfigDict, rng: np.random.Generator) -> np.nda
 def _fit(
     row: Row, rng: np.random.Generator, c: ConfigDict, special: Special, room: Sizes
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, their segments, and which to hide: the beginning of the row for which everything fits for certain."""
-    tokens, segments, rate, mean = row["tokens"], row["segments"], c.mask_rate, c.span_length
+    """Tokens, their segments, and which to hide: the longest beginning of the row that is certain to fit."""
+    tokens, segments, rate, mean = row["tokens"], row["segments"], c.objective.mask_rate, c.objective.span_length
     text = special.is_text[tokens]
     texts = np.cumsum(text)
-    # What is no text may cut a span in two, once for each time that text begins again.
+    # Special tokens may cut a span in two, once for each time that text begins again.
     breaks = np.maximum(np.cumsum(text & ~np.append(False, text[:-1])) - 1, 0)
     keep = int((segments > 0).sum())
     while keep:

@@ -1,8 +1,8 @@
 """Special ids of the objectives: <mask>, <sep>, the markers of fill-in-the-middle and the sentinels of span corruption.
 
-They come after the tokenizer's own ids, in rows of the embedding that would else only pad it, and always in the same
-order: a model keeps their meaning when it is trained on with another objective. An imported tokenizer may have some of
-them itself; then those are used, as its model knows them.
+They come after the tokenizer's own ids, in rows that pad the embedding, and always in the same order: a model keeps their
+meaning when its training goes on with another objective. If an imported tokenizer has some of them, those are used,
+because its model knows them.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ WORD_BREAKS = (b" ", b"\n", b"\t", b"\r")
 
 @dataclass(frozen=True)
 class Special:
-    """The ids that objectives use, and what they must know of all others."""
+    """The special ids of an objective, and which other ids are text."""
 
     size: int  # rows that the embedding must have: one more than the largest id in use
     start: int  # of a document

@@ -9,8 +9,8 @@ wait for the last. Where the mask is such a pattern, each device works on two pi
 on pieces i and 2 C - 1 - i. Then every step of the ring is half a block for all of them, and the other half is left out.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,23 +19,16 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from llmjax.errors import UserError
-from llmjax.model.attention import WHOLE
+from llmjax.model.attention import Attend
 from llmjax.model.views import View
 
 AXIS = "context"
+ALL = slice(None)
 
 
-@contextmanager
-def active(mesh: Mesh, c: ConfigDict) -> Iterator[None]:
-    """While tracing, run attention in a ring where the config asks for it and positions are divided."""
-    if mesh.shape[AXIS] == 1 or c.parallel.context == "gather":
-        yield
-        return
-    token = WHOLE.set(ring)
-    try:
-        yield
-    finally:
-        WHOLE.reset(token)
+def attention(c: ConfigDict, mesh: Mesh) -> Attend | None:
+    """The ring, where the config asks for it and the mesh divides positions: the `attend` of a `Transformer`."""
+    return ring if mesh.shape[AXIS] > 1 and c.parallel.context == "ring" else None
 
 
 def ring(
@@ -53,7 +46,10 @@ def ring(
 
     Raises UserError when the axis does not divide the sequence, or with dropout of the attention's weights.
     """
-    ways, length = jax.sharding.get_abstract_mesh().shape[AXIS], q_BLHK.shape[1]
+    mesh, length = jax.sharding.get_abstract_mesh(), q_BLHK.shape[1]
+    if AXIS not in mesh.axis_names:
+        raise UserError("this network's attention is a ring of devices: call it inside `placement.active(mesh, c)`")
+    ways = mesh.shape[AXIS]
     if dropout is not None:
         raise UserError("parallel.context=ring has no dropout of attention weights: set model.attention_dropout=0")
     if length % ways or k_BMGK.shape[1] % ways:
@@ -61,105 +57,35 @@ def ring(
             f"the mesh axis context={ways} does not divide the {length} positions of a row: choose another "
             "train.sequence_length or size of context"
         )
-    pattern = view.pattern if bias_BHLM is None else None
-    halves = pattern is not None and pattern.causal and length % (2 * ways) == 0
     along = PartitionSpec(None, AXIS)
     # Each device is told its number: the compiler takes no part of a derivative that has no operand but `axis_index`.
     arguments: list[Any] = [jnp.arange(ways), q_BLHK, k_BMGK, v_BMGK]
-    places = [PartitionSpec(AXIS), *[along] * 3]
-    if pattern is not None:
-        arguments += [pattern.queries_BL, pattern.keys_BM]
-        places += [along] * 2
+    where = [PartitionSpec(AXIS), *[along] * 3]
+    band = None
+    if view.pattern is not None and bias_BHLM is None:
+        halves = view.pattern.causal and length % (2 * ways) == 0
+        band = Band(view.pattern.causal, view.pattern.window, halves)
+        arguments += [view.pattern.queries_BL, view.pattern.keys_BM]
+        where += [along] * 2
     else:
         arguments.append(view.mask())
-        places.append(along)
+        where.append(along)
         if bias_BHLM is not None:
             arguments.append(bias_BHLM)
-            places.append(PartitionSpec(None, None, AXIS if bias_BHLM.shape[2] > 1 else None))
-
-    def body(number: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array) -> jax.Array:
-        (B, L, H, K), G = q.shape, k.shape[2]
-        here = number[0]
-        if pattern is not None:  # segments are small: every device has those of the whole row
-            rest = tuple(jax.lax.all_gather(x, AXIS, axis=1, tiled=True) for x in rest)
-        if halves:
-            q, k, v = (_to_both_ends(x, ways) for x in (q, k, v))
-        q = q.reshape(B, L, G, H // G, K)
-
-        def positions(device: jax.Array, count: int) -> jax.Array:
-            """The places in the row of what a device works on."""
-            if not halves:
-                return device * count + jnp.arange(count)
-            piece = jnp.arange(count // 2)
-            return jnp.concatenate([device * (count // 2) + piece, (2 * ways - 1 - device) * (count // 2) + piece])
-
-        def seen(rows: slice, device: jax.Array, columns: slice) -> tuple[jax.Array, jax.Array | None]:
-            """The mask between some of the queries here and some of a device's keys, and what to add to their scores."""
-            count = k.shape[1]
-            if pattern is not None:
-                own, theirs = positions(here, L)[rows], positions(device, count)[columns]
-                segments_BL, segments_BM = (jnp.take(x, at, axis=1) for x, at in zip(rest, (own, theirs), strict=True))
-                mask = segments_BL[:, :, None] == segments_BM[:, None, :]
-                distance_LM = own[:, None] - theirs[None, :]
-                if pattern.causal:
-                    mask &= (distance_LM >= 0)[None]
-                if pattern.window:
-                    mask &= (jnp.abs(distance_LM) < pattern.window)[None]
-                return mask, None
-            parts = [jax.lax.dynamic_slice_in_dim(x, device * count, count, axis=x.ndim - 1) for x in rest]
-            return parts[0], parts[1] if len(parts) > 1 else None
-
-        def look(sums: Sums, k: jax.Array, v: jax.Array, device: jax.Array, rows: slice, columns: slice) -> Sums:
-            """The sums with what these queries see of these keys."""
-            mask, bias = seen(rows, device, columns)
-            scores = jnp.einsum("blgrk,bmgk->bgrlm", q[:, rows], k[:, columns], preferred_element_type=jnp.float32) * (
-                scale or K**-0.5
-            )
-            if soft_cap:
-                scores = soft_cap * jnp.tanh(scores / soft_cap)
-            if bias is not None:
-                scores = scores + bias.reshape(bias.shape[0], G, H // G, *bias.shape[2:])
-            mask = mask[:, None, None]
-            scores = jnp.where(mask, scores, -1e30)
-            before = Sums(*(x[:, :, :, rows] for x in sums))
-            # What is subtracted cancels. Its derivative would ask where the maximum was, of scores computed anew.
-            largest = jnp.maximum(before.largest, jax.lax.stop_gradient(jnp.max(scores, axis=-1)))
-            shrink, e = jnp.exp(before.largest - largest), jnp.where(mask, jnp.exp(scores - largest[..., None]), 0.0)
-            y = jnp.einsum("bgrlm,bmgk->bgrlk", e.astype(v.dtype), v[:, columns], preferred_element_type=jnp.float32)
-            after = Sums(largest, before.weight * shrink + jnp.sum(e, axis=-1), before.total * shrink[..., None] + y)
-            return Sums(*(x.at[:, :, :, rows].set(new) for x, new in zip(sums, after, strict=True)))
-
-        everything = slice(None)
-
-        def add(carry: Any, step: jax.Array) -> tuple[Any, None]:
-            k, v, sums = carry
-            device = (here - step) % ways  # whose keys these are
-            if halves:
-                low, high = slice(0, k.shape[1] // 2), slice(L // 2, L)
-                which = jnp.where(device == here, 0, jnp.where(device < here, 1, 2))
-                sums = jax.lax.switch(
-                    which,
-                    [
-                        lambda: look(sums, k, v, device, everything, everything),
-                        lambda: look(sums, k, v, device, everything, low),  # all queries come after its first piece
-                        lambda: look(sums, k, v, device, high, everything),  # the second piece's come after both
-                    ],
-                )
-            else:
-                sums = look(sums, k, v, device, everything, everything)
-            k, v = (jax.lax.ppermute(x, AXIS, [(i, (i + 1) % ways) for i in range(ways)]) for x in (k, v))
-            return (k, v, sums), None
-
-        none = jnp.zeros((B, G, H // G, L), jnp.float32)
-        start = Sums(none - 1e30, none, jnp.zeros((B, G, H // G, L, K), jnp.float32))
-        (_, _, sums), _ = jax.lax.scan(jax.checkpoint(add), (k, v, start), jnp.arange(ways))
-        # A query that sees nothing is padding; it gets zeros.
-        y = sums.total / jnp.maximum(sums.weight, 1e-30)[..., None]
-        y = y.transpose(0, 3, 1, 2, 4).reshape(B, L, H, K).astype(v.dtype)
-        return _from_both_ends(y, ways) if halves else y
-
-    run = jax.shard_map(body, in_specs=tuple(places), out_specs=along, axis_names={AXIS}, check_vma=False)
+            where.append(PartitionSpec(None, None, AXIS if bias_BHLM.shape[2] > 1 else None))
+    body = functools.partial(
+        _on_device, ways=ways, band=band, scale=scale or q_BLHK.shape[3] ** -0.5, soft_cap=soft_cap
+    )
+    run = jax.shard_map(body, in_specs=tuple(where), out_specs=along, axis_names={AXIS}, check_vma=False)
     return run(*arguments)
+
+
+class Band(NamedTuple):
+    """What of a `views.Pattern` is known while tracing. `halves`: each device works on a piece from either end."""
+
+    causal: bool
+    window: int
+    halves: bool
 
 
 class Sums(NamedTuple):
@@ -168,6 +94,111 @@ class Sums(NamedTuple):
     largest: jax.Array
     weight: jax.Array
     total: jax.Array
+
+
+def _on_device(
+    number: jax.Array,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *rest: jax.Array,
+    ways: int,
+    band: Band | None,
+    scale: float,
+    soft_cap: float,
+) -> jax.Array:
+    """One device's queries, while the keys and values of all devices pass by.
+
+    Args:
+        number: (1,), the device's place in the ring.
+        rest: with a band the segments of queries and keys, else the mask and maybe a bias, of this device's queries.
+    """
+    (B, L, H, K), G = q.shape, k.shape[2]
+    here, halves = number[0], band is not None and band.halves
+    if band is not None:  # segments are small: every device has those of the whole row
+        rest = tuple(jax.lax.all_gather(x, AXIS, axis=1, tiled=True) for x in rest)
+    if halves:
+        q, k, v = (_to_both_ends(x, ways) for x in (q, k, v))
+    q = q.reshape(B, L, G, H // G, K)
+
+    def look(sums: Sums, k: jax.Array, v: jax.Array, device: jax.Array, rows: slice, columns: slice) -> Sums:
+        """The sums with what some of the queries see of some of a device's keys."""
+        if band is None:
+            mask, bias = _slices(rest, device * k.shape[1], k.shape[1])
+        else:
+            own, theirs = (_positions(d, x.shape[1], ways, halves) for d, x in ((here, q), (device, k)))
+            mask, bias = _band_mask(rest, own[rows], theirs[columns], band), None
+        scores = jnp.einsum("blgrk,bmgk->bgrlm", q[:, rows], k[:, columns], preferred_element_type=jnp.float32) * scale
+        if soft_cap:
+            scores = soft_cap * jnp.tanh(scores / soft_cap)
+        if bias is not None:
+            scores = scores + bias.reshape(bias.shape[0], G, H // G, *bias.shape[2:])
+        before = Sums(*(x[:, :, :, rows] for x in sums))
+        after = _add(before, scores, mask[:, None, None], v[:, columns])
+        return Sums(*(x.at[:, :, :, rows].set(new) for x, new in zip(sums, after, strict=True)))
+
+    def step(carry: Any, turn: jax.Array) -> tuple[Any, None]:
+        k, v, sums = carry
+        device = (here - turn) % ways  # whose keys these are
+        if halves:
+            low, high = slice(0, k.shape[1] // 2), slice(L // 2, L)
+            which = jnp.where(device == here, 0, jnp.where(device < here, 1, 2))
+            sums = jax.lax.switch(
+                which,
+                [
+                    lambda: look(sums, k, v, device, ALL, ALL),
+                    lambda: look(sums, k, v, device, ALL, low),  # all queries come after its first piece
+                    lambda: look(sums, k, v, device, high, ALL),  # the second piece's come after both
+                ],
+            )
+        else:
+            sums = look(sums, k, v, device, ALL, ALL)
+        k, v = (jax.lax.ppermute(x, AXIS, [(i, (i + 1) % ways) for i in range(ways)]) for x in (k, v))
+        return (k, v, sums), None
+
+    none = jnp.zeros((B, G, H // G, L), jnp.float32)
+    start = Sums(none - 1e30, none, jnp.zeros((B, G, H // G, L, K), jnp.float32))
+    (_, _, sums), _ = jax.lax.scan(jax.checkpoint(step), (k, v, start), jnp.arange(ways))
+    # A query that sees nothing is padding; it gets zeros.
+    y = sums.total / jnp.maximum(sums.weight, 1e-30)[..., None]
+    y = y.transpose(0, 3, 1, 2, 4).reshape(B, L, H, K).astype(v.dtype)
+    return _from_both_ends(y, ways) if halves else y
+
+
+def _add(before: Sums, scores: jax.Array, mask: jax.Array, v_BMGK: jax.Array) -> Sums:
+    """The softmax with some more keys: their scores (B, G, H/G, L, M), and which of them count."""
+    scores = jnp.where(mask, scores, -1e30)
+    # What is subtracted cancels. Its derivative would ask where the maximum was, of scores computed anew.
+    largest = jnp.maximum(before.largest, jax.lax.stop_gradient(jnp.max(scores, axis=-1)))
+    shrink, e = jnp.exp(before.largest - largest), jnp.where(mask, jnp.exp(scores - largest[..., None]), 0.0)
+    y = jnp.einsum("bgrlm,bmgk->bgrlk", e.astype(v_BMGK.dtype), v_BMGK, preferred_element_type=jnp.float32)
+    return Sums(largest, before.weight * shrink + jnp.sum(e, axis=-1), before.total * shrink[..., None] + y)
+
+
+def _slices(rest: Sequence[jax.Array], start: jax.Array, count: int) -> tuple[jax.Array, jax.Array | None]:
+    """The mask, and the bias if there is one, for some keys from `start` on."""
+    parts = [jax.lax.dynamic_slice_in_dim(x, start, count, axis=x.ndim - 1) for x in rest]
+    return parts[0], parts[1] if len(parts) > 1 else None
+
+
+def _positions(device: jax.Array, count: int, ways: int, halves: bool) -> jax.Array:
+    """The places in the row of what a device works on, (count,)."""
+    if not halves:
+        return device * count + jnp.arange(count)
+    piece = jnp.arange(count // 2)
+    return jnp.concatenate([device * (count // 2) + piece, (2 * ways - 1 - device) * (count // 2) + piece])
+
+
+def _band_mask(segments: Sequence[jax.Array], own_L: jax.Array, theirs_M: jax.Array, band: Band) -> jax.Array:
+    """mask_BLM between queries and keys at these places of the row, whose segments are those of queries and keys."""
+    segments_BL, segments_BM = (jnp.take(x, at, axis=1) for x, at in zip(segments, (own_L, theirs_M), strict=True))
+    mask_BLM = segments_BL[:, :, None] == segments_BM[:, None, :]
+    distance_LM = own_L[:, None] - theirs_M[None, :]
+    if band.causal:
+        mask_BLM &= (distance_LM >= 0)[None]
+    if band.window:
+        mask_BLM &= (jnp.abs(distance_LM) < band.window)[None]
+    return mask_BLM
 
 
 def _owners(ways: int) -> tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]]:

@@ -1,17 +1,17 @@
-"""The device mesh, from one line of config such as "data=-1 fsdp=4 tensor=2"; see README for what the axes do."""
+"""The device mesh, from one line of config such as "data=-1 fsdp=4 tensor=2"; README says what the axes do."""
 
 import ctypes
 import math
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from llmjax import accelerators
 from llmjax.errors import UserError
 
 AXES = ("data", "pipeline", "fsdp", "expert", "context", "tensor")  # from the slowest to the fastest links
@@ -22,7 +22,7 @@ def parse_mesh(line: str, *, devices: int, key: str = "parallel.mesh") -> dict[s
     """Axis sizes for that many devices, every axis present; one axis may be -1 and takes what is left.
 
     Args:
-        key: the setting that the line is from, for messages.
+        key: the setting that holds the line, for messages.
 
     Raises UserError for an unknown axis, one given twice, two -1, or sizes that do not multiply to the number of devices.
     """
@@ -51,7 +51,7 @@ def parse_mesh(line: str, *, devices: int, key: str = "parallel.mesh") -> dict[s
 
 
 def slice_sizes(sizes: dict[str, int], *, slices: int) -> dict[str, int]:
-    """How many slices (pods joined by the data-centre network) each axis spans: the outermost axes take them all.
+    """How many slices (pods joined by the data-centre network) each axis spans: the outermost axes span them.
 
     Raises UserError when the sizes of the axes cannot be divided so.
     """
@@ -76,8 +76,8 @@ def make_mesh(
     """The mesh over `devices` (default: all), axes in the order of `AXES`, the closest neighbours on the last axis.
 
     Args:
-        slices: pods joined by the data-centre network, which the first axes cross; 0: as many as the devices say.
-        key: the setting that the line is from, for messages.
+        slices: pods joined by the data-centre network, which the first axes cross; 0: as the devices report.
+        key: the setting that holds the line, for messages.
     """
     devices = jax.devices() if devices is None else devices
     sizes = parse_mesh(line, devices=len(devices), key=key)
@@ -87,7 +87,7 @@ def make_mesh(
     if slices not in (0, told) and told > 1:
         raise UserError(f"parallel.slices={slices}, and the devices are in {told} slices: set it to 0")
     try:
-        if told == 1:  # one slice, or devices that do not know of theirs
+        if told == 1:  # one slice, or devices that do not report one
             return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices)
         inside = [sizes[axis] // spans[axis] for axis in sizes]
         arranged = mesh_utils.create_hybrid_device_mesh(inside, list(spans.values()), devices=devices)
@@ -130,14 +130,13 @@ def row_group(mesh: Mesh) -> tuple[int, int]:
 
 
 LARGEST_KEPT = 64 << 20  # bytes; what glibc's arenas of threads can hold as one piece
-ACCELERATORS = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd")  # device files of TPUs and GPUs
 
 
 def use_cpu_devices(count: int, *, batch_size: int, work_bytes: int) -> None:
-    """Split this machine's CPU into devices, before JAX starts; without effect beside an accelerator.
+    """Split this machine's CPU into devices, before JAX starts; without effect where there is an accelerator.
 
-    One device a core runs a small model faster than one device with all cores: most operations of a small model
-    are too short to be worth spreading, while the halves of a batch run side by side for the whole step.
+    One device a core runs a small model faster than one device with all cores: most of its operations are too short to be
+    worth spreading, while the parts of a batch run side by side for the whole step.
 
     Args:
         count: devices to make; 0: the largest number of cores by which the batch can be divided.
@@ -148,7 +147,7 @@ def use_cpu_devices(count: int, *, batch_size: int, work_bytes: int) -> None:
         return  # the user has decided
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = count or max(n for n in range(1, cores + 1) if batch_size % n == 0)
-    if work_bytes > LARGEST_KEPT and not any(any(Path("/dev").glob(name)) for name in ACCELERATORS):
+    if work_bytes > LARGEST_KEPT and not accelerators.present():
         _keep_freed_memory()
     try:
         jax.config.update("jax_num_cpu_devices", count)
@@ -160,8 +159,8 @@ def use_cpu_devices(count: int, *, batch_size: int, work_bytes: int) -> None:
 def _keep_freed_memory() -> None:
     """Have glibc keep what is freed, before JAX's threads start; without effect with another C library.
 
-    XLA on CPU allocates the work space of every step anew; given back each time, its pages are mapped and zeroed
-    again. Keeping large pieces works in one arena only, for whose lock the threads of a small model would wait.
+    XLA on CPU allocates the work space of every step anew. If it is given back each time, its pages are mapped and zeroed
+    again. Large pieces are kept in one arena only, and the threads of a small model would wait for its lock.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
@@ -172,7 +171,7 @@ def _keep_freed_memory() -> None:
 
 
 def describe(mesh: Mesh) -> str:
-    """One line for people: the devices and how they are arranged."""
+    """One line that says the devices and how they are arranged."""
     device = mesh.devices.flat[0]
     axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     return f"{mesh.size} {device.device_kind} device{'s' if mesh.size > 1 else ''}, {axes}"

@@ -2,11 +2,10 @@
 
 A row is (regex on the parameter's path, one mesh axis or None for each dimension). The first row that matches
 wins; a parameter that no row matches is an error, so nothing is replicated by accident. Optimizer state and moving
-averages follow their parameter. Stacked layers have the layer dimension first, which `pipeline` divides.
+averages live where their parameter does. Stacked layers have the layer dimension first, which `pipeline` divides.
 
-ZeRO (Rajbhandari et al. 2020) is where things live, no other code: `parallel.zero=3` keeps everything as the table says,
-2 keeps parameters whole over fsdp, 1 also their gradients; what is left divided are gradients and optimizer state (2)
-or optimizer state alone (1).
+ZeRO (Rajbhandari et al. 2020) is a matter of placement alone: with `parallel.zero=3` everything is as the table says, with
+2 parameters are whole over fsdp, and gradients and optimizer state are divided; with 1 gradients are whole too.
 """
 
 import math
@@ -21,15 +20,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from llmjax.errors import UserError
+from llmjax.model.transformer import Transformer
 from llmjax.parallel import context, pipeline
 from llmjax.parallel.mesh import ROWS
 
 Axes = str | tuple[str, ...] | None
 Row = tuple[str, tuple[Axes, ...]]
 
-VOCABULARY = ("tensor", "pipeline")  # embedding and head lie outside of the stages, which share them
+VOCABULARY = ("tensor", "pipeline")  # embedding and head are outside of the stages, which divide them
 
-# Where blocks live: sections of the stack, of the encoder's stack, the place in a period of several kinds of layers.
+# The paths of blocks: the stacks of the decoder or encoder, and the place in a pattern of several kinds of layers.
 LAYER = r"^((encoder/)?(first|layers|last)/(\d+/)?|ahead/)"
 
 TABLE: tuple[Row, ...] = (
@@ -78,9 +78,9 @@ TABLE: tuple[Row, ...] = (
     (LAYER + r"(rnn|lstm|rglru|mamba2)/out/bias$", (None, None)),  # N D
 )
 
-# Letter of the legend -> mesh axes, for activations labelled by `model.layers.constrain`; of the rows for a letter the first
+# Letter of the legend -> mesh axes, for the activations of `model.layers.constrain`. Of the rows for a letter the first holds
 # whose axes no other dimension of the array has taken. D is not sharded: parameters sharded over fsdp are gathered when
-# they are used. What queries look at, M, is gathered over context (or goes round in a ring, parallel/context.py).
+# they are used. The keys' positions, M, are gathered over context (or go round in a ring, parallel/context.py).
 ACTIVATIONS: tuple[tuple[str, Axes], ...] = (
     ("B", ROWS),
     ("H", "tensor"),
@@ -158,8 +158,9 @@ def parameter_specs(
 def _among_stages(
     found: list[tuple[str, ...]], shape: Sequence[int], sizes: Mapping[str, int]
 ) -> list[tuple[str, ...]]:
-    """The axes of stacked layers with the stages: layers are divided among them, or where they are too few or uneven
-    the dimension that fsdp divides is; the step then gives each stage its layers (parallel/pipeline.py)."""
+    """The axes of stacked layers with `pipeline`: it divides the layers, or where their number is not a multiple of the
+    stages the dimension that fsdp divides; the step then gives each stage its layers (parallel/pipeline.py).
+    """
     if shape[0] % sizes["pipeline"] == 0:
         return [("pipeline",), *found[1:]]
     for i, entry in enumerate(found):
@@ -175,7 +176,7 @@ def parameter_shardings(params: Any, mesh: Mesh, *, rules: Sequence[Row] = (), w
 
 
 def like_parameters(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
-    """Shardings for a tree such as optimizer state, whose leaves follow the parameter that ends their path.
+    """Shardings for a tree such as optimizer state, whose leaves belong to the parameter that ends their path.
 
     A leaf of the same shape as its parameter gets the parameter's sharding; counters and factored statistics are replicated.
     """
@@ -214,17 +215,21 @@ def activation_rules(mesh: Mesh, c: ConfigDict) -> tuple[tuple[str, Axes], ...]:
     return tuple(rules)
 
 
+def on_mesh(module: Transformer, mesh: Mesh, c: ConfigDict) -> Transformer:
+    """The network as it runs on a mesh: in the stages of a pipeline, with attention in a ring, as `c.parallel` says.
+
+    It computes the same as `module`, and is to be called where `active` is.
+    """
+    return module.clone(run_layers=pipeline.runner(c, mesh), attend=context.attention(c, mesh))
+
+
 @contextmanager
 def active(mesh: Mesh, c: ConfigDict) -> Iterator[None]:
-    """Trace under the mesh, with the letters of activations bound to its axes, and the stack and attention run as
-    `c.parallel` says.
+    """Trace under the mesh, with the letters of activations bound to its axes.
+
+    It decides where arrays live and changes no result; `on_mesh` decides how the network is run.
 
     `jax.set_mesh`, not `with mesh:`, under which flax makes its constraints do nothing.
     """
-    with (
-        jax.set_mesh(mesh),
-        nn.logical_axis_rules(activation_rules(mesh, c)),
-        pipeline.active(mesh, c),
-        context.active(mesh, c),
-    ):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(activation_rules(mesh, c)):
         yield

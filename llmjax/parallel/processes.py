@@ -1,9 +1,9 @@
 """Several processes, one run: how they find each other, what only the first does, and how they end together.
 
-A job on several hosts is the same command started once a host. Each finds the others here, before JAX starts: by the
-variables that `launch/` sets, by Slurm's, or by what a TPU pod tells JAX. Where it is alone nothing happens. All
-processes must see the same files under the run's folder (a network disk, or one machine): the first writes what there
-is one of, and the others wait until it has. A process that is lost is noticed by its missing heartbeat.
+A job on several hosts is the same command, started once on each host. Before JAX starts each process finds the others here:
+by the variables that `launch/` sets, by Slurm's, or by what a TPU pod tells JAX. A process that is alone does nothing. All
+processes must see the same files under the run's folder (a network disk, or one machine): the first process writes files
+that exist once, and the others wait for it. A lost process is noticed by its missing heartbeat.
 """
 
 import contextlib
@@ -24,17 +24,19 @@ COORDINATOR, COUNT, INDEX = "LLMJAX_COORDINATOR", "LLMJAX_PROCESSES", "LLMJAX_PR
 LOCAL = "LLMJAX_LOCAL_PROCESSES"  # processes on this machine, which share its cores
 CLUSTER = "LLMJAX_CLUSTER"  # "tpu": a TPU pod, whose hosts JAX finds itself
 POD_INDEX = "JOB_COMPLETION_INDEX"
-STOPPED = "LLMJAX_STOPPED_STATUS"  # how a run ends that was told to stop and has saved, where a scheduler must know; 0
+STOPPED = (
+    "LLMJAX_STOPPED_STATUS"  # exit status of a run that was told to stop and has saved, for a scheduler; default 0
+)
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
-POLL_MILLISECONDS = 60_000  # how long one question to the coordinator may wait before it is asked again
+POLL_MILLISECONDS = 60_000  # of one request to the coordinator, which is then repeated
 START_SECONDS = 300  # for the processes to find each other
 AGREE_SECONDS = 3600  # for all of them to read a checkpoint, or to compile
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The job that this process is part of. `count` and `index` are None where JAX finds them out when it starts."""
+    """The job that this process is part of. `count` and `index` are None where JAX finds them when it starts."""
 
     kind: str  # explicit, slurm or tpu
     count: int | None = None
@@ -44,7 +46,7 @@ class Cluster:
 
 
 class FirstFailed(Exception):  # noqa: N818
-    """The first process could not do what the others wait for; the message is its error's."""
+    """The first process failed at what the others wait for; the message is its error's."""
 
 
 _job: Cluster | None = None
@@ -55,7 +57,7 @@ def detect(env: Mapping[str, str]) -> Cluster | None:
     """The job that the environment describes; None: this process is alone.
 
     Raises:
-        UserError: for variables that are missing beside others, or that are no numbers in range.
+        UserError: for variables of which some are missing, or that are no numbers in range.
     """
     if COORDINATOR in env or COUNT in env:
         return _explicit(env)
@@ -64,7 +66,7 @@ def detect(env: Mapping[str, str]) -> Cluster | None:
     if CLUSTER in env or "," in env.get("TPU_WORKER_HOSTNAMES", "") or env.get("MEGASCALE_NUM_SLICES", "1") != "1":
         return Cluster("tpu")
     if all(name in env for name in SLURM) and env["SLURM_NTASKS"] != "1":
-        # Inside `srun`: the batch script itself has SLURM_NTASKS too, and is not one of the processes.
+        # Inside `srun`: the batch script has SLURM_NTASKS too, but is not one of the processes.
         local = int(env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_NTASKS_PER_NODE", "1")).split("(")[0])
         return Cluster("slurm", int(env["SLURM_NTASKS"]), int(env["SLURM_PROCID"]), local=local)
     return None
@@ -88,7 +90,7 @@ def start(*, heartbeat_seconds: int) -> Cluster | None:
     """Join the job, once, before JAX starts; None where this process is alone.
 
     Args:
-        heartbeat_seconds: a process that has not been heard of for so long is lost, and the others end.
+        heartbeat_seconds: a process that sends no heartbeat for so long is lost, and the others end.
 
     Raises:
         UserError: for an environment that `detect` cannot read.
@@ -135,7 +137,7 @@ def index() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes what there is one of."""
+    """Whether this is the process that writes files that exist once."""
     return index() == 0
 
 
@@ -148,12 +150,12 @@ def cpu_share() -> int:
 
 
 def broadcast_from_first(make: Callable[[], T]) -> T:
-    """What `make()` returns in the first process, in all of them; only the first calls it, the others wait.
+    """The value of `make()` in the first process, returned in all of them: only the first calls it, the others wait.
 
-    The value must be what JSON can hold. All processes must call this in the same order.
+    JSON must be able to hold the value. All processes must call this in the same order.
 
     Raises:
-        FirstFailed: in the others, when `make` raised in the first, where the error itself goes on.
+        FirstFailed: in the others, when `make` raised in the first. There its own error is raised.
     """
     if count() == 1:
         return make()
@@ -173,13 +175,13 @@ def broadcast_from_first(make: Callable[[], T]) -> T:
 
 
 def say(text: str) -> None:
-    """Print once a job what every process could say."""
+    """Print a line once a job, from the first process."""
     if is_first():
         print(text, flush=True)
 
 
 def failures(message: str | None) -> list[str]:
-    """The messages of all processes that give one, in all of them: agreement on whether something worked everywhere."""
+    """The messages of all processes that give one, returned in all of them: whether something worked everywhere."""
     if count() == 1:
         return [] if message is None else [message]
     name = f"llmjax/all/{next(_calls)}"
@@ -199,7 +201,7 @@ def barrier() -> None:
 
 
 def _wait_for(name: str) -> str:
-    """A value of the coordinator's, whenever it comes. If the first process is lost this one ends with it."""
+    """A value of the coordinator, however long it takes. If the first process is lost, this one ends too."""
     import jax
 
     while True:
@@ -211,15 +213,15 @@ def _wait_for(name: str) -> str:
 
 
 def _client() -> Any:
-    # JAX shows its coordinator's key-value store under no public name. Its public broadcast is a collective of devices,
-    # which would start JAX before it is set up, and gives up after half a minute on CPU.
+    # JAX has no public name for its coordinator's key-value store. Its public broadcast is a collective of devices, which
+    # would start JAX before it is set up, and gives up after half a minute on CPU.
     from jax._src import distributed
 
     return distributed.global_state.client
 
 
 def explain(error: BaseException) -> str:
-    """One line for an error that another process's end may have caused."""
+    """One line about an error that the end of another process may have caused."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
     return (
         f"process {index()} of {count()} cannot go on ({type(error).__name__}: {first}). If another process was lost, "
@@ -228,10 +230,9 @@ def explain(error: BaseException) -> str:
 
 
 def end(status: int) -> None:
-    """Leave the job: in order after status 0, when none ends while another still needs the first; at once after an error.
+    """Leave the job. After status 0 all processes end together; after an error this one ends at once, and the others too.
 
-    Without effect where this process is alone. After an error the process ends here, without waiting for what its
-    threads wait for, and the others end too.
+    Without effect where this process is alone. After an error the process does not wait for its threads.
     """
     global _job
     if _job is None:

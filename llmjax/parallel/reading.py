@@ -1,4 +1,4 @@
-"""The mesh of a model that is only read: few devices hold a copy together, and the copies work on different rows."""
+"""The mesh of a model that is only read: a few devices hold each copy, and the copies work on different rows."""
 
 import math
 from typing import Any
@@ -16,19 +16,19 @@ SHARE = 0.7  # of a device's memory is for parameters; the rest for caches, acti
 
 
 def own_devices() -> list[jax.Device]:
-    """Those of this process: of several, each reads the model for itself."""
+    """The devices of this process: each process reads the model for itself."""
     return jax.local_devices()
 
 
 def memory(device: jax.Device) -> int:
-    """Bytes of a device's memory; 0 where it does not say, as on CPU."""
+    """Bytes of a device's memory; 0 where it is not known, as on CPU."""
     return int((device.memory_stats() or {}).get("bytes_limit", 0))
 
 
 def reading_mesh(line: str, shapes: Any, c: ConfigDict) -> Mesh:
-    """The mesh over this process's devices of the line, or without one the one with most copies of the model.
+    """The mesh that a line asks for over this process's devices; without a line the one with most copies of the model.
 
-    A copy is divided over tensor where that divides its dimensions, else over fsdp, which gathers what it uses.
+    A copy is divided over tensor if that divides its dimensions, else over fsdp, which gathers parameters as they are used.
 
     Args:
         line: axes and sizes, such as "tensor=4 data=-1"; "": choose by the devices' memory.

@@ -25,6 +25,7 @@ from llmjax.errors import UserError
 from llmjax.model import attention, transformer
 from llmjax.objectives import OBJECTIVES, corruption
 from llmjax.parallel import mesh as meshes
+from llmjax.parallel import placement
 from llmjax.train.frozen import combine
 from llmjax.train.heldout import lower_heldout_step
 from llmjax.train.optimizer import make_optimizer
@@ -147,6 +148,7 @@ def compile_stage(c: ConfigDict, mesh: Mesh, sizes: BatchSizes, stage: Stage) ->
     """
     check_rows(c, stage, dict(mesh.shape))
     module, optimizer, schedule = parts(c, sizes)
+    module = placement.on_mesh(module, mesh, c)
     start = time.perf_counter()
     _, abstract = init_state(module, optimizer, c, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -170,7 +172,8 @@ def evaluation_bytes(c: ConfigDict, mesh: Mesh, made: Compiled) -> float:
     stage, state = made.stage, made.abstract
     params = combine(state.params if state.ema is None else state.ema, state.frozen)
     batch = abstract_batch(c, mesh, rows=stage.rows // stage.micro_batches)
-    said = compiled_bytes(_compile(lower_heldout_step(c, transformer.build(c.model), params, batch, mesh=mesh)))
+    module = placement.on_mesh(transformer.build(c.model), mesh, c)
+    said = compiled_bytes(_compile(lower_heldout_step(c, module, params, batch, mesh=mesh)))
     return shard_bytes(state) + said["peak"] - shard_bytes(params)
 
 

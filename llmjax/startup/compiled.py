@@ -9,6 +9,7 @@ replaces functions of llmjax while it runs keeps no programs (`store=None`, as i
 import contextlib
 import functools
 import hashlib
+import inspect
 import os
 import pickle
 import platform
@@ -190,8 +191,15 @@ def _devices(leaves: list[Any]) -> list[jax.Device]:
 def named(module: nn.Module) -> str:
     """A module with all that it was built with."""
     fields = {name: getattr(module, name) for name in module.__dataclass_fields__ if name not in ("parent", "name")}
-    plain = {key: value.to_dict() if isinstance(value, FrozenConfigDict) else value for key, value in fields.items()}
+    plain = {key: _plain(value) for key, value in fields.items()}
     return f"{type(module).__module__}.{type(module).__qualname__} {plain}"
+
+
+def _plain(value: Any) -> Any:
+    """A field's value in a form whose `repr` is the same in every process."""
+    if isinstance(value, FrozenConfigDict):
+        return value.to_dict()
+    return f"{value.__module__}.{value.__qualname__}" if inspect.isfunction(value) else value
 
 
 def described(tree: Any) -> str:

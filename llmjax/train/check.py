@@ -10,7 +10,7 @@ from llmjax.data.batches import TrainBatches, tokens_per_epoch
 from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.data.tokens import load_index
 from llmjax.errors import UserError
-from llmjax.objectives import corruption
+from llmjax.objectives import OBJECTIVES, corruption
 from llmjax.parallel import mesh as meshes
 from llmjax.train import budget as budgets
 from llmjax.train import folders, initial, pretrain, setup
@@ -41,12 +41,7 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
     c = pretrain.resolve(c, tokenizer)
     tokens, change = workdir / "tokenizer" / "tokens", corruption(c, tokenizer)
     index = load_index(tokens)
-    languages = [entry["languages"] for entry in index.splits["train"].values()]
-    if c.objective.name == "translation" and all(len(names) == 1 for names in languages):
-        raise UserError(
-            "objective.name=translation needs parallel text, and data.sources has none: give two files with as many "
-            "lines, such as data.sources='[\"fr|en=french.txt|english.txt\"]', or set objective.name=masked"
-        )
+    OBJECTIVES[c.objective.name].check(c, [entry["languages"] for entry in index.splits["train"].values()])
     epoch = tokens_per_epoch(c, index, corruption=change)
     sizes = ramp.batch_sizes(c.train, tokens_per_epoch=epoch)
     budget = budgets.kept(c, workdir) if budgets.is_time(c) and not fresh else None

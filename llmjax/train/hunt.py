@@ -97,6 +97,8 @@ def make_examine(
 ) -> Callable[[Any, Batch, jax.Array, int, int], dict[str, Any]]:
     """A function (parameters, batch, the step's key, t, T) -> tallies of micro-batch t of T, on the host.
 
+    `module` scans its layers: those in the stages of a pipeline could not be watched.
+
     "loss" is the objective's sum; "forward" has a tree of tallies for each call of the model, "params" and "gradients"
     one for each parameter, by layer where they are stacked.
     """
@@ -133,8 +135,7 @@ def make_examine(
     jitted = jax.jit(look, static_argnames="parts", out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def examine(params: Any, batch: Batch, key: jax.Array, part: int, parts: int) -> dict[str, Any]:
-        # Not under `placement.active`: whatever the schedule of a pipeline, layers are looked at one after another.
-        with jax.set_mesh(mesh), nn.logical_axis_rules(placement.activation_rules(mesh, c)):
+        with placement.active(mesh, c):
             return jax.device_get(jitted(params, batch, key, np.int32(part), parts=parts))
 
     return examine

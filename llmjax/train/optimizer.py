@@ -4,9 +4,7 @@ A *matrix* is a kernel or an embedding: norm scales, biases, kernels of short co
 layers are not. Weight decay is decoupled (Loshchilov & Hutter 2019), multiplied by the learning rate, and applied to
 matrices only. Muon updates the matrices inside the layers; embeddings, the head and vectors get AdamW.
 
-*Followers* are parameters that the forward pass moves and not the loss: running statistics of batch norm and the bias
-that balances experts. Their gradients say how far they are from what was observed; they have rules of their own here,
-and neither clipping nor decay knows them.
+*Observed* parameters (model/observed.py) have rules of their own here; neither clipping nor decay reaches them.
 
 Whatever type parameters are stored in, gradients, every optimizer's state and the update itself are float32.
 """

@@ -23,7 +23,7 @@ from llmjax.errors import UserError
 from llmjax.model import attention, transformer
 from llmjax.objectives import OBJECTIVES, corruption, special_ids
 from llmjax.parallel import mesh as meshes
-from llmjax.parallel import processes
+from llmjax.parallel import placement, processes
 from llmjax.parallel.mesh import use_cpu_devices
 from llmjax.train import initial, loop, rewind
 from llmjax.train.heldout import Evaluate, make_heldout
@@ -69,8 +69,9 @@ def run(c: ConfigDict, workdir: Path, *, make_more: MakeMore | None = None) -> d
         return StatelessSource(batches.batch)
 
     def make_evaluate(mesh: jax.sharding.Mesh, params: Any) -> Evaluate:
-        held = make_heldout(c, module, heldout, piece_sizes, mesh, params) if heldout else lambda params: {}
-        more = make_more(c, module, tokenizer, mesh) if make_more else lambda params: {}
+        network = placement.on_mesh(module, mesh, c)
+        held = make_heldout(c, network, heldout, piece_sizes, mesh, params) if heldout else lambda params: {}
+        more = make_more(c, network, tokenizer, mesh) if make_more else lambda params: {}
         return lambda params: held(params) | more(params)
 
     while True:

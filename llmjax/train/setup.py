@@ -23,7 +23,7 @@ from llmjax.model import init
 from llmjax.model.transformer import Transformer
 from llmjax.objectives import Objective
 from llmjax.parallel import mesh as meshes
-from llmjax.parallel import pipeline, processes
+from llmjax.parallel import pipeline, placement, processes
 from llmjax.train import budget as budgets
 from llmjax.train import checkpoint, hardware
 from llmjax.train import optimizer as optimizers
@@ -94,7 +94,7 @@ def prepare(
     agreement = Agreement(mesh)
     processes.barrier()
     agreement.last(Wishes())  # the first program that needs the others, while all are here
-    makes = make_programs(c, module, objective, sizes, mesh)
+    makes = make_programs(c, placement.on_mesh(module, mesh, c), objective, sizes, mesh)
     before = time.perf_counter()
     total, budget, programs = _steps(c, workdir, makes, make_source)
     measured = time.perf_counter() - before  # a step was compiled there, if its time had to be measured
