@@ -68,7 +68,7 @@ STAGES: dict[str, Stage] = {
          "schedule", "train"), ("tokenizer",),
         "train the model, or go on from its last checkpoint",
         check="llmjax.eval.during_training:check",
-        given=(("make_more", "llmjax.eval.during_training:make"),),
+        given=(("make_benchmarks", "llmjax.eval.during_training:make"),),
         leaves=("checkpoints/[0-9]*",), everywhere=True,
     ),
     "eval": Stage(

@@ -14,7 +14,7 @@ from helpers import mesh_of, run_command
 
 from llmjax.parallel import processes
 from llmjax.train import checkpoint
-from llmjax.train.agree import Agreement, Wishes, _largest
+from llmjax.train.sync import Flags, Sync, _reduce
 
 ROOT = Path(__file__).parent.parent
 SLURM = {
@@ -90,25 +90,25 @@ def test_processes_on_one_machine_share_its_cores(monkeypatch):
         assert processes.cpu_share() == expected
 
 
-# ---------------------------------------------------------------- agreeing
+# ---------------------------------------------------------------- synchronising
 
 
-def test_one_process_has_its_wish_at_once():
-    agreement = Agreement(mesh_of("data=4 fsdp=2"))
-    wishes = Wishes(stop=True, seconds=0.5)
-    assert agreement.ask(wishes) == agreement.last(wishes) == wishes
+def test_the_flags_of_one_process_hold_at_once():
+    sync = Sync(mesh_of("data=4 fsdp=2"))
+    flags = Flags(stop=True, seconds=0.5)
+    assert sync.exchange(flags) == sync.wait(flags) == flags
 
 
-def test_all_want_what_one_wants_and_the_slowest_is_named(monkeypatch):
+def test_a_flag_of_one_process_holds_for_all_and_the_slowest_is_named(monkeypatch):
     table = np.array([[0, 0, 0.1], [1, 0, 0.3], [0, 0, 0.2], [0, 1, 0.1]], np.float32)
-    np.testing.assert_allclose(jax.jit(_largest)(table), [1, 1, 0.3, 1])
+    np.testing.assert_allclose(jax.jit(_reduce)(table), [1, 1, 0.3, 1])
     # The protocol of several processes on the devices of one: every answer is a step late, and none is lost.
-    agreement = Agreement(mesh_of("data=4"))
-    monkeypatch.setattr(agreement, "_alone", False)
-    assert agreement.ask(Wishes(stop=True)) == Wishes()
-    assert agreement.ask(Wishes(save=True, seconds=1.5)).stop
-    assert agreement.ask(Wishes()) == Wishes(save=True, seconds=1.5)
-    assert agreement.last(Wishes(stop=True)).stop
+    sync = Sync(mesh_of("data=4"))
+    monkeypatch.setattr(sync, "_alone", False)
+    assert sync.exchange(Flags(stop=True)) == Flags()
+    assert sync.exchange(Flags(save=True, seconds=1.5)).stop
+    assert sync.exchange(Flags()) == Flags(save=True, seconds=1.5)
+    assert sync.wait(Flags(stop=True)).stop
 
 
 # ---------------------------------------------------------------- real processes

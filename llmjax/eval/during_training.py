@@ -1,4 +1,4 @@
-"""The benchmarks of `eval.tasks` while a model is trained: handed to the train stage, which measures them besides.
+"""The benchmarks of `eval.tasks` while a model is trained: handed to the train stage, which measures them beside the held-out loss.
 
 Only the tasks of the native runner are scored, each with `eval.limit` questions at most; `llmjax eval` runs the others
 when the training is done.
@@ -36,8 +36,8 @@ def _task_names(c: ConfigDict) -> list[str]:
     return names
 
 
-def make(c: ConfigDict) -> pretrain.MakeMore | None:
-    """What `pretrain.run` measures besides; None when there is nothing.
+def make(c: ConfigDict) -> pretrain.MakeBenchmarks | None:
+    """What `pretrain.run` measures beside the held-out loss; None when there is nothing.
 
     Raises:
         UserError: for a task whose questions are not in `eval.data`.

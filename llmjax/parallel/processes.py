@@ -31,7 +31,7 @@ SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", 
 
 POLL_MILLISECONDS = 60_000  # of one request to the coordinator, which is then repeated
 START_SECONDS = 300  # for the processes to find each other
-AGREE_SECONDS = 3600  # for all of them to read a checkpoint, or to compile
+BARRIER_SECONDS = 3600  # for all of them to read a checkpoint, or to compile
 
 
 @dataclass(frozen=True)
@@ -187,17 +187,17 @@ def failures(message: str | None) -> list[str]:
     name = f"llmjax/all/{next(_calls)}"
     if message is not None:
         _client().key_value_set(f"{name}/{index()}", message)
-    _client().wait_at_barrier(f"{name}/barrier", AGREE_SECONDS * 1000)
+    _client().wait_at_barrier(f"{name}/barrier", BARRIER_SECONDS * 1000)
     return [text for _, text in sorted(_client().key_value_dir_get(name))]
 
 
 def barrier() -> None:
-    """Wait here until all processes have come, however long one takes to compile.
+    """Wait until all processes are here, however long one of them takes to compile.
 
     On CPU the first program that talks to other processes must find them within half a minute (Gloo's limit).
     """
     if count() > 1:
-        _client().wait_at_barrier(f"llmjax/barrier/{next(_calls)}", AGREE_SECONDS * 1000)
+        _client().wait_at_barrier(f"llmjax/barrier/{next(_calls)}", BARRIER_SECONDS * 1000)
 
 
 def _wait_for(name: str) -> str:

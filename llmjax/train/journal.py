@@ -16,11 +16,11 @@ from llmjax.model.count import flops_per_token
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement, processes
 from llmjax.train import checkpoint, metrics
-from llmjax.train.agree import Wishes
 from llmjax.train.frozen import combine
 from llmjax.train.rewind import Spike, Spikes
 from llmjax.train.setup import Run
 from llmjax.train.step import State
+from llmjax.train.sync import Flags
 
 # How the note of an evaluation says its numbers; others are said by their names.
 SAID = {
@@ -65,14 +65,14 @@ class Journal:
         values: dict[str, jax.Array],
         sampled: dict[str, float],
         *,
-        agreed: Wishes,
+        flags: Flags,
         hunt: Callable[[bool], str] | None = None,
     ) -> dict[str, Any]:
         """Wait for a step and make its row.
 
         Args:
             sampled: the source's numbers about the batch.
-            agreed: what the processes said last.
+            flags: of all processes, a step late.
             hunt: finds out what was not finite first in this step, in words, told whether the gradients were finite.
 
         Raises:
@@ -101,7 +101,7 @@ class Journal:
             "mfu": rate * self._flops / run.peak if run.peak else None,
             "train_seconds": now,
             "goodput": self._goodput(now),
-            **({"host_step_seconds_max": agreed.seconds, "slowest_host": agreed.slowest} if several else {}),
+            **({"host_step_seconds_max": flags.seconds, "slowest_host": flags.slowest} if several else {}),
             **({"rewinds": len(run.skips)} if run.skips else {}),
             **({"changed": changes.described(run.changed)} if run.changed and step == run.first + 1 else {}),
         }

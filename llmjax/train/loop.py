@@ -4,8 +4,8 @@ evaluation that they hand to it.
 Order at a step that is due for several things: the checkpoint is written first, then the evaluation runs, so that
 nothing that can fail stands between a trained step and the disk. Metrics are fetched one step late, so the device
 never waits for the host. SIGTERM and Ctrl-C save and stop; the same command then goes on. A spike of the loss ends the
-loop too, and the stage starts it again from before (rewind.py). Several processes go through the same steps; what
-depends on a clock or a signal of one of them, they agree on (agree.py).
+loop too, and the stage starts it again from before (rewind.py). Several processes go through the same steps; a
+clock or a signal of one of them becomes a flag that all exchange (sync.py).
 """
 
 import signal
@@ -23,11 +23,11 @@ from llmjax.model.transformer import Transformer
 from llmjax.objectives import Objective
 from llmjax.parallel import processes
 from llmjax.train import checkpoint, hunt
-from llmjax.train.agree import Wishes
 from llmjax.train.frozen import combine
 from llmjax.train.journal import Journal
 from llmjax.train.setup import MakeEvaluate, MakeSource, Run, prepare
 from llmjax.train.step import Batch, State
+from llmjax.train.sync import Flags
 
 
 def train(
@@ -82,12 +82,12 @@ def train(
         return run.evaluate is not None and (step == total or bool(eval_every and step % eval_every == 0))
 
     pending: tuple[Any, ...] | None = None  # the step before, whose row is made when the device is busy again
-    agreed = Wishes()
+    flags = Flags()
     try:
         if step and not journal.has_row:
             journal.write(journal.last_row(state, evaluate=due_for_eval(step)))
         clock.start()
-        while step < total and not agreed.stop:
+        while step < total and not flags.stop:
             own = time.perf_counter()
             batch = run.next_batch(state, step) if batch is None else batch
             step += 1
@@ -95,18 +95,18 @@ def train(
                 state, values = run.programs[sizes.at(step - 1)](state, batch, *run.arguments)
             timed = c.checkpoint.every_seconds and own - journal.last_save > c.checkpoint.every_seconds
             # Signals are read once: one that comes later stops after the next step.
-            agreed = run.agreement.ask(Wishes(bool(signals), bool(timed), time.perf_counter() - own))
+            flags = run.sync.exchange(Flags(bool(signals), bool(timed), time.perf_counter() - own))
             if pending is not None:
-                journal.write(journal.row(*pending, agreed=agreed))
+                journal.write(journal.row(*pending, flags=flags))
             pending = (step, values, run.source.metrics())
             if step == run.first + 1:
                 journal.first_step(values)
             # Of several processes one may ask for a checkpoint while it is being written.
-            timed = agreed.save and not (several and journal.last_saved == step - 1)
-            must_save = step == total or timed or agreed.stop or bool(save_every and step % save_every == 0)
+            timed = flags.save and not (several and journal.last_saved == step - 1)
+            must_save = step == total or timed or flags.stop or bool(save_every and step % save_every == 0)
             ready = c.train.hunt_nan or (not several and values["loss"].is_ready())
             if must_save or due_for_eval(step) or ready:
-                row = journal.row(*pending, agreed=agreed, hunt=find_bad and partial(find_bad, state, batch, step))
+                row = journal.row(*pending, flags=flags, hunt=find_bad and partial(find_bad, state, batch, step))
                 pending = None
                 clock.stop()
                 if must_save:
@@ -122,7 +122,7 @@ def train(
             signal.signal(number, handler)
         journal.close()
         checkpoints.close()
-    if agreed.stop or run.agreement.last(Wishes(stop=bool(signals))).stop:
+    if flags.stop or run.sync.wait(Flags(stop=bool(signals))).stop:
         by = signal.Signals(signals[0]).name if signals else "a signal to another process"
         saved = "saved" if journal.last_saved == step else f"last saved after step {journal.last_saved:,}"
         raise Stopped(f"stopped by {by}, {saved} in {workdir / 'checkpoints'}; the same command goes on")

@@ -29,14 +29,14 @@ from llmjax.train import initial, loop, rewind
 from llmjax.train.heldout import Evaluate, make_heldout
 
 # (config, module, tokenizer, mesh) -> (parameters -> named numbers)
-MakeMore = Callable[[ConfigDict, transformer.Transformer, Tokenizer, jax.sharding.Mesh], Evaluate]
+MakeBenchmarks = Callable[[ConfigDict, transformer.Transformer, Tokenizer, jax.sharding.Mesh], Evaluate]
 
 
-def run(c: ConfigDict, workdir: Path, *, make_more: MakeMore | None = None) -> dict[str, float | int | str]:
+def run(c: ConfigDict, workdir: Path, *, make_benchmarks: MakeBenchmarks | None = None) -> dict[str, float | int | str]:
     """Train the model of `c` on the token shards of WORKDIR/tokenizer, continuing from WORKDIR/checkpoints.
 
     Args:
-        make_more: makes what is measured beside the held-out loss, whenever that is.
+        make_benchmarks: makes what is measured at each evaluation beside the held-out loss.
     """
     started = time.perf_counter()
     start_devices(c)
@@ -71,8 +71,8 @@ def run(c: ConfigDict, workdir: Path, *, make_more: MakeMore | None = None) -> d
     def make_evaluate(mesh: jax.sharding.Mesh, params: Any) -> Evaluate:
         network = placement.on_mesh(module, mesh, c)
         held = make_heldout(c, network, heldout, piece_sizes, mesh, params) if heldout else lambda params: {}
-        more = make_more(c, network, tokenizer, mesh) if make_more else lambda params: {}
-        return lambda params: held(params) | more(params)
+        benchmarks = make_benchmarks(c, network, tokenizer, mesh) if make_benchmarks else lambda params: {}
+        return lambda params: held(params) | benchmarks(params)
 
     while True:
         try:
@@ -83,7 +83,7 @@ def run(c: ConfigDict, workdir: Path, *, make_more: MakeMore | None = None) -> d
                 objective=OBJECTIVES[c.objective.name],
                 make_source=make_source,
                 tokens_per_epoch=epoch,
-                make_evaluate=make_evaluate if heldout or make_more else None,
+                make_evaluate=make_evaluate if heldout or make_benchmarks else None,
                 initial_params=functools.partial(initial.read, c) if c.train.init_from else None,
                 notes={"tokenizer": tokenizer.fingerprint},
                 started=started,

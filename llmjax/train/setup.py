@@ -27,7 +27,6 @@ from llmjax.parallel import pipeline, placement, processes
 from llmjax.train import budget as budgets
 from llmjax.train import checkpoint, hardware
 from llmjax.train import optimizer as optimizers
-from llmjax.train.agree import Agreement, Wishes
 from llmjax.train.budget import Budget
 from llmjax.train.checkpoint import Restored
 from llmjax.train.frozen import combine, split
@@ -35,6 +34,7 @@ from llmjax.train.heldout import Evaluate
 from llmjax.train.programs import ANY_STEPS, Programs, make_programs
 from llmjax.train.rewind import Skip, batch_number, skips_of
 from llmjax.train.step import Batch, State, batch_shardings
+from llmjax.train.sync import Flags, Sync
 
 MakeSource = Callable[[int], Source]  # from the number of steps of the run; 0: not known yet, batches are only measured
 MakeEvaluate = Callable[[Mesh, Any], Evaluate]  # from the mesh and the abstract parameters
@@ -57,7 +57,7 @@ class Run:
     programs: Mapping[Stage, Callable[..., Any]]
     arguments: tuple[Any, ...]  # of each program, behind state and batch
     evaluate: Evaluate | None
-    agreement: Agreement
+    sync: Sync
     budget: Budget | None
     peak: float  # FLOP/s of all devices; 0: not known
     started: float  # time.perf_counter() at the start of the command
@@ -91,9 +91,9 @@ def prepare(
     began = time.perf_counter()
     sizes = batch_sizes(c.train, tokens_per_epoch=tokens_per_epoch)
     mesh, peak = _devices(c, sizes)
-    agreement = Agreement(mesh)
+    sync = Sync(mesh)
     processes.barrier()
-    agreement.last(Wishes())  # the first program that needs the others, while all are here
+    sync.wait(Flags())  # the first program that needs the others, while all are here
     makes = make_programs(c, placement.on_mesh(module, mesh, c), objective, sizes, mesh)
     before = time.perf_counter()
     total, budget, programs = _steps(c, workdir, makes, make_source)
@@ -123,7 +123,7 @@ def prepare(
     run = Run(
         mesh=mesh, sizes=sizes, total=total, first=first, state=state, meta=meta, source=source,
         skips=skips, changed=changed, batch=None, programs=programs, arguments=makes.arguments(total), evaluate=None,
-        agreement=agreement, budget=budget, peak=peak, started=started, phases=phases,
+        sync=sync, budget=budget, peak=peak, started=started, phases=phases,
     )  # fmt: skip
     batch = run.next_batch(state, first) if first < total else None
     if batch is not None:
