@@ -1,14 +1,12 @@
 """Which settings of the model contradict each other, or make no sense together, and what to set instead.
 
-Each function yields (is it wrong?, the message) for one part of `config.model`, from simple to subtle: what comes later
-may rely on what came before.
+Each function yields the messages for one part of `config.model`. The first message is raised (`checks.check`), so a
+check may rely on those before it.
 """
 
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
-
-from llmjax.errors import UserError
 
 ATTENTION = ("global", "local")
 RECURRENT = ("rnn", "lstm", "rglru", "mamba2")
@@ -22,73 +20,55 @@ KERNELS = {  # what an attention kernel can do beyond masks and scales
     "splash": ("attention_soft_cap",),
 }
 
-Found = Iterator[tuple[bool, str]]
-
-
-def check_model(c: ConfigDict) -> None:
-    """Raise UserError for the first contradiction in `c.model`; `c` is the whole config."""
-    for part in PARTS:
-        for wrong, message in part(c.model):
-            if wrong:
-                raise UserError(message)
-    if c.model.init == "mup" and c.optimizer.name == "sgd":
-        raise UserError(
-            "model.init=mup has the learning rates of Adam-like optimizers: set optimizer.name to adamw, lion, adafactor "
-            "or muon"
-        )
-
 
 def head_size(model: ConfigDict) -> int:
     """K, the size of one attention head."""
     return model.head_size or model.width // model.heads
 
 
-def _parts(m: ConfigDict) -> Found:
+def _parts(c: ConfigDict) -> Iterator[str]:
+    m = c.model
     for key in ("embedding_scale", "logit_scale"):
-        yield m[key] == 0, f"model.{key}=0 would erase what it scales; 1 leaves it as it is"
+        if m[key] == 0:
+            yield f"model.{key}=0 would erase what it scales; 1 leaves it as it is"
     unknown = [part for part in m.bias if part not in BIASES]
-    yield bool(unknown), f"model.bias has {unknown[:1]}; its parts are {', '.join(BIASES)}"
+    if unknown:
+        yield f"model.bias has {unknown[:1]}; its parts are {', '.join(BIASES)}"
 
 
-def _pattern(m: ConfigDict) -> Found:
+def _pattern(c: ConfigDict) -> Iterator[str]:
+    m = c.model
     kinds = (*ATTENTION, *RECURRENT)
     unknown = [kind for kind in m.pattern if kind not in kinds]
-    yield not m.pattern, f"model.pattern is empty: give at least one of {', '.join(kinds)}"
-    yield bool(unknown), f"model.pattern has {unknown[:1]}; its kinds of layers are {', '.join(kinds)}"
+    if not m.pattern:
+        yield f"model.pattern is empty: give at least one of {', '.join(kinds)}"
+    if unknown:
+        yield f"model.pattern has {unknown[:1]}; its kinds of layers are {', '.join(kinds)}"
     recurrent = next((kind for kind in m.pattern if kind in RECURRENT), "")
-    yield (
-        bool(recurrent) and m.direction == "bidirectional",
-        f"{recurrent} layers read from left to right: set model.direction=causal, or model.pattern to attention only",
-    )
-    yield (
-        bool(recurrent) and m.encoder_layers > 0,
-        f"{recurrent} layers do not look at an encoder: set model.encoder_layers=0, or model.pattern to attention only",
-    )
-    yield (
-        m.block == "parallel" and m.mlp == "none",
-        "model.block=parallel has nothing beside the attention with model.mlp=none: set model.block=serial",
-    )
-    yield (
-        m.block == "parallel" and m.norm_place != "pre",
-        f"model.block=parallel has one sum for both branches, which model.norm_place={m.norm_place} does not know: "
-        "set model.norm_place=pre, or model.block=serial",
-    )
-    yield (
-        m.block == "parallel" and m.encoder_layers > 0,
-        "model.block=parallel has no place for the attention to an encoder: set model.block=serial or "
-        "model.encoder_layers=0",
-    )
+    if recurrent and m.direction == "bidirectional":
+        yield f"{recurrent} layers read from left to right: set model.direction=causal, or model.pattern to attention only"
+    if recurrent and m.encoder_layers > 0:
+        yield f"{recurrent} layers do not look at an encoder: set model.encoder_layers=0, or model.pattern to attention only"
+    if m.block == "parallel" and m.mlp == "none":
+        yield "model.block=parallel has nothing beside the attention with model.mlp=none: set model.block=serial"
+    if m.block == "parallel" and m.norm_place != "pre":
+        yield (
+            f"model.block=parallel has one sum for both branches, which model.norm_place={m.norm_place} does not know: "
+            "set model.norm_place=pre, or model.block=serial"
+        )
+    if m.block == "parallel" and m.encoder_layers > 0:
+        yield (
+            "model.block=parallel has no place for the attention to an encoder: set model.block=serial or "
+            "model.encoder_layers=0"
+        )
 
 
-def _attention(m: ConfigDict) -> Found:
-    yield (
-        not m.head_size and m.width % m.heads != 0,
-        f"model.width={m.width} is not a multiple of model.heads={m.heads}; change one or set model.head_size",
-    )
-    yield (
-        m.kv_heads > 0 and m.heads % m.kv_heads != 0,
-        f"model.kv_heads={m.kv_heads} must divide model.heads={m.heads}",
-    )
+def _attention(c: ConfigDict) -> Iterator[str]:
+    m = c.model
+    if not m.head_size and m.width % m.heads != 0:
+        yield f"model.width={m.width} is not a multiple of model.heads={m.heads}; change one or set model.head_size"
+    if m.kv_heads > 0 and m.heads % m.kv_heads != 0:
+        yield f"model.kv_heads={m.kv_heads} must divide model.heads={m.heads}"
     asked = {
         "attention_soft_cap": m.attention_soft_cap > 0,
         "position": m.position in RELATIVE,
@@ -96,25 +76,23 @@ def _attention(m: ConfigDict) -> Found:
     }
     for key, needed in asked.items():
         able = [name for name, can in KERNELS.items() if key in can]
+        if needed and m.attention != "auto" and m.attention not in able:
+            yield (
+                f"model.attention={m.attention} cannot do model.{key}={m[key]}: set model.attention to auto or "
+                f"{' or '.join(able)}"
+            )
+    if m.attention == "cudnn" and m.dtype != "bfloat16":
+        yield f"model.attention=cudnn computes in bfloat16: set model.dtype, which is {m.dtype}, or model.attention=dot_product"
+    if m.attention == "cudnn" and (head_size(m) % 8 != 0 or head_size(m) > 128):
         yield (
-            needed and m.attention != "auto" and m.attention not in able,
-            f"model.attention={m.attention} cannot do model.{key}={m[key]}: set model.attention to auto or "
-            f"{' or '.join(able)}",
+            f"model.attention=cudnn has heads of a multiple of 8 up to 128, not {head_size(m)}: change model.head_size, or set "
+            "model.attention=dot_product"
         )
-    yield (
-        m.attention == "cudnn" and m.dtype != "bfloat16",
-        f"model.attention=cudnn computes in bfloat16: set model.dtype, which is {m.dtype}, or model.attention=dot_product",
-    )
-    yield (
-        m.attention == "cudnn" and (head_size(m) % 8 != 0 or head_size(m) > 128),
-        f"model.attention=cudnn has heads of a multiple of 8 up to 128, not {head_size(m)}: change model.head_size, or set "
-        "model.attention=dot_product",
-    )
-    yield (
-        m.two_stream and m.position != "xlnet",
-        f"model.two_stream asks about places, which model.position={m.position} tells only from what stands there: set "
-        "model.position=xlnet",
-    )
+    if m.two_stream and m.position != "xlnet":
+        yield (
+            f"model.two_stream asks about places, which model.position={m.position} tells only from what stands there: set "
+            "model.position=xlnet"
+        )
     for wrong, what in (
         (m.encoder_layers > 0, "an encoder (model.encoder_layers)"),
         (m.ahead > 1, "several heads (model.ahead)"),
@@ -122,169 +100,151 @@ def _attention(m: ConfigDict) -> Found:
         (m.moe.experts > 0, "sparse layers (model.moe.experts), whose balance would count tokens twice"),
         (any(kind in RECURRENT for kind in m.pattern), "recurrent layers (model.pattern), which have one order only"),
     ):
-        yield m.two_stream and wrong, f"model.two_stream does not go with {what}: switch one of them off"
+        if m.two_stream and wrong:
+            yield f"model.two_stream does not go with {what}: switch one of them off"
 
 
-def _positions(m: ConfigDict) -> Found:
+def _positions(c: ConfigDict) -> Iterator[str]:
+    m = c.model
     size = head_size(m)
     if m.position == "rotary":
-        yield size % 2 == 1, f"rotary positions need an even head size, not {size}"
+        if size % 2 == 1:
+            yield f"rotary positions need an even head size, not {size}"
         rotated = int(size * m.rotary_fraction) // 2 * 2
-        yield (
-            rotated < 2,
-            f"model.rotary_fraction={m.rotary_fraction} of a head of {size} is not one pair of dimensions: raise it",
-        )
+        if rotated < 2:
+            yield f"model.rotary_fraction={m.rotary_fraction} of a head of {size} is not one pair of dimensions: raise it"
         scaling = m.rotary_scaling
-        yield (
-            scaling != "none" and m.rotary_factor <= 1,
-            f"model.rotary_scaling={scaling} needs model.rotary_factor above 1, not {m.rotary_factor}",
-        )
-        yield (
-            scaling in ("yarn", "llama3") and m.rotary_original_length < 1,
-            f"model.rotary_scaling={scaling} needs model.rotary_original_length, the length of the first training",
-        )
-        yield (
-            scaling in ("yarn", "llama3") and m.rotary_slow >= m.rotary_fast,
-            f"model.rotary_slow={m.rotary_slow} must be below model.rotary_fast={m.rotary_fast}",
-        )
-        yield scaling == "ntk" and rotated < 4, f"model.rotary_scaling=ntk needs two rotated pairs, not {rotated // 2}"
-    yield (
-        m.rotary_scaling != "none" and m.position != "rotary",
-        f"model.rotary_scaling={m.rotary_scaling} has no effect on model.position={m.position}: set it to none",
-    )
-    yield (
-        m.alibi_rounded and (m.position != "alibi" or m.direction != "causal"),
-        "model.alibi_rounded is a detail of model.position=alibi with model.direction=causal: set it to false",
-    )
+        if scaling != "none" and m.rotary_factor <= 1:
+            yield f"model.rotary_scaling={scaling} needs model.rotary_factor above 1, not {m.rotary_factor}"
+        if scaling in ("yarn", "llama3") and m.rotary_original_length < 1:
+            yield f"model.rotary_scaling={scaling} needs model.rotary_original_length, the length of the first training"
+        if scaling in ("yarn", "llama3") and m.rotary_slow >= m.rotary_fast:
+            yield f"model.rotary_slow={m.rotary_slow} must be below model.rotary_fast={m.rotary_fast}"
+        if scaling == "ntk" and rotated < 4:
+            yield f"model.rotary_scaling=ntk needs two rotated pairs, not {rotated // 2}"
+    if m.rotary_scaling != "none" and m.position != "rotary":
+        yield f"model.rotary_scaling={m.rotary_scaling} has no effect on model.position={m.position}: set it to none"
+    if m.alibi_rounded and (m.position != "alibi" or m.direction != "causal"):
+        yield "model.alibi_rounded is a detail of model.position=alibi with model.direction=causal: set it to false"
     if m.position == "t5":
         both = m.direction == "bidirectional" or m.encoder_layers > 0
         exact = m.relative_buckets // (4 if both else 2)
+        if exact < 1:
+            yield (
+                f"model.relative_buckets={m.relative_buckets} is too few: {4 if both else 2} are needed, "
+                f"{'half of them for either side' if both else 'half of them for far tokens'}"
+            )
+        if m.relative_max_distance <= exact:
+            yield (
+                f"model.relative_max_distance={m.relative_max_distance} must be above {exact}, the distances that have a "
+                "bucket each"
+            )
+    if m.position == "xlnet" and m.encoder_layers > 0:
+        yield "model.position=xlnet is for one stack: set model.encoder_layers=0, or another position such as t5"
+
+
+def _norms(c: ConfigDict) -> Iterator[str]:
+    m = c.model
+    if m.norm == "none" and m.norm_place != "pre":
+        yield f"model.norm_place={m.norm_place} places norms that model.norm=none does not have: set model.norm_place=pre"
+    if m.norm == "none" and m.embedding_norm:
+        yield "model.embedding_norm has no effect with model.norm=none: set it to false"
+    if m.norm == "batch" and m.ahead > 1:
         yield (
-            exact < 1,
-            f"model.relative_buckets={m.relative_buckets} is too few: {4 if both else 2} are needed, "
-            f"{'half of them for either side' if both else 'half of them for far tokens'}",
+            "model.norm=batch keeps one set of statistics, and the heads of model.ahead would share it: set "
+            "model.norm=layer or rms"
         )
+    if m.norm == "batch" and m.head_transform:
+        yield "model.norm=batch does not go with model.head_transform, which sees chosen tokens only: set model.norm=layer"
+
+
+def _stacks(c: ConfigDict) -> Iterator[str]:
+    m = c.model
+    if m.encoder_layers > 0 and m.direction == "bidirectional":
         yield (
-            m.relative_max_distance <= exact,
-            f"model.relative_max_distance={m.relative_max_distance} must be above {exact}, the distances that have a "
-            "bucket each",
+            "model.direction is the decoder's, and an encoder is bidirectional anyway: set model.direction=causal, or "
+            "model.encoder_layers=0 for a bidirectional model alone"
         )
-    yield (
-        m.position == "xlnet" and m.encoder_layers > 0,
-        "model.position=xlnet is for one stack: set model.encoder_layers=0, or another position such as t5",
-    )
-
-
-def _norms(m: ConfigDict) -> Found:
-    yield (
-        m.norm == "none" and m.norm_place != "pre",
-        f"model.norm_place={m.norm_place} places norms that model.norm=none does not have: set model.norm_place=pre",
-    )
-    yield (
-        m.norm == "none" and m.embedding_norm,
-        "model.embedding_norm has no effect with model.norm=none: set it to false",
-    )
-    yield (
-        m.norm == "batch" and m.ahead > 1,
-        "model.norm=batch keeps one set of statistics, and the heads of model.ahead would share it: set "
-        "model.norm=layer or rms",
-    )
-    yield (
-        m.norm == "batch" and m.head_transform,
-        "model.norm=batch does not go with model.head_transform, which sees chosen tokens only: set model.norm=layer",
-    )
-
-
-def _stacks(m: ConfigDict) -> Found:
-    yield (
-        m.encoder_layers > 0 and m.direction == "bidirectional",
-        "model.direction is the decoder's, and an encoder is bidirectional anyway: set model.direction=causal, or "
-        "model.encoder_layers=0 for a bidirectional model alone",
-    )
-    yield (
-        m.ahead > 1 and m.encoder_layers > 0,
-        "model.ahead=2 or more predicts from one stack: set model.encoder_layers=0 or model.ahead=1",
-    )
-    yield (
-        m.ahead > 1 and m.direction == "bidirectional",
-        "model.ahead=2 or more predicts what comes next, which bidirectional models see: set model.direction=causal",
-    )
+    if m.ahead > 1 and m.encoder_layers > 0:
+        yield "model.ahead=2 or more predicts from one stack: set model.encoder_layers=0 or model.ahead=1"
+    if m.ahead > 1 and m.direction == "bidirectional":
+        yield "model.ahead=2 or more predicts what comes next, which bidirectional models see: set model.direction=causal"
     for key in ("pooler", "classes"):
-        yield (
-            bool(m[key]) and m.direction == "causal" and not m.encoder_layers,
-            f"model.{key} reads the first token, which sees nothing but itself in a causal model: set "
-            f"model.direction=bidirectional, or model.{key}={'false' if key == 'pooler' else 0}",
-        )
+        if bool(m[key]) and m.direction == "causal" and not m.encoder_layers:
+            yield (
+                f"model.{key} reads the first token, which sees nothing but itself in a causal model: set "
+                f"model.direction=bidirectional, or model.{key}={'false' if key == 'pooler' else 0}"
+            )
 
 
-def _sparse(m: ConfigDict) -> Found:
-    moe = m.moe
+def _sparse(c: ConfigDict) -> Iterator[str]:
+    m, moe = c.model, c.model.moe
     if not moe.experts:
         return
-    yield m.mlp == "none", "model.moe.experts are the MLPs of sparse layers: set model.mlp=dense"
-    yield (
-        moe.active > moe.experts,
-        f"model.moe.active={moe.active} must be at most model.moe.experts={moe.experts}",
-    )
-    yield (
-        m.quantization != "none",
-        f"model.quantization={m.quantization} does not reach experts, which are most of a sparse model's products: set it "
-        "to none",
-    )
-    yield (
-        moe.first + moe.every > m.layers,
-        f"model.moe.first={moe.first} and model.moe.every={moe.every} leave no sparse layer among {m.layers}: lower one "
-        "of them, or set model.moe.experts=0",
-    )
-    yield (
-        moe.normalize and moe.active == 1,
-        "model.moe.normalize makes the score of a single active expert 1 whatever the router says, which then learns "
-        "nothing: set model.moe.normalize=false",
-    )
-    yield moe.scale == 0, "model.moe.scale=0 would erase the experts' output; 1 leaves it as it is"
+    if m.mlp == "none":
+        yield "model.moe.experts are the MLPs of sparse layers: set model.mlp=dense"
+    if moe.active > moe.experts:
+        yield f"model.moe.active={moe.active} must be at most model.moe.experts={moe.experts}"
+    if m.quantization != "none":
+        yield (
+            f"model.quantization={m.quantization} does not reach experts, which are most of a sparse model's products: set it "
+            "to none"
+        )
+    if moe.first + moe.every > m.layers:
+        yield (
+            f"model.moe.first={moe.first} and model.moe.every={moe.every} leave no sparse layer among {m.layers}: lower one "
+            "of them, or set model.moe.experts=0"
+        )
+    if moe.normalize and moe.active == 1:
+        yield (
+            "model.moe.normalize makes the score of a single active expert 1 whatever the router says, which then learns "
+            "nothing: set model.moe.normalize=false"
+        )
+    if moe.scale == 0:
+        yield "model.moe.scale=0 would erase the experts' output; 1 leaves it as it is"
 
 
-def _recurrent(m: ConfigDict) -> Found:
-    r = m.recurrent
+def _recurrent(c: ConfigDict) -> Iterator[str]:
+    m, r = c.model, c.model.recurrent
     heads = r.heads or m.heads
     for kind, width in (("rglru", r.width or m.width), ("mamba2", r.width or 2 * m.width)):
-        yield (
-            kind in m.pattern and width % heads != 0,
-            f"{kind}'s width of {width} is not a multiple of its {heads} heads: set model.recurrent.heads or "
-            "model.recurrent.width",
-        )
-    yield (
-        "mamba2" in m.pattern and heads % r.groups != 0,
-        f"model.recurrent.groups={r.groups} must divide mamba2's {heads} heads (model.recurrent.heads, or model.heads)",
-    )
+        if kind in m.pattern and width % heads != 0:
+            yield (
+                f"{kind}'s width of {width} is not a multiple of its {heads} heads: set model.recurrent.heads or "
+                "model.recurrent.width"
+            )
+    if "mamba2" in m.pattern and heads % r.groups != 0:
+        yield f"model.recurrent.groups={r.groups} must divide mamba2's {heads} heads (model.recurrent.heads, or model.heads)"
 
 
-def _initialisation(m: ConfigDict) -> Found:
+def _initialisation(c: ConfigDict) -> Iterator[str]:
+    m = c.model
     recurrent = next((kind for kind in m.pattern if kind in RECURRENT), "")
-    yield (
-        m.init == "t_fixup" and m.norm != "none",
-        f"model.init=t_fixup is what replaces norms and warm-up: set model.norm=none, not {m.norm}, and "
-        'schedule.warmup="0 steps"',
-    )
-    for init in ("t_fixup", "deepnorm"):
+    if m.init == "t_fixup" and m.norm != "none":
         yield (
-            m.init == init and bool(recurrent),
-            f"model.init={init} has factors for attention and MLPs, not for {recurrent}: set model.pattern to attention "
-            "only, or another model.init",
+            f"model.init=t_fixup is what replaces norms and warm-up: set model.norm=none, not {m.norm}, and "
+            'schedule.warmup="0 steps"'
         )
-    yield (
-        m.init == "deepnorm" and (m.norm_place != "post" or m.norm == "none"),
-        "model.init=deepnorm scales the residual stream up for a norm after each sum: set model.norm_place=post, and a "
-        "norm",
-    )
-    yield (
-        m.init == "mup" and m.embedding_width not in (0, m.width),
-        "model.init=mup wants embeddings as wide as the model: set model.embedding_width=0",
-    )
-    for kind in ("rglru", "mamba2"):
+    for init in ("t_fixup", "deepnorm"):
+        if m.init == init and recurrent:
+            yield (
+                f"model.init={init} has factors for attention and MLPs, not for {recurrent}: set model.pattern to attention "
+                "only, or another model.init"
+            )
+    if m.init == "deepnorm" and (m.norm_place != "post" or m.norm == "none"):
         yield (
-            m.init == "mup" and kind in m.pattern,
-            f"model.init=mup has no rule for the gates of {kind}: set another model.init or model.pattern",
+            "model.init=deepnorm scales the residual stream up for a norm after each sum: set model.norm_place=post, and a "
+            "norm"
+        )
+    if m.init == "mup" and m.embedding_width not in (0, m.width):
+        yield "model.init=mup wants embeddings as wide as the model: set model.embedding_width=0"
+    for kind in ("rglru", "mamba2"):
+        if m.init == "mup" and kind in m.pattern:
+            yield f"model.init=mup has no rule for the gates of {kind}: set another model.init or model.pattern"
+    if m.init == "mup" and c.optimizer.name == "sgd":
+        yield (
+            "model.init=mup has the learning rates of Adam-like optimizers: set optimizer.name to adamw, lion, adafactor "
+            "or muon"
         )
 
 

@@ -6,9 +6,7 @@ from ml_collections import ConfigDict
 
 from llmjax.config.model_checks import RECURRENT
 from llmjax.config.ranges import AT_LEAST_0, SHARE
-from llmjax.errors import UserError
 
-Found = Iterator[tuple[bool, str]]
 # Objectives that say themselves who sees whom, or for which nothing may be hidden from a token.
 ANY_ORDER = ("masked", "translation", "unilm", "permutation", "prefix", "span")
 BOTH_SIDES = ("masked", "translation")  # every token sees all others
@@ -17,119 +15,98 @@ SENTINELS = 100  # ids that stand for hidden spans, as many as T5 has
 UNILM_TYPES = 6
 
 
-def check_objective(c: ConfigDict) -> None:
-    """Raise UserError for the first contradiction in `c.objective`, and of it with the model and the data."""
-    for part in (_shares, _directions, _parts_of_models, _data):
-        for wrong, message in part(c):
-            if wrong:
-                raise UserError(message)
-
-
 def own_order(c: ConfigDict) -> bool:
     """Whether the objective says for each token of a row whom it sees, as by no rule for all rows."""
     name = c.objective.name
     return name in ("unilm", "permutation", "prefix") or (name == "span" and not c.model.encoder_layers)
 
 
-def _shares(c: ConfigDict) -> Found:
+def _shares(c: ConfigDict) -> Iterator[str]:
     o = c.objective
-    yield (
-        len(o.mask_split) != 3
-        or not all(share in SHARE for share in o.mask_split)
-        or abs(sum(o.mask_split) - 1) > 1e-6,
-        f"objective.mask_split={o.mask_split} must be three shares that add up to 1: <mask>, random, kept",
-    )
-    yield (
-        len(o.modes) != 4 or not all(weight in AT_LEAST_0 for weight in o.modes) or sum(o.modes) <= 0,
-        f"objective.modes={o.modes} must be four weights, not all 0: bidirectional, left-to-right, right-to-left, "
-        "sequence-to-sequence",
-    )
-    yield (
-        o.loss_chunks > c.train.sequence_length,
-        f"objective.loss_chunks={o.loss_chunks} must be at most train.sequence_length={c.train.sequence_length}, the "
-        "tokens of a row",
-    )
-    yield (
-        o.whole_words and o.name not in BOTH_SIDES,
-        f"objective.whole_words is for the masked and translation objectives, not {o.name}: set it to false",
-    )
+    if len(o.mask_split) != 3 or not all(share in SHARE for share in o.mask_split) or abs(sum(o.mask_split) - 1) > 1e-6:
+        yield f"objective.mask_split={o.mask_split} must be three shares that add up to 1: <mask>, random, kept"
+    if len(o.modes) != 4 or not all(weight in AT_LEAST_0 for weight in o.modes) or sum(o.modes) <= 0:
+        yield (
+            f"objective.modes={o.modes} must be four weights, not all 0: bidirectional, left-to-right, right-to-left, "
+            "sequence-to-sequence"
+        )
+    if o.loss_chunks > c.train.sequence_length:
+        yield (
+            f"objective.loss_chunks={o.loss_chunks} must be at most train.sequence_length={c.train.sequence_length}, the "
+            "tokens of a row"
+        )
+    if o.whole_words and o.name not in BOTH_SIDES:
+        yield f"objective.whole_words is for the masked and translation objectives, not {o.name}: set it to false"
 
 
-def _directions(c: ConfigDict) -> Found:
+def _directions(c: ConfigDict) -> Iterator[str]:
     name, m = c.objective.name, c.model
-    yield (
-        name in BOTH_SIDES and m.direction != "bidirectional",
-        f"objective.name={name} predicts hidden tokens from both sides, and model.direction=causal shows one of them: "
-        "set model.direction=bidirectional",
-    )
-    yield (
-        name in LEFT_TO_RIGHT and m.direction != "causal",
-        f"objective.name={name} predicts what comes next, and with model.direction=bidirectional tokens see it: set "
-        "model.direction=causal, or an objective that hides tokens, such as masked",
-    )
-    yield (
-        own_order(c) and m.attention == "splash",
-        f"objective.name={name} says for each row who sees whom, which model.attention=splash cannot: set it to auto",
-    )
+    if name in BOTH_SIDES and m.direction != "bidirectional":
+        yield (
+            f"objective.name={name} predicts hidden tokens from both sides, and model.direction=causal shows one of them: "
+            "set model.direction=bidirectional"
+        )
+    if name in LEFT_TO_RIGHT and m.direction != "causal":
+        yield (
+            f"objective.name={name} predicts what comes next, and with model.direction=bidirectional tokens see it: set "
+            "model.direction=causal, or an objective that hides tokens, such as masked"
+        )
+    if own_order(c) and m.attention == "splash":
+        yield f"objective.name={name} says for each row who sees whom, which model.attention=splash cannot: set it to auto"
     recurrent = next((kind for kind in m.pattern if kind in RECURRENT), "")
-    yield (
-        name in ANY_ORDER and bool(recurrent),
-        f"objective.name={name} lets tokens see later ones, and {recurrent} layers only read from left to right: set "
-        "model.pattern to attention only, or objective.name=causal",
-    )
+    if name in ANY_ORDER and recurrent:
+        yield (
+            f"objective.name={name} lets tokens see later ones, and {recurrent} layers only read from left to right: set "
+            "model.pattern to attention only, or objective.name=causal"
+        )
 
 
-def _parts_of_models(c: ConfigDict) -> Found:
+def _parts_of_models(c: ConfigDict) -> Iterator[str]:
     o, m = c.objective, c.model
-    yield (
-        o.name == "permutation" and not m.two_stream,
-        "objective.name=permutation asks for tokens by queries that do not see them: set model.two_stream=true (and "
-        "model.position=xlnet)",
-    )
-    yield (
-        o.name != "permutation" and m.two_stream,
-        f"model.two_stream is for objective.name=permutation, and {o.name} would never train its queries: set it to "
-        "false",
-    )
-    yield (
-        o.name == "multi_token" and m.ahead < 2,
-        "objective.name=multi_token predicts several tokens from each position: set model.ahead to 2 or more",
-    )
-    yield (
-        o.name != "multi_token" and m.ahead > 1,
-        f"model.ahead={m.ahead} has heads that only objective.name=multi_token trains: set that, or model.ahead=1",
-    )
-    yield (
-        o.name != "span" and m.encoder_layers > 0,
-        f"model.encoder_layers={m.encoder_layers} is for objective.name=span, which gives the encoder something to "
-        f"read, and {o.name} does not: set that, or model.encoder_layers=0",
-    )
-    yield (
-        o.name == "translation" and m.languages < 2,
-        "objective.name=translation tells languages apart by their embeddings: set model.languages to 2 or more",
-    )
-    yield (
-        o.name == "unilm" and 0 < m.types < UNILM_TYPES,
-        f"objective.name=unilm marks its kinds of rows with {UNILM_TYPES} types, and model.types={m.types}: set it to "
-        f"{UNILM_TYPES}, or to 0 for none",
-    )
+    if o.name == "permutation" and not m.two_stream:
+        yield (
+            "objective.name=permutation asks for tokens by queries that do not see them: set model.two_stream=true (and "
+            "model.position=xlnet)"
+        )
+    if o.name != "permutation" and m.two_stream:
+        yield (
+            f"model.two_stream is for objective.name=permutation, and {o.name} would never train its queries: set it to "
+            "false"
+        )
+    if o.name == "multi_token" and m.ahead < 2:
+        yield "objective.name=multi_token predicts several tokens from each position: set model.ahead to 2 or more"
+    if o.name != "multi_token" and m.ahead > 1:
+        yield f"model.ahead={m.ahead} has heads that only objective.name=multi_token trains: set that, or model.ahead=1"
+    if o.name != "span" and m.encoder_layers > 0:
+        yield (
+            f"model.encoder_layers={m.encoder_layers} is for objective.name=span, which gives the encoder something to "
+            f"read, and {o.name} does not: set that, or model.encoder_layers=0"
+        )
+    if o.name == "translation" and m.languages < 2:
+        yield "objective.name=translation tells languages apart by their embeddings: set model.languages to 2 or more"
+    if o.name == "unilm" and 0 < m.types < UNILM_TYPES:
+        yield (
+            f"objective.name=unilm marks its kinds of rows with {UNILM_TYPES} types, and model.types={m.types}: set it to "
+            f"{UNILM_TYPES}, or to 0 for none"
+        )
     length = c.train.sequence_length
-    yield (
-        o.name == "permutation" and length % o.recurrence != 0,
-        f"objective.recurrence={o.recurrence} must divide train.sequence_length={length}",
-    )
+    if o.name == "permutation" and length % o.recurrence != 0:
+        yield f"objective.recurrence={o.recurrence} must divide train.sequence_length={length}"
     # About 1 + rate tokens of text make a row; what is a little above does no harm (see objectives/span.py).
-    yield (
-        o.name == "span" and length * o.mask_rate / o.span_length > SENTINELS,
-        f"rows of train.sequence_length={length} have about {length * o.mask_rate / o.span_length:.0f} hidden spans, and "
-        f"there are {SENTINELS} sentinels: raise objective.span_length, or lower objective.mask_rate or the length",
-    )
+    if o.name == "span" and length * o.mask_rate / o.span_length > SENTINELS:
+        yield (
+            f"rows of train.sequence_length={length} have about {length * o.mask_rate / o.span_length:.0f} hidden spans, and "
+            f"there are {SENTINELS} sentinels: raise objective.span_length, or lower objective.mask_rate or the length"
+        )
 
 
-def _data(c: ConfigDict) -> Found:
+def _data(c: ConfigDict) -> Iterator[str]:
     parallel = next((source for source in c.data.sources if "|" in source), "")
-    yield (
-        bool(parallel) and c.data.holdout_tail_percent > 0,
-        f"data.holdout_tail_percent cuts documents in two, and {parallel!r} has pairs of lines: set it to 0 and "
-        "data.holdout_percent to the share of pairs",
-    )
+    if parallel and c.data.holdout_tail_percent > 0:
+        yield (
+            f"data.holdout_tail_percent cuts documents in two, and {parallel!r} has pairs of lines: set it to 0 and "
+            "data.holdout_percent to the share of pairs"
+        )
+
+
+PARTS = (_shares, _directions, _parts_of_models, _data)
