@@ -1,12 +1,13 @@
-"""Hunting for what is not finite: a bad step is run again with every layer watched, and the first bad one is named.
+"""Find the first value that is not finite: run a bad step again and look at the output of every module.
 
-Numbers spread: one infinity in a layer makes the loss NaN, and then every gradient. So the order of computation decides:
-forward from the embedding to the loss, backward from the loss to the embedding. Watching costs a few sums a layer, in a
-program of its own that is compiled when it is first needed.
+One infinity in a layer makes the loss NaN, and then every gradient. So the order of computation decides: forward from
+the embedding to the loss, backward from the loss to the embedding. Modules are numbered as they are traced. Looking
+costs a few sums a layer, in a program of its own that is compiled when it is first needed.
 """
 
+import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,70 +23,69 @@ from llmjax.objectives import Objective
 from llmjax.parallel import placement
 
 Batch = dict[str, jax.Array]
+Slot = tuple[str, int]  # a path, and the index in its stack of layers
+# The first number of the scan, the layer, the number: the layers of a scan are traced once, and run one after another.
+Order = tuple[int, int, int]
 
-BEHIND = 1 << 30  # a layer number above all
 WATCHED = "intermediates"  # the collection that the scan over layers stacks
 INPUT, OUTPUT = "input", "output"
-# Parts in the order in which they run.
-ORDER = (
-    INPUT, "embedding", "position_embedding", "type_embedding", "language_embedding", "relative_embedding",
-    "query_embedding", "embedding_projection", "embedding_norm", "encoder", "first", "layers", "last",
-    "attention_norm", "recurrent_norm", "query", "key", "value", "position", "query_norm", "key_norm", "out",
-    "attention", "rnn", "lstm", "rglru", "mamba2", "attention_post_norm", "recurrent_post_norm",
-    "cross_norm", "cross", "cross_post_norm", "mlp_norm", "router", "gate", "up", "down", "shared", "mlp", "moe",
-    "mlp_post_norm", "final_norm", "pooler", "head_transform", "output_projection", "head", "head_bias", "ahead", OUTPUT,
-)  # fmt: skip
+LAST = 1 << 30  # a number above all
 
 
-class Tally(NamedTuple):
-    """Of an array, or of each layer's part of a stacked one: how many numbers are not finite, the largest that are."""
+class Summary(NamedTuple):
+    """Of an array, or of each layer's part of a stacked one: how many numbers are not finite, and the largest that are."""
 
     bad: jax.Array
     largest: jax.Array
+    order: jax.Array  # the number of the module's call in the trace; 0 for parameters
 
 
-class Finding(NamedTuple):
-    """One watched place of one layer."""
+class Place(NamedTuple):
+    """One array of one layer."""
 
-    order: tuple[int, ...]
+    order: Order
     where: str
     bad: int
     largest: float
 
 
-def tally(x: jax.Array, *, stacked: bool = False) -> Tally:
-    """The tally of an array; `stacked`: one for each index of its first dimension."""
+def summarize(x: jax.Array, *, stacked: bool = False, order: int = 0) -> Summary:
+    """The summary of an array; `stacked`: one for each index of its first dimension."""
     x = jax.lax.stop_gradient(x)
     axes = tuple(range(1 if stacked else 0, x.ndim))
     finite = jnp.isfinite(x)
     largest = jnp.max(jnp.where(finite, jnp.abs(x), 0).astype(jnp.float32), axis=axes, initial=0.0)
-    return Tally(jnp.sum(~finite, axis=axes, dtype=jnp.int32), largest)
+    return Summary(jnp.sum(~finite, axis=axes, dtype=jnp.int32), largest, jnp.int32(order))
 
 
-def _watch(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-    """Sow a tally of what each module returns, and of what each block is given."""
-    made = next_fun(*args, **kwargs)
-    if context.method_name == "__call__":
-        if isinstance(context.module, Block):
-            context.module.sow(WATCHED, INPUT, tally(args[0]))
+def _watch(numbers: Iterator[int]) -> Callable[..., Any]:
+    """An interceptor that sows a summary of what each module returns, and of what each block is given."""
+
+    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        watched = context.method_name == "__call__"
+        if watched and isinstance(context.module, Block):
+            context.module.sow(WATCHED, INPUT, summarize(args[0], order=next(numbers)))
+        made = call(*args, **kwargs)
         first = jax.tree.leaves(made)[:1]
-        if first and jnp.issubdtype(jnp.result_type(first[0]), jnp.floating):
-            context.module.sow(WATCHED, OUTPUT, tally(first[0]))
-    return made
+        if watched and first and jnp.issubdtype(jnp.result_type(first[0]), jnp.floating):
+            context.module.sow(WATCHED, OUTPUT, summarize(first[0], order=next(numbers)))
+        return made
+
+    return intercept
 
 
 class _Watched:
-    """Stands in for the module in a call of an objective: `apply` also collects the tallies."""
+    """Stands in for the module in a call of an objective: `apply` also collects the summaries."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._module = module
+        self._module, self._numbers = module, itertools.count(1)
         self.seen: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
 
     def apply(self, *args: Any, mutable: Any = (), **kwargs: Any) -> Any:
-        with nn.intercept_methods(_watch):
+        with nn.intercept_methods(_watch(self._numbers)):
             made, found = self._module.apply(*args, mutable=[*mutable, WATCHED], **kwargs)
         sown = dict(found)
         self.seen.append(sown.pop(WATCHED, {}))
@@ -95,19 +95,19 @@ class _Watched:
 def make_examine(
     module: nn.Module, objective: Objective, c: ConfigDict, mesh: Mesh
 ) -> Callable[[Any, Batch, jax.Array, int, int], dict[str, Any]]:
-    """A function (parameters, batch, the step's key, t, T) -> tallies of micro-batch t of T, on the host.
+    """A function (parameters, batch, the step's key, t, T) -> summaries of micro-batch t of T, on the host.
 
     `module` scans its layers: those in the stages of a pipeline could not be watched.
 
-    "loss" is the objective's sum; "forward" has a tree of tallies for each call of the model, "params" and "gradients"
+    "loss" is the objective's sum; "forward" has a tree of summaries for each call of the model, "params" and "gradients"
     one for each parameter, by layer where they are stacked.
     """
 
-    def by_layer(tree: Any) -> dict[str, Tally]:
+    def by_layer(tree: Any) -> dict[str, Summary]:
         stacks = {path for encoder in (False, True) for path, _ in layer_slots(c.model, encoder=encoder)}
         named = {placement.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         return {
-            name: tally(leaf, stacked=any(name.startswith(f"{stack}/") for stack in stacks))
+            name: summarize(leaf, stacked=any(name.startswith(f"{stack}/") for stack in stacks))
             for name, leaf in named.items()
             if jnp.issubdtype(leaf.dtype, jnp.floating)
         }
@@ -123,7 +123,7 @@ def make_examine(
             return sums.objective, (sums.objective, watched.seen)
 
         gradients, (total, seen) = jax.grad(loss, has_aux=True)(params)
-        numbers = {name: tally(x) for name, x in batch.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+        numbers = {name: summarize(x) for name, x in batch.items() if jnp.issubdtype(x.dtype, jnp.floating)}
         return {
             "loss": total,
             "batch": numbers,
@@ -142,99 +142,96 @@ def make_examine(
 
 
 def explain(found: dict[str, Any], c: ConfigDict) -> str:
-    """What is not finite first, in words; empty when everything is finite.
+    """The first array that is not finite, in words; empty when everything is finite.
 
     Args:
         found: as `make_examine`'s function returns it.
         c: the settings under `model`.
     """
-    layers = {slot: i for i, slot in enumerate(layer_slots(c))}
-    layers |= {slot: i for i, slot in enumerate(layer_slots(c, encoder=True))}
-    for name, numbers in found["batch"].items():
-        if numbers.bad:
-            return f"the batch itself: {int(numbers.bad)} numbers of {name}"
-    for one in _parameters(found["params"], layers):
-        if one.bad:
-            return f"the parameters, before the step: {one.where}, {one.bad} numbers"
-    before = None
-    for one in (one for seen in found["forward"] for one in _forward(seen, layers, c)):
-        if one.bad:
-            known = f"; just before it the largest number was {before.largest:.3g} in {before.where}" if before else ""
-            return f"in the forward pass, {one.where}: {one.bad} numbers{known}"
-        before = one
-    if not np.isfinite(found["loss"]):
-        known = f"; the largest number before it was {before.largest:.3g} in {before.where}" if before else ""
-        return f"in the forward pass, the head or the loss{known}"
-    for one in sorted(_parameters(found["gradients"], layers), key=lambda one: one.order, reverse=True):
-        if one.bad:
-            return f"in the backward pass, the gradient of {one.where}: {one.bad} numbers; the forward pass was finite"
+    layers = {slot: i for encoder in (False, True) for i, slot in enumerate(layer_slots(c, encoder=encoder))}
+    for name, summary in found["batch"].items():
+        if summary.bad:
+            return f"the batch itself: {int(summary.bad)} numbers of {name}"
+    calls = [_modules(seen, layers) for seen in found["forward"]]
+    forward = [place for call in calls for place in sorted(call.values())]
+    orders = {key: place.order for call in calls for key, place in call.items()}
+    for place in _parameters(found["params"], layers, orders):
+        if place.bad:
+            return f"the parameters, before the step: {place.where}, {place.bad} numbers"
+    first = next((i for i, place in enumerate(forward) if place.bad), len(forward))
+    if first < len(forward) or not np.isfinite(found["loss"]):
+        what = f"{forward[first].where}: {forward[first].bad} numbers" if forward[first:] else "the head or the loss"
+        known = ((place.largest, place.where) for place in forward[first - 1 : first])
+        before = "".join(f"; just before it the largest number was {most:.3g} in {where}" for most, where in known)
+        return f"in the forward pass, {what}{before}"
+    for place in reversed(_parameters(found["gradients"], layers, orders)):
+        if place.bad:
+            return (
+                f"in the backward pass, the gradient of {place.where}: {place.bad} numbers; the forward pass was finite"
+            )
     return ""
 
 
-def _forward(seen: Any, layers: dict[tuple[str, int], int], c: ConfigDict) -> list[Finding]:
-    """The tallies of one call of the model in the order of computation."""
-    places: dict[str, list[Tally]] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(seen, is_leaf=lambda x: isinstance(x, Tally)):
-        parts = placement.path_name(path).split("/")
-        places.setdefault("/".join(parts[:-1]), []).append(leaf)  # the last is the number of the call
-    found = []
-    for name, tallies in places.items():
-        stack, inner = _split(name, layers)
-        if re.fullmatch(r"(encoder/)?(first|layers|last)/(input|output)", name) and not stack:
-            continue  # a period of several layers as a whole
-        stacked = [one for one in tallies if np.ndim(one.bad) == (1 if stack else 0)]  # the scan as a whole is none
-        found += [
-            one for part in stacked for one in _by_layer(name, stack, inner, part, layers, c.norm_place == "post")
-        ]
-    return sorted(found, key=lambda one: one.order)
-
-
-def _parameters(tallies: dict[str, Tally], layers: dict[tuple[str, int], int]) -> list[Finding]:
-    """The tallies of parameters, those of the embedding first."""
-    found = []
-    for name, part in tallies.items():
-        found += _by_layer(name, *_split(name, layers), part, layers, False)
-    return sorted(found, key=lambda one: one.order)
-
-
-def _split(name: str, layers: Iterable[tuple[str, int]]) -> tuple[str, str]:
-    """A path as (path of the stack of layers, path inside of a layer); ("", path) outside of the stacks."""
-    stack = max((path for path, _ in layers if f"{name}/".startswith(f"{path}/")), key=len, default="")
-    return stack, name[len(stack) :].strip("/")
-
-
-def _by_layer(
-    name: str, stack: str, inner: str, part: Tally, layers: dict[tuple[str, int], int], post: bool
-) -> list[Finding]:
-    """A finding for each layer of a stack, or the one of a part outside of them."""
-    if not stack:
-        what = "the last hidden states" if name == OUTPUT else name.removesuffix(f"/{OUTPUT}")
-        top, *rest = name.split("/")
-        behind = top == "encoder" and rest[0] != "relative_embedding"  # its layers
-        place = (_rank(top), BEHIND if behind else 0, *map(_rank, rest))
-        return [Finding(place, what, int(part.bad), float(part.largest))]
-    coder = "encoder layer" if stack.startswith("encoder") else "layer"
-    words = inner.split("/")
-    if words[-1] == INPUT:
-        said = "the residual stream that goes in"
-    else:
-        said = "/".join(word for word in words if word != OUTPUT) or "the residual stream that comes out"
-    ranks = [_rank(word) for word in words]
-    if post and words[0].endswith("_norm") and len(words) > 1:  # after the sum, so behind the branch
-        ranks[0] = _rank(words[0].removesuffix("_norm")) + 1
-    bad, largest = np.atleast_1d(part.bad), np.atleast_1d(part.largest)
-    found = []
-    for i in range(len(bad)):
-        layer = layers[stack, i]
-        where = "embedding" if layer == 0 and words[-1] == INPUT else f"{coder} {layer}, {said}"
-        order = (_rank("encoder" if coder != "layer" else "layers"), layer, *ranks)
-        found.append(Finding(order, where, int(bad[i]), float(largest[i])))
+def _modules(seen: Any, layers: Mapping[Slot, int]) -> dict[Slot, Place]:
+    """What the modules were given and returned in one call of the model: (path, index in its stack) -> place."""
+    watched = []
+    for path, summary in jax.tree_util.tree_leaves_with_path(seen, is_leaf=lambda x: isinstance(x, Summary)):
+        name = placement.path_name(path).rpartition("/")[0]  # without the number of the call
+        stack = _stack(name, layers)
+        if np.ndim(summary.bad) == bool(stack):  # the scan over layers has a summary too, as a whole
+            watched.append((name, stack, summary))
+    starts: dict[str, int] = {}  # of the scans
+    for _, stack, summary in watched:
+        starts[_scan(stack)] = min(starts.get(_scan(stack), LAST), int(np.min(summary.order)))
+    found = {}
+    for name, stack, summary in watched:
+        for i, (bad, largest, number) in enumerate(zip(*map(np.atleast_1d, summary), strict=True)):
+            order = (starts[_scan(stack)], layers[stack, i], int(number)) if stack else (int(number), 0, 0)
+            found[name, i] = Place(order, _where(name, stack, layers.get((stack, i), 0)), int(bad), float(largest))
     return found
 
 
-def _rank(word: str) -> int:
-    """The place of a part in the order of computation; what is not known comes in the middle of its whole."""
-    return 2 * (ORDER.index(word) if word in ORDER else len(ORDER) // 2)
+def _parameters(
+    summaries: Mapping[str, Summary], layers: Mapping[Slot, int], orders: Mapping[Slot, Order]
+) -> list[Place]:
+    """Parameters, or their gradients, in the order in which their modules run; embeddings come first."""
+
+    def order(name: str, i: int) -> Order:
+        if name.endswith("embedding"):
+            return (-1, 0, 0)
+        owners = itertools.accumulate(name.split("/")[:-1], "{}/{}".format)  # layers, layers/mlp, layers/mlp/up
+        known = [orders[slot] for owner in owners if (slot := (f"{owner}/{OUTPUT}", i)) in orders]
+        return known[-1] if known else (LAST, 0, 0)
+
+    found = []
+    for name, summary in summaries.items():
+        stack = _stack(name, layers)
+        for i, (bad, largest) in enumerate(zip(*map(np.atleast_1d, summary[:2]), strict=True)):
+            where = _where(name, stack, layers.get((stack, i), 0))
+            found.append(Place(order(name, i), where, int(bad), float(largest)))
+    return sorted(found)
+
+
+def _stack(name: str, layers: Iterable[Slot]) -> str:
+    """The path of the stack of layers that a path is in; "" outside of the layers."""
+    return max((path for path, _ in layers if f"{name}/".startswith(f"{path}/")), key=len, default="")
+
+
+def _scan(stack: str) -> str:
+    """The path of the scan that a stack is in: without the place in a period of several layers."""
+    return re.sub(r"/\d+$", "", stack)
+
+
+def _where(name: str, stack: str, layer: int) -> str:
+    """A path in words."""
+    if not stack:
+        return "the last hidden states" if name == OUTPUT else name.removesuffix(f"/{OUTPUT}")
+    inner = name.removeprefix(f"{stack}/")
+    if inner == INPUT and not layer:
+        return "embedding"
+    said = {INPUT: "the residual stream that goes in", OUTPUT: "the residual stream that comes out"}
+    coder = "encoder layer" if stack.startswith("encoder") else "layer"
+    return f"{coder} {layer}, {said.get(inner, inner.removesuffix(f'/{OUTPUT}'))}"
 
 
 def warn(findings: Iterable[str], *, step: int, gradients_finite: bool = False) -> str:
