@@ -140,7 +140,7 @@ def _compile(
         for other in sizes.stages[:-1]:
             one = compiler.compile_stage(c, mesh, sizes, other)
             programs[executable.name_of(other)] = (one.lowered, one.compiled)
-        plan["executable"] = {"file": str(save), "bytes": executable.save(save, programs, c=c, mesh=mesh)}
+        plan["executable"] = {"file": str(save), "bytes": executable.save(save, programs, mesh=mesh)}
 
 
 def _evaluation(plan: Plan, c: ConfigDict, mesh: Mesh, made: compiler.Compiled) -> None:

@@ -64,7 +64,7 @@ class Programs:
             step = self._step(stage, moments(self.c.schedule, total_steps=total_steps, sizes=self.sizes))
         lowered = lower_step(step, self.abstract, like, *arguments, mesh=self.mesh, c=self.c)
         if file := self.c.train.executable:
-            return executable.load(Path(file), executable.name_of(stage), lowered, c=self.c, mesh=self.mesh)
+            return executable.load(Path(file), executable.name_of(stage), lowered, mesh=self.mesh)
         return executable.compile_once(lowered, mesh=self.mesh)
 
     def _step(self, stage: Stage, at: Moments) -> Callable[..., Any]:
