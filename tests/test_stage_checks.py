@@ -20,6 +20,8 @@ ALL = ("prepare", "tokenizer", "train", "eval", "generate", "report")
         ("tokenizer.path", "nowhere.model", "nowhere.model"),
         ("train.duration", "0", "train.duration='0' is less than one step of 128 tokens"),
         ("train.duration", "50 tokens", "is less than one step"),
+        ("parallel.mesh", "rows=2", "'rows=2' is not understood"),
+        ("parallel.mesh", "data=3 tensor=-1", "8 sequences cannot be spread over 3 devices"),
         ("train.init_from", "nowhere", "there is no run or checkpoint nowhere"),
         ("train.executable", "nowhere.bin", "train.executable='nowhere.bin' is not there"),
         ("eval.tasks", ("arc_challenge",), "arc_challenge"),

@@ -18,13 +18,13 @@ AXES = ("data", "pipeline", "fsdp", "expert", "context", "tensor")  # from the s
 ROWS = ("data", "fsdp", "expert")  # the axes over which the rows of a batch are spread
 
 
-def parse_mesh(line: str, *, devices: int, key: str = "parallel.mesh") -> dict[str, int]:
-    """Axis sizes for that many devices, every axis present; one axis may be -1 and takes what is left.
+def read_mesh(line: str, *, key: str = "parallel.mesh") -> dict[str, int]:
+    """Axis sizes as the line gives them, every axis present; one axis may be -1.
 
     Args:
         key: the setting that holds the line, for messages.
 
-    Raises UserError for an unknown axis, one given twice, two -1, or sizes that do not multiply to the number of devices.
+    Raises UserError for an unknown axis, one given twice, or two -1.
     """
     sizes = dict.fromkeys(AXES, 1)
     given: set[str] = set()
@@ -39,6 +39,16 @@ def parse_mesh(line: str, *, devices: int, key: str = "parallel.mesh") -> dict[s
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1:
         raise UserError(f"{key}={line!r} has {len(free)} axes of size -1; at most one can take what is left")
+    return sizes
+
+
+def parse_mesh(line: str, *, devices: int, key: str = "parallel.mesh") -> dict[str, int]:
+    """Axis sizes for that many devices, every axis present; an axis of -1 takes the devices that are left.
+
+    Raises UserError as `read_mesh` does, and for sizes that do not multiply to the number of devices.
+    """
+    sizes = read_mesh(line, key=key)
+    free = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size > 0)
     if free and devices % fixed == 0:
         sizes[free[0]] = devices // fixed

@@ -1,5 +1,6 @@
 """What the train stage refuses, found out before anything of the run is moved or deleted."""
 
+import math
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -32,11 +33,7 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
     if c.train.init_from:
         initial.check(c, tokenizer)
     if workdir is None or tokenizer is None:
-        if not any(
-            unit in ("epoch", "second")
-            for _, unit in map(config.parse_duration, (c.train.duration, c.train.batch_ramp))
-        ):
-            setup.steps_of(c, ramp.batch_sizes(c.train))
+        _check_without_tokens(c)
         return
     c = pretrain.resolve(c, tokenizer)
     tokens, change = workdir / "tokenizer" / "tokens", corruption(c, tokenizer)
@@ -58,3 +55,16 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
     pretrain.start_devices(c)
     mesh = meshes.make_mesh(c.parallel.mesh, slices=c.parallel.slices)
     setup.check_rows(c, sizes, ways=meshes.row_ways(mesh))
+
+
+def _check_without_tokens(c: ConfigDict) -> None:
+    """Raise UserError for what is wrong whatever the text and the devices are."""
+    axes = meshes.read_mesh(c.parallel.mesh)
+    units = {config.parse_duration(value)[1] for value in (c.train.duration, c.train.batch_ramp)}
+    if "epoch" in units and len(ramp.sizes(c.train)) > 1:
+        return
+    sizes = ramp.batch_sizes(c.train)
+    if not units & {"epoch", "second"}:
+        setup.steps_of(c, sizes)
+    # An axis of -1 is at least 1: what its fellows do not divide, all of them together do not either.
+    setup.check_rows(c, sizes, ways=math.prod(axes[axis] for axis in meshes.ROWS if axes[axis] > 0))

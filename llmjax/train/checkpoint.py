@@ -14,7 +14,6 @@ import gc
 import logging
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from llmjax import human, storage
+from llmjax import storage
 from llmjax.parallel import processes
 from llmjax.parallel.placement import path_name
 from llmjax.train.folders import FROZEN, CheckpointError, CheckpointMismatch, newest, read_meta, steps_in
@@ -43,7 +42,6 @@ __all__ = [
     "steps_in",
 ]  # of folders.py, for callers of this
 LARGE_BYTES = 1 << 25  # arrays that are cut by layers
-METADATA_BYTES = 1_000_000  # room for what orbax writes beside the arrays
 
 
 @contextmanager
@@ -106,8 +104,10 @@ def save(
 
     Raises OSError (ENOSPC) when the disk has no room for the state: better than a save that fails halfway.
     """
-    needed = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state, state.ema))) + METADATA_BYTES
-    processes.broadcast_from_first(lambda: _check_space(Path(checkpoints.directory), needed))  # all save, or none
+    needed = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state, state.ema)))
+    processes.broadcast_from_first(
+        lambda: storage.require_space(Path(checkpoints.directory), needed)
+    )  # all save, or none
     items: dict[str, Any] = {
         "params": ocp.args.StandardSave(state.params, save_args=_by_layers(state.params)),
         "rest": ocp.args.StandardSave(_rest(state)),
@@ -136,17 +136,10 @@ def save_frozen(folder: Path, frozen: Any) -> None:
     """
     if not frozen:
         return
-    needed = sum(x.nbytes for x in jax.tree.leaves(frozen)) + METADATA_BYTES
-    processes.broadcast_from_first(lambda: _check_space(folder, needed))
+    needed = sum(x.nbytes for x in jax.tree.leaves(frozen))
+    processes.broadcast_from_first(lambda: storage.require_space(folder, needed))
     with full_disk_is_an_os_error(folder), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / FROZEN).absolute(), frozen, save_args=_by_layers(frozen), force=True)
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        reason = f"{os.strerror(errno.ENOSPC)}: a checkpoint takes {human.size(needed)} and {human.size(free)} is free"
-        raise OSError(errno.ENOSPC, reason, str(folder))
 
 
 def _by_layers(params: Any) -> Any:

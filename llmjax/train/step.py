@@ -121,8 +121,7 @@ def make_train_step(
         objective: the loss, `(module, parameters, batch, key, c.objective) -> Sums`.
         micro_batches: parts that the batch is cut into; 0: as many as `train.micro_batches`.
 
-    Sums of the loss, of its gradient and of the weights are added up over the parts, in float32, and divided once. Part
-    t of T has the rows t, t + T, ...: a row is what may not be torn apart, such as a preference pair.
+    The sums of the loss, of its gradient and of the weights over all parts are divided once.
 
     When the gradient, the update or the new parameters are not finite, parameters, optimizer state and average stay as
     they were and the step is counted as skipped. A batch without weight changes nothing either: no decay, no momentum.
@@ -133,39 +132,11 @@ def make_train_step(
     update_norm, learning_rate, skipped, bad_in_a_row, and target_tokens, the sum of the weights.
     """
     parts = micro_batches or c.train.micro_batches
-
-    def gradients(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
-        def loss(params: Any) -> tuple[jax.Array, Any]:
-            sums = objective(module, combine(params, frozen), batch, key, c.objective)
-            return sums.objective, sums
-
-        grads, sums = jax.grad(loss, has_aux=True)(params)
-        return placed(_in_float32(grads)), sums
-
-    def placed(grads: Any) -> Any:
-        """Gradients where ZeRO wants them, if that is not where their parameters are."""
-        mesh = jax.sharding.get_abstract_mesh()
-        if c.parallel.zero != 2 or not mesh.axis_names:
-            return grads
-        specs = placement.parameter_specs(grads, mesh.shape, rules=c.parallel.rules)
-        return jax.tree.map(jax.lax.with_sharding_constraint, grads, specs)
+    gradients = _make_gradients(module, objective, c, parts=parts)
 
     def step(state: State, batch: Batch, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
-        if parts == 1:
-            grads, sums = gradients(state.params, state.frozen, batch, key)
-        else:
-            # Rows t, t + T, ...: each device cuts the rows it already has.
-            cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
-
-            def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, total, gradients(state.params, state.frozen, part[0], part[1])), None
-
-            first = jax.tree.map(lambda x: x[0], cut)
-            like = jax.eval_shape(gradients, state.params, state.frozen, first, key)
-            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-            (grads, sums), _ = jax.lax.scan(add, zero, (cut, jax.random.split(key, parts)))
-
+        grads, sums = gradients(state, batch, key)
         weight = jnp.where(sums.weight > 0, sums.weight, 1.0)  # weights may be shares, and their sum below 1
         if c.objective.l1 or c.objective.l2:
             terms = jax.grad(penalty)(state.params, c.objective)
@@ -216,6 +187,42 @@ def make_train_step(
         return new_state, metrics
 
     return step
+
+
+def _make_gradients(
+    module: nn.Module, objective: Objective, c: ConfigDict, *, parts: int
+) -> Callable[[State, Batch, jax.Array], tuple[Any, Any]]:
+    """`(state, batch, key) -> (gradients, Sums)`, both added up over the parts of the batch, in float32.
+
+    Part t of T has the rows t, t + T, ...: each device cuts the rows that it has. A row is what may not be torn apart,
+    such as a preference pair.
+    """
+
+    def of_part(state: State, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            sums = objective(module, combine(params, state.frozen), batch, key, c.objective)
+            return sums.objective, sums
+
+        grads, sums = jax.grad(loss, has_aux=True)(state.params)
+        grads, mesh = _in_float32(grads), jax.sharding.get_abstract_mesh()
+        if c.parallel.zero == 2 and mesh.axis_names:  # divided, although the parameters are not
+            specs = placement.parameter_specs(grads, mesh.shape, rules=c.parallel.rules)
+            grads = jax.tree.map(jax.lax.with_sharding_constraint, grads, specs)
+        return grads, sums
+
+    def of_all(state: State, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
+        if parts == 1:
+            return of_part(state, batch, key)
+        cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+
+        def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, of_part(state, *part)), None
+
+        like = jax.eval_shape(of_part, state, jax.tree.map(lambda x: x[0], cut), key)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        return jax.lax.scan(add, zero, (cut, jax.random.split(key, parts)))[0]
+
+    return of_all
 
 
 def lower_step(
