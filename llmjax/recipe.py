@@ -43,6 +43,7 @@ class Stage:
     # workdir what the stage needs is yet to be made; fresh: what it made so far is to be moved away.
     check: str = ""
     given: tuple[tuple[str, str], ...] = ()  # arguments that rooms above make of the config
+    show: str = ""  # (workdir) prints what the stage made; when it is asked for alone and is done already
     leaves: tuple[str, ...] = ()  # patterns of files and folders that are there when it is done, one of each at least
     everywhere: bool = False  # all processes of a job run it together
 
@@ -74,12 +75,12 @@ STAGES: dict[str, Stage] = {
     "eval": Stage(
         "llmjax.eval.stage:run", ("eval",), ("train",),
         "measure perplexity and bits per byte on held-out text",
-        check="llmjax.eval.stage:check",
+        check="llmjax.eval.stage:check", show="llmjax.eval.stage:show",
     ),
     "generate": Stage(
         "llmjax.infer.stage:run", ("generate", "seed"), ("train",),
         "continue the prompts of the config",
-        check="llmjax.infer.stage:check",
+        check="llmjax.infer.stage:check", show="llmjax.infer.stage:show",
     ),
     "report": Stage(
         "llmjax.report:run", ("name",), (),
@@ -131,8 +132,9 @@ def run(c: ConfigDict, workdir: Path, stages: Sequence[str], *, again: bool = Fa
         for stage in stages:
             decision = processes.broadcast_from_first(partial(_decide, c, workdir, stage, stages, files, again=again))
             if decision["skip"]:
-                if processes.is_first():
-                    print(f"{stage}: done already, skipped ({workdir / stage})")
+                processes.say(f"{stage}: done already, skipped ({workdir / stage})")
+                if len(stages) == 1 and STAGES[stage].show and processes.is_first():
+                    _function(STAGES[stage].show)(workdir)
                 continue
             _check(c, workdir, stage, fresh=decision["aside"])
             processes.broadcast_from_first(partial(_begin, c, workdir, stage, decision))
@@ -144,7 +146,7 @@ def run(c: ConfigDict, workdir: Path, stages: Sequence[str], *, again: bool = Fa
                 function(c, workdir) if everywhere else processes.broadcast_from_first(partial(function, c, workdir))
             )
             processes.broadcast_from_first(partial(_end, workdir, stage, results))
-            print(f"== {stage} took {human.duration(time.perf_counter() - began)}", flush=True)
+            processes.say(f"== {stage} took {human.duration(time.perf_counter() - began)}")
         if tuple(stages) != ("report",):  # settings that no stage depends on
             processes.broadcast_from_first(partial(storage.write_text, workdir / "config.json", config.to_json(c)))
     return processes.broadcast_from_first(lambda: _merge(workdir))

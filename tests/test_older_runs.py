@@ -81,6 +81,10 @@ def test_every_stage_is_done_and_can_be_done_again(kind, request, one_device, ca
     recipe.run(c, run, (*STAGES, "report"))
     out = capsys.readouterr().out
     assert all(f"{stage}: done already" in out for stage in STAGES)
+    [sample] = [json.loads(line) for line in (run / "generate" / "samples.jsonl").read_text().splitlines()]
+    for stage, made in (("generate", sample["prompt"] + sample["text"]), ("eval", "bits_per_byte: ")):
+        recipe.run(c, run, (stage,))
+        assert made in capsys.readouterr().out, "asked for alone, what was made is shown"
     (run / "eval" / "results.json").unlink()
     results = recipe.run(c, run, (*STAGES, "report"))
     assert results["bits_per_byte"] == pytest.approx(before["bits_per_byte"], rel=1e-4)

@@ -38,11 +38,21 @@ def calls(monkeypatch):
             if name in refusing:
                 raise UserError("the stage refuses")
 
+        def show(workdir, name=name):
+            print(f"this is what {name} made")
+
         setattr(module, name, run)
+        setattr(module, f"show_{name}", show)
         setattr(module, f"check_{name}", check)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     stages = {
-        k: dataclasses.replace(s, function=f"{module.__name__}:{k}", check=f"{module.__name__}:check_{k}", given=())
+        k: dataclasses.replace(
+            s,
+            function=f"{module.__name__}:{k}",
+            check=f"{module.__name__}:check_{k}",
+            show=s.show and f"{module.__name__}:show_{k}",
+            given=(),
+        )
         for k, s in recipe.STAGES.items()
     }
     monkeypatch.setattr(recipe, "STAGES", stages)
@@ -73,6 +83,9 @@ def test_done_stages_are_skipped_with_a_line_and_the_report_always_runs(calls, c
     output = capsys.readouterr().out
     for stage in ALL[:-1]:
         assert f"{stage}: done already, skipped ({tmp_path / stage})" in output
+    assert "made" not in output
+    recipe.run(c, tmp_path, ("generate",))  # alone, what it made is what was asked for
+    assert "this is what generate made" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,17 @@ def test_run_at_any_stage_has_a_report_that_names_the_stages_not_run(tmp_path: P
         assert ("Training has begun but not finished" in page) == ("metrics.jsonl" in kept)
 
 
+def test_a_training_that_went_on_with_other_settings_is_told(tmp_path: Path) -> None:
+    workdir = make_run(tmp_path / "run")
+    change = {"step": 400, "settings": {"optimizer.learning_rate": [1e-3, 5e-4]}}
+    write_json(workdir / "stages.json", {"train": {"done": True, "settings": {}, "changes": [change]}})
+    for page in pages(workdir):
+        assert (
+            "Training went on from step 400 although optimizer.learning_rate changed from 0.001 to 0.0005."
+            in page.replace("\\", "")
+        )
+
+
 def test_folder_that_is_no_run_is_refused_with_the_way_to_make_one(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(ValueError, match="make one with: llmjax run"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from llmjax import human
+from llmjax import human, storage
 from llmjax.data.batches import heldout_batches
 from llmjax.data.tokens import Index, load_index, read_stream, read_texts
 from llmjax.errors import UserError
@@ -99,6 +99,13 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     if c.eval.xz:
         head["xz_bits_per_byte"] = 8 * compressed / max(raw, 1)
     return {**head, **results, **_tasks(c, model, workdir), "seconds": time.perf_counter() - began}
+
+
+def show(workdir: Path) -> None:
+    """Print the results of a run's eval stage."""
+    results = storage.read_json(workdir / "eval" / "results.json", mend="delete it, and `llmjax eval` runs again")
+    for name, value in results.items():
+        print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
 
 
 def _tasks(c: ConfigDict, model: LanguageModel, workdir: Path) -> dict[str, float]:

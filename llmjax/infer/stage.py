@@ -12,6 +12,8 @@ from llmjax.infer.language_model import load
 from llmjax.objectives import OBJECTIVES
 from llmjax.startup.cache import cache_of
 
+SAMPLES = "generate/samples.jsonl"  # in the run's folder
+
 
 def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
     """Raise UserError when there is no prompt."""
@@ -39,9 +41,8 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     completions = model.generate(prompts, seed=c.seed, **settings)
     seconds = time.perf_counter() - began
     rows = [{"prompt": one.prompt, "text": one.text, "finish": one.finish} for one in completions]
-    storage.write_text(workdir / "generate" / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    for one in completions:
-        print(f"---- {one.finish}\n{one.prompt}{one.text}")
+    storage.write_text(workdir / SAMPLES, "".join(json.dumps(row) + "\n" for row in rows))
+    show(workdir)
     tokens = sum(len(one.tokens) for one in completions)
     return {
         "prompts": len(prompts),
@@ -49,3 +50,10 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
         "seconds": seconds,  # compilation included
         "checkpoint_step": model.step,
     }
+
+
+def show(workdir: Path) -> None:
+    """Print the samples of a run."""
+    for line in storage.read_lines(workdir / SAMPLES) if (workdir / SAMPLES).exists() else ():
+        row = json.loads(line)
+        print(f"---- {row['finish']}\n{row['prompt']}{row['text']}")

@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax.config import base, from_json
+from llmjax.config.changes import described
 from llmjax.errors import UserError
 from llmjax.report.curves import Curves, read_curves
 
@@ -56,6 +57,8 @@ def collect(workdir: Path, *, config: ConfigDict | None = None) -> Run:
     names = [*(config.stages if config else default_stages)]
     names += [stage for stage in default_stages if stage not in names]
     stages = {name: _read_json(workdir / name / "results.json", notes) for name in names if name != "report"}
+    for change in _read_json(workdir / "stages.json", notes).get("train", {}).get("changes", ()):
+        notes.append(f"Training went on from step {change['step']:,} although {described(change['settings'])}.")
     curves = read_curves(workdir / "metrics.jsonl")
     wanted = list(config.stages) if config else default_stages
     samples, left_out = _read_samples(workdir / "generate" / "samples.jsonl", notes)
