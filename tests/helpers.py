@@ -18,7 +18,7 @@ from llmjax.data.source import Batch, Source, StatelessSource
 from llmjax.model import transformer
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes
-from llmjax.parallel import placement
+from llmjax.parallel import placement, processes
 from llmjax.train import loop, rewind
 from llmjax.train.optimizer import make_optimizer
 from llmjax.train.schedule import make_schedule
@@ -104,7 +104,7 @@ def train(
                 **settings,
             )
         except rewind.Spike as spike:
-            rewind.go_back(workdir, c.train.rewind, spike)
+            processes.broadcast_from_first(partial(rewind.go_back, workdir, c.train.rewind, spike))
 
 
 def mesh_of(line: str) -> Mesh:

@@ -75,9 +75,14 @@ def test_the_command_runs_tasks_and_summarises_ratings(tmp_path, data, model, mo
     from llmjax import config
 
     (run / "config.json").write_text(config.to_json(tiny_config().lock()))
-    import llmjax
-
-    monkeypatch.setattr(llmjax, "load", lambda path, **_: model)
+    monkeypatch.setattr("llmjax.infer.language_model.load", lambda path, **_: model)
+    (run / "checkpoints" / "0" / "meta").mkdir(parents=True)
+    (run / "checkpoints" / "0" / "meta" / "metadata").write_text('{"imported": "a folder"}')
+    assert cli.main(["eval", "--workdir", str(run)]) == 2  # what it advises is done next
+    assert (
+        "has no held-out text, as imported models have none: give `llmjax eval` benchmarks by --tasks"
+        in capsys.readouterr().err
+    )
     arguments = ["eval", "--workdir", str(run), "--tasks", "arc_easy", "--data", str(data), "--limit", "2"]
     assert cli.main(arguments) == 0
     assert (run / "eval" / tasks.SCORES).is_file() and "the scores are in" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,13 +15,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import test_source
 from helpers import make_batch, mesh_of, run_command, tiny_config
 from test_processes import assert_same_losses, launch, rows_of
 from test_train import assert_same_run, last_state, train, trained_steps, wait_for
 
+from llmjax import cli
+from llmjax.data.batches import TrainBatches
 from llmjax.errors import UserError
 from llmjax.model import transformer
 from llmjax.objectives import OBJECTIVES
+from llmjax.parallel import mesh as meshes
 from llmjax.train import checkpoint, hunt, metrics
 from llmjax.train.rewind import Skip, Spike, Spikes, batch_number, go_back, skips_of
 from llmjax.train.step import batch_shardings
@@ -210,6 +215,30 @@ def test_a_spike_goes_back_skips_its_batches_and_the_run_ends_as_if_they_had_not
 
 
 @pytest.mark.usefixtures("one_device")
+def test_after_too_many_spikes_the_command_goes_on_as_it_advises(tiny_run, monkeypatch, capsys):
+    real = TrainBatches.batch
+
+    def batch(self, k):
+        made = real(self, k)
+        return made | {"targets": (made["targets"] * 7 + k) % 300} if k in (*range(18, 23), *range(30, 36)) else made
+
+    monkeypatch.setattr(TrainBatches, "batch", batch)
+    settings = {
+        "train.duration": "30 steps",
+        "checkpoint.every": "4 steps",
+        "checkpoint.keep": 9,
+        "train.eval_every": 0,
+    }
+    settings |= {key.replace("__", "."): value for key, value in rewinding(factor=1.3, window=8, limit=1).items()}
+    command = ["train", "--workdir", str(tiny_run), *(f"--config.{key}={value}" for key, value in settings.items())]
+    assert cli.main(command) == 2
+    assert "raise train.rewind.limit, and run again: it goes on from the last checkpoint" in capsys.readouterr().err
+    assert cli.main([*command, "--config.train.rewind.limit=2"]) == 0
+    assert "although train.rewind.limit changed from 1 to 2" in capsys.readouterr().out
+    assert [row["step"] for row in rows_of(tiny_run)] == list(range(1, 31))
+
+
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [19, 22])
 def test_killed_before_or_after_going_back_it_ends_in_the_same_bits(tmp_path, killed):
@@ -354,3 +383,78 @@ def test_what_is_finite_when_it_is_run_again_points_at_the_hardware():
     assert "look at the hardware" in hunt.warn(["", ""], step=7)
     assert "raise optimizer.epsilon" in hunt.warn(["", ""], step=7, gradients_finite=True)
     assert hunt.warn(["", "layer 3"], step=7) == "WARNING: step 7 was not finite. The first that is not is layer 3"
+
+
+# ---------------------------------------------------------------- what is handed to the loop, over two processes
+
+SCRIPT = """
+import pathlib, sys
+sys.path.insert(0, sys.argv[1])
+from llmjax.parallel import processes
+processes.start(heartbeat_seconds=10)
+import test_faults
+getattr(test_faults, sys.argv[2])(pathlib.Path(sys.argv[3]))
+processes.end(0)
+"""
+
+
+def two_processes(function, workdir):
+    """Run a function of this module in both of two processes with one device each: their statuses and output."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1"), "LLMJAX_PROCESSES": "2",
+           "LLMJAX_COORDINATOR": f"127.0.0.1:{port}", "LLMJAX_LOCAL_PROCESSES": "2"}  # fmt: skip
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), function.__name__, str(workdir)]
+    both = [
+        subprocess.Popen(
+            command, env=env | {"LLMJAX_PROCESS": str(i)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for i in range(2)
+    ]
+    output = "".join(process.communicate(timeout=300)[0] for process in both)
+    return [process.returncode for process in both], output
+
+
+def train_rounds(workdir):
+    test_source.train_rounds(workdir)
+
+
+def train_rounds_until_killed(workdir):
+    test_source.train_rounds(workdir, killed_with=workdir / "checkpoints" / "4")
+
+
+def train_spiking(workdir):
+    c = tiny_config(
+        train__duration="30 steps", checkpoint__every="4 steps", checkpoint__keep=5, train__eval_every="0 steps",
+        **rewinding(factor=1.3, window=8),
+    )  # fmt: skip
+    batch = spiking(c, range(18, 23))
+    train(c, workdir, batch=lambda k: test_source.own_rows(batch(k)))
+
+
+@pytest.mark.slow
+def test_two_processes_resume_inside_a_round_of_their_own_batches(tmp_path):
+    statuses, output = two_processes(train_rounds, tmp_path / "whole")
+    assert statuses == [0, 0], output
+    statuses, output = two_processes(train_rounds_until_killed, tmp_path / "run")
+    assert all(statuses), output
+    assert checkpoint.steps_in(tmp_path / "run" / "checkpoints") == [4]
+    statuses, output = two_processes(train_rounds, tmp_path / "run")
+    assert statuses == [0, 0], output
+    numbers = [[(row["loss"], row["param_norm"]) for row in rows_of(tmp_path / name)] for name in ("whole", "run")]
+    assert len(numbers[0]) == test_source.STEPS
+    assert numbers[0] == numbers[1]
+    with pytest.raises(UserError, match="keeps the batches of 2 processes, and there are 1: go on with 2"):
+        train_rounds(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_two_processes_go_back_from_a_spike_as_one_does(tmp_path, monkeypatch):
+    statuses, output = two_processes(train_spiking, tmp_path / "two")
+    assert statuses == [0, 0], output
+    assert output.count("going back to step 16") == 1
+    monkeypatch.setattr(meshes, "make_mesh", functools.partial(meshes.make_mesh, devices=jax.devices()[:2]))
+    train_spiking(tmp_path / "one")
+    assert_same_losses(tmp_path / "two", tmp_path / "one")
+    assert [row.get("rewinds", 0) for row in rows_of(tmp_path / "two")] == [0] * 16 + [1] * 14

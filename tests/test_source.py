@@ -23,11 +23,17 @@ from llmjax.data.batches import heldout_batches
 from llmjax.data.source import StatelessSource
 from llmjax.errors import UserError
 from llmjax.model import transformer
+from llmjax.parallel import processes
 from llmjax.train import budget, checkpoint, pretrain
 from llmjax.train.heldout import make_heldout
 
 STEPS, ROUND = 10, 3
 FIRST_BYTE = 4  # the id of byte 0
+
+
+def own_rows(batch):
+    """The part of a global batch that this process reads."""
+    return {name: np.split(x, processes.count())[processes.index()] for name, x in batch.items()}
 
 
 class Rounds:
@@ -50,10 +56,11 @@ class Rounds:
             seen = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(jax.device_get(params)))
             digest = hashlib.blake2b(seen + bytes([number]), digest_size=8).digest()
             shape = (ROUND, self._c.train.batch_size, self._c.train.sequence_length + 1)
-            self._left = np.random.default_rng(int.from_bytes(digest)).integers(4, 300, shape).astype(np.int32)
+            sampled = np.random.default_rng(int.from_bytes(digest)).integers(4, 300, shape).astype(np.int32)
+            self._left = np.split(sampled, processes.count(), axis=1)[processes.index()]
             self._rounds += 1
         rows, self._left = self._left[0], self._left[1:]
-        return make_batch(self._c, k) | {"tokens": rows[:, :-1], "targets": rows[:, 1:]}
+        return own_rows(make_batch(self._c, k)) | {"tokens": rows[:, :-1], "targets": rows[:, 1:]}
 
     def state(self):
         return {"left": self._left, "rounds": np.array(self._rounds)} if len(self._left) else {}

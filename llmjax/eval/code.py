@@ -143,7 +143,7 @@ def evaluate(
         jobs += [(problem, (ids[-room:] if room > 0 else ids) or [model.tokenizer.start_id])] * samples
     made = model.generate(
         [ids for _, ids in jobs], max_new_tokens=max_new_tokens, stop=list(problems[0].stops),
-        seed=[seed + i for i in range(len(jobs))], on_done=on_written,
+        seed=[(seed + i) % 2**32 for i in range(len(jobs))], on_done=on_written,
         **{**PLAIN, "temperature": temperature, "top_p": top_p if temperature else 1.0},
     )  # fmt: skip
     texts = [completion.text for completion in made]
