@@ -10,27 +10,27 @@ def base() -> ConfigDict:
     """Every setting there is, with its default. `llmjax config` prints this list with the comments."""
     # fmt: off
     c = ConfigDict()
-    c.name = "run"  # the run's name; it is written to runs/NAME unless --workdir says otherwise
-    c.seed = 0  # the one seed: initialisation, data order, dropout and sampling are derived from it
+    c.name = "run"  # the run's name; its folder is runs/NAME unless --workdir says otherwise
+    c.seed = 0  # the one seed: initialisation, data order, dropout and sampling follow from it
     c.stages = ("prepare", "tokenizer", "train", "eval", "generate", "report")  # what `llmjax run` does, in this order
 
     c.data = ConfigDict()
-    c.data.sources = ("stdlib",)  # "stdlib", "stdlib-tests" (this Python's own), or files, folders, globs; "name=path" gives a source a name; "fr|de=a.txt|b.txt": parallel lines
+    c.data.sources = ("stdlib",)  # "stdlib", "stdlib-tests", files, folders, globs; "name=path" names a source; "fr|de=a.txt|b.txt" is parallel lines
     c.data.text_field = "text"  # the field of .jsonl and .parquet rows that holds the text
-    c.data.min_bytes = 16  # documents with fewer UTF-8 bytes are rejected (and kept aside)
+    c.data.min_bytes = 16  # shorter documents, in UTF-8 bytes, are rejected
     c.data.holdout_percent = 2.0  # share of document groups held out for evaluation, chosen by a hash of the group's name
-    c.data.holdout_max_bytes = 0  # a group with more bytes stays in training, so that no giant is most of the measure; 0: no limit
-    c.data.holdout_tail_percent = 0.0  # instead: hold out the last part of every document (nanoGPT's Shakespeare split)
-    c.data.shard_bytes = 64_000_000  # size of one shard of clean documents, in UTF-8 bytes of text
-    c.data.record_tokens = 4096  # tokens in one record of a token shard; any sequence length can be read from any record size
+    c.data.holdout_max_bytes = 0  # larger groups stay in training; 0: no limit
+    c.data.holdout_tail_percent = 0.0  # instead: hold out the end of every document (nanoGPT's Shakespeare split)
+    c.data.shard_bytes = 64_000_000  # size of a shard of clean documents, in UTF-8 bytes of text
+    c.data.record_tokens = 4096  # tokens in a record of a token shard; does not limit the sequence length
     c.data.mixture = ()  # weights by source over training: ("0%: stdlib=1 notes=1", "80%: notes=1"); empty: by size
-    c.data.mixture_temperature = 1.0  # without data.mixture: sources weigh size ** this (1: by size, 0: all alike)
-    c.data.max_epochs = 0.0  # no source is seen more often over the training; the others give what it may not; 0: no limit
+    c.data.mixture_temperature = 1.0  # without data.mixture: a source weighs size ** this (1: by size, 0: all alike)
+    c.data.max_epochs = 0.0  # no source is read more often; the others fill its place; 0: no limit
 
     c.prepare = ConfigDict()
-    c.prepare.steps = ("exact",)  # in this order: repair, emoji, spelling, language, gopher_quality, gopher_repetition, c4, fineweb, perplexity, quality, toxicity, personal, decontaminate; exact, paragraphs, lines, near, substring, caps
+    c.prepare.steps = ("exact",)  # in this order, such as ("repair", "language", "exact", "near"); the error about an unknown name lists all steps
     c.prepare.html = "main"  # of web pages: main (the main content), all (all visible text), raw
-    c.prepare.pdf_margins = True  # leave out of PDFs what repeats at the top and foot of pages, and join hyphenated lines
+    c.prepare.pdf_margins = True  # leave out repeated headers and footers of PDFs, and join hyphenated lines
     c.prepare.encodings = ("utf-8",)  # tried in this order; "detect" as the last guesses from the bytes
     c.prepare.max_document_bytes = 256_000_000  # larger documents are rejected without being held in memory
     c.prepare.max_document_seconds = 60.0  # CPU time to extract the text of one document: what takes more is rejected; 0: no limit
@@ -39,8 +39,8 @@ def base() -> ConfigDict:
     c.prepare.emoticons = False  # emoji: also ":-)" and its like
     c.prepare.spelling = "en_US"  # spelling: the speller's language
     c.prepare.languages = ()  # language: those kept, such as ("en", "de"); empty: all
-    c.prepare.language_threshold = 0.65  # language: documents whose language is less certain are rejected, if languages are chosen
-    c.prepare.words = "spacy_compat"  # what a word is in the quality rules: spacy_compat (as the published rules count) or unicode (runs of letters and digits, faster)
+    c.prepare.language_threshold = 0.65  # language: less certain documents are rejected, if languages are chosen
+    c.prepare.words = "spacy_compat"  # quality rules: what a word is: spacy_compat (as published) or unicode (runs of letters and digits, faster)
     c.prepare.c4_end_marks = True  # c4: lines that do not end in a mark are cut (FineWeb runs C4 without this rule)
     c.prepare.perplexity_model = ""  # perplexity: a saved n-gram model (llmjax classify --kind ngram)
     c.prepare.perplexity_max = 0.0  # perplexity: more bits per byte are rejected; 0: only noted
@@ -50,29 +50,29 @@ def base() -> ConfigDict:
     c.prepare.toxicity_max = 0.5  # toxicity: a higher probability is rejected
     c.prepare.toxic_words_max = 0.02  # toxicity: a larger share of listed words is rejected
     c.prepare.personal = ("email", "phone", "ip", "card", "iban", "key")  # personal: what is masked
-    c.prepare.near_jaccard = 0.7  # near: documents this similar (word shingles) are duplicates
-    c.prepare.near_bands = 14  # near: bands of the MinHash, and
-    c.prepare.near_rows = 8  # near: hash functions in each; 14 x 8 finds 0.988 of pairs at 0.85, 0.77 at 0.75
-    c.prepare.near_words = 5  # near: words of a shingle
-    c.prepare.near_keep = "first"  # near: of duplicates stays the first (in the order of the sources) or the longest
-    c.prepare.substring_tokens = 50  # substring: passages of at least so many words and marks that occurred before are cut out
+    c.prepare.near_jaccard = 0.7  # near: documents with this share of common shingles are duplicates
+    c.prepare.near_bands = 14  # near: bands of the MinHash
+    c.prepare.near_rows = 8  # near: hash functions in a band; 14 x 8 finds 0.988 of pairs at 0.85, 0.77 at 0.75
+    c.prepare.near_words = 5  # near: words in a shingle
+    c.prepare.near_keep = "first"  # near: which duplicate stays: the first (in the order of the sources) or the longest
+    c.prepare.substring_tokens = 50  # substring: repeated passages of at least so many words and marks are cut out
     c.prepare.decontaminate = ()  # decontaminate: files of benchmarks, in lm-evaluation-harness's JSONL
-    c.prepare.decontaminate_words = 13  # decontaminate: words in a row that say that an item is in a document
-    c.prepare.decontaminate_characters = 50  # decontaminate: and the characters that they must have in common
+    c.prepare.decontaminate_words = 13  # decontaminate: so many words in a row mean that an item is in a document
+    c.prepare.decontaminate_characters = 50  # decontaminate: and so many common characters
     c.prepare.caps = ()  # caps: most bytes of a language or a source, such as ("language:de=2GB", "source:web=10GB")
-    c.prepare.earlier = ()  # folders of earlier runs: what they kept is not repeated (exact, near, lines, paragraphs, substring)
-    c.prepare.route = "source"  # shards are named by their source, or SOURCE.LANGUAGE (language), for data.mixture
+    c.prepare.earlier = ()  # folders of earlier runs, whose documents and passages count as seen (exact, near, lines, paragraphs, substring)
+    c.prepare.route = "source"  # shards are named SOURCE (source) or SOURCE.LANGUAGE (language), for data.mixture
     c.prepare.bias = False  # report which identity terms stand near words of sentiment, before and after (English)
     c.prepare.engine = "local"  # local (processes of this machine) or spark (a cluster; pip install llmjax[spark])
     c.prepare.spark_master = "local[*]"  # spark: where the cluster is, such as spark://HOST:7077
     c.prepare.workers = 0  # local: processes; 0: one for each core
-    c.prepare.memory_bytes = 4_000_000_000  # local: half is for groupings, which spill to disk beyond that
-    c.prepare.keep_work = False  # keep WORKDIR/prepare/work, with what every step decided
+    c.prepare.memory_bytes = 4_000_000_000  # local: half of it is for groupings, which spill to disk beyond that
+    c.prepare.keep_work = False  # keep WORKDIR/prepare/work, with the decisions of every step
 
     c.tokenizer = ConfigDict()
     c.tokenizer.kind = "bpe"  # bpe, unigram, char (SentencePiece) or byte
-    c.tokenizer.vocab_size = 4096  # pieces, with the 256 bytes and the 4 special tokens counted in; char and byte derive theirs
-    c.tokenizer.path = ""  # use this tokenizer instead of training one: a SentencePiece .model, a tokenizer.json, or a folder such as RUN/tokenizer; "": that of train.init_from, if it is set and the other keys here are as in that run or at their defaults
+    c.tokenizer.vocab_size = 4096  # pieces, the 256 bytes and 4 special tokens included; char and byte derive theirs
+    c.tokenizer.path = ""  # use this tokenizer instead: a SentencePiece .model, a tokenizer.json, or a folder; "": train one, or take train.init_from's
     c.tokenizer.train_bytes = 20_000_000  # train on at most this much text, taken evenly over the documents
     c.tokenizer.split_digits = True  # every digit is its own piece
 
@@ -84,11 +84,11 @@ def base() -> ConfigDict:
     c.model.kv_heads = 0  # G, a divisor of heads; 0: the same as heads (multi-head), 1: multi-query
     c.model.head_size = 0  # K; 0: width / heads
     c.model.mlp_width = 0  # F; 0: 4 x width, or 8/3 x width rounded up to 64 for gated activations
-    c.model.encoder_layers = 0  # blocks of a bidirectional encoder that the others attend to (encoder-decoder); 0: none
+    c.model.encoder_layers = 0  # blocks of a bidirectional encoder (encoder-decoder); 0: none
     c.model.embedding_width = 0  # size of the token embeddings, projected to and from the width; 0: the width
     # blocks
-    c.model.pattern = ("global",)  # what mixes tokens, layer by layer and repeated: global, local (attention), rnn, lstm, rglru, mamba2
-    c.model.window = 1024  # tokens that local attention sees, the own one included
+    c.model.pattern = ("global",)  # the mixer of each layer, repeated: global, local (attention), rnn, lstm, rglru, mamba2
+    c.model.window = 1024  # tokens that local attention sees, its own included
     c.model.block = "serial"  # serial: attention, then MLP; parallel: both read the same input and are added
     c.model.shared_norm = True  # parallel blocks: one norm for both branches (Falcon-7B, PaLM), or one each (Falcon-40B)
     c.model.mlp = "dense"  # dense (or experts, see model.moe), or none
@@ -98,31 +98,31 @@ def base() -> ConfigDict:
     c.model.norm_place = "pre"  # pre, post (after the sum) or sandwich (before and after each branch)
     c.model.norm_epsilon = 1e-5  # added to the variance in every norm
     c.model.norm_zero_centered = False  # the scale is 1 + its parameter (Gemma)
-    c.model.residual_scale = 1.0  # what the residual stream is multiplied with before a branch is added; 0: no residual path; 1 becomes alpha with init=deepnorm
+    c.model.residual_scale = 1.0  # multiplies the residual stream before a branch is added; 0: no residual path; 1 becomes alpha with init=deepnorm
     c.model.embedding_norm = False  # a norm after the embeddings
     c.model.final_norm = True  # a norm after the last block
     # attention
     c.model.direction = "causal"  # what a token sees when the objective does not say: causal or bidirectional
     c.model.qk_norm = False  # RMS-normalise queries and keys per head before the rotation
-    c.model.attention_scale = 0.0  # scores are multiplied with it; 0: 1/sqrt(K)
+    c.model.attention_scale = 0.0  # multiplies the scores; 0: 1/sqrt(K)
     c.model.attention_soft_cap = 0.0  # scores = cap * tanh(scores / cap); 0: off
-    c.model.two_stream = False  # also a stream of queries that do not see their own token (XLNet), for objective permutation
+    c.model.two_stream = False  # add a stream of queries that do not see their own token (XLNet), for objective permutation
     # positions
     c.model.position = "rotary"  # rotary, learned, sinusoidal, alibi, t5, xlnet (both relative) or none
     c.model.max_length = 1024  # rows of the learned position table, and the default size of the decoding cache
-    c.model.position_offset = 0  # rows of the learned position table before that of position 0 (2 in OPT and RoBERTa)
-    c.model.rotary_base = 10_000.0  # the longest wavelength is 2 pi times this many tokens
+    c.model.position_offset = 0  # rows of the learned position table before position 0 (2 in OPT and RoBERTa)
+    c.model.rotary_base = 10_000.0  # the longest wavelength is 2 pi times this, in tokens
     c.model.rotary_fraction = 1.0  # share of each head that is rotated
     c.model.rotary_local_base = 0.0  # another base, without scaling, in layers with local attention; 0: the same
     c.model.rotary_scaling = "none"  # stretch rotary positions to longer texts: none, linear, ntk, yarn, llama3
     c.model.rotary_factor = 1.0  # by how much
-    c.model.rotary_original_length = 0  # yarn, llama3: the length that the model was first trained on
-    c.model.rotary_slow = 1.0  # yarn, llama3: frequencies with fewer turns than this over that length are divided by the factor
-    c.model.rotary_fast = 32.0  # yarn, llama3: those with more turns are left alone (32 in YaRN, 4 in Llama 3)
+    c.model.rotary_original_length = 0  # yarn, llama3: the length of the first training
+    c.model.rotary_slow = 1.0  # yarn, llama3: frequencies with fewer turns over that length are divided by the factor
+    c.model.rotary_fast = 32.0  # yarn, llama3: frequencies with more turns are left alone (32 in YaRN, 4 in Llama 3)
     c.model.alibi_scale = 1.0  # times ALiBi's slopes
-    c.model.alibi_rounded = False  # slopes, positions and their products are rounded to bfloat16 whatever model.dtype says (Falcon-RW)
-    c.model.relative_buckets = 32  # t5: distances that are told apart
-    c.model.relative_max_distance = 128  # t5: from here on all distances share the last bucket
+    c.model.alibi_rounded = False  # round slopes, positions and their products to bfloat16 (Falcon-RW)
+    c.model.relative_buckets = 32  # t5: number of distances that are told apart
+    c.model.relative_max_distance = 128  # t5: longer distances share the last bucket
     # inputs and outputs
     c.model.tie_embeddings = True  # the output head is the transposed embedding
     c.model.embedding_scale = 1.0  # times the token embeddings (sqrt(width) in Gemma and the original Transformer)
@@ -132,26 +132,26 @@ def base() -> ConfigDict:
     c.model.languages = 0  # languages with an embedding each (XLM); 0: none
     c.model.head_transform = False  # a dense layer, the activation and a norm before the output head (BERT)
     c.model.pooler = False  # a dense layer with tanh on the first token (BERT)
-    c.model.classes = 0  # classes of a linear classifier on the first token, after the pooler if there is one; 0: none
-    c.model.ahead = 1  # tokens predicted from each position (multi-token prediction); each after the first has a block of its own
+    c.model.classes = 0  # classes of a linear classifier on the first token, after the pooler; 0: none
+    c.model.ahead = 1  # tokens predicted from each position (multi-token prediction); each after the first has its own block
     c.model.vocab_size = 0  # V; 0: the tokenizer's, rounded up to vocab_multiple
-    c.model.vocab_multiple = 64  # the embedding's rows are rounded up to this, so that tensor axes divide it
+    c.model.vocab_multiple = 64  # the embedding's rows are rounded up to a multiple, so that tensor axes divide it
     # dropout
     c.model.dropout = 0.0  # on the output of each block's branches
     c.model.embedding_dropout = 0.0  # on the sum of the embeddings
     c.model.attention_dropout = 0.0  # on the attention weights
     c.model.layer_drop = 0.0  # share of the blocks skipped in a step
-    c.model.dropout_shape = "constant"  # over the layers: constant, or linear from 0 at the first to the rate at the last (LIMA)
+    c.model.dropout_shape = "constant"  # over the layers: constant, or linear from 0 to the rate (LIMA)
     # initialisation
     c.model.init = "gpt2"  # the table in model/init.py: gpt2, xavier, lecun, t5, t_fixup, mup, orthogonal, deepnorm
     c.model.init_std = 0.02  # standard deviation of the gpt2 and mup initialisers
     c.model.mup_base_width = 256  # mup: the width at which learning rates were chosen
     # numbers and speed
     c.model.dtype = "float32"  # compute in float32 or bfloat16
-    c.model.param_dtype = "float32"  # parameters are stored in float32, or in bfloat16 (half the memory; updates are rounded at random, so that small ones count on average). What is trained after train.init_from, optimizer state and averages are float32 always
-    c.model.quantization = "none"  # matrix products of the blocks, but not experts, in none, int8 or fp8 (pip install llmjax[quantized])
+    c.model.param_dtype = "float32"  # parameters are stored in float32, or bfloat16 with stochastic rounding; optimizer state is float32 always
+    c.model.quantization = "none"  # matrix products of the blocks, but not of experts, in none, int8 or fp8 (pip install llmjax[quantized])
     c.model.remat = "none"  # rematerialise per layer: none, full, or selective (keep the matrix products, recompute the rest)
-    c.model.scan_unroll = 1  # layers per iteration of the scan over layers; model.layers or more: fully unrolled (faster steps, slower compile)
+    c.model.scan_unroll = 1  # layers per iteration of the scan; model.layers or more: fully unrolled (faster steps, slower compile)
     c.model.attention = "auto"  # reference, dot_product (jax.nn), blocked (CPU), splash (TPU), cudnn (GPU), or auto: chosen once and printed
 
     c.model.moe = ConfigDict()
@@ -159,21 +159,21 @@ def base() -> ConfigDict:
     c.model.moe.active = 2  # experts that see each token
     c.model.moe.shared = 0  # experts that see every token (DeepSeek)
     c.model.moe.width = 0  # F of one expert; 0: as the dense MLP's
-    c.model.moe.first = 0  # this many layers at the start are dense
-    c.model.moe.every = 1  # after those, each so-many-th layer is sparse
+    c.model.moe.first = 0  # dense layers at the start
+    c.model.moe.every = 1  # after those, every so-many-th layer is sparse
     c.model.moe.score = "softmax"  # from the router's logits to scores: softmax or sigmoid
     c.model.moe.normalize = True  # the scores of the chosen experts are divided by their sum
     c.model.moe.scale = 1.0  # times the routed experts' output
-    c.model.moe.dispatch = "dropless"  # dropless (sorted by expert), or capacity (each expert takes so many, the rest is dropped)
-    c.model.moe.capacity_factor = 1.25  # capacity: tokens an expert takes, relative to an even share of all choices (moe.active x tokens / experts)
+    c.model.moe.dispatch = "dropless"  # dropless (sorted by expert), or capacity (each expert takes so many tokens, the rest is dropped)
+    c.model.moe.capacity_factor = 1.25  # capacity: tokens an expert takes, relative to moe.active x tokens / experts
     c.model.moe.balance_loss = 0.01  # weight of the load-balancing loss (Switch Transformer)
-    c.model.moe.balance_over = "batch"  # what that loss is over: a layer's tokens of a micro-batch (batch) or of a row (row, DeepSeek), summed over the layers; or those of all layers together, times moe.active (layers, transformers' Mixtral and Qwen3)
+    c.model.moe.balance_over = "batch"  # the balance loss is over a micro-batch (batch), each row (row, DeepSeek) or all layers together (layers, Mixtral)
     c.model.moe.z_loss = 0.001  # weight of the router's z-loss (ST-MoE)
     c.model.moe.bias_rate = 0.0  # step of the bias that balances the experts without a loss (DeepSeek-V3); 0: no bias
-    c.model.moe.jitter = 0.0  # the router's input is multiplied with uniform noise in 1 +- this, in training (Switch)
+    c.model.moe.jitter = 0.0  # training: uniform noise in 1 +- this multiplies the router's input (Switch)
 
     c.model.recurrent = ConfigDict()
-    c.model.recurrent.width = 0  # of the recurrent state: the LSTM's hidden size, Griffin's and Mamba's inner width; 0: width (mamba2: twice it)
+    c.model.recurrent.width = 0  # LSTM's hidden size, Griffin's and Mamba's inner width; 0: width (mamba2: twice it)
     c.model.recurrent.heads = 0  # blocks of the RG-LRU's gates, heads of mamba2; 0: model.heads
     c.model.recurrent.state_size = 128  # mamba2: the state of each channel
     c.model.recurrent.groups = 1  # mamba2: groups of heads that share B and C
@@ -184,127 +184,127 @@ def base() -> ConfigDict:
     c.objective.name = "causal"  # causal, masked, permutation, translation, unilm, span, prefix, infill, multi_token
     c.objective.z_loss = 0.0  # weight of log(Z)^2 (PaLM uses 1e-4)
     c.objective.label_smoothing = 0.0  # share of the target's probability spread evenly over the vocabulary
-    c.objective.vocab_size = 0  # label_smoothing: the ids in use, over which it is spread; 0: those of the tokenizer and the objective, without the rows that only pad the embedding
+    c.objective.vocab_size = 0  # label_smoothing: ids that share the mass; 0: those of the tokenizer and the objective, without padding rows
     c.objective.focal = 0.0  # gamma of the focal loss: nats are weighted by (1 - probability)^gamma; 0: cross entropy
-    c.objective.loss_chunks = 1  # pieces of each row for which logits and loss are made one after another; 1: all at once
+    c.objective.loss_chunks = 1  # pieces of each row for which logits and loss are made in turn; 1: all at once
     c.objective.l1 = 0.0  # weight of the sum of |parameter| (matrices only)
-    c.objective.l2 = 0.0  # weight of half the sum of parameter^2 (matrices only); unlike weight decay it enters the gradient
-    c.objective.mask_rate = 0.15  # masked, translation, unilm, span: share of tokens to be predicted
+    c.objective.l2 = 0.0  # weight of half the sum of parameter^2 (matrices only); part of the gradient, unlike weight decay
+    c.objective.mask_rate = 0.15  # masked, translation, unilm, span: share of tokens that are predicted
     c.objective.mask_split = (0.8, 0.1, 0.1)  # of those: replaced by <mask>, by a random token, kept
-    c.objective.whole_words = False  # masked, translation: all tokens of a word together
+    c.objective.whole_words = False  # masked, translation: mask all tokens of a word together
     c.objective.span_length = 3.0  # span: mean length of a span in tokens
-    c.objective.predict_share = 0.1667  # permutation: share of each row, the last in the order, that is predicted (1/K of XLNet, K = 6)
-    c.objective.recurrence = 1  # permutation: parts of a row seen one after another, each with the memory of those before
+    c.objective.predict_share = 0.1667  # permutation: share of each row, last in the order, that is predicted (1/K of XLNet, K = 6)
+    c.objective.recurrence = 1  # permutation: parts of a row read in turn, each with the memory of those before
     c.objective.modes = (1.0, 0.5, 0.5, 1.0)  # unilm: weights of bidirectional, left-to-right, right-to-left, sequence-to-sequence rows
     c.objective.infill_rate = 0.5  # infill: share of documents with the middle moved to the end (FIM)
     c.objective.infill_suffix_first = 0.5  # infill: share of those in suffix-prefix-middle order
 
     c.parallel = ConfigDict()
     c.parallel.mesh = "data=-1"  # axes and sizes: data, pipeline, fsdp, expert, context, tensor; one -1 takes the devices that are left
-    c.parallel.slices = 0  # pods joined by the data-centre network, which the first axes of the mesh cross; 0: as the devices say
+    c.parallel.slices = 0  # pods joined by the data-centre network, which the first axes cross; 0: as the devices say
     c.parallel.zero = 3  # what fsdp divides: 1: optimizer state; 2: gradients too; 3: parameters too
     c.parallel.sequence = False  # divide the positions of the residual stream over tensor, where it would be whole
     c.parallel.context = "gather"  # attention over positions divided by the axis context: gather keys and values, or a ring
-    c.parallel.rounds = 1  # pipeline: turns that each part makes through the stages; 1: GPipe, more: circular schedule, less bubble
-    c.parallel.parts = 0  # pipeline: parts of a micro-batch that follow each other through the stages; 0: 4 a stage, as far as rows allow
-    c.parallel.rules = ()  # rows (regex, (axis, ...)) put before the placement table in parallel/placement.py
-    c.parallel.cpu_devices = 0  # CPU devices to make when there is no accelerator; 0: as many as cores the batch divides by, or this process's share of them
-    c.parallel.heartbeat_seconds = 10  # several processes: one that has not been heard of for so long is lost, and the others end
+    c.parallel.rounds = 1  # pipeline: turns of each part through the stages; 1: GPipe, more: circular schedule, less bubble
+    c.parallel.parts = 0  # pipeline: parts of a micro-batch that follow each other through the stages; 0: 4 a stage, as rows allow
+    c.parallel.rules = ()  # rows (regex, (axis, ...)) before the placement table in parallel/placement.py
+    c.parallel.cpu_devices = 0  # CPU devices to make without an accelerator; 0: as many of the cores as divide the batch
+    c.parallel.heartbeat_seconds = 10  # several processes: one that is silent for so long is lost, and the others end
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "adamw"  # adamw, muon (matrices; AdamW for the rest), adafactor, lion, sgd
-    c.optimizer.learning_rate = 1e-3  # peak; of adafactor a share of each matrix's root mean square
+    c.optimizer.learning_rate = 1e-3  # peak; adafactor: relative to each matrix's root mean square
     c.optimizer.muon_learning_rate = 0.02  # peak for the matrices that Muon updates
     c.optimizer.beta1 = 0.9  # AdamW and Lion; momentum for SGD
     c.optimizer.beta2 = 0.95  # AdamW and Lion
     c.optimizer.epsilon = 1e-8  # AdamW
     c.optimizer.muon_momentum = 0.95  # Muon
-    c.optimizer.weight_decay = 0.1  # decoupled; times the learning rate; matrices only, see train/optimizer.py
+    c.optimizer.weight_decay = 0.1  # decoupled, times the learning rate, matrices only (train/optimizer.py)
     c.optimizer.clip_norm = 1.0  # global gradient norm; 0: off
-    c.optimizer.train = ""  # parameters in whose path this regular expression is found are trained, the others stay as they are; "": all
+    c.optimizer.train = ""  # regular expression: only parameters whose path it matches are trained; "": all
 
     c.schedule = ConfigDict()
-    c.schedule.by = "steps"  # what the rate is a function of: steps or tokens; they differ while a batch ramp lasts
+    c.schedule.by = "steps"  # the rate is a function of steps or tokens; they differ during a batch ramp
     c.schedule.name = "cosine"  # constant, step, exponential, cosine, linear, inverse_sqrt, wsd (warm-up, stable, decay)
     c.schedule.warmup = "2%"  # a duration, linear from 0
     c.schedule.decay = "20%"  # wsd: the duration of the decay at the end, linear
     c.schedule.final = 0.1  # the last learning rate as a share of the peak: cosine, linear, exponential, wsd
     c.schedule.drop_at = ("60%", "85%")  # step: the durations after which the rate drops
-    c.schedule.drop_factor = 0.1  # step: what it is multiplied with at each drop
+    c.schedule.drop_factor = 0.1  # step: multiplies the rate at each drop
 
     c.train = ConfigDict()
-    c.train.duration = "1000 steps"  # 1000, "1000 steps", "50M tokens", "2 epochs", or "5 minutes" of training, measured once and then steps
+    c.train.duration = "1000 steps"  # 1000, "1000 steps", "50M tokens", "2 epochs", or "5 minutes" of training, measured once and then fixed in steps
     c.train.batch_size = 16  # sequences a step, over all devices and micro-batches
-    c.train.batch_ramp = "0 steps"  # the duration over which batches grow to that size, in stages that double; "0 steps": off
+    c.train.batch_ramp = "0 steps"  # the duration over which batches grow to that size, doubling; "0 steps": off
     c.train.batch_start = 1  # sequences in the first batches of the ramp
     c.train.sequence_length = 256  # L, tokens
-    c.train.micro_batches = 1  # gradient accumulation: the batch is cut into this many parts, one after another
-    c.train.ema = 0.0  # decay of the moving average of the weights, used by evaluation; 0: off
-    c.train.max_bad_steps = 10  # end the run after this many updates skipped for non-finite gradients, in a row
-    c.train.hunt_nan = False  # run a step that is not finite again with every layer watched, and name the first that is bad; each step is then waited for
+    c.train.micro_batches = 1  # gradient accumulation: the batch is cut into this many parts, computed in turn
+    c.train.ema = 0.0  # decay of the moving average of the weights, which evaluation uses; 0: off
+    c.train.max_bad_steps = 10  # end the run after so many updates in a row that were skipped for non-finite gradients
+    c.train.hunt_nan = False  # run a step that is not finite again, and name the first layer that is bad; slows every step
     c.train.eval_every = "10%"  # held-out loss during training; "0 steps": off
     c.train.eval_batches = 8  # batches of held-out text for that
-    c.train.log_every = 10.0  # seconds between lines where the terminal cannot show a progress bar
+    c.train.log_every = 10.0  # seconds between progress lines where there is no terminal
     c.train.tensorboard = False  # also write TensorBoard event files (pip install llmjax[tensorboard])
-    c.train.init_from = ""  # start from the weights of this run or checkpoint, as they were evaluated (a new optimizer, step 0), with its tokenizer
-    c.train.executable = ""  # a file of `llmjax plan --save-executable`: the compiled steps, so that the first one starts in seconds
+    c.train.init_from = ""  # start from the weights of this run or checkpoint, with its tokenizer, a new optimizer and step 0
+    c.train.executable = ""  # a file of `llmjax plan --save-executable`: compiled steps, so that the first one starts in seconds
 
     c.train.rewind = ConfigDict()
-    c.train.rewind.factor = 0.0  # a loss above this times its running median is high; when it stays so, go back and skip batches (PaLM); 0: never
+    c.train.rewind.factor = 0.0  # a loss above this times its running median is high; while it stays so, go back and skip batches (PaLM); 0: never
     c.train.rewind.window = 100  # losses in the running median
-    c.train.rewind.patience = 10  # high losses in a row that are a spike
-    c.train.rewind.steps = 100  # go back to a checkpoint from at least so many steps before the spike, if there is one; see checkpoint.keep
-    c.train.rewind.skip = 100  # batches skipped beside those up to where the spike was noticed
-    c.train.rewind.limit = 3  # times; after that the run ends with an error
+    c.train.rewind.patience = 10  # so many high losses in a row are a spike
+    c.train.rewind.steps = 100  # go back to a checkpoint from at least so many steps before the spike, if there is one (checkpoint.keep)
+    c.train.rewind.skip = 100  # batches skipped beyond the one where the spike was noticed
+    c.train.rewind.limit = 3  # times to go back before the run ends with an error
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = "25%"  # a duration: the most steps that are lost when machines die
-    c.checkpoint.every_seconds = 600.0  # and whenever this much time has passed, so that no more of it is lost; 0: off
+    c.checkpoint.every_seconds = 600.0  # save also after this much time; 0: off
     c.checkpoint.keep = 2  # newest checkpoints kept
-    c.checkpoint.keep_every = "0 steps"  # besides, keep those at multiples of this duration for ever; "0 steps": none
+    c.checkpoint.keep_every = "0 steps"  # keep those at multiples of this duration for ever; "0 steps": none
 
     c.eval = ConfigDict()
     c.eval.sequence_length = 0  # 0: as in training
     c.eval.stride = 0  # tokens scored by each window, the rest being context; 0: half a window
     c.eval.batch_size = 32  # windows at a time
     c.eval.max_bytes = 0  # score at most this much text of each source; 0: all of it
-    c.eval.xz = True  # also compress the same bytes with xz -9e, as a yardstick
-    c.eval.tasks = ()  # benchmarks, such as ("arc_challenge", "mmlu"), or openllm_v1_4, openllm_v1_6; any task of lm-evaluation-harness
-    c.eval.data = ()  # the folders with their questions (arc_challenge_test.jsonl, ...); nothing is downloaded
-    c.eval.runner = "auto"  # of tasks: auto (our own where it knows the task, with the same scores), or harness for all
+    c.eval.xz = True  # compress the same bytes with xz -9e, as a yardstick
+    c.eval.tasks = ()  # benchmarks, such as ("arc_challenge", "mmlu"), openllm_v1_4, or any task of lm-evaluation-harness
+    c.eval.data = ()  # folders with their questions (arc_challenge_test.jsonl, ...); nothing is downloaded
+    c.eval.runner = "auto"  # auto (our own where it knows the task, with the same scores), or harness for all tasks
     c.eval.limit = 0  # questions of each task at most; 0: all
-    c.eval.chat = False  # tasks put their questions through the chat template (by the harness)
-    c.eval.context_length = 0  # tokens that tasks let the model read; 0: model.max_length
-    c.eval.samples = 1  # programs that humaneval and mbpp have written for each problem
+    c.eval.chat = False  # tasks use the chat template (by the harness)
+    c.eval.context_length = 0  # tokens of context for tasks; 0: model.max_length
+    c.eval.samples = 1  # humaneval, mbpp: programs for each problem
     c.eval.pass_at = (1,)  # k of pass@k, each at most eval.samples
-    c.eval.temperature = 0.0  # of those programs; 0: greedy
+    c.eval.temperature = 0.0  # humaneval, mbpp: of sampling; 0: greedy
     c.eval.contamination = True  # look for the tasks' questions in the run's training text
 
     c.generate = ConfigDict()
-    c.generate.prompts = ("def ",)  # continued by the generate stage, and by `llmjax generate` when it is given none
-    c.generate.max_new_tokens = 128  # per prompt
+    c.generate.prompts = ("def ",)  # continued by the generate stage, and by `llmjax generate` without prompts of its own
+    c.generate.max_new_tokens = 128  # tokens written for each prompt
     c.generate.temperature = 0.8  # 0: greedy
     c.generate.top_k = 0  # keep the k most likely tokens; 0: all
-    c.generate.top_p = 0.95  # keep the smallest set of tokens that holds this much probability; 1: all
+    c.generate.top_p = 0.95  # keep the smallest set of tokens with this much probability; 1: all
     c.generate.min_p = 0.0  # keep tokens at least this likely relative to the likeliest; 0: all
-    c.generate.typical_p = 1.0  # keep the tokens nearest to the expected surprise that hold this much probability; 1: all
-    c.generate.repetition_penalty = 1.0  # logits of what prompt and text have are divided (above 0) or multiplied by it; 1: off
-    c.generate.frequency_penalty = 0.0  # taken from a token's logit for each time the text has it
-    c.generate.presence_penalty = 0.0  # taken from the logits of tokens that the text has
-    c.generate.stop = ()  # strings at which a text ends (they are not part of it)
-    c.generate.json_schema = ""  # the text of a schema: texts are JSON that it describes; "": free texts
+    c.generate.typical_p = 1.0  # keep the tokens nearest to the expected surprise with this much probability; 1: all
+    c.generate.repetition_penalty = 1.0  # divides (or multiplies, below 0) the logits of tokens in prompt and text; 1: off
+    c.generate.frequency_penalty = 0.0  # subtracted from a token's logit for each time it is in the text
+    c.generate.presence_penalty = 0.0  # subtracted from the logits of tokens in the text
+    c.generate.stop = ()  # strings that end a text and are not part of it
+    c.generate.json_schema = ""  # texts are JSON of this schema; "": free texts
     c.generate.regex = ""  # texts match this regular expression from end to end; "": free texts
     c.generate.grammar = ""  # texts are sentences of this grammar, in Lark's notation; "": free texts
 
     c.infer = ConfigDict()
-    c.infer.slots = 8  # texts written at a time, by `llmjax generate --prompts`
-    c.infer.length = 0  # tokens of prompt and text that a slot holds; 0: what a file's prompts need, up to model.max_length
+    c.infer.slots = 8  # texts decoded at a time by `llmjax generate --prompts`
+    c.infer.length = 0  # tokens of prompt and text that a slot holds; 0: as the prompts need, up to model.max_length
     c.infer.steps = 8  # tokens a text at most between two looks at arrivals and stop strings
-    c.infer.weights = "auto"  # as decoding reads them: stored, tiles (CPU, few texts), int8 (rounded, a quarter of the memory)
-    c.infer.ahead = 0  # tokens guessed a step from what followed the same words before, and checked all at once; 0: off
+    c.infer.weights = "auto"  # form of the weights: auto, stored, tiles (CPU, few texts), int8 (rounded, a quarter of the memory)
+    c.infer.ahead = 0  # tokens guessed a step from earlier occurrences of the same words, and checked at once; 0: off
     c.infer.mesh = ""  # how eval, generate, chat and bench-infer divide the model, e.g. "tensor=4 data=-1"; "": by memory
-    c.infer.cache = "auto"  # the folder where eval, generate, chat and bench-infer keep compiled programs and mapped weights between starts; auto: LLMJAX_CACHE or the user's folder for caches; off: keep nothing
-    c.infer.cache_bytes = 5_000_000_000  # of it at most; what was not used for the longest time goes first
+    c.infer.cache = "auto"  # folder of compiled programs and mapped weights; auto: LLMJAX_CACHE or the user's cache folder; off: keep nothing
+    c.infer.cache_bytes = 5_000_000_000  # its limit; what was not used for the longest time goes first
     # fmt: on
     return c
 

@@ -131,8 +131,8 @@ def check_steps(prepare: ConfigDict) -> None:
     for number, name in enumerate(prepare.steps):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"they are {', '.join(known)}"
-            raise UserError(f"prepare.steps: there is no step {name!r}; {hint}")
+            hint = f"did you mean {near[0]}? They" if near else "they"
+            raise UserError(f"prepare.steps: there is no step {name!r}; {hint} are {', '.join(known)}")
         if name in prepare.steps[:number]:
             raise UserError(f"prepare.steps has {name!r} twice: leave one of them out")
     if prepare.route not in ("source", "language"):
