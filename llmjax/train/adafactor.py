@@ -1,7 +1,7 @@
-"""Adafactor (Shazeer & Stern 2018) for stacks of matrices: what the paper does to a matrix is done to each one alone.
+"""Adafactor (Shazeer & Stern 2018) for stacks of matrices: each matrix of a stack is treated on its own.
 
-optax's Adafactor takes each array for one matrix; ours hold one of every layer, and of every expert. The state is laid
-out as optax's is. Where an array is no stack, both are the same (tests/test_optimizer.py).
+optax's Adafactor takes each array for one matrix. Arrays here hold a matrix of every layer, or of every expert. The
+state has optax's layout. For an array that is no stack both compute the same (tests/test_optimizer.py).
 """
 
 from collections.abc import Callable
@@ -25,8 +25,8 @@ FACTORED_SIDE = 128
 def scale_by_factored_rms(stacks: Stacks) -> optax.GradientTransformation:
     """Gradients divided by the root of a running mean of their squares (algorithm 4); float32 throughout.
 
-    Where the two largest dimensions of a matrix are both at least FACTORED_SIDE, the mean is the outer product of its
-    means over columns and over rows, which alone are kept.
+    If the two largest dimensions of a matrix are at least FACTORED_SIDE, the state keeps only the means over columns and
+    over rows, and the running mean is their outer product.
     """
 
     def init(params: Any) -> optax.FactoredState:
@@ -65,9 +65,9 @@ def scale_by_factored_rms(stacks: Stacks) -> optax.GradientTransformation:
 
 
 def scale_by_parameter(stacks: Stacks) -> optax.GradientTransformation:
-    """Each matrix's update clipped to an RMS of 1, times the RMS of the matrix (sections 6 and 8).
+    """Clip each matrix's update to an RMS of 1 and multiply it by the RMS of the matrix (sections 6 and 8).
 
-    The learning rate is therefore relative: a share of the parameter.
+    The learning rate is therefore relative to the parameter.
     """
 
     def scale(u: jax.Array, p: jax.Array, stack: tuple[int, ...]) -> jax.Array:

@@ -1,10 +1,10 @@
 """`train.duration='5 minutes'`: a budget of training time, which becomes a number of steps.
 
-A few steps of the compiled program are timed on a state that is thrown away; their mean says how many steps the budget
-has. Compiling, evaluating and saving do not count, as they do not in `train_seconds`. The number is kept in the run and
-in its checkpoints and never measured again, so that a resumed run is the same run, and learning rates, mixtures and
-percentages follow from it as from any number of steps. Since the program is compiled before its number is known, the
-moments of the schedule are arguments of it.
+A few steps of the compiled program are timed on a state that is thrown away. The mean gives the number of steps.
+Compiling, evaluating and saving do not count, as in `train_seconds`. The run and its checkpoints keep the number, and it
+is never measured again: a resumed run is the same run, and learning rates, mixtures and percentages follow from the
+number as from any other. The program is compiled before the number is known, so the moments of the schedule are
+arguments of the program.
 """
 
 import operator
@@ -28,7 +28,7 @@ MEASURE_SECONDS, MEASURE_SHARE = 5.0, 0.05  # at most, and of the budget
 
 @dataclass(frozen=True)
 class Budget:
-    """A duration in time and the steps that it is."""
+    """A duration in time, and its number of steps."""
 
     duration: str
     steps: int
@@ -41,9 +41,9 @@ def is_time(c: ConfigDict) -> bool:
 
 
 def kept(c: ConfigDict, workdir: Path) -> Budget | None:
-    """The budget of a run whose steps were measured before; None when they were not.
+    """The budget of a run whose pace was measured before; None: it was not.
 
-    Another duration than the one that was measured for is as many steps as it has at the same pace.
+    A duration that changed since then is converted at the same pace.
     """
     path, found = workdir / FILE, None
     if path.exists():
@@ -58,7 +58,7 @@ def kept(c: ConfigDict, workdir: Path) -> Budget | None:
 
 
 def known(c: ConfigDict, workdir: Path) -> Budget | None:
-    """What `kept` finds in the first process, in all of them."""
+    """`kept` of the first process, in all processes."""
     found = processes.broadcast_from_first(lambda: (budget := kept(c, workdir)) and asdict(budget))
     return Budget(**found) if found else None
 
@@ -69,10 +69,10 @@ def _of(c: ConfigDict, seconds_per_step: float) -> Budget:
 
 
 def settle(c: ConfigDict, workdir: Path, measure: Callable[[float], float]) -> Budget:
-    """Measure, and keep the number of steps in the run.
+    """Measure the pace, and keep the number of steps in the run.
 
     Args:
-        measure: about how many seconds to measure for -> seconds a step.
+        measure: (about how many seconds to measure) -> seconds a step.
     """
     budget, _ = config.parse_duration(c.train.duration)
     mine = measure(min(MEASURE_SECONDS, MEASURE_SHARE * budget))
@@ -86,11 +86,11 @@ def settle(c: ConfigDict, workdir: Path, measure: Callable[[float], float]) -> B
 
 
 def seconds_per_step(run: Callable[[Any, int], tuple[Any, Any]], state: Any, *, seconds: float) -> float:
-    """The mean time of a step, input included, over about so many seconds.
+    """The mean time of a step in seconds, input included.
 
     Args:
         run: (state, number of the batch) -> (state, values); the state is used up.
-        seconds: how long to measure; the first step is not measured.
+        seconds: about how long to measure; the first step does not count.
     """
     state, values = run(state, 0)
     jax.block_until_ready(values)
@@ -100,6 +100,6 @@ def seconds_per_step(run: Callable[[Any, int], tuple[Any, Any]], state: Any, *, 
         jax.block_until_ready(values)
         count += 1
         passed = time.perf_counter() - began
-        # All processes must take the same steps, since they need each other: the first one's clock decides.
+        # All processes must take the same number of steps, so the clock of the first one decides.
         if processes.broadcast_from_first(partial(operator.gt, passed, seconds)):
             return passed / count

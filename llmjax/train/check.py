@@ -1,4 +1,4 @@
-"""What the train stage refuses, found out before anything of the run is moved or deleted."""
+"""Checks of the train stage, made before anything of the run is moved or deleted."""
 
 import math
 from pathlib import Path
@@ -18,7 +18,7 @@ from llmjax.train import folders, initial, pretrain, setup
 
 
 def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
-    """Raise UserError for a training that cannot be begun or gone on with.
+    """Raise UserError for a training that cannot begin or go on.
 
     Args:
         workdir: None: the tokens are yet to be made.

@@ -1,11 +1,12 @@
 """Checkpoints with orbax: written in the background, visible only when complete, restored onto any mesh.
 
-A checkpoint is a folder `checkpoints/STEP/` with the items `params`, `rest` (optimizer state, counters), `ema` (when
-there is one), `source` (what the source of batches keeps, when it does) and `meta`: JSON with the resolved config, the step (which is also the data position and, with the seed,
-the random state), the clock and the tokens seen. Parameters stand apart so that evaluation need not read the rest.
+A checkpoint is a folder `checkpoints/STEP/` with the items `params`, `rest` (optimizer state, counters), `ema` (the
+moving average, if there is one), `source` (the state of the source of batches, if it has one) and `meta`: JSON with the
+resolved config, the step, the clock and the tokens seen. The step is also the position in the data and, with the seed,
+the random state. Parameters are an item of their own, so evaluation does not read the rest.
 
-Parameters that are not trained (`optimizer.train`) are the same in every checkpoint, and often most of the model. They
-are written once a run, to `checkpoints/frozen/`, before the first checkpoint; whoever reads a checkpoint reads both.
+Parameters that are not trained (`optimizer.train`) are the same in every checkpoint, and often most of the model. A run
+writes them once, to `checkpoints/frozen/`, before the first checkpoint.
 """
 
 import errno
@@ -46,7 +47,7 @@ LARGE_BYTES = 1 << 25  # arrays that are cut by layers
 
 @contextmanager
 def full_disk_is_an_os_error(folder: Path) -> Iterator[None]:
-    """Orbax writes in threads and reports a full disk as a ValueError or RuntimeError: make it the OSError it is."""
+    """Raise OSError for a full disk, which orbax reports from its threads as a ValueError or RuntimeError."""
     try:
         yield
     except OSError:
@@ -58,7 +59,7 @@ def full_disk_is_an_os_error(folder: Path) -> Iterator[None]:
 
 
 class Manager(ocp.CheckpointManager):
-    """Orbax's manager; what cannot be written for want of space is an OSError, raised by the next call of any method."""
+    """Orbax's manager; a full disk is an OSError, raised by the next call of any method."""
 
     def save(self, *args: Any, **kwargs: Any) -> bool:
         with full_disk_is_an_os_error(Path(self.directory)):
@@ -74,7 +75,7 @@ class Manager(ocp.CheckpointManager):
 
 
 def manager(folder: Path, *, keep: int, keep_every: int = 0) -> Manager:
-    """A manager that saves asynchronously and keeps the newest `keep` (and every `keep_every`-th step for ever)."""
+    """A manager that saves in the background and keeps the newest `keep` checkpoints, and every `keep_every`-th step."""
     return Manager(
         folder.absolute(),
         options=ocp.CheckpointManagerOptions(
@@ -87,22 +88,22 @@ def manager(folder: Path, *, keep: int, keep_every: int = 0) -> Manager:
 
 
 class Restored(NamedTuple):
-    """What a checkpoint holds."""
+    """The content of a checkpoint."""
 
     state: State
     meta: dict[str, Any]
-    source: dict[str, np.ndarray]  # of this process; {} when the source of batches kept nothing
+    source: dict[str, np.ndarray]  # state of this process's source of batches; {}: none
 
 
 def save(
     checkpoints: Manager, state: State, *, step: int, meta: dict, source: dict[str, np.ndarray] | None = None
 ) -> None:
-    """Start saving; the arrays are copied before this returns, so the state may be donated to the next step.
+    """Start saving. The arrays are copied before this returns, so the next step may reuse their memory.
 
     Args:
-        source: what this process's source of batches keeps: numeric arrays, of the same shapes in every process.
+        source: the state of this process's source of batches: numeric arrays, of the same shapes in every process.
 
-    Raises OSError (ENOSPC) when the disk has no room for the state: better than a save that fails halfway.
+    Raises OSError (ENOSPC), before anything is written, when the disk has no room for the state.
     """
     needed = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state, state.ema)))
     processes.broadcast_from_first(
@@ -130,7 +131,7 @@ def _of_all_processes(source: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def save_frozen(folder: Path, frozen: Any) -> None:
-    """Write the parameters that are not trained beside the checkpoints to come, whole or not at all; {}: nothing.
+    """Write the parameters that are not trained, whole or not at all; {}: write nothing.
 
     Raises OSError (ENOSPC) when the disk has no room for them.
     """
@@ -143,7 +144,7 @@ def save_frozen(folder: Path, frozen: Any) -> None:
 
 
 def _by_layers(params: Any) -> Any:
-    """How the arrays are cut in the files: large stacked ones per layer, so that an export can read one at a time."""
+    """How the files cut the arrays: large stacks by layer, so that an export can read one layer at a time."""
 
     def args(path: Sequence[Any], leaf: jax.Array) -> ocp.SaveArgs:
         stacked = re.search(r"(^|/)(first|layers|last)/", path_name(path))
@@ -164,13 +165,13 @@ def _rest(state: State) -> dict:
 def restore(folder: Path, abstract: State) -> Restored | None:
     """The newest checkpoint that can be read, or None when there is none at all.
 
-    A damaged checkpoint is reported and the one before it is used; once that was read, the damaged one is moved
-    aside to `STEP.damaged`. When none can be read all stay where they are, so that the next start is no silent restart.
-    Several processes use the newest that all of them can read their parts of.
+    A damaged checkpoint is reported, and the one before it is read. If that succeeds, the damaged one is moved to
+    `STEP.damaged`. If none can be read, all stay where they are, so that the next start is no silent restart. Several
+    processes use the newest checkpoint that all of them can read.
 
     Args:
         folder: `checkpoints/`.
-        abstract: shapes, types and shardings to restore into; the mesh may differ from the one that saved.
+        abstract: shapes, types and shardings to restore into, on any mesh.
 
     Raises:
         CheckpointMismatch: when the newest sound checkpoint has other arrays than `abstract`.
@@ -202,7 +203,7 @@ def restore(folder: Path, abstract: State) -> Restored | None:
 def restore_step(path: Path, abstract: State) -> Restored:
     """The checkpoint folder `path`. Raises CheckpointError and CheckpointMismatch as `restore` does.
 
-    A moving average that was not kept so far begins with the parameters.
+    Without a moving average in the checkpoint, it begins with the parameters.
     """
     meta = read_meta(path)
     items = meta.get("items") or [item for item in ("ema", "source") if (path / item).is_dir()]
@@ -233,7 +234,7 @@ def _read_source(path: Path) -> dict[str, np.ndarray]:
 
 
 def delete(path: Path) -> None:
-    """Delete the checkpoint folder `path`; it is gone at once, however long its files take."""
+    """Delete the checkpoint folder `path`: it is renamed first, so a kill leaves no half of it."""
     gone = path.with_name(f"{path.name}.deleted")
     storage.remove(gone)
     storage.rename(path, gone)
@@ -249,11 +250,11 @@ def _move_aside(damaged: Sequence[Path], step: int) -> None:
 
 
 def read_params(path: Path, abstract: Any, *, item: str = "params", cast: bool = False) -> Any:
-    """The parameters of the checkpoint folder `path`, the frozen ones included, in the given shapes and shardings.
+    """The parameters of the checkpoint folder `path`, frozen ones included, in the given shapes and shardings.
 
     Args:
         item: "params", or "ema" for the moving average of what is trained.
-        cast: into the given types too, whatever is stored; otherwise other types are a CheckpointMismatch.
+        cast: convert to the given types; otherwise other types are a CheckpointMismatch.
     """
     beside = (path.parent / FROZEN).absolute()
     if not beside.is_dir():
@@ -275,7 +276,7 @@ def _read(path: Path, item: str, abstract: Any, *, cast: bool = False) -> Any:
         )
     with _abandoned_coroutines_end_silently():
         try:
-            # Each process reads its own part, waiting for none: a part that one cannot read must not hold up the others.
+            # Each process reads its own part alone: a part that one cannot read must not hold up the others.
             me = jax.process_index()
             alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
             with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
@@ -296,7 +297,7 @@ def _read(path: Path, item: str, abstract: Any, *, cast: bool = False) -> Any:
 
 @contextmanager
 def _abandoned_coroutines_end_silently() -> Iterator[None]:
-    """When one array cannot be read, orbax drops the coroutines of the others, and Python prints pages about each."""
+    """Silence Python about coroutines: orbax drops those of all other arrays when one array cannot be read."""
     hook = sys.unraisablehook
     sys.unraisablehook = lambda _: None
     try:
@@ -307,7 +308,7 @@ def _abandoned_coroutines_end_silently() -> Iterator[None]:
 
 
 def _shapes(tree: Any, *, types: bool) -> dict[str, str]:
-    """Path -> shape, and type, of every array of a tree, as text."""
+    """Path -> shape of every array of a tree, and its type with `types`, as text."""
     leaves = [(p, leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(tree) if hasattr(leaf, "shape")]
     return {
         path_name(p): f"{leaf.dtype} {tuple(leaf.shape)}" if types else f"{tuple(leaf.shape)}" for p, leaf in leaves
@@ -315,7 +316,7 @@ def _shapes(tree: Any, *, types: bool) -> dict[str, str]:
 
 
 def _first_difference(stored: dict[str, str], wanted: dict[str, str]) -> str:
-    """The first array on which a checkpoint and a config disagree, in words; empty when they agree."""
+    """The first array that differs between a checkpoint and a config, in words; empty: none."""
     for name in sorted(stored.keys() | wanted.keys()):
         there, here = stored.get(name, "missing"), wanted.get(name, "missing")
         if here != there:

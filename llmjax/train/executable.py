@@ -1,7 +1,7 @@
-"""Compiled steps kept in a file, so that the first step of a run on a pod starts in seconds.
+"""Compiled steps in a file, so that the first step of a run on a pod starts in seconds.
 
-`llmjax plan --save-executable FILE` compiles on a laptop for devices that it does not have; `train.executable=FILE` loads
-what it wrote. Before a program is used the step is traced again, which takes seconds, and its text must have the hash
+`llmjax plan --save-executable FILE` compiles on a laptop for devices that it does not have, and `train.executable=FILE`
+loads the file. Before a program is used the step is traced again, which takes seconds, and its text must have the hash
 that the file names: a file can make a run start faster but never make it another run.
 
 A file is one line of JSON and the programs behind it. It holds pickled objects: load only files that you made.
@@ -50,9 +50,9 @@ def program_hash(lowered: jax.stages.Lowered) -> str:
 
 
 def compile_once(lowered: jax.stages.Lowered, *, mesh: Mesh) -> Any:
-    """`lowered.compile()`, or what it gave when this process last compiled the same program for the same devices.
+    """`lowered.compile()`, or the program that this process last compiled from the same text for the same devices.
 
-    A run that goes back from a spike starts its loop again and need not wait for the compiler again.
+    A run that goes back from a spike starts its loop again without compiling again.
     """
     key = (
         program_hash(lowered),
@@ -67,7 +67,7 @@ def compile_once(lowered: jax.stages.Lowered, *, mesh: Mesh) -> Any:
 
 
 def save(path: Path, programs: Mapping[str, tuple[jax.stages.Lowered, Any]], *, mesh: Mesh) -> int:
-    """Write compiled steps by name, with the traced steps that they are of; the size in bytes."""
+    """Write compiled steps by name, with the hashes of their traced programs; returns the size in bytes."""
     payloads, entries, offset = [], {}, 0
     for name, (lowered, compiled) in programs.items():
         payload, _, _ = serialize_executable.serialize(compiled)

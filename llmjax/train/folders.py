@@ -1,4 +1,4 @@
-"""The folders of checkpoints: which are there, and what they say of themselves. Nothing here needs orbax or jax."""
+"""Folders of checkpoints: their steps and their metadata. Nothing here needs orbax or jax."""
 
 import json
 from collections.abc import Iterable
@@ -10,11 +10,11 @@ FROZEN = "frozen"  # beside the checkpoints: the parameters that are not trained
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be read; the message says which one and what to do."""
+    """A checkpoint cannot be read; the message says which one and what to do."""
 
 
 class CheckpointMismatch(CheckpointError):  # noqa: N818
-    """A sound checkpoint of another model or optimizer than the config's."""
+    """A sound checkpoint has another model or optimizer than the config."""
 
 
 def steps_in(folder: Path) -> list[int]:

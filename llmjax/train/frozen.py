@@ -1,6 +1,6 @@
-"""What training leaves as it is: the tree of parameters as two trees without a common path, trained and frozen.
+"""Frozen parameters: the tree of parameters split in two, trained and frozen.
 
-What is frozen has no gradient, no optimizer state and no moving average, and is written once a run (checkpoint.py).
+Frozen parameters have no gradient, no optimizer state and no moving average, and are written once a run (checkpoint.py).
 """
 
 import re
@@ -13,12 +13,12 @@ from llmjax.errors import UserError
 
 
 def split(params: Any, pattern: str) -> tuple[Any, Any]:
-    """(trained, frozen): two trees of which each parameter is in one.
+    """(trained, frozen): each parameter is in one of the two trees.
 
     Args:
         params: nested dicts of parameters.
-        pattern: a regular expression; parameters in whose path (names joined by slashes) it is found are trained.
-            Empty: all are, and the second tree is {}.
+        pattern: a regular expression; it selects the parameters to train by their paths (names joined by slashes).
+            Empty: all are trained, and the second tree is {}.
 
     Raises:
         UserError: when no parameter matches.
@@ -36,14 +36,14 @@ def split(params: Any, pattern: str) -> tuple[Any, Any]:
 
 
 def divide(params: Any, chosen: Callable[[str], bool]) -> tuple[Any, Any]:
-    """The parameters whose paths are chosen, and the others, as two trees."""
+    """(chosen, others): two trees, divided by the paths of the parameters."""
     flat = traverse_util.flatten_dict(params, sep="/")
     parts = [{name: leaf for name, leaf in flat.items() if chosen(name) == wanted} for wanted in (True, False)]
     return traverse_util.unflatten_dict(parts[0], sep="/"), traverse_util.unflatten_dict(parts[1], sep="/")
 
 
 def combine(trained: Any, frozen: Any) -> Any:
-    """The whole tree again, for the model: the inverse of `split`."""
+    """The whole tree, for the model: the inverse of `split`."""
     if not frozen:
         return trained
     flat = traverse_util.flatten_dict(trained, sep="/") | traverse_util.flatten_dict(frozen, sep="/")

@@ -1,4 +1,4 @@
-"""Peak arithmetic of devices, the denominator of MFU."""
+"""Peak FLOP/s of devices, the denominator of MFU."""
 
 import time
 
@@ -9,10 +9,10 @@ from llmjax.parallel import chips
 
 
 def peak_flops(device: jax.Device, *, device_count: int) -> tuple[float, str]:
-    """Peak FLOP/s of all `device_count` devices together, and where the number is from.
+    """Peak FLOP/s of all `device_count` devices together, and the origin of the number.
 
-    A CPU's is measured: the best of a few float32 matrix products that use all cores. An accelerator that is not in the
-    table gives (0, reason), and MFU is then not reported.
+    The peak of a CPU is measured: the best of a few float32 matrix products on all cores. An accelerator that is not in
+    the table gives (0, reason), and no MFU is reported.
     """
     if device.platform == "cpu":
         return _measured_cpu(), "measured: float32 matrix product on all cores"

@@ -1,4 +1,4 @@
-"""What is measured on held-out text while a run trains: loss, accuracy and bits per byte of fixed batches."""
+"""Evaluation on held-out text during training: loss, accuracy and bits per byte of fixed batches."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,8 +1,7 @@
-"""`train.init_from`: the weights of another run, and what must fit for them to mean anything.
+"""`train.init_from`: start from the weights of another run, after checking that model and tokenizer fit.
 
-The weights are those that the other run was evaluated with: its moving average when it kept one. They mean nothing
-without the tokenizer that they were trained with, which the tokenizer stage therefore takes over
-(`data/tokens.py: inherited`).
+The weights are those that the other run was evaluated with: its moving average, if it kept one. They mean nothing with
+another tokenizer, so the tokenizer stage takes over the other run's (`data/tokens.py: inherited`).
 """
 
 import json

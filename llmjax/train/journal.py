@@ -1,4 +1,4 @@
-"""What the loop writes down of a step: its row in metrics.jsonl, the progress line, and whether training is still well."""
+"""Records of the loop: the rows of metrics.jsonl, the progress line, checkpoints, and checks that training is well."""
 
 import math
 import time
@@ -22,7 +22,7 @@ from llmjax.train.setup import Run
 from llmjax.train.step import State
 from llmjax.train.sync import Flags
 
-# How the note of an evaluation says its numbers; others are said by their names.
+# How the note of an evaluation words its numbers; others go by their names.
 SAID = {
     "heldout_loss": "held-out loss {:.4f}",
     "heldout_bits_per_byte": "{:.4f} bits per byte",
@@ -31,12 +31,12 @@ SAID = {
 
 
 class Journal:
-    """The rows of a run, in the order of its steps, and the clock of its training time."""
+    """Writes the rows and checkpoints of a run, and keeps the clock of its training time."""
 
     def __init__(
         self, c: ConfigDict, workdir: Path, run: Run, checkpoints: checkpoint.Manager, *, notes: Mapping[str, Any]
     ) -> None:
-        """`notes`: what every checkpoint says besides, for JSON."""
+        """`notes`: further entries of every checkpoint's metadata, for JSON."""
         first, before = run.first, run.meta["train_seconds"]
         self._c, self._run, self._workdir, self._checkpoints, self._notes = c, run, workdir, checkpoints, notes
         self._path = workdir / "metrics.jsonl"
@@ -50,7 +50,7 @@ class Journal:
         self._before = self._last_row = before
         self._spikes = Spikes(c.train.rewind, run.meta.get("spikes"), skips=run.skips)
         self._flops = flops_per_token(c.model, sequence_length=c.train.sequence_length)
-        # What a run went on with, and from which step.
+        # Settings that changed, and at which step.
         now = [{"step": first, "settings": run.changed}] if run.changed else []
         self._changes = [*run.meta.get("changes", ()), *now]
         self._hunted = ""  # what was not finite first, in words
@@ -73,7 +73,7 @@ class Journal:
         Args:
             sampled: the source's numbers about the batch.
             flags: of all processes, a step late.
-            hunt: finds out what was not finite first in this step, in words, told whether the gradients were finite.
+            hunt: (whether the gradients were finite) -> the first value that was not finite in this step, in words.
 
         Raises:
             UserError: after too many steps in a row that were not finite.
@@ -138,20 +138,20 @@ class Journal:
         self._spikes.forget()
 
     def last_row(self, state: State, *, evaluate: bool) -> dict[str, Any]:
-        """The row that the checkpoint kept of its step, for a run that was killed before the row was written."""
+        """The row of the checkpoint's step, for a run that was killed before it wrote the row."""
         kept = self._run.meta["row"]
         row = {**kept, "loss": math.nan if kept["loss"] is None else kept["loss"]}
         return self.evaluated(state, row) if evaluate else row
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append a row, and show it."""
+        """Append a row and show it."""
         self._writer.write(row)
         sizes, run = self._run.sizes, self._run
         pace = (self.clock.seconds - self._before) / max(row["tokens"] - sizes.tokens(run.first), 1)
         self._progress.show(row, seconds_left=pace * (sizes.tokens(run.total) - row["tokens"]))
 
     def first_step(self, values: Any) -> None:
-        """Wait for the first step, and say what the time before it went to."""
+        """Wait for the first step, and print where the time before it went."""
         jax.block_until_ready(values)
         phases = self._run.phases
         phases["first step"] = self.clock.seconds - self._before
@@ -161,10 +161,10 @@ class Journal:
     # ------------------------------------------------------------------ now and then
 
     def save(self, state: State, row: dict[str, Any]) -> None:
-        """Start writing a checkpoint; the row goes with it, for a kill between the two files.
+        """Start writing a checkpoint. It holds the row too, in case of a kill between the two files.
 
-        Nothing is saved while steps are bad, so that a checkpoint from before them stays. Only the last step of a run
-        is: bad steps are skipped, and leave the parameters as they were.
+        Nothing is saved while steps are bad, so that a checkpoint from before them stays. The last step of a run is
+        always saved: bad steps are skipped and leave the parameters as they were.
 
         Raises:
             UserError: when the run ends with parameters that are not finite.
@@ -190,7 +190,7 @@ class Journal:
         checkpoint.save(self._checkpoints, state, step=step, meta=meta, source=self._run.source.state())
 
     def evaluated(self, state: State, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with what the evaluation found, which is also printed."""
+        """Evaluate, print the numbers, and return the row with them."""
         assert self._run.evaluate is not None
         with placement.active(self._run.mesh, self._c):
             found = self._run.evaluate(combine(state.params if state.ema is None else state.ema, state.frozen))

@@ -1,11 +1,9 @@
-"""The training loop, the only one. Commands differ by the objective, the source of batches, what is frozen and the
-evaluation that they hand to it.
+"""The only training loop. Commands hand it the objective, the source of batches, what is frozen and the evaluation.
 
-Order at a step that is due for several things: the checkpoint is written first, then the evaluation runs, so that
-nothing that can fail stands between a trained step and the disk. Metrics are fetched one step late, so the device
-never waits for the host. SIGTERM and Ctrl-C save and stop; the same command then goes on. A spike of the loss ends the
-loop too, and the stage starts it again from before (rewind.py). Several processes go through the same steps; a
-clock or a signal of one of them becomes a flag that all exchange (sync.py).
+A step that is due for a checkpoint and an evaluation saves before it evaluates. Metrics are fetched one step late, so
+the device never waits for the host. SIGTERM and Ctrl-C save and stop, and the same command goes on later. A spike of the
+loss also ends the loop, and the stage starts it again from an earlier checkpoint (rewind.py). Several processes take the
+same steps: the clock or signal of one of them becomes a flag that all of them exchange (sync.py).
 """
 
 import signal
@@ -47,14 +45,14 @@ def train(
 
     Args:
         c: the resolved config (model.vocab_size set).
-        workdir: the run; its checkpoints/ and metrics.jsonl are continued when they exist.
+        workdir: the run; its checkpoints/ and metrics.jsonl are continued if they exist.
         objective: the loss.
-        make_source: the number of steps of the run -> the source of its batches.
+        make_source: (number of steps of the run) -> the source of its batches.
         tokens_per_epoch: for durations in epochs.
-        make_evaluate: (mesh, abstract parameters) -> (parameters -> named numbers), run every `train.eval_every`. What
-            it runs it should compile before it returns.
+        make_evaluate: (mesh, abstract parameters) -> (parameters -> named numbers), run every `train.eval_every`. It
+            should compile its programs before it returns.
         initial_params: abstract parameters -> parameters to start from instead of random ones.
-        notes: what else every checkpoint says about itself, for JSON.
+        notes: further entries of every checkpoint's metadata, for JSON.
         started: time.perf_counter() at the start of the command, for the report of the time to the first step.
 
     Raises:
@@ -81,7 +79,7 @@ def train(
     def due_for_eval(step: int) -> bool:
         return run.evaluate is not None and (step == total or bool(eval_every and step % eval_every == 0))
 
-    pending: tuple[Any, ...] | None = None  # the step before, whose row is made when the device is busy again
+    pending: tuple[Any, ...] | None = None  # the step before; its row is made while the device is busy
     flags = Flags()
     try:
         if step and not journal.has_row:
@@ -101,7 +99,7 @@ def train(
             pending = (step, values, run.source.metrics())
             if step == run.first + 1:
                 journal.first_step(values)
-            # Of several processes one may ask for a checkpoint while it is being written.
+            # One of several processes may ask for a checkpoint while it is being written.
             timed = flags.save and not (several and journal.last_saved == step - 1)
             must_save = step == total or timed or flags.stop or bool(save_every and step % save_every == 0)
             ready = c.train.hunt_nan or (not several and values["loss"].is_ready())
@@ -132,8 +130,9 @@ def train(
 def _hunter(
     c: ConfigDict, module: Transformer, objective: Objective, run: Run
 ) -> Callable[[State, Batch, int, bool], str]:
-    """(state, batch, step, whether its gradients were finite) -> what was not finite first in a step that was skipped, in
-    words. State and batch are those of that step.
+    """(state, batch, step, whether its gradients were finite) -> the first value that was not finite, in words.
+
+    The step was skipped, so the state is still the one that the batch met.
     """
     examine = hunt.make_examine(module, objective, c, run.mesh)
 

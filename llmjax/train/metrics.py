@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl (a row a step), the progress line, TensorBoard if asked for."""
+"""The records of a run: metrics.jsonl (a row a step), the progress line, and TensorBoard on request."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from llmjax.errors import UserError
 
 
 class Clock:
-    """Seconds of training: runs between `start` and `stop`, survives restarts by its initial value."""
+    """Counts seconds of training between `start` and `stop`, from an initial value on."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self._seconds = seconds
@@ -31,21 +31,21 @@ class Clock:
 
 
 def clean(row: dict[str, Any]) -> dict[str, Any]:
-    """A row that JSON can hold: numbers that are not finite become None."""
+    """The row with None for numbers that are not finite, which JSON cannot hold."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def tail_mean(path: Path, name: str, *, count: int) -> float | str:
-    """Mean of a value over the last `count` rows that have it; "unknown" when none has."""
+    """Mean of a value over the last `count` rows; "unknown" if none of them has it."""
     rows = [json.loads(line) for line in storage.read_text(path).splitlines()[-count:]]
     values = [row[name] for row in rows if row.get(name) is not None]
     return sum(values) / len(values) if values else "unknown"
 
 
 def keep_rows(path: Path, *, up_to: int) -> bool:
-    """Drop the rows of steps after `up_to` from metrics.jsonl, and a last row torn by a kill; atomic.
+    """Drop the rows of steps after `up_to` from metrics.jsonl, and a last row that a kill cut off, in one replacement.
 
-    Returns whether the row of step `up_to` is there.
+    Returns whether there is a row of step `up_to`.
     """
     if not path.exists():
         return False
@@ -54,7 +54,7 @@ def keep_rows(path: Path, *, up_to: int) -> bool:
         try:
             row = json.loads(line)
         except ValueError:
-            continue  # only the row that was being written when the process died
+            continue  # the row that was being written when the process died
         if row["step"] <= up_to:
             kept.append(line)
             found = found or row["step"] == up_to
@@ -63,10 +63,10 @@ def keep_rows(path: Path, *, up_to: int) -> bool:
 
 
 def first_start(workdir: Path, *, train_seconds: float) -> float:
-    """Unix time at which the run was first started: kept in WORKDIR/train, for the share of time that trained.
+    """Unix time of the first start of the run, which WORKDIR/train keeps for goodput.
 
     Args:
-        train_seconds: trained so far, from which the time is guessed for a run that did not keep it.
+        train_seconds: training so far; gives an estimate for a run that did not keep the time.
     """
     path = workdir / "train" / "first_start.json"
     try:
@@ -78,7 +78,7 @@ def first_start(workdir: Path, *, train_seconds: float) -> float:
 
 
 class Writer:
-    """Appends rows to metrics.jsonl, and scalars to TensorBoard when asked to; silent: does nothing."""
+    """Appends rows to metrics.jsonl, and scalars to TensorBoard on request. `silent`: does nothing."""
 
     def __init__(self, workdir: Path, *, tensorboard: bool, silent: bool = False) -> None:
         self._file: TextIO | None = None if silent else storage.appending(workdir / "metrics.jsonl")
@@ -91,7 +91,7 @@ class Writer:
             self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
 
     def write(self, row: dict[str, Any]) -> None:
-        """Write one row, as `clean` makes it."""
+        """Write one row, cleaned."""
         if self._file is None:
             return
         row = clean(row)
@@ -109,7 +109,7 @@ class Writer:
 
 
 class Progress:
-    """The live line of a run: redrawn in place on a terminal, printed every `every` seconds elsewhere."""
+    """The progress line of a run: redrawn in place on a terminal, printed every `every` seconds elsewhere."""
 
     def __init__(self, *, total: int, every: float) -> None:
         self._total, self._live = total, sys.stderr.isatty()
@@ -118,7 +118,7 @@ class Progress:
         self._width = 0
 
     def show(self, row: dict[str, Any], *, seconds_left: float) -> None:
-        """Show a row of metrics, unless the last one was shown less than `every` seconds ago (the final row always is)."""
+        """Show a row of metrics, at most every `every` seconds, and always the final row."""
         now = time.perf_counter()
         if now - self._last < self._every and row["step"] < self._total:
             return

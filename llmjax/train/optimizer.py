@@ -1,4 +1,4 @@
-"""The optimizers, all from optax, with one rule for what is decayed, what Muon updates, and what the loss does not move.
+"""The optimizers, from optax, with one rule for decay, for Muon and for parameters that the loss does not move.
 
 A *matrix* is a kernel or an embedding: norm scales, biases, kernels of short convolutions and the vectors of recurrent
 layers are not. Weight decay is decoupled (Loshchilov & Hutter 2019), multiplied by the learning rate, and applied to
@@ -6,7 +6,7 @@ matrices only. Muon updates the matrices inside the layers; embeddings, the head
 
 *Observed* parameters (model/observed.py) have rules of their own here; neither clipping nor decay reaches them.
 
-Whatever type parameters are stored in, gradients, every optimizer's state and the update itself are float32.
+Gradients, optimizer state and updates are float32, whatever type parameters are stored in.
 """
 
 import math
@@ -27,7 +27,7 @@ from llmjax.parallel.placement import path_name
 from llmjax.train import adafactor
 
 IN_LAYERS = re.compile(r"(encoder/)?(first|layers|last|ahead)/")
-AVERAGE_RATE = 0.1  # of the distance to the observed statistics, each step
+AVERAGE_RATE = 0.1  # share of the distance to the observed statistics, each step
 
 
 def is_matrix(name: str) -> bool:
@@ -79,14 +79,14 @@ def stack_dimensions(params: Any) -> Any:
 
 
 def spread_layers(x: jax.Array) -> jax.Array:
-    """On a mesh of data alone, divide a stack of layers among the devices, which would otherwise all do the same.
+    """On a mesh of data alone, divide a stack of layers among the devices, so that each computes only its own layers.
 
-    Muon's products are a quarter of a small model's step; so each device does those of its layers only.
+    Muon's products are a quarter of a small model's step.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size == 1 or mesh.shape.get("data") != mesh.size or x.ndim < 3 or x.shape[0] % mesh.size:
         return x
-    # Whole first: else XLA would divide the gradients' stack already where it is put together, layer by layer.
+    # Whole first: otherwise XLA divides the stack of gradients already where it is built, layer by layer.
     whole = jax.lax.with_sharding_constraint(x, PartitionSpec(*(None,) * x.ndim))
     return jax.lax.with_sharding_constraint(whole, PartitionSpec("data", *(None,) * (x.ndim - 1)))
 
@@ -109,9 +109,9 @@ def updated_by(params: Any, *, optimizer: str) -> Any:
 def rate_factor(name: str, *, ratio: float, optimizer: str = "adamw") -> float:
     """muP's factor on the learning rate of a parameter (Yang et al. 2021, Table 8, Adam): 1 / width ratio for kernels.
 
-    The head has a multiplier in the forward pass instead, and of embeddings and vectors one dimension never grows.
-    What Muon updates needs no factor: its updates have the right size at every width. Adafactor's updates have the size
-    of the parameter, which muP's initialisation makes smaller already: by sqrt(ratio), the router's by ratio.
+    The head has a multiplier in the forward pass instead, and one dimension of embeddings and vectors never grows. Muon
+    needs no factor: its updates have the right size at every width. Adafactor's updates have the size of the parameter,
+    which muP's initialisation already makes smaller: by sqrt(ratio), the router's by ratio.
     """
     if not (is_matrix(name) and name.endswith("kernel") and name != "head/kernel"):
         return 1.0
@@ -121,10 +121,10 @@ def rate_factor(name: str, *, ratio: float, optimizer: str = "adamw") -> float:
 
 
 def in_float32(rule: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The rule seeing float32 gradients and parameters, so that its state and its updates are float32.
+    """The rule with float32 gradients and parameters, so that its state and its updates are float32.
 
-    In bfloat16 a running mean stops where its steps fall below 1/256 of it: Adam's second moment of beta2 0.999 would
-    keep the size of the largest gradients for ever.
+    In bfloat16 a running mean stops moving when its steps fall below 1/256 of it: Adam's second moment with beta2 0.999
+    would keep the size of the largest gradients for ever.
     """
 
     def wide(tree: Any) -> Any:
@@ -140,11 +140,11 @@ def in_float32(rule: optax.GradientTransformation) -> optax.GradientTransformati
 
 
 def apply_updates(params: Any, updates: Any, key: jax.Array) -> Any:
-    """params + updates, each in the type of its parameter; the sum is made in float32.
+    """params + updates, each in the type of its parameter, added in float32.
 
-    What is stored in bfloat16 is rounded up or down at random, with the probabilities that keep the mean. Rounded to the
-    nearest, a parameter would never move by less than 1/512 of itself, as at the rates of fine-tuning (Zamirai et al.
-    2020, Revisiting BFloat16 Training).
+    Parameters in bfloat16 are rounded up or down at random, with the probabilities that keep the mean. With rounding to
+    nearest a parameter never moves by less than 1/512 of itself, which is more than the steps of fine-tuning (Zamirai et
+    al. 2020, Revisiting BFloat16 Training).
     """
     leaves, structure = jax.tree.flatten(params)
     made = []
@@ -162,12 +162,12 @@ def apply_updates(params: Any, updates: Any, key: jax.Array) -> Any:
 def make_optimizer(
     c: ConfigDict, schedule: optax.Schedule, *, model: ConfigDict | None = None
 ) -> optax.GradientTransformation:
-    """The optimizer of the settings under `optimizer`; `schedule` is a factor of the peak learning rates.
+    """The optimizer for the settings under `optimizer`; `schedule` is a factor of the peak learning rates.
 
-    Clipping by the global norm (Pascanu et al. 2013) is part of the step, which needs the norm anyway.
+    The step clips by the global norm (Pascanu et al. 2013), because it needs the norm anyway.
 
     Args:
-        model: the model's settings, for muP's factors and the step of the experts' bias; None: neither is used.
+        model: the model's settings, for muP's factors and the step of the experts' bias; None: use neither.
     """
     ratio = 1.0 if model is None else width_ratio(model)
 
@@ -175,7 +175,7 @@ def make_optimizer(
         return c.learning_rate * schedule(step)
 
     def chain(*rule: optax.GradientTransformation) -> optax.GradientTransformation:
-        """The rule, muP's factors if they are not 1, decay, and the rate: muP's factors leave the decay as it is."""
+        """The rule, muP's factors if they are not 1, decay, and the rate. The factors do not change the decay."""
 
         def scale(updates: Any, _: Any) -> Any:
             return jax.tree_util.tree_map_with_path(
@@ -222,7 +222,7 @@ def _bias_rate(model: ConfigDict | None) -> float:
 
 
 def table(c: ConfigDict, params: Any, *, model: ConfigDict | None = None) -> str:
-    """What happens to which parameters, in a few lines."""
+    """Which rule updates how many parameters, in a few lines."""
     ratio = 1.0 if model is None else width_ratio(model)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     groups: dict[str, int] = {}

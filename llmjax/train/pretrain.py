@@ -1,4 +1,4 @@
-"""The train stage for language models on packed text: what it hands to the loop."""
+"""The train stage for language models on packed text: it makes the batches and the evaluation for the loop."""
 
 import functools
 import math
@@ -99,13 +99,13 @@ def start_devices(c: ConfigDict) -> None:
 
 
 def work_bytes(c: ConfigDict) -> int:
-    """About what a step keeps for the backward pass: 16 float32 numbers a token, layer and dimension of the width."""
+    """Bytes that a step keeps for the backward pass, roughly: 16 float32 numbers a token, layer and unit of width."""
     tokens = c.train.batch_size // c.train.micro_batches * c.train.sequence_length
     return 64 * tokens * c.model.width * c.model.layers
 
 
 def resolve(c: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
-    """The config with what depends on the tokenizer filled in: model.vocab_size, and objective.vocab_size if it is used.
+    """The config with the settings that follow from the tokenizer: model.vocab_size, and objective.vocab_size if used.
 
     Raises:
         UserError: if a model.vocab_size that was given is too small for the tokenizer, or for it and the objective's

@@ -1,4 +1,4 @@
-"""The compiled training steps of a run, one for each size of its batches."""
+"""The compiled training steps of a run, one for each batch size."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ ANY_STEPS = 1000  # stands for the number of steps where the compiled program do
 
 @dataclass(frozen=True)
 class Programs:
-    """How the state and the steps of a run are made."""
+    """Makes the state and the compiled steps of a run."""
 
     c: ConfigDict
     module: Transformer
@@ -33,10 +33,10 @@ class Programs:
     mesh: Mesh
     make_state: Callable[[jax.Array], State]  # from a random key
     abstract: State
-    key: jax.Array  # of the run; each step has its own, made of it and the step's number
+    key: jax.Array  # of the run; a step folds its number into it
 
     def arguments(self, total_steps: int) -> tuple[Any, ...]:
-        """What a compiled step takes behind the state and the batch."""
+        """The arguments of a compiled step after the state and the batch."""
         if not budget.is_time(self.c):
             return (self.key,)
         at = moments(self.c.schedule, total_steps=total_steps, sizes=self.sizes)
@@ -46,7 +46,7 @@ class Programs:
         """The step for a stage's batches.
 
         Args:
-            batch: one of `rows` rows, which may be another number than the stage's.
+            batch: an example of `rows` rows; the stage may have another number of rows.
 
         Raises:
             UserError: for a `train.executable` that is not of this step.

@@ -1,12 +1,12 @@
-"""Loss spikes: when one lasts, go back to a checkpoint from before it and skip the batches that led there.
+"""Loss spikes: when one lasts, go back to an earlier checkpoint and skip the batches that led to it.
 
 PaLM (Chowdhery et al. 2022, section 5.1) restarted from about 100 steps before each spike and skipped 200 to 500
-batches, which did not come back although the same batches did no harm elsewhere. Whether a step is in a spike depends
-on the losses alone.
+batches. The spikes did not come back, although the same batches did no harm elsewhere. Whether a step is in a spike
+depends on the losses alone.
 
-Going back is stopping, and then resuming as after a kill: the loop raises `Spike`; the stage calls `go_back`, which
-deletes the later checkpoints and notes what is skipped, and starts the loop again. What was skipped is kept in the
-checkpoints too, so that a run that is killed meanwhile comes to the same end.
+Going back is a stop, followed by a resumption as after a kill: the loop raises `Spike`. The stage calls `go_back`, which
+deletes the later checkpoints and notes the skipped batches, and starts the loop again. Checkpoints keep the note too, so
+a run that is killed meanwhile comes to the same end.
 """
 
 import math
@@ -28,14 +28,14 @@ FILE = "train/skips.json"  # in the run's folder
 
 @dataclass(frozen=True)
 class Skip:
-    """From step index `step` on (the first step is 0), batches are `batches` further in the data than they were."""
+    """From step index `step` on (the first is 0), batches are `batches` further in the data."""
 
     step: int
     batches: int
 
 
 class Spike(Exception):  # noqa: N818
-    """The loss is high since step `since`, seen up to step `seen`; there is a checkpoint of step `back_to` from before."""
+    """The loss is high since step `since`, up to step `seen`; the checkpoint of step `back_to` is from before."""
 
     def __init__(self, since: int, seen: int, back_to: int, skips: Sequence[Skip]) -> None:
         super().__init__(f"the loss is high since step {since:,}")
@@ -43,19 +43,19 @@ class Spike(Exception):  # noqa: N818
 
 
 def batch_number(step: int, skips: Sequence[Skip]) -> int:
-    """The number of the batch that the step of this index takes (from 0 both)."""
+    """The number of the batch for the step of this index, both from 0."""
     return step + sum(skip.batches for skip in skips if skip.step <= step)
 
 
 class Spikes:
-    """Watches the losses of a run, in their order.
+    """Watches the losses of a run in order.
 
-    A loss is high when it is not finite or above `factor` times the median of the last `window` losses that were not
-    high. `patience` high losses in a row are a spike. Until `window` losses were seen none is high.
+    A loss is high if it is not finite or above `factor` times the median of the last `window` losses that were not high.
+    `patience` high losses in a row are a spike. No loss is high before the first `window` losses.
     """
 
     def __init__(self, c: ConfigDict, state: dict[str, Any] | None = None, *, skips: Sequence[Skip] = ()) -> None:
-        """`c`: the settings under `train.rewind`; `state`: of a checkpoint, to go on from; `skips`: so far."""
+        """`c`: the settings under `train.rewind`; `state`: from a checkpoint; `skips`: those so far."""
         self._c, self._skips = c, skips
         before = {"losses": (), "since": None} | (state or {})
         self._losses: deque[float] = deque(before["losses"], maxlen=c.window)
@@ -63,15 +63,15 @@ class Spikes:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, for JSON."""
+        """The state for a checkpoint, for JSON."""
         skips = [[skip.step, skip.batches] for skip in self._skips]
         return {"losses": list(self._losses), "since": self._since, "skips": skips}
 
     def see(self, step: int, loss: float) -> int | None:
-        """The number of the first step of the spike that lasts since then, once it is one; None otherwise.
+        """The first step of the spike that lasts until now; None: there is none.
 
         Args:
-            step: how many steps have been taken, the one with this loss included.
+            step: the number of steps so far, the one with this loss included.
         """
         if not self._c.factor:
             return None
@@ -85,19 +85,19 @@ class Spikes:
         return self._since if step - self._since + 1 >= self._c.patience else None
 
     def choose(self, saved: Sequence[int], *, since: int) -> int | None:
-        """The checkpoint to go back to: the newest from `steps` steps before the spike, or the oldest from before it."""
+        """The checkpoint to go back to: the newest at least `steps` steps before the spike, else the oldest before it."""
         before = sorted(step for step in saved if step < since)
         early = [step for step in before if step < since - self._c.steps]
         return early[-1] if early else before[0] if before else None
 
     def forget(self) -> None:
-        """Take the level of the losses for the new normal, because there is nothing to go back to."""
+        """Take the level of the losses as normal, because there is no checkpoint to go back to."""
         self._losses.clear()
         self._since = None
 
 
 def skips_of(workdir: Path, meta: dict[str, Any]) -> list[Skip]:
-    """What the run skips: as `go_back` noted it, or for a run that did not keep a file, as the checkpoint says."""
+    """The skips of a run: from the file of `go_back`, or from the checkpoint if there is no file."""
     path = workdir / FILE
     if path.exists():
         return [Skip(*skip) for skip in storage.read_json(path, mend="restore it, or delete the run's checkpoints")]
@@ -105,15 +105,15 @@ def skips_of(workdir: Path, meta: dict[str, Any]) -> list[Skip]:
 
 
 def go_back(workdir: Path, c: ConfigDict, spike: Spike) -> None:
-    """Make the run one that was stopped at step `spike.back_to` and will skip the batches up to the spike and `skip` more.
+    """Turn the run into one that was stopped at step `spike.back_to` and will skip the batches up to the spike and more.
 
-    Killed at any moment of this, the run meets the same spike again, or has gone back.
+    A run that is killed during this either meets the same spike again or has gone back.
 
     Args:
         c: the settings under `train.rewind`.
 
     Raises:
-        UserError: when that was done `limit` times already; the checkpoints are then as they were.
+        UserError: when the run has gone back `limit` times already; the checkpoints then stay as they are.
     """
     if len(spike.skips) >= c.limit:
         raise UserError(

@@ -1,7 +1,7 @@
 """Learning rates over a run: a linear warm-up from zero, then one of seven shapes.
 
-A schedule is a shape and the moments at which something happens, which follow from the number of steps. The moments are
-constants of the compiled step, or, where the number of steps is measured with that very step (budget.py), arguments.
+A schedule is a shape and the moments at which the rate changes. The moments follow from the number of steps. They are
+constants of the compiled step, or arguments of it where the step itself measures the number of steps (budget.py).
 """
 
 from typing import Any, NamedTuple
@@ -15,16 +15,16 @@ from llmjax.data.ramp import BatchSizes, Stage
 
 
 class Moments(NamedTuple):
-    """When the rate changes: in steps, or in sequences when rates follow the tokens. Numbers, or arrays of one number."""
+    """When the rate changes, in steps, or in sequences for rates by tokens. Numbers, or arrays of one number."""
 
     warmup: Any
     rise: Any  # warmup, at least 1
     last: Any  # the last update of the run
     span: Any  # from warmup to last, at least 1
-    decay: Any  # how long the decay at the end lasts
+    decay: Any  # length of the decay at the end
     drops: tuple[Any, ...]
-    knots: tuple[Any, ...]  # steps between which time goes by evenly,
-    times: tuple[Any, ...]  # and the time at each
+    knots: tuple[Any, ...]  # steps, between which time passes evenly
+    times: tuple[Any, ...]  # the time at each knot
 
 
 def make_schedule(
@@ -33,12 +33,12 @@ def make_schedule(
     """A function from the step (0 for the first update) to a factor of the peak learning rate, in [0, 1].
 
     Args:
-        c: the settings under `schedule`; durations are resolved against the numbers that follow.
-        sizes: how large batches are, where they are not all `tokens_per_step`.
+        c: the settings under `schedule`; the other arguments resolve its durations.
+        sizes: the sizes of batches, if they differ.
 
-    The first update already has a rate above zero, warm-up reaches 1 at its last step, and cosine, linear,
-    exponential and wsd reach `final` at the last update of the run. With `c.by` = tokens all this is a function of the
-    tokens seen (GPT-3's way), so that during a batch ramp the rate moves as slowly as the tokens come.
+    The first update has a rate above zero. Warm-up reaches 1 at its last step. Cosine, linear, exponential and wsd reach
+    `final` at the last update of the run. With `c.by` = tokens the rate is a function of the tokens seen (as GPT-3's), so
+    it moves more slowly during a batch ramp.
     """
     return schedule_of(c, moments(c, total_steps=total_steps, tokens_per_step=tokens_per_step, sizes=sizes))
 
@@ -71,7 +71,7 @@ def moments(c: ConfigDict, *, total_steps: int, tokens_per_step: int = 1, sizes:
 
 
 def schedule_of(c: ConfigDict, at: Moments) -> optax.Schedule:
-    """The schedule of the shape under `schedule` and these moments."""
+    """The schedule with the shape of the settings `c` and these moments."""
 
     def time_of(step: jax.Array) -> jax.Array:
         if c.by == "steps":

@@ -1,4 +1,4 @@
-"""What stands between the command and the first step: devices, the number of steps, the state, compiled programs."""
+"""Preparation of the first step: devices, the number of steps, the state, compiled programs."""
 
 import dataclasses
 import time
@@ -36,7 +36,7 @@ from llmjax.train.rewind import Skip, batch_number, skips_of
 from llmjax.train.step import Batch, State, batch_shardings
 from llmjax.train.sync import Flags, Sync
 
-MakeSource = Callable[[int], Source]  # from the number of steps of the run; 0: not known yet, batches are only measured
+MakeSource = Callable[[int], Source]  # from the number of steps of the run; 0: not known yet, only a step is timed
 MakeEvaluate = Callable[[Mesh, Any], Evaluate]  # from the mesh and the abstract parameters
 
 
@@ -49,22 +49,22 @@ class Run:
     total: int  # steps
     first: int  # steps taken so far
     state: State
-    meta: dict[str, Any]  # of the checkpoint that the run goes on from
+    meta: dict[str, Any]  # of the checkpoint that the run continues
     source: Source
     skips: list[Skip]
-    changed: dict[str, Any]  # settings, from what they were in that checkpoint to what they are: key -> both
-    batch: Batch | None  # of the next step; None: no step is left
+    changed: dict[str, Any]  # settings that differ from that checkpoint: key -> (before, now)
+    batch: Batch | None  # the next one; None: no step is left
     programs: Mapping[Stage, Callable[..., Any]]
-    arguments: tuple[Any, ...]  # of each program, behind state and batch
+    arguments: tuple[Any, ...]  # of each program after state and batch
     evaluate: Evaluate | None
     sync: Sync
     budget: Budget | None
     peak: float  # FLOP/s of all devices; 0: not known
     started: float  # time.perf_counter() at the start of the command
-    phases: dict[str, float]  # seconds by what they went to
+    phases: dict[str, float]  # seconds of each part of the preparation
 
     def next_batch(self, state: State, step: int) -> Batch:
-        """The batch of a step (from 0) that starts from this state, on the devices."""
+        """The batch of a step (from 0), on the devices; `state` is the one before the step."""
         made = self.source.batch(batch_number(step, self.skips), combine(state.params, state.frozen))
         return on_devices(made, self.mesh)
 
@@ -165,7 +165,7 @@ def check_rows(c: ConfigDict, sizes: BatchSizes, *, ways: int) -> None:
 
 
 def steps_of(c: ConfigDict, sizes: BatchSizes) -> int:
-    """The steps of a `train.duration` that is no time. Raises UserError when there is not one."""
+    """The number of steps of a `train.duration` that is no time. Raises UserError if it is less than one."""
     total = sizes.steps(c.train.duration)
     if total < 1:
         raise UserError(f"train.duration={c.train.duration!r} is less than one step of {sizes.tokens(1):,} tokens")
@@ -175,7 +175,7 @@ def steps_of(c: ConfigDict, sizes: BatchSizes) -> int:
 def _steps(
     c: ConfigDict, workdir: Path, makes: Programs, make_source: MakeSource
 ) -> tuple[int, Budget | None, dict[Stage, Any]]:
-    """How many steps the run has; where that had to be measured, also the compiled program."""
+    """The number of steps, the budget of time, and the compiled program if the number had to be measured."""
     if not budgets.is_time(c):
         return steps_of(c, makes.sizes), None, {}
     if (budget := budgets.known(c, workdir)) is not None:
@@ -202,7 +202,7 @@ def _steps(
 
 
 def _changed(c: ConfigDict, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a training that are not those of its checkpoint. A key that the checkpoint lacks had its default."""
+    """The settings of a training that differ from its checkpoint's. A key that the checkpoint lacks had its default."""
     if "config" not in meta:
         return {}
     before, now = flatten(meta["config"]), flatten(c.to_dict())
@@ -218,7 +218,7 @@ def _copied(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
 def _state(
     c: ConfigDict, workdir: Path, makes: Programs, total: int, initial_params: Callable[[Any], Any] | None
 ) -> Restored:
-    """The state to go on from: of the newest checkpoint, or new."""
+    """The state of the newest checkpoint, or a new one."""
     folder, abstract = workdir / "checkpoints", makes.abstract
     folder.mkdir(parents=True, exist_ok=True)
     restored = checkpoint.restore(folder, abstract)

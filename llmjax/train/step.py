@@ -26,14 +26,14 @@ Batch = dict[str, jax.Array]
 
 @struct.dataclass
 class State:
-    """Everything that training changes, and what it leaves as it is: `combine(params, frozen)` are the model's parameters.
+    """The state of a training. `combine(params, frozen)` are the parameters of the model.
 
-    `step` counts steps taken, skipped ones included; `ema`, of `params` alone, is None when off.
+    `step` counts steps, skipped ones included. `ema` is the moving average of `params`; None: off.
     """
 
     step: Any  # int32 scalar
-    params: Any  # what is trained, in the type `trained_dtype` says
-    frozen: Any  # the other parameters; {} when all are trained
+    params: Any  # trained parameters, in `trained_dtype`
+    frozen: Any  # the other parameters; {}: all are trained
     opt_state: Any  # float32, and counts
     ema: Any  # float32
     skipped: Any  # int32 scalar, steps whose gradients or updates were not finite
@@ -41,11 +41,10 @@ class State:
 
 
 def trained_dtype(c: ConfigDict) -> str:
-    """The type in which trained parameters are stored: float32 in a run that starts from another's weights.
+    """The type of trained parameters: float32 in a run that starts from the weights of another one.
 
-    Most models come in bfloat16, whose numbers are too far apart for the small steps of fine-tuning. What is frozen
-    keeps `model.param_dtype`, and so does a run that starts from random numbers (its updates are rounded at random, see
-    `optimizer.apply_updates`).
+    Most published models are in bfloat16, which is too coarse for the small steps of fine-tuning. Frozen parameters keep
+    `model.param_dtype`, and so does a run from random numbers: `optimizer.apply_updates` rounds its updates at random.
     """
     return "float32" if c.train.init_from else c.model.param_dtype
 
@@ -53,13 +52,13 @@ def trained_dtype(c: ConfigDict) -> str:
 def init_state(
     module: Transformer, optimizer: optax.GradientTransformation, c: ConfigDict, mesh: Mesh
 ) -> tuple[Callable[[jax.Array], State], State]:
-    """How to make the first state on the mesh, without making it yet.
+    """A function that makes the first state on the mesh, and the state's abstract form.
 
     Returns:
-        A jitted function from a random key to the state, each array made where it lives; and the state's
-        abstract form (ShapeDtypeStructs with shardings), which is what a checkpoint is restored into.
+        A jitted function from a random key to the state, which makes each array in its place; and the state as
+        ShapeDtypeStructs with shardings, into which a checkpoint is restored.
 
-    Every parameter's random numbers depend on the key alone, so the values are the same bits on any mesh.
+    The random numbers of a parameter depend on the key alone, so the values are the same bits on any mesh.
 
     Raises:
         UserError: when `optimizer.train` matches no parameter.
@@ -102,7 +101,7 @@ def init_state(
 
 
 def batch_shardings(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch are spread over the data and fsdp axes."""
+    """The rows of a batch are divided over the axes data, fsdp and expert."""
     return NamedSharding(mesh, placement.BATCH)
 
 
@@ -123,13 +122,13 @@ def make_train_step(
 
     The sums of the loss, of its gradient and of the weights over all parts are divided once.
 
-    When the gradient, the update or the new parameters are not finite, parameters, optimizer state and average stay as
-    they were and the step is counted as skipped. A batch without weight changes nothing either: no decay, no momentum.
-    In both cases the step counts, and with it the schedule.
+    If the gradient, the update or the new parameters are not finite, parameters, optimizer state and average stay as
+    they were, and the step counts as skipped. A batch without weight changes nothing either: no decay, no momentum. In
+    both cases the step and the schedule advance.
 
-    Metrics are float32 scalars: those of the objective, each its sum divided by its weight (loss, and auxiliary_loss of
-    sparse layers; NaN where nothing has weight), `routing.metrics` of sparse layers, objective, grad_norm, param_norm,
-    update_norm, learning_rate, skipped, bad_in_a_row, and target_tokens, the sum of the weights.
+    Metrics are float32 scalars: the sums of the objective divided by their weights (loss, and auxiliary_loss of sparse
+    layers; NaN without weight), `routing.metrics` of sparse layers, objective, grad_norm, param_norm, update_norm,
+    learning_rate, skipped, bad_in_a_row, and target_tokens, the sum of the weights.
     """
     parts = micro_batches or c.train.micro_batches
     gradients = _make_gradients(module, objective, c, parts=parts)
@@ -228,11 +227,12 @@ def _make_gradients(
 def lower_step(
     step: Callable[..., Any], state: State, batch: dict[str, Any], *arguments: Any, mesh: Mesh, c: ConfigDict
 ) -> jax.stages.Lowered:
-    """The step traced for a mesh, to be compiled: the state is given back in place, where it was.
+    """The step traced for a mesh, to be compiled. The new state takes the memory and the places of the old one.
 
-    `arguments` are what the step takes behind the batch, its key first.
-
-    Arrays may be abstract (ShapeDtypeStructs with shardings), and the mesh one of devices that are not here.
+    Args:
+        state, batch: arrays, or ShapeDtypeStructs with shardings.
+        arguments: those of the step after the batch, its key first.
+        mesh: may be of devices that are not here.
     """
     places = jax.tree.map(lambda x: x.sharding, state)
     with placement.active(mesh, c):
@@ -253,7 +253,7 @@ def _learnt(grads: Any) -> Any:
 
 
 def _counts_of(new: Any, old: Any) -> Any:
-    """The old optimizer state, but with the new step counters, so that a skipped step keeps the schedule's place."""
+    """The old optimizer state with the new step counters, so that a skipped step advances the schedule."""
     return jax.tree.map(lambda n, o: n if jnp.issubdtype(o.dtype, jnp.integer) else o, new, old)
 
 
@@ -268,7 +268,7 @@ def penalty(params: Any, c: ConfigDict) -> jax.Array:
 
 
 def make_eval_step(module: nn.Module, c: ConfigDict) -> Callable[[Any, Batch], jax.Array]:
-    """A pure function `(params, batch) -> nats_BL`: the weighted nats of every target given what precedes it, float32."""
+    """A pure function `(params, batch) -> nats_BL`, float32: the weighted nats of every target given what precedes it."""
 
     def step(params: Any, batch: Batch) -> jax.Array:
         made = losses.predict(module, params, batch, None)
@@ -281,9 +281,9 @@ def make_eval_step(module: nn.Module, c: ConfigDict) -> Callable[[Any, Batch], j
 def make_heldout_step(
     module: nn.Module, objective: Objective, c: ConfigDict
 ) -> Callable[[Any, Batch], dict[str, jax.Array]]:
-    """A pure function `(params, batch) -> sums` over what the objective predicts: nats, correct, tokens; float32 scalars.
+    """A pure function `(params, batch) -> sums` over the objective's predictions: nats, correct, tokens; float32 scalars.
 
-    A prediction is correct where the likeliest token is the target; "tokens" is the sum of the weights.
+    A prediction is correct if the likeliest token is the target. "tokens" is the sum of the weights.
     """
 
     def measure(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
