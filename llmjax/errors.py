@@ -4,8 +4,8 @@
 class UserError(ValueError):
     """A mistake that the user can mend: the message says what is wrong and how to mend it.
 
-    It is a ValueError, so that programs may catch it as one. Library code raises it for whatever a user can cause, and
-    never a bare ValueError; a ValueError of NumPy or JAX is therefore never mistaken for a user's mistake.
+    It is a ValueError, so that programs may catch it as one. Library code raises it, and never a bare ValueError, for
+    whatever a user can cause. A ValueError of NumPy or JAX is therefore never taken for a mistake of the user.
     """
 
 

@@ -1,4 +1,4 @@
-"""Numbers as people say them: counts with K/M/B/T, sizes in decimal bytes, durations in two units."""
+"""Numbers for people: counts with K/M/B/T, sizes in decimal bytes, durations in two units."""
 
 import math
 import re

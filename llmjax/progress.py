@@ -1,4 +1,4 @@
-"""What a person sees on a terminal while something takes long: a bar of bytes, or a count."""
+"""Progress on a terminal: a bar of bytes, or a count."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def bar(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, none elsewhere: the function that is yielded is told of each further number of bytes.
+    """A bar on a terminal, none elsewhere; yields a function that takes each further number of bytes.
 
     Args:
-        total: bytes at the end; None where that is not known, and then there is no time left to show.
+        total: bytes at the end; None: not known, so no remaining time is shown.
     """
     if not sys.stderr.isatty():
         yield lambda _: None
@@ -29,7 +29,7 @@ def bar(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]
 
 
 def counter(label: str, unit: str = "") -> Callable[..., None] | None:
-    """A function that shows (done, total) in a line of its own, which goes when all is done; None without a terminal."""
+    """A function that shows (done, total) in a line, which disappears at the end; None without a terminal."""
     if not sys.stderr.isatty():
         return None
 

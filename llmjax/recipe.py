@@ -1,13 +1,13 @@
-"""A recipe runs stages in order, skips what is done, and says why it does either.
+"""A recipe runs stages in order, skips those that are done, and says why.
 
 A stage is a function `(config, workdir) -> results`. It depends on some of the config's keys and on earlier stages.
-WORKDIR/stages.json remembers the settings with which each stage was started and whether it was finished. What a changed
-setting means is in config/changes.py: a training goes on under some, and under others it is another one. What is
-refused changes nothing: everything that can be checked is checked before the first stage begins, and each stage once
-more before anything of it is moved, deleted or noted. A training is set aside with `again` alone.
+WORKDIR/stages.json keeps the settings with which each stage was started, and whether it was finished. config/changes.py
+says what a changed setting means: a training goes on, or is another one. A recipe that is refused changes nothing:
+everything that can be checked is checked before the first stage begins, and each stage again before it moves, deletes or
+notes anything. Only `again` sets a training aside.
 
-Of several processes (parallel/processes.py) the first decides which stages run and writes all of this. Stages that do
-not train run in the first alone, on its own devices, while the others wait.
+The first of several processes (parallel/processes.py) decides which stages run, and writes all of this. Stages that do
+not train run in the first process alone, on its own devices, while the others wait.
 """
 
 import importlib
@@ -33,19 +33,19 @@ Results = dict[str, float | int | str]
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: where its functions are (imported only when they run), what it reads, what it needs, what it is for."""
+    """A stage: its functions (imported only when they run), the settings and stages it depends on, its help."""
 
     function: str
     keys: tuple[str, ...]  # the settings, or groups of settings, that it depends on
     needs: tuple[str, ...]
     about: str
     # (config, workdir | None, fresh) raises UserError for what the stage would refuse, and changes nothing. Without a
-    # workdir what the stage needs is yet to be made; fresh: what it made so far is to be moved away.
+    # workdir the stages before it are yet to run; fresh: its results so far will be moved away.
     check: str = ""
-    given: tuple[tuple[str, str], ...] = ()  # arguments that rooms above make of the config
-    show: str = ""  # (workdir) prints what the stage made; when it is asked for alone and is done already
-    leaves: tuple[str, ...] = ()  # patterns of files and folders that are there when it is done, one of each at least
-    everywhere: bool = False  # all processes of a job run it together
+    given: tuple[tuple[str, str], ...] = ()  # arguments that rooms above make from the config
+    show: str = ""  # (workdir) prints the results, if the stage is asked for alone and is done already
+    leaves: tuple[str, ...] = ()  # patterns of files and folders of a finished stage, at least one of each
+    everywhere: bool = False  # all processes of a job run it
 
 
 STAGES: dict[str, Stage] = {
@@ -93,7 +93,7 @@ TRAINED = ("prepare", "tokenizer", "train")  # the stages on which a training st
 
 
 def dependencies(c: ConfigDict, stage: str, *, files: str | None = None) -> dict[str, Any]:
-    """The settings that a stage depends on, its predecessors' included, and the state of the source files.
+    """The settings that a stage and its predecessors depend on, and the state of the source files.
 
     Args:
         files: a digest of the files of `data.sources`; None: not known.
@@ -113,12 +113,12 @@ def run(c: ConfigDict, workdir: Path, stages: Sequence[str], *, again: bool = Fa
     """Run the stages in order, skipping those that are done; the merged results are written to WORKDIR/results.json.
 
     Args:
-        again: let changed settings replace a training, which is moved to WORKDIR/before-N; a single stage runs again
-            although nothing changed.
+        again: changed settings may replace a training, which is moved to WORKDIR/before-N; a single stage runs again
+            even if nothing changed.
 
     Raises:
-        UserError: for an unknown stage, a stage whose predecessors have not been run with this config, settings that a
-            stage refuses, and settings by which the training in WORKDIR would be another one.
+        UserError: for an unknown stage, a stage whose predecessors have not run with this config, settings that a stage
+            refuses, and settings that would make another training of the one in WORKDIR.
     """
     for stage in stages:
         if stage not in STAGES:
@@ -158,7 +158,7 @@ def _function(name: str) -> Any:
 
 
 def _check_all(c: ConfigDict, workdir: Path, stages: Sequence[str], files: str | None, *, again: bool) -> None:
-    """Raise UserError for what is known to be refused before the first stage begins."""
+    """Raise UserError for what a stage would refuse, as far as it is known before the first stage begins."""
     due: list[str] = []
     for number, stage in enumerate(stages):
         decide = partial(_decide, c, workdir, stage, stages, files, again=again, earlier=stages[:number])
@@ -180,9 +180,9 @@ def _check(c: ConfigDict, workdir: Path | None, stage: str, *, fresh: bool) -> N
 
 
 def _files(c: ConfigDict, workdir: Path, *, live: bool) -> str | None:
-    """A digest of the source files: as they are, or, for stages after prepare, as they were when they were prepared.
+    """A digest of the source files: as they are (`live`), or as they were when they were prepared.
 
-    Source files that are gone count as unchanged when they have been prepared: a run stays usable without them.
+    Missing source files count as unchanged if they have been prepared: a run stays usable without them.
     """
     from llmjax.prepare.sources import sources_fingerprint
 
@@ -198,13 +198,13 @@ def _files(c: ConfigDict, workdir: Path, *, live: bool) -> str | None:
 
 
 def _claim(workdir: Path, held: ExitStack) -> None:
-    """Take the run for this process. The lock goes with the process, however it ends."""
+    """Lock the run for this process. The lock ends with the process, however that ends."""
     busy = f"another process is working on {workdir}: wait for it, or choose another --workdir"
     held.enter_context(storage.locked(workdir / ".lock", otherwise=busy))
 
 
 def _merge(workdir: Path) -> Results:
-    """Write WORKDIR/results.json from those of the stages, and return it."""
+    """Write WORKDIR/results.json, merged from those of the stages, and return it."""
     merged: Results = {}
     for stage in STAGES:
         path = workdir / stage / "results.json"
@@ -227,18 +227,18 @@ def _decide(
     again: bool,
     earlier: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What is to be done for a stage, without doing it.
+    """Decide what to do for a stage, without doing it.
 
     Args:
         stages: all that were asked for.
         earlier: those that will have run before.
 
     Returns:
-        skip: it is done; settings: what it depends on; changed: key -> values before and now; aside: the training so
-        far is to be moved away.
+        skip: the stage is done; settings: those that it depends on; changed: key -> (before, now); aside: the training
+        so far will be moved away.
 
     Raises:
-        UserError: when what the stage needs is not there, and when it would replace a training without `again`.
+        UserError: if a stage that this one needs is not done, or it would replace a training without `again`.
     """
     for need in STAGES[stage].needs:
         if need not in earlier:
@@ -279,7 +279,7 @@ def _decide(
 
 
 def _begin(c: ConfigDict, workdir: Path, stage: str, decision: Mapping[str, Any]) -> None:
-    """Say and note that a stage is started, and with which config."""
+    """Print and note that a stage begins, and with which config."""
     step = _trained_steps(workdir)
     if decision["changed"]:
         goes_on = stage == "train" and step is not None and not decision["aside"]
@@ -292,7 +292,7 @@ def _begin(c: ConfigDict, workdir: Path, stage: str, decision: Mapping[str, Any]
         storage.write_text(workdir / "config.json", config.to_json(c))
         entries = _read_stages(workdir)
         entry: dict[str, Any] = {"done": False, "settings": decision["settings"]}
-        if stage == "train" and step is not None and not decision["aside"]:  # a note of every change on the way
+        if stage == "train" and step is not None and not decision["aside"]:  # keep a note of every change
             entry["changes"] = list(entries.get(stage, {}).get("changes", ()))
             if decision["changed"]:
                 entry["changes"].append({"step": step, "settings": decision["changed"]})
@@ -300,7 +300,7 @@ def _begin(c: ConfigDict, workdir: Path, stage: str, decision: Mapping[str, Any]
 
 
 def _end(workdir: Path, stage: str, results: Results) -> None:
-    """Keep the results of a stage and note that it is done."""
+    """Write the results of a stage and note that it is done."""
     storage.write_json(workdir / stage / "results.json", results)
     entries = _read_stages(workdir)
     if stage != "report":
@@ -308,7 +308,7 @@ def _end(workdir: Path, stage: str, results: Results) -> None:
 
 
 def _check_done(c: ConfigDict, workdir: Path, need: str, files: str | None, *, what: str) -> None:
-    """Raise UserError unless the stage `need` was finished with these settings, for the sake of `what`."""
+    """Raise UserError unless the stage `need`, which `what` needs, was finished with these settings."""
     wanted = dependencies(c, need, files=files)
     before = _before(workdir, need, wanted)
     differences = changes.changed(before["settings"], wanted) if before is not None else {}
@@ -326,9 +326,9 @@ def _check_done(c: ConfigDict, workdir: Path, need: str, files: str | None, *, w
 
 
 def _before(workdir: Path, stage: str, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How a stage was started last, and whether it was finished; None if it never was.
+    """The settings of the last start of a stage, and whether it was finished; None: it never was started.
 
-    A setting that the stage did not depend on in an earlier version is what other stages say that it was. Where
+    For a setting that the stage did not depend on in an earlier version, the value is that of other stages. If
     stages.json is lost, a checkpoint still has the settings of its training.
     """
     entries = _read_stages(workdir)
@@ -346,7 +346,7 @@ def _before(workdir: Path, stage: str, wanted: Mapping[str, Any]) -> dict[str, A
 
 
 def _is_there(workdir: Path, stage: str) -> bool:
-    """Whether the results of a stage have not been deleted."""
+    """Whether the results of a stage still exist."""
     left = (f"{stage}/results.json", *STAGES[stage].leaves)
     return all(any(workdir.glob(pattern)) for pattern in left)
 
@@ -383,7 +383,7 @@ def _next_aside(workdir: Path) -> Path:
 
 
 def _set_aside(workdir: Path) -> None:
-    """Move a training out of the way, with what is needed to load it: it took long to make, so it is not deleted."""
+    """Move a training, with everything needed to load it, to a folder of its own, rather than delete it."""
     aside = _next_aside(workdir)
     for name in ("config.json", "tokenizer"):
         if (workdir / name).exists():

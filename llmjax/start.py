@@ -1,4 +1,4 @@
-"""The installed command begins here, before anything is imported that takes time."""
+"""The installed command, before it imports anything that takes time."""
 
 import importlib.util
 import os
@@ -13,7 +13,7 @@ HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def platforms() -> dict[str, str]:
-    """Have JAX pass over a TPU that is not there: with libtpu installed, for plans, it would ask the network for one."""
+    """Keep JAX on the CPU where there is no TPU: with libtpu installed, for plans, it would ask the network for one."""
     if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None:
         return {}
     return {} if accelerators.present() else {"JAX_PLATFORMS": "cpu"}

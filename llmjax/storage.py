@@ -1,9 +1,9 @@
-"""The storage room: reading, writing, renaming, locking and appending of the files that llmjax makes.
+"""Storage: reading, writing, renaming, locking and appending of the files that llmjax makes.
 
-Every room writes its files through these functions, so that two promises hold everywhere: a file is whole or not
-there, whenever the process is killed; and another back end (a bucket) can be put in their place without touching the
-callers. The one back end so far is the local file system. Libraries that write for themselves (orbax, Arrow, DuckDB)
-are handed paths; the files that users give are read where they are parsed.
+Every room writes its files through these functions. Two promises therefore hold everywhere: a file is whole or not
+there, whenever the process is killed; and another back end (a bucket) can replace the local file system without touching
+the callers. Libraries that write for themselves (orbax, Arrow, DuckDB) get paths. Files of the user are read where they
+are parsed.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, TextIO
 from llmjax import human
 from llmjax.errors import UserError
 
-ROOM_BYTES = 1_000_000  # for what is written beside what is counted
+ROOM_BYTES = 1_000_000  # for small files beside the counted ones
 
 
 class Locked(UserError):  # noqa: N818
@@ -37,10 +37,10 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a file of UTF-8 text with their line feeds, without byte order marks; of .gz what is packed in it.
+    """The lines of a file of UTF-8 text, plain or .gz, with their line feeds, without byte order marks.
 
     Raises:
-        UserError: for a file of another encoding, or one that is not whole.
+        UserError: for a file of another encoding, or a .gz that is not whole.
     """
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         lines = enumerate(file, start=1)
@@ -60,10 +60,10 @@ def read_json(path: Path, *, mend: str) -> Any:
     """The value in a JSON file.
 
     Args:
-        mend: what the user can do when the file is damaged; the end of the message.
+        mend: how the user can mend a damaged file; the end of the message.
 
     Raises:
-        UserError: when the file holds no JSON.
+        UserError: if the file holds no JSON.
     """
     try:
         return json.loads(read_text(path))
@@ -73,11 +73,11 @@ def read_json(path: Path, *, mend: str) -> Any:
 
 @contextmanager
 def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """A temporary path beside `path` to be written; it takes the place of `path` when the block ends without an error.
+    """A temporary path beside `path` to write to. It replaces `path` when the block ends without an error.
 
-    The folder is made when it is not there. Nothing is left of a block that fails; what a killed process left is named
-    `.NAME.tmp` and is overwritten by the next one. At most one process may write a path at a time, unless it is
-    `shared`: then each thread has its own `.NAME.PROCESS-THREAD.tmp`, which nobody overwrites.
+    The folder is made if it is missing. A block that fails leaves nothing. A killed process leaves `.NAME.tmp`, which the
+    next one overwrites. At most one process may write a path at a time, unless it is `shared`: then each thread has its
+    own `.NAME.PROCESS-THREAD.tmp`, which nobody overwrites.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     own = f"{os.getpid()}-{threading.get_ident()}." if shared else ""
@@ -99,29 +99,29 @@ def writing(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file by `data`, whole or not at all."""
+    """Replace a file with `data`, whole or not at all."""
     with writing(path) as file:
         file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by `text` in UTF-8, whole or not at all."""
+    """Replace a file with `text` in UTF-8, whole or not at all."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 1, shared: bool = False) -> None:
-    """Replace a file by a JSON value and a line feed, whole or not at all; `shared` as in `replacing`."""
+    """Replace a file with a JSON value and a line feed, whole or not at all; `shared` as in `replacing`."""
     with writing(path, shared=shared) as file:
         try:
             file.write(json.dumps(value, indent=indent, ensure_ascii=False).encode() + b"\n")
-        except UnicodeEncodeError:  # half a character, as the names of files may have that are no UTF-8
+        except UnicodeEncodeError:  # half a character, as in names of files that are no UTF-8
             file.write(json.dumps(value, indent=indent).encode() + b"\n")
 
 
 def appending(path: Path) -> TextIO:
-    """The file opened to append text, a line at a time; the folder is made when it is not there.
+    """The file opened to append text, a line at a time; the folder is made if it is missing.
 
-    A last line without its line feed, left by a killed process, is cut off first: the next line must not be glued to it.
+    A last line without a line feed, left by a killed process, is cut off first, so that the next line stays apart.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     cut_unfinished_line(path)
@@ -129,7 +129,7 @@ def appending(path: Path) -> TextIO:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Put a line behind the others of a file, on disk before this returns; the folder is made when it is not there."""
+    """Append a line to a file, on disk before this returns; the folder is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         if file.tell():
@@ -141,7 +141,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def cut_unfinished_line(path: Path) -> None:
-    """Shorten a file to the end of its last line feed; nothing happens to a file that is not there."""
+    """Shorten a file to the end of its last line feed; a missing file stays missing."""
     if not path.exists():
         return
     with path.open("r+b") as file:
@@ -158,18 +158,18 @@ def cut_unfinished_line(path: Path) -> None:
 
 
 def private_folder(path: Path) -> str:
-    """Make a folder that its user alone can use. Why one that is there is not such a folder, or ""."""
+    """Make a folder that only its user can use. Returns why an existing one is not private, or ""."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return "" if is_private(path.stat()) else "it is another user's, or others may write in it"
 
 
 def is_private(found: os.stat_result) -> bool:
-    """Whether a file or folder is this user's and nobody else may write it."""
+    """Whether a file or folder belongs to this user and nobody else may write it."""
     return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def open_private(path: Path) -> BinaryIO | None:
-    """The file opened to be read; None unless it is a file, no link, that is private."""
+    """A private file opened for reading; None: it is missing, a link, or not private."""
     try:
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
     except OSError:
@@ -182,13 +182,13 @@ def open_private(path: Path) -> BinaryIO | None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Give a file or a folder another name on the same disk, at once. The target must not be a folder with files."""
+    """Rename a file or a folder on the same disk, atomically. The target must not be a folder with files."""
     target.parent.mkdir(parents=True, exist_ok=True)
     os.rename(source, target)
 
 
 def copy(source: Path, target: Path, *, without: Sequence[str] = ()) -> None:
-    """Copy a file, or a folder but for the entries of these names. The target must not be there."""
+    """Copy a file, or a folder without the entries of these names. The target must not exist."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         shutil.copytree(source, target, ignore=shutil.ignore_patterns(*without))
@@ -197,7 +197,7 @@ def copy(source: Path, target: Path, *, without: Sequence[str] = ()) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, or a folder with all that is in it; nothing happens when it is not there."""
+    """Delete a file, or a folder with everything in it; a missing one is no error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -206,10 +206,10 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, *, otherwise: str = "", waiting: str = "") -> Iterator[None]:
-    """Hold the lock file `path`. The lock goes with the process, however the process ends.
+    """Hold the lock file `path`. The lock ends with the process, however that ends.
 
     Args:
-        otherwise: the message of `Locked` when another process holds the lock; without it, wait for the other process.
+        otherwise: the message of `Locked` if another process holds the lock; empty: wait for that process.
         waiting: what to print before waiting.
 
     Raises:
@@ -230,9 +230,9 @@ def locked(path: Path, *, otherwise: str = "", waiting: str = "") -> Iterator[No
 
 @contextmanager
 def staged(target: Path, *, purpose: str) -> Iterator[Path]:
-    """A new folder to fill, which becomes `target` when the block ends without an error and is removed when it does not.
+    """A new folder to fill. It becomes `target` when the block ends without an error, and is removed otherwise.
 
-    What a killed process left behind is removed by the next one with the same target.
+    The next process with the same target removes what a killed one left.
 
     Raises:
         UserError: when the target exists and is not an empty folder, or another process is filling it.
@@ -253,10 +253,10 @@ def staged(target: Path, *, purpose: str) -> Iterator[Path]:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Let a folder take the place of another one, which is deleted.
+    """Replace a folder with another one.
 
-    A process that is killed in between may leave no `target`, and its old content as `.NAME.old`: `recover_folder`
-    puts it back.
+    A process that is killed in between may leave no `target`, and its old content as `.NAME.old`, which
+    `recover_folder` puts back.
     """
     recover_folder(target)
     old = target.with_name(f".{target.name}.old")
@@ -267,7 +267,7 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 def recover_folder(target: Path) -> None:
-    """Undo a `replace_folder` that was killed before the new folder was there, and finish one that was killed later."""
+    """Undo a `replace_folder` that was killed before the new folder was in place; finish one that was killed later."""
     old = target.with_name(f".{target.name}.old")
     if old.exists() and not target.exists():
         rename(old, target)
@@ -275,7 +275,7 @@ def recover_folder(target: Path) -> None:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raise OSError (ENOSPC) when there is no room for so many bytes, before anything is written."""
+    """Raise OSError (ENOSPC) if the disk has no room for so many bytes."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(there).free
     if free < needed + ROOM_BYTES:

@@ -1,9 +1,9 @@
-"""Settings: the one base that holds every key (`settings.py`), how files and the command line change it (`files.py`,
-`values.py`), and which combinations are refused (`checks.py`).
+"""Settings: the base with every key (`settings.py`), config files and the command line (`files.py`, `values.py`), and
+the combinations that are refused (`checks.py`).
 
-A config file is a Python file with `get_config(arg="")`. It starts from `base()`, changes what it wants and returns the
-result. Keys that are not in `base()` do not exist: setting one is an error that names the closest key that does. Nothing
-in the library reads a key with a default.
+A config file is a Python file with `get_config(arg="")`. It starts from `base()`, changes some keys and returns the
+result. Setting a key that is not in `base()` is an error that names the closest key. Library code never reads a key with
+a default.
 """
 
 from llmjax.config.checks import CHOICES, check

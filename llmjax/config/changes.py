@@ -1,8 +1,8 @@
-"""What a change of a setting means for what a run has made so far.
+"""What a changed setting means for a run that exists.
 
-*identity*: it is another run, which starts from its beginning. *continuable*: what was made stays right, and a training
-goes on under the new value from its last checkpoint. *irrelevant*: the setting says how the work is done, not what
-comes out. Every setting that a training depends on has its class here, itself or by the group of settings that it is in.
+*identity*: the run is another one and starts from its beginning. *continuable*: a training goes on from its last
+checkpoint with the new value. *irrelevant*: the setting says how the work is done, not what comes out. Every setting
+that a training depends on has a class here, either itself or through its group.
 """
 
 from collections.abc import Mapping
@@ -43,16 +43,16 @@ _CLASS = {key: name for name, keys in CLASSES.items() for key in keys}
 
 
 def class_of(key: str) -> str:
-    """The class of a setting, or of another thing that a stage depends on, such as the files that it reads."""
+    """The class of a setting, or of anything else that a stage depends on, such as the files that it reads."""
     while key not in _CLASS and "." in key:
         key = key.rpartition(".")[0]
     return _CLASS.get(key, IDENTITY)
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings, by dotted keys, that differ and matter, with both values.
+    """The settings that differ and matter: dotted key -> (before, after).
 
-    A key that one side lacks is newer than what that side was written by, and has its default there.
+    A key that one side lacks is newer than that side, which had the default.
     """
     defaults = flatten(base().to_dict())
     found = {}
@@ -64,16 +64,16 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tu
 
 
 def makes_another(differences: Mapping[str, tuple[Any, Any]], after: Mapping[str, Any]) -> list[str]:
-    """The keys of `changed` by which a training is another one, so that it cannot go on."""
+    """The keys of `changed` that make another training, which cannot go on."""
     keys = [key for key in differences if class_of(key) == IDENTITY]
-    # What is given in percent of the duration moves with it, and with it the batches that were seen already.
+    # Percentages of the duration move with it, and with them batches that were seen already.
     past = [after["train.batch_ramp"], *(stage.partition(":")[0] for stage in after["data.mixture"])]
     moves = any(unit == "%" and amount for amount, unit in map(parse_duration, past)) or after["data.max_epochs"]
     return keys + ["train.duration"] * bool("train.duration" in differences and moves and "train.duration" not in keys)
 
 
 def described(differences: Mapping[str, tuple[Any, Any]]) -> str:
-    """The first three of `changed`, in words."""
+    """The first three entries of `changed`, in words."""
     told = [
         f"{key} changed" if " " in key else f"{key} changed from {old!r} to {new!r}"
         for key, (old, new) in differences.items()
@@ -82,5 +82,5 @@ def described(differences: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it."""
+    """The value as JSON keeps it."""
     return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value

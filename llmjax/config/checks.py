@@ -1,4 +1,4 @@
-"""Which values a setting may have, and which settings contradict each other."""
+"""The allowed values of settings, and the check of a whole config."""
 
 import difflib
 
@@ -57,7 +57,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def check(c: ConfigDict) -> None:
-    """Raise UserError for values that are out of range or contradict each other."""
+    """Raise UserError for the first value that is not allowed or contradicts another one."""
     flat = flatten(c.to_dict())
     for key, choices in CHOICES.items():
         if flat[key] not in choices:

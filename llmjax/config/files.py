@@ -1,4 +1,4 @@
-"""How a config file, its argument and the command line become one locked ConfigDict."""
+"""From a config file, its argument and the command line to one locked ConfigDict."""
 
 import difflib
 import importlib.util
@@ -18,8 +18,8 @@ def load(spec: str, *, overrides: Sequence[str] = ()) -> ConfigDict:
     """Read `FILE` or `FILE:ARG` (or a run's config.json), apply `key=value` overrides and return it locked.
 
     Args:
-        spec: a Python file with `get_config(arg="")`, optionally followed by `:arg`; or a `config.json`. The files of
-            configs/ are found without a checkout too.
+        spec: a Python file with `get_config(arg="")`, optionally followed by `:arg`; or a `config.json`. Without a
+            checkout, configs/ are those of the installed package.
         overrides: strings like `"train.batch_size=8"`; values are Python literals, anything else is a string.
 
     Raises:
@@ -60,14 +60,14 @@ def override(c: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 
 def derivation(spec: str) -> str:
-    """What a config file says about how its values came about: its `table(arg)`, or nothing if it has none."""
+    """The derivation of a config file's values: its `table(arg)`; "" if it has none."""
     file, _, arg = spec.partition(":")
     table = None if file.endswith(".json") else _import_file(_found(file)).__dict__.get("table")
     return table(arg) if table is not None else ""
 
 
 def _found(file: str) -> Path:
-    """The file of that name, or, anywhere but in a checkout, that of the installed package: `configs/quickstart.py`."""
+    """The file of that name; outside of a checkout, configs/... of the installed package."""
     here, packaged = Path(file), Path(__file__).parents[1] / file
     return packaged if here.parts[:1] == ("configs",) and not here.parent.is_dir() else here
 

@@ -1,6 +1,6 @@
-"""Which values the numbers among the settings may have: one table, with a row for every number of `base()`.
+"""The ranges of numeric settings: one table with a row for every number of `base()`.
 
-What depends on other settings (a divisor, a window) is in the checks beside this file; here a number stands alone.
+Conditions that involve several settings (a divisor, a window) are in the checks beside this file.
 """
 
 import argparse
@@ -11,17 +11,17 @@ from typing import Any
 
 from llmjax.errors import UserError
 
-# The library computes in float32: what is larger would be infinite there, and what is smaller 0.
+# The library computes in float32, where larger numbers are infinite and smaller ones 0.
 LARGEST, SMALLEST = 3.4e38, 1.2e-38
 
 
 @dataclass(frozen=True)
 class Range:
-    """An interval of numbers. Nothing is in it that is not finite in float32."""
+    """An interval of numbers that are finite in float32."""
 
     low: float = -math.inf
     high: float = math.inf
-    low_open: bool = False  # the lowest itself is not in it
+    low_open: bool = False  # without the lower end
     high_open: bool = False
 
     def __contains__(self, value: object) -> bool:
@@ -35,7 +35,7 @@ class Range:
         return above and (value < self.high if self.high_open else value <= self.high)
 
     def __str__(self) -> str:
-        """The end of "must be ..."."""
+        """The range in words, after "must be"."""
         if self.low == self.high:
             return f"{self.low:g}"
         low = f"{'above' if self.low_open else 'at least'} {self.low:g}" if math.isfinite(self.low) else ""
@@ -108,14 +108,14 @@ RANGE_OF = {key: allowed for allowed, keys in RANGES.items() for key in keys}
 
 
 def check_ranges(flat: Mapping[str, Any]) -> None:
-    """Raise UserError for the first number that is out of its range; `flat`: dotted key -> value."""
+    """Raise UserError for the first number outside its range; `flat`: dotted key -> value."""
     for key, allowed in RANGE_OF.items():
         if flat[key] not in allowed:
             raise UserError(f"{key}={flat[key]} must be {allowed}")
 
 
 def number(kind: type[int] | type[float], allowed: Range) -> Callable[[str], int | float]:
-    """The `type` of a command's argument that is a number: argparse reports what is no number or out of range."""
+    """A `type` for numeric arguments of a command: argparse reports what is no number or out of range."""
 
     def parse(text: str) -> int | float:
         try:

@@ -1,10 +1,10 @@
-"""What the config files of models share: the run of a `tiny` model on a laptop, and that of a published size."""
+"""Settings that the config files of models share: the run of a `tiny` model on a laptop, and of a published size."""
 
 from ml_collections import ConfigDict
 
 
 def tiny_run(c: ConfigDict) -> ConfigDict:
-    """Everything but the model, for a model that any laptop trains offline: bytes of this Python's library, short rows."""
+    """Everything but the model, for a model that any laptop trains offline: short rows of this Python's own sources."""
     c.data.min_bytes = 64
     c.tokenizer.kind = "byte"
     c.train.sequence_length = 64
@@ -28,15 +28,15 @@ def large_run(
     micro_batches: int = 16,
     reserved: int = 0,
 ) -> ConfigDict:
-    """What every published size is given: its vocabulary, exactly, its batch, bfloat16 compute and sharded weights.
+    """Settings of every published size: its exact vocabulary and batch, bfloat16 compute, sharded weights.
 
     Args:
-        vocab_size: rows of the embedding. A tensor axis wants a round number of them: with
-            --config.model.vocab_size=0 the tokenizer's size is rounded up to model.vocab_multiple.
+        vocab_size: rows of the embedding. A tensor axis needs a round number: --config.model.vocab_size=0 rounds the
+            tokenizer's size up to model.vocab_multiple.
         sequence_length: tokens a row.
         batch_size: rows a step, over all devices.
-        micro_batches: parts in which a step is computed; raise it until they fit the memory.
-        reserved: rows that the tokenizer leaves to the special ids of the objective.
+        micro_batches: parts of a step; raise it until they fit the memory.
+        reserved: rows for the special ids of the objective.
     """
     c.tokenizer.vocab_size = vocab_size - reserved
     c.tokenizer.train_bytes = 100_000_000

@@ -1,4 +1,4 @@
-"""Every setting there is: the one base that config files start from."""
+"""All settings: the base that config files start from."""
 
 import inspect
 import re
@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 
 def base() -> ConfigDict:
-    """Every setting there is, with its default. `llmjax config` prints this list with the comments."""
+    """All settings with their defaults. `llmjax config` prints this list with the comments."""
     # fmt: off
     c = ConfigDict()
     c.name = "run"  # the run's name; its folder is runs/NAME unless --workdir says otherwise

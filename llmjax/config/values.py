@@ -1,4 +1,4 @@
-"""Keys and values: setting them by dotted names with the types of the base, configs as JSON, durations."""
+"""Keys and values: setting keys by dotted names, configs as JSON, durations."""
 
 import ast
 import difflib
@@ -28,12 +28,12 @@ def literal(text: str) -> Any:
 
 @functools.cache
 def _defaults() -> Mapping[str, Any]:
-    """`base()` as dotted keys and values. Making one takes milliseconds, and reading a config asks once for each key."""
+    """`base()` as dotted keys and values. Kept, because reading a config asks once for each key."""
     return MappingProxyType(flatten(base().to_dict()))
 
 
 def set_key(c: ConfigDict, key: str, value: Any) -> None:
-    """Set one dotted key in place, with the type that `base()` gives it. Raises UserError that names the closest key."""
+    """Set one dotted key in place, with its type in `base()`. Raises UserError that names the closest key."""
     default = _defaults().get(key)
     if default is None:
         raise UserError(unknown_key(key))
@@ -85,7 +85,7 @@ def check_keys(tree: dict) -> None:
 
 
 def _check_known(tree: dict) -> list[str]:
-    """The keys of `base()` that `tree` lacks. Raises UserError for others and for values of other types."""
+    """The keys of `base()` that `tree` lacks. Raises UserError for unknown keys and for values of other types."""
     known, given = _defaults(), flatten(tree)
     for key, value in given.items():
         if key not in known:
@@ -108,10 +108,10 @@ def to_json(c: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """A config from `to_json`'s text, that of an earlier version included.
+    """A config from the text of `to_json`, also of an earlier version.
 
-    Keys that the text lacks are newer than it is. They have their defaults, which are by rule what the earlier version
-    did; one line on the standard error says so, once a process.
+    Keys that the text lacks are newer. They get their defaults, by rule the behaviour of the earlier version, and one
+    line on standard error says so, once a process.
 
     Raises UserError for keys that this version does not have.
     """
@@ -134,7 +134,7 @@ def _say_missing(keys: tuple[str, ...]) -> None:
 
 
 def differences(a: ConfigDict, b: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """The keys on which two configs differ, with both values."""
+    """The keys on which two configs differ: key -> both values."""
     flat_a, flat_b = flatten(a.to_dict()), flatten(b.to_dict())
     return {k: (flat_a[k], flat_b[k]) for k in flat_a if flat_a[k] != flat_b[k]}
 
@@ -164,8 +164,8 @@ SECONDS = {"s": 1, "second": 1, "minute": 60, "hour": 3600, "day": 86400}
 def parse_duration(value: str | int) -> tuple[float, str]:
     """An amount and its unit: step, token, epoch, % or second.
 
-    `value` is an integer (steps) or text: "500 steps", "30M tokens", "1.5 epochs", "10%", "5 minutes". Numbers may carry
-    k, M, B or T; times are in s, seconds, minutes, hours or days. Raises UserError for anything else.
+    `value` is an integer (steps) or text: "500 steps", "30M tokens", "1.5 epochs", "10%", "5 minutes". Numbers may end in
+    k, M, B or T. Units of time are s, seconds, minutes, hours and days. Raises UserError for anything else.
     """
     units = r"steps?|tokens?|epochs?|s|seconds?|minutes?|hours?|days?|%|"
     match = re.fullmatch(rf"([0-9][0-9_.]*(?:e[0-9]+)?)\s*([kMBT]?)\s*({units})", str(value).strip())
@@ -182,7 +182,7 @@ def parse_duration(value: str | int) -> tuple[float, str]:
 def duration(value: str | int, *, tokens_per_step: int, tokens_per_epoch: int = 0, total_steps: int = 0) -> int:
     """A duration, as `parse_duration` reads it, in steps, rounded to the nearest; percentages are of `total_steps`.
 
-    Raises UserError for what cannot be read, and for a unit whose number is not given.
+    Raises UserError for text that cannot be read, and for a unit without its argument.
     """
     amount, unit = parse_duration(value)
     if unit == "token":

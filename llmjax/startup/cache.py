@@ -1,15 +1,15 @@
-"""What commands keep between starts, in one folder of the user's: compiled programs and weights that can be mapped.
+"""A cache of commands between starts, in one folder of the user: compiled programs and weights to be mapped.
 
     cache = open_cache("auto", limit=5_000_000_000)
     content = cache.read("programs", key)  # None: not there
     cache.write("programs", key, [b"..."])
 
-A key is a hash of everything that the content follows from, so that an entry may be unused but never stale. Nothing is
-lost with an entry: a damaged one is removed and made again, and when the folder grows beyond its limit those that
-were not used for the longest time go. Any number of processes may use a folder at a time, and may be killed.
+A key is a hash of everything that the content follows from, so an entry is never stale. Every entry can be made again:
+a damaged one is removed, and when the folder exceeds its limit, the least recently used entries go. Any number of
+processes may use a folder at the same time, and may be killed.
 
-Programs are pickled, and loading them runs what is in them. So a folder that another user owns or can write in is not
-used, nor such a file, nor a link; the header of an entry says which key it belongs to.
+Programs are pickled, and loading a pickle runs it. Therefore a folder or file that another user owns or can write is not
+used, and no link is followed. The header of an entry names its key.
 """
 
 import contextlib
@@ -30,22 +30,22 @@ from ml_collections import ConfigDict
 from llmjax import storage
 from llmjax.errors import UserError
 
-HEADER = 4096  # bytes before the content, which so begins on a page of memory
+HEADER = 4096  # bytes before the content, which therefore begins on a page of memory
 BLOCK = 1 << 20  # bytes
-LARGE = 1 << 26  # bytes from which on content is summed up by blocks, at the speed of memory
-ABANDONED = 3600  # seconds after which the temporary file of a process is taken for that of a killed one
+LARGE = 1 << 26  # bytes; larger content is hashed by sums of blocks, at the speed of memory
+ABANDONED = 3600  # seconds; an older temporary file is that of a killed process
 ENVIRONMENT = "LLMJAX_CACHE"  # a folder, or off
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder with entries KIND/KEY, `limit` bytes of them at most. An entry is never more than half of that."""
+    """A folder with entries KIND/KEY of at most `limit` bytes together. One entry has at most half of that."""
 
     folder: Path
     limit: int
 
     def read(self, kind: str, key: str) -> np.ndarray | None:
-        """The content of an entry, uint8, mapped from its file at an address that 4,096 divides; None: there is none."""
+        """The content of an entry, uint8, mapped from its file at a multiple of 4,096; None: there is no entry."""
         path = self.folder / kind / key
         file = storage.open_private(path)
         if file is None:
@@ -65,7 +65,7 @@ class Cache:
         return None
 
     def write(self, kind: str, key: str, parts: Iterable[Any]) -> None:
-        """Keep the bytes of the parts one after another. Nothing happens where they are too many, or cannot be written."""
+        """Keep the bytes of the parts one after another. Does nothing if they are too many or cannot be written."""
         parts = [memoryview(part).cast("B") for part in parts]
         size = HEADER + sum(part.nbytes for part in parts)
         with contextlib.suppress(OSError):
@@ -86,7 +86,7 @@ class Cache:
             self.trim()
 
     def trim(self) -> None:
-        """Remove the entries that were not used for the longest time, until the others keep the limit."""
+        """Remove the least recently used entries until the others are within the limit."""
         left, now = self.limit, time.time()
         entries = []
         for path in self.folder.glob("*/*"):
@@ -104,7 +104,7 @@ class Cache:
 
 
 def cache_of(c: ConfigDict) -> Cache | None:
-    """The cache of a config, by `c.infer`. Raises UserError as `open_cache` does."""
+    """The cache of the settings `c.infer`. Raises UserError as `open_cache` does."""
     return open_cache(c.infer.cache, limit=c.infer.cache_bytes)
 
 
@@ -112,11 +112,11 @@ def open_cache(where: str, *, limit: int) -> Cache | None:
     """The cache of a setting; None: nothing is kept.
 
     Args:
-        where: a folder, or "off", or "auto": what LLMJAX_CACHE says, and without it `llmjax` in the user's folder for
-            caches (XDG_CACHE_HOME, or ~/.cache).
+        where: a folder; "off"; or "auto": LLMJAX_CACHE if it is set, else `llmjax` in the user's folder for caches
+            (XDG_CACHE_HOME, or ~/.cache).
         limit: bytes.
 
-    Raises UserError for a folder that was named and cannot be used. A folder that was not named is then not used.
+    Raises UserError for a folder that was named and cannot be used. If the usual folder cannot be used, nothing is kept.
     """
     named = where if where != "auto" else os.environ.get(ENVIRONMENT, "")
     if named == "off":
@@ -139,12 +139,12 @@ def _usual() -> Path:
 
 
 def key_of(*parts: Any) -> str:
-    """The key for what follows from the parts, which are told apart by their `repr`."""
+    """The key of content that follows from the parts; parts with the same `repr` are the same."""
     return hashlib.blake2b(repr(parts).encode(), digest_size=20).hexdigest()
 
 
 def stamp(*folders: Path) -> str:
-    """Says which files lie in the folders: another text after any of them was written, whatever wrote it."""
+    """A hash of the files in the folders; it changes when any program writes any of them."""
     found = []
     for folder in folders:
         for root, _, names in os.walk(folder):
@@ -160,7 +160,7 @@ def _header(key: str, content: np.ndarray) -> dict[str, Any]:
 
 
 def _hash(content: np.ndarray) -> str:
-    """A hash that tells damage; of much content it is that of the sums of blocks, a hundredth of a second for each 300 MB."""
+    """A hash that detects damage. Large content is hashed by the sums of its blocks, 0.01 s for each 300 MB."""
     if content.size >= LARGE:
         words = content[: content.size // 8 * 8].view(np.uint64)
         whole = words.size // (BLOCK // 8) * (BLOCK // 8)

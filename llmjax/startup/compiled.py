@@ -1,9 +1,9 @@
 """Compiled programs kept between starts: a jitted function that looks into the cache before it is traced.
 
-Tracing a decoder takes a second and compiling it several; a kept program is loaded in a fraction of one. It is found by
-what it follows from (`environment`, the settings that the function closes over, the arguments' types), not by its text,
-so nothing is traced. That takes for granted that a program follows from the code in the installed files: whoever
-replaces functions of llmjax while it runs keeps no programs (`store=None`, as in notebooks and tests).
+Tracing a decoder takes a second and compiling it several seconds. Loading a kept program takes a fraction of a second.
+Its key is a hash of everything that it follows from (`environment`, the settings that the function closes over, the
+types of the arguments), so nothing is traced. This assumes that programs follow from the installed files: a process that
+replaces functions of llmjax while it runs must keep no programs (`store=None`, as in notebooks and tests).
 """
 
 import contextlib
@@ -35,7 +35,7 @@ KIND = "programs"
 
 @functools.cache
 def environment() -> str:
-    """A hash of what all programs follow from: the code, the versions, the machine, and how XLA was told to compile."""
+    """A hash of what all programs follow from: the code, the versions, the machine and the flags of XLA."""
     return key_of(
         _code(),
         (jax.__version__, jaxlib.__version__, flax.__version__, np.__version__),
@@ -46,7 +46,7 @@ def environment() -> str:
 
 
 def _cores() -> int | None:
-    """How many this process may use; loops are divided by it when they are compiled."""
+    """How many this process may use: XLA divides loops by it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -59,7 +59,7 @@ def _code() -> str:
 
 
 def _processor() -> str:
-    """What says which instructions the processor has; a program must never be loaded where one is missing."""
+    """The processor and its instructions: a program must never be loaded where one of them is missing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
     except OSError:
@@ -74,8 +74,8 @@ class Store:
 
     Args:
         cache: the folder.
-        weights: says which parameters these are, so that other forms of them can be kept too; "": nothing does.
-        setting: what programs follow from beside the code, their function's name and arguments: mesh and placement.
+        weights: the key of the parameters, under which other forms of them are kept too; "": none are.
+        setting: mesh and placement, from which programs follow too.
     """
 
     cache: Cache
@@ -83,11 +83,11 @@ class Store:
     setting: str = ""
 
     def keep(self, function: Callable[..., Any], name: str, *parts: Any) -> "CachedFunction":
-        """The jitted function, whose programs are kept; the same object for the same arguments.
+        """The jitted function with its programs kept; the same object for the same arguments.
 
         Args:
             name: of the function.
-            parts: what it closes over, hashable, and told apart by their `repr`.
+            parts: what it closes over, hashable; parts with the same `repr` are the same.
         """
         settings = tuple((key, repr(value)) for key, value in jax.config.values.items() if "cache" not in key)
         return _cached(function, self.cache, (environment(), self.setting, name, settings, parts))
@@ -100,10 +100,10 @@ def _cached(function: Callable[..., Any], cache: Cache, parts: tuple[Any, ...]) 
 
 @dataclass
 class CachedFunction:
-    """A jitted function of positional arguments; called like it.
+    """A jitted function of positional arguments, with its programs kept between starts.
 
-    Calls are told apart by the shapes of arguments that are arrays, or dicts of arrays, and by what is None: looking at
-    all arrays of large trees would take too long. A program itself refuses arrays of other types than it was made for.
+    A call chooses its program by the shapes of arguments that are arrays or dicts of arrays, and by which are None.
+    Looking at all arrays of large trees would take too long. A program itself refuses arrays of other types.
     """
 
     function: Any
@@ -147,7 +147,7 @@ class CachedFunction:
 
 @contextlib.contextmanager
 def _without_jax_cache() -> Iterator[None]:
-    """Compile anew even where the user has JAX keep programs: what XLA took from a file cannot be serialized again."""
+    """Compile without JAX's own cache: a program that XLA took from a file cannot be serialized again."""
     if not jax.config.values["jax_compilation_cache_dir"] or not jax.config.values["jax_enable_compilation_cache"]:
         yield
         return
@@ -161,14 +161,14 @@ def _without_jax_cache() -> Iterator[None]:
 
 
 def _shape(argument: Any) -> Any:
-    """What of an argument usually differs from call to call, if anything does."""
+    """The part of an argument that usually differs from call to call."""
     if isinstance(argument, dict):
         return tuple(sorted((name, getattr(one, "shape", None)) for name, one in argument.items()))
     return getattr(argument, "shape", argument is None)
 
 
 def _loaded(content: np.ndarray, tree: Any, devices: list[jax.Device]) -> Callable[..., Any] | None:
-    """The program; None for one that jax does not take, which is then compiled."""
+    """The program; None: jax does not take it, and it must be compiled."""
     try:
         program, out = pickle.loads(content.tobytes())
         return serialize_executable.deserialize_and_load(
@@ -179,7 +179,7 @@ def _loaded(content: np.ndarray, tree: Any, devices: list[jax.Device]) -> Callab
 
 
 def _devices(leaves: list[Any]) -> list[jax.Device]:
-    """Those that the arguments are on, in the order of their mesh; without arguments the first."""
+    """The devices of the arguments, in the order of their mesh; without arguments the first device."""
     for leaf in leaves:
         if isinstance(leaf, jax.Array):
             mesh = getattr(leaf.sharding, "mesh", None)
@@ -189,7 +189,7 @@ def _devices(leaves: list[Any]) -> list[jax.Device]:
 
 @functools.lru_cache(maxsize=32)
 def named(module: nn.Module) -> str:
-    """A module with all that it was built with."""
+    """A module with all of its fields, as text."""
     fields = {name: getattr(module, name) for name in module.__dataclass_fields__ if name not in ("parent", "name")}
     plain = {key: _plain(value) for key, value in fields.items()}
     return f"{type(module).__module__}.{type(module).__qualname__} {plain}"

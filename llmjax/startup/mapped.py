@@ -1,7 +1,7 @@
-"""Trees of arrays as bytes that can be used where they lie: mapped from a file, they are neither read nor copied.
+"""Trees of arrays in a file that is mapped into memory: the arrays are neither read nor copied.
 
-The bytes: the length of a description (8 of them, lowest first), the description (JSON: the tree, with type, shape and
-place of each array), and the arrays, each at a multiple of ALIGN, so that jax on CPU takes them as they are.
+The bytes are: the length of a description (8 bytes, lowest first); the description (JSON: the tree, with type, shape and
+place of each array); and the arrays, each at a multiple of ALIGN, so that jax on CPU uses them in place.
 """
 
 import json
@@ -18,7 +18,7 @@ ALIGN = 64  # bytes
 
 
 def read(cache: Cache, key: str, where: Any, *, like: Any = None) -> Any:
-    """The arrays of an entry, on one CPU device as they lie in the file; None: there is none, or of other arrays.
+    """The arrays of an entry, on CPU in place; None: there is no entry, or its arrays are others.
 
     Args:
         where: the sharding of all arrays, or a tree of shardings.
@@ -34,7 +34,7 @@ def read(cache: Cache, key: str, where: Any, *, like: Any = None) -> Any:
 
 
 def write(cache: Cache, key: str, tree: Any) -> None:
-    """Keep a tree of arrays, of which this process has all parts; nothing happens where it has not."""
+    """Keep a tree of arrays. Does nothing if this process does not have all parts of them."""
     if all(x.is_fully_addressable for x in jax.tree.leaves(tree)):
         cache.write(KIND, key, to_bytes(jax.tree.map(np.asarray, tree)))
 
@@ -44,7 +44,7 @@ def _types(tree: Any) -> Any:
 
 
 def to_bytes(tree: Any) -> list[Any]:
-    """The parts that, one after another, are the bytes of a tree of dicts, tuples and arrays."""
+    """The bytes of a tree of dicts, tuples and arrays, in parts that follow each other."""
     arrays: list[np.ndarray] = []
     end = 0
 
@@ -68,7 +68,7 @@ def to_bytes(tree: Any) -> list[Any]:
 
 
 def from_bytes(content: np.ndarray) -> Any:
-    """The tree in such bytes (uint8); its arrays are views of them."""
+    """The tree in the bytes (uint8); its arrays are views."""
     length = int.from_bytes(content[:8].tobytes(), "little")
     described = json.loads(content[8 : 8 + length].tobytes())
     data = content[8 + length :]
@@ -87,7 +87,7 @@ def from_bytes(content: np.ndarray) -> Any:
 
 
 def dtype(name: str) -> np.dtype:
-    """NumPy's type of that name; bfloat16 and the like are those of ml_dtypes."""
+    """NumPy's type of that name, or that of ml_dtypes, such as bfloat16."""
     try:
         return np.dtype(name)
     except TypeError:

@@ -1,4 +1,4 @@
-"""Where the time of a command goes: phases, each without those inside it, printed when `--timings` asks for them.
+"""Where the time of a command goes: phases, each without the phases inside it, for `--timings`.
 
 with timings.phase("read the model"):
     ...
@@ -17,7 +17,7 @@ START = "start Python, read the command"
 
 @dataclass
 class Timings:
-    """Seconds of the wall clock and of all cores together by phase, and when something happened, since the process began."""
+    """Seconds by phase (wall clock, all cores together), and moments, since the process began."""
 
     began: tuple[float, float]
     seconds: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -34,11 +34,11 @@ class Timings:
         self.since = now
 
 
-_kept: Timings | None = None  # of this process, once it was asked for
+_kept: Timings | None = None  # of this process; None: not asked for
 
 
 def start(*, asked: bool) -> None:
-    """Measure from here on if asked; what came before since the process began is the first phase."""
+    """Measure from here on, if asked. The time since the process began is the first phase."""
     global _kept
     if not asked:
         _kept = None
@@ -52,7 +52,7 @@ def start(*, asked: bool) -> None:
 
 @contextlib.contextmanager
 def phase(name: str) -> Iterator[None]:
-    """A part of the command; parts of the same name are added up. Costs nothing when nobody asked."""
+    """A part of the command. Parts of the same name add up. Costs nothing unless asked for."""
     if _kept is None:
         yield
         return
@@ -66,13 +66,13 @@ def phase(name: str) -> Iterator[None]:
 
 
 def moment(name: str) -> None:
-    """Something happens now; the first time counts."""
+    """Note when something happens for the first time."""
     if _kept is not None:
         _kept.moments.setdefault(name, _now()[0] - _kept.began[0])
 
 
 def show(file: TextIO | None = None) -> None:
-    """Print the phases so far, where `start` was called."""
+    """Print the phases so far, if `start` was asked to measure."""
     if _kept is None:
         return
     _kept.switch()
@@ -91,7 +91,7 @@ def _now() -> tuple[float, float]:
 
 
 def _beginning() -> tuple[float, float]:
-    """When this process began, as `_now` counts; where the system does not say, now."""
+    """When this process began, by the clocks of `_now`; if the system does not say, now."""
     try:
         with open("/proc/self/stat") as file:
             ticks = int(file.read().rpartition(")")[2].split()[19])

@@ -1,29 +1,29 @@
-"""What XLA must be told before JAX starts; `import llmjax` tells it."""
+"""Flags that XLA needs before JAX starts; `import llmjax` sets them."""
 
 import os
 import sys
 import warnings
 from pathlib import Path
 
-# From jaxlib 0.10.2 on, XLA hands reductions on the CPU, with what they read, to YNNPACK, which gets some of them wrong
-# without a word: the last row of a reduction (0.10.2; jax issue 39103), a crash on seven dimensions (0.10.2 and 0.11.0;
-# jax issues 39257, 40412), and, still in 0.12.0.1, sums of a product with a constant matrix that are off by thirty
-# orders of magnitude. tests/test_xla.py has one of each. Without reductions all are right; products alone may stay there.
-# An unknown flag ends the process, so that versions are told which are known to know it.
+# From jaxlib 0.10.2 on, XLA hands reductions on the CPU to YNNPACK, together with the operations before them. Some results
+# are silently wrong: the last row of a reduction (0.10.2; jax issue 39103), and sums of a product with a constant matrix,
+# by thirty orders of magnitude (still in 0.12.0.1). Seven dimensions crash (0.10.2 and 0.11.0; jax issues 39257, 40412).
+# tests/test_xla.py has one of each. Without reductions all are right, so products alone stay with YNNPACK.
+# An unknown flag ends the process, so only versions that are known to have the flag get it.
 FIRST, AFTER = (0, 10, 2), (0, 13)
 FLAG, VALUE = "--xla_cpu_experimental_ynn_fusion_type", "-reduce"
 
 
 def configure() -> None:
-    """Add to XLA_FLAGS what this version of jaxlib needs to compute right; what the user has set stays.
+    """Add to XLA_FLAGS what this version of jaxlib needs to compute right. Flags of the user stay.
 
     Warns:
-        RuntimeWarning: JAX has started already, and no longer reads XLA_FLAGS.
+        RuntimeWarning: JAX has started already and no longer reads XLA_FLAGS.
     """
     try:
         from jaxlib.version import __version__ as version  # without jaxlib's libraries: `llmjax --help` stays fast
     except ImportError:
-        return  # import says what is missing where it is used
+        return  # the import of jax says what is missing
     if not FIRST <= _numbers(version) < AFTER:
         return
     flags = _flags()
