@@ -23,9 +23,9 @@ from llmjax.version import __version__
 DESCRIPTION = """\
 Build a language model, from raw text to a model you can prompt.
 
-Each stage is a verb and leaves one folder in the run's folder (--workdir, by default runs/NAME). A stage that is
-done is skipped; changing a setting that it depends on runs it, and what follows it, again. A training goes on from its
-last checkpoint, for longer or at another rate too; what would make another training of it is refused without --again."""
+Each stage is a verb and leaves one folder in the run's folder (--workdir, by default runs/NAME). A stage that is done is
+skipped. If a setting that it depends on changes, it and the stages after it run again. A training goes on from its last
+checkpoint, also for longer or at another rate. Only --again replaces it with another training."""
 
 EXAMPLES = """\
 examples:
@@ -38,12 +38,12 @@ examples:
   llmjax generate --workdir runs/smollm2 --chat --prompt 'Why is the sky blue?'
   llmjax chat --workdir runs/smollm2                                 talk with it
   llmjax generate --workdir runs/smollm2 --prompts questions.jsonl --out answers.jsonl
-  llmjax bench-infer --workdir runs/smollm2                          how fast it writes
+  llmjax bench-infer --workdir runs/smollm2                          how fast it decodes
   llmjax export --from runs/quickstart --to exported/                a run becomes a folder that transformers loads
   llmjax eval --workdir runs/smollm2 --tasks openllm_v1_4 --data benchmarks/   the questions are read from files there
   llmjax rate a.jsonl b.jsonl --to ratings.jsonl                     which answer is better: a page on this machine
   llmjax plan --config configs/runs/llama2.py --topology v5p:8x8x8   does it fit, how fast is it, what does it cost
-  llmjax config                                                      every setting, with what it means
+  llmjax config                                                      all settings and their meanings
 """
 
 CONFIG_HELP = """\
@@ -56,15 +56,15 @@ settings:
 
 
 AGAIN = """\
-let changed settings replace the training that is in WORKDIR, which is moved to WORKDIR/before-N; a single stage runs again
-although nothing changed"""
+let changed settings replace the training in WORKDIR, which moves to WORKDIR/before-N; run a single stage again even if
+nothing changed"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    0 done, or stopped and saved; 1 the machine failed; 2 a mistake to mend; 3 a plan that does not fit; 4 prepared, but
-    for documents that could not be read.
+    0: done, or stopped and saved. 1: the machine failed. 2: a mistake of the user. 3: a plan that does not fit.
+    4: prepared, except for documents that could not be read.
     """
     args, overrides = _parse(sys.argv[1:] if argv is None else argv)
     timings.start(asked="timings" in args)
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tell(args: argparse.Namespace, results: recipe.Results) -> int:
-    """Say where the results of stages are; the exit status."""
+    """Print where the results are; the exit status."""
     if args.verb == "prepare" and (unreadable := results.get("prepare/unreadable")):
         folder = args.workdir / "prepare" / "rejected"
         print(f"llmjax: {unreadable:,} documents could not be read; {folder} says why", file=sys.stderr)
@@ -102,7 +102,7 @@ def _tell(args: argparse.Namespace, results: recipe.Results) -> int:
 
 
 def _explain(error: BaseException, args: argparse.Namespace) -> int | None:
-    """Say in a line how the command ended; the exit status, or None for a bug, which keeps its traceback."""
+    """Print in a line how the command ended; the exit status, or None for a bug, which keeps its traceback."""
     new_folder = args.verb in ("import", "export")
     if isinstance(error, Stopped):
         if processes.is_first():
@@ -112,7 +112,7 @@ def _explain(error: BaseException, args: argparse.Namespace) -> int | None:
     if isinstance(error, UserError):
         print(f"llmjax: {error}", file=sys.stderr)
         return 2
-    if isinstance(error, BrokenPipeError):  # the reader of a pipe has seen enough: `llmjax config | head`
+    if isinstance(error, BrokenPipeError):  # the reader of a pipe has ended: `llmjax config | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if isinstance(error, OSError):
@@ -138,7 +138,7 @@ def _explain(error: BaseException, args: argparse.Namespace) -> int | None:
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The arguments, and the settings among them as "key=value"."""
+    """The arguments, and the settings as "key=value"."""
     words = list(argv)
     parser = _parser()
     for word, following in zip(words, [*words[1:], "-"], strict=True):
@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     everywhere.add_argument(
         "--timings", action="store_true", default=argparse.SUPPRESS,
-        help="say at the end where the time went, phase by phase",
+        help="print at the end where the time went, phase by phase",
     )  # fmt: skip
     parser = argparse.ArgumentParser(
         "llmjax",
@@ -216,12 +216,12 @@ def _add_again(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_report(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="runs to lay side by side, two or more")
-    verb.add_argument("--out", type=Path, metavar="DIR", help="where the comparison goes (default: runs/compare)")
+    verb.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="two or more runs to compare side by side")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="folder of the comparison (default: runs/compare)")
 
 
 def _report(args: argparse.Namespace, _: config.ConfigDict) -> int | None:
-    """Two runs or more side by side; one has the stage."""
+    """`llmjax report RUN RUN ...`; with fewer than two runs the stage is to run."""
     if len(args.runs) < 2:
         return None
     from llmjax import report
