@@ -31,7 +31,7 @@ import orbax.checkpoint as ocp
 from common import make_parser, write
 
 from llmjax import config, recipe
-from llmjax.train import checkpoint
+from llmjax.train import folders
 
 LAUNCHER = Path(__file__).resolve().parent.parent / "launch" / "local.py"
 COUNT, STEPS, EVERY = 4, 400, 10  # processes, steps, steps between checkpoints
@@ -145,7 +145,7 @@ def kill_one(workdir: Path, process: subprocess.Popen[str], rng: random.Random) 
     if not wait_until(lambda: not any(map(alive, before)), process):
         return None
     gone = time.monotonic() - killed
-    saved = max(checkpoint.steps_in(workdir / "checkpoints"), default=0)
+    saved = max(folders.steps_in(workdir / "checkpoints"), default=0)
     if not wait_until(lambda: last_step(workdir)[1] > wall + gone and 0 < last_step(workdir)[0] > saved, process):
         return None
     return {
@@ -184,7 +184,7 @@ def arrays_of(folder: Path) -> dict[str, np.ndarray]:
 
 def same_bits(workdir: Path, expected: Path) -> bool:
     """Whether parameters, optimizer state and moving average are the same bits."""
-    mine, theirs = (arrays_of(checkpoint.newest(run)) for run in (workdir, expected))
+    mine, theirs = (arrays_of(folders.newest(run)) for run in (workdir, expected))
     return mine.keys() == theirs.keys() and all(mine[name].tobytes() == theirs[name].tobytes() for name in mine)
 
 
@@ -262,7 +262,7 @@ def main() -> int:
         wait_until(lambda: last_step(halves)[0] > STEPS // 2, process)
         process.send_signal(signal.SIGTERM)
         finish(process, halves)
-        stopped = max(checkpoint.steps_in(halves / "checkpoints"))
+        stopped = max(folders.steps_in(halves / "checkpoints"))
         resumed = {}
         for count in (4, 2, 1):
             workdir = copy(f"on-{count}", halves)

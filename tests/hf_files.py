@@ -20,7 +20,7 @@ from llmjax.interop.tokenizer_json import CONTROL, NORMAL, from_gguf
 from llmjax.model import transformer
 from llmjax.parallel import placement
 from llmjax.parallel.placement import path_name
-from llmjax.train import checkpoint
+from llmjax.train import checkpoint, folders
 from llmjax.train.step import State
 
 LLAMA = {
@@ -125,9 +125,9 @@ def imported(source: Path, run: Path, **settings: str) -> dict[str, np.ndarray]:
     """Import without a tokenizer, and restore the parameters as every checkpoint is."""
     import_model(source, run, **{"tokenizer": "none", **settings})
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = StackedReader(checkpoint.newest(run)).params
+    shapes = StackedReader(folders.newest(run)).params
     abstract = {path: jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=place) for path, t in shapes.items()}
-    return flat(checkpoint.read_params(checkpoint.newest(run), nested(abstract)))
+    return flat(checkpoint.read_params(folders.newest(run), nested(abstract)))
 
 
 def nested(by_path: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from llmjax.errors import UserError
 from llmjax.model import transformer
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes
-from llmjax.train import checkpoint, hunt, metrics
+from llmjax.train import folders, hunt, metrics
 from llmjax.train.rewind import Skip, Spike, Spikes, batch_number, go_back, skips_of
 from llmjax.train.step import batch_shardings
 
@@ -80,7 +80,7 @@ def test_sigterm_to_any_process_saves_in_all_at_one_step_and_fewer_processes_go_
     assert process.returncode == 0, output
     output += (tiny_run / "processes" / "1.log").read_text()
     assert len(re.findall("^llmjax: stopped by", output, re.MULTILINE)) == 1
-    (saved,) = checkpoint.steps_in(tiny_run / "checkpoints")
+    (saved,) = folders.steps_in(tiny_run / "checkpoints")
     assert 5 <= saved == trained_steps(tiny_run) < STEPS
     status, output = run_command("train", "--workdir", tiny_run, *LONG)
     assert status == 0, output
@@ -92,12 +92,8 @@ def test_sigterm_to_any_process_saves_in_all_at_one_step_and_fewer_processes_go_
 def test_after_a_lost_process_the_job_starts_again_and_ends_in_the_same_bits(undisturbed, tiny_run):
     process = start(tiny_run, *LONG, restarts=2)
     for index in (1, 0):
-        saved = len(checkpoint.steps_in(tiny_run / "checkpoints")) and max(
-            checkpoint.steps_in(tiny_run / "checkpoints")
-        )
-        wait_for(
-            lambda saved=saved: max(checkpoint.steps_in(tiny_run / "checkpoints"), default=0) > saved + 20, process
-        )
+        saved = len(folders.steps_in(tiny_run / "checkpoints")) and max(folders.steps_in(tiny_run / "checkpoints"))
+        wait_for(lambda saved=saved: max(folders.steps_in(tiny_run / "checkpoints"), default=0) > saved + 20, process)
         os.kill(pid_of(tiny_run, index), signal.SIGKILL)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
@@ -168,12 +164,12 @@ def test_batches_are_skipped_from_where_training_went_back_to(tmp_path):
     for times in (1, 2):
         go_back(tmp_path, c, Spike(8, seen=9, back_to=4, skips=skips_of(tmp_path, {})))
         assert skips_of(tmp_path, {}) == [Skip(4, 8)] * times  # batches 4 to 8 led there; 3 more
-        assert checkpoint.steps_in(tmp_path / "checkpoints") == [4, 2]
+        assert folders.steps_in(tmp_path / "checkpoints") == [4, 2]
         assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
     (tmp_path / "checkpoints" / "6").mkdir()
     with pytest.raises(UserError, match=r"high again after going back 2 times, up to step 20.*train\.rewind\.limit"):
         go_back(tmp_path, c, Spike(8, seen=20, back_to=4, skips=skips_of(tmp_path, {})))
-    assert checkpoint.steps_in(tmp_path / "checkpoints") == [6, 4, 2], "what is refused changes nothing"
+    assert folders.steps_in(tmp_path / "checkpoints") == [6, 4, 2], "what is refused changes nothing"
 
 
 def spiking(c, bad):
@@ -201,7 +197,7 @@ def test_a_spike_goes_back_skips_its_batches_and_the_run_ends_as_if_they_had_not
     assert [row["step"] for row in rows] == list(range(1, 31))
     assert [row.get("rewinds", 0) for row in rows] == [0] * 16 + [1] * 14
     assert rows[-1]["loss"] < rows[15]["loss"]
-    ((step, skipped),) = checkpoint.read_meta(tmp_path / "run" / "checkpoints" / "30")["spikes"]["skips"]
+    ((step, skipped),) = folders.read_meta(tmp_path / "run" / "checkpoints" / "30")["spikes"]["skips"]
     assert step == 16
     assert skipped == 20 - 16 + 3  # seen up to step 20
 
@@ -439,7 +435,7 @@ def test_two_processes_resume_inside_a_round_of_their_own_batches(tmp_path):
     assert statuses == [0, 0], output
     statuses, output = two_processes(train_rounds_until_killed, tmp_path / "run")
     assert all(statuses), output
-    assert checkpoint.steps_in(tmp_path / "run" / "checkpoints") == [4]
+    assert folders.steps_in(tmp_path / "run" / "checkpoints") == [4]
     statuses, output = two_processes(train_rounds, tmp_path / "run")
     assert statuses == [0, 0], output
     numbers = [[(row["loss"], row["param_norm"]) for row in rows_of(tmp_path / name)] for name in ("whole", "run")]

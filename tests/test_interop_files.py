@@ -28,7 +28,7 @@ from llmjax.interop.read import import_model
 from llmjax.interop.stacked import StackedReader, StackedWriter
 from llmjax.interop.tensors import Safetensors, Tensor, open_folder
 from llmjax.interop.write import export_model
-from llmjax.train import checkpoint
+from llmjax.train import checkpoint, folders
 
 BF16 = ml_dtypes.bfloat16
 
@@ -156,11 +156,11 @@ def test_training_starts_from_imported_weights_of_another_type(tmp_path):
     ours = imported(write_model(tmp_path / "hf", LLAMA, weights), tmp_path / "run")
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     wide = nested({k: jax.ShapeDtypeStruct(v.shape, np.float32, sharding=place) for k, v in ours.items()})
-    folder = checkpoint.newest(tmp_path / "run")
+    folder = folders.newest(tmp_path / "run")
     assert_same_bits(
         flat(checkpoint.read_params(folder, wide, cast=True)), {k: v.astype(np.float32) for k, v in ours.items()}
     )
-    with pytest.raises(checkpoint.CheckpointMismatch, match="bfloat16"):
+    with pytest.raises(folders.CheckpointMismatch, match="bfloat16"):
         checkpoint.read_params(folder, wide)
 
 
@@ -184,7 +184,7 @@ def test_arrays_are_written_by_layers_and_large_ones_by_parts(tmp_path, monkeypa
 def test_training_cuts_large_arrays_by_layers_too(tmp_path, prepared_run, monkeypatch):
     monkeypatch.setattr(checkpoint, "LARGE_BYTES", 10_000)
     params = save_run(tmp_path / "run", tiny_config(prepared_run))
-    reader = StackedReader(checkpoint.newest(tmp_path / "run"))
+    reader = StackedReader(folders.newest(tmp_path / "run"))
     chunks = {path: array.chunk_layout.read_chunk.shape for path, array in reader._arrays.items()}
     assert chunks["layers/mlp/up/kernel"] == (1, 32, 64)
     assert chunks["layers/attention_norm/scale"] == (2, 32)

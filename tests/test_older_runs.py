@@ -15,7 +15,7 @@ from helpers import assert_same_bits, tiny_config
 import llmjax
 from llmjax import cli, config, recipe
 from llmjax.config import values
-from llmjax.train import checkpoint
+from llmjax.train import folders
 
 RUN = Path(__file__).parent / "fixtures" / "run_c4ef595"
 STAGES = ("prepare", "tokenizer", "train", "eval", "generate")
@@ -98,7 +98,7 @@ def test_its_finished_training_goes_on_for_half_as_long_again(run, one_device, c
     assert "train: goes on from step 8, although train.duration changed from '8 steps' to '12'" in out
     rows = rows_of(run)
     assert rows[:8] == before and [row["step"] for row in rows] == list(range(1, 13))
-    assert checkpoint.steps_in(run / "checkpoints")[0] == 12
+    assert folders.steps_in(run / "checkpoints")[0] == 12
     assert sum(row["loss"] for row in rows[8:]) < sum(row["loss"] for row in rows[4:8])
     assert cli.main(["train", "--workdir", str(run)]) == 0  # config.json has the new duration
     assert "train: done already" in capsys.readouterr().out

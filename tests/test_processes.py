@@ -13,7 +13,7 @@ import pytest
 from helpers import mesh_of, run_command
 
 from llmjax.parallel import processes
-from llmjax.train import checkpoint
+from llmjax.train import folders
 from llmjax.train.sync import Flags, Sync, _reduce
 
 ROOT = Path(__file__).parent.parent
@@ -164,7 +164,7 @@ def test_two_processes_train_as_one_does_with_two_devices_and_write_one_of_every
     assert output.count("== train took") == 1
     log = (tiny_run / "processes" / "1.log").read_text()
     assert "Traceback" not in log + output
-    assert checkpoint.steps_in(tiny_run / "checkpoints") == [8, 4]
+    assert folders.steps_in(tiny_run / "checkpoints") == [8, 4]
     assert json.loads((tiny_run / "stages.json").read_text())["train"]["done"]
     results = json.loads((tiny_run / "train" / "results.json").read_text())
     assert results["loss"] == pytest.approx(

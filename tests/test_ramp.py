@@ -16,7 +16,7 @@ from llmjax.data import tokens
 from llmjax.data.batches import TrainBatches
 from llmjax.data.ramp import batch_sizes, micro_batches, sizes
 from llmjax.data.tokenizer import byte_tokenizer
-from llmjax.train import checkpoint, executable
+from llmjax.train import executable, folders
 from llmjax.train.schedule import make_schedule
 
 
@@ -231,7 +231,7 @@ def train(c, workdir, **options):
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
-        folder = checkpoint.newest(workdir)
+        folder = folders.newest(workdir)
         state = [checkpointer.restore((folder / name).absolute()) for name in ("params", "rest")]
     return results, state, [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
@@ -250,7 +250,7 @@ def test_a_run_counts_rows_and_tokens_and_goes_on_inside_the_ramp_bit_for_bit(tm
     assert rows[-1]["flops"] / rows[-1]["tokens"] == pytest.approx(rows[0]["flops"] / rows[0]["tokens"])
     with pytest.raises(KeyError, match="stop here"):
         train(c, tmp_path / "halves", stop=5)
-    assert checkpoint.steps_in(tmp_path / "halves" / "checkpoints") == [3]
+    assert folders.steps_in(tmp_path / "halves" / "checkpoints") == [3]
     _, resumed, again = train(c, tmp_path / "halves")
     assert_same_bits(resumed, state)
     assert [row["loss"] for row in again] == [row["loss"] for row in rows]

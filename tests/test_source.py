@@ -24,7 +24,7 @@ from llmjax.data.source import StatelessSource
 from llmjax.errors import UserError
 from llmjax.model import transformer
 from llmjax.parallel import processes
-from llmjax.train import budget, checkpoint, pretrain
+from llmjax.train import budget, folders, pretrain
 from llmjax.train.heldout import make_heldout
 
 STEPS, ROUND = 10, 3
@@ -95,7 +95,7 @@ def test_a_source_with_a_state_that_is_killed_inside_a_round_ends_in_the_same_bi
     command = [sys.executable, "-c", script, Path(__file__).parent, tmp_path / "run"]
     killed = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert checkpoint.steps_in(tmp_path / "run" / "checkpoints") == [4]
+    assert folders.steps_in(tmp_path / "run" / "checkpoints") == [4]
     assert (tmp_path / "run" / "checkpoints" / "4" / "source").is_dir(), "step 4 lies inside a round"
     train_rounds(tmp_path / "run")
     assert_same_bits(last_state(tmp_path / "run"), last_state(tmp_path / "whole"))
@@ -188,7 +188,7 @@ def test_a_budget_of_time_becomes_steps_once_and_a_resumed_run_is_the_same_run(t
     with pytest.raises(KeyError, match="stop here"):
         train(c, tmp_path / "run", make_source=functools.partial(make_source, stop=6))
     assert len(measured) == 2
-    assert checkpoint.read_meta(tmp_path / "run" / "checkpoints" / "4")["budget"] == {
+    assert folders.read_meta(tmp_path / "run" / "checkpoints" / "4")["budget"] == {
         "duration": "1 minute", "steps": 8, "seconds_per_step": 7.5}  # fmt: skip
     (tmp_path / "run" / "train" / "budget.json").unlink()  # a checkpoint says it too
     train(c, tmp_path / "run", make_source=make_source)

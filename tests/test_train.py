@@ -35,7 +35,7 @@ from llmjax.errors import UserError
 from llmjax.model import transformer
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement
-from llmjax.train import checkpoint, executable, metrics
+from llmjax.train import checkpoint, executable, folders, metrics
 from llmjax.train.optimizer import make_optimizer, matrices
 from llmjax.train.schedule import make_schedule
 
@@ -52,7 +52,7 @@ def last_state(workdir):
     """Every array of the newest checkpoint, with its path inside it as the name."""
     import orbax.checkpoint as ocp
 
-    folder, here = checkpoint.newest(workdir), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    folder, here = folders.newest(workdir), jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
         state = {}
         for path in sorted(folder.iterdir()):
@@ -90,7 +90,7 @@ def test_n_steps_are_k_steps_and_the_rest_after_a_resume(tmp_path):
     train(c, tmp_path / "whole")
     with pytest.raises(KeyError, match="stop here"):
         train(c, tmp_path / "halves", batch=stopping_at(c, 6))
-    assert checkpoint.steps_in(tmp_path / "halves" / "checkpoints") == [4]
+    assert folders.steps_in(tmp_path / "halves" / "checkpoints") == [4]
     train(c, tmp_path / "halves")
     assert_same_run(tmp_path / "halves", tmp_path / "whole")
 
@@ -119,7 +119,7 @@ def test_a_run_extended_by_half_after_its_end_is_the_run_that_was_longer_from_th
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert rows[8]["changed"] == "train.duration changed from '8 steps' to '12 steps'"
     assert sum("changed" in row for row in rows) == 1
-    meta = checkpoint.read_meta(checkpoint.newest(tmp_path / "run"))
+    meta = folders.read_meta(folders.newest(tmp_path / "run"))
     assert meta["changes"] == [{"step": 8, "settings": {"train.duration": ["8 steps", "12 steps"]}}]
     with pytest.raises(UserError, match=r"has taken 12 steps, and train\.duration='8 steps' is 8"):
         train(tiny_config(**constant), tmp_path / "run")
@@ -177,7 +177,7 @@ def trained_steps(workdir):
 
 
 def saved_steps(workdir):
-    return checkpoint.steps_in(workdir / "checkpoints")
+    return folders.steps_in(workdir / "checkpoints")
 
 
 def saving(workdir, *, since):
@@ -217,7 +217,7 @@ def test_sigterm_and_sigint_save_exit_0_and_the_same_command_goes_on(number, uni
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert f"stopped by {number.name}" in output
-    saved = checkpoint.steps_in(tiny_run / "checkpoints")[0]
+    saved = folders.steps_in(tiny_run / "checkpoints")[0]
     assert saved == trained_steps(tiny_run), "the last step that was taken is the one that was saved"
     assert 0 < saved < STEPS
     status, output = run_command(*train_arguments(tiny_run, **long))
@@ -238,7 +238,7 @@ def test_a_signal_during_an_evaluation_loses_no_step(tmp_path):
 
     with pytest.raises(Stopped, match="SIGTERM"):
         train(c, tmp_path, evaluate=evaluate)
-    saved = checkpoint.steps_in(tmp_path / "checkpoints")[0]
+    saved = folders.steps_in(tmp_path / "checkpoints")[0]
     assert saved >= 4
     assert [row["step"] for row in rows_of(tmp_path)] == list(range(1, saved + 1))
     assert rows_of(tmp_path)[3]["heldout_loss"] == 1.0
@@ -288,9 +288,9 @@ def test_when_all_checkpoints_are_damaged_nothing_is_thrown_away_and_the_error_s
     shutil.rmtree(folder / "4" / "params")
     rows = (trained_copy / "metrics.jsonl").read_text()
     for _ in range(2):  # and the second start is no silent restart from step 0
-        with pytest.raises(checkpoint.CheckpointError, match=r"none of the checkpoints .* \(steps 8, 4\).*delete"):
+        with pytest.raises(folders.CheckpointError, match=r"none of the checkpoints .* \(steps 8, 4\).*delete"):
             train(tiny_config(), trained_copy)
-    assert checkpoint.steps_in(folder) == [8, 4]
+    assert folders.steps_in(folder) == [8, 4]
     assert (trained_copy / "metrics.jsonl").read_text() == rows
 
 
@@ -307,9 +307,9 @@ def test_when_all_checkpoints_are_damaged_nothing_is_thrown_away_and_the_error_s
     ],
 )
 def test_a_config_that_does_not_fit_the_checkpoint_is_an_error_and_leaves_it_alone(changes, message, trained_copy):
-    with pytest.raises(checkpoint.CheckpointMismatch, match=message):
+    with pytest.raises(folders.CheckpointMismatch, match=message):
         train(tiny_config(**changes), trained_copy)
-    assert checkpoint.steps_in(trained_copy / "checkpoints") == [8, 4]
+    assert folders.steps_in(trained_copy / "checkpoints") == [8, 4]
 
 
 @pytest.mark.slow
@@ -324,10 +324,10 @@ def test_a_full_disk_ends_in_a_clear_message_and_the_run_goes_on_when_there_is_s
     try:
         workdir = shutil.copytree(prepared_run, disk / "run")
         process = start_command(*train_arguments(workdir))
-        wait_for(lambda: checkpoint.steps_in(workdir / "checkpoints"), process)
+        wait_for(lambda: folders.steps_in(workdir / "checkpoints"), process)
         process.kill()
         process.communicate()
-        last = checkpoint.steps_in(workdir / "checkpoints")[0]
+        last = folders.steps_in(workdir / "checkpoints")[0]
         space = shutil.disk_usage(disk).free
         (disk / "filler").write_bytes(b"0" * max(space - 150_000, 0))  # less than the next checkpoint needs
         status, output = run_command(*train_arguments(workdir))
@@ -335,7 +335,7 @@ def test_a_full_disk_ends_in_a_clear_message_and_the_run_goes_on_when_there_is_s
         assert "No space left on device" in output
         assert "Free some space" in output
         assert "Traceback" not in output, output
-        assert checkpoint.steps_in(workdir / "checkpoints")[0] >= last
+        assert folders.steps_in(workdir / "checkpoints")[0] >= last
         (disk / "filler").unlink()
         status, output = run_command(*train_arguments(workdir))
         assert status == 0, output
@@ -417,7 +417,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_what_to_do(tmp_path):
     said = r"3 steps in a row, up to step 7.*Lower optimizer\.learning_rate.*from the checkpoint of step 4, from before"
     with pytest.raises(UserError, match=said):
         train(c, tmp_path, batch=poisoned(c, 1, 4, 5, 6))
-    assert checkpoint.steps_in(tmp_path / "checkpoints") == [4, 3], "nothing is saved while steps are bad"
+    assert folders.steps_in(tmp_path / "checkpoints") == [4, 3], "nothing is saved while steps are bad"
     _, state = last_state(tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     train(c, tmp_path)  # with sound batches the same command goes on

@@ -16,7 +16,8 @@ import tensorstore as ts
 
 from llmjax import storage
 from llmjax.interop.tensors import Tensor
-from llmjax.train.checkpoint import FROZEN, CheckpointError, full_disk_is_an_os_error
+from llmjax.train.checkpoint import full_disk_is_an_os_error
+from llmjax.train.folders import FROZEN, CheckpointError
 
 CHUNK_BYTES = 1 << 28  # of one file; memory for one chunk is needed to write and to read it
 CACHE_BYTES = 1 << 28  # decoded chunks kept while reading arrays whose chunks hold several layers

@@ -22,7 +22,7 @@ from llmjax.interop.matching import Shapes, uncovered
 from llmjax.interop.read import parameters_of
 from llmjax.interop.stacked import StackedReader
 from llmjax.interop.tensors import Tensor, Writer, shard_names, write_index
-from llmjax.train import checkpoint
+from llmjax.train import folders
 
 SHARD_BYTES = 5_000_000_000
 
@@ -58,8 +58,8 @@ def export_model(source: Path, folder: Path, *, model_type: str = "", shard_byte
     """
     if shard_bytes < 1:
         raise UserError("--shard-size must be at least 1 byte, such as 5GB")
-    step = checkpoint.newest(source)
-    meta = checkpoint.read_meta(step)
+    step = folders.newest(source)
+    meta = folders.read_meta(step)
     c = config.from_json(json.dumps(meta["config"]))
     imported = meta.get("imported", {}).get("model_type", "")
     family, theirs = choose_family(c.model, model_type, imported)

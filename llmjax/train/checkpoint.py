@@ -28,20 +28,13 @@ import orbax.checkpoint as ocp
 from llmjax import storage
 from llmjax.parallel import processes
 from llmjax.parallel.placement import path_name
-from llmjax.train.folders import FROZEN, CheckpointError, CheckpointMismatch, newest, read_meta, steps_in
+from llmjax.train.folders import FROZEN, CheckpointError, CheckpointMismatch, read_meta, steps_in
 from llmjax.train.frozen import combine, divide
 from llmjax.train.step import State
 
 # orbax reports every save in a dozen lines, and every failure with pages of tracebacks before it raises it.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
-__all__ = [
-    "CheckpointError",
-    "CheckpointMismatch",
-    "newest",
-    "read_meta",
-    "steps_in",
-]  # of folders.py, for callers of this
 LARGE_BYTES = 1 << 25  # arrays that are cut by layers
 
 

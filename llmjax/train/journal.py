@@ -15,7 +15,7 @@ from llmjax.errors import UserError
 from llmjax.model.count import flops_per_token
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement, processes
-from llmjax.train import checkpoint, metrics
+from llmjax.train import checkpoint, folders, metrics
 from llmjax.train.frozen import combine
 from llmjax.train.rewind import Spike, Spikes
 from llmjax.train.setup import Run
@@ -115,7 +115,7 @@ class Journal:
             self._hunted = f"{said.removeprefix('WARNING: ')}. "
         if bad >= self._c.train.max_bad_steps:
             self._checkpoints.wait_until_finished()
-            saved = checkpoint.steps_in(self._workdir / "checkpoints")
+            saved = folders.steps_in(self._workdir / "checkpoints")
             raise UserError(
                 f"the {'updates' if gradients_finite else 'gradients'} were not finite in {bad} steps in a row, up to step "
                 f"{step}; the parameters are as they were before. {self._hunted}Lower optimizer.learning_rate, raise "

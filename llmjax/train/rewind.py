@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from llmjax import storage
 from llmjax.errors import UserError
-from llmjax.train import checkpoint
+from llmjax.train import checkpoint, folders
 
 FILE = "train/skips.json"  # in the run's folder
 
@@ -126,7 +126,7 @@ def go_back(workdir: Path, c: ConfigDict, spike: Spike) -> None:
         f"WARNING: {spike}: going back to step {skip.step:,} and skipping {skip.batches:,} batches (time "
         f"{len(spike.skips) + 1} of {c.limit})"
     )
-    for step in checkpoint.steps_in(workdir / "checkpoints"):  # the newest first: what remains is always a run
+    for step in folders.steps_in(workdir / "checkpoints"):  # the newest first: what remains is always a run
         if step > spike.back_to:
             checkpoint.delete(workdir / "checkpoints" / str(step))
     storage.write_json(workdir / FILE, [[one.step, one.batches] for one in (*spike.skips, skip)])
