@@ -44,7 +44,7 @@ def test_muons_products_are_divided_among_data_devices_and_the_losses_stay_the_s
     stack = jnp.zeros((2, 32, 32))
     for line, layers_each in (("data=2", 1), ("data=8", 2), ("data=2 fsdp=2", 2)):  # 8 do not divide 2 layers
         with placement.active(mesh_of(line), tiny_config()):
-            pieces = jax.jit(optimizer.spread_layers)(stack).addressable_shards
+            pieces = jax.jit(optimizer.shard_layers)(stack).addressable_shards
         assert {piece.data.shape[0] for piece in pieces} == {layers_each}, line
 
 

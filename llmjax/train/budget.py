@@ -3,7 +3,7 @@
 A few steps of the compiled program are timed on a state that is thrown away. The mean gives the number of steps.
 Compiling, evaluating and saving do not count, as in `train_seconds`. The run and its checkpoints keep the number, and it
 is never measured again: a resumed run is the same run, and learning rates, mixtures and percentages follow from the
-number as from any other. The program is compiled before the number is known, so the moments of the schedule are
+number as from any other. The program is compiled before the number is known, so the milestones of the schedule are
 arguments of the program.
 """
 
@@ -68,14 +68,14 @@ def _of(c: ConfigDict, seconds_per_step: float) -> Budget:
     return Budget(c.train.duration, max(round(seconds / seconds_per_step), 1), seconds_per_step)
 
 
-def settle(c: ConfigDict, workdir: Path, measure: Callable[[float], float]) -> Budget:
+def measure_steps(c: ConfigDict, workdir: Path, pace: Callable[[float], float]) -> Budget:
     """Measure the pace, and keep the number of steps in the run.
 
     Args:
-        measure: (about how many seconds to measure) -> seconds a step.
+        pace: (about how many seconds to measure) -> seconds a step.
     """
     budget, _ = config.parse_duration(c.train.duration)
-    mine = measure(min(MEASURE_SECONDS, MEASURE_SHARE * budget))
+    mine = pace(min(MEASURE_SECONDS, MEASURE_SHARE * budget))
     made = _of(c, processes.broadcast_from_first(lambda: mine))
     processes.broadcast_from_first(lambda: storage.write_json(workdir / FILE, asdict(made)))
     processes.say(

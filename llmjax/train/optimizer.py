@@ -78,7 +78,7 @@ def stack_dimensions(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(dimensions, params, muon_dimensions(params))
 
 
-def spread_layers(x: jax.Array) -> jax.Array:
+def shard_layers(x: jax.Array) -> jax.Array:
     """On a mesh of data alone, divide a stack of layers among the devices, so that each computes only its own layers.
 
     Muon's products are a quarter of a small model's step.
@@ -202,8 +202,8 @@ def make_optimizer(
             muon_weight_dimension_numbers=muon_dimensions,
         )
         # Not contrib.muon's own AdamW for the rest, which decays norm scales and biases too.
-        spread = optax.stateless(lambda updates, _: jax.tree.map(spread_layers, updates))
-        rules["muon"] = optax.chain(spread, muon)
+        sharded = optax.stateless(lambda updates, _: jax.tree.map(shard_layers, updates))
+        rules["muon"] = optax.chain(sharded, muon)
     elif c.name == "adafactor":  # Shazeer & Stern 2018
         rules["adafactor"] = chain(
             adafactor.scale_by_factored_rms(stack_dimensions), adafactor.scale_by_parameter(stack_dimensions)

@@ -15,7 +15,7 @@ from llmjax.model.transformer import Transformer
 from llmjax.objectives import Objective
 from llmjax.train import budget, executable
 from llmjax.train.optimizer import make_optimizer
-from llmjax.train.schedule import Moments, moments, schedule_of
+from llmjax.train.schedule import Milestones, milestones, schedule_of
 from llmjax.train.step import Batch, State, init_state, lower_step, make_train_step
 
 DROPOUT = 0x64726F70  # "drop": the stream of the seed from which the keys of the steps are made
@@ -39,7 +39,7 @@ class Programs:
         """The arguments of a compiled step after the state and the batch."""
         if not budget.is_time(self.c):
             return (self.key,)
-        at = moments(self.c.schedule, total_steps=total_steps, sizes=self.sizes)
+        at = milestones(self.c.schedule, total_steps=total_steps, sizes=self.sizes)
         return self.key, jax.device_put(jax.tree.map(np.float32, at), self.key.sharding)
 
     def compile(self, stage: Stage, batch: Batch, *, rows: int, total_steps: int) -> Callable[..., Any]:
@@ -58,16 +58,16 @@ class Programs:
         arguments = self.arguments(total_steps)
         if budget.is_time(self.c):
 
-            def step(state: State, batch: Batch, key: jax.Array, at: Moments) -> Any:
+            def step(state: State, batch: Batch, key: jax.Array, at: Milestones) -> Any:
                 return self._step(stage, at)(state, batch, key)
         else:
-            step = self._step(stage, moments(self.c.schedule, total_steps=total_steps, sizes=self.sizes))
+            step = self._step(stage, milestones(self.c.schedule, total_steps=total_steps, sizes=self.sizes))
         lowered = lower_step(step, self.abstract, like, *arguments, mesh=self.mesh, c=self.c)
         if file := self.c.train.executable:
             return executable.load(Path(file), executable.name_of(stage), lowered, mesh=self.mesh)
         return executable.compile_once(lowered, mesh=self.mesh)
 
-    def _step(self, stage: Stage, at: Moments) -> Callable[..., Any]:
+    def _step(self, stage: Stage, at: Milestones) -> Callable[..., Any]:
         c, schedule = self.c, schedule_of(self.c.schedule, at)
         optimizer = make_optimizer(c.optimizer, schedule, model=c.model)
         return make_train_step(self.module, self.objective, optimizer, schedule, c, micro_batches=stage.micro_batches)
@@ -75,7 +75,7 @@ class Programs:
 
 def make_programs(c: ConfigDict, module: Transformer, objective: Objective, sizes: BatchSizes, mesh: Mesh) -> Programs:
     """The programs of a run. Raises UserError for a mesh that does not fit the model."""
-    schedule = schedule_of(c.schedule, moments(c.schedule, total_steps=ANY_STEPS, sizes=sizes))
+    schedule = schedule_of(c.schedule, milestones(c.schedule, total_steps=ANY_STEPS, sizes=sizes))
     make_state, abstract = init_state(module, make_optimizer(c.optimizer, schedule, model=c.model), c, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
 

@@ -1,6 +1,6 @@
 """Learning rates over a run: a linear warm-up from zero, then one of seven shapes.
 
-A schedule is a shape and the moments at which the rate changes. The moments follow from the number of steps. They are
+A schedule is a shape and the milestones at which the rate changes. The milestones follow from the number of steps. They are
 constants of the compiled step, or arguments of it where the step itself measures the number of steps (budget.py).
 """
 
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from llmjax.data.ramp import BatchSizes, Stage
 
 
-class Moments(NamedTuple):
+class Milestones(NamedTuple):
     """When the rate changes, in steps, or in sequences for rates by tokens. Numbers, or arrays of one number."""
 
     warmup: Any
@@ -40,25 +40,27 @@ def make_schedule(
     `final` at the last update of the run. With `c.by` = tokens the rate is a function of the tokens seen (as GPT-3's), so
     it moves more slowly during a batch ramp.
     """
-    return schedule_of(c, moments(c, total_steps=total_steps, tokens_per_step=tokens_per_step, sizes=sizes))
+    return schedule_of(c, milestones(c, total_steps=total_steps, tokens_per_step=tokens_per_step, sizes=sizes))
 
 
-def moments(c: ConfigDict, *, total_steps: int, tokens_per_step: int = 1, sizes: BatchSizes | None = None) -> Moments:
-    """The moments of a schedule; arguments as `make_schedule`'s."""
+def milestones(
+    c: ConfigDict, *, total_steps: int, tokens_per_step: int = 1, sizes: BatchSizes | None = None
+) -> Milestones:
+    """The milestones of a schedule; arguments as `make_schedule`'s."""
     sizes = sizes or BatchSizes((Stage(0, 0, 1, 1),), tokens_per_step)
     knots = [*(stage.first_step for stage in sizes.stages if stage.first_step < total_steps), total_steps]
 
     def time(step: int) -> int:
         return sizes.first_row(step) if c.by == "tokens" else step
 
-    def moment(value: str) -> int:
+    def milestone(value: str) -> int:
         return time(sizes.steps(value, total_steps=total_steps))
 
-    warmup, last, drops = moment(c.warmup), time(total_steps - 1), [moment(value) for value in c.drop_at]
+    warmup, last, drops = milestone(c.warmup), time(total_steps - 1), [milestone(value) for value in c.drop_at]
     decay_from = max(
         total_steps - sizes.period(c.decay, total_steps=total_steps), 0
     )  # at the end, where batches are full
-    return Moments(
+    return Milestones(
         warmup=warmup,
         rise=max(warmup, 1),
         last=last,
@@ -70,8 +72,8 @@ def moments(c: ConfigDict, *, total_steps: int, tokens_per_step: int = 1, sizes:
     )
 
 
-def schedule_of(c: ConfigDict, at: Moments) -> optax.Schedule:
-    """The schedule with the shape of the settings `c` and these moments."""
+def schedule_of(c: ConfigDict, at: Milestones) -> optax.Schedule:
+    """The schedule with the shape of the settings `c` and these milestones."""
 
     def time_of(step: jax.Array) -> jax.Array:
         if c.by == "steps":

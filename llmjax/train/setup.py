@@ -94,12 +94,12 @@ def prepare(
     sync = Sync(mesh)
     processes.barrier()
     sync.wait(Flags())  # the first program that needs the others, while all are here
-    makes = make_programs(c, placement.on_mesh(module, mesh, c), objective, sizes, mesh)
+    factory = make_programs(c, placement.on_mesh(module, mesh, c), objective, sizes, mesh)
     before = time.perf_counter()
-    total, budget, programs = _steps(c, workdir, makes, make_source)
+    total, budget, programs = _steps(c, workdir, factory, make_source)
     measured = time.perf_counter() - before  # a step was compiled there, if its time had to be measured
 
-    restored = _state(c, workdir, makes, total, initial_params)
+    restored = _state(c, workdir, factory, total, initial_params)
     changed = _changed(c, restored.meta)
     state, meta, first = restored.state, restored.meta, restored.meta["step"]
     if first > total:
@@ -122,7 +122,7 @@ def prepare(
 
     run = Run(
         mesh=mesh, sizes=sizes, total=total, first=first, state=state, meta=meta, source=source,
-        skips=skips, changed=changed, batch=None, programs=programs, arguments=makes.arguments(total), evaluate=None,
+        skips=skips, changed=changed, batch=None, programs=programs, arguments=factory.arguments(total), evaluate=None,
         sync=sync, budget=budget, peak=peak, started=started, phases=phases,
     )  # fmt: skip
     batch = run.next_batch(state, first) if first < total else None
@@ -130,8 +130,8 @@ def prepare(
         rows = sizes.at(first).rows
         for stage in sizes.stages:  # all of them now: one that does not fit should not be found out after days
             if stage not in programs and sizes.at(first).first_step <= stage.first_step < total:
-                programs[stage] = makes.compile(stage, batch, rows=rows, total_steps=total)
-    abstract = makes.abstract
+                programs[stage] = factory.compile(stage, batch, rows=rows, total_steps=total)
+    abstract = factory.abstract
     averaged = abstract.params if abstract.ema is None else abstract.ema
     evaluate = None if make_evaluate is None else make_evaluate(mesh, combine(averaged, abstract.frozen))
     processes.barrier()
@@ -173,31 +173,31 @@ def steps_of(c: ConfigDict, sizes: BatchSizes) -> int:
 
 
 def _steps(
-    c: ConfigDict, workdir: Path, makes: Programs, make_source: MakeSource
+    c: ConfigDict, workdir: Path, factory: Programs, make_source: MakeSource
 ) -> tuple[int, Budget | None, dict[Stage, Any]]:
     """The number of steps, the budget of time, and the compiled program if the number had to be measured."""
     if not budgets.is_time(c):
-        return steps_of(c, makes.sizes), None, {}
+        return steps_of(c, factory.sizes), None, {}
     if (budget := budgets.known(c, workdir)) is not None:
         return budget.steps, budget, {}
-    source, (stage,) = make_source(0), makes.sizes.stages
+    source, (stage,) = make_source(0), factory.sizes.stages
     if not source.stateless:
         raise UserError(
             f"train.duration={c.train.duration!r}: the time of a step cannot be measured where batches depend on the run so "
             "far: give steps or tokens"
         )
-    example = on_devices(source.batch(0, None), makes.mesh)
-    program = makes.compile(stage, example, rows=stage.rows, total_steps=ANY_STEPS)
-    arguments = makes.arguments(ANY_STEPS)
+    example = on_devices(source.batch(0, None), factory.mesh)
+    program = factory.compile(stage, example, rows=stage.rows, total_steps=ANY_STEPS)
+    arguments = factory.arguments(ANY_STEPS)
 
     def step(state: State, k: int) -> tuple[State, Any]:
-        return program(state, on_devices(source.batch(k, None), makes.mesh), *arguments)
+        return program(state, on_devices(source.batch(k, None), factory.mesh), *arguments)
 
-    def measure(seconds: float) -> float:
-        thrown_away = makes.make_state(jax.random.key(c.seed))
+    def pace(seconds: float) -> float:
+        thrown_away = factory.make_state(jax.random.key(c.seed))
         return budgets.seconds_per_step(step, thrown_away, seconds=seconds)
 
-    budget = budgets.settle(c, workdir, measure)
+    budget = budgets.measure_steps(c, workdir, pace)
     return budget.steps, budget, {stage: program}
 
 
@@ -216,16 +216,16 @@ def _copied(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def _state(
-    c: ConfigDict, workdir: Path, makes: Programs, total: int, initial_params: Callable[[Any], Any] | None
+    c: ConfigDict, workdir: Path, factory: Programs, total: int, initial_params: Callable[[Any], Any] | None
 ) -> Restored:
     """The state of the newest checkpoint, or a new one."""
-    folder, abstract = workdir / "checkpoints", makes.abstract
+    folder, abstract = workdir / "checkpoints", factory.abstract
     folder.mkdir(parents=True, exist_ok=True)
     restored = checkpoint.restore(folder, abstract)
     if restored is not None:
         processes.say(f"resuming from step {restored.meta['step']:,} of {total:,}")
         return restored
-    state = makes.make_state(jax.random.key(c.seed))
+    state = factory.make_state(jax.random.key(c.seed))
     if initial_params is not None:
         params, frozen = split(initial_params(combine(abstract.params, abstract.frozen)), c.optimizer.train)
         ema = None if abstract.ema is None else jax.tree.map(_copied, params, abstract.ema)
