@@ -219,7 +219,7 @@ def test_checkpoints_are_described_as_this_version_of_orbax_describes_them(tmp_p
     save_run(tmp_path / "trained", tiny_config(prepared_run))
     import_model(write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA)), tmp_path / "run", tokenizer="none")
     theirs, ours = (
-        json.loads((checkpoint.newest(tmp_path / run) / "_CHECKPOINT_METADATA").read_text())["item_handlers"]
+        json.loads((folders.newest(tmp_path / run) / "_CHECKPOINT_METADATA").read_text())["item_handlers"]
         for run in ("trained", "run")
     )
     assert ours == {item: theirs[item] for item in ("meta", "params")}
