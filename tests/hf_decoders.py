@@ -1,8 +1,10 @@
 """The variants of decoder-only families that are compared with transformers; the first of each is stored as golden."""
 
+from collections.abc import Callable
 from typing import Any
 
-from hf import Case
+import numpy as np
+from hf import Case, ours_causal, theirs_causal
 
 # Sizes that differ from each other, so that nothing fits by accident.
 BASE: dict[str, Any] = {
@@ -40,6 +42,10 @@ GPT2 = {
     "eos_token_id": 2,
 }
 OPT = {k: v for k, v in BASE.items() if k != "intermediate_size"} | {"ffn_dim": 40}
+MAMBA2 = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 3, "num_heads": 4, "head_dim": 16}
+MAMBA2 |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+RECURRENT_GEMMA = {k: v for k, v in BASE.items() if k != "max_position_embeddings"}
+RECURRENT_GEMMA |= {"num_key_value_heads": 1, "lru_width": 48, "intermediate_size": 80, "attention_window_size": 256}
 FALCON = {k: v for k, v in BASE.items() if k != "intermediate_size"} | {"ffn_hidden_size": 40}
 
 
@@ -56,6 +62,16 @@ def _cases(
     return tuple(
         Case(family, name, config, model, fields | changes, **(about or {})) for name, changes in variants.items()
     )
+
+
+def unpadded(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Padding is read as text: their convolution reaches from padding on the left into a text."""
+
+    def without(*args: Any) -> Any:
+        *model, batch = args
+        return run(*model, {**batch, "mask": np.ones_like(batch["mask"])})
+
+    return without
 
 
 DECODERS: tuple[Case, ...] = (
@@ -220,5 +236,59 @@ DECODERS: tuple[Case, ...] = (
         sixteen_heads={"hidden_size": 64, "num_attention_heads": 16},
         six_heads={"hidden_size": 48, "num_attention_heads": 6},
         grouped={"new_decoder_architecture": True, "parallel_attn": True, "num_kv_heads": 2},
+    ),
+    *_cases(
+        "phi3",
+        "Phi3Config",
+        "Phi3ForCausalLM",
+        LLAMA,
+        window={"sliding_window": 5},
+        partial={
+            "hidden_size": 64,
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+        },
+    ),
+    *_cases(
+        "starcoder2",
+        "Starcoder2Config",
+        "Starcoder2ForCausalLM",
+        LLAMA,
+        biased={},
+        window={"sliding_window": 5, "use_bias": False, "num_key_value_heads": 1, "tie_word_embeddings": False},
+    ),
+    *_cases(
+        "glm",
+        "GlmConfig",
+        "GlmForCausalLM",
+        {**LLAMA, "head_dim": 16},
+        biased={"attention_bias": True},
+        multi_head={"num_key_value_heads": 4, "tie_word_embeddings": True},
+    ),
+    *_cases(
+        "glm4",
+        "Glm4Config",
+        "Glm4ForCausalLM",
+        {**LLAMA, "head_dim": 16},
+        biased={"attention_bias": True},
+        multi_head={"num_key_value_heads": 4, "tie_word_embeddings": True},
+    ),
+    *_cases(
+        "mamba2",
+        "Mamba2Config",
+        "Mamba2ForCausalLM",
+        {**MAMBA2, "state_size": 8, "conv_kernel": 4, "chunk_size": 16, "n_groups": 1},
+        plain={},
+        tied={"num_heads": 8, "head_dim": 8, "conv_kernel": 3, "tie_word_embeddings": True},
+    ),
+    *_cases(
+        "recurrent_gemma",
+        "RecurrentGemmaConfig",
+        "RecurrentGemmaForCausalLM",
+        RECURRENT_GEMMA,
+        about={"centre": 0.0, "theirs": unpadded(theirs_causal), "ours": unpadded(ours_causal)},
+        griffin={"num_hidden_layers": 5, "attention_window_size": 6},
+        attention={"block_types": ["attention", "recurrent"], "num_key_value_heads": 2, "attention_bias": True},
     ),
 )
