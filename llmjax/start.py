@@ -5,7 +5,7 @@ import os
 import sys
 from typing import NoReturn
 
-from llmjax import accelerators
+from llmjax.startup import accelerators
 from llmjax.version import __version__
 
 # glibc reads this at its start. Page faults of 4 KiB pages were a sixth of a step's time (benchmarks/nanogpt.py, medium).

@@ -13,11 +13,12 @@ import pytest
 from helpers import mesh_of, tiny_config
 from jax.sharding import NamedSharding, PartitionSpec
 
-from llmjax import accelerators, cli, start
+from llmjax import cli, start
 from llmjax.scaling import analytic, collectives, compiler, hlo, search, timeline
 from llmjax.scaling.plan import make_plan
 from llmjax.scaling.render import render
 from llmjax.scaling.topology import link_model, parse_topology, wraps
+from llmjax.startup import accelerators
 
 ROOT = Path(__file__).parent.parent
 AXES = {"data": 2, "tensor": 4}

@@ -11,8 +11,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from llmjax import accelerators
 from llmjax.errors import UserError
+from llmjax.startup import accelerators
 
 AXES = ("data", "pipeline", "fsdp", "expert", "context", "tensor")  # from the slowest to the fastest links
 ROWS = ("data", "fsdp", "expert")  # the axes over which the rows of a batch are spread

@@ -1,1 +1,1 @@
-"""What a command does before its work: the flags of XLA, a cache of programs and weights between starts, timings."""
+"""Before the work of a command: flags of XLA, accelerators, the cache of programs and weights, timings."""
