@@ -190,16 +190,15 @@ def ours(texts: "pa.LargeStringArray", folder: Path) -> np.ndarray:
 
     database = duckdb.connect(str(folder / "near.duckdb"))
     database.execute("SET memory_limit='1GB'; SET threads=1; SET preserve_insertion_order=false")
-    database.execute("CREATE TABLE keys (key UBIGINT, document BIGINT)")
+    database.execute("CREATE TABLE keys (key UBIGINT, rank BIGINT)")
     for start in range(0, len(texts), 4096):
         keys_NB, words_N = near.near_keys(texts.slice(start, 4096), bands=BANDS, rows=ROWS, words=SHINGLE)
         rows = np.flatnonzero(words_N)
-        part = pa.table({"key": keys_NB[rows].reshape(-1), "document": np.repeat(rows + start, BANDS)})
+        part = pa.table({"key": keys_NB[rows].reshape(-1), "rank": np.repeat(rows + start, BANDS)})
         database.register("part", part)
         database.execute("INSERT INTO keys SELECT * FROM part")
-    repeated = "SELECT key FROM keys GROUP BY key HAVING count(*) > 1"
-    groups = database.sql(f"SELECT * FROM keys WHERE key IN ({repeated}) ORDER BY key, document").to_arrow_table()
-    a, b = near.band_edges(groups["key"].to_numpy(), groups["document"].to_numpy())
+    edges = database.sql(near.PAIRS_OF_BANDS).to_arrow_table()
+    a, b = edges["center"].to_numpy(), edges["member"].to_numpy()
     ordinals = np.unique(np.concatenate([a, b]))
     sets = near.shingles(texts.take(pa.array(ordinals)), words=SHINGLE)
     jaccard = near.jaccard_of_pairs(a, b, ordinals, sets)

@@ -2,15 +2,17 @@
 
 import json
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("numba")
 
-from llmjax.prepare import decontaminate  # noqa: E402
-from llmjax.prepare.dedup import near, passages  # noqa: E402
+from llmjax.prepare import decontaminate, engine  # noqa: E402
+from llmjax.prepare.dedup import corpus_steps, near, passages  # noqa: E402
 
 
 def column(*texts):
@@ -83,28 +85,49 @@ def test_keys_do_not_depend_on_the_batch_nor_on_case_digits_and_punctuation():
     assert len(np.unique(keys[[0, 1, 4, 5]])) == 4 * 14
 
 
-def test_edges_lead_from_the_first_of_a_group_and_along_it():
-    keys = np.array([1, 1, 1, 2, 3, 3, 4, 4], np.uint64)
-    documents = np.array([5, 7, 9, 5, 5, 7, 7, 9])
-    a, b = near.band_edges(keys, documents)
-    assert list(zip(a.tolist(), b.tolist(), strict=True)) == [(5, 7), (5, 9), (7, 9)]
-    heavy = near.band_edges(np.zeros(5000, np.uint64), np.arange(5000))
-    assert len(heavy[0]) == 4999 + 4998
-    assert len(near.band_edges(np.empty(0, np.uint64), np.empty(0, np.int64))[0]) == 0
-    with pytest.raises(ValueError, match="sorted"):
-        near.band_edges(keys[::-1], documents)
+def selected(folder, sql, **columns):
+    """The sorted rows that a query of the steps selects from keys in two files."""
+    table, half = pa.table(columns), len(next(iter(columns.values()))) // 2
+    paths = [folder / "0.parquet", folder / "1.parquet"]
+    for path, rows in zip(paths, (table.slice(half), table.slice(0, half)), strict=True):
+        pq.write_table(rows, path)
+    (folder / "out.parquet").unlink(missing_ok=True)
+    found = engine.Local(1, 10**9, folder / "spill").query(sql, keys=paths, out=folder / "out.parquet")
+    return sorted(tuple(row.values()) for row in found.to_pylist())
 
 
-def test_stars_give_the_similarity_to_their_center():
-    texts = column("a b c d e f g h", "a b c d e f g h i", "a b c d e f g h", "q r s t u v")
-    lists = near.shingles(texts, words=5)
-    rows = [1, 0, 2, 3, 2]
-    found = near.jaccard_of_stars(
-        np.array([10, 10, 10, 13, 13]), np.array([11, 10, 12, 13, 12]), lists.take(pa.array(rows))
+def test_pairs_lead_from_the_first_of_a_key_and_along_it_and_each_is_there_once(tmp_path):
+    keys, ranks = [1, 1, 1, 2, 3, 3, 4, 4, 5, 5], [9, 5, 7, 5, 7, 5, 9, 7, 8, 8]
+    assert selected(tmp_path, near.PAIRS_OF_BANDS, key=keys, rank=ranks) == [(5, 7), (5, 9), (7, 9)]
+    heavy = selected(tmp_path, near.PAIRS_OF_BANDS, key=np.zeros(5000, np.int64), rank=np.arange(5000))
+    assert len(heavy) == 4999 + 4998
+    rng = np.random.default_rng(0)
+    keys, ranks = rng.integers(-9, 9, 300), rng.integers(0, 100, 300)
+    groups = [sorted(ranks[keys == key].tolist()) for key in np.unique(keys)]
+    expected = {(rows[0], row) for rows in groups for row in rows} | {
+        pair for rows in groups for pair in pairwise(rows)
+    }
+    assert selected(tmp_path, near.PAIRS_OF_BANDS, key=keys, rank=ranks) == sorted(
+        pair for pair in expected if pair[0] < pair[1]
     )
-    np.testing.assert_allclose(found, [4 / 5, 1, 1, 1, 0])
-    with pytest.raises(ValueError, match="no row"):
-        near.jaccard_of_stars(np.array([10]), np.array([11]), lists.slice(0, 1))
+
+
+def test_the_first_of_equal_documents_units_and_windows_is_not_selected(tmp_path):
+    ids = [b"b", b"a", b"b", b"c", b"b"]
+    equal = selected(tmp_path, corpus_steps.ALL_BUT_FIRST, id=ids, ordinal=[7, 3, 2, 1, 9])
+    assert equal == [(7, 2), (9, 2)]
+    places = {"ordinal": [2, 1, 1, 3, 2], "start": [0, 9, 4, 0, 5]}
+    units = selected(tmp_path, passages.ALL_BUT_FIRST_UNIT, high=[1] * 5, low=[1, 1, 1, 2, 2], stop=[1] * 5, **places)
+    assert units == [(1, 9, 1), (2, 0, 1), (3, 0, 1)]
+    assert selected(tmp_path, passages.ALL_BUT_FIRST_WINDOW, key=[1, 1, 1, 2, 2], **places) == [(1, 9), (2, 0), (3, 0)]
+    assert selected(tmp_path, passages.REPEATED_ANCHORS, key=[5, -1, 5, 5, 2, -1]) == [(-1,), (5,)]
+
+
+def test_texts_that_differ_in_numbers_alone_meet_in_the_bands_and_are_told_apart():
+    sums = column(*(f"What is {n} plus {n + 300}? It is {2 * n + 300}." for n in range(100, 200)))
+    keys, _ = near.near_keys(sums)
+    assert (keys == keys[0]).all()
+    assert near.jaccard_of_pairs([0], [1], np.arange(100), near.shingles(sums)) < 0.5
 
 
 def test_of_a_chain_both_ends_stay_where_they_are_unlike():

@@ -111,13 +111,17 @@ def column(*texts):
 
 def tokens(text, kind):
     """The words that the kernel divides a text into."""
-    bits = np.array([english.properties()[ord(c)] for c in text], np.uint32)
-    spans, stack = np.empty((len(text) + 2, 2), np.int64), np.empty((len(text), 2), np.int64)
+    spans = np.empty((len(text.encode()) + 2, 2), np.int64)
     if kind == "unicode":
-        count = english.unicode_words(bits, len(text), spans)
-    else:
-        codes = np.array([ord(c) for c in text], np.int32)
-        count = english.english_tokens(codes, bits, len(text), *english.special_pieces(), spans, stack)
+        data, _ = words.utf8(column(text))
+        hashes = np.empty(len(spans), np.uint64)
+        count = words.find_words(data, 0, len(text.encode()), words.tables(), False, hashes, spans)
+        return [text.encode()[a:b].decode() for a, b in spans[:count]]
+    codes = np.array([ord(c) for c in text], np.int32)
+    bits = np.array([english.properties()[ord(c)] for c in text], np.uint32)
+    specials, parts, units = english.special_pieces()
+    tables = english.word_table(specials), parts, english.word_table(units)
+    count = english.english_tokens(codes, bits, len(text), *tables, spans, np.empty_like(spans))
     return [text[a:b] for a, b in spans[:count]]
 
 
@@ -212,19 +216,6 @@ def test_english_words_are_those_of_spacy(text, expected):
     assert tokens(text, "spacy_compat") == expected
 
 
-def test_both_ways_to_find_words_find_the_same():
-    for text in [
-        *SAMPLES,
-        "Don't—stop_it… “now”, naïve cafe\u0301!",
-        "ไทย ก็ดี 東京 abcです soft\u00adhyphen \u0301x 1.5²",
-    ]:
-        raw = text.encode()
-        hashes, spans = np.empty(200, np.uint64), np.empty((200, 2), np.int64)
-        data = np.frombuffer(raw or b" ", np.uint8)
-        count = words.find_words(data, 0, len(raw), *words.tables(), False, hashes, spans)
-        assert [raw[a:b].decode() for a, b in spans[:count]] == tokens(text, "unicode")
-
-
 def test_statistics_do_not_depend_on_the_batch():
     texts = [*SAMPLES, None, "word " * 3000, "a b\n" * 500]
     whole = statistics.statistics(column(*texts), words="spacy_compat")
@@ -246,21 +237,30 @@ def test_remembered_statistics_are_not_taken_for_those_of_other_texts():
     assert statistics.shared_statistics(rows, words="spacy_compat", short_line=30) is not found
 
 
-def test_pieces_on_the_list_are_short_enough_to_be_looked_up():
-    specials, parts, units = english.special_pieces()
-    assert np.count_nonzero(specials) > 800 and np.count_nonzero(units) == len(english.UNITS.split())
-    assert parts.sum(axis=1).max() <= english.LONGEST
-    assert max(map(len, english.UNITS.split())) == 4
+def test_pieces_on_the_list_are_their_tokens_and_short_enough_to_be_looked_up():
+    (_, pieces), parts, (_, units) = english.special_pieces()
+    assert len(parts) > 800 and (parts.sum(axis=1) == np.diff(pieces)).all()
+    assert np.diff(pieces).max() <= english.LONGEST and np.diff(units).max() == 4
+
+
+def test_of_a_very_long_text_the_beginning_counts_whole_characters_only(monkeypatch):
+    text = "the word 雪雪, and the word 雪雪 again.\n" * 9
+    for limit in range(20, 26):
+        monkeypatch.setattr(statistics, "LONGEST_TEXT", limit)
+        beginning = text.encode()[:limit].decode("utf-8", "ignore")
+        for kind in ("unicode", "spacy_compat"):
+            found = statistics.statistics(column("before", text), words=kind)
+            alone = statistics.statistics(column(beginning), words=kind)
+            assert {name: values[1] for name, values in found.items()} == {name: v[0] for name, v in alone.items()}
 
 
 def test_kernels_read_no_byte_beyond_a_text():
     cut = "wörd 雪 🙂".encode()
-    classes, folds = words.tables()
     for stop in range(len(cut) + 1):
         hashes = [np.empty(20, np.uint64) for _ in range(2)]
         spans = np.empty((20, 2), np.int64)
         counts = [
-            words.find_words(np.frombuffer(cut[:stop] + rest, np.uint8), 0, stop, classes, folds, False, h, spans)
+            words.find_words(np.frombuffer(cut[:stop] + rest, np.uint8), 0, stop, words.tables(), False, h, spans)
             for rest, h in zip((b"\x80\x80\x80\x80", b"abcd"), hashes, strict=True)
         ]
         assert counts[0] == counts[1] and (hashes[0][: counts[0]] == hashes[1][: counts[0]]).all()
@@ -286,10 +286,7 @@ def test_hash_functions_are_fixed_and_different():
 
 def test_words_are_divided_as_the_scripts_are_written():
     def divided(text):
-        data, _ = words.utf8(column(text))
-        hashes, spans = np.empty(100, np.uint64), np.empty((100, 2), np.int64)
-        count = words.find_words(data, 0, len(text.encode()), *words.tables(), False, hashes, spans)
-        return [text.encode()[a:b].decode() for a, b in spans[:count]]
+        return tokens(text, "unicode")
 
     assert divided("Don't—stop_it… “now”, naïve cafe\u0301!") == ["Don", "t", "stop_it", "now", "naïve", "cafe\u0301"]
     assert divided("東京は abcです") == ["東", "京", "は", "abc", "で", "す"]
@@ -297,3 +294,18 @@ def test_words_are_divided_as_the_scripts_are_written():
     assert divided("soft\u00adhyphen zero\u200bwidth x\u00a0y") == ["soft\u00adhyphen", "zero", "width", "x", "y"]
     assert divided("한국어 слово") == ["한국어", "слово"]
     assert collections.Counter(divided("a 1.5 ½ x² 🙂")) == {"a": 1, "1": 1, "5": 1, "½": 1, "x²": 1}
+
+
+def test_every_mark_is_a_word_where_that_is_asked_for_and_folding_is_of_choice():
+    def found(text, marks=False, fold="case"):
+        hashes, spans = np.empty(40, np.uint64), np.empty((40, 2), np.int64)
+        data, _ = words.utf8(column(text))
+        count = words.find_words(data, 0, len(text.encode()), words.tables(fold), marks, hashes, spans)
+        return [text.encode()[a:b].decode() for a, b in spans[:count]], hashes[:count].tolist()
+
+    text = "Don't\u2014STOP_it 12\u0301 x1"
+    assert found(text)[0] == ["Don", "t", "STOP_it", "12\u0301", "x1"]
+    assert found(text, True)[0] == ["Don", "'", "t", "\u2014", "STOP_it", "12\u0301", "x1"]
+    assert found("STOP 12")[1] == found("stop 12")[1] != found("stop 77")[1]
+    assert found("STOP 12", fold="case and digits")[1] == found("stop 77", fold="case and digits")[1]
+    assert found("STOP", fold="nothing")[1] != found("stop", fold="nothing")[1]

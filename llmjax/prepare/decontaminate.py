@@ -239,7 +239,7 @@ def _words(text: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     raw = text.encode()
     data = np.frombuffer(raw or b" ", np.uint8)
     hashes, spans = np.empty(len(raw) + 1, np.uint64), np.empty((len(raw) + 1, 2), np.int64)
-    count = find_words(data, 0, len(raw), *tables(), False, hashes, spans)
+    count = find_words(data, 0, len(raw), tables(), False, hashes, spans)
     return hashes[:count], spans[:count], tuple(raw[a:b].decode().casefold() for a, b in spans[:count])
 
 
@@ -307,7 +307,7 @@ def overlaps(texts: pa.LargeStringArray, index: Index) -> pa.Table:
     size = 4096
     while True:
         rows, starts, places = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.int64)
-        arguments = (data, offsets, *tables(), index.grams, SHORT, index.filter, hashes, rows, starts, places)
+        arguments = ((data, offsets), tables(), index.grams, SHORT, index.filter, hashes, rows, starts, places)
         count = windows.matches(*arguments)
         if count <= size:
             break

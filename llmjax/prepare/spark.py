@@ -1,9 +1,9 @@
-"""The preparation on a Spark cluster: the same tasks and the same pure functions, other hands.
+"""The preparation on a Spark cluster: the same tasks, the same queries and the same pure functions.
 
-Parts are mapped by `mapInArrow`, equal keys are brought together by `applyInArrow`, and so are the documents of an
-output shard; data goes between machines by Spark's shuffle only. The run's folder must be on storage that all machines
-share, under the same path. A task's files appear whole or not at all, so one that runs twice, because Spark lost its
-worker, does no harm. What comes out is byte for byte what the local engine makes.
+Parts are mapped by `mapInArrow`, Spark SQL answers the queries of keys, and `applyInArrow` brings the documents of an
+output shard together. Data goes between machines by Spark's shuffle only. The run's folder must be on storage that all machines
+share, under the same path. A task's files appear whole or not at all, so a task that runs twice, because Spark lost its
+worker, does no harm. The output is byte for byte that of the local engine.
 """
 
 import functools
@@ -25,9 +25,8 @@ from llmjax import storage
 from llmjax.errors import UserError
 from llmjax.prepare import shards
 from llmjax.prepare.documents import part_path, split_by_part, table_files, take_rows, write_table
-from llmjax.prepare.engine import Job, Reduce, key_starts, run_job
+from llmjax.prepare.engine import Job, run_job
 
-BUCKET_BYTES = 64_000_000  # of Parquet keys that one task groups
 SHARDS_AT_ONCE = 256  # output shards that one round of the shuffle brings together
 
 
@@ -53,33 +52,18 @@ class Spark:
             frame.mapInArrow(_run_jobs, "number long").collect()
         return [json.loads(job.summary.read_text(encoding="utf-8")) for job in jobs]
 
-    def group(
-        self, paths: Sequence[str], *, key: Sequence[str], order: Sequence[str], reduce: Reduce, out: Path
-    ) -> pa.Table:
-        """See `Engine.group`."""
+    def query(self, sql: str, *, keys: Sequence[str], out: Path) -> pa.Table:
+        """See `Engine.query`."""
         if not out.exists():
-            empty = reduce(pq.read_schema(paths[0]).empty_table())
-            write_table(self._grouped(paths, key, order, reduce, empty).cast(empty.schema), out)
+            session = _session(self.master)
+            session.sparkContext.setJobDescription(out.stem)
+            files = (f"file://{Path(path).resolve()}" for path in keys)
+            session.read.parquet(*files).createOrReplaceTempView("keys")
+            write_table(session.sql(sql).toArrow(), out)
         return pq.read_table(out)
 
-    def _grouped(
-        self, paths: Sequence[str], key: Sequence[str], order: Sequence[str], reduce: Reduce, empty: pa.Table
-    ) -> pa.Table:
-        from pyspark.sql import functions
-        from pyspark.sql.pandas.types import from_arrow_schema
-
-        session = _session(self.master)
-        size = sum(os.path.getsize(path) for path in paths)
-        buckets = max(2 * session.sparkContext.defaultParallelism, size // BUCKET_BYTES)
-        frame = session.read.parquet(*(f"file://{Path(path).resolve()}" for path in paths))
-        bucket = functions.pmod(functions.xxhash64(*key), functions.lit(buckets))
-        grouped = frame.withColumn("bucket", bucket).groupBy("bucket")
-        function = functools.partial(reduce_bucket, key=tuple(key), order=tuple(order), reduce=reduce)
-        table: pa.Table = grouped.applyInArrow(_typed(function), from_arrow_schema(empty.schema)).toArrow()
-        return table
-
     def write(self, jobs: Sequence[Job]) -> list[Any]:
-        """See `Engine.write`: the documents of a shard come together by their shard's number, and are sorted there."""
+        """See `Engine.write`: a shuffle brings the documents of a shard together, and its task sorts them."""
         left = [job for job in jobs if not job.summary.exists()]
         for start in range(0, len(left), SHARDS_AT_ONCE):
             self._shuffle(left[start : start + SHARDS_AT_ONCE])
@@ -108,15 +92,6 @@ class Spark:
         placed.groupBy("shard").applyInArrow(write, "shard long").collect()
 
 
-def reduce_bucket(table: pa.Table, *, key: Sequence[str], order: Sequence[str], reduce: Reduce) -> pa.Table:
-    """Sort the rows of one bucket, leave out keys that occur once, and reduce."""
-    table = table.drop_columns(["bucket"]).sort_by([(name, "ascending") for name in (*key, *order)])
-    starts = key_starts(table, key)
-    begins = np.flatnonzero(starts)
-    counts = np.diff(np.append(begins, len(starts)))
-    return reduce(table.filter(pa.array(np.repeat(counts > 1, counts))))
-
-
 def write_bucket(table: pa.Table, *, jobs: dict[int, Job]) -> pa.Table:
     """Write one shard from its documents, in the order of their positions, and its summary."""
     number = table["shard"][0].as_py()
@@ -140,7 +115,7 @@ def _plan(jobs: Sequence[Job]) -> pa.Table:
 
 
 def _place(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Documents with the shard and the position that they go to, part by part."""
+    """Documents, part by part, with the shard that each goes to and its position there."""
     for batch in batches:
         for row in batch.to_pylist():
             places = pq.read_table(row["places"])

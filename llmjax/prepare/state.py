@@ -1,8 +1,8 @@
-"""The corpus between two steps: where its documents are, and what was decided about them since they were written.
+"""The corpus between two steps: where its documents are, and the decisions about them since they were written.
 
-A step over all documents (`dedup/`) makes three moves: every part gives keys (numbers, never text), the engine brings
-equal keys together, and what follows is decided by pure functions. The decisions are small tables by part: documents to
-remove, with the one they duplicate, or bytes to take out of texts.
+A step over all documents (`dedup/`) makes three moves: every part gives keys (numbers, never text), a query brings equal
+keys together, and pure functions decide. The decisions are small tables by part: documents to remove, with the one they
+duplicate, or bytes to take out of texts.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ SPANS = pa.schema([("ordinal", pa.int64()), ("start", pa.int64()), ("stop", pa.i
 
 @dataclass
 class State:
-    """What the steps share, and change."""
+    """The state that the steps share and change."""
 
     engine: Engine
     parts: list[Part]
@@ -37,7 +37,7 @@ class State:
     number: int = 0
 
     def map(self, function: Callable[..., Any], folder: str, *, label: str, **arguments: Any) -> list[Any]:
-        """Call `function` for every part with its number and the folder that it writes to."""
+        """Call `function` for every part, with its number and the folder to write to."""
         jobs = [
             Job(part.number, self.work / folder / f"{part.number:06d}.json",
                 {"number": part.number, "out": str(self.work / folder), **arguments}, part.size)
@@ -46,7 +46,7 @@ class State:
         return self.engine.map(function, jobs, label=label)
 
     def remove(self, name: str, decided: pa.Table) -> None:
-        """Add documents to those that are removed."""
+        """Add documents to the removed ones."""
         folder = self.work / f"{self.number:02d}-{name}-removed"
         known = [pq.read_table(path) for path in table_files(Path(self.removed))] if self.removed else []
         split_by_part(pa.concat_tables([*known, decided]), folder)
@@ -54,13 +54,12 @@ class State:
         self.removed = str(folder)
 
     def cut(self, name: str, spans: pa.Table) -> None:
-        """Have bytes taken out of texts before the next step."""
+        """Note bytes to take out of texts before the next step."""
         folder = self.work / f"{self.number:02d}-{name}-spans"
         folder.mkdir(parents=True, exist_ok=True)
         split_by_part(spans, folder)
         self.spans = str(folder)
 
-    def group(self, name: str, paths: list[str], reduce: Callable[[pa.Table], pa.Table], **how: Any) -> pa.Table:
-        """Group keys; the result is kept, so that a resumed run need not group again."""
-        out = self.work / f"{self.number:02d}-{name}.parquet"
-        return self.engine.group(paths, reduce=reduce, out=out, **how)
+    def query(self, name: str, sql: str, *, keys: list[str]) -> pa.Table:
+        """Select from files of keys; the result is kept, so that a resumed run need not select again."""
+        return self.engine.query(sql, keys=keys, out=self.work / f"{self.number:02d}-{name}.parquet")

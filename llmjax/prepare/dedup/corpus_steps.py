@@ -1,54 +1,48 @@
-"""The steps that look at all documents at once: which there are, and the two that decide by little."""
+"""The steps over all documents at once, and the two short ones: exact and caps."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from llmjax import human
 from llmjax.errors import UserError
-from llmjax.prepare.dedup import near, passages
 from llmjax.prepare.dedup.keys import keys_of, live_index
 from llmjax.prepare.documents import INDEX
-from llmjax.prepare.engine import key_starts
 from llmjax.prepare.state import REMOVED, State
 
 OVERALL = ("exact", "paragraphs", "lines", "near", "substring", "caps")
+ALL_BUT_FIRST = """
+SELECT ordinal, stays FROM (
+    SELECT ordinal, first_value(ordinal) OVER (PARTITION BY id ORDER BY ordinal) AS stays FROM keys
+) AS documents WHERE ordinal <> stays
+"""
 
 
 def run(state: State, name: str) -> dict[str, float]:
-    """Run one of OVERALL and note its decisions in `state`; the numbers to report."""
+    """Run one of OVERALL and note its decisions in `state`. Returns the numbers to report."""
     state.number += 1
-    functions: dict[str, Callable[[State], dict[str, float]]] = {
-        "exact": exact,
-        "near": near.near,
-        "paragraphs": functools.partial(passages.units, unit="paragraph"),
-        "lines": functools.partial(passages.units, unit="line"),
-        "substring": passages.substring,
-        "caps": caps,
-    }
-    return functions[name](state)
+    if name == "exact":
+        return exact(state)
+    if name == "caps":
+        return caps(state)
+    from llmjax.prepare.dedup import near, passages  # compile
+
+    if name == "near":
+        return near.near(state)
+    return passages.substring(state) if name == "substring" else passages.units(state, unit=name.removesuffix("s"))
 
 
 def exact(state: State) -> dict[str, float]:
-    """Of documents with the same text the first stays."""
-    found = state.group("exact", keys_of(state, "exact-keys", "id"), first_of_equal, key=["id"], order=["ordinal"])
-    columns = [found["ordinal"], pa.array(["duplicate"] * found.num_rows), found["of"], pa.array([""] * found.num_rows)]
+    """Remove documents whose text an earlier document has."""
+    found = state.query("exact", ALL_BUT_FIRST, keys=keys_of(state, "exact-keys", "id"))
+    columns = [found["ordinal"], ["duplicate"] * found.num_rows, found["stays"], [""] * found.num_rows]
     state.remove("exact", pa.table(columns, schema=REMOVED))
     return {"removed": found.num_rows}
 
 
-def first_of_equal(table: pa.Table) -> pa.Table:
-    """(ordinal, of): every row but the first of its id, and that first."""
-    starts = key_starts(table, ["id"])
-    ordinals = table["ordinal"].to_numpy()
-    first = ordinals[np.maximum.accumulate(np.where(starts, np.arange(len(starts)), 0))] if len(starts) else ordinals
-    return pa.table({"ordinal": ordinals[~starts], "of": first[~starts]})
-
-
 def caps(state: State) -> dict[str, float]:
-    """Of a language or a source with more bytes than its cap stays what comes first in the order of the ids."""
+    """Remove documents of a language or a source beyond its bytes. The first in the order of the ids stay."""
     limits = parse_caps(state.settings["caps"], sources=[part.name for part in state.parts])
     live = [
         live_index(state.documents, part.number, state.removed) for part in state.parts if part.source >= state.earlier

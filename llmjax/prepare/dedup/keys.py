@@ -1,6 +1,6 @@
-"""The keys by which documents, lines and passages are brought together: tasks that write numbers, never text.
+"""The keys of documents, lines and passages, which queries bring together. They are numbers, never text.
 
-64-bit keys are signed, because Spark reads no unsigned ones.
+64-bit keys are signed, because Spark has no unsigned numbers.
 """
 
 import functools

@@ -1,21 +1,19 @@
-"""The step near: documents whose word shingles are alike (MinHash), every pair verified, of which one stays.
+"""The step near: documents whose word shingles are alike (MinHash), of which one stays. Every pair is verified.
 
-Near duplicates are found in the steps below; between them stands one grouping by key, which DuckDB or Spark does on
-numbers alone. `ordinal` is an int64 name of a document whose order is its priority: of two duplicates the smaller stays.
+A document is known by its rank, an int64: of two duplicates the one of the smaller rank stays.
 
 1. `near_keys`: every text to its band keys. Two texts of Jaccard similarity J share a key with 1 - (1 - J^rows)^bands
    (Broder 1997; Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3).
-2. Rows (key, ordinal), grouped by key, sorted by (key, ordinal), to `band_edges`: pairs worth comparing, at most two a
-   row, so that a template of which there are thousands costs no more than as many other documents.
-3. `shingles` of the documents of those pairs, joined to the pairs, to `jaccard_of_stars` or `jaccard_of_pairs`: the
-   exact similarity of each pair.
-4. `components`: true connected components over the pairs that are similar enough, and what to keep: a document is
-   removed only if it is that similar to a document that stays. So of a chain A-B-C with A unlike C, A and C stay.
-5. `open_pairs`: pairs that may be similar but were never compared, because a document between them was removed. Compare
-   them (3), add them to the pairs, and decide again (4). One such round finds nearly all, and each is bounded by the
-   number of pairs. For survivors of heavy groups `band_edges` may be run again on the rows of kept documents.
+2. `PAIRS_OF_BANDS`: the pairs worth comparing. Each document of a key is paired with the key's first and with the one
+   before it: at most two pairs a row, so that thousands of pages of one template cost no more than other documents.
+3. `shingles` of the documents of those pairs, and `jaccard_of_pairs`: the exact similarity of each pair.
+4. `components`: the connected components of the pairs that are similar enough, and what to keep. A document is removed
+   only if it is that similar to a document that stays. So of a chain A-B-C with A unlike C, A and C stay.
+5. `open_pairs`: pairs that may be similar but were never compared, because a document between them was removed. They are
+   compared (3) and added to the pairs, and 4 decides again. One such round finds nearly all.
 
-As every removal is verified, its precision is that of arithmetic; its recall is that of the bands.
+As every removal is verified, its precision is that of arithmetic. Its recall is that of the bands. All digits are one
+digit to the bands, and differ in the verification: texts that differ only in many numbers are compared, and both stay.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,24 +43,31 @@ from llmjax.prepare.kernels import minhash
 from llmjax.prepare.kernels.words import room, tables, utf8
 from llmjax.prepare.state import REMOVED, State
 
-VECTOR = (
-    16  # hash functions are rounded up to full vector registers; those beyond bands x rows are computed for nothing
-)
+VECTOR = 16  # the number of hash functions is rounded up to full vector registers
 PAIRS = 20_000  # pairs of documents that one task compares
-ROUNDS = 4  # of comparing what the round before has left open; most corpora need one or two
+ROUNDS = 4  # of comparing the open pairs of the round before; most corpora need one or two
+PAIRS_OF_BANDS = """
+WITH places AS (
+    SELECT rank, first_value(rank) OVER same AS first_rank, lag(rank) OVER same AS previous_rank
+    FROM keys WINDOW same AS (PARTITION BY key ORDER BY rank)
+)
+SELECT first_rank AS center, rank AS member FROM places WHERE first_rank < rank
+UNION
+SELECT previous_rank AS center, rank AS member FROM places WHERE previous_rank < rank
+ORDER BY center, member
+"""
 
 
 def near(state: State) -> dict[str, float]:
-    """Of documents whose word shingles are similar enough, verified, the first (or the longest) stays."""
+    """Remove documents that are similar enough to one that stays: the first, or the longest."""
     threshold = state.settings["near_jaccard"]
     ranks = _ranks(state) if state.settings["near_keep"] == "longest" else None
     rank_file = state.work / f"{state.number:02d}-near-ranks.npz"
     if ranks is not None:
         write_arrays(rank_file, ordinals=ranks[0], ranks=ranks[1])
     paths = keys_of(state, "near-keys", "bands", ranks=str(rank_file) if ranks is not None else "")
-    edges = state.group("near-pairs", paths, pairs_of_bands, key=["key"], order=["rank"])
-    # Ranks are what priorities are decided by; documents are fetched by their ordinals.
-    pairs = _distinct(edges["center"].to_numpy(), edges["member"].to_numpy())
+    edges = state.query("near-pairs", PAIRS_OF_BANDS, keys=paths)
+    pairs = edges["center"].to_numpy(), edges["member"].to_numpy()
     to_ordinal = _lookup(ranks)
     jaccard = _compare(state, "near-first", pairs, to_ordinal)
     decided = components(pairs[0], pairs[1], jaccard, threshold=threshold)
@@ -90,24 +95,8 @@ def near(state: State) -> dict[str, float]:
     }  # fmt: skip
 
 
-def pairs_of_bands(table: pa.Table) -> pa.Table:
-    """(center, member): pairs of documents worth comparing, by the ranks of those that share a band key."""
-    # Keys are stored signed, for Spark; band_edges wants equal ones together, in any order it can check.
-    keys = np.cumsum(np.diff(table["key"].to_numpy(), prepend=0) != 0).astype(np.uint64)
-    centers, members = band_edges(keys, table["rank"].to_numpy())
-    return pa.table({"center": centers, "member": members})
-
-
-def _distinct(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    order = np.lexsort((b, a))
-    a, b = a[order], b[order]
-    new = np.ones(len(a), bool)
-    new[1:] = (a[1:] != a[:-1]) | (b[1:] != b[:-1])
-    return a[new], b[new]
-
-
 def _ranks(state: State) -> tuple[np.ndarray, np.ndarray]:
-    """(ordinals sorted, their ranks): those of earlier runs first, then the longest, then the first read."""
+    """(sorted ordinals, their ranks): documents of earlier runs come first, then the longest, then the first read."""
     table = read_tables(table_files(state.documents))
     ordinals, sizes = table["ordinal"].to_numpy(), table["size"].to_numpy()
     order = np.lexsort((ordinals, -sizes, table["source"].to_numpy() >= state.earlier))
@@ -149,7 +138,7 @@ def _compare(
 
 
 def write_shingles(*, number: int, documents: str, wanted: str, words: int, out: str) -> dict[str, int]:
-    """Task: the shingles of those documents of a part that a pair names, as an Arrow file (ordinal, shingles)."""
+    """Task: the shingles of the documents of a part that are in a pair, as an Arrow file (ordinal, shingles)."""
     table = side_table(Path(wanted) / f"{number:06d}.parquet")
     if table is None:
         return {"documents": 0}
@@ -186,7 +175,7 @@ def compare_pairs(*, pairs: str, shingles: str) -> dict[str, int]:
 
 
 def _link(state: State, a: np.ndarray, b: np.ndarray, jaccard: np.ndarray) -> None:
-    """Note which groups hold documents at least half alike: what is held out must have no near copy in training."""
+    """Note groups that hold documents at least half alike: a held-out document must have no near copy in training."""
     from scipy import sparse
 
     half = jaccard >= min(0.5, state.settings["near_jaccard"])
@@ -198,7 +187,7 @@ def _link(state: State, a: np.ndarray, b: np.ndarray, jaccard: np.ndarray) -> No
     first, second = np.split(numbers, 2)
     graph = sparse.coo_array((np.ones(len(first), np.int8), (first, second)), shape=(len(names), len(names)))
     _, labels = sparse.csgraph.connected_components(graph, directed=False)
-    # The root is the group of the largest hash, so that linking takes documents out of the held-out part, never in.
+    # The root is the group of the largest hash: linking takes documents out of the held-out part and puts none in.
     roots = np.full(labels.max(initial=-1) + 1, np.iinfo(np.int64).min)
     np.maximum.at(roots, labels, names)
     path = state.work / f"{state.number:02d}-near-linked.parquet"
@@ -211,8 +200,8 @@ def near_keys(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The MinHash band keys of texts: what near-duplicates have in common.
 
-    Words are case-folded and every digit counts as the same one; a text of fewer than `words` words has one shingle of
-    all of them.
+    Words are case-folded, and all digits are one digit. A text of fewer than `words` words has one shingle of all of
+    them.
 
     Args:
         bands, rows: bands of hash functions and functions in each; 14 x 8 finds half of the pairs at J = 0.72.
@@ -226,82 +215,27 @@ def near_keys(
         UserError: for numbers below 1 or texts that are not strings.
     """
     _check(bands=bands, rows=rows, words=words)
-    data, offsets = utf8(texts)
-    functions = -(-bands * rows // VECTOR) * VECTOR
-    multipliers, additions = minhash.hash_functions(functions)
+    given = utf8(texts)
+    functions = minhash.hash_functions(-(-bands * rows // VECTOR) * VECTOR)
     keys_NB = np.empty((len(texts), bands), np.uint64)
     words_N = np.empty(len(texts), np.int32)
-    hashes = np.empty(room(offsets), np.uint64)
-    minhash.band_keys(data, offsets, *tables(), multipliers, additions, rows, words, hashes, keys_NB, words_N)
+    hashes = np.empty(room(given[1]), np.uint64)
+    minhash.band_keys(given, tables("case and digits"), functions, rows, words, hashes, keys_NB, words_N)
     return keys_NB, words_N
 
 
 def shingles(texts: pa.LargeStringArray, *, words: int = 5) -> pa.LargeListArray:
-    """The sorted hashes, each once, of the word shingles of every text: the sets whose similarity is meant above."""
+    """The sorted hashes, each once, of the word shingles of every text. Case is folded, digits are not."""
     _check(words=words)
-    data, offsets = utf8(texts)
-    bytes_total = int(offsets[-1] - offsets[0])
-    flat = np.empty(bytes_total // 2 + len(texts) + 1, np.uint64)  # a word and what divides it from the next: two bytes
+    given = utf8(texts)
+    size = int(given[1][-1] - given[1][0])
+    flat = np.empty(size // 2 + len(texts) + 1, np.uint64)  # a word and what divides it from the next: two bytes
     ends = np.zeros(len(texts) + 1, np.int64)
-    minhash.text_shingles(data, offsets, *tables(), words, np.empty(room(offsets), np.uint64), flat, ends)
+    minhash.text_shingles(given, tables(), words, np.empty(room(given[1]), np.uint64), flat, ends)
     for begin, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
         flat[begin:end].sort()
     total = minhash.unique_sorted(flat, ends)
     return pa.LargeListArray.from_arrays(pa.array(ends), pa.array(flat[:total].copy()))
-
-
-def band_edges(keys: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs to compare: each document of a group with the group's first, and with the one before it.
-
-    Args:
-        keys: uint64 (rows,), sorted; a group of equal keys must be complete, several groups may be given at once.
-        documents: int64 (rows,), ordinals, sorted within each group.
-
-    Returns:
-        centers and members, int64 (pairs,), center < member, sorted and each pair once within this call.
-
-    Raises:
-        UserError: if the rows are not sorted.
-    """
-    keys, documents = np.asarray(keys, np.uint64), np.asarray(documents, np.int64)
-    same = keys[1:] == keys[:-1]
-    if np.any(keys[1:] < keys[:-1]) or np.any(same & (documents[1:] < documents[:-1])):
-        raise UserError("band_edges needs rows sorted by key, then by document")
-    rows = np.flatnonzero(same) + 1
-    group_start = np.zeros(len(keys), np.int64)
-    group_start[1:] = np.where(same, 0, np.arange(1, len(keys)))
-    first = documents[np.maximum.accumulate(group_start)[rows]]
-    pairs = np.concatenate([np.stack([first, documents[rows]], 1), np.stack([documents[rows - 1], documents[rows]], 1)])
-    return _unique_pairs(pairs[pairs[:, 0] != pairs[:, 1]])
-
-
-def jaccard_of_stars(centers: np.ndarray, members: np.ndarray, shingles: pa.LargeListArray) -> np.ndarray:
-    """The similarity of each row's document to the center of its group, float64 (rows,); 1 for the center's own row.
-
-    Args:
-        centers: int64 (rows,), rows of the same center together.
-        members: int64 (rows,); the center is a member of its own group, in any of its rows.
-        shingles: of each row's member, as `shingles` gives them.
-
-    Raises:
-        UserError: if a group lacks the row of its center.
-    """
-    centers, members = np.asarray(centers, np.int64), np.asarray(members, np.int64)
-    values, offsets = _lists(shingles)
-    begins = np.flatnonzero(np.diff(centers, prepend=centers[:1] - 1)) if len(centers) else np.empty(0, np.int64)
-    group = np.zeros(len(centers), np.int64)
-    group[begins[1:]] = 1
-    group = np.cumsum(group)
-    center_rows = np.full(len(begins), -1, np.int64)
-    own = np.flatnonzero(centers == members)
-    center_rows[group[own]] = own
-    if np.any(center_rows < 0):
-        missing = centers[begins[np.flatnonzero(center_rows < 0)[0]]]
-        raise UserError(f"the group of document {missing} has no row with the shingles of {missing} itself")
-    result = np.empty(len(centers), np.float64)
-    minhash.jaccard_rows(values, offsets, center_rows[group], np.arange(len(centers)), result)
-    result[own] = 1.0
-    return result
 
 
 def jaccard_of_pairs(a: np.ndarray, b: np.ndarray, ordinals: np.ndarray, shingles: pa.LargeListArray) -> np.ndarray:
@@ -311,7 +245,7 @@ def jaccard_of_pairs(a: np.ndarray, b: np.ndarray, ordinals: np.ndarray, shingle
         UserError: if a document of a pair is not among the ordinals.
     """
     ordinals = np.asarray(ordinals, np.int64)
-    values, offsets = _lists(shingles)
+    values, offsets = shingles.values.to_numpy(), shingles.offsets.to_numpy()
     rows = []
     for side in (np.asarray(a, np.int64), np.asarray(b, np.int64)):
         row = np.minimum(np.searchsorted(ordinals, side), max(0, len(ordinals) - 1))
@@ -397,34 +331,15 @@ def open_pairs(
         at, other_at = np.searchsorted(ordinals, removed), np.searchsorted(ordinals, other)
         open_ = ~kept[at] & kept[other_at] & (of[at] != other)
         candidates.append(np.stack([of[at][open_], other[open_]], 1))
-    pairs = np.sort(np.concatenate(candidates), axis=1)
-    pairs = np.stack(_unique_pairs(pairs), 1)
-    known = np.stack(_unique_pairs(np.sort(np.stack([a, b], 1), axis=1)), 1)
-    return _unique_pairs(pairs[~_among(pairs, known)])
+    new, known = _pairs(*np.concatenate(candidates).T), _pairs(a, b)
+    new = new.group_by(["a", "b"]).aggregate([]).join(known, ["a", "b"], join_type="left anti")
+    new = new.sort_by([("a", "ascending"), ("b", "ascending")])
+    return new["a"].to_numpy(), new["b"].to_numpy()
 
 
-def _unique_pairs(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct rows of an int64 (pairs, 2), sorted, as two arrays."""
-    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
-    pairs = pairs[order]
-    new = np.ones(len(pairs), bool)
-    new[1:] = np.any(pairs[1:] != pairs[:-1], axis=1)
-    return pairs[new, 0], pairs[new, 1]
-
-
-def _among(pairs: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Which of the pairs are among known pairs, both int64 (pairs, 2) of distinct rows."""
-    _, index, counts = np.unique(np.concatenate([known, pairs]), axis=0, return_inverse=True, return_counts=True)
-    return counts[index.reshape(-1)[len(known) :]] > 1
-
-
-def _lists(lists: pa.LargeListArray) -> tuple[np.ndarray, np.ndarray]:
-    """The values (uint64) and offsets (int64) of a list array."""
-    if isinstance(lists, pa.ChunkedArray):
-        lists = lists.combine_chunks()
-    if pa.types.is_list(lists.type):
-        lists = lists.cast(pa.large_list(lists.type.value_type))
-    return lists.values.to_numpy(), lists.offsets.to_numpy()
+def _pairs(a: np.ndarray, b: np.ndarray) -> pa.Table:
+    """A table (a, b) of pairs whose first is the smaller."""
+    return pa.table({"a": np.minimum(a, b), "b": np.maximum(a, b)})
 
 
 def _check(**numbers: int) -> None:

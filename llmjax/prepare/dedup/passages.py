@@ -1,21 +1,20 @@
-"""The steps lines, paragraphs and substring: of what repeats within documents the first stays, the rest is cut out.
+"""The steps lines, paragraphs and substring: repeated text within documents is cut out, its first occurrence stays.
 
-Substring: exact repeated runs of tokens across all documents, as a suffix array would find them, by grouping numbers.
+The step substring finds exact repeated runs of tokens across all documents.
 
 Lee et al. (2021), "Deduplicating Training Data Makes Language Models Better", find them with a suffix array of the whole
-corpus in memory. Here two groupings do, which spill to disk and spread over machines; the answer is the same.
+corpus in memory. Two queries of hashes, which spill to disk and spread over machines, give the same answer.
 
 A token is a maximal run of letters, digits, marks and underscores (a character of an unspaced script by itself), or a
-single other character that is not white space; case counts, white space does not. A window is `tokens` tokens in a row
+single other character that is not white space. Case counts, white space does not. A window is `tokens` tokens in a row
 of one document. **A window is a repeat if an equal window starts earlier** in the order of (ordinal of the document,
-token position); what lies in any repeat is removed, so the first occurrence stays. Within a document windows may overlap
-their equals: of a run with a period of p tokens the first p stay.
+token position). All repeats are removed, so the first occurrence stays. Windows may overlap their equals: of a run with a
+period of p tokens the first p stay.
 
-1. `anchors`: smallest 8-grams of windows (Schleimer, Wilkerson and Aiken 2003, "Winnowing"): a twentieth of the tokens.
-   Equal windows have equal smallest grams, so a window whose gram occurs nowhere else has no equal. Group by hash: which
-   occur twice?
-2. `window_keys`: the windows whose smallest gram does. Group by hash: every window but the first of (ordinal, start).
-3. `spans_of` those windows, and `remove_spans`.
+1. `anchors`: the smallest 8-gram of each window (Schleimer, Wilkerson and Aiken 2003, "Winnowing"), a twentieth of the
+   tokens. Equal windows have equal smallest grams. `REPEATED_ANCHORS` selects the grams that occur twice.
+2. `window_keys`: the windows with such a gram. `ALL_BUT_FIRST_WINDOW` selects the repeats.
+3. `spans_of` the repeats, and `remove_spans`.
 """
 
 from collections.abc import Sequence
@@ -37,39 +36,39 @@ from llmjax.prepare.documents import (
     write_array,
     write_table,
 )
-from llmjax.prepare.engine import key_starts
 from llmjax.prepare.kernels import windows
 from llmjax.prepare.kernels.words import room, tables, utf8
 from llmjax.prepare.state import SPANS, State
 
 GRAM = 8  # tokens of an anchor; windows must be at least as long
 MINIMUM_UNIT_WORDS = 4  # a shorter line or paragraph ("Contents", "Read more") repeats without being copied
+ALL_BUT_FIRST_UNIT = """
+SELECT ordinal, start, stop FROM (
+    SELECT ordinal, start, stop, row_number() OVER (PARTITION BY high, low ORDER BY ordinal, start) AS place FROM keys
+) AS units WHERE place > 1
+"""
+REPEATED_ANCHORS = "SELECT key FROM keys GROUP BY key HAVING count(*) > 1 ORDER BY key"
+ALL_BUT_FIRST_WINDOW = """
+SELECT ordinal, start FROM (
+    SELECT ordinal, start, row_number() OVER (PARTITION BY key ORDER BY ordinal, start) AS place FROM keys
+) AS windows WHERE place > 1
+"""
 
 
 def units(state: State, *, unit: str) -> dict[str, float]:
-    """Of equal lines (or paragraphs) the first stays, wherever it is; the others are cut out of their documents."""
-    name = f"{unit}s"
-    key = ["high", "low"]
-    found = state.group(
-        name, keys_of(state, f"{name}-keys", unit), all_but_first_unit, key=key, order=["ordinal", "start"]
-    )
-    state.cut(name, found.cast(SPANS))
+    """Cut out lines (or paragraphs) that an earlier one equals, in any document."""
+    found = state.query(f"{unit}s", ALL_BUT_FIRST_UNIT, keys=keys_of(state, f"{unit}s-keys", unit))
+    state.cut(f"{unit}s", found.cast(SPANS))
     return {"cut": found.num_rows, "bytes cut": _span_bytes(found)}
 
 
-def all_but_first_unit(table: pa.Table) -> pa.Table:
-    """(ordinal, start, stop) of every unit but the first of its hash."""
-    return table.filter(pa.array(~key_starts(table, ["high", "low"]))).select(["ordinal", "start", "stop"])
-
-
 def substring(state: State) -> dict[str, float]:
-    """Of passages of so many tokens that occur more than once the first stays (Lee et al. 2021)."""
-    paths = keys_of(state, "anchors", "anchors")
-    repeated = state.group("anchors-repeated", paths, distinct_keys, key=["key"], order=[])
+    """Cut out passages of so many tokens that occurred before (Lee et al. 2021)."""
+    repeated = state.query("anchors-repeated", REPEATED_ANCHORS, keys=keys_of(state, "anchors", "anchors"))
     anchors = state.work / f"{state.number:02d}-anchors.npy"
-    write_array(anchors, np.unique(repeated["key"].to_numpy()))
+    write_array(anchors, repeated["key"].to_numpy())
     paths = keys_of(state, "windows", "windows", anchors=str(anchors))
-    repeats = state.group("windows-repeated", paths, all_but_first_window, key=["key"], order=["ordinal", "start"])
+    repeats = state.query("windows-repeated", ALL_BUT_FIRST_WINDOW, keys=paths)
     folder = state.work / f"{state.number:02d}-windows-found"
     split_by_part(repeats, folder)
     state.map(
@@ -86,18 +85,8 @@ def _span_bytes(spans: pa.Table) -> int:
     return int((spans["stop"].to_numpy() - spans["start"].to_numpy()).sum())
 
 
-def distinct_keys(table: pa.Table) -> pa.Table:
-    """The keys, each once."""
-    return pa.table({"key": np.unique(table["key"].to_numpy())})
-
-
-def all_but_first_window(table: pa.Table) -> pa.Table:
-    """(ordinal, start) of every window but the first of its hash."""
-    return table.filter(pa.array(~key_starts(table, ["key"]))).select(["ordinal", "start"])
-
-
 def write_spans(*, number: int, documents: str, found: str, tokens: int, out: str) -> dict[str, int]:
-    """Task: the bytes of a part's repeated windows, SPANS in OUT/NUMBER.parquet; nothing where there are none."""
+    """Task: the bytes of a part's repeated windows, SPANS in OUT/NUMBER.parquet. Without windows there is no file."""
     table = side_table(Path(found) / f"{number:06d}.parquet")
     if table is None:
         return {"spans": 0}
@@ -119,15 +108,15 @@ def anchors(texts: pa.LargeStringArray, *, tokens: int = 50) -> tuple[np.ndarray
         UserError: if a window has fewer tokens than a gram.
     """
     gram = _gram(tokens)
-    data, offsets = utf8(texts)
-    hashes = np.empty(room(offsets), np.uint64)
-    size = int(offsets[-1] - offsets[0]) // 64 + 1024
+    given = utf8(texts)
+    hashes = np.empty(room(given[1]), np.uint64)
+    size = int(given[1][-1] - given[1][0]) // 64 + 1024
     while True:
         rows, positions, values = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.uint64)
-        count = windows.anchors(data, offsets, tables()[0], tokens, gram, hashes, rows, positions, values)
+        count = windows.anchors(given, tables("nothing"), tokens, gram, hashes, rows, positions, values)
         if count <= size:
             return rows[:count], positions[:count], values[:count]
-        size = count  # text of few words and much punctuation: once more, with room for all
+        size = count  # few words and much punctuation: again, with room for all
 
 
 def window_keys(
@@ -142,16 +131,16 @@ def window_keys(
     repeated = np.asarray(repeated, np.uint64)
     if np.any(repeated[1:] < repeated[:-1]):
         raise UserError("the repeated anchors must be sorted")
-    data, offsets = utf8(texts)
-    hashes = np.empty(room(offsets), np.uint64)
-    size = int(offsets[-1] - offsets[0]) // 16 + 1024
+    given = utf8(texts)
+    hashes = np.empty(room(given[1]), np.uint64)
+    size = int(given[1][-1] - given[1][0]) // 16 + 1024
     while True:
         rows, starts, keys = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.uint64)
-        arguments = (data, offsets, tables()[0], tokens, gram, repeated, hashes)
+        arguments = (given, tables("nothing"), tokens, gram, repeated, hashes)
         count = windows.repeated_windows(*arguments, rows, starts, keys)
         if count <= size:
             return rows[:count], starts[:count], keys[:count]
-        size = count  # more of the text is repeated than was guessed: once more, with room for all
+        size = count  # more is repeated than was guessed: again, with room for all
 
 
 def spans_of(
@@ -167,17 +156,17 @@ def spans_of(
     """
     rows, starts = np.asarray(rows, np.int64), np.asarray(starts, np.int64)
     order = np.lexsort((starts, rows))
-    data, offsets = utf8(texts)
+    given = utf8(texts)
     if len(rows) and (rows.min() < 0 or rows.max() >= len(texts)):
         raise UserError(f"a window is in row {rows.max()} of {len(texts)} texts")
-    most = room(offsets)
+    most = room(given[1])
     spans, out_rows, out = (
         np.empty((most, 2), np.int64),
         np.empty(len(rows), np.int64),
         np.empty((len(rows), 2), np.int64),
     )
     hashes = np.empty(most, np.uint64)
-    arguments = (data, offsets, tables()[0], tokens, rows[order], starts[order], hashes, spans, out_rows, out)
+    arguments = (given, tables("nothing"), tokens, rows[order], starts[order], hashes, spans, out_rows, out)
     count = windows.window_spans(*arguments)
     if count < 0:
         raise UserError("a window does not lie within its text: were the texts changed since the windows were made?")
@@ -193,7 +182,7 @@ def _gram(tokens: int) -> int:
 def unit_keys(
     texts: pa.LargeStringArray, unit: Literal["line", "paragraph"], *, minimum_words: int = MINIMUM_UNIT_WORDS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Lines, or paragraphs (parted by a line without a character), and a hash of each, white space around it aside.
+    """Lines, or paragraphs (divided by blank lines), and a hash of each without the white space around it.
 
     Units of fewer than `minimum_words` words are left out.
 
@@ -203,11 +192,11 @@ def unit_keys(
     """
     if unit not in ("line", "paragraph"):
         raise UserError(f"unit must be 'line' or 'paragraph', not {unit!r}")
-    data, offsets = utf8(texts)
-    most = int(windows.count_byte(data, offsets[0], offsets[-1], 10)) + len(texts)
+    given = utf8(texts)
+    most = int(windows.count_byte(given[0], given[1][0], given[1][-1], 10)) + len(texts)
     rows, spans = np.empty(most, np.int64), np.empty((most, 2), np.int64)
     hashes = np.empty((most, 2), np.uint64)
-    count = windows.units(data, offsets, tables()[0], unit == "paragraph", minimum_words, rows, spans, hashes)
+    count = windows.units(given, tables()[0], unit == "paragraph", minimum_words, rows, spans, hashes)
     return rows[:count], spans[:count, 0], spans[:count, 1], hashes[:count]
 
 
@@ -216,8 +205,8 @@ def remove_spans(
 ) -> pa.LargeStringArray:
     """The texts without some byte spans, which may overlap and come in any order.
 
-    Where something was cut out, white space around it shrinks to the wider of what stood on its two sides: as many
-    line ends (at most two) and the indentation of what follows, or one space.
+    Around a cut the wider of the white space on its two sides stays: as many line ends (at most two) and the indentation
+    of what follows, or one space.
 
     Args:
         rows, starts, stops: int64 (spans,); bytes within the text of the row, at the borders of characters.
@@ -270,7 +259,7 @@ def _cut(text: bytes, spans: Sequence[tuple[int, int]]) -> bytes:
 
 
 def _indentation(blanks: Sequence[bytes]) -> bytes:
-    """What stands before the first character of a line, in the last piece of white space in which a line ends."""
+    """The white space after the last line end in the last piece that has one."""
     for blank in reversed(blanks):
         if b"\n" in blank:
             return blank[blank.rfind(b"\n") + 1 :]

@@ -1,8 +1,8 @@
-"""Compiled loops over the UTF-8 bytes of Arrow arrays; everything here is about bytes, hashes and positions, not policy.
+"""Compiled loops over the UTF-8 bytes of Arrow arrays.
 
-The compiled code is cached beside the modules (or in the user's cache folder where that cannot be written), so that
-only the first process ever pays for compiling. Numba notices a changed module, but not a changed function that another
-module's kernel has inlined: after editing `words.py`, remove the `__pycache__` of this folder.
+The compiled code is cached beside the modules, or in the user's cache folder if that cannot be written, so only the first
+process compiles. Numba notices a changed module, but not a changed function that another module's kernel has inlined:
+after a change of `words.py`, remove the `__pycache__` of this folder.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ except ImportError as error:
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at first call, without the interpreter's lock, and keep the compiled code where a folder can be written."""
+    """Compile at the first call, to run without the interpreter's lock, and cache the code if a folder can be written."""
     try:
         return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # numba found no folder for the cache: a read-only installation without a home folder

@@ -1,9 +1,9 @@
-"""Words as spaCy's English tokenizer divides them, nearly: the published filter thresholds were found with its tokens.
+"""Words nearly as spaCy's English tokenizer divides them. The published filter thresholds hold for its tokens.
 
-Written from the description of its algorithm: a piece between white space loses punctuation at its two ends, one
-affix at a time, unless a list says what it is; what is left is an address, or is divided at hyphens, full stops before
-capitals, and the like. Not reproduced: the exact ranges of letters (here `str.isalpha` and the case of Unicode), units
-that are not in Latin letters, and rare emoticons. `benchmarks/quality_rules.py` measures how often decisions agree.
+Written from the description of its algorithm. A piece between white space loses punctuation at its two ends, one affix at
+a time, unless a list knows the piece. The rest is an address, or is divided at hyphens, full stops before capitals, and
+the like. Not reproduced: the exact ranges of letters (here `str.isalpha` and the case of Unicode), units that are not in
+Latin letters, and rare emoticons. `benchmarks/quality_rules.py` measures how often decisions agree.
 """
 
 # ruff: noqa: RUF001 - quotation marks and dashes that look alike are what this file is about
@@ -14,12 +14,11 @@ import numpy as np
 
 from llmjax.prepare import rules
 from llmjax.prepare.kernels import jit
-from llmjax.prepare.kernels.words import CHARACTER, DIGIT, IGNORED, LETTER, MARK, SEED, SINGLE, TABLE_SIZE, mix, tables
+from llmjax.prepare.kernels.words import CHARACTER, SEED, TABLE_SIZE, HashTable, Pair, entry, mix, new_table
 
 # Properties of code points, bits of a uint32.
 BLANK, LINE_END, ALPHABETIC, SYMBOL, TERMINAL = 1, 2, 4, 8, 16
 PREFIX, SUFFIX, ICON, LOWER, UPPER, NUMERAL, QUOTE, CURRENCY, MARKS = 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192
-WORD, OWN, JOINED, DROPPED = 1 << 14, 1 << 15, 1 << 16, 1 << 17  # of words.py: letter or digit, single, mark, ignored
 
 PUNCTUATION = "…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪"
 QUOTES = "'\"”“`‘´’‚,„»«「」『』（）〔〕【】《》〈〉⟦⟧\u2329\u232a"
@@ -52,8 +51,7 @@ PRONOUNS = {
 QUESTIONS = "who what when where why how there that this these those"
 NEGATED = "ai are ca could dare did does do had has have is may might must need ought sha should was were wo would"
 LONGEST = 14  # characters of a piece on the list
-SLOTS = 1 << 13  # of its hash table
-OTHER_WORDS = "ill its hell shell shed were well whore lets cmon"  # never contractions without their apostrophe
+OTHER_WORDS = "ill its hell shell shed were well whore lets cmon"  # no contractions without their apostrophe
 
 
 def _contractions() -> dict[str, tuple[int, ...]]:
@@ -95,34 +93,32 @@ def _contractions() -> dict[str, tuple[int, ...]]:
     return result
 
 
-def hash_of(text: str) -> int:
-    """The hash that `characters_hash` gives to the same characters."""
-    return int(characters_hash(np.array([ord(c) for c in text], np.int32), 0, len(text)))
-
-
 @functools.cache
-def special_pieces() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The hash table of the pieces that a list knows, the lengths of their tokens (int64 (slots, 3)), and units.
-
-    The table is as `_find` reads it: uint64, a power of two of slots, 0 where free.
-    """
+def special_pieces() -> tuple[Pair, np.ndarray, Pair]:
+    """The pieces that a list knows, the lengths of their tokens (int64 (pieces, 3)), and units."""
     pieces: dict[str, tuple[int, ...]] = {piece: (len(piece),) for piece in WHOLE.split()}
     pieces |= {f"{letter}.": (2,) for letter in "abcdefghijklmnopqrstuvwxyz"}
     pieces |= _contractions()
-    parts_P3 = np.zeros((SLOTS, 3), np.int64)
-    specials, units = _table(hash_of(piece) for piece in pieces), _table(hash_of(unit) for unit in UNITS.split())
-    for piece, parts in pieces.items():
-        parts_P3[_find(specials, np.uint64(hash_of(piece))), : len(parts)] = parts
-    return specials, parts_P3, units
+    parts_P3 = np.zeros((len(pieces), 3), np.int64)
+    for number, parts in enumerate(pieces.values()):
+        parts_P3[number, : len(parts)] = parts
+    return word_list(pieces), parts_P3, word_list(UNITS.split())
 
 
-def _table(hashes: Iterable[int]) -> np.ndarray:
-    table = np.zeros(SLOTS, np.uint64)
-    for value in hashes:
-        slot = value % SLOTS
-        while table[slot] not in (0, value):
-            slot = (slot + 1) % SLOTS
-        table[slot] = value
+def word_list(words: Iterable[str]) -> Pair:
+    """The code points (int32) of words, one after the other, and where each begins and the last ends (int64)."""
+    words = list(words)
+    offsets = np.cumsum([0, *map(len, words)], dtype=np.int64)
+    return np.array([ord(character) for word in words for character in word], np.int32), offsets
+
+
+@jit
+def word_table(words: Pair) -> HashTable:
+    """The hash table of a list of words, which numbers them in order; `_find` reads it."""
+    codes, offsets = words
+    table = new_table(offsets.shape[0] - 1)
+    for i in range(offsets.shape[0] - 1):
+        entry(table, table[0].shape[0] - 1, 1, characters_hash(codes, offsets[i], offsets[i + 1]), i)
     return table
 
 
@@ -131,7 +127,6 @@ def properties() -> np.ndarray:
     """The bits above for every code point below TABLE_SIZE, uint32."""
     import unicodedata
 
-    classes, _ = tables()
     bits = np.zeros(TABLE_SIZE, np.uint32)
     for code in range(TABLE_SIZE):
         character = chr(code)
@@ -156,8 +151,6 @@ def properties() -> np.ndarray:
     ):
         codes = np.array([ord(c) for c in characters])
         bits[codes[codes < TABLE_SIZE]] |= bit
-    for kind, bit in ((LETTER, WORD), (DIGIT, WORD), (SINGLE, OWN), (MARK, JOINED), (IGNORED, DROPPED)):
-        bits[classes == kind] |= bit
     return bits
 
 
@@ -171,19 +164,14 @@ def characters_hash(codes: np.ndarray, start: int, stop: int) -> np.uint64:
 
 
 @jit
-def _find(table: np.ndarray, value: np.uint64) -> int:
-    """The slot of a hash in a table, or -1."""
-    slot = np.int64(value & np.uint64(SLOTS - 1))
-    while table[slot]:
-        if table[slot] == value:
-            return int(slot)
-        slot = (slot + 1) & (SLOTS - 1)
-    return -1
+def _find(table: HashTable, value: np.uint64) -> int:
+    """The number of a hash in a table, or -1."""
+    return entry(table, table[0].shape[0] - 1, 1, value, -1)
 
 
 @jit
-def _special(codes: np.ndarray, start: int, stop: int, specials: np.ndarray) -> int:
-    """The slot in which the list has this piece, or -1."""
+def _special(codes: np.ndarray, start: int, stop: int, specials: HashTable) -> int:
+    """The number of a piece in the list, or -1."""
     if stop - start > LONGEST or stop <= start:
         return -1
     return _find(specials, characters_hash(codes, start, stop))
@@ -210,8 +198,8 @@ def _prefix(codes: np.ndarray, bits: np.ndarray, start: int, stop: int) -> int:
 
 
 @jit
-def _suffix(codes: np.ndarray, bits: np.ndarray, start: int, stop: int, units: np.ndarray) -> int:
-    """How many characters at the end of a piece are a token of their own, 0 if none; the longest such end counts."""
+def _suffix(codes: np.ndarray, bits: np.ndarray, start: int, stop: int, units: HashTable) -> int:
+    """How many characters at the end of a piece are a token of their own, 0 if none. The longest such end counts."""
     last = codes[stop - 1]
     if last == 46:
         at = stop
@@ -328,17 +316,17 @@ def english_tokens(
     codes: np.ndarray,
     bits: np.ndarray,
     count: int,
-    specials: np.ndarray,
+    specials: HashTable,
     parts: np.ndarray,
-    units: np.ndarray,
+    units: HashTable,
     spans: np.ndarray,
     stack: np.ndarray,
 ) -> int:
-    """Write the first and last + 1 character of every token of a text of `count` characters; returns their number.
+    """Write the first and last + 1 character of every token of a text of `count` characters. Returns their number.
 
     Args:
         codes, bits: int32 and uint32 (characters,), code points and their `properties`.
-        specials, parts, units: of `special_pieces`.
+        specials, parts, units: of `special_pieces`, the first and the last as a `word_table`.
         spans: int64 (characters, 2), written to.  stack: int64 (characters, 2), work space.
     """
     total, at = 0, 0
@@ -407,32 +395,4 @@ def english_tokens(
             depth -= 1
             spans[total, 0], spans[total, 1] = stack[depth, 0], stack[depth, 1]
             total += 1
-    return total
-
-
-@jit
-def unicode_words(bits: np.ndarray, count: int, spans: np.ndarray) -> int:
-    """Write the spans of the words of `words.find_words`, in characters; returns their number."""
-    total, state, begin, end = 0, 0, 0, 0  # state: 0 outside, 1 in letters, 2 after a single character
-    for at in range(count):
-        b = bits[at]
-        if b & DROPPED:
-            continue
-        if b & JOINED:
-            if state == 0:
-                state, begin = 1, at
-            end = at + 1
-            continue
-        if state and not (b & WORD and state == 1):
-            spans[total, 0], spans[total, 1] = begin, end
-            total += 1
-            state = 0
-        if b & (WORD | OWN):
-            if not state:
-                begin = at
-            state = 1 if b & WORD else 2
-            end = at + 1
-    if state:
-        spans[total, 0], spans[total, 1] = begin, end
-        total += 1
     return total

@@ -3,48 +3,47 @@
 import numpy as np
 
 from llmjax.prepare.kernels import jit
-from llmjax.prepare.kernels.words import CHARACTER, SEED, find_words, mix, rolling
+from llmjax.prepare.kernels.words import CHARACTER, SEED, Pair, find_words, mix, rolling
 
 _32 = np.uint64(32)
 _SMALL = np.uint64(0xFFFFFFFF)
 
 
-def hash_functions(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Odd multipliers and additions, uint32 (count,), of as many hash functions: SplitMix64 from a constant seed."""
-    state = (np.arange(1, 2 * count + 1, dtype=np.uint64)) * SEED
-    with np.errstate(over="ignore"):
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            state = (state ^ (state >> np.uint64(shift))) * np.uint64(factor)
-        state ^= state >> np.uint64(31)
-    numbers = (state >> _32).astype(np.uint32)
+def hash_functions(count: int) -> Pair:
+    """Odd multipliers and additions, uint32 (count,), of as many hash functions.
+
+    They are the high bits of SplitMix64 from a constant seed (Steele, Lea and Flood 2014, "Fast Splittable Pseudorandom
+    Number Generators"): keys that are stored must be the same in every version of NumPy.
+    """
+    state = np.arange(1, 2 * count + 1, dtype=np.uint64) * SEED
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        state = (state ^ (state >> np.uint64(shift))) * np.uint64(factor)
+    numbers = ((state ^ (state >> np.uint64(31))) >> _32).astype(np.uint32)
     return numbers[:count] | np.uint32(1), numbers[count:]
 
 
 @jit
 def band_keys(
-    data: np.ndarray,
-    offsets: np.ndarray,
-    classes: np.ndarray,
-    folds: np.ndarray,
-    multipliers: np.ndarray,
-    additions: np.ndarray,
+    texts: Pair,
+    tables: Pair,
+    functions: Pair,
     rows: int,
     words: int,
     hashes: np.ndarray,
     keys: np.ndarray,
     counts: np.ndarray,
 ) -> None:
-    """Write the band keys (texts, bands) and the number of words of every text; a text without words has keys of 0.
+    """Write the band keys (texts, bands) and the number of words of every text. A text without words has keys of 0.
 
-    Each of bands x rows hash functions is a * x + b modulo 2**32 of the well-mixed shingle x; 32 bits let the loop over
-    the functions run in vector registers, which makes this cheaper than finding the words.
+    Each of bands x rows hash functions is a * x + b modulo 2**32 of the well-mixed shingle x. With 32 bits the loop over
+    the functions runs in vector registers and costs less than the search for words.
     """
+    (data, offsets), (multipliers, additions) = texts, functions
     no_spans = np.zeros((0, 2), np.int64)
     shingles = np.empty_like(hashes)
-    functions = multipliers.shape[0]
-    minima = np.empty(functions, np.uint32)
+    minima = np.empty(multipliers.shape[0], np.uint32)
     for text in range(offsets.shape[0] - 1):
-        count = find_words(data, offsets[text], offsets[text + 1], classes, folds, True, hashes, no_spans)
+        count = find_words(data, offsets[text], offsets[text + 1], tables, False, hashes, no_spans)
         counts[text] = count
         if count == 0:
             keys[text, :] = 0
@@ -53,7 +52,7 @@ def band_keys(
         minima[:] = 0xFFFFFFFF
         for i in range(number):
             x = np.uint32(shingles[i] & _SMALL)
-            for j in range(functions):
+            for j in range(multipliers.shape[0]):
                 value = np.uint32(np.uint32(x * multipliers[j]) + additions[j])
                 minima[j] = min(minima[j], value)
         for band in range(keys.shape[1]):
@@ -65,34 +64,28 @@ def band_keys(
 
 @jit
 def text_shingles(
-    data: np.ndarray,
-    offsets: np.ndarray,
-    classes: np.ndarray,
-    folds: np.ndarray,
-    words: int,
-    hashes: np.ndarray,
-    out: np.ndarray,
-    out_offsets: np.ndarray,
+    texts: Pair, tables: Pair, words: int, hashes: np.ndarray, out: np.ndarray, out_offsets: np.ndarray
 ) -> None:
-    """Write the shingle hashes of every text, unsorted, one text after the other, and where each begins."""
+    """Write the shingle hashes of every text, unsorted, one text after the other, and where each text begins."""
+    data, offsets = texts
     no_spans = np.zeros((0, 2), np.int64)
     at = 0
     for text in range(offsets.shape[0] - 1):
-        count = find_words(data, offsets[text], offsets[text + 1], classes, folds, True, hashes, no_spans)
+        count = find_words(data, offsets[text], offsets[text + 1], tables, False, hashes, no_spans)
         at += rolling(hashes, count, words, out[at:])
         out_offsets[text + 1] = at
 
 
 @jit
 def unique_sorted(values: np.ndarray, offsets: np.ndarray) -> int:
-    """Drop repeats within every sorted segment of `values`, in place, with its offsets; returns how many are left."""
+    """Drop repeats within every sorted segment of `values`, in place, and adapt the offsets. Returns the number left."""
     at = 0
     begin = offsets[0]
     for segment in range(offsets.shape[0] - 1):
         end = offsets[segment + 1]
         for i in range(begin, end):
             if i == begin or values[i] != values[i - 1]:
-                # Never ahead of i, and values[i - 1] is read before anything at i is written over it.
+                # `at` is never ahead of i, so values[i - 1] is read before it is written over.
                 values[at] = values[i]
                 at += 1
         begin = end
@@ -116,7 +109,7 @@ def common(values: np.ndarray, a: int, a_end: int, b: int, b_end: int) -> int:
 def jaccard_rows(
     values: np.ndarray, offsets: np.ndarray, a_rows: np.ndarray, b_rows: np.ndarray, out: np.ndarray
 ) -> None:
-    """Write the Jaccard similarity of the sets of rows a and b, pair by pair; two empty sets have none in common: 0."""
+    """Write the Jaccard similarity of the sets of rows a and b, pair by pair; 0 for two empty sets."""
     for pair in range(a_rows.shape[0]):
         a, a_end = offsets[a_rows[pair]], offsets[a_rows[pair] + 1]
         b, b_end = offsets[b_rows[pair]], offsets[b_rows[pair] + 1]
@@ -129,7 +122,7 @@ def jaccard_rows(
 def keep_greedily(
     starts: np.ndarray, neighbours: np.ndarray, jaccard: np.ndarray, kept: np.ndarray, of: np.ndarray, best: np.ndarray
 ) -> None:
-    """Keep a node, in order, unless a kept node before it is its neighbour; note the most similar of those.
+    """Keep nodes in order, unless a kept node before is a neighbour. Note the most similar kept neighbour.
 
     Args:
         starts, neighbours, jaccard: edges to smaller nodes, as rows of a sparse matrix.

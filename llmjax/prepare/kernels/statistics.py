@@ -1,6 +1,7 @@
-"""Everything that the Gopher and FineWeb rules ask about a text, in one pass over its bytes.
+"""The counts of a text that the Gopher and FineWeb rules need, in one pass over its bytes.
 
-All lengths are in characters (code points), as the published rules count them.
+All lengths are in characters (code points), as the published rules count them. Of a text longer than LONGEST_TEXT bytes only
+the beginning counts, so that the memory has a bound.
 """
 
 from typing import Literal
@@ -19,9 +20,24 @@ from llmjax.prepare.kernels.english import (
     TERMINAL,
     characters_hash,
     english_tokens,
-    unicode_words,
-)
-from llmjax.prepare.kernels.words import TABLE_SIZE, decode, rolling, room, utf8
+    special_pieces,
+    word_list,
+    word_table,
+)  # fmt: skip
+from llmjax.prepare.kernels.words import (
+    TABLE_SIZE,
+    HashTable,
+    Pair,
+    decode,
+    entry,
+    find_words,
+    new_table,
+    rolling,
+    room,
+    table_mask,
+    tables,
+    utf8,
+)  # fmt: skip
 
 NAMES = (
     "characters",
@@ -49,6 +65,7 @@ NAMES = (
     *(f"top_{n}" for n in range(2, 5)),
     *(f"repeated_{n}" for n in range(5, 11)),
 )
+LONGEST_TEXT = 4_000_000  # bytes of a text that count
 COLUMN = {name: i for i, name in enumerate(NAMES)}
 WordKind = Literal["unicode", "spacy_compat"]
 
@@ -68,19 +85,13 @@ def statistics(
     """
     if words not in ("unicode", "spacy_compat"):
         raise UserError(f"words must be 'unicode' or 'spacy_compat', not {words!r}")
-    data, offsets = utf8(texts)
+    given = utf8(texts)
     out = np.zeros((len(texts), len(NAMES)), np.float64)
-    stop_words = np.array([english.hash_of(word) for word in rules.STOP_WORDS], np.uint64)
+    most = min(room(given[1]), LONGEST_TEXT + 1)
+    is_english, stop_words = words == "spacy_compat", word_list(rules.STOP_WORDS)
+    words_as_they_are = tables("nothing")
     _statistics(
-        data,
-        offsets,
-        english.properties(),
-        words == "spacy_compat",
-        *english.special_pieces(),
-        stop_words,
-        short_line,
-        room(offsets),
-        out,
+        given, english.properties(), words_as_they_are, is_english, special_pieces(), stop_words, short_line, most, out
     )
     return {name: out[:, i] for name, i in COLUMN.items()}
 
@@ -89,9 +100,9 @@ _last: tuple[pa.Array, object, dict[str, np.ndarray]] | None = None
 
 
 def shared_statistics(texts: pa.LargeStringArray, *, words: WordKind, short_line: int) -> dict[str, np.ndarray]:
-    """`statistics`, remembered for the last array: the rule sets ask one after the other about the same buffers.
+    """`statistics`, remembered for the last array: one rule set after the other asks about the same buffers.
 
-    The array that is remembered is held, so that its memory cannot become that of other texts.
+    The array is held, so that no other texts can get its memory.
     """
     global _last
     addresses = tuple(buffer.address if buffer else 0 for buffer in texts.buffers())
@@ -104,126 +115,153 @@ def shared_statistics(texts: pa.LargeStringArray, *, words: WordKind, short_line
 
 
 @jit
-def _entry(
-    keys: np.ndarray, owners: np.ndarray, stamps: np.ndarray, mask: int, stamp: int, key: np.uint64, new: int
-) -> int:
-    """The number that a key has in a hash table, which is `new` if it was not there. Slots of other stamps are free."""
-    slot = np.int64(key & np.uint64(mask))
-    while stamps[slot] == stamp:
-        if keys[slot] == key:
-            return owners[slot]
-        slot = (slot + 1) & mask
-    keys[slot], owners[slot], stamps[slot] = key, new, stamp
-    return new
-
-
-@jit
-def _mask(items: int) -> int:
-    """One less than the power of two that holds so many items half full."""
-    size = 16
-    while size < 2 * items:
-        size *= 2
-    return size - 1
-
-
-@jit
 def _statistics(
-    data: np.ndarray,
-    offsets: np.ndarray,
+    texts: Pair,
     properties: np.ndarray,
+    tables: Pair,
     is_english: bool,
-    specials: np.ndarray,
-    parts: np.ndarray,
-    units: np.ndarray,
-    stop_words: np.ndarray,
+    lists: tuple[Pair, np.ndarray, Pair],
+    stop_words: Pair,
     short_line: int,
     most: int,
     out: np.ndarray,
 ) -> None:
+    """Write the counts of every text; the only kernel of this module and of english.py that Python calls."""
+    (data, offsets), (special_words, parts, unit_words) = texts, lists
     codes, bits = np.empty(most, np.int32), np.empty(most, np.uint32)
     spans, stack = np.empty((most + 2, 2), np.int64), np.empty((most if is_english else 0, 2), np.int64)
     hashes, grams = np.empty(most, np.uint64), np.empty(most, np.uint64)
     before = np.zeros(most + 1, np.int64)  # characters of all words before each
     counts, lengths = np.empty(most, np.int64), np.empty(most, np.int64)
-    table = _mask(1024) + 1
-    keys, owners, stamps = np.empty(table, np.uint64), np.empty(table, np.int32), np.zeros(table, np.int64)
-    stamp = 0
+    specials, units, stops = word_table(special_words), word_table(unit_words), word_table(stop_words)
+    table, stamp = new_table(1024), 0
     for text in range(offsets.shape[0] - 1):
         row = out[text]
-        at, stop, count = offsets[text], offsets[text + 1], 0
-        while at < stop:
-            code, size = decode(data, at, stop)
-            codes[count] = code
-            bits[count] = properties[code] if code < TABLE_SIZE else 0
-            count += 1
-            at += size
+        start, stop = offsets[text], offsets[text + 1]
+        if stop - start >= most:
+            stop = start + most - 1
+            while data[stop] & 0xC0 == 0x80:  # within a character
+                stop -= 1
+        count = _decoded(data, start, stop, properties, codes, bits)
         row[0] = count
-
         if is_english:
             words = english_tokens(codes, bits, count, specials, parts, units, spans, stack)
         else:
-            words = unicode_words(bits, count, spans)
-        needed = _mask(max(words, count // 2)) + 1
-        if needed > keys.shape[0]:
-            keys, owners, stamps = np.empty(needed, np.uint64), np.empty(needed, np.int32), np.zeros(needed, np.int64)
-            stamp = 0
-
-        found_stop_words = 0
-        for i in range(words):
-            start, end = spans[i, 0], spans[i, 1]
-            is_plain, is_alphabetic = False, False
-            for j in range(start, end):
-                is_plain = is_plain or not bits[j] & SYMBOL
-                is_alphabetic = is_alphabetic or bits[j] & ALPHABETIC != 0
-            hashes[i] = characters_hash(codes, start, end)
-            before[i + 1] = before[i] + end - start
-            row[2] += is_plain
-            row[3] += (end - start) if is_plain else 0
-            row[4] += is_alphabetic
-            if end - start <= 4:
-                for j in range(stop_words.shape[0]):
-                    if hashes[i] == stop_words[j]:
-                        found_stop_words |= 1 << j
-        row[1] = words
-        for j in range(stop_words.shape[0]):
-            row[5] += (found_stop_words >> j) & 1
-
+            words = find_words(data, start, stop, tables, False, hashes, spans)
+            _in_characters(data, start, stop, words, spans)
+        if table_mask(max(words, count // 2)) >= table[0].shape[0]:
+            table, stamp = new_table(max(words, count // 2)), 0
+        _words(codes, bits, words, spans, stops, hashes, before, row)
         _characters_and_lines(codes, bits, count, row)
-        mask = _mask(count // 2)
         stamp += 2
-        _pieces(codes, bits, count, short_line, keys, owners, stamps, mask, stamp, row)
+        _pieces(codes, bits, count, short_line, table, table_mask(count // 2), stamp, row)
+        _repetition(words, hashes, before, grams, counts, lengths, table, stamp, row)
+        stamp += 9
 
-        mask = _mask(words)
-        for n in range(2, 5):
-            if words < n:
-                break
-            stamp += 1
-            entries = 0
-            for i in range(rolling(hashes, words, n, grams)):
-                entry = _entry(keys, owners, stamps, mask, stamp, grams[i], entries)
-                if entry == entries:
-                    counts[entry], lengths[entry] = 1, before[i + n] - before[i] + n - 1
-                    entries += 1
-                else:
-                    counts[entry] += 1
-            best = 0
-            for entry in range(entries):  # of equally frequent runs the first counts
-                if counts[entry] > counts[best]:
-                    best = entry
-            row[20 + n] = counts[best] * lengths[best]
-        for n in range(5, 11):
-            if words < n:
-                break
-            stamp += 1
-            number = rolling(hashes, words, n, grams)
-            i, repeated = 0, 0
-            while i < number:
-                if _entry(keys, owners, stamps, mask, stamp, grams[i], i) == i:
-                    i += 1
-                else:
-                    repeated += before[i + n] - before[i]
-                    i += n
-            row[20 + n] = repeated
+
+@jit
+def _decoded(data: np.ndarray, at: int, stop: int, properties: np.ndarray, codes: np.ndarray, bits: np.ndarray) -> int:
+    """Write the code points of data[at:stop] and their properties; returns their number."""
+    count = 0
+    while at < stop:
+        code, size = decode(data, at, stop)
+        codes[count] = code
+        bits[count] = properties[code] if code < TABLE_SIZE else 0
+        count += 1
+        at += size
+    return count
+
+
+@jit
+def _in_characters(data: np.ndarray, start: int, stop: int, words: int, spans: np.ndarray) -> None:
+    """Turn spans of bytes into spans of characters of data[start:stop], in place."""
+    word, is_inside, characters = 0, False, 0
+    for at in range(start, stop + 1):
+        if at < stop and data[at] & 0xC0 == 0x80:
+            continue
+        if is_inside and at == spans[word, 1]:
+            spans[word, 1] = characters
+            is_inside, word = False, word + 1
+        if not is_inside and word < words and at == spans[word, 0]:
+            spans[word, 0] = characters
+            is_inside = True
+        characters += 1
+
+
+@jit
+def _words(
+    codes: np.ndarray,
+    bits: np.ndarray,
+    words: int,
+    spans: np.ndarray,
+    stops: HashTable,
+    hashes: np.ndarray,
+    before: np.ndarray,
+    row: np.ndarray,
+) -> None:
+    """Count words by kind; write their hashes, and the characters of all words before each."""
+    found_stop_words = 0
+    for i in range(words):
+        start, end = spans[i, 0], spans[i, 1]
+        is_plain, is_alphabetic = False, False
+        for j in range(start, end):
+            is_plain = is_plain or not bits[j] & SYMBOL
+            is_alphabetic = is_alphabetic or bits[j] & ALPHABETIC != 0
+        hashes[i] = characters_hash(codes, start, end)
+        before[i + 1] = before[i] + end - start
+        row[2] += is_plain
+        row[3] += (end - start) if is_plain else 0
+        row[4] += is_alphabetic
+        if end - start <= 4:
+            stop_word = entry(stops, stops[0].shape[0] - 1, 1, hashes[i], -1)
+            if stop_word >= 0:
+                found_stop_words |= 1 << stop_word
+    row[1] = words
+    while found_stop_words:
+        row[5] += found_stop_words & 1
+        found_stop_words >>= 1
+
+
+@jit
+def _repetition(
+    words: int,
+    hashes: np.ndarray,
+    before: np.ndarray,
+    grams: np.ndarray,
+    counts: np.ndarray,
+    lengths: np.ndarray,
+    table: HashTable,
+    stamp: int,
+    row: np.ndarray,
+) -> None:
+    """Characters in the most frequent run of 2 to 4 words, and in runs of 5 to 10 words that stood before."""
+    mask = table_mask(words)
+    for n in range(2, min(5, words + 1)):
+        stamp += 1
+        entries = 0
+        for i in range(rolling(hashes, words, n, grams)):
+            number = entry(table, mask, stamp, grams[i], entries)
+            if number == entries:
+                counts[number], lengths[number] = 1, before[i + n] - before[i] + n - 1
+                entries += 1
+            else:
+                counts[number] += 1
+        best = 0
+        for number in range(entries):  # of equally frequent runs the first counts
+            if counts[number] > counts[best]:
+                best = number
+        row[20 + n] = counts[best] * lengths[best]
+    for n in range(5, min(11, words + 1)):
+        stamp += 1
+        number = rolling(hashes, words, n, grams)
+        i, repeated = 0, 0
+        while i < number:
+            if entry(table, mask, stamp, grams[i], i) == i:
+                i += 1
+            else:
+                repeated += before[i + n] - before[i]
+                i += n
+        row[20 + n] = repeated
 
 
 @jit
@@ -258,9 +296,7 @@ def _pieces(
     bits: np.ndarray,
     count: int,
     short_line: int,
-    keys: np.ndarray,
-    owners: np.ndarray,
-    stamps: np.ndarray,
+    table: HashTable,
     mask: int,
     stamp: int,
     row: np.ndarray,
@@ -268,7 +304,7 @@ def _pieces(
     """Lines by line feeds and paragraphs by two or more, and what is repeated of them."""
     number, at = 0, 0
     if count:
-        # Runs of line feeds at the two ends part empty lines off, as a regular expression's split does.
+        # Line feeds at the two ends make empty lines, as in re.split.
         at_both_ends = codes[0] == 10 and codes[count - 1] == 10
         row[14] = (codes[0] == 10) + (codes[count - 1] == 10)
         row[15] = at_both_ends
@@ -280,7 +316,7 @@ def _pieces(
         while at < count and codes[at] != 10:
             is_blank = is_blank and bits[at] & BLANK != 0
             at += 1
-        is_repeated = _entry(keys, owners, stamps, mask, stamp - 1, characters_hash(codes, start, at), number) != number
+        is_repeated = entry(table, mask, stamp - 1, characters_hash(codes, start, at), number) != number
         number += 1
         row[14] += 1
         if is_repeated:
@@ -301,7 +337,7 @@ def _pieces(
         start = at
         while at < last and not (codes[at] == 10 and codes[at + 1] == 10):
             at += 1
-        if _entry(keys, owners, stamps, mask, stamp, characters_hash(codes, start, at), number) != number:
+        if entry(table, mask, stamp, characters_hash(codes, start, at), number) != number:
             row[12] += 1
             row[13] += at - start
         number += 1

@@ -1,4 +1,4 @@
-"""Runs of text that are compared whole: lines and paragraphs, and windows of tokens found through their minimizers."""
+"""Lines and paragraphs, and windows of tokens, which are found through their smallest grams."""
 
 import numpy as np
 
@@ -15,13 +15,13 @@ from llmjax.prepare.kernels.words import (
     SINGLE,
     SPACE,
     TABLE_SIZE,
+    Pair,
     decode,
-    find_tokens,
     find_words,
     mix,
     power,
     rolling,
-)
+)  # fmt: skip
 
 
 @jit
@@ -35,8 +35,7 @@ def count_byte(data: np.ndarray, start: int, stop: int, byte: int) -> int:
 
 @jit
 def units(
-    data: np.ndarray,
-    offsets: np.ndarray,
+    texts: Pair,
     classes: np.ndarray,
     paragraphs: bool,
     minimum_words: int,
@@ -45,6 +44,7 @@ def units(
     hashes: np.ndarray,
 ) -> int:
     """Write row, trimmed span within the row's text and 128-bit hash of lines or paragraphs, and return their number."""
+    data, offsets = texts
     count = 0
     for text in range(offsets.shape[0] - 1):
         start, stop = offsets[text], offsets[text + 1]
@@ -52,7 +52,7 @@ def units(
         line_is_blank = True
         at = start
         while at <= stop:
-            # The end of the text is read as two line ends, which end a paragraph too.
+            # The end of the text counts as two line ends, which end a paragraph too.
             code, size = decode(data, at, stop) if at < stop else (10, 1)
             at += size
             if code == 10:
@@ -88,25 +88,17 @@ def units(
 
 @jit
 def _grams(
-    data: np.ndarray,
-    start: int,
-    stop: int,
-    classes: np.ndarray,
-    gram: int,
-    hashes: np.ndarray,
-    spans: np.ndarray,
-    out: np.ndarray,
+    data: np.ndarray, start: int, stop: int, tables: Pair, gram: int, hashes: np.ndarray, out: np.ndarray
 ) -> tuple[int, int]:
-    """Tokens of a text into `hashes`, the hashes of their runs of `gram` into `out`; the numbers of both."""
-    count = find_tokens(data, start, stop, classes, hashes, spans)
+    """Write the tokens of a text to `hashes`, and the hashes of their runs of `gram` to `out`. Returns both numbers."""
+    count = find_words(data, start, stop, tables, True, hashes, np.zeros((0, 2), np.int64))
     return count, (rolling(hashes, count, gram, out) if count >= gram else 0)
 
 
 @jit
 def anchors(
-    data: np.ndarray,
-    offsets: np.ndarray,
-    classes: np.ndarray,
+    texts: Pair,
+    tables: Pair,
     tokens: int,
     gram: int,
     hashes: np.ndarray,
@@ -114,21 +106,20 @@ def anchors(
     positions: np.ndarray,
     values: np.ndarray,
 ) -> int:
-    """Write row, token position and hash of every gram that is a smallest one of some window, as far as there is room.
+    """Write row, token position and hash of every gram that is a smallest one of some window, while there is room.
 
-    Returns how many there are.
-
-    A gram is smallest in some window if, and only if, the run around it in which no gram is smaller fills a window.
-    Equal smallest grams of one window all count: otherwise a window that overlaps its own copy could be missed.
+    Returns the number of such grams. A gram is smallest in some window if, and only if, the run around it in which no
+    gram is smaller fills a window. Equal smallest grams of one window all count: otherwise a window that overlaps its own
+    copy could be missed.
     """
-    no_spans = np.zeros((0, 2), np.int64)
+    data, offsets = texts
     grams = np.empty_like(hashes)
     smaller_before = np.empty(hashes.shape[0], np.int64)
     stack = np.empty(hashes.shape[0], np.int64)
     width = tokens - gram + 1
     total = 0
     for text in range(offsets.shape[0] - 1):
-        count, number = _grams(data, offsets[text], offsets[text + 1], classes, gram, hashes, no_spans, grams)
+        count, number = _grams(data, offsets[text], offsets[text + 1], tables, gram, hashes, grams)
         if count < tokens:
             continue
         top = 0
@@ -152,9 +143,8 @@ def anchors(
 
 @jit
 def repeated_windows(
-    data: np.ndarray,
-    offsets: np.ndarray,
-    classes: np.ndarray,
+    texts: Pair,
+    tables: Pair,
     tokens: int,
     gram: int,
     repeated: np.ndarray,
@@ -165,16 +155,16 @@ def repeated_windows(
 ) -> int:
     """Write row, first token and hash of the windows whose smallest gram is among `repeated` (sorted, uint64).
 
-    Stops writing when the arrays are full, but goes on counting: returns the number of such windows.
+    Writes while there is room, and returns the number of such windows.
     """
-    no_spans = np.zeros((0, 2), np.int64)
+    data, offsets = texts
     grams = np.empty_like(hashes)
     queue = np.empty(hashes.shape[0], np.int64)  # positions of grams from the window's smallest on, rising
     width = tokens - gram + 1
     weight = power(tokens)
     total = 0
     for text in range(offsets.shape[0] - 1):
-        count, number = _grams(data, offsets[text], offsets[text + 1], classes, gram, hashes, no_spans, grams)
+        count, number = _grams(data, offsets[text], offsets[text + 1], tables, gram, hashes, grams)
         if count < tokens:
             continue
         head, tail = 0, 0
@@ -208,9 +198,8 @@ def repeated_windows(
 
 @jit
 def window_spans(
-    data: np.ndarray,
-    offsets: np.ndarray,
-    classes: np.ndarray,
+    texts: Pair,
+    tables: Pair,
     tokens: int,
     rows: np.ndarray,
     starts: np.ndarray,
@@ -219,15 +208,16 @@ def window_spans(
     out_rows: np.ndarray,
     out: np.ndarray,
 ) -> int:
-    """Write row and bytes within the row's text of the union of windows, given sorted by (row, start); returns how many.
+    """Write row and bytes within the row's text of the union of windows, given sorted by (row, start).
 
-    A window that does not lie within its text is counted as -1: the caller raises.
+    Returns the number of spans, or -1 if a window does not lie within its text.
     """
+    data, offsets = texts
     total, at = 0, 0
     while at < rows.shape[0]:
         text = rows[at]
         base = offsets[text]
-        count = find_tokens(data, base, offsets[text + 1], classes, hashes, spans)
+        count = find_words(data, base, offsets[text + 1], tables, True, hashes, spans)
         first, last = starts[at], starts[at] + tokens
         while at < rows.shape[0] and rows[at] == text:
             if starts[at] < 0 or starts[at] + tokens > count:
@@ -247,7 +237,7 @@ FILTER_BITS = 20
 
 
 def make_filter(hashes: np.ndarray) -> np.ndarray:
-    """A bitmap, uint8 (128 KB), in which each hash sets the bit of its highest bits: most others are absent at a glance."""
+    """A bitmap, uint8 (128 KB), in which each hash sets the bit of its highest bits: most other hashes miss it."""
     bits = np.zeros(1 << FILTER_BITS, bool)
     bits[(hashes >> np.uint64(64 - FILTER_BITS)).astype(np.int64)] = True
     return np.packbits(bits, bitorder="little")
@@ -268,10 +258,8 @@ def _find(sorted_hashes: np.ndarray, value: np.uint64) -> int:
 
 @jit
 def matches(
-    data: np.ndarray,
-    offsets: np.ndarray,
-    classes: np.ndarray,
-    folds: np.ndarray,
+    texts: Pair,
+    tables: Pair,
     grams: np.ndarray,
     width: int,
     present: np.ndarray,
@@ -280,16 +268,17 @@ def matches(
     starts: np.ndarray,
     places: np.ndarray,
 ) -> int:
-    """Write row, first word and place in the sorted `grams` of runs of words that are there, as far as there is room.
+    """Write row, first word and place in the sorted `grams` of the runs of words that are among them.
 
-    Returns how many there are.
+    Writes while there is room, and returns the number of such runs.
     """
+    data, offsets = texts
     no_spans = np.zeros((0, 2), np.int64)
     runs = np.empty_like(hashes)
     shift = np.uint64(64 - FILTER_BITS)
     total = 0
     for text in range(offsets.shape[0] - 1):
-        count = find_words(data, offsets[text], offsets[text + 1], classes, folds, False, hashes, no_spans)
+        count = find_words(data, offsets[text], offsets[text + 1], tables, False, hashes, no_spans)
         if count < width:
             continue
         for i in range(rolling(hashes, count, width, runs)):

@@ -1,14 +1,15 @@
-"""Words and their 64-bit hashes, straight from the UTF-8 bytes of an Arrow string array.
+"""Words and their 64-bit hashes, straight from the UTF-8 bytes of an Arrow string array; a hash table of such hashes.
 
-A word is a maximal run of letters, digits, combining marks and underscores; where a script is written without spaces
-(Chinese characters, kana, Thai, Lao, Khmer, Burmese and their like) every character, with the marks that follow it, is
-a word of its own. Punctuation and symbols of all scripts divide words, as white space does; soft hyphens and zero-width
-joiners are looked through. What a code point is comes from `unicodedata`, thus from the Unicode version of the Python
-that runs: machines that share keys must run the same Python.
+A word is a maximal run of letters, digits, combining marks and underscores. In scripts without spaces (Chinese
+characters, kana, Thai, Lao, Khmer, Burmese and others) every character, with the marks that follow it, is a word.
+Punctuation and symbols of all scripts divide words, as white space does. Soft hyphens and zero-width joiners are ignored.
+The classes of code points come from `unicodedata`, thus from the Unicode version of Python: machines that share keys must
+run the same Python.
 """
 
 import functools
 import unicodedata
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from llmjax.errors import UserError
 from llmjax.prepare.kernels import jit
 
 SPACE, OTHER, LETTER, DIGIT, MARK, SINGLE, IGNORED = range(7)  # classes of code points
-TABLE_SIZE = 0x33480  # no letter is assigned beyond the third plane; what lies there is OTHER
+TABLE_SIZE = 0x33480  # no letter is assigned beyond the third plane; code points there are OTHER
 UNSPACED = (  # scripts written without spaces between words: first and last code point of their blocks
     (0x0E00, 0x0EFF),  # Thai, Lao
     (0x1000, 0x109F),  # Burmese
@@ -37,17 +38,30 @@ UNSPACED = (  # scripts written without spaces between words: first and last cod
     (0x1AFF0, 0x1B2FF),  # kana supplements, Nushu
     (0x20000, 0x3347F),
 )
-# Constants of the hash functions. Stored keys depend on them: changing one is a new format of every index.
+# Constants of the hash functions. Stored keys depend on them.
 SEED = np.uint64(0x9E3779B97F4A7C15)
 CHARACTER = np.uint64(0xFF51AFD7ED558CCD)
 MIX = np.uint64(0xD6E8FEB86659FD93)
 ROLL = np.uint64(0xC2B2AE3D27D4EB4F)
 _32 = np.uint64(32)
+Pair = tuple[np.ndarray, np.ndarray]
+HashTable = tuple[np.ndarray, np.ndarray, np.ndarray]  # keys (uint64), numbers (int32), stamps (int64)
 
 
 @functools.cache
-def tables() -> tuple[np.ndarray, np.ndarray]:
-    """For every code point below TABLE_SIZE its class (uint8) and its case-folded code point (uint32)."""
+def tables(fold: Literal["case", "case and digits", "nothing"] = "case") -> Pair:
+    """For every code point below TABLE_SIZE its class (uint8), and the code point that it counts as (uint32)."""
+    classes, folds = _unicode()
+    if fold == "nothing":
+        folds = np.arange(TABLE_SIZE, dtype=np.uint32)
+    elif fold == "case and digits":
+        folds = np.where(classes == DIGIT, np.uint32(ord("0")), folds)
+    return classes, folds
+
+
+@functools.cache
+def _unicode() -> Pair:
+    """For every code point below TABLE_SIZE its class, and its case-folded code point."""
     classes, folds = np.full(TABLE_SIZE, OTHER, np.uint8), np.arange(TABLE_SIZE, dtype=np.uint32)
     by_category = {"L": LETTER, "N": LETTER, "M": MARK, "Z": SPACE}
     for code in range(TABLE_SIZE):
@@ -72,7 +86,7 @@ def tables() -> tuple[np.ndarray, np.ndarray]:
     return classes, folds
 
 
-def utf8(texts: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+def utf8(texts: pa.Array | pa.ChunkedArray) -> Pair:
     """The bytes (uint8) of a string array and the int64 offsets of its n rows in them (n + 1), without copying them.
 
     A null is an empty text. Raises:
@@ -96,13 +110,13 @@ def utf8(texts: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def room(offsets: np.ndarray) -> int:
-    """How many words or tokens the longest of the texts can have."""
+    """The most words or tokens that the longest of the texts can have."""
     return int(np.diff(offsets).max(initial=0)) + 1
 
 
 @jit
 def mix(x: np.uint64) -> np.uint64:
-    """A bijection of 64-bit numbers whose every output bit depends on every input bit."""
+    """A bijection of 64-bit numbers. Every output bit depends on every input bit."""
     x = (x ^ (x >> _32)) * MIX
     x = (x ^ (x >> _32)) * MIX
     return x ^ (x >> _32)
@@ -110,7 +124,7 @@ def mix(x: np.uint64) -> np.uint64:
 
 @jit
 def decode(data: np.ndarray, at: int, stop: int) -> tuple[np.int64, int]:
-    """The code point that begins at a byte of valid UTF-8, and its number of bytes; never reads beyond `stop`."""
+    """The code point that begins at a byte of valid UTF-8, and its number of bytes. Reads no byte beyond `stop`."""
     first = np.int64(data[at])
     if first < 0x80:
         return first, 1
@@ -130,24 +144,18 @@ def decode(data: np.ndarray, at: int, stop: int) -> tuple[np.int64, int]:
 
 @jit
 def find_words(
-    data: np.ndarray,
-    start: int,
-    stop: int,
-    classes: np.ndarray,
-    folds: np.ndarray,
-    zero_digits: bool,
-    hashes: np.ndarray,
-    spans: np.ndarray,
+    data: np.ndarray, start: int, stop: int, tables: Pair, marks: bool, hashes: np.ndarray, spans: np.ndarray
 ) -> int:
-    """Write the hash of each case-folded word of data[start:stop], and where it lies, and return their number.
+    """Write the hash of each word of data[start:stop], and where it lies, and return their number.
 
     Args:
         data: uint8, valid UTF-8.
-        classes, folds: of `tables`.
-        zero_digits: whether all digits count as "0".
+        tables: as the function `tables` gives them.
+        marks: whether every other character that is not white space is a word too.
         hashes: uint64, written to; at least as long as there can be words (`room`).
         spans: int64 (words, 2), written to: first byte and byte after the last; of no rows where it is not wanted.
     """
+    classes, folds = tables
     count, state, begin, end = 0, SPACE, start, start
     code_hash = SEED
     wants_spans = spans.shape[0] > 0
@@ -158,61 +166,14 @@ def find_words(
         if kind == IGNORED:
             at += size
             continue
-        if kind == MARK:  # belongs to whatever it follows; at the beginning of a word it is a letter
+        if kind == MARK:  # a part of what it follows; at the beginning of a word it is a letter
             kind = LETTER if state == SPACE else state
             joins = state != SPACE
         else:
-            kind = LETTER if kind == DIGIT else kind
-            joins = kind == LETTER and state == LETTER
-        if not joins and state != SPACE:
-            hashes[count] = mix(code_hash)
-            if wants_spans:
-                spans[count, 0], spans[count, 1] = begin, end
-            count += 1
-            code_hash = SEED
-            state = SPACE
-        if kind in (LETTER, SINGLE):
-            if state == SPACE:
-                begin = at
-            folded = np.uint64(folds[code])
-            if zero_digits and classes[code] == DIGIT:
-                folded = np.uint64(48)
-            code_hash = (code_hash ^ folded) * CHARACTER
-            state = kind
-            end = at + size
-        at += size
-    if state != SPACE:
-        hashes[count] = mix(code_hash)
-        if wants_spans:
-            spans[count, 0], spans[count, 1] = begin, end
-        count += 1
-    return count
-
-
-@jit
-def find_tokens(
-    data: np.ndarray, start: int, stop: int, classes: np.ndarray, hashes: np.ndarray, spans: np.ndarray
-) -> int:
-    """Write the hash of each token of data[start:stop], and where it lies, and return their number.
-
-    A token is a word as above, case and digits as they stand, or a single other character that is not white space.
-    The arguments are those of `find_words`.
-    """
-    count, state, begin, end = 0, SPACE, start, start
-    code_hash = SEED
-    wants_spans = spans.shape[0] > 0
-    at = start
-    while at < stop:
-        code, size = decode(data, at, stop)
-        kind = classes[code] if code < TABLE_SIZE else OTHER
-        if kind == IGNORED:
-            at += size
-            continue
-        if kind == MARK:
-            kind = LETTER if state == SPACE else state
-            joins = state != SPACE
-        else:
-            kind = LETTER if kind == DIGIT else kind
+            if kind == DIGIT:
+                kind = LETTER
+            elif kind == OTHER and not marks:
+                kind = SPACE
             joins = kind == LETTER and state == LETTER
         if not joins and state != SPACE:
             hashes[count] = mix(code_hash)
@@ -223,7 +184,7 @@ def find_tokens(
         if kind != SPACE:
             if not joins:
                 begin = at
-            code_hash = (code_hash ^ np.uint64(code)) * CHARACTER
+            code_hash = (code_hash ^ np.uint64(folds[code] if code < TABLE_SIZE else code)) * CHARACTER
             end = at + size
         state = kind
         at += size
@@ -236,8 +197,41 @@ def find_tokens(
 
 
 @jit
+def new_table(items: int) -> HashTable:
+    """A hash table for so many items, all of whose slots are free but for the stamp 0."""
+    size = table_mask(items) + 1
+    return np.empty(size, np.uint64), np.empty(size, np.int32), np.zeros(size, np.int64)
+
+
+@jit
+def table_mask(items: int) -> int:
+    """One less than the power of two that holds so many items half full."""
+    size = 16
+    while size < 2 * items:
+        size *= 2
+    return size - 1
+
+
+@jit
+def entry(table: HashTable, mask: int, stamp: int, key: np.uint64, new: int) -> int:
+    """The number of a key in a hash table, of which mask + 1 slots are used. A slot of another stamp is free.
+
+    A key that is not there gets the number `new`; if that is -1, it stays away.
+    """
+    keys, numbers, stamps = table
+    slot = np.int64(key & np.uint64(mask))
+    while stamps[slot] == stamp:
+        if keys[slot] == key:
+            return numbers[slot]
+        slot = (slot + 1) & mask
+    if new >= 0:
+        keys[slot], numbers[slot], stamps[slot] = key, new, stamp
+    return new
+
+
+@jit
 def power(length: int) -> np.uint64:
-    """ROLL to the power of length - 1: what the oldest of `length` hashes weighs in their rolling hash."""
+    """ROLL to the power of length - 1: the weight of the oldest of `length` hashes in their rolling hash."""
     weight = np.uint64(1)
     for _ in range(length - 1):
         weight *= ROLL
@@ -249,7 +243,7 @@ def rolling(hashes: np.ndarray, count: int, length: int, out: np.ndarray) -> int
     """Write the hash of each run of `length` of the first `count` hashes, and return the number of runs.
 
     Fewer than `length` hashes, but some, make one run of all of them. The hash of a run is a polynomial of its hashes
-    modulo 2**64, mixed, so that each run costs the same whatever its length.
+    modulo 2**64, mixed, so the cost of a run does not depend on its length.
     """
     if count == 0:
         return 0
