@@ -3,10 +3,11 @@
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
+import jinja2
+from markupsafe import Markup
 from ml_collections import ConfigDict
 
 from llmjax import human, storage
@@ -21,7 +22,7 @@ DATA_KEYS = ("text_field", "min_bytes", "holdout_percent", "holdout_max_bytes", 
 
 @dataclass(frozen=True)
 class Written:
-    """What the last tasks wrote: descriptions of shards, in order."""
+    """The descriptions of the shards that the last tasks wrote, in order."""
 
     shards: list[tuple[str, str, dict[str, Any]]]  # split, source, description
     rejected: list[tuple[str, dict[str, Any]]]  # source of each part, description
@@ -43,9 +44,9 @@ class Count:
 
 @dataclass
 class Funnel:
-    """What became of one source's documents: read = rejected + train + heldout.
+    """The documents of one source: read = rejected + train + heldout.
 
-    This holds for documents unless data.holdout_tail_percent cuts them in two, and for bytes where no step changed texts.
+    Documents add up unless data.holdout_tail_percent cuts them in two; bytes add up unless a step changed texts.
     """
 
     read: Count = field(default_factory=Count)
@@ -64,7 +65,7 @@ def funnels(
     for source in sources:
         own = [n for n, part in enumerate(parts) if part.name == source.name]
         summary = total(
-            # What the documents are like is told of them as they are after the last pass.
+            # Facts count after the last pass only: documents keep them from pass to pass.
             {**given[n], **({} if number == len(passes) - 1 else {"facts": {}})}
             for number, given in enumerate(passes)
             for n in own
@@ -88,7 +89,8 @@ def funnels(
 def check_result(data: ConfigDict, found: dict[str, Funnel], folder: Path) -> None:
     """Raise UserError if nothing is left to train on, or nothing was held out although a share was asked for.
 
-    `folder` is where the documents were written.
+    Args:
+        folder: of the output, for the message.
     """
     whole = add_up(found)
     if whole.train.documents == 0:
@@ -205,7 +207,7 @@ def manifest(
 
 
 def _bias(c: ConfigDict, whole: Funnel, written: Written) -> dict[str, Any]:
-    """{"bias": the report of identity terms near words of sentiment, before and after}, if it was asked for."""
+    """{"bias": identity terms near words of sentiment, before and after} if prepare.bias is set, else {}."""
     if not c.prepare.bias:
         return {}
     from llmjax.prepare import bias
@@ -265,91 +267,29 @@ def table(found: dict[str, Funnel], sources: Sequence[Source]) -> str:
     return "\n".join(lines)
 
 
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:left}
-td.n{text-align:right;font-variant-numeric:tabular-nums}pre{background:#f6f6f6;padding:.6em;white-space:pre-wrap}
-.bar{background:#4a7;height:.7em;display:inline-block}"""
-
-
 def write_card(found: dict[str, Any], path: Path) -> None:
     """The data card: the manifest as a page to read, one file without links to anything outside."""
-    rows = found["sources"]
-    parts = ["<h1>Data card</h1>", _html_table(
-        ["source", "read", "trained on", "held out", "rejected", "licences", "languages"],
-        [
-            [
-                escape(name), _size(row["read"]), _size(row["train"]), _size(row["heldout"]),
-                f"{sum(kind['documents'] for kind in row['rejected'].values()):,}",
-                escape(_top(row["kept"]["licence"])), escape(_top(row["kept"]["language"])),
-            ]
-            for name, row in rows.items()
-        ],
-    )]  # fmt: skip
-    parts += ["<h2>Steps</h2>", _html_table(
-        ["step", "in", "out", "texts changed", "rejected"],
-        [
-            [
-                escape(step), f"{row['documents']:,} ({human.size(row['bytes'])})",
-                f"{row['documents_out']:,} ({human.size(row['bytes_out'])})", f"{row['changed']:,}",
-                escape(", ".join(f"{k} {n[0]:,}" for k, n in found["rejected_by"].get(step, {}).items())),
-            ]
-            for step, row in found["steps"].items()
-        ],
-    )]  # fmt: skip
-    for step, row in found["overall"].items():
-        parts.append(f"<p>{escape(step)}: " + escape(", ".join(f"{k} {v:,}" for k, v in row.items())) + "</p>")
-    parts.append("<h2>Rejected</h2>")
-    for kind, examples in found["examples"].items():
-        count = sum(row["rejected"].get(kind, {}).get("documents", 0) for row in rows.values())
-        parts.append(f"<h3>{escape(kind)}: {count:,}</h3>")
-        for row in examples:
-            parts.append(f"<p>{escape(row['path'])}: {escape(row['reason'])}</p><pre>{escape(row['text'])}</pre>")
+    pages = jinja2.Environment(
+        loader=jinja2.PackageLoader("llmjax.prepare"),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    pages.filters |= {
+        "size": human.size,
+        "most_frequent": _most_frequent,
+        "by_length": lambda counts: sorted(counts.items(), key=lambda pair: float(pair[0].replace("more", "inf"))),
+        "sum_of_kind": lambda rows, kind: sum(row["rejected"].get(kind, {}).get("documents", 0) for row in rows),
+    }
+    told = dict(found)
     if "bias" in found:
         from llmjax.prepare import bias
 
-        parts += ["<h2>Identity terms near words of sentiment</h2>", bias.to_html(found["bias"])]
-    for name, row in rows.items():
-        parts.append(f"<h2>{escape(name)}</h2>")
-        parts.append(f"<p>{escape(row['spec'])}, {row['files']:,} files; {_repetition(row)}</p>")
-        if row["facts"]:
-            facts = [
-                [escape(k), f"{f['documents']:,}", f"{f['sum']:,g}", f"{f['mean']:.4g}"]
-                for k, f in row["facts"].items()
-            ]
-            parts.append(_html_table(["fact", "documents", "sum", "mean"], facts))
-        parts.append(_lengths(row["kept"]["length"]))
-        parts += [f"<pre>{escape(sample)}</pre>" for sample in row["kept"]["samples"]]
-    page = f"<!doctype html><meta charset='utf-8'><title>Data card</title><style>{STYLE}</style>{''.join(parts)}\n"
+        told["bias_table"] = Markup(bias.to_html(found["bias"]))
+    page = pages.get_template("card.html").render(told)
     storage.write_bytes(path, page.encode("utf-8", "replace"))  # names of files may be no UTF-8
 
 
-def _size(count: dict[str, int]) -> str:
-    return f"{count['documents']:,} ({human.size(count['bytes'])})"
-
-
-def _top(counts: dict[str, int]) -> str:
+def _most_frequent(counts: dict[str, int]) -> str:
     order = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     return ", ".join(f"{name or 'unknown'} {count:,}" for name, count in order[:6])
-
-
-def _repetition(row: dict[str, Any]) -> str:
-    size = row["train"]["bytes"] + row["heldout"]["bytes"]
-    if not row["kept"]["compressed"]:
-        return "nothing kept"
-    return f"{row['kept']['words']:,} words; deflate makes it {size / row['kept']['compressed']:.2f} times smaller"
-
-
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{name}</th>" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{top}</tr>{body}</table>"
-
-
-def _lengths(counts: dict[str, int]) -> str:
-    most = max(counts.values(), default=1)
-    order = sorted(counts.items(), key=lambda pair: float("inf") if pair[0] == "more" else int(pair[0]))
-    rows = [
-        [f"up to {human.size(int(end))}" if end != "more" else "more", f"{count:,}", f"<span class=bar style='width:{12 * count / most:.1f}em'></span>"]
-        for end, count in order
-    ]  # fmt: skip
-    return _html_table(["length", "documents", ""], rows) if rows else ""
