@@ -124,6 +124,30 @@ def test_any_number_of_workers_and_a_killed_run_give_the_same_bytes(tmp_path, co
     assert {name: data for name, data in found.items() if not name.startswith("prepare/work")} == tree(tmp_path / "one")
 
 
+def test_what_a_killed_try_was_writing_goes_before_the_next_one_begins(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text(sentences(0, 20))
+    left = tmp_path / "run/prepare/work/documents-0/.000000.arrow.123-456.tmp"
+
+    def stopped(**_):
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    given = {"data__holdout_percent": 0.0, "prepare__keep_work": True}
+    with monkeypatch.context() as patched:
+        patched.setattr(run.clean, "clean_part", stopped)
+        with pytest.raises(OSError, match="No space left"):
+            prepared(tmp_path / "run", [tmp_path / "a.txt"], **given)
+    begun = run.clean.clean_part
+
+    def checked(**arguments):
+        assert not left.exists()
+        return begun(**arguments)
+
+    monkeypatch.setattr(run.clean, "clean_part", checked)
+    prepared(tmp_path / "run", [tmp_path / "a.txt"], **given)
+
+
 def test_what_cannot_be_split_is_not_cleaned_again_with_another_split(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text(sentences(0, 20))
     with pytest.raises(ValueError, match="was held out"):
@@ -366,7 +390,8 @@ def test_large_files_of_rows_are_cut_at_lines_and_numbered_as_a_whole(tmp_path):
     assert len(whole) == 1 and len(cut) > 10
 
     def read(found):
-        from llmjax.prepare.reading import Fields, read_part
+        from llmjax.prepare.formats.rows import Fields
+        from llmjax.prepare.reading import read_part
 
         batches = [b for p in found for b in read_part(p, text_field="text", max_bytes=10**6, fields=Fields())]
         return [(row["path"], row["text"]) for batch in batches for row in batch.to_pylist()]
@@ -441,16 +466,6 @@ def test_settings_that_cannot_be_used_say_so_at_once(tmp_path, settings, message
     (tmp_path / "a.txt").write_text(sentences(0, 3))
     with pytest.raises(ValueError, match=message):
         prepared(tmp_path / "run", [tmp_path / "a.txt"], settings.pop("prepare__steps", ("exact",)), **settings)
-
-
-def test_groups_come_whole_however_the_rows_arrive_in_batches():
-    keys = np.sort(np.random.default_rng(0).integers(0, 40, 200))
-    for size in (1, 3, 7, 200):
-        table = pa.table({"key": keys})
-        found = list(engine.whole_keys(iter(table.to_batches(max_chunksize=size)), ["key"]))
-        assert np.concatenate([t["key"].to_numpy() for t in found]).tolist() == keys.tolist()
-        seen = [set(t["key"].to_pylist()) for t in found]
-        assert all(not a & b for n, a in enumerate(seen) for b in seen[n + 1 :])
 
 
 def test_rows_are_taken_from_a_part_in_any_order(tmp_path):

@@ -1,10 +1,13 @@
 """What users point `data.sources` at: every format is read, bad documents are kept aside, mistakes get a mend."""
 
 import ast
+import bz2
 import gzip
 import hashlib
 import json
+import lzma
 import sys
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,12 +18,14 @@ from llmjax.data import stdlib_corpus
 from llmjax.prepare import parts
 from llmjax.prepare import sources as module
 from llmjax.prepare.documents import with_ids
-from llmjax.prepare.reading import Fields, read_part
+from llmjax.prepare.formats import rows
+from llmjax.prepare.formats.rows import Fields
+from llmjax.prepare.reading import read_part
 from llmjax.prepare.sources import check_extras, resolve_sources, sources_fingerprint
 from llmjax.prepare.steps import extract
 
 
-def read(*specs: str | Path, text_field: str = "text") -> list[SimpleNamespace]:
+def read(*specs: str | Path, text_field: str = "text", max_bytes: int = 10**8) -> list[SimpleNamespace]:
     """Documents as they are after the step extract."""
     sources = resolve_sources([str(spec) for spec in specs])
     check_extras(sources)
@@ -28,7 +33,7 @@ def read(*specs: str | Path, text_field: str = "text") -> list[SimpleNamespace]:
     batches = [
         with_ids(step(batch))
         for part in parts.cut(sources)
-        for batch in read_part(part, text_field=text_field, max_bytes=10**8, fields=Fields())
+        for batch in read_part(part, text_field=text_field, max_bytes=max_bytes, fields=Fields())
     ]
     rows = [row for batch in batches for row in batch.to_pylist()]
     return [SimpleNamespace(**{**row, "id": row["id"].hex()}) for row in rows]
@@ -210,3 +215,169 @@ def test_the_embedded_corpus_holds_sources_topics_and_docstrings_and_no_trace_of
         if entry.path.startswith("docstrings/"):
             ast.parse(entry.text)
             assert " at 0x" not in entry.text and sys.base_prefix not in entry.text
+
+
+DOCUMENT = {"text": "the text of a row", "url": "http://x", "content": {"text": "inner text", "n": 1}}
+
+
+def test_rows_of_json_are_read_in_lines_in_an_array_and_packed_in_every_way(tmp_path):
+    rows = [{**DOCUMENT, "text": f"text number {n} " * 9000} for n in range(12)]  # more than a block is read at once
+    lines = "\n".join(map(json.dumps, rows)).encode()
+    files = {
+        "lines.json": lines,
+        "c4.json.gz": gzip.compress(lines),
+        "array.json": json.dumps(rows, indent=1).encode(),
+        "packed.json.xz": lzma.compress(json.dumps(rows).encode()),
+        "lines.jsonl.bz2": bz2.compress(lines),
+        "after another.json": b"\xef\xbb\xbf" + b"\n".join(json.dumps(row, indent=1).encode() for row in rows),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        documents = read(f"a={tmp_path}/{name}")
+        assert [d.text for d in documents] == [row["text"] for row in rows], name
+        assert [d.path for d in documents] == [f"{name}:{n}" for n in range(1, 13)] and documents[0].url == "http://x"
+    (source,) = resolve_sources([str(tmp_path)])
+    assert sorted(Path(file).name for file in source.files) == ["c4.json.gz", "lines.jsonl.bz2", "packed.json.xz"]
+    assert source.skipped == {".json": 3}
+    for name in files:
+        if name.count(".") == 1:
+            continue
+        (tmp_path / name).write_bytes(files[name][:-20])
+        *_, last = read(f"a={tmp_path}/{name}")
+        assert last.reason.startswith("broken ") and "truncated" in last.reason, name
+
+
+@pytest.mark.parametrize(
+    ("content", "kept", "reasons"),
+    [
+        (b'[{"text": "one"}, {"text": "two"}, {"tex', 2, ["broken JSON: row 3"]),
+        (b'[{"text": "one"}, 7, {"text": "t\xffo"}, {"text": "three"}]', 2, ["broken JSON: row 2 is no", "invalid Unicode"]),
+        (b'[{"text": "one"}\n', 1, ["broken JSON: the array does not end"]),
+        (b'{\n"title": "settings"}', 0, ["no text field: row 1"]),
+        (b"[" * 100_000, 0, ["broken JSON: row 1"]),
+    ],
+)  # fmt: skip
+def test_what_is_broken_in_json_costs_itself_or_the_rest_of_the_file(tmp_path, content, kept, reasons):
+    (tmp_path / "a.json").write_bytes(content)
+    documents = read(tmp_path / "a.json")
+    assert sum(not d.reason for d in documents) == kept
+    assert [d.reason[: len(r)] for d, r in zip([d for d in documents if d.reason], reasons, strict=True)] == reasons
+
+
+def test_csv_is_read_by_the_names_of_its_first_line(tmp_path):
+    (tmp_path / "a.csv").write_bytes(
+        b'\xef\xbb\xbfn,text,lang\r\n1,"two\r\nlines, ""quoted""",en\r\n2,caf\xe9,fr\r\n3\r\n4,x,y,z\r\n5,last,de\r\n'
+    )
+    (tmp_path / "b.tsv").write_text("text\tn\nwith, comma\t1\n")
+    documents = read(tmp_path / "a.csv", tmp_path / "b.tsv")
+    assert [(d.path, d.text, d.language) for d in documents if not d.reason] == [
+        ("a.csv:1", 'two\nlines, "quoted"', "en"), ("a.csv:5", "last", "de"), ("b.tsv:1", "with, comma", ""),
+    ]  # fmt: skip
+    assert [d.reason.partition(":")[0] for d in documents if d.reason] == [
+        "invalid Unicode", "text is no string", "broken csv",
+    ]  # fmt: skip
+    (tmp_path / "a.csv").write_text('n,text\n1,good\n2,"never ' + "closed\n" * 200)
+    documents = read(tmp_path / "a.csv", max_bytes=500)
+    assert [d.reason[:10] for d in documents] == ["", "broken csv"]
+
+
+def test_a_notebook_is_its_prose_and_its_code(tmp_path):
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "prose"]},
+        {"cell_type": "code", "source": "x = 1", "outputs": [{"data": {"image/png": "aGVsbG8="}}]},
+    ]
+    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4}))
+    (tmp_path / "b.ipynb").write_text("{}")
+    good, bad = read(tmp_path)
+    assert good.text == "# Title\nprose\n\n```python\nx = 1\n```\n" and not good.reason
+    assert bad.reason.startswith("broken notebook")
+
+
+def test_a_folder_that_datasets_saved_is_read_and_so_are_fields_within_fields(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"url": ["http://x"] * 3, "content": [{"text": f"text {n}", "n": n} for n in range(3)]})
+    folder = tmp_path / "saved" / "train"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+    with pyarrow.ipc.new_stream(str(folder / "data-00000-of-00001.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    with pyarrow.ipc.new_file(str(tmp_path / "file.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in table.to_pylist()))
+    for name in ("saved", "file.arrow", "rows.parquet", "rows.jsonl"):
+        documents = read(tmp_path / name, text_field="content.text")
+        assert [(d.text, d.url) for d in documents] == [(f"text {n}", "http://x") for n in range(3)], name
+        fields = Fields()
+        (part,) = parts.cut(resolve_sources([str(tmp_path / name)]))
+        (batch,) = read_part(part, text_field="body", max_bytes=10**8, fields=fields)
+        assert sorted(fields.names) == ["content.n", "content.text", "url"] and fields.with_field == 0, name
+        assert set(batch["reason"].to_pylist()[0].split()) >= {"lacks", "'body'"}
+    (tmp_path / "saved" / "train" / "data-00000-of-00001.arrow").write_bytes(b"no arrow")
+    assert read(tmp_path / "saved")[0].reason.startswith("broken arrow")
+
+
+def test_few_rows_of_parquet_are_decoded_at_once_where_rows_are_large(tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    texts = [f"{n} " * 5000 for n in range(40)]
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=False)
+    monkeypatch.setattr(rows, "BATCH_BYTES", 50_000)
+    seen, decoded = [], parquet.ParquetFile.iter_batches
+
+    def counted(*args, **kwargs):
+        for batch in decoded(*args, **kwargs):
+            seen.append(batch.num_rows)
+            yield batch
+
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", counted)
+    assert [d.text for d in read(tmp_path)] == texts and max(seen) <= 5
+
+
+def test_archives_are_refused_and_what_is_advised_works(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.txt", "text in an archive")
+    for spec in (tmp_path, tmp_path / "a.zip", tmp_path / "*.zip"):
+        with pytest.raises(ValueError, match="unpack"):
+            read(spec)
+    zipfile.ZipFile(tmp_path / "a.zip").extractall(tmp_path)
+    assert [d.text for d in read(tmp_path)] == ["text in an archive"]
+    assert resolve_sources([str(tmp_path)])[0].skipped == {".zip": 1}
+
+
+def test_text_that_is_too_large_for_a_document_is_cut_at_line_ends(tmp_path):
+    lines = [f"line number {n}\n" for n in range(100)]
+    (tmp_path / "a.txt").write_text("".join(lines))
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress("".join(lines).encode()))
+    (tmp_path / "c.txt").write_text("x" * 1000)
+    documents = read(tmp_path, max_bytes=200)
+    for name in ("a.txt", "b.txt.gz"):
+        own = [d for d in documents if d.path.startswith(name)]
+        assert "".join(d.text for d in own) == "".join(lines) and len(own) > 5
+        assert all(d.size <= 200 and d.text.endswith("\n") and d.group == name for d in own)
+        assert [d.path for d in own] == [f"{name}@{sum(d.size for d in own[:n])}" for n in range(len(own))]
+    assert documents[-1].reason.startswith("too large") and documents[-1].path == "c.txt"
+
+
+def test_a_link_to_a_folder_around_it_is_not_gone_through(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "x.txt").write_text("once")
+    (tmp_path / "a" / "b" / "up").symlink_to(tmp_path / "a")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "y.txt").write_text("through a link")
+    (tmp_path / "a" / "beside").symlink_to(tmp_path / "other")
+    assert [d.path for d in read(f"n={tmp_path}/a/**/*.txt")] == ["b/x.txt", "beside/y.txt"]
+
+
+def test_a_mailbox_of_any_size_is_read_message_by_message(tmp_path):
+    message = "From a@b.c Sat Jan  3 01:05:34 1996\nSubject: Number {0}\nMessage-ID: <{0}@b.c>\n\nbody {1}\n\n"
+    sizes = [400 if n == 7 else 5 + n % 3 for n in range(40)]
+    (tmp_path / "a.mbox").write_text("".join(message.format(n, f"words {n} " * size) for n, size in enumerate(sizes)))
+    whole, pieces = read(tmp_path / "a.mbox"), read(tmp_path / "a.mbox", max_bytes=2000)
+    assert [d.path for d in pieces] == [d.path for d in whole] == [f"a.mbox:{n + 1}" for n in range(40)]
+    for n, (one, other) in enumerate(zip(whole, pieces, strict=True)):
+        if n == 7:
+            assert other.reason.startswith("too large") and not one.reason
+        else:
+            assert (one.text, one.offset, one.group) == (other.text, other.offset, other.group)

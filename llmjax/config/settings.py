@@ -16,7 +16,7 @@ def base() -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.sources = ("stdlib",)  # "stdlib", "stdlib-tests", files, folders, globs; "name=path" names a source; "fr|de=a.txt|b.txt" is parallel lines
-    c.data.text_field = "text"  # the field of .jsonl and .parquet rows that holds the text
+    c.data.text_field = "text"  # the field of rows that holds the text; "content.text" is the field text of content
     c.data.min_bytes = 16  # shorter documents, in UTF-8 bytes, are rejected
     c.data.holdout_percent = 2.0  # share of document groups held out for evaluation, chosen by a hash of the group's name
     c.data.holdout_max_bytes = 0  # larger groups stay in training; 0: no limit
@@ -32,7 +32,7 @@ def base() -> ConfigDict:
     c.prepare.html = "main"  # of web pages: main (the main content), all (all visible text), raw
     c.prepare.pdf_margins = True  # leave out repeated headers and footers of PDFs, and join hyphenated lines
     c.prepare.encodings = ("utf-8",)  # tried in this order; "detect" as the last guesses from the bytes
-    c.prepare.max_document_bytes = 256_000_000  # larger documents are rejected without being held in memory
+    c.prepare.max_document_bytes = 256_000_000  # a larger text is cut at line ends, another larger document is rejected
     c.prepare.max_document_seconds = 60.0  # CPU time to extract the text of one document: what takes more is rejected; 0: no limit
     c.prepare.normal_form = "NFC"  # repair: NFC, NFKC or none
     c.prepare.emoji = "names"  # emoji: names (":red_heart:" in the document's language), remove, keep

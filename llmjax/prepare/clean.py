@@ -1,6 +1,6 @@
-"""The task of one part: read it (or take it from the step before), run the steps on each batch, write it, and count.
+"""The task of one part: read it (or take it from the pass before), run the steps on each batch, write it, and count.
 
-What is counted here is summed over the parts by `summary.py` and becomes the funnel and the data card.
+`summary.py` adds the counts of the parts up. They become the funnel and the data card.
 """
 
 import time
@@ -18,6 +18,7 @@ from llmjax.prepare.documents import (
     SCHEMA,
     PartWriter,
     Step,
+    beginning,
     kept,
     part_path,
     read_batches,
@@ -27,8 +28,9 @@ from llmjax.prepare.documents import (
     take_rows,
     with_ids,
 )
+from llmjax.prepare.formats.rows import Fields
 from llmjax.prepare.parts import Part
-from llmjax.prepare.reading import Fields, read_part
+from llmjax.prepare.reading import read_part
 from llmjax.prepare.steps import make_step
 from llmjax.prepare.summary import Summary
 
@@ -36,7 +38,6 @@ PER_DOCUMENT = (
     "extract", "repair", "emoji", "spelling", "language", "gopher_quality", "gopher_repetition", "c4", "fineweb",
     "perplexity", "quality", "toxicity", "personal", "decontaminate",
 )  # fmt: skip
-REJECTED_TEXT = 1000  # characters of a rejected document that are kept
 
 
 def clean_part(
@@ -91,7 +92,7 @@ def clean_part(
 
 
 def _read(batch: pa.RecordBatch, summary: Summary) -> pa.RecordBatch:
-    """Count what was read; documents that need no extraction pass it untouched, so their ids are right already."""
+    """Count what was read. Documents that need no extraction have the right ids already."""
     summary.read_documents += batch.num_rows
     summary.read_bytes += pc.sum(batch["size"]).as_py() or 0
     summary.add_rejected("read", batch, np.zeros(batch.num_rows, bool))
@@ -117,10 +118,10 @@ def _run(name: str, step: Step, batch: pa.RecordBatch, summary: Summary) -> pa.R
 
 
 def _without_data(before: pa.RecordBatch, after: pa.RecordBatch) -> pa.RecordBatch:
-    """After the extraction: no raw bytes, but where there is no text the first of them, to recognise it by."""
+    """After the extraction: no raw bytes. Where there is no text, their beginning stands in its place."""
     texts = after["text"].to_pylist() if after["text"].null_count else after["text"]
     for row in np.flatnonzero(after["text"].is_null().to_numpy(zero_copy_only=False)):
-        texts[row] = (before["data"][int(row)].as_py() or b"")[:REJECTED_TEXT].decode("utf-8", "replace")
+        texts[row] = beginning(before["data"][int(row)].as_py())
     rows = after.num_rows
     return replace(after, text=texts, data=pa.nulls(rows, pa.large_binary()), format=[""] * rows)
 
@@ -134,7 +135,7 @@ def _check_size(batch: pa.RecordBatch, min_bytes: int, summary: Summary) -> pa.R
             reasons[int(row)] = "empty"
         elif sizes[row] < min_bytes:
             reasons[int(row)] = f"too short: {sizes[row]} bytes, data.min_bytes={min_bytes}"
-    # Long texts can be all white space too; that is rare, so only those that begin with it are looked at whole.
+    # Of long texts only those that begin with white space are searched for something else.
     for row in np.flatnonzero(was_kept & (sizes >= max(min_bytes, 64))):
         text = texts[int(row)]
         if text.as_buffer().to_pybytes()[:1].isspace() and not text.as_py().strip():
@@ -150,11 +151,11 @@ def _clip(batch: pa.RecordBatch) -> pa.RecordBatch:
     if keep.all():
         return batch
     texts = batch["text"].to_pylist()
-    return replace(batch, text=[t if k else (t or "")[:REJECTED_TEXT] for t, k in zip(texts, keep, strict=True)])
+    return replace(batch, text=[t if k else beginning(t) for t, k in zip(texts, keep, strict=True)])
 
 
 def _changed(before: Path, number: int, removed: str, spans: str, summary: Summary) -> Iterator[pa.RecordBatch]:
-    """A part as the last step left it, with what was decided since: documents removed, bytes taken out."""
+    """A part as the last pass left it, without the documents and the bytes that were removed since."""
     out = side_table(Path(removed) / f"{number:06d}.parquet") if removed else None
     cut = side_table(Path(spans) / f"{number:06d}.parquet") if spans else None
     reasons = removal_reasons(out, before) if out is not None else {}
@@ -170,7 +171,7 @@ def _changed(before: Path, number: int, removed: str, spans: str, summary: Summa
 
 
 def removal_reasons(removed: pa.Table, documents: Path) -> dict[int, str]:
-    """Row -> reason of the documents of one part that a step over all documents removed."""
+    """The reasons of the documents of one part that a step over all documents removed, by row."""
     reasons: dict[int, str] = {}
     origins = _origins(removed["of"].to_numpy(), documents)
     for ordinal, kind, of, detail in zip(

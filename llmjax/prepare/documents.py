@@ -1,7 +1,7 @@
 """Documents as Arrow record batches in memory and on disk.
 
 A step of the preparation is a pure function from record batch to record batch. It never drops, adds or reorders rows:
-a document that is thrown away keeps its row with a reason, so that the funnel can be counted and the rejects kept.
+a rejected document keeps its row, with a reason, so that the funnel can count it and rejected/ can show it.
 
 Between the steps each part is one Arrow file, and beside it an index of keys and sizes. The Arrow files are memory-mapped,
 so a row can be fetched from any part. Groupings and joins read the indexes, which hold no text.
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from llmjax import storage
 
+REJECTED_CHARACTERS = 1000
 ROW_BITS = 32  # bits of an ordinal that number the row within its part
 SCHEMA = pa.schema(
     [
@@ -72,7 +73,7 @@ def make_batch(rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
 
 
 def well_formed(text: str) -> str:
-    """The text with U+FFFD for what is half a character: lone surrogates, which have no UTF-8. Pairs become characters."""
+    """The text with U+FFFD for lone surrogates, which have no UTF-8. Pairs of surrogates become characters."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -81,7 +82,7 @@ def well_formed(text: str) -> str:
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Values as an Arrow column. Texts come from strangers, and names of files, too: what has no UTF-8 is replaced."""
+    """Values as an Arrow column. Lone surrogates, in texts and in names of files, are replaced."""
     try:
         return pa.array(values, kind)
     except UnicodeEncodeError:
@@ -91,6 +92,13 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 def text_id(text: str) -> bytes:
     """The first 16 bytes of BLAKE2b of the text's UTF-8 bytes."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def beginning(text: str | bytes | None) -> str:
+    """What is kept of a rejected document, to recognise it by: the first characters."""
+    if isinstance(text, bytes):
+        text = text[: 4 * REJECTED_CHARACTERS].decode("utf-8", "replace")
+    return (text or "")[:REJECTED_CHARACTERS]
 
 
 def replace(batch: pa.RecordBatch, **columns: Any) -> pa.RecordBatch:
@@ -110,7 +118,7 @@ def kept(batch: pa.RecordBatch) -> np.ndarray:
 
 
 def reject(batch: pa.RecordBatch, reasons: Mapping[int, str]) -> pa.RecordBatch:
-    """The batch with reasons set on some kept rows; a row that has one already keeps it."""
+    """The batch with reasons on some rows. A row that has one already keeps it."""
     if not reasons:
         return batch
     column = batch["reason"].to_pylist()
@@ -120,7 +128,7 @@ def reject(batch: pa.RecordBatch, reasons: Mapping[int, str]) -> pa.RecordBatch:
 
 
 def add_facts(batch: pa.RecordBatch, facts: Mapping[int, Mapping[str, float]]) -> pa.RecordBatch:
-    """The batch with numbers added to the facts of some rows; a number that is there already is written over."""
+    """The batch with numbers added to the facts of some rows. A number of the same name is replaced."""
     if not facts:
         return batch
     column = batch["facts"].to_pylist()
@@ -132,7 +140,7 @@ def add_facts(batch: pa.RecordBatch, facts: Mapping[int, Mapping[str, float]]) -
 
 
 def with_ids(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with the ids and sizes of the kept rows' texts as they are now; rejected rows stay as they were."""
+    """The batch with the ids and sizes of the kept rows' texts as they are now. Rejected rows stay as they were."""
     texts, ids, sizes = batch["text"].to_pylist(), batch["id"].to_pylist(), batch["size"].to_pylist()
     for row in np.flatnonzero(kept(batch)):
         data = (texts[row] or "").encode()
@@ -146,9 +154,9 @@ def ordinal(part: int, row: int = 0) -> int:
 
 
 class PartWriter:
-    """Writes a part's batches to `path` and their index to the same name with .parquet, both at once when it closes.
+    """Writes a part's batches to `path`, and their index to the same name with .parquet, when the context ends.
 
-    It is a context manager; nothing is left of a part that fails.
+    Nothing is left of a part that fails.
     """
 
     def __init__(self, path: Path, *, number: int, source: int) -> None:
@@ -158,7 +166,7 @@ class PartWriter:
         self._index: list[pa.RecordBatch] = []
 
     def write(self, batch: pa.RecordBatch, *, sizes: np.ndarray, groups: np.ndarray, kept: np.ndarray) -> None:
-        """Append a batch; sizes and group hashes (int64) and `kept` (bool) of its rows."""
+        """Append a batch, with the sizes and group hashes (int64) of its rows, and which are kept (bool)."""
         if self._writer is None:
             temporary = self._held.enter_context(storage.replacing(self._path, shared=True))
             self._writer = self._held.enter_context(pa.ipc.new_file(str(temporary), batch.schema))
@@ -180,30 +188,30 @@ class PartWriter:
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write a Parquet file that is either whole or not there."""
+    """Write a Parquet file, whole or not at all."""
     with storage.replacing(path, shared=True) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write an .npz file that is either whole or not there."""
+    """Write an .npz file, whole or not at all."""
     with storage.writing(path, shared=True) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write an .npy file that is either whole or not there."""
+    """Write an .npy file, whole or not at all."""
     with storage.writing(path, shared=True) as file:
         np.save(file, array)
 
 
 def part_path(folder: Path, number: int) -> Path:
-    """Where the documents of a part are."""
+    """The file of a part's documents."""
     return folder / f"{number:06d}.arrow"
 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """The batches of a part, memory-mapped; nothing for a part without documents."""
+    """The batches of a part, memory-mapped. A part without documents has none."""
     if path.exists():
         with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as reader:
             for number in range(reader.num_record_batches):
@@ -228,7 +236,7 @@ def take_rows(path: Path, rows: np.ndarray, *, columns: Sequence[str]) -> pa.Tab
 
 
 def side_table(path: Path | None) -> pa.Table | None:
-    """A side table of a part, or None where there is none for it."""
+    """A side table of a part, or None if it has none."""
     return pq.read_table(path) if path is not None and path.exists() else None
 
 

@@ -1,8 +1,8 @@
-"""Cuts sources into parts, the units of work: what one worker reads, cleans and writes, and what a resumed run skips.
+"""Cuts sources into parts, the units of work. A task reads, cleans and writes one part; a resumed run skips it.
 
-The cut depends on the files alone, never on the number of workers, and parts are numbered in the order of the sources
-and of their paths. So a document's ordinal, its part's number and its row there, is the same in every run; that order
-is also who comes first among duplicates.
+The cut depends on the files alone, never on the number of workers. Parts are numbered in the order of the sources and of
+their paths. So a document's ordinal (its part's number and its row there) is the same in every run. Of duplicates the one
+of the smallest ordinal stays.
 """
 
 from collections.abc import Iterator, Sequence
@@ -85,7 +85,7 @@ def _items(source: Source, file: str, part_bytes: int) -> Iterator[tuple[Item, i
 
 
 def _row_ranges(file: str, path: str, size: int, part_bytes: int) -> Iterator[tuple[Item, int]]:
-    """Ranges of whole lines; the lines are counted, so that each document is named by its line as in a file read whole."""
+    """Ranges of whole lines, and the number of lines before each: documents are named by the number of their line."""
     start = first = lines = position = 0
     with open(file, "rb") as opened:
         while block := opened.read(SCAN_BYTES):

@@ -1,9 +1,9 @@
-"""The prepare stage: sources -> WORKDIR/prepare, clean shards, what was thrown away, and an account of everything.
+"""The prepare stage: sources -> WORKDIR/prepare, with clean shards, rejected documents, a manifest and a data card.
 
-The sources are cut into parts; tasks read and clean them, steps that look at all documents decide between two such
-passes, and tasks write the shards. Every task leaves a summary in work/, so that a stopped run goes on with the parts that
-are left; that folder goes when all is done. A finished preparation, which has a manifest, stays as it is until another
-one is complete: that is made in WORKDIR/prepare.new and takes its place at the end.
+Tasks read and clean the parts of the sources. Steps over all documents run between two such passes. Tasks write the
+shards. Every task leaves a summary in work/, so that a stopped run goes on with the parts that are left. work/ is removed
+at the end. A finished preparation, which has a manifest, stays as it is until another one is complete: that one is made
+in WORKDIR/prepare.new and takes its place at the end.
 """
 
 import contextlib
@@ -36,28 +36,28 @@ from llmjax.prepare.summary import total
 from llmjax.version import __version__
 
 OUTPUTS = (*SPLITS, "rejected")
-PLACED = ("pieces", "plan", "shards", "rejected")  # what is in work/ about where documents go
-# How the preparation runs, not what comes out of it: a run may be resumed with others.
+PLACED = ("pieces", "plan", "shards", "rejected")  # in work/, about where documents go
 PLACING = ("holdout_percent", "holdout_max_bytes", "holdout_tail_percent", "shard_bytes")
+# Settings of how the preparation runs. They change no output, so a run may be resumed with others.
 HOW = ("workers", "memory_bytes", "engine", "spark_master", "keep_work")
 
 
 def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     """Make WORKDIR/prepare from `c.data.sources` by the steps of `c.prepare` and return its final numbers.
 
-    Rows of train/SOURCE-NNNNN.jsonl and heldout/: id, source, group, path, text, and url, licence, language and facts
-    where known; of rejected/: also reason, and of the text the first 1,000 characters. The same sources and settings
-    give the same bytes in every file, whatever the number of workers and however often the run was stopped.
+    Rows of train/SOURCE-NNNNN.jsonl and heldout/ have id, source, group, path and text, and url, licence, language and
+    facts where known. Rows of rejected/ also have the reason, and the first 1,000 characters of the text. The same
+    sources and settings give the same bytes in every file, for any number of workers and however often the run stopped.
 
     Raises:
         UserError: for sources or settings that cannot be used, if nothing is left to train on, or if nothing could be
             held out although a share was asked for.
-        OSError: if a file cannot be read or the disk is full; the same command goes on from there.
+        OSError: if a file cannot be read or the disk is full. The same command goes on from there.
     """
     began = time.perf_counter()
     earlier, sources = _check(c, workdir)
     cut = parts.cut([*earlier, *sources])
-    # The documents between the steps, and the shards; a finished preparation keeps its own room until the end.
+    # For the documents between the steps, and for the shards. A finished preparation keeps its space until the end.
     storage.require_space(workdir, 2 * sum(part.size for part in cut))
     folder = _begin(c, workdir)
     work = folder / "work"
@@ -72,7 +72,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
 
 
 def check(c: ConfigDict, workdir: Path | None, *, fresh: bool = False) -> None:
-    """Raise UserError for sources and settings that `run` would refuse; nothing is changed.
+    """Raise UserError for sources and settings that `run` would refuse. Nothing is changed.
 
     Args:
         workdir: the run's folder, None: not known.
@@ -82,7 +82,7 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool = False) -> None:
 
 
 def _check(c: ConfigDict, workdir: Path | None) -> tuple[list[Source], list[Source]]:
-    """The earlier runs and the sources, after everything has been looked at that a run would stop at."""
+    """The earlier runs and the sources. Raises UserError for everything that a run would refuse."""
     earlier = earlier_runs(c.prepare.earlier)
     sources = resolve_sources(c.data.sources)
     check_extras(sources)
@@ -99,7 +99,7 @@ def _check(c: ConfigDict, workdir: Path | None) -> tuple[list[Source], list[Sour
 
 @functools.lru_cache(maxsize=1)
 def _make_steps(settings: str) -> None:
-    """Make every step once, as the tasks will, for the sake of what it raises."""
+    """Make every step once, as the tasks will. Raises UserError for settings that a step cannot use."""
     given = json.loads(settings)
     for name in ("extract", *given["steps"]):
         if name not in OVERALL:
@@ -116,15 +116,14 @@ def _run(c: ConfigDict, state: State, sources: Sequence[Source], folder: Path) -
     account.check_result(c.data, funnels, folder)
     manifest = account.manifest(c, sources, funnels, written, found)
     account.write_card(manifest, folder / "card.html")
-    for left in folder.rglob(".*.tmp"):  # of processes that were killed
-        storage.remove(left)
+    _sweep(folder)
     storage.write_json(folder / "manifest.json", manifest)
     print(account.table(funnels, sources), flush=True)
     return account.numbers(funnels)
 
 
 def check_steps(prepare: ConfigDict) -> None:
-    """Raise UserError for a step that is unknown, twice there, or makes no sense where it stands."""
+    """Raise UserError for steps that are unknown or there twice, and for an unknown route or engine."""
     import difflib
 
     known = (*clean.PER_DOCUMENT[1:], *OVERALL)
@@ -151,10 +150,10 @@ def make_engine(prepare: ConfigDict, work: Path) -> Engine:
 
 
 def _begin(c: ConfigDict, workdir: Path) -> Path:
-    """The folder to work in, with what a stopped run of the same sources and settings left, or empty.
+    """The folder to work in. It holds what a stopped run of the same sources and settings left, or nothing.
 
-    Settings that only say what goes where do not undo the cleaning: then the shards alone are made again, of what is in
-    work/ of a stopped run, or of a finished one that kept it.
+    Settings of where documents go do not undo the cleaning. When only these change, the shards alone are made again from
+    work/ of a stopped run, or of a finished run that kept it.
     """
     finished, new = workdir / "prepare", workdir / "prepare.new"
     storage.recover_folder(finished)
@@ -169,11 +168,18 @@ def _begin(c: ConfigDict, workdir: Path) -> Path:
     if not _is(folder / "work" / "placing", placing):
         for path in (*(folder / name for name in OUTPUTS), *(folder / "work" / name for name in PLACED)):
             storage.remove(path)
+    _sweep(folder)
     storage.write_text(folder / "work" / "cleaning", cleaning)
     storage.write_text(folder / "work" / "placing", placing)
     for name in OUTPUTS:
         (folder / name).mkdir(exist_ok=True)
     return folder
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed."""
+    for left in folder.rglob(".*.tmp"):
+        storage.remove(left)
 
 
 def _cleaning(c: ConfigDict) -> str:
@@ -221,7 +227,7 @@ def _check_apart(sources: Sequence[Source], workdir: Path) -> None:
 def _steps(
     c: ConfigDict, state: State, sources: Sequence[Source]
 ) -> tuple[list[list[dict[str, Any]]], dict[str, dict[str, float]]]:
-    """Run all steps; the parts' summaries of every pass over them, and what the steps over all documents found."""
+    """Run all steps. Returns the parts' summaries of every pass, and the numbers of the steps over all documents."""
     passes: list[list[dict[str, Any]]] = []
     found: dict[str, dict[str, float]] = {}
     waiting = ["extract"]
@@ -241,7 +247,7 @@ def _steps(
 
 
 def _pass(c: ConfigDict, state: State, names: Sequence[str], passes: list[list[dict[str, Any]]]) -> None:
-    """One pass over the parts, where there is something to do in it."""
+    """One pass over the parts, unless there is nothing to do."""
     if not names and not state.spans and passes:
         return
     out = state.work / f"documents-{len(passes)}"
@@ -264,7 +270,7 @@ def _pass(c: ConfigDict, state: State, names: Sequence[str], passes: list[list[d
 
 
 def _check_fields(c: ConfigDict, state: State, sources: Sequence[Source], summaries: Sequence[dict[str, Any]]) -> None:
-    """Raise UserError if not one of a source's rows has `data.text_field`."""
+    """Raise UserError if none of a source's rows has `data.text_field`."""
     import difflib
 
     for number, source in enumerate(sources):
@@ -293,7 +299,7 @@ def _write(c: ConfigDict, state: State, holdout: split.Holdout, folder: Path) ->
         pieces = table_files(state.work / "pieces")
     plan, jobs, planned, seen = state.work / "plan", [], [], []
     storage.remove(plan)
-    # What goes where is decided on this machine, from numbers alone.
+    # This machine decides where documents go, from numbers alone.
     with Local(workers_of(c.prepare.workers), c.prepare.memory_bytes, state.work / "spill").database() as database:
         places = split.place(
             database,
@@ -354,7 +360,7 @@ def _source_names(state: State) -> list[str]:
 
 
 def _groups(state: State, ordinals: Sequence[int]) -> list[str]:
-    """The names of held-out groups, but for those of rows, which are groups of their own."""
+    """The names of held-out groups. A row is a group of its own, whose name is an id: those are left out."""
     table = shards.fetch(state.documents, np.array(ordinals, np.int64), columns=("group", "path"))
     pairs = zip(table["group"].to_pylist(), table["path"].to_pylist(), strict=True)
     return sorted(group for group, _ in pairs if not _is_id(group))

@@ -1,7 +1,7 @@
 """Writes the output: SOURCE-NNNNN.jsonl in train/, heldout/ and rejected/, each shard by a task of its own.
 
-The plan says for each shard which documents it holds and in which order; the task fetches them from the parts. So a
-shard's bytes depend on the plan alone, and shards can be written by any process, again, or by several at once.
+The plan lists the documents of each shard in order, and the task fetches them from the parts. So a shard's bytes depend
+on the plan alone: any process can write a shard, twice or beside another.
 """
 
 import hashlib
@@ -17,12 +17,11 @@ import pyarrow as pa
 
 from llmjax import storage
 from llmjax.prepare import clean, split
-from llmjax.prepare.documents import part_path, read_batches, side_table, take_rows
-from llmjax.prepare.summary import add_counts
+from llmjax.prepare.documents import beginning, part_path, read_batches, side_table, take_rows
+from llmjax.prepare.summary import SAMPLE_CHARACTERS, add_counts
 
 COLUMNS = ("source", "group", "path", "url", "licence", "language", "text", "reason", "facts", "id")
 LENGTHS = tuple(2**n for n in range(6, 31, 2))  # upper ends of the length histogram, in bytes
-SAMPLE_TEXT = 300
 OPTIONAL = ("url", "licence", "language")
 
 
@@ -40,7 +39,7 @@ class Shard:
 
 
 def assign(places: Iterable[pa.Table], *, shard_bytes: int) -> Iterator[Shard]:
-    """Shards of sorted places, each complete: a new one begins where the next document would not fit."""
+    """Complete shards of sorted places. A new shard begins where the next document would not fit."""
     current: Shard | None = None
     for table in places:
         splits, sources = table["split"].to_pylist(), table["source"].to_numpy()
@@ -70,7 +69,7 @@ def write_shard(
     """Task: write the shard OUT of the documents that the file ROWS (ordinals, pieces) lists, in that order.
 
     Returns:
-        documents, bytes (UTF-8 of the text) and sha256 of the file; `about`, what its documents are like.
+        documents, bytes (UTF-8 of the text) and sha256 of the file; `about`: counts and samples of its documents.
     """
     with np.load(rows) as plan:
         table = fetch(Path(documents), plan["ordinals"])
@@ -118,11 +117,11 @@ def _describe(about: dict[str, Any], row: dict[str, Any], text: str, size: int) 
     about["length"][end] = about["length"].get(end, 0) + 1
     about["words"] += len(text.split())
     if len(about["samples"]) < 3:
-        about["samples"].append(text[:SAMPLE_TEXT])
+        about["samples"].append(text[:SAMPLE_CHARACTERS])
 
 
 def write_lines(lines: Iterable[tuple[bytes, int]], path: Path) -> dict[str, Any]:
-    """Write (line, bytes of its text) to a file that is either whole or not there, and describe it."""
+    """Write (line, bytes of its text) to a file, whole or not at all, and describe it."""
     digest, count, total = hashlib.sha256(), 0, 0
     with storage.writing(path, shared=True) as file:
         for line, size in lines:
@@ -164,7 +163,7 @@ def shard_line(row: dict[str, Any], piece: int, holdout: dict[str, Any], split_n
         values["facts"] = json.loads(row["facts"])
     if split_name == "rejected":
         values["reason"] = row["reason"]
-        text = text[: clean.REJECTED_TEXT]
+        text = beginning(text)
     return json.dumps({**values, "text": text}, ensure_ascii=False).encode() + b"\n", text
 
 
@@ -174,10 +173,10 @@ def write_rejected(
     """Task: the rejected documents of one part in the order of reading, with their reasons, as OUT.
 
     Args:
-        seen: a file of ordinals whose tails are texts that are trained on; "": none.
+        seen: a file of ordinals whose tails are also training texts; "": none.
 
     Returns:
-        the file's description, and `removed`: what no step counted, [kind, size, path, reason, text] each.
+        the file's description, and `removed`: the documents that no step counted (size, path, reason, text).
     """
     path = Path(documents)
     gone = side_table(Path(removed) / f"{number:06d}.parquet") if removed else None
@@ -198,7 +197,7 @@ def write_rejected(
                 row["reason"] = reasons.get(n + start, "held-out part also trained on")
                 piece = split.WHOLE if n + start in reasons else split.TAIL
                 size = row["size"] if piece == split.WHOLE else _tail_size(row["text"], holdout)
-                shown = row["text"][:SAMPLE_TEXT]
+                shown = row["text"][:SAMPLE_CHARACTERS]
                 counted.append({"size": size, "path": row["path"], "reason": row["reason"], "text": shown})
             line, text = shard_line(row, piece, holdout, "rejected")
             lines.append((line, len(text.encode())))

@@ -1,11 +1,12 @@
 """Finds what `data.sources` names: the standard library, files, folders, globs, parallel text and fsspec URLs.
 
-Nothing is read here. A setting that is wrong (a path that is not there, a folder without a readable file, an extra
-that is not installed) is a UserError that says what to do; `reading.py` reads, and never stops at a bad document.
+Nothing is read here. A wrong setting (a path that is not there, a folder without a readable file, an extra that is not
+installed) is a UserError that says what to do. `reading.py` reads, and never stops at a bad document.
 """
 
 import collections
 import difflib
+import functools
 import glob
 import hashlib
 import importlib.util
@@ -23,58 +24,34 @@ from typing import Any, Literal, NoReturn
 from llmjax.data import parallel_text
 from llmjax.errors import UserError
 
-CODE_SUFFIXES = [
-    ".py",
-    ".pyi",
-    ".c",
-    ".h",
-    ".cc",
-    ".cpp",
-    ".hpp",
-    ".cu",
-    ".cs",
-    ".java",
-    ".kt",
-    ".scala",
-    ".js",
-    ".jsx",
-    ".ts",
-    ".tsx",
-    ".go",
-    ".rs",
-    ".rb",
-    ".php",
-    ".pl",
-    ".lua",
-    ".r",
-    ".jl",
-    ".hs",
-    ".ml",
-    ".swift",
-    ".m",
-    ".sh",
-    ".bash",
-    ".ps1",
-    ".sql",
-    ".tex",
-    ".ipynb",
-]
+CODE_SUFFIXES = (
+    ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".cs", ".java", ".kt", ".scala", ".js", ".jsx", ".ts", ".tsx", ".go",
+    ".rs", ".rb", ".php", ".pl", ".lua", ".r", ".jl", ".hs", ".ml", ".swift", ".m", ".sh", ".bash", ".ps1", ".sql", ".tex",
+)  # fmt: skip
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", *CODE_SUFFIXES)
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 MAIL_SUFFIXES = (".eml", ".mbox")
 ROW_SUFFIXES = (".jsonl", ".ndjson")
 WARC_SUFFIXES = (".warc", ".wet")
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 FORMATS = {
     **dict.fromkeys(TEXT_SUFFIXES, "text"),
     **dict.fromkeys(HTML_SUFFIXES, "html"),
     **dict.fromkeys(ROW_SUFFIXES, "rows"),
     **dict.fromkeys(WARC_SUFFIXES, "warc"),
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
     ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".ipynb": "notebook",
     ".pdf": "pdf",
     ".eml": "mail",
     ".mbox": "mailbox",
 }
+# Among the files of a folder these are mostly settings and figures: they are read where a source names them, or packed.
+NAMED = (".json", ".csv", ".tsv")
+ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", *(f".tar{end}" for end in COMPRESSED))
 MODULES = {"html": "resiliparse", "warc": "fastwarc", "pdf": "pypdfium2"}  # of the extra `data`
 STDLIB = ("stdlib", "stdlib-tests")
 Kind = Literal["stdlib", "file", "folder", "glob", "parallel", "url", "earlier"]
@@ -82,7 +59,7 @@ Kind = Literal["stdlib", "file", "folder", "glob", "parallel", "url", "earlier"]
 
 @dataclass(frozen=True)
 class Source:
-    """One entry of `data.sources`, resolved: its files in the order of their paths, and what was skipped, by suffix."""
+    """One entry of `data.sources`: its files in the order of their paths, and the number of skipped files by suffix."""
 
     name: str
     spec: str
@@ -94,7 +71,7 @@ class Source:
 
 
 def resolve_sources(specs: Sequence[str]) -> list[Source]:
-    """Find the files of each source; nothing is read.
+    """Find the files of each source. Nothing is read.
 
     Args:
         specs: "stdlib", "stdlib-tests", a file, a folder (recursively), a glob, a URL that fsspec knows (gs://, s3://,
@@ -120,7 +97,7 @@ def resolve_sources(specs: Sequence[str]) -> list[Source]:
 
 
 def earlier_runs(runs: Sequence[str]) -> list[Source]:
-    """What other runs have kept, as sources that come before all others: new documents must not repeat them.
+    """The output of other runs, as sources before all others: new documents must not repeat it.
 
     Raises UserError for a folder without finished preparation.
     """
@@ -160,13 +137,13 @@ def check_extras(sources: Iterable[Source]) -> None:
 
 
 def suffix_of(file: str) -> str:
-    """The suffix that decides how a file is read, in lower case; ".jsonl.gz" counts as one."""
+    """The suffix that decides how a file is read, in lower case. ".jsonl.gz" is one suffix."""
     stem, last = posixpath.splitext(posixpath.basename(file.lower()))
     return posixpath.splitext(stem)[1] + last if last in COMPRESSED else last
 
 
 def format_of(file: str) -> tuple[str, str]:
-    """("text", "html", "rows", "warc", "parquet", "pdf", "mail", "mailbox", or "" for an unknown suffix; "", ".gz" or ".zst")."""
+    """A value of FORMATS, "" for an unknown suffix; and one of COMPRESSED or ""."""
     suffix = suffix_of(file)
     compression = next((end for end in COMPRESSED if suffix.endswith(end)), "")
     return FORMATS.get(suffix.removesuffix(compression), ""), compression
@@ -189,7 +166,7 @@ def open_file(file: str) -> Any:
 
 @contextmanager
 def naming(file: str) -> Iterator[None]:
-    """Have errors of reading name the file: those of a disk that fails in the middle do not."""
+    """Name the file in errors of reading. Those of a disk that fails in the middle do not."""
     try:
         yield
     except OSError as error:
@@ -244,7 +221,7 @@ def _resolve(spec: str) -> Source:
     if path.is_dir():
         kind, root, files, called = "folder", path, list(_walk(path, skipped)), path.resolve().name
     elif path.exists():
-        called = path.name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[0] or path.name
+        called = path.name.removesuffix(format_of(path.name)[1]).rpartition(".")[0] or path.name
         kind, root, files = "file", path.parent, [path]
     elif glob.has_magic(where):
         parts = path.parts
@@ -252,11 +229,13 @@ def _resolve(spec: str) -> Source:
         matches = (Path(match) for match in glob.iglob(str(path), recursive=True))
         literal = not glob.has_magic(path.suffix) and path.suffix  # *.log asks for these files, whatever they are
         files = [file for file in matches if file.is_file() and (literal or _is_known(file.name, skipped))]
+        files = [file for file in files if not _is_in_loop(file.parent)]
         kind, called = "glob", root.resolve().name
     else:
         raise UserError(f"data.sources: there is no {where}{_nearest(path)}")
     if not files:
         _no_files(where, skipped)
+    _check_archives(map(str, files))
     ordered = sorted(set(files), key=lambda file: file.relative_to(root).as_posix())
     return Source(
         name or _name(called), spec, kind, root=str(root), files=tuple(map(str, ordered)),
@@ -283,6 +262,7 @@ def _resolve_url(spec: str, name: str, where: str) -> Source:
         raise UserError(f"data.sources: there is no {where}: check the address, and that you may read it")
     if not files:
         _no_files(where, skipped)
+    _check_archives(files)
     called = posixpath.basename(root if len(files) > 1 else posixpath.splitext(bare)[0])
     return Source(
         name or _name(called), spec, "url", root=root, files=tuple(sorted(set(files))),
@@ -295,9 +275,9 @@ def _name(called: str) -> str:
 
 
 def _walk(folder: Path, skipped: collections.Counter[str]) -> Iterator[Path]:
-    """Readable files below a folder; hidden ones (.git, .venv) and linked folders are counted, not entered."""
+    """Readable files below a folder. Hidden folders (.git, .venv) and linked ones are counted, not entered."""
 
-    def fail(error: OSError) -> NoReturn:  # without it os.walk leaves out what it may not list, silently
+    def fail(error: OSError) -> NoReturn:  # os.walk is silent about folders that it may not list
         raise error
 
     for parent, folders, names in os.walk(folder, onerror=fail):
@@ -316,8 +296,22 @@ def _walk(folder: Path, skipped: collections.Counter[str]) -> Iterator[Path]:
                 yield file
 
 
+@functools.lru_cache(maxsize=1 << 16)
+def _is_in_loop(folder: Path) -> bool:
+    """Whether the way to a folder goes through a link to a folder that the link is in."""
+    if folder.is_symlink() and folder.absolute().parent.resolve().is_relative_to(folder.resolve()):
+        return True
+    return folder.parent != folder and _is_in_loop(folder.parent)
+
+
+def _check_archives(files: Iterable[str]) -> None:
+    for file in files:
+        if suffix_of(file) in ARCHIVES:
+            raise UserError(f"data.sources: {file}: archives are not read: unpack it, and give the folder")
+
+
 def _is_known(file: str, skipped: collections.Counter[str]) -> bool:
-    known = bool(format_of(file)[0])
+    known = bool(format_of(file)[0]) and suffix_of(file) not in NAMED
     if not known:
         skipped[suffix_of(file) or "no suffix"] += 1
     return known
@@ -330,14 +324,19 @@ def _no_files(where: str, skipped: collections.Counter[str]) -> NoReturn:
     mend = "put text there, or give another path"
     if any(suffix.startswith(".") for suffix in skipped):
         suffix = next(suffix for suffix, _ in skipped.most_common() if suffix.startswith("."))
-        mend = f"if those are text, give them by a glob, such as {Path(glob.escape(where)) / '**' / f'*{suffix}'}"
+        pattern = Path(glob.escape(where)) / "**" / f"*{suffix}"
+        mend = f"if those are text, give them by a glob, such as {pattern}"
+        if suffix in ARCHIVES:
+            mend = "unpack those, and give the folder"
+    kinds = " ".join(kind for kind in FORMATS if kind not in NAMED)
     raise UserError(
-        f"data.sources: {where} has no file that can be read ({' '.join(FORMATS)}, and these with .gz or .zst); found {found}; {mend}"
+        f"data.sources: {where} has no file that can be read ({kinds}, and all with {', '.join(COMPRESSED)}); found "
+        f"{found}; {mend}"
     )
 
 
 def _nearest(path: Path) -> str:
-    """The closest name that exists where the path leaves the existing folders."""
+    """A hint: the closest name in the last folder of the path that exists."""
     missing = path.absolute()
     while not missing.parent.is_dir():
         missing = missing.parent

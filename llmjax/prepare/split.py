@@ -1,8 +1,8 @@
 """Which documents are held out, and where each document goes: the plan of the output shards.
 
-Whole groups are held out, chosen by a hash of the group's name alone, so that more documents move none from one side
-to the other. The order within a split is that of the ids: as an id is a hash of the text, that is a shuffle which
-depends on the texts only.
+Whole groups are held out. A hash of the group's name alone chooses them, so that further documents move none from one
+side to the other. Documents of a split are in the order of their ids. An id is a hash of the text, so this order is a
+shuffle that depends on the texts only.
 """
 
 import functools
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from llmjax.prepare.documents import part_path, read_batches, side_table, table_files, write_table
 
-WHOLE, HEAD, TAIL = 0, 1, 2  # which part of a document a row of the plan stands for
+WHOLE, HEAD, TAIL = 0, 1, 2  # the piece of a document that a row of the plan stands for
 PIECES = pa.schema([("ordinal", pa.int64()), ("piece", pa.int8()), ("id", pa.binary()), ("size", pa.int64())])
 PLAN_ROWS = 500_000
 
@@ -39,19 +39,19 @@ def _group_hash(group: str) -> int:
 
 
 def group_hashes(groups: Sequence[str]) -> np.ndarray:
-    """A hash of each group's name, int64; the lowest `percent` of the range is held out."""
+    """A hash of each group's name, int64. The lowest `percent` of the range is held out."""
     return np.fromiter((_group_hash(group) for group in groups), np.int64, len(groups))
 
 
 def threshold(percent: float) -> int:
-    """Groups whose hash is below are held out."""
+    """Groups are held out if their hash is below this number."""
     return min(int(percent / 100 * 2**64), 2**64 - 1) - 2**63
 
 
 def cut_tail(text: str, *, percent: float, min_bytes: int) -> tuple[str, str]:
     """Cut a text into its first characters and its last `percent` of them, as nanoGPT's data[:int(n * 0.9)] does.
 
-    A text stays whole (and the second is "") where a part would have fewer than `min_bytes` bytes.
+    A text stays whole, and the second is "", if one of the two would have fewer than `min_bytes` bytes.
     """
     at = int(len(text) * (100 - percent) / 100)
     parts = text[:at], text[at:]
@@ -92,8 +92,8 @@ def live_texts(documents: Path, number: int, removed: str) -> Iterator[tuple[np.
             yield ordinals[live], batch["text"].filter(pa.array(live))
 
 
-# One row for every document (or piece of one) that goes somewhere. `linked` maps groups that hold near-duplicates of
-# each other to one of them, which decides for all, so that both copies land on the same side.
+# One row for every document (or piece of one) that is kept. Groups that hold near-duplicates of each other must be on the
+# same side: `linked` maps them to one group, which decides for all.
 PLACES = """
 CREATE TEMP TABLE live AS
     SELECT i.ordinal, i.source, i.language, i.id, i.size, coalesce(l.root, i."group") AS "group"
@@ -108,7 +108,7 @@ SELECT ordinal, 0::TINYINT AS piece, source, CASE WHEN $route THEN language ELSE
          THEN 'heldout' ELSE 'train' END AS split
 FROM live
 """
-# A tail that is the whole text of something trained on is no test of anything.
+# A tail that is also the whole text of a training document measures nothing.
 BY_TAIL = """
 SELECT p.ordinal, p.piece, i.source, CASE WHEN $route THEN i.language ELSE '' END AS language, p.id, p.size,
     CASE WHEN p.piece <> 2 THEN 'train'

@@ -1,4 +1,4 @@
-"""What is counted while documents pass: by source and step, how many came in, were changed and were thrown away, and why."""
+"""The counts of documents: by step, how many came in, were changed and were rejected, and why."""
 
 import collections
 import json
@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from llmjax.prepare.documents import kept
 
-EXAMPLES = 3  # rejected documents shown for each reason and part
-SAMPLE_TEXT = 300
+EXAMPLES = 3  # rejected documents that are shown of each kind of reason
+SAMPLE_CHARACTERS = 300  # of a document that the card shows
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Summary:
             pair[1] += size
         shown = self.examples.setdefault(kind, [])
         if len(shown) < EXAMPLES:
-            shown.append({"path": path, "reason": reason, "text": (text or "")[:SAMPLE_TEXT]})
+            shown.append({"path": path, "reason": reason, "text": (text or "")[:SAMPLE_CHARACTERS]})
 
     def add_facts(self, batch: pa.RecordBatch) -> None:
         """Count the facts of all rows, rejected ones included."""
@@ -83,7 +83,7 @@ class Summary:
 
 
 def total(summaries: Iterable[dict[str, Any]]) -> Summary:
-    """The sum of summaries, in their order; examples are the first of each kind."""
+    """The sum of summaries. Of the examples of each kind the first stay."""
     whole = Summary()
     names: set[str] = set()
     rows: collections.Counter[str] = collections.Counter()
@@ -112,7 +112,7 @@ def total(summaries: Iterable[dict[str, Any]]) -> Summary:
 
 
 def add_counts(a: list[list[int]], b: list[list[int]]) -> list[list[int]]:
-    """The sum of two tables of counts, of which either may be missing."""
+    """The sum of two tables of counts. An empty table counts as zeros."""
     return (np.array(a) + np.array(b)).tolist() if a and b else a or b
 
 
