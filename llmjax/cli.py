@@ -17,6 +17,7 @@ from llmjax.parallel import processes
 from llmjax.prepare import command as prepare_command
 from llmjax.scaling import command as scaling_command
 from llmjax.startup import timings
+from llmjax.sweep import command as sweep_command
 from llmjax.verb import Verb
 from llmjax.version import __version__
 
@@ -262,6 +263,7 @@ VERBS: dict[str, Verb] = {
     **scaling_command.VERBS,
     **prepare_command.VERBS,
     **eval_command.VERBS,
+    **sweep_command.VERBS,
     "config": Verb(
         "list every setting, its value and its meaning", lambda verb: None, _print_settings, config="optional"
     ),

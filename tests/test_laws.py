@@ -1,0 +1,149 @@
+"""Scaling laws against data with known answers."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import optimize
+
+from llmjax import cli
+from llmjax.errors import UserError
+from llmjax.sweep import isoflops, laws
+from llmjax.sweep.points import Points, read_runs, read_table
+
+DATA = Path("../shared/data/scaling")
+published = pytest.mark.skipif(not DATA.exists(), reason="needs published points")
+HOFFMANN = np.array([6.0073404, 6.0179186, 0.5267228, 0.33917084, 0.2849083])
+
+
+def chinchilla() -> Points:
+    columns = {"parameters": "Model Size", "flops": "Training FLOP", "loss": "loss"}
+    return read_table(DATA / "chinchilla_epoch_svg.csv", **columns)
+
+
+def made_up(noise: float = 0.0, *, sizes: int = 6, lengths: int = 6) -> tuple[laws.Law, Points]:
+    """Runs that follow a law."""
+    law = laws.Law(E=1.7, A=400.0, B=1500.0, alpha=0.34, beta=0.36)
+    n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 1e9, sizes), np.geomspace(1e9, 1e11, lengths)))
+    loss = law.loss(n, d) * np.exp(noise * np.random.default_rng(0).normal(size=n.shape))
+    return law, Points(n, d, loss, tuple(f"run {i}" for i in range(len(n))))
+
+
+def test_a_law_is_found_again_in_its_own_losses():
+    law, points = made_up()
+    fit = laws.fit(points, resamples=0)
+    for name in ("E", "A", "B", "alpha", "beta"):
+        assert getattr(fit.law, name) == pytest.approx(getattr(law, name), rel=1e-4)
+    assert fit.agree > 0.5 and fit.error < 1e-6
+
+
+def test_intervals_hold_the_truth_and_the_best_size_spends_the_budget():
+    law, points = made_up(noise=0.003)
+    fit = laws.fit(points, resamples=40)
+    low, high = fit.interval(lambda one: one.exponent, share=0.98)
+    assert low <= law.exponent <= high
+    n, d = law.best_size(1e21), law.best_tokens(1e21)
+    assert 6 * n * d == pytest.approx(1e21)
+    for factor in (0.9, 1.1):
+        assert law.loss(n * factor, d / factor) > law.loss(n, d)
+
+
+@published
+def test_chinchillas_points_give_the_optimum_and_the_known_resamples():
+    fit = laws.fit(chinchilla(), drop_highest=5, resamples=3)
+    assert (len(fit.points), len(fit.dropped)) == (240, 5)
+    assert fit.law.objective <= 0.0010182741
+    assert fit.law.alpha == pytest.approx(0.347310, abs=1e-3) and fit.law.beta == pytest.approx(0.367172, abs=1e-3)
+    assert pytest.approx(1.81722, abs=1e-3) == fit.law.E
+    assert pytest.approx(477.83, rel=0.02) == fit.law.A and pytest.approx(2143.42, rel=0.02) == fit.law.B
+    assert [one.A for one in fit.resamples] == pytest.approx([349.556, 487.836, 728.411], rel=1e-3)
+    assert fit.law.best_tokens(5.76e23) / fit.law.best_size(5.76e23) == pytest.approx(17.9, abs=0.1)
+
+
+@published
+def test_the_mean_of_the_losses_at_usual_tolerances_stops_where_it_began():
+    points = chinchilla()
+    points = points.taken(points.loss < np.sort(points.loss)[-5])
+    n, d, y = np.log(points.parameters), np.log(points.tokens), np.log(points.loss)
+
+    def mean(x: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = laws.objective(x, n, d, y, laws.HUBER)
+        return value / len(y), gradient / len(y)
+
+    naive = optimize.minimize(mean, HOFFMANN, jac=True, method="L-BFGS-B")
+    assert naive.success and abs(naive.x[4] - HOFFMANN[4]) < 1e-3
+    assert laws.objective(naive.x, n, d, y, laws.HUBER)[0] > 1.1 * laws.fit(points, resamples=0).law.objective
+
+
+@published
+@pytest.mark.parametrize(("outliers", "exponent", "tokens"), [(True, 0.463, 16.1e12), (False, 0.500, None)])
+def test_llama_3s_budgets_grow_as_published(outliers, exponent, tokens):
+    with (DATA / "isoflops_openathena.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["experiment"] == "llama_3__raw_loss"]
+    rows = [row for row in rows if outliers or row["outlier"] == "False"]
+    n, d, loss, budgets = (np.array([float(row[k]) for row in rows]) for k in ("params", "tokens", "loss", "budget"))
+    growth = isoflops.fit(Points(n, d, loss, ("",) * len(n)), budgets)
+    assert growth.exponent == pytest.approx(exponent, abs=2e-3) and not growth.dropped
+    assert tokens is None or growth.best_tokens(3.8e25) == pytest.approx(tokens, rel=0.01)
+
+
+def test_budgets_whose_best_size_was_not_run_are_left_out_by_name():
+    law, _ = made_up()
+    budgets, n = np.repeat([1e18, 1e19, 1e20, 1e21], 7), []
+    for budget in np.unique(budgets):
+        n += list(law.best_size(budget) * np.geomspace(0.25, 4, 7) * (20 if budget == 1e21 else 1))
+    n = np.array(n)
+    points = Points(n, budgets / 6 / n, law.loss(n, budgets / 6 / n), ("",) * len(n))
+    growth = isoflops.fit(points, budgets)
+    assert growth.dropped == (1e21,) and growth.exponent == pytest.approx(law.exponent, abs=0.02)
+    with pytest.raises(UserError, match="1 of 1 budgets|0 of 1 budgets"):
+        isoflops.fit(points.taken(budgets == 1e18), budgets[budgets == 1e18])
+
+
+def test_products_of_sizes_and_tokens_do_not_overflow(tmp_path):
+    (tmp_path / "large.csv").write_text("n,d,loss\n" + "".join(f"{10**12},{10**13},{2 + i / 10}\n" for i in range(7)))
+    points = read_table(tmp_path / "large.csv", parameters="n", tokens="d", loss="loss")
+    assert points.flops.min() == 6e25
+
+
+def test_the_command_prints_a_law_and_writes_it(tmp_path, capsys):
+    law, points = made_up(noise=0.001)
+    lines = [f"{a},{b},{x}" for a, b, x in zip(points.parameters, points.tokens, points.loss, strict=True)]
+    (tmp_path / "runs.csv").write_text("\n".join(["size,data,nats", *lines]))
+    words = ["laws", str(tmp_path / "runs.csv"), "--parameters", "size", "--tokens", "data", "--loss", "nats"]
+    assert cli.main([*words, "--drop-highest", "2", "--resamples", "20", "--out", str(tmp_path / "law.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "left out: 2 with the highest losses" in shown and "far from what was run" in shown
+    made = json.loads((tmp_path / "law.json").read_text())
+    assert made["alpha"] == pytest.approx(law.alpha, abs=0.05) and made["runs"] == 34
+    low, high = made["intervals"]["alpha"]
+    assert low <= made["alpha"] <= high
+
+
+def test_what_holds_no_law_is_refused_or_warned_of(tmp_path, capsys):
+    _, points = made_up()
+    with pytest.raises(UserError, match="5 runs cannot hold 5 constants"):
+        laws.fit(points.taken(np.arange(len(points)) < 5))
+    with pytest.raises(UserError, match="the runs have 1 sizes"):
+        laws.fit(points.taken(points.parameters == points.parameters[0]).taken(np.ones(6, bool)), resamples=0)
+    _, few = made_up(noise=0.001, sizes=3, lengths=3)
+    lines = [f"{n},{d},{x}\n" for n, d, x in zip(few.parameters, few.tokens, few.loss, strict=True)]
+    (tmp_path / "few.csv").write_text("".join(["n,d,l\n", *lines]))
+    words = ["laws", str(tmp_path / "few.csv"), "--parameters", "n", "--tokens", "d", "--loss", "l", "--resamples", "0"]
+    assert cli.main(words) == 0
+    rising = Points(few.parameters, few.tokens, 6 - few.loss, few.names)
+    with pytest.raises(UserError, match="do not fall with size"):
+        laws.fit(rising, resamples=0)
+    assert "WARNING: 9 runs are few for 5 constants" in capsys.readouterr().out
+    for content, message in (
+        ("n,d\n1,2\n", "no column 'l'"),
+        ("", "has no rows"),
+        ("n,d,l\n1,2,x\n", "line 2: l is 'x'"),
+    ):
+        (tmp_path / "bad.csv").write_text(content)
+        with pytest.raises(UserError, match=message):
+            read_table(tmp_path / "bad.csv", parameters="n", tokens="d", loss="l")
+    with pytest.raises(UserError, match="is no finished run"):
+        read_runs([tmp_path])
