@@ -102,8 +102,6 @@ def ours(folder: Path) -> Any:
 
 def _network(shape: Sequence[int]) -> tuple[Any, Any]:
     """The module, and parameters that are only shapes."""
-    import jax
-
     from llmjax import config
     from llmjax.model import transformer
 
@@ -113,7 +111,7 @@ def _network(shape: Sequence[int]) -> tuple[Any, Any]:
     c.update({"max_length": positions, "position": "learned", "norm": "layer", "activation": "gelu_tanh"})
     c.update({"bias": ("qkv", "out", "mlp", "norm"), "tie_embeddings": True, "kv_heads": heads, "norm_epsilon": 1e-5})
     module = transformer.build(c)
-    return module, jax.eval_shape(lambda key: transformer.init_params(module, key), jax.random.key(0))
+    return module, transformer.param_shapes(module)
 
 
 def make_weights(folder: Path, shape: Sequence[int]) -> None:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from llmjax.interop import mapping
 from llmjax.interop.families import FAMILIES
 from llmjax.interop.mapping import Family, Row
-from llmjax.model.transformer import build, init_params
+from llmjax.model.transformer import build, param_shapes
 
 Arrays = dict[str, np.ndarray]
 GOLDEN = Path(__file__).parent / "golden" / "hf"
@@ -133,7 +133,7 @@ def match(family: Family, c: ConfigDict, names: Iterable[str]) -> list[Row]:
 
 def read_params(family: Family, c: ConfigDict, tensors: Arrays) -> Any:
     """Our parameters from theirs; every one of ours is written exactly once."""
-    abstract = jax.eval_shape(lambda: init_params(build(c), jax.random.key(0)))
+    abstract = param_shapes(build(c))
     leaves = {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
     params = {path: np.full(leaf.shape, np.nan, np.float32) for path, leaf in leaves.items()}
     written = {path: np.zeros(leaf.shape[:1] if _stacked(path) else (), int) for path, leaf in leaves.items()}

@@ -117,7 +117,7 @@ def expected_params(theirs: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
 def flat_shapes(c: ConfigDict) -> dict[str, tuple[int, ...]]:
     """path -> shape of every parameter of a model."""
     module = transformer.build(c)
-    abstract = jax.eval_shape(lambda: transformer.init_params(module, jax.random.key(0)))
+    abstract = transformer.param_shapes(module)
     return {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
 
 

@@ -27,7 +27,7 @@ def make(c: config.ConfigDict, seed: int = 0) -> tuple[transformer.Transformer, 
     hundreds, a soft cap of the logits would hide them, and what it leaves, logits near zero, would be their rounding.
     """
     module = transformer.build(c)
-    shapes = jax.eval_shape(lambda key: transformer.init_params(module, key), jax.random.key(0))
+    shapes = transformer.param_shapes(module)
     rng = np.random.default_rng(seed)
     scale = 0.18 if c.norm in ("none", "batch") else 0.3
 

@@ -236,7 +236,7 @@ def draw(rng):
 def build(c):
     """Shapes of everything a run needs: parameters, their places and optimizer, a training pass with each output."""
     module = transformer.build(c.model)
-    params = jax.eval_shape(lambda key: transformer.init_params(module, key), jax.random.key(0))
+    params = transformer.param_shapes(module)
     placement.parameter_shardings(params, mesh_of("data=1"))
     optimizer = make_optimizer(c.optimizer, lambda step: jnp.float32(1.0), model=c.model)
     assert table(c.optimizer, params, model=c.model)

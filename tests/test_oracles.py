@@ -19,7 +19,7 @@ from networks import settings
 from llmjax import config
 from llmjax.model import positions
 from llmjax.model.stacks import layer_slots
-from llmjax.model.transformer import build, init_params
+from llmjax.model.transformer import build, param_shapes
 from llmjax.parallel.placement import path_name
 
 MODELS = Path(__file__).parent.parent / "configs" / "models"
@@ -37,7 +37,7 @@ def tiny(family: str, **changes: Any) -> config.ConfigDict:
 def random_params(c: config.ConfigDict, seed: int) -> tuple[Any, oracles.Params]:
     """Random parameters far from where training starts them: as our tree, and flat in float64."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: init_params(build(c), jax.random.key(0)))
+    shapes = param_shapes(build(c))
 
     def draw(path: Any, leaf: Any) -> jax.Array:
         values = rng.standard_normal(leaf.shape)

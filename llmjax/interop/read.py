@@ -151,7 +151,7 @@ def run_config(model: ConfigDict, *, name: str, generation: Mapping[str, float] 
 def parameters_of(model: ConfigDict) -> dict[str, Tensor]:
     """path -> type and shape of every parameter of a model."""
     module = transformer.build(model)
-    shapes = jax.eval_shape(lambda key: transformer.init_params(module, key), jax.random.key(0))
+    shapes = transformer.param_shapes(module)
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     return {path_name(path): Tensor(np.dtype(leaf.dtype), tuple(leaf.shape)) for path, leaf in leaves}
 

@@ -3,20 +3,19 @@
 import math
 import re
 
-import jax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.config.model_checks import ATTENTION
 from llmjax.model.stacks import layer_stacks
-from llmjax.model.transformer import build, init_params
+from llmjax.model.transformer import build, param_shapes
 
 
 def parameter_shapes(c: ConfigDict) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter of the model of `config.model`; nothing is computed or allocated."""
-    tree = jax.eval_shape(lambda key: init_params(build(c), key), jax.random.key(0))
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
+    tree = traverse_util.flatten_dict(param_shapes(build(c)), sep="/")
+    return {path: leaf.shape for path, leaf in tree.items()}
 
 
 def param_count(c: ConfigDict) -> int:

@@ -6,6 +6,7 @@ Norms, activations and positions are branches or tables in `layers.py` and `posi
 `attention.KERNELS`, and initialisation schemes are rows of the table in `init.py`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -281,6 +282,12 @@ def init_params(module: Transformer, key: jax.Array) -> Any:
     tokens_BL = jnp.zeros((1, 8), jnp.int32)
     source = {"tokens": tokens_BL} if module.c.encoder_layers else None
     return module.init(key, tokens_BL, source=source)["params"]
+
+
+@functools.lru_cache(maxsize=64)
+def param_shapes(module: Transformer) -> Any:
+    """The shapes and types of `init_params`, ShapeDtypeStructs: nothing is computed, and a module is traced once."""
+    return jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0))
 
 
 def padded_vocab(c: ConfigDict, tokenizer_size: int) -> int:

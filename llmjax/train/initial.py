@@ -61,8 +61,7 @@ def check(c: ConfigDict, tokenizer: Tokenizer | None) -> None:
 
 
 def _shapes(model: ConfigDict) -> dict[str, tuple[int, ...]]:
-    module = transformer.build(model)
-    tree = jax.eval_shape(lambda key: transformer.init_params(module, key), jax.random.key(0))
+    tree = transformer.param_shapes(transformer.build(model))
     return {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
