@@ -7,17 +7,21 @@ import shutil
 import tempfile
 
 # Before jax starts: eight CPU devices, so that meshes can be tested on a laptop; and a compiler that hurries, because
-# tests compile far longer than they compute. Commands that tests start inherit the compilation cache.
+# tests compile far longer than they compute. What is compiled is kept as long as the tests run, in one folder for all
+# workers and the commands that they start: workers inherit these settings.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="llmjax-tests-")
-os.environ["LLMJAX_CACHE"] = "off"  # what a test keeps between starts lies in a folder of its own
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    compiled = tempfile.mkdtemp(prefix="llmjax-tests-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["LLMJAX_CACHE"] = "off"  # what a test keeps between starts lies in a folder of its own
 
 import collections
 import functools
+import gc
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +45,11 @@ def _cpu_seconds() -> float:
     """Used by this process, and by those it started that have ended."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not look at it a thousand times."""
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

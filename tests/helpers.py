@@ -1,5 +1,6 @@
 """A tiny model, a tiny run and its batches, and how to start the command: for the tests of training, recipes and the command."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -24,16 +25,22 @@ from llmjax.train.optimizer import make_optimizer
 from llmjax.train.schedule import make_schedule
 from llmjax.train.step import State, batch_shardings, init_state, make_train_step
 
+KEPT_STEPS = 16  # programs of prepare_steps
 WORDS = ("the", "model", "reads", "a", "line", "and", "writes", "another", "one", "def", "return", "x", "=", "1")
 
 
-def few(cases: Iterable[Any], keep: int = 1) -> list[Any]:
+def few(cases: Iterable[Any], keep: int = 1, slow: int | None = None) -> list[Any]:
     """The cases of a test whose promise the first ones hold; the others ask the same once more, and run as slow.
 
     A tuple is the values of several arguments; one that is a value goes in a tuple of its own.
+
+    Args:
+        slow: so many of the others are slow, the rest exhaustive; None: all are slow.
     """
+    most = float("inf") if slow is None else keep + slow
     values = [case if isinstance(case, tuple) else (case,) for case in cases]
-    return [pytest.param(*one, marks=[pytest.mark.slow] if i >= keep else []) for i, one in enumerate(values)]
+    marks = [[] if i < keep else [pytest.mark.slow if i < most else pytest.mark.exhaustive] for i in range(len(values))]
+    return [pytest.param(*one, marks=own) for one, own in zip(values, marks, strict=True)]
 
 
 def tiny_config(sources: Path | str = "stdlib", **changes: Any) -> config.ConfigDict:
@@ -107,14 +114,34 @@ def train(
             processes.broadcast_from_first(partial(rewind.go_back, workdir, c.train.rewind, spike))
 
 
+@functools.lru_cache(maxsize=32)
+def first_params(module: transformer.Transformer) -> Any:
+    """The parameters that a model starts with, made once for all tests."""
+    return jax.jit(partial(transformer.init_params, module))(jax.random.key(0))
+
+
 def mesh_of(line: str) -> Mesh:
     """The mesh of a config line over as many of the fake devices as the line asks for."""
     sizes = [int(part.partition("=")[2]) for part in line.split()]
     return meshes.make_mesh(line, devices=jax.devices()[: int(np.prod(sizes))])
 
 
+_STEPS: dict[tuple[str, Mesh], tuple[State, State, Any]] = {}  # the least recently used first
+
+
 def prepare_steps(c: config.ConfigDict, mesh: Mesh) -> tuple[State, State, Any]:
-    """The first state, its abstract form, and a function (state, batch of numpy arrays) -> (state, metrics)."""
+    """The first state, its abstract form, and a function (state, batch of numpy arrays) -> (state, metrics).
+
+    Those of the configs used last are kept, so that tests share what was traced and compiled.
+    """
+    key = config.to_json(c), mesh
+    _STEPS[key] = _STEPS.pop(key, None) or _make_steps(c.copy_and_resolve_references(), mesh)
+    while len(_STEPS) > KEPT_STEPS:
+        _STEPS.pop(next(iter(_STEPS)))
+    return _STEPS[key]
+
+
+def _make_steps(c: config.ConfigDict, mesh: Mesh) -> tuple[State, State, Any]:
     module = placement.on_mesh(transformer.build(c.model), mesh, c)
     total = config.duration(c.train.duration, tokens_per_step=1)
     schedule = make_schedule(c.schedule, total_steps=total, tokens_per_step=1)

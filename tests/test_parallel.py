@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import few, losses_of, make_batch, mesh_of, prepare_steps, tiny_config
+from helpers import few, first_params, losses_of, make_batch, mesh_of, prepare_steps, tiny_config
 
 from llmjax import config
 from llmjax.model import attention, transformer
@@ -20,10 +20,10 @@ MOE = {"model__moe__experts": 4, "model__moe__active": 2, "model__moe__shared": 
 HYBRID = {"model__pattern": ("rglru", "local"), "model__window": 5, "model__layers": 4}
 
 
-def gradients(c, mesh):
-    """The loss sum and the gradients of a batch, on the host."""
-    module = placement.on_mesh(transformer.build(c.model), mesh, c)
-    params = jax.jit(functools.partial(transformer.init_params, module))(jax.random.key(0))
+def gradients_of(c, mesh):
+    """A function () -> the loss sum and the gradients of a batch, on the host."""
+    module = transformer.build(c.model)
+    params, module = first_params(module), placement.on_mesh(module, mesh, c)
     params = jax.device_put(params, placement.parameter_shardings(params, mesh, rules=c.parallel.rules))
     batch = make_batch(c, 0)
     if c.model.encoder_layers:
@@ -31,23 +31,28 @@ def gradients(c, mesh):
     batch = jax.device_put(batch, batch_shardings(mesh))
     key = jax.random.key(1)
 
+    @jax.jit
+    @jax.value_and_grad
     def loss(params, batch):
         return OBJECTIVES[c.objective.name](module, params, batch, key, c.objective).objective
 
-    with placement.active(mesh, c):
-        return jax.device_get(jax.jit(jax.value_and_grad(loss))(params, batch))
+    def run():
+        with placement.active(mesh, c):
+            return jax.device_get(loss(params, batch))
+
+    return run
 
 
 @functools.cache
 def alone(changes):
-    return gradients(tiny_config(train__batch_size=8, **dict(changes)), mesh_of("data=1"))
+    return gradients_of(tiny_config(train__batch_size=8, **dict(changes)), mesh_of("data=1"))()
 
 
 def largest_difference(line, changes, parallel):
     """Of any gradient on the mesh from that on one device, relative to the largest element of its parameter."""
     loss, expected = alone(tuple(changes.items()))
     c = tiny_config(train__batch_size=8, **changes, **parallel, parallel__mesh=line)
-    here, found = gradients(c, mesh_of(line))
+    here, found = gradients_of(c, mesh_of(line))()
     np.testing.assert_allclose(here, loss, rtol=1e-5)
     worst = jax.tree.map(lambda a, b: np.abs(a - b).max() / max(np.abs(b).max(), 1e-6), found, expected)
     return max(jax.tree.leaves(worst))
@@ -74,6 +79,16 @@ CASES = {
         {"model__pattern": ("local",), "model__window": 5, "model__attention_soft_cap": 5.0},
         {"parallel__context": "ring"},
     ),
+    "context, ring, ALiBi, window, soft cap": (
+        "data=2 context=2",
+        {
+            "model__position": "alibi",
+            "model__pattern": ("local",),
+            "model__window": 5,
+            "model__attention_soft_cap": 5.0,
+        },
+        {"parallel__context": "ring"},
+    ),
     "context, ring, tensor": ("data=2 context=2 tensor=2", {"model__kv_heads": 2}, {"parallel__context": "ring"}),
     "context, recurrent": ("context=4", HYBRID, {}),
     "sequence": ("fsdp=2 tensor=4", {}, {"parallel__sequence": True}),
@@ -91,10 +106,8 @@ CASES = {
 
 # The others' parts are in these, or in test_moe.py: they run with `-m slow`.
 ENOUGH = (
-    "pipeline, uneven layers",
-    "pipeline, rounds",
-    "context, ring, ALiBi",
-    "context, ring, window, soft cap",
+    "pipeline, uneven rounds",
+    "context, ring, ALiBi, window, soft cap",
     "sequence",
     "pipeline, expert, tensor",
     "pipeline, context ring",
@@ -109,7 +122,7 @@ def test_gradients_on_the_mesh_are_those_of_one_device(name):
     assert worst < 2e-5
 
 
-@pytest.mark.parametrize("zero", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("zero", few([1, 2, 3]))  # 3 is what all other tests have
 def test_zero_decides_what_fsdp_divides_and_changes_no_loss(zero):
     c = tiny_config(parallel__zero=zero)
     losses, state = losses_of(c, mesh_of("fsdp=4 tensor=2"), steps=3)
@@ -160,21 +173,22 @@ def test_what_follows_the_experts_load_moves_in_a_pipeline_as_without():
 
 def test_dropout_in_a_pipeline_differs_by_layer_and_part_and_repeats():
     c = tiny_config(model__layers=4, model__dropout=0.3, train__batch_size=8, parallel__mesh="pipeline=2")
-    first, again = (gradients(c, mesh_of("pipeline=2")) for _ in range(2))
+    run = gradients_of(c, mesh_of("pipeline=2"))
+    first, again = run(), run()
     jax.tree.map(np.testing.assert_array_equal, first, again)
-    dry = gradients(tiny_config(model__layers=4, train__batch_size=8), mesh_of("data=1"))
+    dry = alone((("model__layers", 4),))
     assert 0 < abs(first[0] / dry[0] - 1) < 0.2
 
 
 def test_stages_hold_their_own_layers_and_share_the_vocabulary():
     c = tiny_config(model__layers=4, parallel__mesh="pipeline=2 tensor=2")
-    _, state = losses_of(c, mesh_of("pipeline=2 tensor=2"), steps=1)
+    state, _, _ = prepare_steps(c, mesh_of("pipeline=2 tensor=2"))  # a step leaves everything where it was
     for tree in (state.params, *(s for s in state.opt_state if hasattr(s, "mu"))):
         params = getattr(tree, "mu", tree)
         assert params["layers"]["mlp"]["up"]["kernel"].addressable_shards[0].data.shape == (2, 32, 32)
         assert params["embedding"].addressable_shards[0].data.shape == (80, 32)
     uneven = tiny_config(model__layers=5, parallel__mesh="pipeline=2")
-    _, state = losses_of(uneven, mesh_of("pipeline=2"), steps=1)
+    state, _, _ = prepare_steps(uneven, mesh_of("pipeline=2"))
     assert state.params["layers"]["mlp"]["up"]["kernel"].addressable_shards[0].data.shape == (5, 16, 64)
 
 
@@ -189,7 +203,7 @@ def ticks_of(stages, rounds, parts, layers):
     )  # fmt: skip
     mesh = mesh_of(f"pipeline={stages}")
     module = placement.on_mesh(transformer.build(c.model), mesh, c)
-    params = jax.eval_shape(functools.partial(transformer.init_params, module), jax.random.key(0))
+    params = transformer.param_shapes(module)
     tokens_BL = jax.ShapeDtypeStruct((parts, 16), jnp.int32)
     with placement.active(mesh, c):
         traced = jax.make_jaxpr(lambda p, t: module.apply({"params": p}, t))(params, tokens_BL)
@@ -265,7 +279,7 @@ def test_how_a_network_runs_is_said_by_the_module_and_never_by_where_it_is_calle
 def test_a_ring_that_does_not_divide_the_sequence_is_refused():
     c = tiny_config(train__sequence_length=18, parallel__mesh="context=4", parallel__context="ring")
     with pytest.raises(ValueError, match=r"context=4 does not divide the 18 positions"):
-        gradients(c, mesh_of("context=4"))
+        gradients_of(c, mesh_of("context=4"))()
 
 
 # ---------------------------------------------------------------- slices and processes
