@@ -203,7 +203,7 @@ def ticks_of(stages, rounds, parts, layers):
     )  # fmt: skip
     mesh = mesh_of(f"pipeline={stages}")
     module = placement.on_mesh(transformer.build(c.model), mesh, c)
-    params = transformer.param_shapes(module)
+    params = transformer.param_shapes(transformer.build(c.model))
     tokens_BL = jax.ShapeDtypeStruct((parts, 16), jnp.int32)
     with placement.active(mesh, c):
         traced = jax.make_jaxpr(lambda p, t: module.apply({"params": p}, t))(params, tokens_BL)
