@@ -27,7 +27,7 @@ from common import make_parser, write
 
 from llmjax import config
 from llmjax.data.tokenizer import byte_tokenizer
-from llmjax.infer import files
+from llmjax.infer import batch
 from llmjax.infer.engine import Engine
 from llmjax.infer.request import Request
 from llmjax.infer.scheduler import Read
@@ -52,7 +52,7 @@ def engine(**given: Any) -> Engine:
     c.update({"layers": 2, "width": 64, "heads": 4, "mlp_width": 128, "max_length": 1024, "vocab_size": 288})
     module = transformer.build(c)
     params = jax.jit(lambda key: transformer.init_params(module, key))(jax.random.key(0))
-    return Engine(module, params, TOKENIZER, **{"slots": 8, "length": 1024, "form": "stored", **given})
+    return Engine(module, params, TOKENIZER, **{"slots": 8, "length": 1024, "weight_format": "stored", **given})
 
 
 def admission(waiting: int) -> dict[str, float]:
@@ -108,11 +108,11 @@ def hostile(count: int) -> dict[str, int]:
     def answers(lines: list[Any], folder: Path) -> dict[str, Any]:
         data = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
         (folder / "prompts.jsonl").write_bytes(b"\n".join(data))
-        rows = list(files.read_prompts(folder / "prompts.jsonl"))
+        rows = list(batch.read_prompts(folder / "prompts.jsonl"))
         # The good ones have the numbers that they have among the others, and so the same random numbers.
         rows = [dataclasses.replace(row, number=int(str(row.id)[5:]) if "good" in str(row.id) else 0) for row in rows]
-        rows = files.with_requests(TOKENIZER, rows, {"max_new_tokens": 8})
-        files.answer_file(engine(length=256), rows, folder / "out.jsonl")
+        rows = batch.with_requests(TOKENIZER, rows, {"max_new_tokens": 8})
+        batch.answer_file(engine(length=256), rows, folder / "out.jsonl")
         return {str(row["id"]): row for row in map(json.loads, (folder / "out.jsonl").read_text().splitlines())}
 
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:

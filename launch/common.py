@@ -1,7 +1,7 @@
-"""What the launchers share: where their own options end and the command begins, quoting, dry runs, and asking first.
+"""Shared by the launchers: parsing, quoting, dry runs, and the question before anything that costs money.
 
-Every launcher is called the same way, LAUNCHER OPTIONS -- VERB ...: what follows the two dashes is what one would type
-after `llmjax` on a single machine. `--dry-run` prints exactly what would run, as text that a shell understands.
+Every launcher is called as LAUNCHER OPTIONS -- VERB ...; behind the two dashes are the words that follow `llmjax` on a
+single machine. `--dry-run` prints exactly what would run, as text for a shell.
 """
 
 import argparse
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PORT = 8476  # of the coordinator, on machines that are the job's own
-# With this variable a training that was told to stop, and has saved, ends with that status: not done, start it again.
+PORT = 8476  # of the coordinator, on machines that only this job uses
+# With this variable a training that was told to stop ends with that status after it has saved: it is to start again.
 STOPPED = {"LLMJAX_STOPPED_STATUS": "75"}
 VERBS = ("run", "prepare", "tokenizer", "train", "eval", "generate", "report")
 
 
 class Mistake(SystemExit):
-    """Something to mend in the call: the launcher ends with the message and status 2."""
+    """A mistake of the user: the launcher prints the message and ends with status 2."""
 
     def __init__(self, message: str) -> None:
         print(f"launch: {message}", file=sys.stderr)
@@ -29,25 +29,25 @@ class Mistake(SystemExit):
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The launcher's own options and the llmjax command behind `--`.
+    """The options of the launcher, and the llmjax command behind `--`.
 
     Raises:
-        Mistake: when there is no command, or its verb is none that can be launched.
+        Mistake: if there is no command, or its verb cannot be launched.
     """
-    parser.add_argument("--dry-run", action="store_true", help="print what would run, and do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and do nothing else")
     words = list(argv)
     where = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:where])
     command = words[where + 1 :]
     if not command:
-        raise Mistake("the command is missing: give it behind two dashes, such as -- run --config FILE --workdir DIR")
+        raise Mistake("the command is missing: write it behind two dashes, such as -- run --config FILE --workdir DIR")
     if command[0] not in VERBS:
         raise Mistake(f"{command[0]!r} cannot be launched; write one of {', '.join(VERBS)} behind the two dashes")
     return args, command
 
 
 def workdir(command: Sequence[str]) -> str:
-    """The run's folder that the command names; launched jobs must, because all their processes share it."""
+    """The --workdir of the command. A launched job needs one, because all its processes share it."""
     for i, word in enumerate(command):
         if word.startswith("--workdir="):
             return word.partition("=")[2]
@@ -57,17 +57,17 @@ def workdir(command: Sequence[str]) -> str:
 
 
 def line(words: Sequence[str], *, env: Mapping[str, str] | None = None) -> str:
-    """A command as one line of shell, with the variables it is given in front."""
+    """A command as one line for a shell, with its environment variables in front."""
     return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in (env or {}).items()), shlex.join(words)])
 
 
 def scalar(value: Any) -> str:
-    """A value as YAML; JSON's scalars and lists are YAML's too."""
+    """A value as YAML, of which JSON is a part."""
     return json.dumps(value)
 
 
 def approve(what: str, *, yes: bool) -> None:
-    """Ask before something that costs money. Raises Mistake when the answer is not yes."""
+    """Ask before something that costs money. Raises Mistake unless the answer is yes."""
     if yes:
         return
     print(f"This costs money: {what}.", file=sys.stderr)
@@ -78,7 +78,7 @@ def approve(what: str, *, yes: bool) -> None:
 
 
 def call(words: Sequence[str], *, stdin: str | None = None) -> None:
-    """Run a command, its output shown. Raises Mistake when it is not there, CalledProcessError when it fails."""
+    """Run a command and show its output. Raises Mistake if it does not exist, CalledProcessError if it fails."""
     print(f"launch: {line(words)}", file=sys.stderr, flush=True)
     try:
         subprocess.run(words, input=stdin, text=True, check=True)
@@ -87,7 +87,7 @@ def call(words: Sequence[str], *, stdin: str | None = None) -> None:
 
 
 def ask(words: Sequence[str]) -> str:
-    """The output of a command, stripped; empty when it fails or says nothing."""
+    """The output of a command, stripped; "" if it fails. Raises Mistake if it does not exist."""
     try:
         return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
     except FileNotFoundError:
@@ -95,7 +95,7 @@ def ask(words: Sequence[str]) -> str:
 
 
 def write(text: str, path: Path, *, executable: bool = False) -> None:
-    """Write a file that the launcher made, and say where it is."""
+    """Write a file and print its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     if executable:

@@ -1,11 +1,11 @@
-"""Several real processes on this machine, as on a cluster: they talk over Gloo, and are started again when one is lost.
+"""Train with several processes on this machine, as on a cluster. They communicate over Gloo, and restart if one is lost.
 
     python launch/local.py -n 4 --restarts 2 -- run --config configs/quickstart.py --workdir runs/four
 
-The first process writes to the terminal, the others to WORKDIR/processes/N.log; N.pid holds their numbers. When one
-ends with an error the rest are ended, and the job starts again from its last checkpoint, at most --restarts times; a
-mistake in the command (status 2) is not tried again. SIGTERM and Ctrl-C are passed on, so that the job saves and stops;
-a second one ends it. Takes no more than Python to run.
+The first process writes to the terminal, the others to WORKDIR/processes/N.log. N.pid holds the number of a process. If
+one ends with an error, the others are ended and the job starts again from its last checkpoint, at most --restarts times.
+After a mistake in the command (status 2) it does not start again. SIGTERM and Ctrl-C are passed on, so that the job saves
+and stops. A second one ends it. The launcher needs nothing but Python.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from typing import IO
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import common
 
-GRACE_SECONDS = 2.0  # for the others to say themselves what is wrong, when one has
+GRACE_SECONDS = 2.0  # in which the other processes may print their own errors
 POLL_SECONDS = 0.02
 
 
 @dataclass
 class Job:
-    """The processes of one start, and where the output of all but the first goes."""
+    """The processes of one start, and the folder for the output of all but the first."""
 
     processes: list[subprocess.Popen]
     folder: Path
@@ -45,7 +45,7 @@ class Job:
 
 
 def environment(index: int, *, count: int, port: str, devices: int) -> dict[str, str]:
-    """The variables that one process gets beside this one's."""
+    """The variables that a process gets beside those of the launcher."""
     env = {
         "LLMJAX_COORDINATOR": f"127.0.0.1:{port}",
         "LLMJAX_PROCESSES": str(count),
@@ -60,19 +60,19 @@ def environment(index: int, *, count: int, port: str, devices: int) -> dict[str,
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """A free port."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
 
 
 def output_of(index: int, folder: Path) -> IO[str] | None:
-    """Where a process writes: None is the terminal."""
+    """The file that a process writes to; None: the terminal."""
     return None if index == 0 else (folder / f"{index}.log").open("a")
 
 
 def start(args: argparse.Namespace, command: Sequence[str], folder: Path) -> Job:
-    """Start all processes, each at the head of a session of its own, so that Ctrl-C reaches it once, through here."""
+    """Start all processes, each in its own session, so that Ctrl-C reaches them only through this launcher."""
     folder.mkdir(parents=True, exist_ok=True)
     job, port = Job([], folder), str(args.port or free_port())
     for index in range(args.n):
@@ -91,10 +91,10 @@ def start(args: argparse.Namespace, command: Sequence[str], folder: Path) -> Job
 
 
 def wait(job: Job, stops: list[int]) -> int:
-    """Wait for the job's end; 0 when all ended well, else the status of the first that did not, with the rest ended.
+    """Wait for the end of the job: 0, or the status of the first process that failed, after ending the others.
 
     Args:
-        stops: signals that have come; each is passed on once, the second as SIGKILL.
+        stops: the signals that have arrived. The first is passed on, and the second as SIGKILL.
     """
     passed, bad, since = 0, None, 0.0
     while job.running:
@@ -103,7 +103,7 @@ def wait(job: Job, stops: list[int]) -> int:
             job.send(stops[0] if passed == 1 else signal.SIGKILL)
         if bad is None:
             ended = [one for one in job.processes if one.poll()]
-            bad = min(ended, key=lambda one: one.returncode > 0, default=None)  # one that was killed took others along
+            bad = min(ended, key=lambda one: one.returncode > 0, default=None)  # a killed process made the others fail
             since = time.monotonic()
         elif bad.returncode < 0 or time.monotonic() - since > GRACE_SECONDS:
             job.send(signal.SIGKILL)
@@ -116,7 +116,7 @@ def wait(job: Job, stops: list[int]) -> int:
 
 
 def tell(job: Job, bad: subprocess.Popen, *, seconds: float) -> None:
-    """Say which process ended how, and the end of what it wrote."""
+    """Print how a process ended, and the last lines of its output."""
     index = job.processes.index(bad)
     how = (
         f"was ended by {signal.Signals(-bad.returncode).name}"
@@ -131,19 +131,22 @@ def tell(job: Job, bad: subprocess.Popen, *, seconds: float) -> None:
 
 
 def say(text: str) -> None:
-    """A line of the launcher's own."""
+    """Print a line of the launcher."""
     print(f"launch: {text}", file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the job; the exit status is 0 when it ended well, also when it was told to stop and has saved."""
+    """Run the job: exit status 0 if it ended well, also if it was told to stop and has saved."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-n", type=int, required=True, help="processes")
+    parser.add_argument("-n", type=int, required=True, help="number of processes")
     parser.add_argument(
-        "--devices-per-process", type=int, default=0, help="CPU devices of each (default: its share of the cores)"
+        "--devices-per-process",
+        type=int,
+        default=0,
+        help="CPU devices of each process (default: its share of the cores)",
     )
-    parser.add_argument("--restarts", type=int, default=0, help="starts after the first, when a process is lost")
-    parser.add_argument("--port", type=int, default=0, help="the coordinator's (default: a free one)")
+    parser.add_argument("--restarts", type=int, default=0, help="how often the job may start again after an error")
+    parser.add_argument("--port", type=int, default=0, help="port of the coordinator (default: a free one)")
     args, command = common.parse(parser, argv)
     if args.n < 1:
         raise common.Mistake(f"-n {args.n}: at least one process is needed")
@@ -166,7 +169,7 @@ def main(argv: Sequence[str]) -> int:
             say("stopped before everything was saved; the same command goes on from the last checkpoint")
             break
         if status == 2:
-            say("that is a mistake to mend, so the job is not started again")
+            say("this is a mistake in the command, so the job is not started again")
             break
         if attempt < args.restarts:
             say(f"starting again from the last checkpoint ({attempt + 1} of {args.restarts})")

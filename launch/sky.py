@@ -1,10 +1,11 @@
-"""A training on whatever cloud has machines: writes a SkyPilot file and starts it as a managed job.
+"""Train on any cloud with SkyPilot: write its file and start a managed job.
 
     python launch/sky.py --name llama --accelerators H100:8 --nodes 2 --bucket my-runs \\
         -- run --config configs/models/llama.py:llama3-8b --workdir /mnt/runs/llama
 
-SkyPilot finds the machines, ships this folder, and finds others when they are preempted; the training then goes on from
-its last checkpoint in the bucket, which all nodes see as /mnt/runs. TPU slices are one accelerator: tpu-v5p-8:1.
+SkyPilot finds the machines and copies this folder to them. When machines are preempted it finds others, and the training
+goes on from its last checkpoint in the bucket, which all nodes see as /mnt/runs. A TPU slice is one accelerator:
+tpu-v5p-8:1.
 """
 
 import argparse
@@ -41,7 +42,7 @@ run: |
 
 
 def settings(accelerators: str, nodes: int) -> dict[str, str]:
-    """The variables that tell a process of the others, in the words of SkyPilot's shell."""
+    """The environment variables of a process, as SkyPilot's shell expands them."""
     if accelerators.startswith("tpu-"):
         return {"LLMJAX_CLUSTER": "tpu", **common.STOPPED}
     if nodes == 1:
@@ -75,15 +76,17 @@ def task(args: argparse.Namespace, command: Sequence[str]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Write the file and start the job."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="llmjax", help="of the job")
-    parser.add_argument("--accelerators", required=True, help="of each node, such as H100:8")
+    parser.add_argument("--name", default="llmjax", help="name of the job")
+    parser.add_argument("--accelerators", required=True, help="accelerators of each node, such as H100:8")
     parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--bucket", required=True, help=f"seen by all nodes as {MOUNT}")
-    parser.add_argument("--spot", action="store_true", help="cheaper machines that may be taken away")
-    parser.add_argument("--restarts", type=int, default=10, help="starts after the first when the training fails")
-    parser.add_argument("--root", type=Path, default=common.ROOT, help="the folder to ship")
-    parser.add_argument("--out", type=Path, help="where the file goes (default: runs/.launch/NAME/task.yaml)")
-    parser.add_argument("--yes", action="store_true", help="do not ask, though it costs money")
+    parser.add_argument("--bucket", required=True, help=f"bucket that all nodes see as {MOUNT}")
+    parser.add_argument("--spot", action="store_true", help="use cheaper machines that may be preempted")
+    parser.add_argument(
+        "--restarts", type=int, default=10, help="how often the training may start again after an error"
+    )
+    parser.add_argument("--root", type=Path, default=common.ROOT, help="the folder to copy to the nodes")
+    parser.add_argument("--out", type=Path, help="write the file here (default: runs/.launch/NAME/task.yaml)")
+    parser.add_argument("--yes", action="store_true", help="do not ask before something that costs money")
     args, command = common.parse(parser, argv)
     if not common.workdir(command).startswith(f"{MOUNT}/"):
         raise common.Mistake(f"--workdir must be below {MOUNT}, the bucket that all nodes see")

@@ -1,11 +1,11 @@
-"""A training on GPU nodes under Slurm: writes a batch script and hands it to sbatch.
+"""Train on GPU nodes under Slurm: write a batch script and hand it to sbatch.
 
     python launch/slurm.py --nodes 4 --gpus 8 --time 24:00:00 -- run --config configs/models/gpt3.py:6.7b --workdir /shared/runs/gpt3
 
-One process a GPU, as JAX expects under Slurm. Some minutes before the time limit (--before) the job gets SIGTERM, saves,
-and is queued again until the training is done; it is queued again too when it is preempted or a node fails, and starts
-again from the last checkpoint when a process is lost. The output of process N is in WORKDIR/processes/N.log. --workdir
-and this folder must be on a disk that all nodes see.
+One process runs on each GPU. Some minutes before the time limit (--before), and when Slurm preempts the job, the
+processes get SIGTERM and save, and the job is queued again until the training is done. A job whose node fails is queued
+again too. A lost process makes the job start again from the last checkpoint. The output of process N is in
+WORKDIR/processes/N.log. --workdir and this folder must be on a disk that all nodes see.
 """
 
 import argparse
@@ -32,26 +32,29 @@ SCRIPT = """\
 {more}
 set -uo pipefail
 cd {root}
-mkdir -p {folder}
+folder={folder}
+mkdir -p "$folder"
+export {stopped_status}
 
 # The time limit is near: all processes save and end, and the job is queued again.
-stopped=
-stop() {{ stopped=1; scancel --signal=TERM "$SLURM_JOB_ID"; }}
-trap stop USR1
+trap 'touch "$folder/stopped"; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
+# A process that was told to stop, and has saved, leaves a mark. It ends with 0, or srun would kill the others.
+process='"$@"; status=$?; if [ "$status" -eq {stopped} ]; then touch "$0"; status=0; fi; exit "$status"'
 
 for attempt in $(seq 0 {restarts}); do
   echo "start $attempt, restart ${{SLURM_RESTART_COUNT:-0}} of the job, on $SLURM_JOB_NODELIST"
-  srun --kill-on-bad-exit=1 --open-mode=append --output={folder}/%t.log \\
-    {command} &
+  rm -f "$folder/stopped"
+  srun --kill-on-bad-exit=1 --open-mode=append --output="$folder/%t.log" \\
+    bash -c "$process" "$folder/stopped" {command} &
   step=$!
   wait "$step"; status=$?
   while kill -0 "$step" 2> /dev/null; do wait "$step"; status=$?; done  # a signal ends a wait early
-  if [ -n "$stopped" ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+  if [ -e "$folder/stopped" ]; then  # a job that is cancelled is no longer RUNNING, and stays cancelled
+    [ "$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"
     exit 0
   fi
   [ "$status" -eq 0 ] && exit 0
-  [ "$status" -eq 2 ] && break  # a mistake to mend
+  [ "$status" -eq 2 ] && break  # the user's mistake
   echo "ended with status $status; starting again from the last checkpoint"
   sleep 10
 done
@@ -60,7 +63,7 @@ exit "$status"
 
 
 def script(args: argparse.Namespace, command: Sequence[str]) -> str:
-    """The batch script."""
+    """The text of the batch script."""
     more = [("account", args.account), ("partition", args.partition), ("constraint", args.constraint)]
     return SCRIPT.format(
         name=args.name,
@@ -73,6 +76,8 @@ def script(args: argparse.Namespace, command: Sequence[str]) -> str:
         restarts=args.restarts,
         more="".join(f"#SBATCH --{key}={value}\n" for key, value in more if value),
         root=shlex.quote(str(args.root)),
+        stopped_status=" ".join(f"{name}={value}" for name, value in common.STOPPED.items()),
+        stopped=next(iter(common.STOPPED.values())),
         folder=shlex.quote(f"{common.workdir(command)}/processes"),
         command=common.line([".venv/bin/python", "-m", "llmjax", *command]),
     )
@@ -81,21 +86,25 @@ def script(args: argparse.Namespace, command: Sequence[str]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Write the script and submit it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="llmjax", help="of the job")
+    parser.add_argument("--name", default="llmjax", help="name of the job")
     parser.add_argument("--nodes", type=int, required=True)
-    parser.add_argument("--gpus", type=int, default=8, help="of each node, a process each")
-    parser.add_argument("--cpus", type=int, default=8, help="cores of each process")
-    parser.add_argument("--time", default="24:00:00", help="limit of one turn; the job goes on in the next")
-    parser.add_argument("--before", type=int, default=600, help="seconds before the limit at which it saves")
-    parser.add_argument("--restarts", type=int, default=10, help="starts after the first in a turn, when one is lost")
+    parser.add_argument("--gpus", type=int, default=8, help="GPUs of each node, with a process each")
+    parser.add_argument("--cpus", type=int, default=8, help="cores for each process")
+    parser.add_argument(
+        "--time", default="24:00:00", help="time limit of one run of the job; it is queued again after it"
+    )
+    parser.add_argument("--before", type=int, default=600, help="seconds before the time limit at which the job saves")
+    parser.add_argument(
+        "--restarts", type=int, default=10, help="how often a run of the job may start again after an error"
+    )
     parser.add_argument("--account", default="")
     parser.add_argument("--partition", default="")
     parser.add_argument("--constraint", default="")
     parser.add_argument(
         "--root", type=Path, default=common.ROOT, help="this repository, with .venv, as the nodes see it"
     )
-    parser.add_argument("--out", type=Path, help="where the script goes (default: WORKDIR/job.sh)")
-    parser.add_argument("--yes", action="store_true", help="do not ask before it is submitted")
+    parser.add_argument("--out", type=Path, help="write the script here (default: WORKDIR/job.sh)")
+    parser.add_argument("--yes", action="store_true", help="submit without asking")
     args, command = common.parse(parser, argv)
     text, path = script(args, command), args.out or Path(common.workdir(command)) / "job.sh"
     if args.dry_run:

@@ -1,16 +1,16 @@
-"""A training on Cloud TPU VMs: ask for them, ship the code, start every host, and start again when they are preempted.
+"""Train on Cloud TPU VMs: request them, copy the code, start all hosts, and start again after a preemption.
 
     python launch/tpu_vm.py --name llama --type v5p-64 --zone us-east5-a --project P --spot \\
         --disk 10.0.0.2:/runs -- run --config configs/models/llama.py:llama3-8b --workdir /mnt/runs/llama
 
-Needs gcloud, signed in. The commit that is checked out goes to the hosts (git archive), is installed from the lock with
-the tpu extra, and the command starts on all of them. --disk is what all hosts see as /mnt/runs: a network disk
-(Filestore, HOST:/PATH) or a bucket (gs://BUCKET, mounted with gcsfuse; make it with a hierarchical namespace, in which a
-folder is renamed at once, as checkpoints need). --config and --workdir must be paths on the hosts.
+gcloud must be signed in. The checked-out commit is copied to the hosts (git archive) and installed from the lock file with
+the tpu extra. Then the command starts on all hosts. All hosts see --disk as /mnt/runs: a network disk (Filestore,
+HOST:/PATH) or a bucket (gs://BUCKET, mounted with gcsfuse; it needs a hierarchical namespace, because checkpoints rename
+folders at once). --config and --workdir must be paths on the hosts.
 
-Stays in front, shows the first host's output, and watches: machines that were taken away are asked for again, a training
-that ended with an error starts again from its last checkpoint, together at most --restarts times. The machines are
-deleted at the end (--keep: they stay); when this program itself ends early they stay, and the same call goes on.
+The launcher stays in the foreground and shows the output of the first host. It requests preempted machines again, and
+starts a training that failed again from its last checkpoint, together at most --restarts times. At the end it deletes the
+machines, unless --keep is given. If the launcher itself is stopped, they stay, and the same call goes on.
 """
 
 import argparse
@@ -32,14 +32,14 @@ RUNTIMES = {
 }
 MOUNT = "/mnt/runs"
 POLL_SECONDS = 30
-GONE = ("SUSPENDED", "SUSPENDING", "FAILED", "DELETING")  # states of a request whose machines are not there
-SILENT = 20  # looks in a row without an answer, after which the request is taken to be gone
-# On a host, in the home folder: llmjax/ (the code), llmjax.log, llmjax.status (the exit status, once there is one).
+GONE = ("SUSPENDED", "SUSPENDING", "FAILED", "DELETING")  # states of a request without machines
+SILENT = 20  # polls in a row without an answer, after which the request counts as gone
+# In the home folder of a host: llmjax/ (the code), llmjax.log, llmjax.status (the exit status, after the end).
 STATUS = "cat llmjax.status 2>/dev/null || (pgrep -f '[l]lmjax.cli' > /dev/null && echo running || echo lost)"
 
 
 def flags(args: argparse.Namespace) -> list[str]:
-    """Where the machines are, for every gcloud command."""
+    """The flags for the place of the machines, for every gcloud command."""
     return [f"--zone={args.zone}", f"--project={args.project}"]
 
 
@@ -49,13 +49,13 @@ def nodes(args: argparse.Namespace) -> list[str]:
 
 
 def create(args: argparse.Namespace) -> list[str]:
-    """The command that asks for the machines."""
+    """The command that requests the machines."""
     which = [f"--node-id={args.name}"]
     if args.slices > 1:
         which = [f"--node-prefix={args.name}", f"--node-count={args.slices}"]
     runtime = args.runtime or RUNTIMES[args.type.partition("-")[0]]
     more = ["--spot"] if args.spot else []
-    more += [f"--reservation={args.reservation}"] if args.reservation else []
+    more += ["--reserved"] if args.reserved else []
     return [
         "gcloud", "compute", "tpus", "queued-resources", "create", args.name, *which,
         f"--accelerator-type={args.type}", f"--runtime-version={runtime}", *more, *flags(args),
@@ -63,12 +63,12 @@ def create(args: argparse.Namespace) -> list[str]:
 
 
 def delete(args: argparse.Namespace) -> list[str]:
-    """The command that gives the machines back."""
+    """The command that deletes the machines."""
     return ["gcloud", "compute", "tpus", "queued-resources", "delete", args.name, "--force", "--quiet", *flags(args)]
 
 
 def describe(args: argparse.Namespace) -> list[str]:
-    """The command that says in which state the request is."""
+    """The command that prints the state of the request."""
     return [
         "gcloud", "compute", "tpus", "queued-resources", "describe", args.name, "--format=value(state.state)",
         *flags(args),
@@ -83,7 +83,7 @@ def ssh(args: argparse.Namespace, node: str, script: str, *, worker: str = "all"
 
 
 def install_script(disk: str) -> str:
-    """What makes a bare host ready."""
+    """The script that installs the code on a bare host."""
     if disk.startswith("gs://"):
         bucket = disk.removeprefix("gs://").rstrip("/")
         mount = f"gcsfuse --implicit-dirs {bucket} {MOUNT}"
@@ -103,14 +103,14 @@ def install_script(disk: str) -> str:
 
 
 def start_script(command: Sequence[str]) -> str:
-    """What starts the command on a host and leaves it running. Each host starts the same: JAX finds the others."""
+    """The script that starts the command on a host and leaves it running. JAX finds the other hosts."""
     words = line([".venv/bin/python", "-m", "llmjax", *command], env={"LLMJAX_CLUSTER": "tpu", **common.STOPPED})
     body = f"cd ~/llmjax; {words} >> ~/llmjax.log 2>&1; echo $? > ~/llmjax.status"
     return f"rm -f llmjax.status; {line(['setsid', 'nohup', 'bash', '-c', body])} > /dev/null 2>&1 < /dev/null &"
 
 
 def archive(args: argparse.Namespace) -> tuple[list[str], Path]:
-    """The command that packs the commit that is checked out, and its file."""
+    """The command that packs the commit, and the path of the archive."""
     path = common.ROOT / "runs" / ".launch" / args.name / "llmjax.tar.gz"
     return ["git", "-C", str(common.ROOT), "archive", "--format=tar.gz", f"--output={path}", args.commit], path
 
@@ -126,18 +126,18 @@ def prepare(args: argparse.Namespace, code: Path) -> list[list[str]]:
 
 
 def begin(args: argparse.Namespace, command: Sequence[str]) -> list[list[str]]:
-    """The commands that start the training on every host, after ending what an earlier start has left."""
+    """The commands that end processes of an earlier start, and start the training on every host."""
     end = [ssh(args, node, "pkill -KILL -f '[l]lmjax.cli' || true") for node in nodes(args)]
     return [*end, *(ssh(args, node, start_script(command)) for node in nodes(args))]
 
 
 def state(args: argparse.Namespace) -> str:
-    """The state of the request; empty when there is none, or no answer."""
+    """The state of the request; "" without a request or an answer."""
     return common.ask(describe(args)).split(";")[0].strip()
 
 
 def wait_until_active(args: argparse.Namespace) -> None:
-    """Ask for the machines unless that was done, and wait for them however long it takes."""
+    """Request the machines, unless there is a request, and wait for them without a limit."""
     now = state(args)
     if now in GONE:
         common.call(delete(args))
@@ -152,7 +152,7 @@ def wait_until_active(args: argparse.Namespace) -> None:
 
 
 def watch(args: argparse.Namespace) -> str:
-    """Wait for the training's end: its exit status, "lost" (it is not running), or "preempted"."""
+    """Wait for the end of the training: its exit status, "lost" (it is not running), or "preempted"."""
     first, silent = nodes(args)[0], 0
     log = subprocess.Popen(ssh(args, first, "tail -n +1 -F llmjax.log", worker="0"), stdin=subprocess.DEVNULL)
     try:
@@ -163,18 +163,18 @@ def watch(args: argparse.Namespace) -> str:
             if found in GONE or silent > SILENT:
                 return "preempted"
             now = common.ask(ssh(args, first, STATUS, worker="0"))
-            if now not in ("running", ""):  # empty: the host did not answer this time
+            if now not in ("running", ""):  # "": the host did not answer
                 return "preempted" if state(args) in GONE else now
     finally:
         log.terminate()
 
 
 def show(args: argparse.Namespace, command: Sequence[str]) -> None:
-    """Print what would run, in its order."""
+    """Print what would run, in order."""
     pack, code = archive(args)
-    print(f"# pack the code\n{line(pack)}\n# ask for the machines\n{line(create(args))}")
+    print(f"# pack the code\n{line(pack)}\n# request the machines\n{line(create(args))}")
     print(f"# until it says ACTIVE, every {args.poll} s\n{line(describe(args))}")
-    print("# ship and install")
+    print("# copy and install")
     print("\n".join(map(line, prepare(args, code))))
     print("# start on all hosts")
     print("\n".join(map(line, begin(args, command))))
@@ -187,22 +187,22 @@ def show(args: argparse.Namespace, command: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the training to its end; the exit status is the training's."""
+    """Run the training to its end: its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", required=True, help="of the request and the machines")
+    parser.add_argument("--name", required=True, help="name of the request and of the machines")
     parser.add_argument("--type", required=True, help="accelerator type, such as v5p-64 or v5litepod-256")
-    parser.add_argument("--slices", type=int, default=1, help="slices joined by the data-centre network")
+    parser.add_argument("--slices", type=int, default=1, help="number of slices, joined by the data-centre network")
     parser.add_argument("--zone", required=True)
     parser.add_argument("--project", required=True)
-    parser.add_argument("--disk", required=True, help=f"HOST:/PATH or gs://BUCKET, seen by all hosts as {MOUNT}")
-    parser.add_argument("--runtime", default="", help="the machines' software (default: by type)")
-    parser.add_argument("--spot", action="store_true", help="cheaper machines that may be taken away")
-    parser.add_argument("--reservation", default="", help="take them from this reservation")
-    parser.add_argument("--commit", default="HEAD", help="what to ship")
+    parser.add_argument("--disk", required=True, help=f"HOST:/PATH or gs://BUCKET, which all hosts see as {MOUNT}")
+    parser.add_argument("--runtime", default="", help="software of the machines (default: by type)")
+    parser.add_argument("--spot", action="store_true", help="use cheaper machines that may be preempted")
+    parser.add_argument("--reserved", action="store_true", help="take the machines from the project's reservation")
+    parser.add_argument("--commit", default="HEAD", help="the commit to copy to the hosts")
     parser.add_argument("--restarts", type=int, default=100)
-    parser.add_argument("--poll", type=float, default=POLL_SECONDS, help="seconds between looks")
-    parser.add_argument("--keep", action="store_true", help="do not delete the machines at the end")
-    parser.add_argument("--yes", action="store_true", help="do not ask, though it costs money")
+    parser.add_argument("--poll", type=float, default=POLL_SECONDS, help="seconds between polls")
+    parser.add_argument("--keep", action="store_true", help="keep the machines at the end")
+    parser.add_argument("--yes", action="store_true", help="do not ask before something that costs money")
     args, command = common.parse(parser, argv)
     if not common.workdir(command).startswith(f"{MOUNT}/"):
         raise common.Mistake(f"--workdir must be below {MOUNT}, the disk that all hosts see")
@@ -225,7 +225,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             for words in [*(prepare(args, code) if fresh else []), *begin(args, command)]:
                 common.call(words)
-        except subprocess.CalledProcessError as error:  # hosts may vanish under our hands
+        except subprocess.CalledProcessError as error:  # hosts may vanish at any time
             status = "preempted" if state(args) in GONE else f"{line(error.cmd[:6])} failed"
         else:
             fresh, status = False, watch(args)

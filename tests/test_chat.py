@@ -126,7 +126,13 @@ def test_commands_do_what_they_say(tmp_path):
     lines = ["hi", f"/save {file}", "/temperature 0.5", "/temperature", "/top_k many", "/top_p 2", "/nothing", "/reset"]
     talk(chat, [*lines, "/system be brief", "/help", "/quit", "never said"])
     said = "".join(shown)
-    for part in ("saved in", "temperature = 0.5", "'many' is no number", "top_p=2.0 must be", "there is no /nothing"):
+    for part in (
+        "saved in",
+        "temperature = 0.5",
+        "'many' is not a number",
+        "top_p=2.0 must be",
+        "there is no /nothing",
+    ):
         assert part in said
     assert "/repetition_penalty" in said
     assert (chat.system, chat.messages, chat.settings["temperature"]) == ("be brief", [], 0.5)

@@ -89,7 +89,9 @@ def test_every_answer_matches_its_regular_expression_or_grammar():
 
 @functools.cache
 def engine() -> Engine:
-    return Engine(*make(settings(vocab_size=288)), byte_tokenizer(), slots=4, length=96, steps=8, form="stored")
+    return Engine(
+        *make(settings(vocab_size=288)), byte_tokenizer(), slots=4, length=96, steps=8, weight_format="stored"
+    )
 
 
 def request(**given: Any) -> Request:
@@ -176,7 +178,7 @@ def test_a_text_that_waits_for_its_form_stays_as_it_is(name):
         "moe": {"moe": {"experts": 4, "active": 2}},
     }
     model = make(settings(vocab_size=288, **changes[name]))
-    made = Engine(*model, byte_tokenizer(), slots=2, length=96, parts=(16,), form="stored")
+    made = Engine(*model, byte_tokenizer(), slots=2, length=96, chunks=(16,), weight_format="stored")
     limited = request(regex="[a-z]{12}")
     alone = made.submit(limited)
     expected = dict(made.run())[alone]

@@ -83,8 +83,8 @@ RARER = ("alibi", "mistral", "moe", "lstm", "gemma", "rnn", "rglru", "gpt2", "t5
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in RARER else []) for name in ARCHITECTURES]
 )
 def test_every_architecture_writes_what_the_plain_forward_pass_would(name):
-    """More prompts than slots, of one token to several parts, one twice, so that slots are used again and rows copied."""
-    engine = Engine(*model(name), TOKENIZER, slots=2, length=64, parts=(16,), steps=4, form="stored")
+    """More prompts than slots, of one token to several chunks, one twice, so that slots are used again and rows copied."""
+    engine = Engine(*model(name), TOKENIZER, slots=2, length=64, chunks=(16,), steps=4, weight_format="stored")
     requests = [Request(ids, 9, temperature=0.0) for ids in (*PROMPTS, PROMPTS[2])]
     for request, answer in zip(requests, answers(engine, requests), strict=True):
         assert answer.tokens == greedy(name, request.ids, 9)
@@ -144,8 +144,8 @@ def random_request(seed: int) -> Request:
 @pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
 def test_requests_that_come_and_go_get_what_they_get_alone(count):
     """Random lengths, settings and cancellations against 8 slots: the same answers, all slots free, nothing compiled."""
-    make_engine = functools.partial(Engine, *model(), TOKENIZER, slots=8, length=64, parts=(16, 32), steps=4)
-    alone, engine = make_engine(form="stored"), make_engine(form="stored")
+    make_engine = functools.partial(Engine, *model(), TOKENIZER, slots=8, length=64, chunks=(16, 32), steps=4)
+    alone, engine = make_engine(weight_format="stored"), make_engine(weight_format="stored")
     compiled = engine.warm_up()
     assert compiled > 0
     rng = np.random.default_rng(count)
@@ -189,7 +189,7 @@ def test_requests_that_come_and_go_get_what_they_get_alone(count):
 def test_a_beginning_that_prompts_share_is_prefilled_once(name):
     common, ends = PROMPTS[2][:32], [(5,), (9, 10, 11), PROMPTS[3]]
     requests = [Request(common + end, 6, temperature=0.0) for end in ends]
-    engine = Engine(*model(name), TOKENIZER, slots=4, length=64, parts=(16,))
+    engine = Engine(*model(name), TOKENIZER, slots=4, length=64, chunks=(16,))
     found = answers(engine, requests)
     assert [one.tokens for one in found] == [greedy(name, request.ids, 6) for request in requests]
     assert engine.prefilled == 32 + sum(len(end) - 1 for end in ends)
@@ -203,7 +203,7 @@ def test_a_beginning_that_prompts_share_is_prefilled_once(name):
 def test_prompts_that_wait_are_read_side_by_side_and_those_that_share_a_beginning_after_each_other():
     def calls(requests: list[Request]) -> list[list[int]]:
         """For each call, the tokens read for every row that is no padding."""
-        engine = Engine(*model(), TOKENIZER, slots=8, length=64, parts=(16, 32), form="stored")
+        engine = Engine(*model(), TOKENIZER, slots=8, length=64, chunks=(16, 32), weight_format="stored")
         seen = []
 
         def watched(
@@ -234,7 +234,7 @@ def test_prompts_that_wait_are_read_side_by_side_and_those_that_share_a_beginnin
 )
 def test_a_step_of_decoding_copies_no_cache(name, form, slots):
     """What the program needs beside its arguments is far less than the cache, which it writes where it is."""
-    engine = Engine(*model(name), TOKENIZER, slots=slots, length=4096, form=form)
+    engine = Engine(*model(name), TOKENIZER, slots=slots, length=4096, weight_format=form)
     given = (np.ones(slots, bool), np.full(slots, 8, np.int32), engine._all_BW, np.bool_(False), np.bool_(False))
     lowered = engine.programs.decode.lower(engine.params, engine.slots, *given)
     memory = lowered.compile().memory_analysis()
@@ -260,8 +260,8 @@ def test_slots_divided_over_a_mesh_write_the_same(line):
     requests = [
         Request(ids, 7, temperature=t, seed=i) for i, (ids, t) in enumerate(zip(PROMPTS, [0, 1] * 3, strict=True))
     ]
-    one = Engine(module, params, TOKENIZER, slots=4, length=64, parts=(16,), form="stored")
-    many = Engine(module, placed, TOKENIZER, slots=4, length=64, parts=(16,), mesh=mesh, context=context)
+    one = Engine(module, params, TOKENIZER, slots=4, length=64, chunks=(16,), weight_format="stored")
+    many = Engine(module, placed, TOKENIZER, slots=4, length=64, chunks=(16,), mesh=mesh, context=context)
     expected = [answer.tokens for answer in answers(one, requests)]
     with compilations() as compiled:
         many.warm_up()
@@ -299,7 +299,8 @@ def test_texts_are_the_same_with_and_without_known_beginnings(name):
     requests = [Request(stem, 8, seed=1, number=i) for i in range(3)]
     requests += [Request((*stem[:32], 7, 8 + i), 8, seed=i) for i in range(3)]
     apart, shared = (
-        Engine(*model(name), TOKENIZER, slots=2, length=64, parts=(16,), form="stored", beginnings=n) for n in (0, 4)
+        Engine(*model(name), TOKENIZER, slots=2, length=64, chunks=(16,), weight_format="stored", prefixes=n)
+        for n in (0, 4)
     )
     first = [one.tokens for one in answers(shared, requests)]
     requests += [Request((*stem, *first[0], 9), 8, seed=5)]
@@ -313,7 +314,7 @@ def test_texts_are_the_same_with_and_without_known_beginnings(name):
 def test_a_step_that_is_interrupted_loses_nothing(program):
     """After a call of a program, before its result is taken, when the arrays it was given are gone already."""
     requests = [Request(ids, 12, seed=i) for i, ids in enumerate(PROMPTS)]
-    engine = Engine(*model(), TOKENIZER, slots=2, length=64, parts=(16, 32), steps=4, form="stored")
+    engine = Engine(*model(), TOKENIZER, slots=2, length=64, chunks=(16, 32), steps=4, weight_format="stored")
     expected = [one.tokens for one in answers(engine, requests)]
     whole, calls = engine.programs, []
 
@@ -339,7 +340,7 @@ def test_a_step_that_is_interrupted_loses_nothing(program):
 def test_nats_are_of_the_model_and_of_what_was_sampled_from():
     """By hand from the plain forward pass: bias, repetition penalty, temperature, top-k, then top-p."""
     bias, options = {50: 1.5, 60: -np.inf}, {"temperature": 0.7, "top_k": 40, "top_p": 0.8, "repetition_penalty": 1.3}
-    engine = Engine(*model(), TOKENIZER, slots=2, length=64, form="stored")
+    engine = Engine(*model(), TOKENIZER, slots=2, length=64, weight_format="stored")
     request = Request(PROMPTS[3], 8, seed=3, logit_bias=bias, **options)
     answer = answers(engine, [request])[0]
     for i, token in enumerate(answer.tokens):
@@ -369,10 +370,10 @@ def _log_softmax(logits_V: np.ndarray) -> np.ndarray:
 def test_other_parameters_are_taken_without_compiling_anything():
     module, params = model()
     other = jax.tree.map(lambda x: x * 1.5, params)
-    engine = Engine(module, params, TOKENIZER, slots=2, length=64, parts=(16,))
+    engine = Engine(module, params, TOKENIZER, slots=2, length=64, chunks=(16,))
     requests = [Request(ids, 8, temperature=0.0) for ids in PROMPTS]
     expected = [
-        one.tokens for one in answers(Engine(module, other, TOKENIZER, slots=2, length=64, parts=(16,)), requests)
+        one.tokens for one in answers(Engine(module, other, TOKENIZER, slots=2, length=64, chunks=(16,)), requests)
     ]
     before = [one.tokens for one in answers(engine, requests)]
     assert before != expected
@@ -380,7 +381,7 @@ def test_other_parameters_are_taken_without_compiling_anything():
     answers(engine, requests[-1:])
     assert engine.prefilled == read  # it is in a slot
     number = engine.submit(requests[0])
-    with pytest.raises(UserError, match="on their way"):
+    with pytest.raises(UserError, match="being written"):
         engine.load(other)
     engine.cancel(number)
     assert [one.finish for _, one in engine.run()] == ["cancelled"]
@@ -450,10 +451,10 @@ def test_int8_is_a_quarter_of_the_bytes_of_experts_too():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"parts": (20,)}, "multiples of 16"),
+        ({"chunks": (20,)}, "multiples of 16"),
         ({"slots": 0}, "slots=0"),
         ({"source_length": 8}, "encoder-decoders"),
-        ({"form": "int3"}, "weights='int3'"),
+        ({"weight_format": "int3"}, "weights='int3'"),
         ({"draft": model()}, "ahead=0"),
     ],
 )

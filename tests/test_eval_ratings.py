@@ -103,7 +103,8 @@ def test_two_files_of_texts_are_paired_by_prompt(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     found = ratings.read_pairs([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])
     assert found == [Pair(p, (f"a says {p}", f"b says {p}"), ("a", "b")) for p in "yz"]
-    (tmp_path / "pairs.jsonl").write_text(rate.dump_pairs(found))
+    rows = [{"prompt": p.prompt, "answers": p.answers, "systems": p.systems} for p in found]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert ratings.read_pairs([tmp_path / "pairs.jsonl"]) == found
     with pytest.raises(ValueError, match="give two files"):
         ratings.read_pairs([tmp_path / "a.jsonl"])

@@ -1,7 +1,6 @@
 """What the command does with tasks: scores and items are kept, contamination is told, runs are compared question by question."""
 
 import json
-import math
 import random
 from pathlib import Path
 
@@ -149,8 +148,5 @@ def test_runs_are_compared_question_by_question(tmp_path):
     assert scores.compare_runs(runs[0], runs[2]) == {}  # other examples: not the models' difference
     text = scores.comparison_table(runs[:2])
     assert "| arc_easy | acc_norm |" in text and "McNemar p=0.000" in text
-    seeds = scores.over_seeds(runs[:2])["arc_easy"]
-    assert seeds.count == 2 and seeds.error == pytest.approx(abs(found.difference) / 2)
-    assert math.isclose(seeds.value, (sum(a) + sum(better)) / 400)
     with pytest.raises(ValueError, match="none of the runs"):
         scores.comparison_table([tmp_path / "x", tmp_path / "y"])

@@ -12,7 +12,7 @@ from networks import settings
 from test_eval_likelihood import model_of
 
 from llmjax.eval import encoding, harness, leaderboard, local_data, native, prompts, statistics
-from llmjax.eval.likelihood import Request
+from llmjax.eval.likelihood import ScoringRequest
 
 pytest.importorskip("lm_eval", reason="needs the extra llmjax[eval]")
 
@@ -165,7 +165,7 @@ def test_spaces_and_beginnings_are_those_of_the_harness(model):
         tokenizer, [("Answer:", " yes")]
     )
     [request] = encoding.encode_pairs(tokenizer, [("", "ab")])
-    assert request == Request([1], [ord("a") + 4, ord("b") + 4])
+    assert request == ScoringRequest([1], [ord("a") + 4, ord("b") + 4])
     [request] = encoding.encode_pairs(tokenizer, [("<bos>x", "y")])
     assert request.context[0] == 1 and len(request.context) == 2
     with pytest.raises(ValueError, match="empty"):
@@ -173,7 +173,7 @@ def test_spaces_and_beginnings_are_those_of_the_harness(model):
     adapter = harness.make_model(model)
     for pair in [("Answer: ", "yes"), ("a\n", "b"), ("x", " y z"), ("<bos>x", "y")]:
         context, continuation = adapter._encode_pair(*pair)
-        assert encoding.encode_pairs(tokenizer, [pair]) == [Request(context, continuation)]
+        assert encoding.encode_pairs(tokenizer, [pair]) == [ScoringRequest(context, continuation)]
 
 
 @pytest.mark.parametrize(("count", "length"), [(0, 4), (1, 4), (4, 4), (5, 4), (10, 4), (33, 8)])

@@ -19,12 +19,11 @@ CALLS = {
     "slurm": ("slurm.py", "--nodes", "4", "--gpus", "8", "--account", "a1", "--partition", "gpu", "--root", "/shared/code"),
     "gke-tpu": ("gke.py", "--name", "llama", "--image", "pkg.dev/p/llmjax:1", "--tpu", "v5p:4x4x4", "--slices", "2"),
     "gke-gpu": ("gke.py", "--name", "llama", "--image", "pkg.dev/p/llmjax:1", "--gpus", "8", "--nodes", "4", "--spot"),
-    "gke-xpk": ("gke.py", "--name", "llama", "--image", "pkg.dev/p/llmjax:1", "--tpu", "v5e:16x16", "--xpk", "--cluster", "c"),
     "sky-gpu": ("sky.py", "--accelerators", "H100:8", "--nodes", "2", "--bucket", "b", "--root", "/home/me/code"),
     "sky-tpu": ("sky.py", "--accelerators", "tpu-v5p-8:1", "--bucket", "b", "--spot", "--root", "/home/me/code"),
     "tpu-vm": ("tpu_vm.py", "--name", "llama", "--type", "v5p-64", "--zone", "us-east5-a", "--project", "p", "--disk", "10.0.0.2:/runs"),
     "tpu-vm-slices": ("tpu_vm.py", "--name", "llama", "--type", "v5litepod-256", "--slices", "2", "--zone", "z", "--project", "p",
-                      "--disk", "gs://bucket", "--spot", "--keep"),
+                      "--disk", "gs://bucket", "--reserved", "--keep"),
 }  # fmt: skip
 
 
@@ -76,7 +75,7 @@ def test_manifests_are_yaml_whose_command_is_the_one_given(name):
 
 @pytest.mark.parametrize("name", [name for name in CALLS if name != "local"])
 def test_what_costs_money_is_not_done_without_yes(name, tmp_path):
-    calls = fake(tmp_path, *("gcloud", "kubectl", "xpk", "sky", "sbatch"), body="")
+    calls = fake(tmp_path, *("gcloud", "kubectl", "sky", "sbatch"), body="")
     script, *arguments = CALLS[name]
     done = launch(script, *arguments, *TRAIN, PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert done.returncode == 2
@@ -123,6 +122,25 @@ exit 0
     assert "preempted; starting again (1 of" in done.stderr
 
 
+@pytest.mark.parametrize("state", ["RUNNING", "CANCELLED", "done"])
+def test_a_slurm_job_that_was_told_to_stop_is_queued_again_unless_it_was_cancelled(state, tmp_path):
+    """What Slurm preempts gets SIGTERM, saves and ends with status 75; so does what its user cancels."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    fake(tmp_path / ".venv" / "bin", "python", body="exit 0" if state == "done" else 'exit "$LLMJAX_STOPPED_STATUS"')
+    calls = fake(tmp_path, "scontrol", body="")
+    fake(tmp_path, "squeue", body=f"echo {state}")
+    fake(tmp_path, "srun", body='while [[ "$1" == --* ]]; do shift; done; "$@"')
+    script = tmp_path / "job.sh"
+    command = ("--", "train", "--workdir", tmp_path / "it's one")
+    done = launch("slurm.py", "--nodes", 2, "--root", tmp_path, "--out", script, "--yes", *command,
+                  PATH=f"{fake(tmp_path, 'sbatch', body='').parent}:{os.environ['PATH']}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
+    subprocess.run(["bash", script], env=env, check=True, timeout=30)
+    assert ("scontrol requeue 7" in calls.read_text()) == (state == "RUNNING")
+    assert calls.read_text().count("srun") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -134,7 +152,7 @@ exit 0
         (("gke.py", "--name", "a", "--image", "i", "--tpu", "v5p", *TRAIN), "write TYPE:TOPOLOGY such as v5p:4x4x4"),
         (
             ("gke.py", "--name", "a", "--image", "i", "--tpu", "v5p:3x3x3", *TRAIN),
-            "27 chips are no whole number of hosts",
+            "27 chips are not a whole number of hosts",
         ),
     ],
 )

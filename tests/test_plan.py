@@ -14,6 +14,7 @@ from helpers import mesh_of, tiny_config
 from jax.sharding import NamedSharding, PartitionSpec
 
 from llmjax import cli, start
+from llmjax.errors import UserError
 from llmjax.scaling import analytic, collectives, compiler, hlo, search, timeline
 from llmjax.scaling.plan import make_plan
 from llmjax.scaling.render import render
@@ -195,6 +196,12 @@ def test_groups_and_convolutions_of_every_notation():
     assert half == ((0, 1), (2, 3), (4, 5), (6, 7))
     both = collectives.replica_groups("replica_groups=mesh['a'=2,'c'=4] {'a','c'}", 8)
     assert both == (tuple(range(8)),)
+    for comma in ("", ","):  # a mesh whose axes are the other way round than the devices' numbers
+        turned = f"replica_groups=mesh['axis_0'=4,'axis_1'=2]{comma} device_ids=([2,4]T(1,0)) "
+        assert collectives.replica_groups(f"{turned}{{'axis_0'}}, dimensions={{0}}", 8) == ((0, 1, 2, 3), (4, 5, 6, 7))
+        assert collectives.replica_groups(f"{turned}{{'axis_1'}}", 8) == ((0, 4), (1, 5), (2, 6), (3, 7))
+    listed = collectives.replica_groups("replica_groups=mesh['a'=2,'b'=2], device_ids=(0,2,1,3) {'b'}", 4)
+    assert listed == ((0, 2), (1, 3))
     # A TPU writes a product of 8 pairs of matrices as one convolution, of whose window one place in 8 is not empty.
     text = """\
 HloModule m
@@ -207,6 +214,36 @@ ENTRY %main (a: bf16[8,16,32], b: bf16[8,32,64]) -> bf16[8,16,64] {
 """
     program = hlo.parse(text)
     assert hlo.product_flops(program.entry, program.entry.root) == 2 * 8 * 16 * 32 * 64
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        "mesh['a'=2,'b'=4], device_ids=([2,4]R(1,0)) {'a'}", "mesh['a'=2,'b'=4], devices=(0) {'a'}", "mesh['a'=2] {'b'}",
+        "mesh['a'=2,'b'=4], device_ids=(0,1) {'a'}", "mesh['a'=2,b=4] {'a'}", "[2,4]", "{0,1}", "all",
+    ],
+)  # fmt: skip
+def test_groups_in_another_notation_are_an_error(groups):
+    with pytest.raises(UserError, match="which is not understood: use the compiler"):
+        collectives.replica_groups(f"channel_id=1, replica_groups={groups}, dimensions={{0}}", 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("ROOT %fusion = f32[64,64]{1,0:T(8,128)} fusion", "ROOT %fusion = f32<64,64> fusion"),
+        ("ROOT %fusion = f32[64,64]", "ROOT %fusion = what[64,64]"),
+        ("ROOT %fusion = f32", "ROOT %fusion: = f32"),
+        ("ENTRY %main (", "  %between = s32[] constant(0)\nENTRY %main ("),
+        ("ENTRY %main (", "MAIN: {\nENTRY %main ("),
+        ("  ROOT %fusion", "  %late = f32[] all-gather-done(%first)\n  ROOT %fusion"),
+        ("  ROOT %fusion", "  %new = f32[] teleport-start(%first)\n  ROOT %fusion"),
+    ],
+)
+def test_text_of_a_program_that_is_not_understood_is_an_error(text, other):
+    assert text in TPU_PROGRAM
+    with pytest.raises(UserError, match="which is not understood: use the compiler"):
+        timeline.walk(hlo.parse(TPU_PROGRAM.replace(text, other)), machine(lambda sent: 1.0))
 
 
 def test_the_state_has_the_bytes_that_its_arrays_have():
@@ -292,7 +329,7 @@ def test_a_gpu_plan_says_that_it_is_on_paper_and_what_it_costs(tmp_path, capsys)
         (["--topology", "h100:4x4"], "h100:64"),
         (["--topology", "h100:6"], "cannot be spread"),
         (["--topology", "h100:4", "--config.train.duration=2 epochs"], "tokens or steps"),
-        (["--topology", "h100:4", "--save-executable", "x"], "compiled on a GPU"),
+        (["--topology", "h100:4", "--save-executable", "x"], "works for TPUs only"),
     ],
 )
 def test_a_plan_that_cannot_be_made_is_told_with_its_mend(arguments, says, capsys):

@@ -4,6 +4,7 @@ import doctest
 import json
 import math
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -147,6 +148,42 @@ def test_page_asks_nothing_from_outside_and_its_drawings_are_valid_and_have_uniq
 def test_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     workdir = make_run(tmp_path / "run")
     assert pages(workdir) == pages(workdir)
+
+
+class _Unwrapped(HTMLParser):
+    """Cells whose text is not wrapped, and whether they are in a box that scrolls or wraps it after all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[set[str]] = []
+        self.found: list[bool] = []
+
+    def handle_starttag(self, tag, attributes) -> None:
+        if tag in ("meta", "link", "br"):
+            return
+        self.open.append(set((dict(attributes).get("class") or "").split()))
+        if tag in ("td", "th") and "n" in self.open[-1]:
+            self.found.append(any({"scroll", "columns"} & classes for classes in self.open))
+
+    def handle_endtag(self, tag) -> None:
+        self.open.pop()
+
+
+def test_no_text_leaves_its_card(tmp_path: Path) -> None:
+    """A training time of 40 min 29 s is wider than a card: only cells of tables that scroll are kept on one line."""
+    long = make_run(tmp_path / "long", name="a-name-without-spaces" * 5)
+    write_json(long / "train" / "results.json", {"train_seconds": 2429.0, "x/" + "long_name" * 9: "long_value" * 9})
+    page = pages(long)[0]
+    assert '<div class="value">40 min 29 s</div>' in page
+    rules = re.findall(r"([^{}]+)\{([^{}]*)\}", re.search(r"<style>(.*?)</style>", page, re.DOTALL)[1])
+    assert [name.strip() for name, style in rules if "nowrap" in style] == ["td.n, th.n"]
+    wraps = {name.strip(): style for name, style in rules if "overflow-wrap" in style}
+    assert "overflow-wrap: break-word" in wraps["body"] and "white-space: normal" in wraps[".columns td"]
+    other = compare([long, make_run(tmp_path / "other")], out=tmp_path / "out").read_text()
+    for text in (page, other):
+        parser = _Unwrapped()
+        parser.feed(text)
+        assert parser.found and all(parser.found)
 
 
 def test_texts_of_the_run_cannot_become_markup(tmp_path: Path) -> None:

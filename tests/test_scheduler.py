@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llmjax.data.tokenizer import byte_tokenizer
-from llmjax.infer.constrained import Forms
+from llmjax.infer.constrained import Constraints
 from llmjax.infer.prefixes import KeptPrefixes, Prefixes, Prompt, SlotPrefixes, chain
 from llmjax.infer.request import Event, Request
 from llmjax.infer.scheduler import Copy, Keep, Place, Read, Restore, Scheduler
@@ -17,8 +17,8 @@ TOKENIZER = byte_tokenizer()
 
 
 def scheduler(slots: int = 4, **given: Any) -> Scheduler:
-    more = {"capacity": 2048, "steps": 8, "parts": (16, 32, 64, 128, 256), **given}
-    return Scheduler(TOKENIZER, Forms(TOKENIZER, 288), slots=slots, **more)
+    more = {"capacity": 2048, "steps": 8, "chunks": (16, 32, 64, 128, 256), **given}
+    return Scheduler(TOKENIZER, Constraints(TOKENIZER, 288), slots=slots, **more)
 
 
 class Device:
@@ -101,15 +101,15 @@ def test_a_long_prompt_does_not_stop_the_texts_that_are_being_written():
     told: list[int] = []
     while device.scheduler.busy:
         told += [event.number for event in device.step() if event.finish]
-    between, parts = 0, 0
+    between, chunks = 0, 0
     for call in device.calls:
         if isinstance(call, Read):
             between += call.rows * call.size
-            parts += 1
+            chunks += 1
         elif isinstance(call, np.ndarray):
             assert between <= 256
             between = 0
-    assert parts == 7  # 1499 tokens in six parts, and the short prompt
+    assert chunks == 7  # 1499 tokens in six chunks, and the short prompt
     assert told[0] == short  # which had its turn
 
 

@@ -58,7 +58,7 @@ QUICK = (("llama", "a good model"), ("griffin", "lookup"))
 )
 def test_greedy_texts_are_the_same_tokens(name, drafts):
     given = {"lookup": None, "a model": draft, "a good model": functools.partial(near, name)}[drafts]
-    common = {"slots": 2, "length": 48, "parts": (16,), "steps": 3}
+    common = {"slots": 2, "length": 48, "chunks": (16,), "steps": 3}
     plain = Engine(*model(name), TOKENIZER, **common)
     fast = Engine(*model(name), TOKENIZER, ahead=3, draft=given and given(), **common)
     requests = [Request(ids, 16, temperature=0.0, repetition_penalty=r) for ids in PROMPTS for r in (1.0, 1.3)]
@@ -97,7 +97,7 @@ def test_sampled_texts_come_as_often_as_the_model_says(drafts, top_p):
     module, params = model("llama")
     count, ids = 2048, PROMPTS[0]
     given = draft() if drafts == "a model" else None
-    engine = Engine(module, params, TOKENIZER, slots=128, length=32, parts=(16,), ahead=2, draft=given)
+    engine = Engine(module, params, TOKENIZER, slots=128, length=32, chunks=(16,), ahead=2, draft=given)
     found = answers(engine, [Request(ids, 2, top_p=top_p, seed=7, number=i) for i in range(count)])
 
     def distribution(tokens_BL: np.ndarray) -> np.ndarray:

@@ -53,7 +53,7 @@ SEED = Range(0, 2**32 - 1, high_open=True)  # what JAX takes, with seed + 1
 
 RANGES: dict[Range, tuple[str, ...]] = {
     ANY: (
-        "generate.frequency_penalty", "generate.presence_penalty", "model.alibi_scale", "model.embedding_scale",
+        "generate.frequency_penalty", "generate.length_penalty", "generate.presence_penalty", "model.alibi_scale", "model.embedding_scale",
         "model.logit_scale", "model.moe.scale",
     ),
     AT_LEAST_0: (
@@ -74,7 +74,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
     ),
     AT_LEAST_1: (
         "checkpoint.keep", "data.record_tokens", "data.shard_bytes", "eval.batch_size", "eval.samples",
-        "generate.max_new_tokens", "infer.slots", "infer.steps", "model.ahead", "model.heads", "model.layers",
+        "generate.beams", "generate.max_new_tokens", "infer.slots", "infer.steps", "model.ahead", "model.heads", "model.layers",
         "model.max_length", "model.moe.active", "model.moe.every", "model.recurrent.chunk", "model.recurrent.conv_width",
         "model.recurrent.groups", "model.recurrent.state_size", "model.relative_buckets", "model.relative_max_distance",
         "model.scan_unroll", "model.vocab_multiple", "model.width", "model.window", "objective.loss_chunks",

@@ -291,6 +291,8 @@ def base() -> ConfigDict:
     c.generate.repetition_penalty = 1.0  # divides (or multiplies, below 0) the logits of tokens in prompt and text; 1: off
     c.generate.frequency_penalty = 0.0  # subtracted from a token's logit for each time it is in the text
     c.generate.presence_penalty = 0.0  # subtracted from the logits of tokens in the text
+    c.generate.beams = 1  # more: the likeliest text that beam search with so many candidates finds, in place of a sample; temperature and truncation then have no effect, and chat ignores it
+    c.generate.length_penalty = 1.0  # beams compare log-probability / tokens ** this; 0: no penalty, larger: longer texts
     c.generate.stop = ()  # strings that end a text and are not part of it
     c.generate.json_schema = ""  # texts are JSON of this schema; "": free texts
     c.generate.regex = ""  # texts match this regular expression from end to end; "": free texts

@@ -1,7 +1,8 @@
-"""Measuring a model: how well it predicts text it has not seen, and how well it does at what others measure too.
+"""Evaluation: how well a model predicts held-out text, and its scores on public benchmarks.
 
-`bits_per_byte` scores documents, `likelihood` continuations (`rows` shares their contexts). Benchmarks come from local
-files (`local_data`); `native` runs the multiple-choice ones with the prompts of lm-evaluation-harness (`prompts`),
-`harness` everything that it has, `code` programs, in a `sandbox`. `tasks` is what the command calls. `ratings`, `rate`
-and `judge` compare answers. `statistics` says how sure a score is, `contamination` whether its questions were seen.
+`likelihood` scores continuations (`trees` shares their contexts). Benchmarks come from local files (`local_data`).
+`native` runs multiple-choice tasks with the prompts of lm-evaluation-harness (`prompts`), `harness` runs every task of
+it, `code` runs programs in a `sandbox`, and `tasks` calls all of them for the command. `ratings`, `rate` and `judge`
+compare answers of two systems. `statistics` gives standard errors, and `contamination` finds questions in the training
+text.
 """

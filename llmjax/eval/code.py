@@ -1,6 +1,6 @@
-"""Programs as answers: HumanEval (Chen et al. 2021) and MBPP (Austin et al. 2021), scored by running them.
+"""Programs as answers: HumanEval (Chen et al. 2021) and MBPP (Austin et al. 2021), scored by running their tests.
 
-Files are JSON Lines as published. HumanEval: task_id, prompt, entry_point, test, canonical_solution. MBPP: task_id, text (or
+The files are JSON Lines, as published. HumanEval: task_id, prompt, entry_point, test, canonical_solution. MBPP: task_id, text (or
 prompt), test_list, and optionally test_setup_code (or test_imports) and code.
 """
 
@@ -25,24 +25,24 @@ STOPS = {
 }
 NEW_TOKENS = 512
 REFUSAL = (
-    "this task runs programs that the model writes, which is off unless asked for: give --allow-code-execution. They run "
-    "in a process with fences around it (see llmjax/eval/sandbox.py for what those do not keep away)"
+    "this task runs programs that the model writes: give --allow-code-execution to permit that. They run in a sandbox, "
+    "whose limits llmjax/eval/sandbox.py describes"
 )
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A prompt that the model continues, and what makes a program of the two with its test behind it."""
+    """A prompt that the model continues. `program` makes a program with its test from a continuation."""
 
     name: str
     prompt: str
     stops: tuple[str, ...]
     program: Callable[[str], str]
-    solution: str  # the published one; "" if there is none
+    solution: str  # the published solution; "" if there is none
 
 
 def load(path: str | Path) -> list[Problem]:
-    """The problems of a file in either format. Raises UserError for another."""
+    """The problems of a file in either format. Raises UserError for another format."""
     problems = []
     for number, row in enumerate(local_data.read(Path(path))):
         if {"prompt", "entry_point", "test"} <= row.keys():
@@ -50,7 +50,9 @@ def load(path: str | Path) -> list[Problem]:
         elif "test_list" in row and ("text" in row or "prompt" in row):
             problems.append(_mbpp(row))
         else:
-            raise UserError(f"row {number} of {path} is neither HumanEval's nor MBPP's: it has {', '.join(row)}")
+            raise UserError(
+                f"row {number} of {path} is in neither HumanEval's nor MBPP's format: it has {', '.join(row)}"
+            )
     return problems
 
 
@@ -82,17 +84,19 @@ def _mbpp(row: dict[str, Any]) -> Problem:
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """The chance that one of k samples is right, without bias, from n samples of which c are: 1 - C(n-c, k) / C(n, k).
+    """The unbiased estimate of the chance that one of k samples is right: 1 - C(n-c, k) / C(n, k), c of n being right.
 
-    Raises UserError for fewer samples than k.
+    Raises UserError for fewer than k samples.
     """
     if not 1 <= k <= samples or not 0 <= right <= samples:
-        raise UserError(f"pass@{k} cannot be told from {samples} samples of which {right} are right")
+        raise UserError(
+            f"pass@{k} cannot be estimated from {samples} samples, {right} of them right: raise eval.samples, or lower k"
+        )
     return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
 def check(problems: Sequence[Problem], completions: Sequence[Sequence[str]], **settings: Any) -> list[list[bool]]:
-    """Whether each completion of each problem passes its test; settings as of `sandbox.run_all`."""
+    """Whether each completion of each problem passes its test. `settings`: of `sandbox.run_all`."""
     programs = [p.program(text) for p, texts in zip(problems, completions, strict=True) for text in texts]
     outcomes = iter(sandbox.run_all(programs, **settings))
     return [[next(outcomes).passed for _ in texts] for texts in completions]
@@ -114,23 +118,23 @@ def evaluate(
     on_written: Callable[[int, int], None] | None = None,
     limits: sandbox.Limits | None = None,
 ) -> TaskScore:
-    """pass@k of the programs that a model writes.
+    """pass@k of the programs of a model.
 
     Args:
         allow_code_execution: must be True; the command's --allow-code-execution.
         samples: programs for each problem.
-        ks: of pass@k, each at most `samples`.
-        temperature, top_p: of sampling; 0: greedy, for one sample.
-        on_written: told how many of how many programs are written.
+        ks: the k of pass@k, each at most `samples`.
+        temperature, top_p: of sampling. Temperature 0 is greedy, for a single sample.
+        on_written: called with the numbers of programs that are written and of all.
         limits: of each program.
 
     Raises:
-        UserError: when code may not run, several samples would be the same, or data is missing.
+        UserError: if code may not run, several samples would be equal, or data is missing.
     """
     if not allow_code_execution:
         raise UserError(f"{task}: {REFUSAL}")
     if samples > 1 and temperature == 0:
-        raise UserError(f"{samples} samples at temperature 0 are all the same: set a temperature, such as 0.8")
+        raise UserError(f"{samples} samples at temperature 0 are all equal: set eval.temperature, for instance to 0.8")
     for k in ks:
         pass_at_k(samples, 0, k)
     problems = find(task, folders)

@@ -1,4 +1,4 @@
-"""What the command takes and does for evaluation: `llmjax eval --tasks` and `llmjax rate`. Imports are late: help is quick."""
+"""The commands `llmjax eval --tasks` and `llmjax rate`. Imports are late, so that --help is quick."""
 
 import argparse
 from pathlib import Path
@@ -11,49 +11,55 @@ from llmjax.verb import Verb
 
 
 def add_tasks(verb: argparse.ArgumentParser) -> None:
-    """What `llmjax eval` takes to run benchmarks on a model, in place of the stage."""
+    """Add the arguments with which `llmjax eval` runs benchmarks in place of its stage."""
     verb.add_argument(
         "--tasks", metavar="NAME,...",
-        help="run these benchmarks instead: arc_challenge, hellaswag, mmlu, truthfulqa_mc2, winogrande, gsm8k, humaneval, "
+        help="run these benchmarks instead of the stage: arc_challenge, hellaswag, mmlu, truthfulqa_mc2, winogrande, gsm8k, humaneval, "
         "mbpp, openllm_v1_4, openllm_v1_6, or any task of lm-evaluation-harness",
     )  # fmt: skip
     verb.add_argument(
-        "--data", action="append", default=[], metavar="DIR", help="a folder with their questions; may be repeated"
+        "--data", action="append", default=[], metavar="DIR", help="a folder with the questions; may be repeated"
     )
     verb.add_argument(
         "--limit",
         type=number(int, AT_LEAST_0),
         default=0,
         metavar="N",
-        help="at most N questions of each task (default: all)",
+        help="ask at most N questions of each task (default: all)",
     )
-    verb.add_argument("--harness", action="store_true", help="by lm-evaluation-harness, whatever the task")
-    verb.add_argument("--chat-template", action="store_true", help="questions as a user's messages")
+    verb.add_argument("--harness", action="store_true", help="run all tasks with lm-evaluation-harness")
+    verb.add_argument("--chat-template", action="store_true", help="give the questions as messages of a user")
     verb.add_argument(
         "--allow-code-execution", action="store_true",
-        help="let humaneval and mbpp run the programs that the model writes, fenced in as llmjax/eval/sandbox.py tells",
+        help="let humaneval and mbpp run programs of the model, in the sandbox that llmjax/eval/sandbox.py describes",
     )  # fmt: skip
 
 
 def _add_rate(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "answers", nargs="*", type=Path, metavar="FILE",
-        help="two or more JSONL files with prompt and text, each a system's; or one with prompt, answers and systems",
+        help="two or more JSONL files with prompt and text, one for each system; or one with prompt, answers and systems",
     )  # fmt: skip
     verb.add_argument(
-        "--to", type=Path, default=Path("ratings.jsonl"), metavar="FILE", help="the ratings (default: ratings.jsonl)"
+        "--to",
+        type=Path,
+        default=Path("ratings.jsonl"),
+        metavar="FILE",
+        help="append the ratings here (default: ratings.jsonl)",
     )
-    verb.add_argument("--terminal", metavar="NAME", default="", help="rate here, as NAME, instead of in a browser")
+    verb.add_argument(
+        "--terminal", metavar="NAME", default="", help="rate in the terminal, as NAME, instead of in a browser"
+    )
     verb.add_argument(
         "--port",
         type=number(int, Range(0, 65535)),
         default=0,
-        help="of the page on 127.0.0.1 (default: any that is free)",
+        help="port of the page on 127.0.0.1 (default: a free one)",
     )
     verb.add_argument(
-        "--judge", type=Path, metavar="RUN", help="let this run's chat model rate, each pair in both orders"
+        "--judge", type=Path, metavar="RUN", help="let the chat model of this run rate each pair, in both orders"
     )
-    verb.add_argument("--seed", type=number(int, SEED), default=0, help="of the order in which answers are shown")
+    verb.add_argument("--seed", type=number(int, SEED), default=0, help="seed of the order in which answers are shown")
 
 
 def _rate(args: argparse.Namespace, _: ConfigDict) -> int:
@@ -63,7 +69,7 @@ def _rate(args: argparse.Namespace, _: ConfigDict) -> int:
     if not args.answers:
         found = ratings.read(args.to)
         if not found:
-            raise UserError(f"{args.to} has no ratings yet: give the files with the answers to rate")
+            raise UserError(f"{args.to} has no ratings yet: give files with answers to rate")
         print(ratings.summary(found))
         return 0
     session = rating.Session(ratings.read_pairs(args.answers), args.to, seed=args.seed)
@@ -82,7 +88,7 @@ def _rate(args: argparse.Namespace, _: ConfigDict) -> int:
             if shown is not None:
                 shown(number, len(left))
         if left and not verdicts:
-            print(f"{name} gave no verdict ([[A]], [[B]] or [[C]]) on any pair: take a model that follows instructions")
+            print(f"{name} gave no verdict ([[A]], [[B]] or [[C]]) on any pair: use a model that follows instructions")
         print(ratings.summary(ratings.read(args.to)))
     elif args.terminal:
         rating.in_terminal(session, rater=args.terminal)
@@ -92,7 +98,7 @@ def _rate(args: argparse.Namespace, _: ConfigDict) -> int:
 
 
 def tasks(args: argparse.Namespace, c: ConfigDict) -> int | None:
-    """With --tasks run benchmarks on a run's model, whatever stages it has had (an imported model has had none)."""
+    """With --tasks run benchmarks on the model of a run, which needs no stages (an imported model has none)."""
     if not args.tasks:
         return None
     from llmjax.eval import tasks as benchmarks
@@ -114,7 +120,7 @@ def tasks(args: argparse.Namespace, c: ConfigDict) -> int | None:
 
 VERBS = {
     "rate": Verb(
-        "let people, or a model, say which of two answers is better, blind and in random order",
+        "let people or a model compare answers of two systems, without their names and in random order",
         _add_rate, _rate, config="none",
     ),
 }  # fmt: skip

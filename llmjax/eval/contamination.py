@@ -1,8 +1,8 @@
-"""Whether a model has seen a task: its questions in the run's training text, printed beside the score.
+"""Contamination: questions of a task in the run's training text, printed beside the score.
 
-A question counts as seen when it has 13 words in a row in common with a document (Brown et al. 2020, appendix C); its text
-is looked for alone, with its answer, and for short ones both together (`prepare/decontaminate.py`). What is not found
-may have been seen all the same: reworded, translated, or before this run by a model that it started from.
+A question counts as seen if it has 13 words in a row in common with a document (Brown et al. 2020, appendix C). The search
+is for the question alone, and for the question with its answer (`prepare/decontaminate.py`). A question that is not found
+may still have been seen: in other words, in another language, or by the model that this run started from.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,8 +20,7 @@ BATCH_DOCUMENTS = 512
 
 @dataclass(frozen=True)
 class Contamination:
-    """Of one task: how many questions were looked for, the rows of its file that were seen, and how many were too short
-    to be told from chance."""
+    """The result for one task: its number of questions, the rows that were seen, and how many are too short to tell."""
 
     task: str
     count: int
@@ -34,7 +33,7 @@ class Contamination:
 
 
 def check(tasks: Sequence[str], folders: Sequence[str | Path], run: Path) -> dict[str, Contamination]:
-    """Task -> what of it is in the training text of a run; {} for a run that has none, such as an imported model.
+    """Task -> its questions in the training text of a run; {} for a run without text, such as an imported model.
 
     Raises UserError for missing or damaged data.
     """
@@ -46,7 +45,7 @@ def check(tasks: Sequence[str], folders: Sequence[str | Path], run: Path) -> dic
     from llmjax.prepare import decontaminate
 
     items = {task: decontaminate.read_benchmark(local_data.asked_file(task, folders)) for task in tasks}
-    # Rows by number: the ids in the files need not be different.
+    # By row number, because ids in the files may repeat.
     numbered = {
         task: [decontaminate.Item(str(row), item.fields) for row, item in enumerate(rows)]
         for task, rows in items.items()
@@ -55,7 +54,7 @@ def check(tasks: Sequence[str], folders: Sequence[str | Path], run: Path) -> dic
     seen: dict[str, set[int]] = {task: set() for task in tasks}
     for texts in _batches(prepared):
         for found in decontaminate.overlaps(pa.array(texts, pa.large_string()), index).to_pylist():
-            if found["run"] >= WORDS or found["share"] == 1:  # shorter questions count when all of them is there
+            if found["run"] >= WORDS or found["share"] == 1:  # a shorter question counts if all of it is there
                 seen[found["benchmark"]].add(int(found["item"]))
     return {
         task: Contamination(task, len(rows), frozenset(seen[task]), index.left_out.get(task, 0))
@@ -64,7 +63,7 @@ def check(tasks: Sequence[str], folders: Sequence[str | Path], run: Path) -> dic
 
 
 def clean_score(score: TaskScore, found: Contamination, folders: Sequence[str | Path]) -> Estimate | None:
-    """The score over the questions that were not seen; None when all or none were, or it is no mean over questions."""
+    """The score over the questions that were not seen. None if all or none were, or if the score is not a mean."""
     if not found.seen or any(score.main not in item for item in score.items):
         return None
     rows = local_data.read(local_data.asked_file(score.task, folders))

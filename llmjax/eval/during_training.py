@@ -1,7 +1,7 @@
-"""The benchmarks of `eval.tasks` while a model is trained: handed to the train stage, which measures them beside the held-out loss.
+"""The benchmarks of `eval.tasks` during training. The train stage gets them as a function.
 
-Only the tasks of the native runner are scored, each with `eval.limit` questions at most; `llmjax eval` runs the others
-when the training is done.
+Only tasks of the native runner are scored, each with at most `eval.limit` questions. `llmjax eval` runs the others after
+the training.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from llmjax.train import pretrain
 
 
 def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
-    """Raise UserError for a training that cannot be begun, and for a task whose questions are not in `eval.data`."""
+    """Raise UserError for a training that cannot begin, and for a task without questions in `eval.data`."""
     checks.check(c, workdir, fresh=fresh)
     _task_names(c)
 
 
 def _task_names(c: ConfigDict) -> list[str]:
-    """The benchmarks that the native runner can score during training."""
+    """The tasks to score during training."""
     from llmjax.eval import local_data, native
     from llmjax.eval.leaderboard import expand
 
@@ -37,10 +37,10 @@ def _task_names(c: ConfigDict) -> list[str]:
 
 
 def make(c: ConfigDict) -> pretrain.MakeBenchmarks | None:
-    """What `pretrain.run` measures beside the held-out loss; None when there is nothing.
+    """The function for `pretrain.run` that scores the tasks; None if there are none.
 
     Raises:
-        UserError: for a task whose questions are not in `eval.data`.
+        UserError: for a task without questions in `eval.data`.
     """
     if not c.eval.tasks:
         return None

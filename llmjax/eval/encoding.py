@@ -1,25 +1,25 @@
-"""From texts to the token ids that are scored, with the beginnings, spaces and borders that lm-evaluation-harness has.
+"""From texts to the token ids to score, by the rules of lm-evaluation-harness.
 
-Scores of published models were measured with its rules, so they are kept where others would be as good: a space belongs
-to the continuation, which is cut out of the ids of the whole text; <bos> comes first where the tokenizer puts it, and
-nothing else but the prefix token stands before a continuation that has no context.
+The scores of published models were measured with these rules. A space belongs to the continuation, whose ids are cut out
+of those of the whole text. <bos> comes first where the tokenizer puts it. Only the prefix token stands before a
+continuation without context.
 """
 
 from collections.abc import Iterator, Sequence
 
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
-from llmjax.eval.likelihood import Request
+from llmjax.eval.likelihood import ScoringRequest
 
 
 def prefix_id(tokenizer: Tokenizer) -> int:
-    """What stands before a text that has nothing before it: <bos>, else <eos>."""
+    """The token before a text without context: <bos>, else <eos>."""
     return tokenizer.start_id if tokenizer.bos_id is None else tokenizer.bos_id
 
 
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of prompts: special tokens that are written in them count, and what the tokenizer puts first comes first,
-    but not a second time where a text begins with the prefix token already."""
+    """The ids of prompts. Special tokens in their text count. The tokenizer's prefix comes first, unless the text begins
+    with the prefix token."""
     bos = next((text for text, i in tokenizer.special_ids.items() if i == prefix_id(tokenizer)), None)
     rows = tokenizer.encode_batch(list(texts), specials="parse")
     return [
@@ -28,11 +28,11 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     ]
 
 
-def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Request]:
+def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[ScoringRequest]:
     """The ids of (context, continuation) texts.
 
-    Spaces at the end of a context go over to the continuation. Where the two melt into one token, so that nothing is
-    left of the continuation, it is encoded alone.
+    Spaces at the end of a context move to the continuation. If both become one token, so that no ids are left for the
+    continuation, it is encoded alone.
 
     Raises UserError for an empty continuation.
     """
@@ -51,17 +51,17 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list
     for number, (context, rest) in enumerate(moved):
         if not context:
             begun = alone[rest][:1] == [first] and len(alone[rest]) > 1
-            requests.append(Request([first], alone[rest][1:] if begun else alone[rest]))
+            requests.append(ScoringRequest([first], alone[rest][1:] if begun else alone[rest]))
         elif rest in alone and len(ids[context + rest]) <= len(ids[context]):
-            requests.append(Request(ids[context], alone[rest]))
+            requests.append(ScoringRequest(ids[context], alone[rest]))
         else:
-            requests.append(Request(ids[context], ids[context + rest][len(ids[context]) :]))
+            requests.append(ScoringRequest(ids[context], ids[context + rest][len(ids[context]) :]))
         if not requests[-1].continuation:
             raise UserError(f"continuation {number} is empty, so there is nothing to score")
     return requests
 
 
-def rolling_windows(ids: Sequence[int], *, prefix: int, length: int) -> Iterator[Request]:
+def rolling_windows(ids: Sequence[int], *, prefix: int, length: int) -> Iterator[ScoringRequest]:
     """Windows that score each of the ids once; all but the first begin behind `length` - 1 ids of context or fewer.
 
     The first window scores `length` ids after the prefix token alone. The later ones score as many, given the one id
@@ -71,5 +71,5 @@ def rolling_windows(ids: Sequence[int], *, prefix: int, length: int) -> Iterator
     while done < len(ids):
         stop = min(done + length, len(ids))
         context = [prefix] if done == 0 else list(ids[max(stop - length - 1, 0) : done])
-        yield Request(context, list(ids[done:stop]))
+        yield ScoringRequest(context, list(ids[done:stop]))
         done = stop

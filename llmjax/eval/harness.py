@@ -1,7 +1,7 @@
-"""lm-evaluation-harness on our models: its tasks, prompts and metrics, our scoring and generation, local data only.
+"""lm-evaluation-harness on llmjax models: its tasks, prompts and metrics with our scoring and generation.
 
-The harness is an extra (`pip install 'llmjax[eval]'`, no torch needed) and is imported when it is used. It never asks
-the network: questions come from local files (`local_data.py`), and a task that would fetch anything is an error.
+The harness is an extra (`pip install 'llmjax[eval]'`, without torch), and is imported when it is used. Questions come from
+local files (`local_data.py`). A task that would use the network is an error.
 """
 
 import functools
@@ -22,14 +22,14 @@ from llmjax.errors import UserError
 from llmjax.eval import leaderboard, local_data, native
 from llmjax.eval.encoding import encode_pairs, encode_texts, prefix_id, rolling_windows
 from llmjax.eval.leaderboard import Setting, TaskScore, expand, mmlu
-from llmjax.eval.likelihood import Request, context_length, score_requests
+from llmjax.eval.likelihood import ScoringRequest, context_length, score_requests
 from llmjax.eval.local_data import MMLU, TaskData
 from llmjax.eval.statistics import Estimate
 from llmjax.infer.language_model import LanguageModel
 from llmjax.infer.request import PLAIN
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-NEW_TOKENS = 256  # that the harness lets a task generate when it does not say
+NEW_TOKENS = 256  # the harness's default
 
 
 def require() -> None:
@@ -40,7 +40,7 @@ def require() -> None:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Hugging Face's libraries may not use their hub, whether they are imported now or were before."""
+    """Keep Hugging Face's libraries from using their hub, also if they were imported before."""
     before = {name: os.environ.get(name) for name in OFFLINE}
     os.environ.update(OFFLINE)
     constants = []
@@ -70,11 +70,11 @@ def make_model(
     batch_tokens: int = 0,
     on_scored: Callable[[int, int], None] | None = None,
 ) -> Any:
-    """The model as the harness wants it, an `lm_eval.api.model.TemplateLM`.
+    """The model for the harness, an `lm_eval.api.model.TemplateLM`.
 
     Args:
         max_length, batch_tokens: see `likelihood.score_requests`.
-        on_scored: called with the numbers of requests that are scored, or answered, and of all.
+        on_scored: called with the numbers of requests that are done and of all.
     """
     require()
     from lm_eval.api.model import TemplateLM
@@ -107,12 +107,12 @@ def make_model(
                 return tokenizer.encode(string, specials="parse")
             return encode_texts(tokenizer, [string])[0]
 
-        def _score(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
+        def _score(self, requests: Sequence[ScoringRequest]) -> list[tuple[float, bool]]:
             tell = None if on_scored is None else (lambda done: on_scored(done, len(requests)))
             return [(x.sum, x.greedy) for x in score_requests(model, requests, on_scored=tell, **more)]
 
         def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
-            return self._score([Request(context, continuation) for _, context, continuation in requests])
+            return self._score([ScoringRequest(context, continuation) for _, context, continuation in requests])
 
         def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             pairs = [request.args for request in requests]
@@ -159,10 +159,10 @@ def make_model(
 
 
 def chat_prompt(model: LanguageModel, messages: Sequence[dict[str, Any]], *, reply: bool) -> str:
-    """The messages as the tokenizer's template writes them; without `reply` the last one is left open, to go on.
+    """The messages in the tokenizer's chat template. Without `reply` the last message stays open and is continued.
 
-    A template that refuses a system's message is given the others, as in the harness. Raises UserError as `chat_text`
-    does, and for a last message that is left open and is not in what the template writes.
+    If the template refuses a system message, it gets the others, as in the harness. Raises UserError as `chat_text` does,
+    and if the template does not write an open last message.
     """
     end = f"[{secrets.token_hex(8)}]"
     if not reply:
@@ -176,25 +176,23 @@ def chat_prompt(model: LanguageModel, messages: Sequence[dict[str, Any]], *, rep
         text = chat_text(model.tokenizer, others, reply=reply)
     if reply:
         return text
-    # What the template puts behind the last message would end it: the text goes on where the message's own ends.
+    # The template ends the last message, so the text is cut where the message itself ends.
     if end not in text:
-        raise UserError(
-            "the tokenizer's chat template does not write the last message, so that nothing can go on there"
-        )
+        raise UserError("the tokenizer's chat template does not write the last message, so it cannot be continued")
     return text[: text.rindex(end)]
 
 
 def generation_settings(given: dict[str, Any], *, limit: int) -> tuple[dict[str, Any], int]:
-    """The settings of `LanguageModel.generate` that a task's generation_kwargs mean, and its number of new tokens.
+    """The settings of `LanguageModel.generate` for a task's generation_kwargs, and its number of new tokens.
 
-    Greedy unless `do_sample`. Raises UserError when the new tokens alone fill the model's context.
+    Greedy unless `do_sample`. Raises UserError if the new tokens alone fill the model's context.
     """
     aliases = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
     count = int(next((given[name] for name in aliases if given.get(name) is not None), NEW_TOKENS))
     if count >= limit:
         raise UserError(
             f"the task generates {count} tokens, which leaves nothing of the model's {limit} for the prompt: "
-            "give a longer eval.context_length, or a model that reads more"
+            "raise eval.context_length, or use a model that reads more"
         )
     until = given.get("until") or []
     stops = [until] if isinstance(until, str) else list(until)
@@ -211,12 +209,12 @@ def generation_settings(given: dict[str, Any], *, limit: int) -> tuple[dict[str,
 
 
 def task_config(task: str, data: TaskData, splits: dict[str, Any], setting: Setting | None) -> dict[str, Any]:
-    """A member of a group for the harness: its own task, of which the data is replaced, and the shots."""
+    """A member of a group of the harness: one of its tasks, with our data and number of shots."""
     changes: dict[str, Any] = {"task": task, "custom_dataset": lambda **_: splits, "dataset_kwargs": None}
     if setting is None:
         return changes
     leave_one_out = data.leave_one_out and setting.shots > 0
-    # The harness leaves the question itself out of the examples when both are of the test split.
+    # The harness keeps the question out of its own examples only if both come from the test split.
     alone = {"validation_split": None if data.asked == "test" or leave_one_out else data.asked}
     alone["test_split"] = data.asked if data.asked == "test" or leave_one_out else None
     if setting.shots:
@@ -227,7 +225,7 @@ def task_config(task: str, data: TaskData, splits: dict[str, Any], setting: Sett
 
 
 class _Splits(dict):
-    """The splits of a task's data, empty ones where there is none; `missing` are those that were asked for."""
+    """The splits of a task's data. A split that does not exist is empty, and is noted in `missing`."""
 
     def __init__(self, splits: dict[str, Any]) -> None:
         super().__init__(splits)
@@ -254,16 +252,16 @@ def evaluate(
     chat: bool = False,
     bootstrap: int = 1000,
 ) -> dict[str, TaskScore]:
-    """Run tasks of the harness: task -> scores, with "mmlu" as all its subjects together.
+    """Run tasks of the harness: task -> scores. "mmlu" is all its subjects together.
 
     Args:
         model: from `make_model`, or any other model of the harness.
         tasks: names of the harness, or "openllm_v1_4" and "openllm_v1_6".
-        folders: where the data lies, see `local_data`; shots and metrics are the leaderboard's where it had the task.
-        shots: other numbers of examples; None: those.
-        limit: questions of each task at most; 0: all.
-        chat: prompts go through the tokenizer's chat template, examples as earlier turns.
-        bootstrap: resamples for the standard errors of metrics that are no means.
+        folders: the folders with the data, see `local_data`.
+        shots: the number of examples; None: the leaderboard's where it had the task, which also decides the metric.
+        limit: the most questions of each task; 0: all.
+        chat: write prompts with the tokenizer's chat template, and examples as earlier turns.
+        bootstrap: resamples for the standard errors of metrics that are not means.
 
     Raises:
         UserError: for unknown tasks, missing data, or a task that needs the network.
@@ -300,8 +298,8 @@ def evaluate(
             )
         except (ConnectionError, OSError) as error:
             raise UserError(
-                f"a task wants something from the Hugging Face hub, which is off ({error}): tasks with their own metrics "
-                "or data scripts cannot run from local files"
+                f"a task needs the Hugging Face hub, which is off ({error}): tasks with their own metrics or data scripts "
+                "cannot run from local files"
             ) from error
         except (AssertionError, ValueError) as error:
             lacking = [f"{leaf}_{name}.jsonl" for leaf, data in splits.items() for name in dict.fromkeys(data.missing)]
@@ -317,7 +315,7 @@ def evaluate(
 
 @functools.cache
 def _tasks() -> Any:
-    """The harness's index of its tasks, which takes seconds to make."""
+    """The harness's index of its tasks. It takes seconds to make."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager()
@@ -331,7 +329,7 @@ def _setting(task: str, shots: int | None) -> Setting | None:
 
 
 def _score(task: str, found: dict[str, Any], setting: Setting | None, data: TaskData) -> TaskScore:
-    """The harness's results of one task as ours."""
+    """The harness's results of one task as a `TaskScore`."""
     results, samples = found["results"][task], found["samples"][task]
     count = len({sample["doc_id"] for sample in samples})
     metrics = {}

@@ -1,10 +1,10 @@
-"""Started by `sandbox.py` as a program of its own: fence this process in, then run a program that nobody has read.
+"""The program that `sandbox.py` starts: it isolates its own process and then runs an untrusted program.
 
     python -I -S jail.py '{"folder": ..., "limits": {...}, "user": ...}' < program
 
-Every fence that the system permits is put up: another user (when started as root), namespaces of its own for network,
-processes, mounts and users, a small tmpfs as the only place to write, Landlock, resource limits. With "probe" the
-process says as JSON which of them stand and runs nothing. It imports the standard library alone.
+It uses all isolation that the system permits: another user (if started as root), namespaces for network, processes,
+mounts and users, a small tmpfs as the only place to write, Landlock, and resource limits. With "probe" it prints as JSON
+which of them work, and runs nothing. It imports the standard library only.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUTS = 0x00020000, 0x08000000, 0x04000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT = 1, 2, 4, 0x20
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
-INNER = 1000  # the program's user and group as it sees them
+INNER = 1000  # user and group of the program, as it sees them
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446  # the same numbers on every architecture
 FILE_RIGHTS = (1 << 13) - 1  # of Landlock's first version: execute, read, write, make, remove
@@ -41,7 +41,7 @@ def main() -> None:
         fences.append("tmpfs")
     if "another user" in fences:
         python = bind_python(folder)
-    child = os.fork()  # the first process of the namespace: when it ends, the kernel ends all others in it
+    child = os.fork()  # the first process of the namespace; when it ends, the kernel ends all others in it
     if child:
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
@@ -62,7 +62,7 @@ def main() -> None:
         os._exit(0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     environment = {"HOME": folder, "TMPDIR": folder, "PYTHONHASHSEED": "0", "LANG": "C.UTF-8"}
-    if "another user" in fences:  # a Python that is a shared library looks for it where it was installed, out of sight
+    if "another user" in fences:  # a shared libpython is looked for at its installed path, which is hidden now
         environment["LD_LIBRARY_PATH"] = os.path.join(os.path.dirname(os.path.dirname(python)), "lib")
     os.execve(python, [python, "-I", "-S", os.path.join(folder, "program.py")], environment)
 
@@ -73,15 +73,15 @@ def prctl(option: int, value: int) -> None:
 
 
 def namespaces(user: int) -> list[str]:
-    """Leave the machine's users, network, processes and mounts behind, if permitted; what that keeps away.
+    """Enter namespaces for users, network, processes and mounts, if permitted: the names of what works.
 
     Args:
-        user: the number, outside, of the user that programs run as; 0: the one who started this. Root may give any; its
-            own processes would escape the limit on their number.
+        user: the number outside of the user that runs the program; 0: the user who started this. Root must give another
+            one, because the limit on processes does not hold for root.
     """
     ready, done = os.pipe(), os.pipe()
     helper = 0
-    if user:  # only who stayed outside may say who another user is there
+    if user:  # only a process outside may map another user
         outer = os.getpid()
         helper = os.fork()
         if not helper:
@@ -111,14 +111,14 @@ def namespaces(user: int) -> list[str]:
 
 
 def mount_tmpfs(folder: str, disk: int) -> bool:
-    """A file system in memory, for the program alone, of so many bytes and few files; whether it worked."""
+    """Mount a file system in memory with so many bytes and few files: whether it worked."""
     libc.mount(b"none", b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None)
     options = f"size={disk},nr_inodes=256,mode=0700,uid={INNER},gid={INNER}".encode()
     return libc.mount(b"tmpfs", folder.encode(), b"tmpfs", ctypes.c_ulong(MS_NOSUID | MS_NODEV), options) == 0
 
 
 def bind_python(folder: str) -> str:
-    """Python's path for a user who may not look into the folders that it lies in."""
+    """A path to Python for a user who may not read the folders above it."""
     inside, real = os.path.join(folder, ".python"), os.path.realpath(sys.executable)
     os.mkdir(inside, 0o755)
     target, flags = inside.encode(), MS_BIND | MS_REC
@@ -129,7 +129,7 @@ def bind_python(folder: str) -> str:
 
 
 def limits(given: dict[str, int]) -> list[str]:
-    """Resource limits of this process and those it starts."""
+    """Limit the resources of this process and its children."""
     wanted = {
         resource.RLIMIT_AS: given["memory"],
         resource.RLIMIT_CPU: given["cpu_seconds"],
@@ -145,7 +145,7 @@ def limits(given: dict[str, int]) -> list[str]:
 
 
 def landlock(folder: str) -> bool:
-    """Read nothing but the system's libraries and Python, write nowhere but in the folder; whether it worked."""
+    """Permit reading only the system's libraries and Python, and writing only to the folder: whether it worked."""
     version = libc.syscall(LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
     if version < 1:
         return False
@@ -163,7 +163,7 @@ def landlock(folder: str) -> bool:
         if not os.path.exists(path):
             continue
         if not os.path.isdir(path):
-            access &= 0b111 | TRUNCATE  # what a file can have
+            access &= 0b111 | TRUNCATE  # the rights of a file
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
         rule = struct.pack("=Qi", access & rights, handle)
         libc.syscall(LANDLOCK_ADD, ruleset, 1, rule, 0)

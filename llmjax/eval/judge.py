@@ -1,7 +1,7 @@
-"""A model as the rater of two answers (Zheng et al. 2023), asked twice with the answers in both places.
+"""A model as the judge of two answers (Zheng et al. 2023), asked twice, with the answers in either order.
 
-A verdict that changes with the places is a tie, not a win of the place. An answer of the judge that is none of the
-three verdicts is a missing judgement, for which nobody gets anything.
+If the verdict depends on the order, it counts as a tie. If the judge gives no verdict, the judgement is missing, and does
+not count.
 """
 
 import re
@@ -28,13 +28,13 @@ the order in which they stand here nor their length should count.
 {second}
 
 Which one is better? Reply with [[A]], [[B]], or [[C]] if they are equally good."""
-TOGETHER = 16  # pairs that are judged before their ratings are told
+TOGETHER = 16  # pairs that are judged in one call
 VERDICT = re.compile(r"\[\[([ABC])\]\]")
-Ask = Callable[[Sequence[str]], Sequence[str | None]]  # prompts -> what the judge says; None: it failed
+Ask = Callable[[Sequence[str]], Sequence[str | None]]  # prompts -> the judge's answers; None: it failed
 
 
 def judge(pairs: Sequence[Pair], ask: Ask, *, rater: str) -> Iterator[Rating]:
-    """A rating of every pair, as they come; `choice` is None where either of the two verdicts is missing."""
+    """A rating of every pair, as soon as it is known. `choice` is None if either verdict is missing."""
     for start in range(0, len(pairs), TOGETHER):
         part = pairs[start : start + TOGETHER]
         asked = [
@@ -50,10 +50,10 @@ def judge(pairs: Sequence[Pair], ask: Ask, *, rater: str) -> Iterator[Rating]:
 
 
 def verdict(text: str | None, *, first: int) -> Choice:
-    """0 or 1, the better answer, "tie", or None when the text has no verdict or several.
+    """The better answer, 0 or 1, or "tie"; None if the text has no verdict or several.
 
     Args:
-        first: the number of the answer that was shown as A.
+        first: the index of the answer that was shown as A.
     """
     found = set(VERDICT.findall(text or ""))
     if len(found) != 1:
@@ -63,7 +63,7 @@ def verdict(text: str | None, *, first: int) -> Choice:
 
 
 def ask_model(model: LanguageModel, *, max_new_tokens: int = 256) -> Ask:
-    """Questions to a chat model, answered greedily; None to one that is longer than the model reads."""
+    """A function that asks a chat model, greedily. Its answer is None to a question longer than the model reads."""
     room = context_length(model.config) - max_new_tokens
 
     def ask(prompts: Sequence[str]) -> list[str | None]:

@@ -1,4 +1,4 @@
-"""What the Open LLM Leaderboard (version 1) measured: shots and metrics of each task, and how scores become one number."""
+"""The settings of the Open LLM Leaderboard (version 1): shots and metric of each task, and the mean of the tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from llmjax.eval.statistics import Estimate, mean_by_size, mean_of_means
 
 @dataclass(frozen=True)
 class Setting:
-    """Shots, the metric that counts (named as in lm-evaluation-harness), and the split that examples come from."""
+    """The setting of a task: shots, the main metric (named as in lm-evaluation-harness), and the split of the examples."""
 
     shots: int
     metric: str
@@ -23,7 +23,7 @@ SETTINGS: dict[str, Setting] = {
     "hellaswag": Setting(10, "acc_norm"),
     "mmlu": Setting(5, "acc", "dev"),
     "truthfulqa_mc1": Setting(0, "acc"),
-    "truthfulqa_mc2": Setting(0, "acc"),  # the harness calls the mass of the true answers so
+    "truthfulqa_mc2": Setting(0, "acc"),  # the harness's name for the mass of the true answers
     "winogrande": Setting(5, "acc"),
     "gsm8k": Setting(5, "exact_match,strict-match"),
 }
@@ -36,9 +36,9 @@ class TaskScore:
     """One task's scores.
 
     Attributes:
-        metrics: name -> estimate; `main` names the one that counts.
-        items: one dict a question: "id", and the value of every metric that questions have.
-        notes: what a reader must know, such as examples that come from another split.
+        metrics: name -> estimate. `main` is the name of the main metric.
+        items: a dict for each question: "id", and the value of every metric of a question.
+        notes: differences from the leaderboard, such as examples from another split.
     """
 
     task: str
@@ -50,22 +50,22 @@ class TaskScore:
 
     @property
     def score(self) -> Estimate:
-        """The metric that counts."""
+        """The main metric."""
         return self.metrics[self.main]
 
 
 def setting(task: str) -> Setting | None:
-    """Of a task or a subject of MMLU; None for those that the leaderboard did not have."""
+    """The setting of a task or a subject of MMLU; None for one that the leaderboard did not have."""
     return SETTINGS.get(MMLU if task.startswith(f"{MMLU}_") else task)
 
 
 def expand(names: Sequence[str]) -> list[str]:
-    """Names of tasks, the aggregates among them replaced by their tasks; each once, in order."""
+    """Names of tasks with each aggregate replaced by its tasks, without repetitions, in order."""
     return list(dict.fromkeys(task for name in names for task in AGGREGATES.get(name, (name,))))
 
 
 def mmlu(parts: Sequence[TaskScore]) -> TaskScore:
-    """The subjects of MMLU together: `acc` is the leaderboard's mean over subjects, `acc_by_question` the harness's."""
+    """The subjects of MMLU together: `acc` is the leaderboard's mean over subjects, `acc_by_question` that of the harness."""
     accuracies = [part.metrics["acc"] for part in parts]
     metrics = {"acc": mean_of_means(accuracies), "acc_by_question": mean_by_size(accuracies)}
     items = [{**item, "task": part.task} for part in parts for item in part.items]
@@ -74,7 +74,7 @@ def mmlu(parts: Sequence[TaskScore]) -> TaskScore:
 
 
 def aggregates(scores: Mapping[str, TaskScore]) -> dict[str, Estimate]:
-    """The leaderboard's plain means, of those whose tasks are all there."""
+    """The leaderboard's plain means, for aggregates with scores of all their tasks."""
     return {
         name: mean_of_means([scores[task].score for task in tasks])
         for name, tasks in AGGREGATES.items()

@@ -1,9 +1,11 @@
-"""Log-likelihoods of continuations given contexts: what multiple-choice tasks, rolling perplexity and judges ask for.
+"""Log-likelihoods of continuations given contexts, for multiple-choice tasks, rolling perplexity and judges.
 
-Contexts are computed once for all that continues them (`rows.py`); hidden states are gathered where something is
-scored before the output head, which is the larger part of a small model with a large vocabulary; batches have few
-shapes, the longest come first so that too little memory is noticed at once, and results are fetched late so that the
-device does not wait for the host.
+Requests with a common beginning share a row (`trees.py`), so that the beginning is computed once. The output head, the
+larger part of a small model with a large vocabulary, is computed at the scored places only. Batches have few shapes.
+The longest come first, so that too little memory shows at once. Results are fetched late, so that the device does not
+wait for the host.
+
+Letters beside the project's: `P` parts of a batch, one for each device that holds rows, `Q` scored places of a part.
 """
 
 import functools
@@ -20,7 +22,7 @@ from ml_collections import ConfigDict
 from llmjax import config
 from llmjax.config.model_checks import ATTENTION
 from llmjax.errors import UserError
-from llmjax.eval.rows import Row, build_rows, choose_lengths
+from llmjax.eval.trees import Row, build_rows, choose_lengths
 from llmjax.infer.language_model import LanguageModel
 from llmjax.model.count import active_matrices
 from llmjax.model.stacks import layer_stacks
@@ -30,87 +32,68 @@ from llmjax.parallel import placement
 from llmjax.parallel.mesh import row_ways
 from llmjax.train.step import batch_shardings
 
-LONGEST_ROW = 2048  # longer trees save little and their masks grow with the square
+LONGEST_ROW = 2048  # tokens; longer trees save little, and their masks grow with the square
 BATCH_TOKENS = {"cpu": 4096}
 OTHER_BATCH_TOKENS = 32_768
-# Floating point operations that compiling one more program is worth: a second or two of each machine.
+# Compiling one more program costs about as much as so many floating-point operations: a second or two.
 COMPILE_WORTH = {"cpu": 4e10}
 OTHER_COMPILE_WORTH = 1e15
-CHUNK_FLOATS = 2**23  # of the logits that exist at a time
+CHUNK_FLOATS = 2**23  # logits in memory at a time
 IN_FLIGHT = 4  # batches whose results have not been fetched
-SOFTMAX_WORTH = 200.0  # operations of a matrix product that take as long as mask and softmax of one score
+SOFTMAX_WORTH = 200.0  # operations of a matrix product that take as long as the mask and softmax of one score
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Of a continuation: the sum of its tokens' log-probabilities (nats), and whether each was the likeliest."""
+    """How likely a continuation is."""
 
-    sum: float
-    greedy: bool
+    sum: float  # of its tokens' log-probabilities, nats
+    greedy: bool  # whether each token was the likeliest
 
 
 @dataclass(frozen=True)
-class Request:
-    """Token ids: what is scored, after what. Neither is empty."""
+class ScoringRequest:
+    """Token ids to score, and the context before them. Neither is empty."""
 
     context: Sequence[int]
     continuation: Sequence[int]
 
 
 def context_length(c: ConfigDict) -> int:
-    """Tokens that a model reads at most: `model.max_length`, which is what exported models declare."""
+    """The most tokens that a model reads: `model.max_length`, as exported models declare it."""
     return int(c.model.max_length)
 
 
 def shares_contexts(c: ConfigDict) -> bool:
-    """Whether a model of these settings (`config.model`) can read trees: recurrent layers read a row from left to right."""
+    """Whether a model of these settings (`config.model`) can read trees. Recurrent layers read a row from left to right."""
     recurrent = any(kind not in ATTENTION for stack in layer_stacks(c) for kind, _ in stack.kinds)
-    return not (recurrent or c.encoder_layers or minds_company(c))
+    return not (recurrent or c.encoder_layers or drops_tokens(c))
 
 
-def minds_company(c: ConfigDict) -> bool:
-    """Whether what else is in a row changes what a token becomes: experts that run full drop tokens."""
+def drops_tokens(c: ConfigDict) -> bool:
+    """Whether full experts drop tokens, so that a token depends on the others in its row."""
     return bool(c.moe.experts) and c.moe.dispatch == "capacity"
-
-
-def score_continuations(
-    model: LanguageModel,
-    groups: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]],
-    *,
-    max_length: int = 0,
-    batch_tokens: int = 0,
-    share: bool = True,
-    on_scored: Callable[[int], None] | None = None,
-) -> list[list[Likelihood]]:
-    """The likelihood of each continuation of each context: groups of (context ids, [continuation ids, ...]).
-
-    See `score_requests` for the arguments and errors.
-    """
-    requests = [Request(context, continuation) for context, ways in groups for continuation in ways]
-    more: dict[str, Any] = {"max_length": max_length, "batch_tokens": batch_tokens, "share": share}
-    found = iter(score_requests(model, requests, on_scored=on_scored, **more))
-    return [[next(found) for _ in ways] for _, ways in groups]
 
 
 def score_requests(
     model: LanguageModel,
-    requests: Sequence[Request],
+    requests: Sequence[ScoringRequest],
     *,
     max_length: int = 0,
     batch_tokens: int = 0,
     share: bool = True,
     on_scored: Callable[[int], None] | None = None,
 ) -> list[Likelihood]:
-    """The likelihood of every request, in their order.
+    """The likelihood of every request, in order.
 
-    What is longer than the model reads loses tokens on the left, as in lm-evaluation-harness: the last
-    `max_length` + 1 tokens count, of which the very last is never an input.
+    Requests longer than the model reads lose tokens on the left, as in lm-evaluation-harness: the last `max_length` + 1
+    tokens count, and the very last of them is never an input.
 
     Args:
         max_length: tokens of a model's input; 0: `model.max_length`.
         batch_tokens: of a batch; 0: by the platform.
-        share: compute common beginnings once, where the architecture allows it. The sums change by float rounding.
-        on_scored: told how many requests have been scored.
+        share: compute common beginnings once where the architecture allows it. The sums change by float rounding.
+        on_scored: called with the number of requests that have been scored.
 
     Raises:
         UserError: for a model that does not predict text from left to right, an empty context or continuation, a
@@ -124,7 +107,7 @@ def score_requests(
     cost = layer_cost(c)
     rows = build_rows(
         inputs,
-        cost=(lambda before, _: float(before)) if minds_company(c) else cost,
+        cost=(lambda before, _: float(before)) if drops_tokens(c) else cost,
         longest=max([LONGEST_ROW, *map(len, inputs)]),
         branches=share and shares_contexts(c),
     )
@@ -137,16 +120,17 @@ def score_requests(
         by_length.setdefault(next(length for length in lengths if len(row.tokens) <= length), []).append(row)
 
     found: list[Likelihood | None] = [None] * len(requests)
-    pending: deque[tuple[jax.Array, jax.Array, list[tuple[int, int, int, int]]]] = deque()
+    pending: deque[tuple[jax.Array, jax.Array, list[_Span]]] = deque()
     done = 0
 
     def fetch() -> None:
         nonlocal done
-        nats, right, where = pending.popleft()
-        nats_WN, right_WN = np.asarray(nats, np.float64), np.asarray(right)
-        for number, way, start, stop in where:
-            found[number] = Likelihood(-float(nats_WN[way, start:stop].sum()), bool(right_WN[way, start:stop].all()))
-        done += len(where)
+        nats, right, spans = pending.popleft()
+        nats_PQ, right_PQ = np.asarray(nats, np.float64), np.asarray(right)
+        for span in spans:
+            own = (span.part, slice(span.start, span.stop))
+            found[span.request] = Likelihood(-float(nats_PQ[own].sum()), bool(right_PQ[own].all()))
+        done += len(spans)
         if on_scored is not None:
             on_scored(done)
 
@@ -160,12 +144,12 @@ def score_requests(
             for start in range(0, len(here), size)
         ]
         block = logits_block(c.vocab_size)
-        slots = -(-max(len(part) for batch in made for part in batch.slots) // block) * block
+        count = -(-max(len(part) for batch in made for part in batch.places) // block) * block
         for batch in made:
-            arrays = jax.device_put(batch.arrays(slots), sharding)
+            arrays = jax.device_put(batch.arrays(count), sharding)
             with placement.active(model.mesh, model.config):
-                nats_WN, right_WN = _score(model.module, model.params, arrays, slots // block)
-            pending.append((nats_WN, right_WN, batch.where))
+                nats_PQ, right_PQ = _score(model.module, model.params, arrays, count // block)
+            pending.append((nats_PQ, right_PQ, batch.spans))
             while len(pending) > IN_FLIGHT:
                 fetch()
     while pending:
@@ -175,7 +159,7 @@ def score_requests(
 
 
 def layer_cost(c: ConfigDict) -> Callable[[int, int], float]:
-    """Operations of one layer for new tokens of a row behind others, the softmax's weighed by how slow they are."""
+    """Operations of one layer for so many new tokens behind others in a row; the softmax's count more, as they are slow."""
     per_token = 2.0 * (active_matrices(c) - c.vocab_size * c.width) / c.layers
     per_pair = c.heads * (4.0 * config.head_size(c) + SOFTMAX_WORTH)
 
@@ -186,11 +170,11 @@ def layer_cost(c: ConfigDict) -> Callable[[int, int], float]:
 
 
 def logits_block(vocab_size: int) -> int:
-    """Scored places whose logits a device makes at a time: a power of two from 16 to 256."""
+    """Scored places whose logits a device computes at a time: a power of two from 16 to 256."""
     return int(2 ** np.clip(np.floor(np.log2(CHUNK_FLOATS / vocab_size)), 4, 8))
 
 
-def _check(model: LanguageModel, requests: Sequence[Request], limit: int) -> None:
+def _check(model: LanguageModel, requests: Sequence[ScoringRequest], limit: int) -> None:
     name = model.config.objective.name
     if not OBJECTIVES[name].reads_left_to_right:
         raise UserError(
@@ -213,59 +197,67 @@ def _check(model: LanguageModel, requests: Sequence[Request], limit: int) -> Non
             raise UserError(f"request {number} has ids that are not from 0 to {c.vocab_size - 1}")
 
 
+@dataclass(frozen=True)
+class _Span:
+    """Where the continuation of a request is scored: the places `start` to `stop` of a part."""
+
+    request: int
+    part: int
+    start: int
+    stop: int
+
+
 @dataclass
 class _Batch:
-    """Arrays (B, L), and for each of W parts of the rows the places that are scored and what should be there."""
+    """A batch of rows, divided into parts, and the places of each part that are scored."""
 
-    inputs: dict[str, np.ndarray]
-    slots: list[list[int]]
-    answers: list[list[int]]
-    where: list[tuple[int, int, int, int]]  # number of the request, part, its first slot and the one behind its last
+    inputs: dict[str, np.ndarray]  # (B, L)
+    places: list[list[int]]  # for each part, indices into its flattened tokens
+    targets: list[list[int]]  # for each part, the ids that should follow there
+    spans: list[_Span]
 
-    def arrays(self, size: int) -> dict[str, np.ndarray]:
-        """The inputs with slots_WN and answers_WN, N = size; the slots that only fill are place 0."""
+    def arrays(self, count: int) -> dict[str, np.ndarray]:
+        """The inputs with places_PQ and targets_PQ, Q = count; place 0 fills what is left."""
 
         def padded(parts: list[list[int]]) -> np.ndarray:
-            return np.array([[*part, *[0] * (size - len(part))] for part in parts], np.int32)
+            return np.array([[*part, *[0] * (count - len(part))] for part in parts], np.int32)
 
-        return {**self.inputs, "slots": padded(self.slots), "answers": padded(self.answers)}
+        return {**self.inputs, "places": padded(self.places), "targets": padded(self.targets)}
 
 
-def _batch(rows: Sequence[Row], requests: Sequence[Request], *, size: int, length: int, ways: int) -> _Batch:
+def _batch(rows: Sequence[Row], requests: Sequence[ScoringRequest], *, size: int, length: int, ways: int) -> _Batch:
     names = ("tokens", "positions", "until", "segments")
     inputs = {name: np.zeros((size, length), np.int32) for name in names}
     inputs["until"] += length  # padding sees itself, so that no softmax is over nothing
-    slots: list[list[int]] = [[] for _ in range(ways)]
-    answers: list[list[int]] = [[] for _ in range(ways)]
-    where = []
+    batch = _Batch(inputs, [[] for _ in range(ways)], [[] for _ in range(ways)], [])
     for i, row in enumerate(rows):
         part, first = divmod(i, size // ways)
         here = (i, slice(0, len(row.tokens)))
         inputs["tokens"][here], inputs["positions"][here] = row.tokens, row.positions
         inputs["until"][here], inputs["segments"][here] = row.until, 1
         for number, path in row.paths:
-            answer = requests[number].continuation
-            start = len(slots[part])
-            slots[part] += (first * length + path[len(path) - len(answer) :]).tolist()
-            answers[part] += list(answer)
-            where.append((number, part, start, start + len(answer)))
-    return _Batch(inputs, slots, answers, where)
+            continuation = requests[number].continuation
+            start = len(batch.places[part])
+            batch.places[part] += (first * length + path[len(path) - len(continuation) :]).tolist()
+            batch.targets[part] += list(continuation)
+            batch.spans.append(_Span(number, part, start, start + len(continuation)))
+    return batch
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _score(module: Any, params: Any, batch: dict[str, jax.Array], parts: int) -> tuple[jax.Array, jax.Array]:
-    """(nats, whether the answer is the likeliest) of every slot, (W, N); the logits in so many parts."""
+def _score(module: Any, params: Any, batch: dict[str, jax.Array], count: int) -> tuple[jax.Array, jax.Array]:
+    """nats_PQ of the targets, and right_PQ, whether each is the likeliest; the logits in so many chunks."""
     tree = {"until_BL": batch["until"]} if shares_contexts(module.c) else {}
     hidden_BLD = module.apply(
         {"params": params}, batch["tokens"], positions_BL=batch["positions"], segments_BL=batch["segments"],
         output="hidden", **tree,
     )  # fmt: skip
-    W, D = batch["slots"].shape[0], hidden_BLD.shape[-1]
-    hidden_WND = jnp.take_along_axis(hidden_BLD.reshape(W, -1, D), batch["slots"][:, :, None], axis=1)
-    predictions = predictions_of(module, params, hidden_WND, batch["answers"], jnp.ones_like(batch["answers"]))
+    P, D = batch["places"].shape[0], hidden_BLD.shape[-1]
+    hidden_PQD = jnp.take_along_axis(hidden_BLD.reshape(P, -1, D), batch["places"][:, :, None], axis=1)
+    predictions = predictions_of(module, params, hidden_PQD, batch["targets"], jnp.ones_like(batch["targets"]))
 
-    def measure(logits_WNV: jax.Array, answers_WN: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return cross_entropy(logits_WNV, answers_WN)[0], jnp.argmax(logits_WNV, axis=-1) == answers_WN
+    def measure(logits_PQV: jax.Array, targets_PQ: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return cross_entropy(logits_PQV, targets_PQ)[0], jnp.argmax(logits_PQV, axis=-1) == targets_PQ
 
-    nats_WN, right_WN = chunks.token_values(measure, predictions, parts)
-    return nats_WN, right_WN
+    nats_PQ, right_PQ = chunks.token_values(measure, predictions, count)
+    return nats_PQ, right_PQ

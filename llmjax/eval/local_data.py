@@ -1,8 +1,8 @@
-"""Benchmarks as JSON Lines in local folders, in the field names that lm-evaluation-harness expects. Nothing is fetched.
+"""Benchmarks as JSON Lines in local folders, with the field names of lm-evaluation-harness. Nothing is downloaded.
 
-Names are TASK_SPLIT.jsonl or TASK.jsonl: arc_challenge_train.jsonl, hellaswag_val.jsonl, mmlu_test.jsonl (all subjects,
-each row with its `subject`), truthfulqa_mc.jsonl. Where the split is missing that a task takes its examples from, they
-come from the questions themselves, never the one that is asked, and the score says so.
+Files are called TASK_SPLIT.jsonl or TASK.jsonl: arc_challenge_train.jsonl, hellaswag_val.jsonl, mmlu_test.jsonl (all
+subjects, each row with its `subject`), truthfulqa_mc.jsonl. If the split with the examples of a task is missing, other
+questions are the examples, never the asked one, and a note beside the score says so.
 """
 
 import json
@@ -23,12 +23,12 @@ MMLU = "mmlu"
 
 @dataclass(frozen=True)
 class TaskData:
-    """The questions that are asked, and where few-shot examples come from.
+    """The questions of a task, and the source of its few-shot examples.
 
     Attributes:
-        asked: the name of the split that is asked.
-        shots: the name of the split of examples; the same as `asked`: the other questions are the examples.
-        splits: name -> rows, of every file that was found.
+        asked: the split with the questions.
+        shots: the split with the examples. If it is `asked`, the other questions are the examples.
+        splits: name -> rows, for every file that was found.
     """
 
     asked: str
@@ -37,7 +37,7 @@ class TaskData:
 
     @property
     def leave_one_out(self) -> bool:
-        """Whether examples are other questions of the same split."""
+        """Whether other questions of the same split are the examples."""
         return self.asked == self.shots
 
 
@@ -45,10 +45,10 @@ def find(task: str, folders: Sequence[str | Path], *, shots_from: str = "train")
     """The data of a task; of "mmlu_SUBJECT" the rows of that subject.
 
     Args:
-        shots_from: the split that the task takes its examples from.
+        shots_from: the split with the examples of the task.
 
     Raises:
-        UserError: when no folder has a file of the task, or a file is damaged.
+        UserError: if no folder has a file of the task, or a file is damaged.
     """
     if not folders:
         raise UserError(f"{task} needs its questions: give --data DIR, a folder with {_base(task)}_test.jsonl")
@@ -67,7 +67,7 @@ def find(task: str, folders: Sequence[str | Path], *, shots_from: str = "train")
 
 
 def asked_file(task: str, folders: Sequence[str | Path]) -> Path:
-    """The file of the questions that are asked (of all subjects of MMLU). UserError if there is none."""
+    """The file with the questions of a task (of all subjects of MMLU). Raises UserError if there is none."""
     base = _base(task)
     named = [Path(folder) / f"{base}.jsonl" for folder in folders]
     found = _file(base, "test", folders) or _file(base, "validation", folders)
@@ -84,13 +84,13 @@ def _file(base: str, split: str, folders: Sequence[str | Path]) -> Path | None:
 
 
 def subjects(folders: Sequence[str | Path]) -> list[str]:
-    """The subjects of MMLU that the data has, sorted."""
+    """The subjects of MMLU in the data, sorted."""
     found = find(MMLU, folders)
     return sorted({row["subject"] for row in found.splits[found.asked]})
 
 
 def read(path: Path) -> list[Doc]:
-    """The rows of a file of JSON Lines. Raises UserError with the line that is none."""
+    """The rows of a file of JSON Lines. Raises UserError with the number of a wrong line."""
     rows = []
     for number, line in enumerate(storage.read_lines(path), start=1):
         if line.strip():

@@ -1,4 +1,4 @@
-"""Multiple-choice tasks without lm-evaluation-harness, with its prompts and its scores: fast enough during training."""
+"""Multiple-choice tasks with the prompts and scores of lm-evaluation-harness, but without it: fast enough for training."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from llmjax.infer.language_model import LanguageModel
 
 
 def can_run(task: str) -> bool:
-    """Whether the task is one of ours."""
+    """Whether the native runner has the task."""
     return prompts.maker(task) is not None
 
 
@@ -33,19 +33,20 @@ def evaluate(
     batch_tokens: int = 0,
     on_scored: Callable[[int, int], None] | None = None,
 ) -> dict[str, TaskScore]:
-    """Score a model on multiple-choice tasks: task -> scores, with "mmlu" as all its subjects together.
+    """Score a model on multiple-choice tasks: task -> scores. "mmlu" is all its subjects together.
 
-    All tasks are scored in one go, so their rows share batches and programs.
+    The rows of all tasks share batches and programs.
 
     Args:
         tasks: names such as "arc_challenge", "mmlu", "mmlu_anatomy" or "openllm_v1_4".
-        folders: where the questions lie, see `local_data`.
-        limit: questions of each task (of each subject of MMLU) at most; 0: all.
+        folders: the folders with the questions, see `local_data`.
+        limit: the most questions of each task (of each subject of MMLU); 0: all.
         max_length, batch_tokens: see `likelihood.score_requests`.
         on_scored: called with the numbers of choices that are scored and of all.
 
     Raises:
-        UserError: for tasks that are not ours, missing or damaged data, and models that cannot be scored.
+        UserError: for tasks that the native runner does not have, missing or damaged data, and models that cannot be
+            scored.
     """
     names = expand(tasks)
     for name in names:
@@ -69,24 +70,24 @@ def evaluate(
 
 
 def with_subjects(task: str, folders: Sequence[str | Path]) -> list[str]:
-    """The tasks that are run for this one: those of its subjects for "mmlu"."""
+    """The parts of a task: for "mmlu" a task for each subject, else the task alone."""
     return [f"{MMLU}_{subject}" for subject in local_data.subjects(folders)] if task == MMLU else [task]
 
 
 def setting_of(task: str) -> Setting:
-    """The leaderboard's setting of one of our tasks."""
+    """The leaderboard's setting of a task of the native runner."""
     return SETTINGS[MMLU if task.startswith(f"{MMLU}_") else task]
 
 
 def item(question: Question, found: Sequence[Likelihood]) -> dict[str, Any]:
-    """The metrics of one question as the harness defines them: acc, acc_norm (per character), or the mass of mc2."""
+    """The metrics of a question as the harness defines them: acc and acc_norm (per character), or the mass of mc2."""
     sums = np.array([likelihood.sum for likelihood in found])
     made: dict[str, Any] = {"log_likelihoods": sums.tolist()}
     if question.labels:
         weights = np.exp(sums)
-        if not weights.sum():  # long answers underflow, and the harness then says nan
+        if not weights.sum():  # long answers underflow; the harness gives nan
             weights = np.exp(sums - sums.max())
-        # A NumPy number, as in the harness: Python 3.12 and later add up plain ones in another way.
+        # A NumPy number, as in the harness: Python 3.12 and later sum plain floats differently.
         return made | {"acc": np.sum((weights / weights.sum())[np.array(question.labels) == 1])}
     sizes = np.array([float(len(choice)) for choice in question.choices])
     right = float(np.argmax(sums) == question.gold)
@@ -94,7 +95,7 @@ def item(question: Question, found: Sequence[Likelihood]) -> dict[str, Any]:
 
 
 def task_score(task: str, items: Sequence[dict[str, Any]], data: TaskData) -> TaskScore:
-    """The score of a task from its questions'."""
+    """The score of a task from the metrics of its questions."""
     chosen = setting_of(task)
     names = (
         ["acc"] if task in ("truthfulqa_mc1", "truthfulqa_mc2", "winogrande") or MMLU in task else ["acc", "acc_norm"]
@@ -105,7 +106,7 @@ def task_score(task: str, items: Sequence[dict[str, Any]], data: TaskData) -> Ta
 
 
 def notes(task: str, chosen: Setting, data: TaskData) -> tuple[str, ...]:
-    """What is unlike the leaderboard about the examples."""
+    """Differences from the leaderboard in the examples."""
     if not chosen.shots or not data.leave_one_out:
         return ()
     name = MMLU if task.startswith(f"{MMLU}_") else task
@@ -116,7 +117,7 @@ def notes(task: str, chosen: Setting, data: TaskData) -> tuple[str, ...]:
 
 
 def numbers(c: ConfigDict, model: LanguageModel) -> dict[str, float]:
-    """What an evaluation during training logs, by `c.eval.tasks`, `data` and `limit`: "TASK/METRIC" -> score."""
+    """ "TASK/METRIC" -> score by `c.eval.tasks`, `data` and `limit`, as training logs it."""
     if not c.eval.tasks:
         return {}
     scores = evaluate(model, c.eval.tasks, c.eval.data, limit=c.eval.limit, max_length=c.eval.context_length)

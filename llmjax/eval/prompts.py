@@ -1,6 +1,6 @@
-"""Multiple-choice questions as texts, word for word as lm-evaluation-harness 0.4 puts them: what may follow what.
+"""Multiple-choice questions as (context, continuation) texts, word for word as in lm-evaluation-harness 0.4.
 
-The harness is not needed here; a test compares every prompt with its own.
+The harness is not needed here. A test compares every prompt with the harness's.
 """
 
 import random
@@ -12,7 +12,7 @@ from llmjax.errors import UserError
 from llmjax.eval.leaderboard import Setting
 from llmjax.eval.local_data import MMLU, Doc, TaskData
 
-SHOT_SEED = 1234  # the harness's, of the examples
+SHOT_SEED = 1234  # of the examples, as in the harness
 TRUTHFUL_PREAMBLE = (
     "Q: What is human life expectancy in the United States?\n"
     "A: Human life expectancy in the United States is 78 years.\n\n"
@@ -31,12 +31,12 @@ class Question:
     """A question with its choices.
 
     Attributes:
-        context: the text before each choice, the question alone without examples; one for all choices, or one for each.
-        continuations: what is scored, without the space in front.
-        choices: the texts whose lengths normalise; mostly the continuations.
-        gold: the number of the right choice.
-        shot: the question and its right answer, as an example.
-        labels: of every choice whether it is true, where several are (TruthfulQA's mc2).
+        context: the text before the choices, without examples; one for all choices, or one for each.
+        continuations: the texts to score, without the space in front.
+        choices: the texts whose lengths normalise the scores, mostly the continuations.
+        gold: the index of the right choice.
+        shot: the question with its right answer, as an example.
+        labels: whether each choice is true, where several may be (TruthfulQA's mc2).
     """
 
     context: str | tuple[str, ...]
@@ -61,7 +61,7 @@ def _hellaswag(doc: Doc) -> Question:
 
 
 def clean_wikihow(text: str) -> str:
-    """Without the marks that HellaSwag's WikiHow texts have."""
+    """The text without the markup of HellaSwag's WikiHow texts."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
@@ -97,12 +97,12 @@ MAKERS: dict[str, Callable[[Doc], Question]] = {
 
 
 def maker(task: str) -> Callable[[Doc], Question] | None:
-    """What makes the questions of a task or a subject of MMLU; None for tasks that the harness alone knows."""
+    """The function that makes the questions of a task or a subject of MMLU; None for tasks that only the harness has."""
     return MAKERS.get(MMLU if task.startswith(f"{MMLU}_") else task)
 
 
 def description(task: str) -> str:
-    """What stands before the examples."""
+    """The text before the examples."""
     if not task.startswith(f"{MMLU}_"):
         return ""
     subject = task.removeprefix(f"{MMLU}_").replace("_", " ")
@@ -112,16 +112,16 @@ def description(task: str) -> str:
 def prompts(
     task: str, data: TaskData, setting: Setting, *, limit: int = 0
 ) -> list[tuple[Question, list[tuple[str, str]]]]:
-    """Each question with its (context, continuation) texts, examples included.
+    """Each question with its (context, continuation) texts. Contexts include the examples.
 
-    Examples are drawn anew for every question from one sequence of random numbers, so they depend on the order of the
-    questions; MMLU's are the first ones.
+    One sequence of random numbers draws the examples of all questions, so they depend on the order of the questions.
+    MMLU takes the first examples.
 
     Args:
-        limit: at most so many questions; 0: all.
+        limit: the most questions; 0: all.
 
     Raises:
-        UserError: when there are fewer examples than the setting asks for.
+        UserError: if there are fewer examples than the setting asks for.
     """
     make = MAKERS[MMLU if task.startswith(f"{MMLU}_") else task]
     asked = data.splits[data.asked]
@@ -147,7 +147,7 @@ def prompts(
 def _choose(
     doc: Doc, pool: Sequence[Doc], count: int, rng: random.Random, *, first: bool, exclude: bool
 ) -> Sequence[Doc]:
-    """The examples before one question, as the harness draws them (its samplers.py)."""
+    """The examples of a question, drawn as in the harness (its samplers.py)."""
     if not count:
         return ()
     if first:
@@ -155,6 +155,6 @@ def _choose(
     if not exclude:
         return rng.sample(pool, count)
     drawn = [other for other in rng.sample(pool, count + 1) if other != doc][:count]
-    if len(drawn) < count:  # a row that stands in the file twice was drawn twice
+    if len(drawn) < count:  # the same row is in the file twice, and both were drawn
         drawn = rng.sample([other for other in pool if other != doc], count)
     return drawn

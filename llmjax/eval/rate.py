@@ -1,8 +1,9 @@
-"""People rate answers: a page served to this machine alone, or the terminal. Blind, in random order, saved at once."""
+"""People rate answers, on a page that only this machine can open or in the terminal.
+
+Raters do not see which system gave an answer, and the order is random. A rating is saved at once.
+"""
 
 import contextlib
-import html
-import json
 import threading
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
@@ -11,38 +12,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import jinja2
+
 from llmjax.errors import UserError
 from llmjax.eval.ratings import Choice, Pair, Rating, append, pair_key, rate, read, shown_order, summary
 
 BODY_LIMIT = 1 << 16
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Which answer is better?</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 1rem auto; padding: 0 1rem; }}
-pre {{ white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; border: 1px solid #999; border-radius: .4rem; padding: .8rem; margin: 0; }}
-.two {{ display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; margin: 1rem 0; }}
-button {{ font: inherit; padding: .5rem 1rem; }}
-</style>
-{body}
-<script>
-addEventListener("keydown", event => {{
-  const name = {{1: "first", 2: "second", 3: "tie"}}[event.key];
-  if (name && event.target.tagName != "INPUT") document.getElementById(name)?.click();
-}});
-</script>
-</html>"""
-NAME_FORM = '<h1>Which answer is better?</h1><form method="get" action="/"><label>Your name: <input name="rater" required maxlength="100"></label> <button>Begin</button></form>'
-DONE = "<h1>Done</h1><p>{rater} has rated all {count} pairs. Thank you.</p>"
-FORM = """<p>{rater}: {number} of {count}</p><h2>Request</h2><pre>{prompt}</pre>
-<div class="two"><section><h2>Answer 1</h2><pre>{first}</pre></section><section><h2>Answer 2</h2><pre>{second}</pre></section></div>
-<form method="post" action="/"><input type="hidden" name="rater" value="{rater}"><input type="hidden" name="pair" value="{key}">
-<button id="first" name="shown" value="0">1 is better</button> <button id="tie" name="shown" value="tie">3: equally good</button>
-<button id="second" name="shown" value="1">2 is better</button></form>"""
+PAGE = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
 
 
 class Session:
-    """The pairs to rate and the file that ratings go to."""
+    """The pairs to rate, and the file for the ratings."""
 
     def __init__(self, pairs: Sequence[Pair], path: Path, *, seed: int = 0) -> None:
         self.pairs, self.path, self.seed = list(pairs), path, seed
@@ -51,7 +31,7 @@ class Session:
         self._done = {(r.rater, r.key) for r in read(path)}
 
     def next_of(self, rater: str) -> tuple[int, Pair] | None:
-        """How many pairs the rater has rated, and the next one; None when there is none left."""
+        """How many pairs the rater has rated, and the next pair; None if none is left."""
         left = [pair for pair in self.pairs if not self.is_rated(rater, pair)]
         return (len(self.pairs) - len(left), left[0]) if left else None
 
@@ -60,11 +40,11 @@ class Session:
         return (rater, pair_key(pair)) in self._done
 
     def order(self, pair: Pair, rater: str) -> tuple[int, int]:
-        """Which answer the rater sees first."""
+        """The order in which the rater sees the answers."""
         return shown_order(pair, rater=rater, seed=self.seed)
 
     def save(self, rater: str, key: str, shown: str) -> Rating | None:
-        """Save that the answer shown in this place ("0", "1") or "tie" was chosen; None if that pair was rated before.
+        """Save a choice: "0" or "1", the place of the answer, or "tie". None if the pair was rated before.
 
         Raises UserError for a pair or a choice that does not exist.
         """
@@ -83,21 +63,19 @@ class Session:
 
 
 def page(session: Session, rater: str) -> str:
-    """The page that a rater sees: the next pair, without the systems' names."""
-    if not rater:
-        return PAGE.format(body=NAME_FORM)
-    found = session.next_of(rater)
+    """The page for a rater: the next pair, without the names of the systems."""
+    known = {"rater": rater, "count": len(session.pairs)}
+    found = session.next_of(rater) if rater else None
     if found is None:
-        return PAGE.format(body=DONE.format(rater=html.escape(rater), count=len(session.pairs)))
+        return PAGE.get_template("rate.html").render(known, pair=None)
     done, pair = found
     first, second = (pair.answers[i] for i in session.order(pair, rater))
-    shown = {"prompt": pair.prompt, "first": first, "second": second, "rater": rater, "key": pair_key(pair)}
-    escaped = {name: html.escape(text) for name, text in shown.items()}
-    return PAGE.format(body=FORM.format(number=done + 1, count=len(session.pairs), **escaped))
+    shown = {"pair": pair, "key": pair_key(pair), "first": first, "second": second, "done": done}
+    return PAGE.get_template("rate.html").render(known, **shown)
 
 
 def make_server(session: Session, *, port: int = 0) -> ThreadingHTTPServer:
-    """A server on 127.0.0.1; port 0: any that is free (`server.server_address`)."""
+    """A server on 127.0.0.1. With port 0 it takes a free one (`server.server_address`)."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -121,7 +99,7 @@ def make_server(session: Session, *, port: int = 0) -> ThreadingHTTPServer:
             self._send(HTTPStatus.OK, page(session, rater))
 
         def _from_here(self) -> bool:
-            """Pages of other sites may not use the visitor's browser to rate (DNS rebinding, cross-site forms)."""
+            """Whether the page itself sent the request, not another site through the browser (DNS rebinding, forms)."""
             host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
             own = {f"{name}:{self.server.server_port}" for name in ("127.0.0.1", "localhost")}  # type: ignore[attr-defined]
             return host in own and (origin is None or origin.removeprefix("http://") in own)
@@ -139,13 +117,13 @@ def make_server(session: Session, *, port: int = 0) -> ThreadingHTTPServer:
             self.wfile.write(data)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing: the terminal is the user's."""
+            """Print nothing, because the terminal belongs to the user."""
 
     return ThreadingHTTPServer(("127.0.0.1", port), Handler)
 
 
 def serve(session: Session, *, port: int = 0, say: Callable[[str], None] = print) -> None:
-    """Serve the page until it is interrupted; then what the ratings say."""
+    """Serve the page until an interrupt, then print a summary of the ratings."""
     with make_server(session, port=port) as server:
         say(f"rate at http://127.0.0.1:{server.server_port}/ (Ctrl-C ends); ratings go to {session.path}")
         with contextlib.suppress(KeyboardInterrupt):
@@ -156,7 +134,7 @@ def serve(session: Session, *, port: int = 0, say: Callable[[str], None] = print
 def in_terminal(
     session: Session, *, rater: str, ask: Callable[[str], str] | None = None, say: Callable[[str], None] = print
 ) -> None:
-    """Rate in the terminal until all is rated, the input ends or the rater says q."""
+    """Rate in the terminal until all pairs are rated, the input ends or the rater types q."""
     while (found := session.next_of(rater)) is not None:
         done, pair = found
         first, second = (pair.answers[i] for i in session.order(pair, rater))
@@ -173,9 +151,3 @@ def in_terminal(
         if shown is not None:
             session.save(rater, pair_key(pair), shown)
     say(summary(read(session.path)))
-
-
-def dump_pairs(pairs: Sequence[Pair]) -> str:
-    """Pairs as the JSON Lines that `read_pairs` reads."""
-    rows = [{"prompt": p.prompt, "answers": p.answers, "systems": p.systems} for p in pairs]
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

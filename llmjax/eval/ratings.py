@@ -1,9 +1,8 @@
-"""Which of two answers is better: the file of ratings, and what many of them say about systems and about raters.
+"""Ratings of pairs of answers: their file, the strengths of systems, and the agreement of raters.
 
-A ratings file is JSON Lines; reward models can train on it. Each row: "rater", "time" (seconds since 1970), "prompt",
-"answers" (two texts), "systems" (their names), "order" (which answer was shown first: [0, 1] or [1, 0]) and "choice": 0
-or 1, the answer that was better, whatever was shown first; "tie"; or null, a judgement that failed. What failed is
-missing: it is counted nowhere.
+A file of ratings is JSON Lines, on which reward models can train. Each row has "rater", "time" (seconds since 1970),
+"prompt", "answers" (two texts), "systems" (their names), "order" ([0, 1] or [1, 0], how the answers were shown) and
+"choice": 0 or 1, the index of the better answer in "answers"; "tie"; or null for a failed judgement, which does not count.
 """
 
 import hashlib
@@ -48,38 +47,38 @@ class Rating:
 
     @property
     def key(self) -> str:
-        """What was compared, whoever rated it and in whatever order it was shown."""
+        """The key of the pair, for all raters and both orders."""
         return pair_key(Pair(self.prompt, self.answers, self.systems))
 
 
 def pair_key(pair: Pair) -> str:
-    """A name for a pair, the same for both orders of its answers."""
+    """A key for a pair, the same for both orders of its answers."""
     sides = sorted(zip(pair.systems, pair.answers, strict=True))
     return hashlib.blake2b(json.dumps([pair.prompt, sides]).encode(), digest_size=12).hexdigest()
 
 
 def rate(pair: Pair, *, rater: str, choice: Choice, order: tuple[int, int], now: float | None = None) -> Rating:
-    """A rating of a pair. Raises UserError for a choice that is none."""
+    """A rating of a pair. Raises UserError for an unknown choice."""
     if choice not in CHOICES or isinstance(choice, bool):
         raise UserError(f"choice={choice!r} is not known: give 0, 1, 'tie' or None")
     return Rating(rater, time.time() if now is None else now, choice, pair.prompt, pair.answers, order, pair.systems)
 
 
 def shown_order(pair: Pair, *, rater: str, seed: int) -> tuple[int, int]:
-    """Which answer a rater sees first: random, but the same when the pair comes again."""
+    """The order in which a rater sees the answers: random, but the same each time."""
     digest = hashlib.blake2b(f"{seed} {rater} {pair_key(pair)}".encode(), digest_size=8).digest()
-    # By system, not by place in the file, or two files in another order would show another.
+    # By system, so that the order of the files has no effect.
     first = int(np.argmin(pair.systems)) if pair.systems[0] != pair.systems[1] else 0
     return (first, 1 - first) if digest[0] % 2 else (1 - first, first)
 
 
 def append(path: Path, rating: Rating) -> None:
-    """Write one rating behind the others, whole and on disk before this returns."""
+    """Append a rating. It is on disk when this returns."""
     storage.append_line(path, json.dumps(asdict(rating), ensure_ascii=False))
 
 
 def read(path: Path) -> list[Rating]:
-    """The ratings of a file, none if it is not there. Raises UserError for a damaged one."""
+    """The ratings of a file, none if there is no file. Raises UserError for a damaged one."""
     if not path.is_file() or not path.stat().st_size:
         return []
     found = []
@@ -95,10 +94,10 @@ def read(path: Path) -> list[Rating]:
 
 
 def read_pairs(paths: Sequence[Path]) -> list[Pair]:
-    """Pairs of one file with "prompt", "answers" and "systems", or of several files of generated texts ("prompt" and
-    "text"), each a system of the file's name: every two answers to the same prompt.
+    """Pairs of answers to the same prompt: of one file with "prompt", "answers" and "systems", or of several files with
+    "prompt" and "text", one for each system.
 
-    Raises UserError when nothing can be paired.
+    Raises UserError if there is no pair.
     """
     if len(paths) == 1:
         rows = local_data.read(paths[0])
@@ -128,7 +127,8 @@ def read_pairs(paths: Sequence[Path]) -> list[Pair]:
 
 @dataclass(frozen=True)
 class Strength:
-    """A system's strength on Elo's scale: 400 points are odds of ten to one, the mean is 1000; 95 % interval; comparisons."""
+    """The strength of a system on Elo's scale (400 points are odds of ten to one, the mean is 1000), with its 95 % interval
+    and its number of comparisons."""
 
     elo: float
     low: float
@@ -141,12 +141,12 @@ def bradley_terry(
 ) -> dict[str, Strength]:
     """Strengths of systems under the model of Bradley and Terry (1952): the odds that i beats j are exp(s_i - s_j).
 
-    A tie is half a win for each; missing judgements count nowhere. Intervals are percentiles of a bootstrap over prompts,
-    so that several ratings of one prompt are not taken for several prompts.
+    A tie is half a win for each. Missing judgements do not count. Intervals are percentiles of a bootstrap over prompts,
+    because ratings of the same prompt are not independent.
 
     Args:
-        prior: ties against a system of mean strength that every system is given, without which one that never lost
-            would be infinitely strong.
+        prior: ties with a system of mean strength, added to every system. Otherwise a system that never lost would be
+            infinitely strong.
     """
     rows = [r for r in ratings if r.choice is not None and r.systems[0] != r.systems[1]]
     names = sorted({name for r in rows for name in r.systems})
@@ -174,7 +174,7 @@ def bradley_terry(
 
 
 def _fit(wins: np.ndarray, prior: float) -> np.ndarray:
-    """Elo of each system by Hunter's minorisation (2004) from wins[i, j], how often i beat j."""
+    """Elo of each system from wins[i, j], how often i beat j, by Hunter's minorisation (2004)."""
     games = wins + wins.T
     won = wins.sum(1) + prior / 2
     strength = np.ones(len(wins))
@@ -190,7 +190,7 @@ def _fit(wins: np.ndarray, prior: float) -> np.ndarray:
 
 
 def cohen_kappa(a: Sequence[Choice], b: Sequence[Choice]) -> float:
-    """Agreement of two raters on the same items beyond chance (Cohen 1960); 1 is full, 0 is chance; nan without a choice."""
+    """Agreement of two raters on the same items (Cohen 1960): 1 is full, 0 is chance, nan if all choices are equal."""
     if len(a) != len(b) or not a:
         raise UserError("two raters must have rated the same items, at least one")
     kinds = list(dict.fromkeys([*a, *b]))
@@ -201,7 +201,7 @@ def cohen_kappa(a: Sequence[Choice], b: Sequence[Choice]) -> float:
 
 
 def fleiss_kappa(counts: np.ndarray) -> float:
-    """Agreement of several raters (Fleiss 1971): counts[item, kind], every item rated by as many, at least two."""
+    """Agreement of several raters (Fleiss 1971). counts[item, kind]: each item has the same number of ratings, at least two."""
     counts = np.asarray(counts, float)
     raters = counts.sum(1)
     if counts.ndim != 2 or not len(counts) or (raters != raters[0]).any() or raters[0] < 2:
@@ -213,13 +213,13 @@ def fleiss_kappa(counts: np.ndarray) -> float:
 
 
 def agreement(ratings: Iterable[Rating]) -> dict[str, float]:
-    """ "A ~ B" -> Cohen's kappa of each two raters with items in common, and "all" -> Fleiss' kappa of the items that all
-    have rated, of three or more. The last rating of an item counts; missing judgements do not."""
+    """ "A ~ B" -> Cohen's kappa of each two raters with common items; for three or more raters also "all" -> Fleiss' kappa of
+    the items that all have rated. Of several ratings of an item the last one counts."""
     by_rater: dict[str, dict[str, Choice]] = {}
     for r in ratings:
         choice = r.choice
         if isinstance(choice, int) and r.systems[0] > r.systems[1]:
-            choice = 1 - choice  # the same answer has the same number in both orders of the file
+            choice = 1 - choice  # the same answer has the same index in both orders of the file
         if choice is not None:
             by_rater.setdefault(r.rater, {})[r.key] = choice
     names = sorted(by_rater)
@@ -238,7 +238,7 @@ def agreement(ratings: Iterable[Rating]) -> dict[str, float]:
 
 
 def summary(ratings: Sequence[Rating], *, bootstrap: Callable[..., dict[str, Strength]] = bradley_terry) -> str:
-    """A few lines on what the ratings say."""
+    """The results of the ratings in a few lines."""
     missing = sum(r.choice is None for r in ratings)
     lines = [
         f"{len(ratings) - missing} ratings by {len({r.rater for r in ratings if r.choice is not None})} raters"

@@ -1,13 +1,13 @@
-"""Run programs that a model wrote, each in a process of its own with what Linux offers to keep it there.
+"""Run programs that a model wrote, each in a process that Linux isolates.
 
-What holds (where the system permits it; `fences` says what does here): no network, no sight of other processes and no
-signal to them, no file but the system's libraries and Python readable and none writable outside of a small tmpfs that
-vanishes, limits on time, memory, processes, open files, disk and output. All that a program started ends with it.
+A program has no network. It neither sees other processes nor signals them. It reads only the system's libraries and
+Python, and writes only to a small tmpfs that vanishes. Time, memory, processes, open files, disk and output are limited.
+All processes that it started end with it. Some systems do not permit all of this: `fences` lists what works here.
 
-What does not: the kernel is shared, so a hole in it is a way out; memory and processor time are limited for each
-process, not for all of a program's together; other users of the machine feel the load; a program that reads its own
-source can claim to have passed its test. Where user namespaces are switched off, the network and other processes of the
-same user are not fenced off. For programs from people who wish you ill, use a virtual machine.
+The isolation has limits. The kernel is shared, so a hole in it is a way out. Memory and processor time are limited for
+each process, not for all of a program together. Other users of the machine notice the load. A program that reads its own
+source can claim that it passed its test. Without user namespaces, the network and other processes of the same user are
+not isolated. For programs of attackers, use a virtual machine.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ ALL_FENCES = ("network namespace", "process namespace", "tmpfs", "resource limit
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one program. Sizes are bytes; memory and processor time are of each of its processes."""
+    """Limits of one program, sizes in bytes. Memory and processor time are for each of its processes."""
 
     cpu_seconds: int = 3
     wall_seconds: float = 10.0
@@ -47,8 +47,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended: "passed" (it reached its end), "failed" (an exception, a limit, an exit before its end),
-    "timeout" or "flood" (too much output); and what it printed."""
+    """The end of a program and its output. `status` is "passed" (it reached its end), "failed" (an exception, a limit or an
+    early exit), "timeout" or "flood" (too much output)."""
 
     status: str
     output: str
@@ -61,13 +61,13 @@ class Outcome:
 
 
 def run(program: str, *, limits: Limits | None = None) -> Outcome:
-    """Run a Python program to its end, or to its limits.
+    """Run a Python program to its end or its limits.
 
-    Raises UserError off Linux, where none of the fences exists.
+    Raises UserError on other systems than Linux, which cannot isolate it.
     """
     limits = limits or Limits()
     token = secrets.token_hex(16)
-    # A program that ends early, by sys.exit or os._exit, has not reached its last line.
+    # A program that ends early, by sys.exit or os._exit, does not reach this last line.
     ending = f"\n\n__import__('sys').stdout.flush()\n__import__('os').write(1, b'{token}')\n"
     status, output, seconds = _start(program + ending, limits)
     if not status and token in output:
@@ -76,14 +76,14 @@ def run(program: str, *, limits: Limits | None = None) -> Outcome:
 
 
 def run_all(programs: Sequence[str], *, limits: Limits | None = None, workers: int = 0) -> list[Outcome]:
-    """Run programs, several at a time (`workers` 0: one a processor)."""
+    """Run programs, several at a time (`workers` 0: one for each processor)."""
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         return list(pool.map(lambda program: run(program, limits=limits), programs))
 
 
 @cache
 def fences() -> tuple[str, ...]:
-    """Which of `ALL_FENCES` stand on this machine."""
+    """Which of `ALL_FENCES` this machine permits."""
     _, output, _ = _start(None, Limits(cpu_seconds=10, wall_seconds=60.0))
     try:
         return tuple(json.loads(output))
@@ -92,20 +92,20 @@ def fences() -> tuple[str, ...]:
 
 
 def describe() -> str:
-    """One line on what stands and what does not."""
+    """One line on the isolation that works here, and that does not."""
     missing = [name for name in ALL_FENCES if name not in fences()]
     if not os.geteuid() and "another user" not in fences():
         missing.append("another user")
-    line = f"programs run fenced in by {', '.join(fences())}"
+    line = f"programs are isolated by {', '.join(fences())}"
     return f"{line}; NOT by {', '.join(missing)}, which this machine does not permit" if missing else line
 
 
 def _start(program: str | None, limits: Limits) -> tuple[str, str, float]:
-    """(why it was ended or "", output, seconds); None instead of a program asks which fences stand."""
+    """(why it was ended or "", output, seconds). None in place of a program asks for the fences."""
     if not sys.platform.startswith("linux"):
-        raise UserError("programs can be run on Linux only: other systems lack the fences that keep them in")
+        raise UserError("programs can be run on Linux only, because other systems cannot isolate them")
     with tempfile.TemporaryDirectory(prefix="llmjax-program-", ignore_cleanup_errors=True) as folder:
-        # Nobody's number, so that limits count this program alone; only root may choose it.
+        # A number of no user, so that limits count this program only. Only root may choose it.
         user = 0 if os.geteuid() else 100_000 + secrets.randbelow(1 << 29)
         given = {"folder": folder, "user": user, "probe": program is None, "limits": vars(limits)}
         began = time.perf_counter()
@@ -120,7 +120,7 @@ def _start(program: str | None, limits: Limits) -> tuple[str, str, float]:
                 process.stdin.write((program or "").encode("utf-8", "replace"))
                 process.stdin.close()
             except BrokenPipeError:
-                pass  # it ended before it read: its output says why
+                pass  # it ended before it read; its output says why
             why, output = _listen(process, began + limits.wall_seconds, limits.output)
         finally:
             _end(process)
@@ -128,7 +128,7 @@ def _start(program: str | None, limits: Limits) -> tuple[str, str, float]:
 
 
 def _listen(process: subprocess.Popen[bytes], deadline: float, most: int) -> tuple[str, bytes]:
-    """("" or "timeout" or "flood", what the process printed)."""
+    """("" or "timeout" or "flood", the output of the process)."""
     assert process.stdout is not None
     output = b""
     with selectors.DefaultSelector() as selector:
@@ -146,7 +146,7 @@ def _listen(process: subprocess.Popen[bytes], deadline: float, most: int) -> tup
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the program's session and wait for it; its namespace goes with its first process."""
+    """Kill the rest of the program's session and wait for it. Its namespace ends with its first process."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()

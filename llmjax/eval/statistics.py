@@ -1,19 +1,19 @@
-"""How sure a score is, and whether two models differ: standard errors, intervals and paired tests of per-item scores."""
+"""Standard errors and intervals of scores, and paired tests of two models on the same items."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from llmjax.errors import UserError
 
-NORMAL_95 = 1.959963984540054  # of a normal distribution, 95 % lies within so many standard deviations
+NORMAL_95 = 1.959963984540054  # 95 % of a normal distribution is within so many standard deviations
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `count` items with its standard error; nan where a single item says nothing about the spread."""
+    """A mean over `count` items with its standard error, which is nan for a single item."""
 
     value: float
     error: float
@@ -26,7 +26,7 @@ class Estimate:
 
 
 def mean(items: Sequence[float]) -> Estimate:
-    """The mean of items that are a sample of a task's questions: error = standard deviation (n - 1) / sqrt(n)."""
+    """The mean of a sample of items: error = standard deviation (with n - 1) / sqrt(n)."""
     if not items:
         raise UserError("a score needs at least one item")
     value = sum(items) / len(items)
@@ -37,13 +37,13 @@ def mean(items: Sequence[float]) -> Estimate:
 
 
 def mean_of_means(parts: Sequence[Estimate]) -> Estimate:
-    """Every part counts the same: value = mean, error = sqrt(sum of squared errors) / k."""
+    """The mean in which every part has equal weight: error = sqrt(sum of squared errors) / k."""
     error = math.sqrt(sum([p.error**2 for p in parts])) / len(parts)
     return Estimate(sum([p.value for p in parts]) / len(parts), error, sum(p.count for p in parts))
 
 
 def mean_by_size(parts: Sequence[Estimate]) -> Estimate:
-    """Every item counts the same: weighted by count, error by the pooled variance, as lm-evaluation-harness does."""
+    """The mean in which every item has equal weight, with the error of the pooled variance as in lm-evaluation-harness."""
     count = sum(p.count for p in parts)
     value = sum([p.value * p.count for p in parts]) / count
     if count == len(parts):
@@ -52,27 +52,11 @@ def mean_by_size(parts: Sequence[Estimate]) -> Estimate:
     return Estimate(value, math.sqrt(pooled / count), count)
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], float], count: int, *, draws: int = 1000, seed: int = 0, share: float = 0.95
-) -> tuple[float, float]:
-    """The percentile interval of `statistic(indices)` over resamples of `count` items with replacement (Efron 1979).
-
-    Resamples for which the statistic is nan are left out.
-    """
-    rng = np.random.default_rng(seed)
-    values = np.array([statistic(rng.integers(0, count, count)) for _ in range(draws)])
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return math.nan, math.nan
-    low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
-    return float(low), float(high)
-
-
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same items: the mean difference b - a, its 95 % interval, and probabilities of as much by chance.
+    """Two models on the same items: the mean difference b - a, its 95 % interval, and p-values of two tests.
 
-    `mcnemar` is nan where the items are not right or wrong.
+    `mcnemar` is nan if items are not simply right or wrong.
     """
 
     difference: float
@@ -86,13 +70,13 @@ class Comparison:
 
 
 def compare_paired(a: Sequence[float], b: Sequence[float], *, draws: int = 10_000, seed: int = 0) -> Comparison:
-    """Compare per-item scores of two models, which must be of the same items in the same order.
+    """Compare the scores of two models on the same items in the same order.
 
-    The bootstrap resamples items with both their scores (Koehn 2004); its probability is two-sided, of the differences
-    moved to a mean of zero. McNemar's test (1947) is the exact one: among the items that one model alone has right,
-    each is as likely to be the better under the null hypothesis.
+    The bootstrap resamples items with both their scores (Koehn 2004). Its p-value is two-sided, for differences shifted to
+    a mean of zero. McNemar's test (1947) is exact: by the null hypothesis, an item that only one model has right is
+    equally likely to be of either model.
 
-    Raises UserError when the numbers of items differ or there is none.
+    Raises UserError if the numbers of items differ, or are 0.
     """
     if len(a) != len(b) or not len(a):
         raise UserError(f"{len(a)} and {len(b)} items cannot be paired: score both models on the same items")
@@ -118,7 +102,7 @@ def compare_paired(a: Sequence[float], b: Sequence[float], *, draws: int = 10_00
 
 
 def exact_mcnemar(only_a: int, only_b: int) -> float:
-    """The two-sided binomial probability of a split at least as uneven as this one, each item a fair coin."""
+    """The two-sided binomial probability of a split at least as uneven as this one, if each item is a fair coin."""
     total, least = only_a + only_b, min(only_a, only_b)
     tail = sum(math.comb(total, k) for k in range(least + 1))
     return min(1.0, 2 * tail / 2**total)

@@ -1,7 +1,7 @@
-"""Benchmarks by name: who runs each, the table that is printed, and what is kept in a run's folder.
+"""Benchmarks by name: the runner of each, the printed table, and the files in a run's folder.
 
-RUN/eval/tasks.json has the scores with their standard errors, RUN/eval/items.jsonl every question's, by which runs are
-compared pair by pair (`report/scores.py`).
+RUN/eval/tasks.json has the scores with their standard errors. RUN/eval/items.jsonl has the score of every question, for
+paired comparisons of runs (`report/scores.py`).
 """
 
 import json
@@ -27,7 +27,7 @@ RUNNERS = ("auto", "harness")
 
 
 def run(c: ConfigDict, model: LanguageModel, workdir: Path, *, allow_code_execution: bool = False) -> dict[str, float]:
-    """Run `c.eval.tasks` and keep what they gave in WORKDIR/eval; "TASK/METRIC" -> score and "TASK/METRIC_error".
+    """Run `c.eval.tasks` and write the scores to WORKDIR/eval: "TASK/METRIC" -> score, "TASK/METRIC_error" -> error.
 
     Raises:
         UserError: for unknown tasks and settings, missing data, or code that may not be run.
@@ -48,7 +48,7 @@ def run(c: ConfigDict, model: LanguageModel, workdir: Path, *, allow_code_execut
 def check(
     c: ConfigDict, names: Sequence[str] | None = None, *, allow_code_execution: bool
 ) -> tuple[list[str], list[str], list[str]]:
-    """The benchmarks (of `c.eval.tasks` unless they are named) that are programs, the native runner's, the harness's.
+    """The names for each runner: (programs, native, harness). `names`: in place of `c.eval.tasks`.
 
     Raises:
         UserError: for an unknown name or runner, programs that may not be run, and a harness that is not installed.
@@ -74,7 +74,7 @@ def evaluate(
     *,
     allow_code_execution: bool = False,
 ) -> dict[str, TaskScore]:
-    """Task -> scores, in the order of the names; each by its runner."""
+    """Task -> scores, in the order of the names."""
     programs, ours, theirs = check(c, names, allow_code_execution=allow_code_execution)
     scores: dict[str, TaskScore] = {}
     settings: dict[str, Any] = {"limit": c.eval.limit}
@@ -95,7 +95,7 @@ def evaluate(
 def table(
     scores: dict[str, TaskScore], seen: dict[str, Contamination], folders: Sequence[str | Path] = ()
 ) -> list[str]:
-    """The lines that are printed: scores with standard errors and 95 % intervals, then what a reader must know."""
+    """The lines to print: scores with standard errors and 95 % intervals, then notes and contamination."""
     lines = [f"{'task':<18} {'shots':>5} {'metric':<22} {'score':>7} {'error':>6}  95 % interval    questions"]
     for name, score in scores.items():
         ordered = sorted(score.metrics.items(), key=lambda item: item[0] != score.main)
@@ -121,7 +121,7 @@ def _numbers(e: Estimate) -> str:
 def write(
     folder: Path, c: ConfigDict, model: LanguageModel, scores: dict[str, TaskScore], seen: dict[str, Contamination]
 ) -> None:
-    """Keep scores and items, each file whole or not at all."""
+    """Write the scores and the items."""
     kept = {
         "checkpoint_step": model.step,
         "settings": {name: c.eval[name] for name in ("limit", "runner", "chat", "context_length")},
@@ -143,7 +143,7 @@ def write(
 
 
 def _plain(value: Any) -> Any:
-    """Without nan, which is no JSON."""
+    """The value with None in place of nan, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -152,12 +152,12 @@ def _plain(value: Any) -> Any:
 
 
 def _parts(score: TaskScore) -> list[dict[str, Any]]:
-    """The items with "part", a subject of MMLU, in place of the task that they name themselves."""
+    """The items, with "part" (a subject of MMLU) in place of their own "task"."""
     return [
         {"part": item.get("task", score.task), **{k: v for k, v in item.items() if k != "task"}} for item in score.items
     ]
 
 
 def _generic(task: str) -> bool:
-    """Whether only the harness knows the task, so that its files may have any format."""
+    """Whether only the harness has the task, so that its files may have any format."""
     return not (native.can_run(task) or task in (*code.TASKS, "gsm8k"))

@@ -1,6 +1,9 @@
-"""Text from a model: an engine that writes many texts at a time, and what is built on it.
+"""Text from a model.
 
-`generate` continues prompts, `Engine` takes requests that come and go and tells what becomes of them as events; `request`
-says what a request may be, `scheduler` who is read and written when, `prefixes` what is known of prompts; `sample` has the
-samplers, `speculative` several tokens a step, `constrained` texts of a given form, `weights` how decoding reads matrices.
+`language_model` loads a model, which generates and scores. `generate` continues prompts in one call, `batch` answers a file
+of them, `chat` holds a conversation, and `score` measures bits per byte of documents. `engine` answers
+requests that come and go, and `beam` finds the likeliest text. Below them: `request` defines and checks requests,
+`scheduler` decides which slot reads and which one writes, `prefixes` finds prompts that begin alike, `slots` and `steps`
+are the arrays and programs on the device, `sample` has the samplers, `speculative` decodes several tokens a step,
+`constrained` follows a schema or grammar, and `weights` prepares matrices for decoding.
 """

@@ -1,4 +1,4 @@
-"""How fast an engine is: time to the first token, time per token, tokens a second, and the share of memory bandwidth."""
+"""The speed of an engine: time to the first token, time per token, tokens a second, and the share of memory bandwidth."""
 
 import statistics
 import time
@@ -16,7 +16,7 @@ from llmjax.infer.request import Request
 
 
 def bandwidth(device: jax.Device) -> float:
-    """Bytes a second that this machine reads, measured: a large matrix times a vector, as in decoding, the best of a few."""
+    """Bytes a second that a device reads, measured with a large matrix times a vector, as in decoding. The best of five."""
     size, width = 1 << (26 if device.platform == "cpu" else 28), 1024
     matrix, vector = (jax.device_put(jnp.ones(shape), device) for shape in ((size // width, width), (width,)))
     product = jax.jit(jnp.matmul)
@@ -30,12 +30,14 @@ def bandwidth(device: jax.Device) -> float:
 
 
 def measure(engine: Engine, *, prompt: int, new: int, rounds: int = 3, peak: float = 0.0) -> dict[str, float]:
-    """Every slot writes `new` tokens after prompts of `prompt` tokens, all at once; medians over rounds.
+    """Let all slots write `new` tokens after prompts of `prompt` tokens; medians over rounds.
 
-    seconds_to_first_token: of one request to an idle engine; seconds_per_token: of a step for all slots, what the
-    first one and the prompts take being taken off;
-    bytes_per_step: parameters and half-filled caches, which a step must read at least; bandwidth_share: of `peak`, not
-    with drafts, where a step gives more than a token.
+    Returns:
+        seconds_to_first_token: of one request to an idle engine.
+        seconds_per_token: of a step for all slots, without the first step and the prompts.
+        decoded_tokens_per_second, tokens_per_second: without and with the time of the prompts.
+        bytes_per_step: parameters and half-filled caches, which a step must read.
+        bandwidth_share: of `peak`; not with drafts, where a step writes several tokens.
     """
     engine.warm_up()
     rng = np.random.default_rng(0)
@@ -58,7 +60,7 @@ def measure(engine: Engine, *, prompt: int, new: int, rounds: int = 3, peak: flo
         first.append(seconds(1, 1))
         prompts.append(seconds(engine.count, 1))
         whole.append(seconds(engine.count, new))
-    # An end of text that a random prompt happens to bring leaves fewer tokens: steps are told by the tokens of a slot.
+    # A text may end early by chance, so steps are counted by the tokens of a slot.
     steps = counted[-1] / engine.count - 1
     step = max(statistics.median(whole) - statistics.median(prompts), 0.0) / max(steps, 1.0)
     cache = sum(leaf.nbytes for leaf in jax.tree.leaves(engine.slots.caches))
@@ -75,7 +77,7 @@ def measure(engine: Engine, *, prompt: int, new: int, rounds: int = 3, peak: flo
 
 
 def table(rows: Sequence[dict[str, float]]) -> str:
-    """The results as text."""
+    """The results as a table of text."""
     heads = ("slots", "first token", "per token", "tokens/s decoding", "tokens/s in all", "of bandwidth")
     lines = [" ".join(f"{head:>18}" for head in heads)]
     for r in rows:

@@ -1,4 +1,4 @@
-"""A conversation in the terminal: answers appear while they are written, the history is cut to what the model can read."""
+"""A conversation in the terminal. Answers appear while they are written. The history is cut to what the model can read."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -11,38 +11,39 @@ from llmjax.data.chat import chat_ids
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer.engine import Engine
-from llmjax.infer.request import FORMS, NUMBERS, check_number, read_form
+from llmjax.infer.request import CONSTRAINTS, NUMBERS, check_number, read_constraint
 
-SHORT = 1024  # tokens for which a conversation has room at first: what is kept of 8,192 takes seconds to be cleared
-GROWTH = 4  # each larger engine has other programs, so there are few
+SHORT = 1024  # tokens of the first engine: clearing the cache of 8,192 takes seconds
+GROWTH = 4  # factor between engines, large because each of them has other programs
 HELP = """\
-/help                 this
-/reset                forget the conversation (the system prompt stays)
-/system TEXT          the system prompt, and a new conversation; without TEXT none
-/save FILE            write the conversation as JSON
-/load FILE            go on with one that was saved
-/temperature VALUE    and /top_k, /top_p, /min_p, /typical_p, /repetition_penalty, /frequency_penalty,
-                      /presence_penalty, /max_new_tokens, /seed: change it, or say it without VALUE
-/regex EXPRESSION     answers match it; without EXPRESSION they are free again
-/json_schema FILE     answers are JSON that the schema in FILE describes; /grammar FILE: in Lark's notation
-/quit                 end, as does the end of the input"""
+/help                 show this help
+/reset                forget the conversation, but not the system prompt
+/system TEXT          set the system prompt (without TEXT: remove it) and forget the conversation
+/save FILE            write the conversation to FILE as JSON
+/load FILE            go on with a saved conversation
+/temperature VALUE    set it (without VALUE: show it); also /top_k, /top_p, /min_p, /typical_p, /max_new_tokens, /seed,
+                      /repetition_penalty, /frequency_penalty, /presence_penalty
+/regex EXPRESSION     answers match EXPRESSION; without it they are free again
+/json_schema FILE     answers are JSON of the schema in FILE
+/grammar FILE         answers are sentences of the grammar in FILE, in Lark's notation
+/quit                 end the conversation, like the end of the input"""
 
 
 @dataclass
 class Chat:
-    """A conversation with a chat model, which answers through an engine."""
+    """A conversation with a chat model through an engine."""
 
     engine: Engine
     settings: dict[str, Any]  # of `Request`
     show: Callable[[str], None]
     system: str = ""
     messages: list[dict[str, str]] = field(default_factory=list)
-    longer: Callable[[int], Engine] | None = None  # makes an engine for conversations of so many tokens
-    longest: int = 0  # tokens for which it can
+    longer: Callable[[int], Engine] | None = None  # makes an engine for a conversation of so many tokens
+    longest: int = 0  # the most tokens of such an engine
 
     @property
     def limit(self) -> int:
-        """Tokens of a conversation."""
+        """The most tokens of a conversation."""
         return max(self.engine.limit, self.longest)
 
     @property
@@ -50,9 +51,9 @@ class Chat:
         return self.engine.tokenizer
 
     def prompt(self) -> list[int]:
-        """The ids of the conversation, without its oldest turns where all of it would be too long.
+        """The ids of the conversation, without the oldest turns if it is too long.
 
-        Raises UserError when the last message alone is too long, or the tokenizer has no chat template.
+        Raises UserError if the last message alone is too long, or the tokenizer has no chat template.
         """
         first = [{"role": "system", "content": self.system}] if self.system else []
         room = self.limit - self.settings["max_new_tokens"]
@@ -63,13 +64,13 @@ class Chat:
                 return ids
             if len(kept) == 1:
                 raise UserError(
-                    f"the message is too long: {len(ids)} tokens with the system prompt, and {room} fit beside "
+                    f"the message is too long: {len(ids)} tokens with the system prompt, where {room} fit beside "
                     f"max_new_tokens={self.settings['max_new_tokens']}"
                 )
-            kept = kept[2:]  # what the user said, and the answer
+            kept = kept[2:]  # without the oldest message and its answer
 
     def say(self, text: str) -> str:
-        """Answer a message, showing the answer while it comes. Nothing is remembered of a message that cannot be answered."""
+        """Answer a message and show the answer while it is written. A message that cannot be answered is forgotten."""
         self.messages.append({"role": "user", "content": text})
         try:
             ids = self.prompt()
@@ -82,7 +83,7 @@ class Chat:
         return answer
 
     def _make_room(self, tokens: int) -> None:
-        """Go on with a larger engine when the conversation has outgrown this one."""
+        """Change to a larger engine if the conversation does not fit this one."""
         length = self.engine.limit
         while length < tokens:
             length *= GROWTH
@@ -100,11 +101,11 @@ class Chat:
                         raise UserError(event.error)
                     if event.completion is not None:
                         return event.completion.text
-            except KeyboardInterrupt:  # what there is of the answer stays
+            except KeyboardInterrupt:  # the answer ends here
                 self.engine.cancel(number)
 
     def command(self, line: str) -> str | None:
-        """Do what a line that begins with "/" says: what to show, or None to end. UserError says what is wrong."""
+        """Carry out a line that begins with "/": the text to show, or None to end. Raises UserError for a wrong command."""
         name, _, rest = line[1:].partition(" ")
         rest = rest.strip()
         if name in ("quit", "exit"):
@@ -120,9 +121,9 @@ class Chat:
             return self._save(Path(rest)) if name == "save" else self._load(Path(rest))
         if name in NUMBERS and name != "number":
             return self._set(name, rest)
-        if name in FORMS:
-            form = read_form(name, rest) if rest else ""
-            self.settings |= {**dict.fromkeys(FORMS, ""), name: form}
+        if name in CONSTRAINTS:
+            form = read_constraint(name, rest) if rest else ""
+            self.settings |= {**dict.fromkeys(CONSTRAINTS, ""), name: form}
             return f"{name} = {form or 'off'}"
         raise UserError(f"there is no /{name}{' without a file' if name in ('save', 'load') else ''}; see /help")
 
@@ -132,7 +133,7 @@ class Chat:
                 value = check_number(name, NUMBERS[name][0](rest))
             except (ValueError, OverflowError) as error:
                 raise (
-                    error if isinstance(error, UserError) else UserError(f"{rest!r} is no number for {name}")
+                    error if isinstance(error, UserError) else UserError(f"{rest!r} is not a number for {name}")
                 ) from error
             if name == "max_new_tokens" and value >= self.limit:
                 raise UserError(f"max_new_tokens={value} must be from 1 to {self.limit - 1}")
@@ -154,10 +155,10 @@ class Chat:
 
 
 def talk(chat: Chat, lines: Iterable[str], *, sign: Callable[[], None] = lambda: None) -> None:
-    """Answer lines until they end or one says /quit. Mistakes are said, and do not end the conversation.
+    """Answer lines until their end or /quit. Errors are shown and do not end the conversation.
 
     Args:
-        sign: called before each line is read, to show that it is the user's turn.
+        sign: called before each line is read, to show that the user may type.
     """
     reading = iter(lines)
     while True:

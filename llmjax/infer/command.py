@@ -14,85 +14,92 @@ from llmjax.errors import UserError
 from llmjax.startup import timings
 from llmjax.verb import Verb
 
-SHORTEST = 256  # tokens for which a slot has room at least, when a file's prompts are answered
-FEW = 2  # prompts, for which a step of so many slots is faster than one of all
+SHORTEST = 256  # the fewest tokens of a slot, for the prompts of a file
+FEW = 2  # for so few prompts, an engine of so many slots is faster
 
 
 def add_generate(verb: argparse.ArgumentParser) -> None:
-    """What `llmjax generate` takes beside the stage's arguments."""
+    """Add the arguments of `llmjax generate` beside the stage's."""
     verb.add_argument(
         "--prompt", action="append", metavar="TEXT", help="continue this text and print it; may be repeated"
     )
-    verb.add_argument("--chat", action="store_true", help="give prompts to a chat model as a user's messages")
+    verb.add_argument("--chat", action="store_true", help="give each prompt to a chat model as a message of the user")
     verb.add_argument(
         "--prompts", type=Path, metavar="FILE",
-        help="answer the prompts of this file: lines of text, or JSONL with prompt, messages or ids, and maybe an id and settings",
+        help="answer the prompts of FILE: lines of text, or JSONL rows with prompt, messages or ids, and optionally id and settings",
     )  # fmt: skip
     verb.add_argument(
         "--out", type=Path, metavar="FILE.jsonl",
-        help="where the answers go; run again, the same command goes on with those that are missing",
+        help="write the answers here; the same command again answers only the prompts without an answer",
     )  # fmt: skip
-    add_forms(verb)
+    add_constraints(verb)
 
 
-def add_forms(verb: argparse.ArgumentParser) -> None:
-    """What says which form answers have."""
-    forms = verb.add_mutually_exclusive_group()
-    forms.add_argument("--json-schema", metavar="FILE", help="answers are JSON that this schema describes")
-    forms.add_argument("--regex", metavar="RE", help="answers match this regular expression from end to end")
-    forms.add_argument("--grammar", metavar="FILE", help="answers are sentences of this grammar, in Lark's notation")
+def add_constraints(verb: argparse.ArgumentParser) -> None:
+    """Add the arguments that constrain the answers."""
+    group = verb.add_mutually_exclusive_group()
+    group.add_argument("--json-schema", metavar="FILE", help="answers are JSON of the schema in FILE")
+    group.add_argument("--regex", metavar="RE", help="answers match this regular expression as a whole")
+    group.add_argument(
+        "--grammar", metavar="FILE", help="answers are sentences of the grammar in FILE, in Lark's notation"
+    )
 
 
-def take_forms(c: ConfigDict, args: argparse.Namespace) -> None:
-    """Put the form that the command gives into `c.generate`, in place of another.
+def take_constraint(c: ConfigDict, args: argparse.Namespace) -> None:
+    """Put the constraint of the command into `c.generate`, in place of another.
 
-    Raises UserError for a form that cannot be read.
+    Raises UserError for a constraint that cannot be read.
     """
     with timings.phase("import the library"):
-        from llmjax.infer.request import FORMS, read_form
+        from llmjax.infer.request import CONSTRAINTS, read_constraint
 
-    for name in FORMS:
+    for name in CONSTRAINTS:
         if (given := getattr(args, name)) is not None:
-            c.generate.update({**dict.fromkeys(FORMS, ""), name: read_form(name, given)})
+            c.generate.update({**dict.fromkeys(CONSTRAINTS, ""), name: read_constraint(name, given)})
 
 
 def _add_chat(chat: argparse.ArgumentParser) -> None:
     chat.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
-    add_forms(chat)
+    add_constraints(chat)
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:
-    bench.add_argument("--slots", default="1,2,4,8", metavar="N,N,...", help="texts at a time (default: 1,2,4,8)")
     bench.add_argument(
-        "--prompt-tokens", type=number(int, AT_LEAST_1), default=64, metavar="N", help="of each prompt (default: 64)"
-    )
-    bench.add_argument("--new-tokens", type=number(int, Range(2)), default=64, metavar="N", help="written after it (default: 64)")  # fmt: skip
-    bench.add_argument(
-        "--text", type=Path, metavar="FILE", help="also measure what int8 weights cost: bits per byte of this text"
+        "--slots", default="1,2,4,8", metavar="N,N,...", help="numbers of texts at a time to measure (default: 1,2,4,8)"
     )
     bench.add_argument(
-        "--out", type=Path, metavar="DIR", help="for infer.json and infer.png (default: WORKDIR/bench-infer)"
+        "--prompt-tokens",
+        type=number(int, AT_LEAST_1),
+        default=64,
+        metavar="N",
+        help="tokens of each prompt (default: 64)",
+    )
+    bench.add_argument("--new-tokens", type=number(int, Range(2)), default=64, metavar="N", help="tokens written after each prompt (default: 64)")  # fmt: skip
+    bench.add_argument(
+        "--text", type=Path, metavar="FILE", help="also measure the loss of int8 weights: bits per byte of this text"
+    )
+    bench.add_argument(
+        "--out", type=Path, metavar="DIR", help="write infer.json and infer.png here (default: WORKDIR/bench-infer)"
     )
 
 
 def engine_settings(c: ConfigDict) -> dict[str, Any]:
-    """`c.infer` as the engine's settings."""
-    return {"slots": c.infer.slots, "steps": c.infer.steps, "form": c.infer.weights, "ahead": c.infer.ahead}
+    """The settings of an engine in `c.infer`."""
+    return {"slots": c.infer.slots, "steps": c.infer.steps, "weight_format": c.infer.weights, "ahead": c.infer.ahead}
 
 
 def request_settings(c: ConfigDict) -> dict[str, Any]:
-    """`c.generate` as a request's settings."""
-    given = c.generate.to_dict()
-    given.pop("prompts")
+    """The settings of a request in `c.generate`."""
+    given = {k: v for k, v in c.generate.to_dict().items() if k not in ("prompts", "beams", "length_penalty")}
     stop = given.pop("stop")
     return {**given, "stop": (stop,) if isinstance(stop, str) else tuple(stop), "seed": c.seed}
 
 
 def generate(args: argparse.Namespace, c: ConfigDict) -> int | None:
-    """`llmjax generate --prompt TEXT` or `--prompts FILE --out FILE`; without either the stage is to run."""
+    """`llmjax generate --prompt TEXT` or `--prompts FILE --out FILE`; None without either, so that the stage runs."""
     if args.chat and not args.prompt and not args.prompts:
-        raise UserError("--chat needs what is said to the model: --prompt TEXT or --prompts FILE")
-    take_forms(c, args)
+        raise UserError("--chat needs a message for the model: --prompt TEXT or --prompts FILE")
+    take_constraint(c, args)
     if not args.prompt and not args.prompts:
         return None
     with timings.phase("import the library"):
@@ -102,7 +109,7 @@ def generate(args: argparse.Namespace, c: ConfigDict) -> int | None:
 
     if args.prompts is not None:
         if args.prompt or args.out is None:
-            raise UserError("--prompts needs --out FILE.jsonl for the answers, and no --prompt beside it")
+            raise UserError("--prompts needs --out FILE.jsonl for the answers, and no --prompt")
         return _files(c, args.workdir, args)
     model = load(args.workdir, mesh=c.infer.mesh, cache=cache_of(c))
     settings = {k: v for k, v in c.generate.to_dict().items() if k != "prompts"}
@@ -116,26 +123,31 @@ def generate(args: argparse.Namespace, c: ConfigDict) -> int | None:
 
 def _files(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
     with timings.phase("import the library"):
-        from llmjax.infer import files
+        from llmjax.infer import batch
+        from llmjax.infer.generate import round_up
         from llmjax.infer.language_model import load
         from llmjax.startup.cache import cache_of
 
-    rows = list(files.read_prompts(args.prompts))
-    done = files.answered(args.out)
+    rows = list(batch.read_prompts(args.prompts))
+    done = batch.answered(args.out)
     if all(str(row.id) in done for row in rows):
         print(f"all {len(rows)} prompts are answered in {args.out}")
         return 0
     model = load(workdir, mesh=c.infer.mesh, cache=cache_of(c))
-    rows = files.with_requests(model.tokenizer, rows, request_settings(c), chat=args.chat)
+    rows = batch.with_requests(model.tokenizer, rows, request_settings(c), chat=args.chat)
     asked = [row.request for row in rows if row.request is not None and str(row.id) not in done]
     needed = [len(one.ids) + one.max_new_tokens for one in asked]
-    fitting = [length for length in needed if length <= model.config.model.max_length]  # the others are refused
-    # Few sizes, so that other prompts find the same programs kept.
-    length = min(max(SHORTEST, _round_up(max(fitting, default=1))), model.config.model.max_length)
+    fitting = [length for length in needed if length <= model.config.model.max_length]  # longer ones are refused
+    length = min(round_up(max(fitting, default=1), least=SHORTEST), model.config.model.max_length)
+    length = c.infer.length or length
     settings = engine_settings(c)
     settings["slots"] = min(settings["slots"], FEW if len(asked) <= FEW else settings["slots"])
-    engine = model.engine(length=c.infer.length or length, **settings)
-    counts = files.answer_file(engine, rows, args.out)
+    engine = (
+        model.beam_search(beams=c.generate.beams, length_penalty=c.generate.length_penalty, length=length)
+        if c.generate.beams > 1
+        else model.engine(length=length, **settings)
+    )
+    counts = batch.answer_file(engine, rows, args.out)
     print(f"{args.out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     return 0
 
@@ -144,13 +156,8 @@ def _chat_engine(model: Any, settings: dict[str, Any], length: int) -> Any:
     return model.engine(length=length, **{**settings, "slots": 1})
 
 
-def _round_up(count: int) -> int:
-    """To a power of two."""
-    return 1 << (count - 1).bit_length()
-
-
 def _chat(args: argparse.Namespace, c: ConfigDict) -> int:
-    """`llmjax chat`: from the terminal, or lines from a pipe."""
+    """`llmjax chat`, from the terminal or with lines from a pipe."""
     workdir = args.workdir
     with timings.phase("import the library"):
         from llmjax.data.chat import chat_ids
@@ -158,9 +165,9 @@ def _chat(args: argparse.Namespace, c: ConfigDict) -> int:
         from llmjax.infer.language_model import load
         from llmjax.startup.cache import cache_of
 
-    take_forms(c, args)
+    take_constraint(c, args)
     model = load(workdir, mesh=c.infer.mesh, cache=cache_of(c))
-    chat_ids(model.tokenizer, [{"role": "user", "content": "?"}])  # says early that this is no chat model
+    chat_ids(model.tokenizer, [{"role": "user", "content": "?"}])  # fails early without a chat template
     settings = request_settings(c)
     longest = c.infer.length or model.config.model.max_length
     longer = functools.partial(_chat_engine, model, engine_settings(c))
@@ -176,13 +183,13 @@ def _chat(args: argparse.Namespace, c: ConfigDict) -> int:
     if not sys.stdin.isatty():
         talk(conversation, sys.stdin)
         return 0
-    print(f"{workdir}, step {model.step}; /help says what can be done")
+    print(f"{workdir}, step {model.step}; /help lists the commands")
     talk(conversation, _typed(), sign=print)
     return 0
 
 
 def _typed() -> Iterator[str]:
-    """Lines from the terminal, with its line editing."""
+    """Lines from the terminal, with line editing."""
     import readline  # noqa: F401 - input() then has a history
 
     while True:
@@ -209,7 +216,7 @@ def _bench(args: argparse.Namespace, c: ConfigDict) -> int:
         raise UserError(f"--slots {args.slots}: each must be at least 1")
     model = load(workdir, mesh=c.infer.mesh, cache=cache_of(c))
     device = model.mesh.devices.flat[0]
-    together = model.mesh.size // meshes.row_ways(model.mesh)  # devices that read a copy of the parameters side by side
+    together = model.mesh.size // meshes.row_ways(model.mesh)  # devices that share one copy of the parameters
     peak = bench.bandwidth(device) * (1 if device.platform == "cpu" else together)
     rows = []
     for slots in sizes:
@@ -237,7 +244,7 @@ def _bench(args: argparse.Namespace, c: ConfigDict) -> int:
 
 
 def _int8_loss(model: Any, text: str) -> dict[str, float]:
-    """Bits per byte of a text with the weights as stored and as int8 rounds them."""
+    """Bits per byte of a text with the weights as stored, and as int8 rounds them."""
     import dataclasses
 
     import jax
@@ -256,9 +263,9 @@ def _int8_loss(model: Any, text: str) -> dict[str, float]:
 
 
 VERBS = {
-    "chat": Verb("talk with a chat model in the terminal", _add_chat, _chat, after=" /help says how."),
+    "chat": Verb("talk with a chat model in the terminal", _add_chat, _chat, after=" /help lists the commands."),
     "bench-infer": Verb(
-        "measure how fast a model writes: time to the first token, time per token, share of memory bandwidth",
+        "measure the speed of generation: time to the first token, time per token, share of memory bandwidth",
         _add_bench, _bench,
     ),
 }  # fmt: skip

@@ -1,13 +1,14 @@
-"""The engine: requests wait, get one of a fixed number of slots, are written a few tokens at a time, and leave.
+"""The engine: continuous batching of requests in a fixed number of slots.
 
     engine = Engine(module, params, tokenizer, slots=8, length=1024)
     number = engine.submit(Request(ids=tuple(ids), max_new_tokens=64))
     while engine.busy:
         for event in engine.step(): print(event.number, event.piece, event.finish)
 
-Requests join and leave between calls of one compiled program, so nobody waits for the longest text of a batch, and what
-a request gets does not depend on what else is being written. Recurrent layers keep a state and local attention its
-window, in the same slots. `scheduler.py` decides who is read and written when; here is what computes.
+Requests join and leave between calls of one compiled program, so no text waits for the longest of a batch, and the
+answer to a request does not depend on the others. The slots hold the caches of attention, the windows of local attention
+and the states of recurrent layers. `scheduler.py` decides which prompts are read and which texts are written. This file
+computes them.
 """
 
 import contextlib
@@ -20,9 +21,9 @@ import numpy as np
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer import speculative, weights
-from llmjax.infer.constrained import Forms
+from llmjax.infer.constrained import Constraints
 from llmjax.infer.prefixes import ALIGN, KeptPrefixes, Prefixes, SlotPrefixes
-from llmjax.infer.request import Completion, Event, Request, sampling_row
+from llmjax.infer.request import Completion, Event, Request, check_fits, sampling_row, writable
 from llmjax.infer.sample import settings
 from llmjax.infer.scheduler import Action, Copy, Keep, Place, Read, Restore, Scheduler
 from llmjax.infer.slots import Row, Slots, stop_row
@@ -34,7 +35,7 @@ from llmjax.startup.compiled import Store
 
 
 class Engine:
-    """See the module. Not for several threads: one of them calls it."""
+    """See the module. Only one thread may call an engine."""
 
     def __init__(
         self,
@@ -46,34 +47,34 @@ class Engine:
         length: int = 1024,
         source_length: int = 0,
         steps: int = 8,
-        parts: Sequence[int] = (16, 32, 64, 128, 256),
-        beginnings: int = 4,
+        chunks: Sequence[int] = (16, 32, 64, 128, 256),
+        prefixes: int = 4,
         likeliest: int = 0,
         ahead: int = 0,
         draft: tuple[Transformer, Any] | None = None,
-        form: str = "auto",
+        weight_format: str = "auto",
         mesh: jax.sharding.Mesh | None = None,
         context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
         store: Store | None = None,
     ) -> None:
         """
         Args:
-            module, params: the model; `params` is {"embedding": ..., ...}, and stays the caller's.
-            slots: texts written at a time, rounded up to what the mesh's axes for rows divide.
+            module, params: the model; `params` is {"embedding": ..., ...} and remains the caller's.
+            slots: texts written at a time, rounded up to a multiple of the devices that rows are divided over.
             length: tokens of prompt and text together, rounded up to a multiple of ALIGN.
-            source_length: of an encoder-decoder's sources.
-            steps: tokens a slot at most between two looks at stop strings, arrivals and cancellations.
-            parts: lengths, multiples of ALIGN, in which prompts are read; see `Scheduler`.
-            beginnings: of prompts that begin alike, the beginning is computed once. Models with windows or recurrent
-                states keep so many of them; others find them in the slots. 0: each prompt is computed by itself.
-            likeliest: for each token so many of the likeliest ids are reported.
-            ahead: tokens drafted a step (speculative decoding); 0: none.
-            draft: the model that drafts, of the same vocabulary; None: the text itself is looked up.
-            form: of the weights: see `weights.FORMS`, or auto.
-            mesh, context: where the parameters live, and what to trace under (`placement.active`).
-            store: where programs, and these parameters as they are prepared, are kept between starts.
+            source_length: tokens of an encoder-decoder's source.
+            steps: the most tokens of a slot between two checks of stop strings, new requests and cancellations.
+            chunks: lengths, multiples of ALIGN, in which prompts are read; see `Scheduler`.
+            prefixes: a common prefix of prompts is computed once. Models with windows or recurrent states keep so many
+                of them; others find them in the slots. 0: each prompt is computed alone.
+            likeliest: report so many of the likeliest ids for each token.
+            ahead: tokens drafted in a step (speculative decoding); 0: none.
+            draft: the model that drafts, with the same vocabulary; None: prompt lookup.
+            weight_format: one of `weights.FORMATS`, or auto.
+            mesh, context: where the parameters are, and the context for tracing (`placement.active`).
+            store: keeps the programs and the prepared parameters between starts.
 
-        Raises UserError for settings that do not go together.
+        Raises UserError for settings that contradict each other.
         """
         c = module.c
         if c.direction == "bidirectional":
@@ -81,16 +82,16 @@ class Engine:
         if slots < 1 or steps < 1 or ahead < 0:
             raise UserError(f"slots={slots} and steps={steps} must be at least 1, and ahead={ahead} at least 0")
         if bool(c.encoder_layers) != bool(source_length):
-            raise UserError("source_length is needed by encoder-decoders, and by them alone")
-        if any(part % ALIGN or part < ALIGN for part in parts) or not parts:
-            raise UserError(f"parts={tuple(parts)} must be multiples of {ALIGN}")
+            raise UserError("source_length must be given for encoder-decoders, and only for them")
+        if any(size % ALIGN or size < ALIGN for size in chunks) or not chunks:
+            raise UserError(f"chunks={tuple(chunks)} must be multiples of {ALIGN}")
         if draft is not None and not ahead:
-            raise UserError("a draft model drafts nothing with ahead=0: give ahead, such as 4")
+            raise UserError("a draft model drafts nothing with ahead=0: set ahead, for instance to 4")
         if ahead and c.encoder_layers:
-            raise UserError("speculative decoding is not for encoder-decoders: set ahead to 0")
+            raise UserError("speculative decoding does not support encoder-decoders: set ahead to 0")
         if draft is not None and draft[0].c.vocab_size != c.vocab_size:
             raise UserError(f"the draft model has {draft[0].c.vocab_size} ids and the model {c.vocab_size}")
-        if draft is not None and not speculative.forgets(draft[0]):
+        if draft is not None and not speculative.can_rewind(draft[0]):
             raise UserError("the draft model must attend to everything in every layer (model.pattern=('global',))")
         ways = 1 if mesh is None else meshes.row_ways(mesh)
         self.count = -(-slots // ways) * ways
@@ -104,60 +105,60 @@ class Engine:
         models = ((module, params), *([draft] if draft else []))
         self._modules = tuple(one for one, _ in models)
         self._places = [jax.tree.map(_sharding, own) for _, own in models]
-        if form == "auto":
+        if weight_format == "auto":
             devices = len(jax.tree.leaves(self._places[0])[0].device_set)
-            form = weights.choose(platform=jax.default_backend(), devices=devices, rows=self.count * (ahead + 1))
-        self._form, self.version = form, 0
+            weight_format = weights.choose(
+                platform=jax.default_backend(), devices=devices, rows=self.count * (ahead + 1)
+            )
+        self._weight_format, self.version = weight_format, 0
         self._shapes = [jax.tree.map(_shape, own) for _, own in models]
         self.params: tuple[Any, ...] = ()
         self._read_params: tuple[Any, ...] = ()
         prepared = self._prepare([own for _, own in models], store)
         self._compile(prepared, most=steps, top=likeliest, store=store)
-        self._kept: dict[bytes, Any] = {}  # copies of slots' caches
-        self._forms = Forms(tokenizer, c.vocab_size)
+        self._kept: dict[bytes, Any] = {}  # copies of the caches of slots
+        self._constraints = Constraints(tokenizer, c.vocab_size)
         self._scheduler = Scheduler(
-            tokenizer, self._forms, slots=self.count, capacity=self.capacity, steps=steps, parts=sorted({ALIGN, *parts}),
-            ways=ways, prefixes=self._prefixes(beginnings), source_length=source_length,
+            tokenizer, self._constraints, slots=self.count, capacity=self.capacity, steps=steps, chunks=sorted({ALIGN, *chunks}),
+            ways=ways, prefixes=self._prefixes(prefixes), source_length=source_length,
         )  # fmt: skip
-        self._whole = True  # whether the last step came to its end
+        self._whole = True  # whether the last step was not interrupted
         V = c.vocab_size
-        allowed_V = np.arange(V) < tokenizer.vocab_size
-        allowed_V[[i for i in tokenizer.unsampled_ids if i < V]] = False
-        self._bias_V = np.where(allowed_V, 0.0, -np.inf).astype(np.float32)
+        self._bias_V = np.where(writable(tokenizer, V), 0.0, -np.inf).astype(np.float32)
         self._unseen_V = np.zeros(V, bool)
         self._all_BW = np.full((self.count, -(-V // 32)), 2**32 - 1, np.uint32)
 
     def _prefixes(self, beginnings: int) -> Prefixes:
         if not beginnings:
             return Prefixes()
-        return SlotPrefixes(self.count) if speculative.forgets(self.module) else KeptPrefixes(beginnings)
+        return SlotPrefixes(self.count) if speculative.can_rewind(self.module) else KeptPrefixes(beginnings)
 
     # ------------------------------------------------------------------ weights and programs
 
     def _prepare(self, own: Sequence[Any], store: Store | None = None) -> tuple[Transformer, ...]:
-        """Take parameters, of the model and maybe of the draft model: the modules that read them as prepared.
+        """Prepare the parameters of the model, and maybe of a draft model, for decoding: the modules that read them.
 
-        `store` says which parameters those of the model are; of a draft model nothing does.
+        `store` knows the parameters of the model only.
         """
         stores = (store, None)
         with self._context(), timings.phase("prepare the weights"):
             placed = [jax.tree.map(jax.device_put, one, where) for one, where in zip(own, self._places, strict=False)]
             prepared = [
-                weights.prepare(module, params, self._form, store=kept_in)
+                weights.prepare(module, params, self._weight_format, store=kept_in)
                 for module, params, kept_in in zip(self._modules, placed, stores, strict=False)
             ]
         self.params = (*(params for _, params in prepared), *self.params[len(own) :])
-        # Prompts are read with the caller's parameters: tiles are for few rows. int8 must be the same model throughout.
-        read = self.params if self._form == "int8" else placed
+        # Prompts are read with the caller's parameters, as tiles are for few rows. With int8 all must be the same model.
+        read = self.params if self._weight_format == "int8" else placed
         self._read_params = (*read[: len(own)], *self._read_params[len(own) :])
         return tuple(one for one, _ in prepared)
 
     def _compile(self, prepared: tuple[Transformer, ...], *, most: int, top: int, store: Store | None) -> None:
-        """The programs, which compile when they are first called, and empty slots."""
+        """Make the programs, which compile at their first call, and empty slots."""
         with self._context():
             self.programs = programs(
                 prepared,
-                prepared if self._form == "int8" else self._modules,
+                prepared if self._weight_format == "int8" else self._modules,
                 count=self.count,
                 length=self.capacity + (ALIGN * -(-(self.ahead + 1) // ALIGN) if self.ahead else 0),
                 source_length=self.source_length,
@@ -171,45 +172,45 @@ class Engine:
         self.slots = self._empty()
 
     def _empty(self) -> Slots:
-        """Empty slots where the parameters are: what is put somewhere and what is not make different programs."""
+        """Empty slots, on the device of the parameters. Arrays with and without a device make different programs."""
         with self._context():
             slots = self.programs.init()
         return slots if self._mesh is not None else jax.device_put(slots, jax.tree.leaves(self._places[0])[0])
 
     def load(self, params: Any, *, version: int = 0, draft: Any = None) -> None:
-        """Go on with other parameters of the same model, wherever they are. No program is compiled again.
+        """Go on with other parameters of the same model, on any devices. No program is compiled again.
 
-        What was computed of prompts is forgotten. The engine must be idle. It reads the arrays themselves until the next
-        call, as those that it was made with: do not donate them meanwhile.
+        The engine must be idle. It drops its prefixes. It reads these arrays until the next `load`, so do not donate them
+        before.
 
         Args:
-            version: a number by which the caller knows them; kept as `version`.
-            draft: parameters of the draft model; None: as they are.
+            version: the caller's number of these parameters, kept as `version`.
+            draft: parameters of the draft model; None: do not change them.
 
-        Raises UserError when texts are on their way, or the parameters are another model's.
+        Raises UserError while texts are being written, and for parameters of another model.
         """
         if self.busy:
-            raise UserError("texts are on their way: let them end, or cancel them, before you load other parameters")
+            raise UserError("texts are being written: wait for them, or cancel them, before you load other parameters")
         own = (params,) if draft is None else (params, draft)
         if len(own) > len(self._modules):
             raise UserError("this engine has no draft model")
         for new, shapes in zip(own, self._shapes, strict=False):
             if jax.tree.map(_shape, new) != shapes:
-                raise UserError("these parameters are another model's: their names, shapes or types differ")
+                raise UserError("these parameters are of another model: their names, shapes or types differ")
         self._prepare(own)
         self._scheduler.prefixes.forget()
         self._kept.clear()
         self.version = version
 
     def warm_up(self) -> int:
-        """Compile everything that requests can need: how many programs there are. The engine must be idle.
+        """Compile all programs that requests can need: how many there are. The engine must be idle.
 
-        Nothing is compiled afterwards (on a mesh `programs.compiled()` may still grow, by entries for the same programs).
+        Nothing is compiled afterwards. On a mesh `programs.compiled()` may still grow, by entries for the same programs.
         """
         assert not self.busy
         s, none = self._scheduler, np.zeros(self.count, bool)
         with self._context():
-            for size in (part for part in s.parts if part <= self.capacity):
+            for size in (size for size in s.chunks if size <= self.capacity):
                 for rows in {s.ways, s.together}:
                     for sources in self._no_sources():
                         self._do(Read(rows, size, [], [], [], sources))
@@ -230,58 +231,42 @@ class Engine:
 
     @property
     def prefilled(self) -> int:
-        """Tokens of prompts computed so far, those of copied beginnings not counted."""
+        """How many tokens of prompts were computed, without those of copied prefixes."""
         return self._scheduler.prefilled
 
     @property
     def written(self) -> int:
-        """Tokens written so far."""
+        """How many tokens were written."""
         return self._scheduler.written
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has anything to do or to tell."""
+        """Whether `step` has work or events."""
         return self._scheduler.busy
 
     def submit(self, request: Request | Mapping[str, Any], *, name: str = "the prompt") -> int:
         """Put a request, or its fields, in the queue: its number.
 
-        Raises UserError for one that this engine cannot answer; `name` is what the prompt is called then.
+        Raises UserError for one that this engine cannot answer; `name` is what the message calls the prompt.
         """
         request = request if isinstance(request, Request) else Request.parse(request)
-        V = self.module.c.vocab_size
-        if max(request.ids) >= V:
-            raise UserError(f"{name} must have ids from 0 to {V - 1}")
-        if len(request.ids) + request.max_new_tokens > self.limit:
-            raise UserError(
-                f"{name} has {len(request.ids)} tokens (<bos> included), which with max_new_tokens="
-                f"{request.max_new_tokens} is more than the {self.limit} that a slot of the engine holds: "
-                "shorten the prompt or lower max_new_tokens, or give the engine a larger length (infer.length)"
-            )
-        if len(request.source) > self.source_length or (self.source_length > 0) != bool(request.source):
-            raise UserError(
-                f"the source has {len(request.source)} tokens, of 1 to {self.source_length} for this engine"
-            )
-        if request.source and max(request.source) >= V:
-            raise UserError(f"the source must have ids from 0 to {V - 1}")
-        if wrong := [i for i in request.logit_bias if i >= V]:
-            raise UserError(f"logit_bias has the id {wrong[0]}: ids are from 0 to {V - 1}")
+        check_fits(request, self.module.c, limit=self.limit, source_length=self.source_length, name=name)
         if -np.inf in request.logit_bias.values() and not np.isfinite(self._biased(request)).any():
-            raise UserError("logit_bias forbids every token: leave one that may be written")
-        if request.form is not None and self.ahead:
-            raise UserError("texts of a given form need an engine without speculative decoding: set infer.ahead to 0")
+            raise UserError("logit_bias forbids every token: allow at least one")
+        if request.constraint is not None and self.ahead:
+            raise UserError("constrained decoding needs an engine without speculative decoding: set infer.ahead to 0")
         stop_row((*self.tokenizer.eos_ids, *request.stop_ids))
         return self._scheduler.submit(request)
 
     def cancel(self, number: int) -> bool:
-        """End a request where it is; its last event comes with the next `step`. False if it is not on its way."""
+        """End a request now: its last event comes with the next `step`. False if it has ended, or is not known."""
         return self._scheduler.cancel(number)
 
     def step(self) -> list[Event]:
-        """Admit who waits, write up to `steps` tokens in every slot, and tell what has become of whom.
+        """Admit waiting requests, write up to `steps` tokens in each slot, and return the news of all requests.
 
-        A request that cannot go on ends with an event that says why; the others do not notice. A step that is
-        interrupted may have come to any point: the next one begins the texts in slots anew, which gives the same tokens.
+        A request that cannot go on ends with an event that says why, without effect on others. After an interrupted step,
+        which may have stopped anywhere, the next one begins all texts in slots again, which gives the same tokens.
         """
         s = self._scheduler
         if not self._whole:
@@ -289,7 +274,7 @@ class Engine:
             self._kept.clear()
             self.slots = self._empty()
         self._whole = False
-        events = s.events()  # of those that were cancelled, whose slots are free now
+        events = s.events()  # of cancelled requests, whose slots become free
         with self._context(), timings.phase("read prompts and write"):
             for action in s.reads():
                 self._do(action)
@@ -300,18 +285,18 @@ class Engine:
         return events + s.events()
 
     def run(self) -> Iterator[tuple[int, Completion]]:
-        """Step until nothing is left to do: (number, completion) of each that ends."""
+        """Step until nothing is left to do: (number, completion) of each request that ends."""
         while self.busy:
             yield from ((event.number, event.completion) for event in self.step() if event.completion is not None)
 
     # ------------------------------------------------------------------ what it computes
 
     def _do(self, action: Action) -> None:
-        """What the scheduler asks for, on the device."""
+        """Do an action of the scheduler on the device."""
         run, slots = self.programs, self.slots
         match action:
             case Read():
-                self.slots = run.prefill(self._read_params, slots, *self._part(action))
+                self.slots = run.prefill(self._read_params, slots, *self._arguments(action))
             case Place(slot, request):
                 self.slots = run.place(slots, np.int32(slot), self._row(request))
             case Copy(source, slot):
@@ -323,24 +308,24 @@ class Engine:
             case Restore(key, slot):
                 self.slots = run.put_row(slots, np.int32(slot), self._kept[key])
 
-    def _part(self, part: Read) -> tuple[Any, ...]:
-        """The arrays of a call of `prefill`."""
-        rows_R = np.full(part.rows, self.count, np.int32)
-        tokens_RL = np.zeros((part.rows, part.size), np.int32)
-        starts_R, counts_R = np.zeros(part.rows, np.int32), np.zeros(part.rows, np.int32)
-        rows_R[: len(part.slots)], starts_R[: len(part.slots)] = part.slots, part.starts
-        for row, ids in enumerate(part.tokens):
+    def _arguments(self, chunk: Read) -> tuple[Any, ...]:
+        """The arguments of a call of `prefill`."""
+        rows_R = np.full(chunk.rows, self.count, np.int32)
+        tokens_RL = np.zeros((chunk.rows, chunk.size), np.int32)
+        starts_R, counts_R = np.zeros(chunk.rows, np.int32), np.zeros(chunk.rows, np.int32)
+        rows_R[: len(chunk.slots)], starts_R[: len(chunk.slots)] = chunk.slots, chunk.starts
+        for row, ids in enumerate(chunk.tokens):
             counts_R[row] = len(ids)
             tokens_RL[row, : len(ids)] = ids
         source = None
-        if part.sources is not None:
-            source = {name: np.zeros((part.rows, self.source_length), np.int32) for name in ("tokens", "segments")}
-            for row, ids in enumerate(part.sources):
+        if chunk.sources is not None:
+            source = {name: np.zeros((chunk.rows, self.source_length), np.int32) for name in ("tokens", "segments")}
+            for row, ids in enumerate(chunk.sources):
                 source["tokens"][row, : len(ids)], source["segments"][row, : len(ids)] = ids, 1
         return rows_R, tokens_RL, starts_R, counts_R, source
 
     def _decode(self, keep_B: np.ndarray, limit_B: np.ndarray, words_BW: np.ndarray | None) -> Written:
-        """One call of the decoding program: what it wrote."""
+        """One call of the decoding program: the tokens it wrote."""
         words, constrained = (self._all_BW, False) if words_BW is None else (words_BW, True)
         eager = np.bool_(self._scheduler.eager)
         self.slots, written = self.programs.decode(
@@ -372,7 +357,7 @@ class Engine:
             seed=np.uint32(request.seed),
             number=np.int32(request.number),
             sampling=settings(1, **sampling_row(request)),
-            stop_S=stop_row((*self.tokenizer.eos_ids, *request.stop_ids)),
+            stop_J=stop_row((*self.tokenizer.eos_ids, *request.stop_ids)),
             bias_V=self._biased(request),
             seen_V=seen_V,
             history_M=history_M,
@@ -384,5 +369,5 @@ def _shape(leaf: Any) -> str:
 
 
 def _sharding(leaf: Any) -> Any:
-    """Where a parameter is; what is on no device yet goes to the default one."""
+    """Where a parameter is. One that is on no device yet goes to the default device."""
     return leaf.sharding if isinstance(leaf, jax.Array) else jax.sharding.SingleDeviceSharding(jax.devices()[0])

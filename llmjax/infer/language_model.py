@@ -18,6 +18,7 @@ from llmjax.data.hf_tokenizer import no_tokenizer
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.errors import UserError
+from llmjax.infer.beam import BeamSearch
 from llmjax.infer.engine import Engine
 from llmjax.infer.generate import generate
 from llmjax.infer.request import Completion
@@ -127,6 +128,13 @@ class LanguageModel:
         self._check_reads_left_to_right("continue")
         params, more = self._placed(slots)
         return Engine(self.module, params, self.tokenizer, slots=slots, **more, **settings)
+
+    def beam_search(self, *, beams: int, **settings: Any) -> BeamSearch:
+        """Beam search with this model, asked as an engine is. See `infer.beam.BeamSearch`."""
+        self._check_reads_left_to_right("continue")
+        params, more = self._placed(beams)
+        more.pop("store")
+        return BeamSearch(self.module, params, self.tokenizer, beams=beams, **more, **settings)
 
     def _placed(self, rows: int) -> tuple[Any, dict[str, Any]]:
         """The parameters as decoding so many rows uses them, and the settings that say where."""

@@ -1,14 +1,14 @@
-"""Beginnings of prompts that are already computed, found by hashes of their blocks of tokens.
+"""The prefix cache: prefixes of prompts that are computed already, found by hashes of blocks of tokens.
 
-A prompt is known by the hash of each of its beginnings of whole blocks, and of all of it; each hash covers everything
-before it, so equal hashes mean equal beginnings. Two ways to keep them, by what the model's caches can do:
+A prompt is known by hashes of its prefixes: of every number of whole blocks, and of the whole prompt. Each hash covers
+all tokens before it, so equal hashes mean equal prefixes. There are two stores, because caches differ:
 
-`SlotPrefixes`: where every layer attends to everything, the cache of a text holds the cache of each of its beginnings.
-What a slot has read and written is copied to another slot, or goes on where it is; nothing is kept besides.
-`KeptPrefixes`: a window or a recurrent state cannot be gone back in, so a copy is kept at the length at which prompts
-part. Where that is, is known when the second of them comes.
+`SlotPrefixes`: where every layer attends to everything, the cache of a text contains the cache of each of its prefixes.
+The cache of one slot is copied to another, or goes on where it is. No other memory is used.
+`KeptPrefixes`: a window or a recurrent state cannot be rewound, so a copy is kept at the length at which two prompts
+part. The second of them shows where that is.
 
-Both are without jax: they say what is to be copied, the engine copies.
+Neither uses jax: they decide, and the engine copies.
 """
 
 import hashlib
@@ -19,36 +19,36 @@ from dataclasses import dataclass, field
 import numpy as np
 
 ALIGN = 16  # tokens of a block
-SAVES = 64  # a beginning of so many tokens, or of a quarter of the prompt, is worth the copy of a cache
-SEEN = 1 << 16  # hashes of prompts that are remembered
+SAVES = 64  # a prefix of so many tokens, or of a quarter of the prompt, is worth the copy of a cache
+SEEN = 1 << 16  # the most hashes of prompts to remember
 
 
 @dataclass(eq=False)
 class Prompt:
-    """What is to be read of a request: its ids but the last, which the first step of decoding is fed."""
+    """The tokens of a request to read: all but the last, which the first step of decoding is fed."""
 
     ids: tuple[int, ...]
     source: tuple[int, ...] = ()
-    at: int = 0  # tokens that its slot's cache has
+    at: int = 0  # tokens in the cache of its slot
     begun: bool = False  # whether anything, the source included, has been read
-    marks: set[bytes] = field(default_factory=set)  # beginnings at whose ends the cache is kept
+    marks: set[bytes] = field(default_factory=set)  # hashes of the prefixes at whose ends the cache is kept
 
     def __post_init__(self) -> None:
         self.chain = chain(self.ids, self.source)
 
     def has(self, length: int) -> bool:
-        """Whether its slot's cache has a beginning of this length."""
+        """Whether the cache of its slot has the prefix of this length."""
         return self.at >= length and (self.begun or not self.source)
 
     @property
     def next_stop(self) -> int:
-        """The next length at which the cache is kept, or the end."""
+        """The next length at which the cache is kept, or the length of the prompt."""
         ahead = (length for length, key in self.chain if length > self.at and key in self.marks)
         return next(ahead, len(self.ids))
 
 
 def chain(ids: Sequence[int], source: Sequence[int] = ()) -> list[tuple[int, bytes]]:
-    """(length, hash) of each beginning, ascending: of the source alone, of whole blocks, and of everything."""
+    """(length, hash) of each prefix, ascending: of the source alone, of whole blocks, and of everything."""
     key = hashlib.blake2b(np.asarray(source, np.int32).tobytes(), digest_size=16).digest()
     found = [(0, key)] if source else []
     data = np.asarray(ids, np.int32).tobytes()
@@ -61,52 +61,52 @@ def chain(ids: Sequence[int], source: Sequence[int] = ()) -> list[tuple[int, byt
 
 @dataclass(frozen=True)
 class Found:
-    """A beginning that is known: its length, and the slot or the key of the copy that has it; None: soon, wait for it."""
+    """A known prefix: its length, and the slot or the key of the copy that has it. None: it is being read, so wait."""
 
     length: int
     where: int | bytes | None
 
 
 def _worth(prompt: Prompt) -> Iterable[tuple[int, bytes]]:
-    """The beginnings of a prompt, the longest first, that are worth a copy."""
+    """The prefixes of a prompt that are worth a copy, the longest first."""
     least = 0 if prompt.source else min(SAVES, len(prompt.ids) / 4)
     return (pair for pair in reversed(prompt.chain) if pair[0] >= least)
 
 
 class Prefixes:
-    """Prompts share nothing; and what the other classes are asked."""
+    """The interface of a store; this one shares nothing."""
 
     def expect(self, prompt: Prompt) -> None:
-        """A prompt waits."""
+        """A prompt is in the queue."""
 
     def find(self, prompt: Prompt, reading: Mapping[int, Prompt]) -> Found | None:
-        """The longest beginning that is known, or is going to be. `reading`: what is being read, by slot."""
+        """The longest prefix that is known, or is being read. `reading`: slot -> the prompt that it reads."""
         return None
 
     def replaceable(self, slot: int, prompt: Prompt) -> bool:
-        """Whether all whole blocks that a slot has begin this prompt: nothing is lost when it goes on there."""
+        """Whether all whole blocks of a slot are a prefix of this prompt, so that nothing is lost when it goes on there."""
         return False
 
     def begin(self, slot: int, prompt: Prompt) -> None:
-        """The slot is going to have this prompt, in place of what it has."""
+        """The slot reads this prompt from now on, in place of what it has."""
 
     def reached(self, prompt: Prompt) -> bytes | None:
-        """The key under which a copy of the prompt's slot is to be kept now."""
+        """The key under which to keep a copy of the prompt's slot now; None: keep none."""
         return None
 
     def end(self, slot: int, prompt: Prompt, written: Sequence[int]) -> None:
-        """The slot is free; its cache has what was read of the prompt, and these tokens after it."""
+        """The slot is free. Its cache has the part of the prompt that was read, and these tokens after it."""
 
     def dropped(self) -> list[bytes]:
-        """Keys of copies that are no longer wanted."""
+        """Keys of the copies to drop."""
         return []
 
     def forget(self) -> None:
-        """Nothing that was computed is valid any more."""
+        """Everything that was computed is invalid."""
 
 
 class SlotPrefixes(Prefixes):
-    """Beginnings in the slots themselves."""
+    """Prefixes in the slots themselves."""
 
     def __init__(self, slots: int) -> None:
         self._has: list[dict[bytes, int]] = [{} for _ in range(slots)]  # hash -> length
@@ -137,18 +137,18 @@ class SlotPrefixes(Prefixes):
         for slot in range(len(self._has)):
             self._put(slot, [])
 
-    def _put(self, slot: int, beginnings: Sequence[tuple[int, bytes]]) -> None:
+    def _put(self, slot: int, prefixes: Sequence[tuple[int, bytes]]) -> None:
         for key in self._has[slot]:
             self._slots[key].discard(slot)
             if not self._slots[key]:
                 del self._slots[key]
-        self._has[slot] = {key: length for length, key in beginnings}
+        self._has[slot] = {key: length for length, key in prefixes}
         for key in self._has[slot]:
             self._slots.setdefault(key, set()).add(slot)
 
 
 class KeptPrefixes(Prefixes):
-    """Copies at the lengths at which prompts part, so many at most; the one that was not used for longest goes first."""
+    """Copies at the lengths at which prompts part. Beyond `most` of them the least recently used one is dropped."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -157,7 +157,7 @@ class KeptPrefixes(Prefixes):
         self._seen: OrderedDict[bytes, set[bytes]] = OrderedDict()  # hash -> the marks of the last prompt with it
 
     def expect(self, prompt: Prompt) -> None:
-        """Where a prompt parts from one before it, both keep their caches, whoever is read first."""
+        """Where a prompt parts from an earlier one, whichever is read first keeps its cache."""
         for _, key in _worth(prompt):
             if key in self._seen:
                 self._seen[key].add(key)

@@ -1,7 +1,7 @@
-"""What an engine is asked for, and what it answers.
+"""Requests to an engine, and its answers.
 
-`Request.parse` is the one place that validates: the calls of the API, rows of files, chats and settings all come through
-it. What depends on the engine (its length, its vocabulary) is checked by `Engine.submit`.
+`Request` is the one place that checks them: calls of the API, rows of files, chats and settings all become one. Only
+`check_fits` knows the model and the engine.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from llmjax import storage
 from llmjax.config.ranges import SHARE, SHARE_ABOVE_0, Range
@@ -20,14 +21,15 @@ from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer.sample import OFF
 
-STOP_IDS = 8  # ids at which a row may end, those of the tokenizer included
-STOPS, STOP_LENGTH = 64, 1000  # stop strings, and characters of each
-FORM_LENGTH = 1 << 18  # characters of a schema, a regular expression or a grammar
-FORMS = ("json_schema", "regex", "grammar")
-PLAIN: dict[str, Any] = {**OFF, **dict.fromkeys(FORMS, "")}  # the model's own distribution, whatever a config asks for
-LARGE = 1e9  # far beyond every logit, and far below what float32 adds without overflow
+STOP_IDS = 8  # the most ids that end a text, with those of the tokenizer
+STOPS, STOP_LENGTH = 64, 1000  # the most stop strings, and characters of each
+CONSTRAINT_LENGTH = 1 << 18  # the most characters of a schema, a regular expression or a grammar
+CONSTRAINTS = ("json_schema", "regex", "grammar")
+# The model's own distribution, whatever a config asks for.
+PLAIN: dict[str, Any] = {**OFF, **dict.fromkeys(CONSTRAINTS, ""), "beams": 1}
+LARGE = 1e9  # far above every logit, and far below the overflow of float32
 ANY, COUNT = Range(-LARGE, LARGE), Range(0, 2**31 - 1)
-# Field -> its type, its range, and what ends of the range mean.
+# Field -> its type, its range, and the meaning of an end of the range.
 NUMBERS: dict[str, tuple[type, Range, str]] = {
     "max_new_tokens": (int, Range(1, 2**31 - 1), ""),
     "temperature": (float, Range(0, LARGE), " (0: greedy)"),
@@ -45,9 +47,9 @@ NUMBERS: dict[str, tuple[type, Range, str]] = {
 
 @dataclass(frozen=True)
 class Request:
-    """One text to write. Its fields are valid, whoever made it: UserError names the field that is not."""
+    """One text to write. The constructor checks every field. Its UserError names the field that is wrong."""
 
-    ids: tuple[int, ...]  # the prompt; at least one
+    ids: tuple[int, ...]  # the prompt, at least one id
     max_new_tokens: int = 128
     temperature: float = OFF["temperature"]
     top_k: int = 0
@@ -59,13 +61,13 @@ class Request:
     presence_penalty: float = OFF["presence_penalty"]
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # added to the logits of these ids; -inf: never
     stop: tuple[str, ...] = ()  # the text ends before the first of these
-    stop_ids: tuple[int, ...] = ()  # and with any of these ids, as with the tokenizer's own
+    stop_ids: tuple[int, ...] = ()  # the text ends with any of these ids, as with those of the tokenizer
     seed: int = 0
-    number: int = 0  # of several samples under one seed
-    json_schema: str = ""  # the text is JSON that this schema describes; at most one of these three
+    number: int = 0  # tells samples with the same seed apart
+    json_schema: str = ""  # the text is JSON of this schema; only one of these three may be given
     regex: str = ""  # the whole text matches this expression
     grammar: str = ""  # the text is a sentence of this grammar, in Lark's notation
-    source: tuple[int, ...] = ()  # what the encoder of an encoder-decoder reads
+    source: tuple[int, ...] = ()  # the ids that the encoder of an encoder-decoder reads
 
     def __post_init__(self) -> None:
         for name in NUMBERS:
@@ -77,20 +79,22 @@ class Request:
         self._set("stop", _stops(self.stop))
         self._set("logit_bias", _bias(self.logit_bias))
         self._set("json_schema", _schema(self.json_schema))
-        for name in FORMS:
-            _check_form(name, getattr(self, name))
-        if len(given := [name for name in FORMS if getattr(self, name)]) > 1:
-            raise UserError(f"{' and '.join(given)} are given: a text can have one form only")
+        for name in CONSTRAINTS:
+            _check_constraint(name, getattr(self, name))
+        if len(given := [name for name in CONSTRAINTS if getattr(self, name)]) > 1:
+            raise UserError(
+                f"{' and '.join(given)} are given: leave one, because a text can follow only one constraint"
+            )
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> "Request":
-        """The request that these fields make, such as a row of a file says them.
+        """The request with these fields, for instance of a row of a file.
 
-        Single stop strings and ids may stand without a list, keys of `logit_bias` may be digits, as JSON has them, and
-        `json_schema` may be the schema itself or its text. Raises UserError that names the field.
+        A single stop string or id needs no list, keys of `logit_bias` may be text as in JSON, and `json_schema` may be
+        the schema or its text. Raises UserError that names the wrong field.
         """
         if unknown := sorted(str(name) for name in given if name not in FIELDS):
             raise UserError(f"no setting is called {unknown[0]!r}; there are {', '.join(sorted(FIELDS - {'ids'}))}")
@@ -99,46 +103,47 @@ class Request:
         return cls(**given)
 
     @property
-    def form(self) -> tuple[str, str] | None:
-        """Which of `FORMS` the text must have, and which one."""
-        return next(((name, value) for name in FORMS if (value := getattr(self, name))), None)
+    def constraint(self) -> tuple[str, str] | None:
+        """The kind of the constraint (one of `CONSTRAINTS`) and the constraint itself; None: the text is free."""
+        return next(((name, value) for name in CONSTRAINTS if (value := getattr(self, name))), None)
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote after a prompt."""
+    """The text that a model wrote after a prompt."""
 
     prompt: str
-    text: str  # the continuation, without the stop string; bytes that are no UTF-8 are U+FFFD
-    finish: str  # "stop" (a stop string, an id of stop_ids, the end of a form), "eos" (the model ended it), "length", "cancelled" or "error"
-    tokens: tuple[int, ...]  # what was sampled, a final <eos> and the tokens of the stop string included
+    text: str  # the continuation without the stop string; bytes that are no UTF-8 become U+FFFD
+    finish: str  # "stop" (a stop string, a stop id, the end of a constraint), "eos", "length", "cancelled" or "error"
+    tokens: tuple[int, ...]  # all sampled tokens, with a final <eos> and those of the stop string
     log_probabilities: tuple[float, ...]  # nats of each token in the model's own distribution (temperature 1)
     likeliest: tuple[tuple[tuple[int, float], ...], ...] = ()  # for each token the likeliest ids and their nats
-    # Nats of each token in what it was sampled from: after penalties, bias, form, temperature and truncation.
+    # Nats of each token in the distribution that it was sampled from: after bias, penalties, constraint, temperature and
+    # truncation. 0 where the token was certain.
     sampled_log_probabilities: tuple[float, ...] = ()
-    error: str = ""  # why it could not go on
+    error: str = ""  # why the text could not go on
 
 
 @dataclass(frozen=True)
 class Event:
-    """What one step of an engine did for one request."""
+    """The news of one request after a step of the engine."""
 
     number: int
-    piece: str = ""  # characters of the text that have become certain
+    piece: str = ""  # characters of the text that are certain now
     tokens: tuple[int, ...] = ()
     log_p: tuple[float, ...] = ()  # as `Completion.log_probabilities`, of these tokens
     sampled_log_p: tuple[float, ...] = ()  # as `Completion.sampled_log_probabilities`
-    finish: str = ""  # as `Completion.finish`, with the last event of a request
+    finish: str = ""  # as `Completion.finish`, in the last event of a request
     error: str = ""
-    completion: Completion | None = None  # all of it, with the last event
+    completion: Completion | None = None  # the whole text, in the last event
 
 
 FIELDS = frozenset(f.name for f in dataclasses.fields(Request))
-SETTINGS = FIELDS - {"ids", "source", "number"}  # what may be set for all prompts, or by a row of a file
+SETTINGS = FIELDS - {"ids", "source", "number"}  # a user may set these for all prompts, or in a row of a file
 
 
 def check_number(name: str, value: Any) -> Any:
-    """The number as its field's type. UserError for another type and for what is out of the field's range."""
+    """The number in the type of its field. Raises UserError for another type, and for a number out of range."""
     kind, allowed, says = NUMBERS[name]
     if not is_number(value, kind):
         raise UserError(f"{name}={_short(value)} must be a {'whole ' * (kind is int)}number, {allowed}{says}")
@@ -148,7 +153,7 @@ def check_number(name: str, value: Any) -> Any:
 
 
 def is_number(value: Any, kind: type = float) -> bool:
-    """Whether it is a whole number (kind int), or any real one (float); a truth value is none."""
+    """Whether a value is a whole number (kind int) or any real number (float). A truth value is neither."""
     types = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
     return isinstance(value, types) and not isinstance(value, bool)
 
@@ -172,7 +177,7 @@ def _ids(name: str, value: Any) -> tuple[int, ...]:
         if type(i) is not int and not is_number(i, int):
             raise UserError(f"{name} has {_short(i)}, which is no id: ids are whole numbers")
         if not 0 <= i < 2**31:
-            raise UserError(f"{name} has {_short(i)}, which is no id: ids are from 0 on")
+            raise UserError(f"{name} has {_short(i)}, which is no id: ids are 0 or more")
     return tuple(map(int, value))
 
 
@@ -204,7 +209,7 @@ def _bias(value: Any) -> dict[int, float]:
 
 
 def _schema(value: Any) -> Any:
-    """The text of a schema that is given as a value or as its text."""
+    """The text of a schema that is given as an object or as text."""
     try:
         if isinstance(value, str):
             json.loads(value or "true")
@@ -216,19 +221,19 @@ def _schema(value: Any) -> Any:
     raise UserError(f"json_schema={_short(value)} must be a JSON schema, as an object or as text")
 
 
-def _check_form(name: str, value: Any) -> None:
+def _check_constraint(name: str, value: Any) -> None:
     if not isinstance(value, str):
         raise UserError(f"{name}={_short(value)} must be a text")
-    if len(value) > FORM_LENGTH:
-        raise UserError(f"{name} has {len(value):,} characters: {FORM_LENGTH:,} at most")
+    if len(value) > CONSTRAINT_LENGTH:
+        raise UserError(f"{name} has {len(value):,} characters: {CONSTRAINT_LENGTH:,} at most")
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise UserError(f"{name} has a lone surrogate, which is half a character")
 
 
 def prompt_ids(tokenizer: Tokenizer, prompts: Sequence[str | Sequence[int]]) -> list[list[int]]:
-    """The ids of each prompt, at least one: a text's as the beginning of a document, ids as they are.
+    """The ids of each prompt, at least one: of a text with the tokenizer's prefix in front, ids unchanged.
 
-    Raises UserError with its number for a prompt that is neither.
+    Raises UserError with the number of a prompt that is neither text nor ids.
     """
     for row, prompt in enumerate(prompts):
         if not isinstance(prompt, str) and (
@@ -245,10 +250,10 @@ def prompt_ids(tokenizer: Tokenizer, prompts: Sequence[str | Sequence[int]]) -> 
     return rows
 
 
-def read_form(name: str, given: str) -> str:
-    """A form as users write it: an expression itself, a schema or a grammar as the path of its file.
+def read_constraint(name: str, given: str) -> str:
+    """A constraint as users write it: a regular expression itself, a schema or a grammar by the path of its file.
 
-    Raises UserError for a file that cannot be read, and for a form as `Request` does.
+    Raises UserError for a file that cannot be read, and as `Request` does.
     """
     if name != "regex":
         try:
@@ -256,6 +261,41 @@ def read_form(name: str, given: str) -> str:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"the {name} in {given} cannot be read: {error}") from error
     return str(getattr(Request.parse({"ids": (0,), name: given}), name))
+
+
+def check_fits(request: Request, c: ConfigDict, *, limit: int, source_length: int, name: str) -> None:
+    """Raise UserError for a request that a model of these settings (`config.model`) cannot answer.
+
+    Args:
+        limit: tokens of prompt and text together.
+        source_length: tokens of an encoder-decoder's source.
+        name: what the message calls the prompt.
+    """
+    V = c.vocab_size
+    if max(request.ids) >= V:
+        raise UserError(f"{name} must have ids from 0 to {V - 1}")
+    if len(request.ids) + request.max_new_tokens > limit:
+        learned = c.position == "learned" and limit == c.max_length
+        raise UserError(
+            f"{name} has {len(request.ids)} tokens (<bos> included), which with max_new_tokens={request.max_new_tokens} "
+            f"is more than the {limit} "
+            + ("learned positions of the model" if learned else "that a slot of the engine holds")
+            + ": shorten the prompt or lower max_new_tokens"
+            + ("" if learned else ", or give the engine a larger length (infer.length)")
+        )
+    if len(request.source) > source_length or (source_length > 0) != bool(request.source):
+        raise UserError(f"the source has {len(request.source)} tokens, of 1 to {source_length} for this engine")
+    if request.source and max(request.source) >= V:
+        raise UserError(f"the source must have ids from 0 to {V - 1}")
+    if wrong := [i for i in request.logit_bias if i >= V]:
+        raise UserError(f"logit_bias has the id {wrong[0]}: ids are from 0 to {V - 1}")
+
+
+def writable(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
+    """bool (vocab_size,): the ids that may be written. Rows that only pad the embedding, and <pad>, <bos>, <unk> may not."""
+    allowed_V = np.arange(vocab_size) < tokenizer.vocab_size
+    allowed_V[[i for i in tokenizer.unsampled_ids if i < vocab_size]] = False
+    return allowed_V
 
 
 def sampling_row(request: Request) -> dict[str, float]:

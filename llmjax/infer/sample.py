@@ -1,14 +1,14 @@
-"""From logits to tokens, each row with its own settings and its own randomness, all in one program.
+"""Sampling: from logits to tokens. Each row has its own settings and its own random key, all rows share one program.
 
-The settings are applied in this order, each to what the one before left: logit bias; repetition, frequency and presence
-penalties; temperature; top-k; top-p; min-p; typical. That is the order of Hugging Face transformers; vLLM applies min-p
+The settings apply in this order, each to the result of the one before: logit bias; repetition, frequency and presence
+penalties; temperature; top-k; top-p; min-p; typical. Hugging Face transformers has the same order. vLLM applies min-p
 before top-k, which gives the same tokens unless min-p and top-p are used together.
 
-Nothing is sorted. Top-k, top-p and min-p keep the tokens whose logit is at most some distance below the largest, typical
-sampling those whose surprise is at most some distance from the entropy, so each only needs that distance, which a
-bisection over the bits of a float32 finds exactly: on a CPU core this takes 0.03 ms for a vocabulary of 4,096, where
-sorting takes 0.5 ms. Tokens as likely as the last one kept are kept too, so the result does not depend on the order of
-the vocabulary. What no row asks for is not computed.
+Nothing is sorted. Top-k, top-p and min-p keep the tokens whose logit is at most some distance below the largest. Typical
+sampling keeps those whose surprise is at most some distance from the entropy. A bisection over the bits of a float32
+finds that distance exactly: for a vocabulary of 4,096 it takes 0.03 ms on a CPU core, and sorting takes 0.5 ms. Tokens as
+likely as the last kept one are kept too, so the order of the vocabulary has no effect. A setting that no row uses is not
+computed.
 """
 
 from collections.abc import Callable
@@ -24,16 +24,16 @@ Array = jax.Array | np.ndarray
 
 @struct.dataclass
 class Sampling:
-    """How each row samples, arrays of shape (B,). What turns a setting off is its default in `OFF`."""
+    """The settings of each row, arrays of shape (B,). `OFF` has the values that turn them off."""
 
     temperature: Array  # float32, at least 0 (greedy)
     top_k: Array  # int32, at least 0
     top_p: Array  # float32, above 0 and at most 1; Holtzman et al. 2020
     min_p: Array  # float32, from 0 to 1; Nguyen et al. 2024
     typical_p: Array  # float32, above 0 and at most 1; Meister et al. 2022
-    repetition_penalty: Array  # float32, above 0; of what prompt and text have; Keskar et al. 2019
-    frequency_penalty: Array  # float32, for each time the text has the token, as in OpenAI's interface
-    presence_penalty: Array  # float32, once for a token that the text has
+    repetition_penalty: Array  # float32, above 0; for tokens of the prompt and the text; Keskar et al. 2019
+    frequency_penalty: Array  # float32, for each time that the token is in the text, as in OpenAI's interface
+    presence_penalty: Array  # float32, once for each token of the text
 
 
 OFF: dict[str, float] = {
@@ -49,19 +49,19 @@ OFF: dict[str, float] = {
 
 
 def settings(rows: int, **given: Any) -> Sampling:
-    """The settings of `rows` rows: one value or one for each; what is not given is off."""
+    """The settings of `rows` rows: one value for all, or one for each. Others are off."""
     values = {**OFF, **given}
     types = {name: np.int32 if name == "top_k" else np.float32 for name in values}
     return Sampling(**{name: np.broadcast_to(np.asarray(v, types[name]), (rows,)) for name, v in values.items()})
 
 
 def sample(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
-    """One token for every row, int32 (B,), and its log-probability in what it was drawn from, float32 (B,), nats.
+    """One token for each row, int32 (B,), and its log-probability in the distribution it was drawn from, float32 (B,), nats.
 
     Args:
         logits_BV: float32, -inf for tokens that must not be chosen. A row without any other gets NaN nats.
-        keys_B: a random key for every row; a row's token depends on its own logits, key and settings only.
-        sampling: the settings of every row; penalties are those of `penalized`.
+        keys_B: a random key for each row. The token of a row depends only on its own logits, key and settings.
+        sampling: the settings of each row. `penalized` applies the penalties.
     """
     greedy_B = jnp.argmax(logits_BV, axis=-1)
     certain_B = jnp.where(jnp.isfinite(jnp.max(logits_BV, axis=-1)), 0.0, jnp.nan)
@@ -69,7 +69,7 @@ def sample(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> tuple
     def draw() -> tuple[jax.Array, jax.Array]:
         kept_BV = truncate(logits_BV, sampling)
         random_B = jax.vmap(jax.random.categorical)(keys_B, kept_BV)
-        nats_B = chosen(kept_BV, random_B) - jnp.log(jnp.sum(jnp.exp(kept_BV), axis=-1))  # the largest is 0
+        nats_B = chosen(kept_BV, random_B) - jnp.log(jnp.sum(jnp.exp(kept_BV), axis=-1))  # the largest logit is 0
         drawn_B = sampling.temperature > 0
         return jnp.where(drawn_B, random_B, greedy_B), jnp.where(drawn_B, nats_B, certain_B)
 
@@ -87,7 +87,7 @@ def penalized(logits_BV: jax.Array, sampling: Sampling, seen_BV: jax.Array, coun
 
     Args:
         seen_BV: bool, the tokens of the prompt.
-        counts_BV: int32, how often the text has each token.
+        counts_BV: int32, how often each token is in the text.
     """
     repetition, frequency, presence = (
         value[:, None] for value in (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty)
@@ -104,17 +104,17 @@ def penalized(logits_BV: jax.Array, sampling: Sampling, seen_BV: jax.Array, coun
 
 
 def truncate(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
-    """The logits that are sampled from: divided by the temperature, -inf for what the truncations leave out."""
-    temperature_B1 = jnp.maximum(sampling.temperature, 1e-6)[:, None]  # greedy rows do not use what comes out
+    """The logits to sample from: divided by the temperature, -inf for tokens that the truncations leave out."""
+    temperature_B1 = jnp.maximum(sampling.temperature, 1e-6)[:, None]  # greedy rows do not use the result
     distance_BV = (jnp.max(logits_BV, axis=-1, keepdims=True) - logits_BV) / temperature_B1
     everything_B = jnp.full(distance_BV.shape[:1], jnp.inf)
 
     def limit_where(asked_B: Array, find: Callable[[], jax.Array]) -> jax.Array:
-        """`find()`'s limits for the rows that ask; not computed when none does."""
+        """The limits of `find()` in rows that ask; not computed when no row does."""
         return jax.lax.cond(jnp.any(asked_B), lambda: jnp.where(asked_B, find(), jnp.inf), lambda: everything_B)
 
     def share(limit_B: jax.Array, of: jax.Array) -> jax.Array:
-        """exp(-distance), 0 beyond the limit on `of`."""
+        """exp(-distance) where `of` is within the limit, else 0."""
         return jnp.where(of <= limit_B[:, None], jnp.exp(-distance_BV), 0.0)
 
     top_k = sampling.top_k.astype(jnp.float32)
@@ -144,7 +144,7 @@ def truncate(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def probabilities(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
-    """The distribution that `sample` draws from, (B, V): all on the likeliest token where the temperature is 0."""
+    """The distribution that `sample` draws from, (B, V). At temperature 0 all of it is on the likeliest token."""
     greedy_BV = jax.nn.one_hot(jnp.argmax(logits_BV, axis=-1), logits_BV.shape[-1])
 
     def truncated() -> jax.Array:
@@ -155,11 +155,13 @@ def probabilities(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def smallest_limit(distance_BV: jax.Array, weight_BV: jax.Array, target_B: Array) -> jax.Array:
-    """The smallest limit for which the weights of the entries with `distance <= limit` add up to the target, (B,).
+    """(B,): the smallest limit at which the weights of the entries with `distance <= limit` add up to the target.
 
-    Exact: as many steps as a float32 has bits without its sign. Where no limit reaches the target it is inf.
+    The result is exact: there is a step for each bit of a float32 without its sign. It is inf where no limit is enough.
     """
-    bits_BV = jax.lax.bitcast_convert_type(distance_BV, jnp.int32)  # distances are not negative: same order as floats
+    bits_BV = jax.lax.bitcast_convert_type(
+        distance_BV, jnp.int32
+    )  # of the same order as the floats, because no distance is negative
 
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low_B, high_B = bounds

@@ -1,11 +1,11 @@
-"""Who is read and written when: the queue, the slots, and what is known of each request. Without jax.
+"""The scheduler: the queue, the slots and the state of each request. It decides, without jax, what the engine computes.
 
-The engine asks `reads` what to do before a call of its decoding program, does each action, and hands what the call wrote
-to `take`; `events` are what callers are told. Nothing here costs more because more requests wait.
+Before a call of the decoding program the engine does the actions of `reads`. It hands the tokens that the call wrote to
+`take`, and gives `events` to its caller. No cost grows with the number of waiting requests.
 
-Between two calls of decoding, while texts are being written, at most one part of prompts is read: who watches a text
-grow does not wait for somebody's long prompt. The more slots are still to be read, the fewer tokens the others write
-meanwhile, so that the slots fill up.
+While texts are being written, at most one chunk of prompts is read between two calls of decoding, so that a long prompt
+does not stall the texts of others. The more slots still have a prompt to read, the fewer tokens the others write in a
+call, so that the slots fill up.
 """
 
 from collections import OrderedDict, deque
@@ -18,18 +18,18 @@ import numpy as np
 
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
-from llmjax.infer.constrained import Forms, Job, Matcher
+from llmjax.infer.constrained import Constraints, Job, Matcher
 from llmjax.infer.prefixes import Prefixes, Prompt
 from llmjax.infer.request import Completion, Event, Request
 from llmjax.infer.text import Text
 
 TOGETHER = 4  # prompts that are read at once: on CPU more are no faster, and fewer read all weights more often
-PATIENCE = 0.02  # seconds that free texts wait for the forms of others before they go on without them
+PATIENCE = 0.02  # seconds that free texts wait for constrained ones before they go on without them
 
 
 @dataclass(frozen=True)
 class Copy:
-    """Copy all of a slot's caches to another."""
+    """Copy the caches of a slot to another."""
 
     source: int
     slot: int
@@ -37,7 +37,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Keep:
-    """Keep a copy of a slot's caches under a key, and drop others."""
+    """Keep a copy of the caches of a slot under a key, and drop others."""
 
     slot: int
     key: bytes
@@ -54,9 +54,9 @@ class Restore:
 
 @dataclass(frozen=True)
 class Read:
-    """A part of some prompts, and with `source` what their encoder reads: one call of `prefill`."""
+    """Read a chunk of some prompts, and maybe their sources: one call of `prefill`."""
 
-    rows: int  # of the call; those beyond the prompts are padding
+    rows: int  # of the call; rows beyond the prompts are padding
     size: int  # tokens of each row
     slots: Sequence[int]
     starts: Sequence[int]
@@ -66,7 +66,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Place:
-    """A prompt is read: its text is written from now on."""
+    """Begin a text: its prompt has been read."""
 
     slot: int
     request: Request
@@ -77,7 +77,7 @@ Action = Copy | Keep | Restore | Read | Place
 
 @dataclass(eq=False)
 class Live:
-    """A request on its way."""
+    """A request that has not ended."""
 
     number: int
     request: Request
@@ -85,14 +85,14 @@ class Live:
     prompt: Prompt
     slot: int = -1
     writing: bool = False
-    told: int = 0  # tokens that callers know
-    job: Job | None = None  # finds out where the text is in its form
+    told: int = 0  # tokens that events have told
+    job: Job | None = None  # finds the next state of a constrained text
     matcher: Matcher | None = None
     likeliest: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     error: str = ""
 
     def fail(self, error: str) -> None:
-        """End the text: it cannot go on."""
+        """End the text with an error."""
         if not self.text.finish:
             self.error = error
             self.text.end("error")
@@ -103,41 +103,41 @@ class Scheduler:
 
     Args:
         slots: how many there are.
-        capacity: of a slot, tokens, a multiple of ALIGN.
-        steps: tokens that a text gets at most in a call of decoding (steps of speculation, where there is any).
-        parts: lengths, ascending multiples of ALIGN, in which prompts are read; a program each, or two: for `ways`
+        capacity: tokens of a slot, a multiple of ALIGN.
+        steps: the most steps of a text in a call of decoding.
+        chunks: lengths, ascending multiples of ALIGN, in which prompts are read. Each has one program or two: for `ways`
             prompts and for `together`.
         ways: devices that rows are divided over.
-        prefixes: which beginnings of prompts are known.
-        source_length: of an encoder-decoder's sources.
+        prefixes: the prefix cache.
+        source_length: tokens of an encoder-decoder's source.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, forms: Forms, *, slots: int, capacity: int, steps: int, parts: Sequence[int],
+        self, tokenizer: Tokenizer, constraints: Constraints, *, slots: int, capacity: int, steps: int, chunks: Sequence[int],
         ways: int = 1, prefixes: Prefixes | None = None, source_length: int = 0,
     ) -> None:  # fmt: skip
-        self.tokenizer, self.forms, self.prefixes = tokenizer, forms, prefixes or Prefixes()
-        self.capacity, self.steps, self.parts, self.source_length = capacity, steps, parts, source_length
+        self.tokenizer, self.constraints, self.prefixes = tokenizer, constraints, prefixes or Prefixes()
+        self.capacity, self.steps, self.chunks, self.source_length = capacity, steps, chunks, source_length
         rows = -(-TOGETHER // ways) * ways
         self.ways, self.together = ways, rows if rows <= slots else ways
         self.slots: list[Live | None] = [None] * slots
-        self.prefilled = 0  # tokens of prompts computed so far, those of copied beginnings not counted
+        self.prefilled = 0  # tokens of prompts that were computed, without those of copied prefixes
         self.written = 0
-        self._free: deque[int] = deque(range(slots))  # the slot that has been free for longest first
+        self._free: deque[int] = deque(range(slots))  # the slot that has been free longest first
         self._reading: deque[Live] = deque()
-        self._waiting: OrderedDict[int, Live] = OrderedDict()  # for a slot
-        self._unformed: OrderedDict[int, Live] = OrderedDict()  # for their forms to be compiled, and then for a slot
-        self._forming: dict[int, Live] = {}  # whose forms are being compiled
-        self._formed: set[int] = set()  # those of `_waiting` with a form: a compiled form takes memory
+        self._waiting: OrderedDict[int, Live] = OrderedDict()  # they wait for a slot
+        self._uncompiled: OrderedDict[int, Live] = OrderedDict()  # they wait for the compilation of their constraints
+        self._compiling: dict[int, Live] = {}  # their constraints are being compiled
+        self._compiled: set[int] = set()  # those of `_waiting` with a compiled constraint, which takes memory
         self._live: dict[int, Live] = {}
-        self._ended: list[Live] = []  # without a slot
+        self._ended: list[Live] = []  # ended without a slot; not told yet
         self._numbers = 0
 
     # ------------------------------------------------------------------ requests
 
     @property
     def busy(self) -> bool:
-        """Whether anything is to be done or told."""
+        """Whether there is work or news."""
         return bool(self._live)
 
     def submit(self, request: Request) -> int:
@@ -150,22 +150,22 @@ class Scheduler:
         return number
 
     def cancel(self, number: int) -> bool:
-        """End a request where it is. False if it is not on its way."""
+        """End a request now. False if it has ended, or is not known."""
         live = self._live.get(number)
         if live is None or live.text.finish:
             return False
         live.text.end("cancelled")
         if live.slot < 0:
-            for queue in (self._waiting, self._unformed, self._forming):
+            for queue in (self._waiting, self._uncompiled, self._compiling):
                 queue.pop(number, None)
-            self._formed.discard(number)
+            self._compiled.discard(number)
             self._ended.append(live)
         return True
 
     def restart(self) -> None:
-        """Begin all texts in slots anew, as after an interrupted step, of which it is not known how far it came.
+        """Begin all texts in slots again, after an interrupted step that may have stopped anywhere.
 
-        Their tokens come out the same, so what was told of them stays true.
+        Their tokens are the same again, so earlier events stay true.
         """
         for live in reversed([live for live in self.slots if live is not None and not live.text.finish]):
             shown, live.text = live.text.shown, self._text(live.request)
@@ -185,7 +185,7 @@ class Scheduler:
         return Text(self.tokenizer.piece_bytes, eos_ids=ids, stops=request.stop, stop_ids=request.stop_ids)
 
     def _enqueue(self, live: Live, *, first: bool = False) -> None:
-        queue = self._waiting if live.request.form is None else self._unformed
+        queue = self._waiting if live.request.constraint is None else self._uncompiled
         queue[live.number] = live
         if first:
             queue.move_to_end(live.number, last=False)
@@ -193,14 +193,14 @@ class Scheduler:
     # ------------------------------------------------------------------ prompts
 
     def reads(self) -> Iterator[Action]:
-        """What is to be done before the next call of decoding. An action is done when the next one is asked for."""
+        """The actions before the next call of decoding. Each must be done before the next one is asked for."""
         self._poll()
         streams = any(live is not None and live.writing for live in self.slots)
-        budget = float(self.parts[-1]) if streams else np.inf
+        budget = float(self.chunks[-1]) if streams else np.inf
         spent = 0
         while True:
             yield from self._admit()
-            action, group = self._part(budget)
+            action, group = self._chunk(budget)
             if action is None or (spent and spent + action.rows * action.size > budget):
                 return
             yield action
@@ -215,7 +215,7 @@ class Scheduler:
                 yield from self._go_on(live)  # after the others
 
     def _admit(self) -> Iterator[Action]:
-        """Waiting requests get free slots, up to one whose beginning is being read for another."""
+        """Give free slots to waiting requests, up to one whose prefix is being read for another."""
         while self._free and self._waiting:
             live = next(iter(self._waiting.values()))
             slot = self._free[0]
@@ -232,13 +232,13 @@ class Scheduler:
                 live.prompt.at, live.prompt.begun = found.length, True
             self.prefixes.begin(slot, live.prompt)
             del self._waiting[live.number]
-            self._formed.discard(live.number)
+            self._compiled.discard(live.number)
             self._free.remove(slot)
             self.slots[slot], live.slot = live, slot
             yield from self._go_on(live)
 
     def _go_on(self, live: Live) -> Iterator[Action]:
-        """Read what is left of a prompt, in its turn, or write its text."""
+        """Read the rest of a prompt in its turn, or begin its text."""
         if live.prompt.at < len(live.prompt.ids) or self._source_first(live):
             self._reading.append(live)
         else:
@@ -246,11 +246,11 @@ class Scheduler:
             live.writing = True
 
     def _source_first(self, live: Live) -> bool:
-        """A source is read with the first part of its prompt, or alone where the prompt has nothing to read."""
+        """Whether the source is still to be read: with the first chunk of its prompt, or alone if that has no tokens."""
         return self.source_length > 0 and not live.prompt.begun
 
-    def _part(self, budget: float) -> tuple[Read | None, list[Live]]:
-        """The next part of some prompts that are alike, within the budget where it is finite, and whose parts they are."""
+    def _chunk(self, budget: float) -> tuple[Read | None, list[Live]]:
+        """The next chunk of some similar prompts, within a finite budget of tokens, and the requests it belongs to."""
         order = [live for live in self._reading if not live.text.finish]
         if not order:
             return None, []
@@ -259,12 +259,12 @@ class Scheduler:
             return live.prompt.next_stop - live.prompt.at
 
         def fitting(group: Sequence[Live]) -> int:
-            """The smallest part that holds what is left of all, or the largest there is room for."""
+            """The smallest chunk that holds the rest of all prompts, or the largest that fits."""
             room = self.capacity - max(live.prompt.at for live in group)
-            sizes = [part for part in self.parts if part <= room]
-            return next((part for part in sizes if part >= max(map(left, group))), sizes[-1])
+            sizes = [size for size in self.chunks if size <= room]
+            return next((size for size in sizes if size >= max(map(left, group))), sizes[-1])
 
-        if np.isinf(budget):  # nobody waits: neighbours in length, so that little is padding
+        if np.isinf(budget):  # no text waits: take prompts of similar length, so that there is little padding
             order.sort(key=lambda live: (self._source_first(live), left(live)))
         first = order[0]
         alike = [live for live in order if self._source_first(live) == self._source_first(first)]
@@ -284,13 +284,13 @@ class Scheduler:
 
     @property
     def eager(self) -> bool:
-        """Whether a slot that becomes free should be filled at once."""
+        """Whether to fill a slot as soon as it is free."""
         return bool(self._waiting)
 
     def limits(self) -> np.ndarray:
         """int32 (slots,): the steps that each slot may take in the next call; 0: it writes nothing.
 
-        A text of a given form takes one: only then it is known what may come after it.
+        A constrained text takes one step, because the next tokens depend on it.
         """
         writing = [live is not None and live.writing and not live.text.finish for live in self.slots]
         steps = self.steps
@@ -299,15 +299,15 @@ class Scheduler:
         found = np.zeros(len(self.slots), np.int32)
         for slot, live in enumerate(self.slots):
             if live is not None and writing[slot]:
-                found[slot] = steps if live.request.form is None else int(live.matcher is not None)
+                found[slot] = steps if live.request.constraint is None else int(live.matcher is not None)
         return found
 
     def keep(self) -> np.ndarray:
-        """bool (slots,): whether there is a text to go on with, now or later."""
+        """bool (slots,): whether the slot has a text that goes on, now or later."""
         return np.array([live is not None and live.writing and not live.text.finish for live in self.slots])
 
     def words(self, count: int) -> np.ndarray | None:
-        """words_BW, uint32: the bits of the tokens that may come next; None where no text of the next call has a form."""
+        """words_BW, uint32: the bits of the tokens that may come next; None if no text of the next call is constrained."""
         found = None
         for slot, live in enumerate(self.slots):
             if live is not None and live.matcher is not None:
@@ -317,7 +317,7 @@ class Scheduler:
         return found
 
     def take(self, written: Any) -> None:
-        """What a call of decoding wrote (`steps.Written`, of NumPy)."""
+        """Take the tokens that a call of decoding wrote (`steps.Written`, as NumPy arrays)."""
         for slot, live in enumerate(self.slots):
             if live is None or not live.writing:
                 continue
@@ -330,7 +330,7 @@ class Scheduler:
                 )
                 if not (np.isfinite(nats) and np.isfinite(sampled)):
                     live.fail(
-                        "nothing can come next: logit_bias and the form leave no token, or the model gives no numbers"
+                        "nothing can come next: logit_bias and the constraint leave no token, or the logits are not finite"
                     )
                     break
                 self._add(live, int(written.token[at, slot]), nats, sampled)
@@ -345,16 +345,16 @@ class Scheduler:
         live.text.add(token, nats, sampled)
         self.written += 1
         if live.matcher is not None and not live.text.finish:
-            live.job, live.matcher = self.forms.follow(live.matcher, token), None
+            live.job, live.matcher = self.constraints.follow(live.matcher, token), None
 
     def _poll(self) -> None:
-        """What the forms of texts have become. Waits for some of them: for long only where there is nothing else to do."""
-        while self._unformed and len(self._forming) + len(self._formed) < 2 * len(self.slots):
-            number, live = self._unformed.popitem(last=False)
-            live.job = self.forms.start(live.request.form or ("", ""))
-            self._forming[number] = live
+        """Look at the jobs of constrained texts. Waits for them only briefly, unless there is nothing else to do."""
+        while self._uncompiled and len(self._compiling) + len(self._compiled) < 2 * len(self.slots):
+            number, live = self._uncompiled.popitem(last=False)
+            live.job = self.constraints.start(live.request.constraint or ("", ""))
+            self._compiling[number] = live
         following = [live for live in self.slots if live is not None and live.job is not None and not live.text.finish]
-        asked = [*following, *self._forming.values()]
+        asked = [*following, *self._compiling.values()]
         others = self._waiting or self._ended or any(live is not None and live.job is None for live in self.slots)
         if following and others:
             wait([live.job.future for live in following if live.job], timeout=PATIENCE)
@@ -374,17 +374,17 @@ class Scheduler:
                 elif len(live.text.tokens) >= live.request.max_new_tokens:
                     live.text.end("length")
             live.job = None
-            if self._forming.pop(live.number, None) is not None:
+            if self._compiling.pop(live.number, None) is not None:
                 if live.text.finish:
                     self._ended.append(live)
                 else:
                     self._waiting[live.number] = live
-                    self._formed.add(live.number)
+                    self._compiled.add(live.number)
 
-    # ------------------------------------------------------------------ what callers are told
+    # ------------------------------------------------------------------ events
 
     def events(self) -> list[Event]:
-        """What has become of requests since the last call. The slots of those that have ended are free."""
+        """The news of all requests since the last call. Slots of ended requests become free."""
         found = []
         for live in [live for live in self.slots if live is not None] + self._ended:
             text, told = live.text, live.told

@@ -1,9 +1,9 @@
 """Perplexity and bits per byte of documents.
 
-Every token of a document and its <eos> is scored once, given what precedes it in the same document. Documents longer
-than the model's sequence length are scored in windows that overlap: each window after the first scores its last
-`stride` tokens and uses the rest as context. Bits per byte divide by the UTF-8 bytes of the text, so models with
-different tokenizers, and compressors, can be compared.
+Every token of a document and its <eos> is scored once, given the tokens before it in the document. Longer documents than
+the model's sequence length are scored in overlapping windows: each window after the first scores its last `stride` tokens
+and has the rest as context. Bits per byte divide by the UTF-8 bytes of the text, so they compare models with different
+tokenizers, and compressors.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,9 +37,9 @@ def windows(count: int, *, length: int, stride: int) -> Iterator[tuple[int, int,
 def pack_windows(
     documents: Iterable[np.ndarray], *, length: int, stride: int, batch_size: int, languages: Sequence[int] = ()
 ) -> Iterator[Batch]:
-    """Batches (as in data/batches.py) of the windows of documents; short windows share a row, apart by segment.
+    """Batches (as in data/batches.py) of the windows of documents. Short windows share a row in different segments.
 
-    With `languages`, batches have that of each token; documents are in them by turns.
+    With `languages` a batch has the language of each token. The documents take the languages in turn.
     """
 
     def empty() -> Batch:
@@ -87,12 +87,11 @@ def score(
         nats_of: batch -> weighted nats of every target, (B, L).
         documents: int32 arrays that begin with <bos>.
         piece_sizes: UTF-8 bytes of every id, 0 for special ids.
-        languages: of the documents, by turns; empty: the model does not want to know.
-        on_tokens: told how many tokens were scored after each batch.
+        languages: the documents take these in turn; empty: the model has no languages.
+        on_tokens: called after each batch with the number of tokens scored.
 
     Raises:
-        UserError: for a stride of less than a token, or of more than a window, which would leave tokens out; and for an
-            empty window or batch.
+        UserError: for a stride that is not from 1 to the window, and for an empty batch.
     """
     if not 1 <= stride <= length or batch_size < 1:
         raise UserError(

@@ -1,6 +1,6 @@
-"""What an engine keeps on the device: fixed slots, each the cache and the settings of one text that is being written.
+"""The arrays of an engine: a fixed number of slots, each with the cache and the settings of one text.
 
-Letters beside the project's: `R` rows of a prefill call, `S` ids at which a row may end, `W` words of 32 tokens' bits.
+Letters beside the project's: `R` rows of a call of prefill, `J` ids that end a text, `W` words of 32 bits, one bit a token.
 """
 
 import dataclasses
@@ -23,25 +23,25 @@ from llmjax.parallel.mesh import ROWS
 
 @struct.dataclass
 class Slots:
-    """Arrays of shape (B, ...), B slots. `caches` are those of the model and, when there is one, of the draft model."""
+    """Arrays of shape (B, ...) for B slots. `caches` has one cache for the model and one for a draft model."""
 
     caches: tuple[Any, ...]
     token_B: jax.Array  # int32, fed next
     position_B: jax.Array  # int32, its position
-    active_B: jax.Array  # bool, there is a text to write
-    left_B: jax.Array  # int32, tokens that may still be written
-    key_B: jax.Array  # random keys, folded with the position of each token
+    active_B: jax.Array  # bool, whether there is a text to write
+    left_B: jax.Array  # int32, how many tokens may still be written
+    key_B: jax.Array  # random keys; the position of each token is folded in
     sampling: Sampling
-    stop_BS: jax.Array  # int32, ids that end the text; -1: none
+    stop_BJ: jax.Array  # int32, ids that end the text; -1: none
     bias_BV: jax.Array  # float32, added to the logits; -inf for ids that are never written
-    seen_BV: jax.Array  # bool, the ids of the prompt, for rows with a repetition penalty
+    seen_BV: jax.Array  # bool, the ids of the prompt, in rows with a repetition penalty
     counts_BV: jax.Array  # int32, how often each id was written
-    history_BM: jax.Array  # int32, the tokens at positions 0, 1, ...; (B, 0) where nothing looks them up
+    history_BM: jax.Array  # int32, the tokens at positions 0, 1, ...; (B, 0) without prompt lookup
 
 
 @struct.dataclass
 class Row:
-    """What `place` writes into a slot, without its cache; arrays without the B, or rows for the whole vocabulary."""
+    """The values that `place` writes into a slot: as in `Slots`, without B and without the cache."""
 
     token: Any
     position: Any
@@ -49,13 +49,13 @@ class Row:
     seed: Any
     number: Any
     sampling: Sampling  # of one row, arrays (1,)
-    stop_S: Any
+    stop_J: Any
     bias_V: Any
     seen_V: Any
     history_M: Any
 
 
-def init(
+def empty(
     modules: tuple[Transformer, ...], *, count: int, length: int, source_length: int = 0, history: bool = False
 ) -> Slots:
     """Empty slots for `count` texts of up to `length` tokens."""
@@ -74,7 +74,7 @@ def init(
         left_B=zeros_B,
         key_B=jax.vmap(jax.random.key)(zeros_B),
         sampling=jax.tree.map(jnp.asarray, settings(count)),
-        stop_BS=jnp.full((count, STOP_IDS), -1, jnp.int32),
+        stop_BJ=jnp.full((count, STOP_IDS), -1, jnp.int32),
         bias_BV=jnp.zeros((count, V), jnp.float32),
         seen_BV=jnp.zeros((count, V), bool),
         counts_BV=jnp.zeros((count, V), jnp.int32),
@@ -83,7 +83,7 @@ def init(
 
 
 def place(slots: Slots, slot: jax.Array, row: Row) -> Slots:
-    """The slots with a text to write in one of them, whose cache has the prompt but for its last token."""
+    """Begin a text in a slot whose cache has all of the prompt but the last token."""
 
     def put(array: jax.Array, value: Any) -> jax.Array:
         return array.at[slot].set(value)
@@ -97,7 +97,7 @@ def place(slots: Slots, slot: jax.Array, row: Row) -> Slots:
         left_B=put(slots.left_B, row.left),
         key_B=put(slots.key_B, key),
         sampling=jax.tree.map(lambda all_B, one: put(all_B, one[0]), slots.sampling, row.sampling),
-        stop_BS=put(slots.stop_BS, row.stop_S),
+        stop_BJ=put(slots.stop_BJ, row.stop_J),
         bias_BV=put(slots.bias_BV, row.bias_V),
         seen_BV=put(slots.seen_BV, row.seen_V),
         counts_BV=put(slots.counts_BV, 0),
@@ -106,7 +106,7 @@ def place(slots: Slots, slot: jax.Array, row: Row) -> Slots:
 
 
 def advance(slots: Slots, tokens_LB: jax.Array, given_LB: jax.Array) -> Slots:
-    """The slots after tokens were written; where not given they were not, which is so from some place on."""
+    """The slots after a step wrote the tokens that are given. In each row the given ones come first."""
     rows_B = jnp.arange(tokens_LB.shape[1])
     count_B = jnp.sum(given_LB, axis=0)
     last_B = jnp.take_along_axis(tokens_LB, jnp.maximum(count_B - 1, 0)[None], axis=0)[0]
@@ -130,12 +130,12 @@ def advance(slots: Slots, tokens_LB: jax.Array, given_LB: jax.Array) -> Slots:
 
 
 def ends(slots: Slots, token_B: jax.Array) -> jax.Array:
-    """Whether the token ends its row's text."""
-    return jnp.any(token_B[:, None] == slots.stop_BS, axis=1)
+    """Whether each token ends the text of its row."""
+    return jnp.any(token_B[:, None] == slots.stop_BJ, axis=1)
 
 
 def take_row(caches: tuple[Any, ...], slot: jax.Array) -> tuple[Any, ...]:
-    """A copy of one slot's caches."""
+    """A copy of the caches of one slot."""
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, slot, keepdims=False), caches)
 
 
@@ -146,12 +146,12 @@ def put_row(slots: Slots, slot: jax.Array, row: tuple[Any, ...]) -> Slots:
 
 
 def copy_row(slots: Slots, source: jax.Array, slot: jax.Array) -> Slots:
-    """The slots with one slot's caches in another too."""
+    """The slots with the caches of one slot copied to another."""
     return put_row(slots, slot, take_row(slots.caches, source))
 
 
 def shardings(slots: Any, mesh: Mesh) -> Any:
-    """Where the slots live: rows over the mesh's axes for rows, heads of keys and values over tensor where it divides them."""
+    """Shardings of the slots: rows over the axes for rows, and heads of keys and values over tensor where it divides them."""
 
     def of(path: Any, x: Any) -> NamedSharding:
         name = str(getattr(path[-1], "key", ""))
@@ -165,7 +165,7 @@ def shardings(slots: Any, mesh: Mesh) -> Any:
 
 
 def stop_row(ids: tuple[int, ...]) -> np.ndarray:
-    """stop_S. UserError for more ids than a slot has places for."""
+    """stop_J of the ids that end a text. Raises UserError for more ids than fit."""
     if len(ids) > STOP_IDS:
         raise UserError(f"{len(ids)} ids end the text (stop_ids and the tokenizer's), and at most {STOP_IDS} can")
     return np.array([*ids, *[-1] * (STOP_IDS - len(ids))], np.int32)

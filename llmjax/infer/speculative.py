@@ -1,13 +1,14 @@
 """Speculative decoding (Leviathan et al. 2023; Chen et al. 2023): several tokens a step, from exactly the same distribution.
 
-A cheap guess drafts A tokens, the model reads them all at once, and each is kept with probability min(1, p/q), p the
-model's distribution and q the draft's; at the first that is not, a token is drawn from what p has more than q, and after
-all of them one more from p. What comes out is distributed as p whatever q is (`accept` is tested by chi-square), and at
-temperature 0 the same tokens. Penalties, biases and truncation are part of p and q alike.
+A cheap guess drafts A tokens, and the model reads them all at once. A draft is accepted with probability min(1, p/q),
+where p is the model's distribution and q the draft's. At the first rejected draft a token is drawn from the positive part
+of p - q. After A accepted drafts one more token is drawn from p. The result has the distribution p for any q (a test of
+`accept` shows it by chi-square), and at temperature 0 the tokens are the same. Penalties, biases and truncation are part
+of both p and q.
 
-Drafts come from a smaller model with the same vocabulary, or from the text itself: what followed the last place where
-its last few tokens stood before (prompt lookup), with q all on that token. Rejected tokens leave keys behind in slots that
-later tokens overwrite; layers that keep a window or a state cannot forget, so then the model reads what was kept again.
+Drafts come from a smaller model with the same vocabulary, or from prompt lookup: the tokens that followed the last place
+in the text with the same last few tokens, with all of q on each. Rejected tokens leave keys behind that later tokens
+overwrite. Layers with a window or a state cannot be rewound, so the model reads the accepted tokens again there.
 """
 
 import dataclasses
@@ -21,19 +22,19 @@ from llmjax.infer.slots import Slots, advance, ends
 from llmjax.infer.weights import computing
 from llmjax.model.transformer import Transformer
 
-GRAM = 3  # tokens that lookup compares at most
+GRAM = 3  # the most tokens that prompt lookup compares
 
 
-def forgets(module: Transformer) -> bool:
-    """Whether a cache of this model can be gone back in: every layer attends to everything."""
+def can_rewind(module: Transformer) -> bool:
+    """Whether the cache of a model can be rewound, because every layer attends to everything."""
     return set(module.c.pattern) == {"global"}
 
 
 def step(
     modules: tuple[Transformer, ...], params: tuple[Any, ...], slots: Slots, *, ahead: int
 ) -> tuple[Slots, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """One step for every slot: the slots, and for L = ahead + 1 tokens tokens_LB, their nats in what they were sampled
-    from, logits_LBV, and which are given."""
+    """One step for every slot: (slots, tokens_LB, their nats in the distribution sampled from, logits_LBV, given_LB),
+    L = ahead + 1."""
     module, caches = modules[0], slots.caches
     if len(modules) > 1:
         drafts_LB, drafted_LBV, draft_cache = _draft(modules[1], params[1], slots, ahead=ahead)
@@ -49,9 +50,9 @@ def step(
     sampled_LB = jnp.log(jnp.take_along_axis(wanted_LBV, tokens_LB[..., None], axis=-1)[..., 0])
     given_LB = jnp.arange(ahead + 1)[:, None] < jnp.minimum(count_B, slots.left_B)[None]
     ended_LB = jnp.stack([ends(slots, token_B) for token_B in tokens_LB])
-    before_LB = jnp.cumsum(ended_LB, axis=0) - ended_LB  # ends before this token
+    before_LB = jnp.cumsum(ended_LB, axis=0) - ended_LB  # how many ends are before this token
     given_LB &= slots.active_B[None] & (before_LB == 0)
-    if not forgets(module):  # read again what was kept: the token that was fed, and those given but the last
+    if not can_rewind(module):  # read again the token that was fed, and all given tokens but the last
         kept_LB = given_LB & jnp.ones_like(given_LB)
         _, cache = _read(module, params[0], fed_LB, slots, kept_LB)
     slots = dataclasses.replace(slots, caches=(cache, *caches[1:]))
@@ -61,13 +62,13 @@ def step(
 def accept(
     wanted_LBV: jax.Array, drafts_LB: jax.Array, drafted_LBV: jax.Array | None, keys_LB: list[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """The tokens that come out, tokens_LB, and how many of them: 1 to A + 1.
+    """The resulting tokens_LB, and how many of each row count: 1 to A + 1.
 
     Args:
         wanted_LBV: the model's distribution of each of the L = A + 1 tokens, given the drafts before it.
         drafts_LB: the A drafted tokens.
         drafted_LBV: the distributions they were drawn from; None: each was certain.
-        keys_LB: for each token a random key for every row.
+        keys_LB: for each token a random key for each row.
     """
     ahead, count = drafts_LB.shape
     tokens, kept = [], []
@@ -81,7 +82,7 @@ def accept(
             uniform_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1)))(keys_LB[i])
             kept.append(uniform_B * q_B < p_B)
             rest_BV = jnp.maximum(wanted_BV - drafted_BV, 0.0)
-            # Where they are the same, up to rounding, no draft is rejected; nothing may be drawn from nothing.
+            # Where both are equal up to rounding no draft is rejected, but the rest must not be empty.
             rest_BV = jnp.where(jnp.sum(rest_BV, axis=-1, keepdims=True) > 0, rest_BV, wanted_BV)
         tokens.append(jax.vmap(jax.random.categorical)(keys_LB[i], jnp.log(rest_BV)))
     kept_LB = jnp.cumprod(jnp.stack(kept), axis=0)
@@ -93,7 +94,7 @@ def accept(
 
 
 def look_up(history_BM: jax.Array, position_B: jax.Array, *, ahead: int) -> jax.Array:
-    """drafts_LB: what followed the last place where as many as possible of the last GRAM tokens stood before."""
+    """drafts_LB: the tokens after the last place that has as many as possible of the last GRAM tokens."""
     M = history_BM.shape[1]
     at_BM = jnp.broadcast_to(jnp.arange(M)[None], history_BM.shape)
     same_BM = at_BM < position_B[:, None]
@@ -109,12 +110,12 @@ def look_up(history_BM: jax.Array, position_B: jax.Array, *, ahead: int) -> jax.
 
 
 def _draft(module: Transformer, params: Any, slots: Slots, *, ahead: int) -> tuple[jax.Array, jax.Array, Any]:
-    """Tokens that a smaller model writes, the distributions they were drawn from, and its cache with all of them."""
+    """Tokens of the draft model, the distributions they were drawn from, and its cache with all of them."""
     cache, token_B = slots.caches[1], slots.token_B
     drafts: list[jax.Array] = []
     drafted = []
     none_AB = jnp.zeros((0, token_B.shape[0]), jnp.int32)
-    for i in range(ahead + 1):  # the last is only read, for when all are kept
+    for i in range(ahead + 1):  # the last draft is only read, in case all are accepted
         with computing():
             made: Any = module.apply(
                 {"params": params},
@@ -137,7 +138,7 @@ def _draft(module: Transformer, params: Any, slots: Slots, *, ahead: int) -> tup
 
 
 def _distribution(slots: Slots, logits_BV: jax.Array, before_LB: jax.Array) -> jax.Array:
-    """What a token is drawn from when these were written before it."""
+    """The distribution of the next token after these tokens."""
     rows_B, counts_BV = jnp.arange(logits_BV.shape[0]), slots.counts_BV
     for token_B in before_LB:
         counts_BV = counts_BV.at[rows_B, token_B].add(1)

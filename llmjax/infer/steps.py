@@ -1,7 +1,7 @@
-"""The engine's programs: prefill a part of a prompt, and decode a few tokens for every slot.
+"""The programs of an engine: prefill a chunk of a prompt, and decode a few tokens for every slot.
 
-Each is compiled once for an engine's shapes. The last token of a prompt is fed by the first step of decoding, so there is
-one place that samples. Caches are written in place: the slots are donated, and every layer has arrays of its own.
+Each compiles once for the shapes of an engine. The first step of decoding is fed the last token of the prompt, so only
+one program samples. Caches are written in place: the slots are donated, and each layer has its own arrays.
 """
 
 import dataclasses
@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from llmjax.infer import slots as S
 from llmjax.infer import speculative
 from llmjax.infer.sample import penalized, sample
-from llmjax.infer.slots import Slots
+from llmjax.infer.slots import Slots, advance, copy_row, empty, place, put_row, shardings, take_row
 from llmjax.infer.unstacked import one_by_one, restack, unstack
 from llmjax.infer.weights import computing
 from llmjax.model.transformer import Transformer
@@ -24,11 +23,11 @@ from llmjax.startup.compiled import Store, named
 
 
 class Written(NamedTuple):
-    """What a call of `decode` wrote, step by step: (T, B), T the steps of a call; where not `given` nothing was."""
+    """The tokens that a call of `decode` wrote: (T, B) for T steps. Entries that are not `given` have no meaning."""
 
     token: jax.Array  # int32
     log_probability: jax.Array  # float32, nats in the model's own distribution
-    sampled_log_probability: jax.Array  # float32, nats in what it was sampled from
+    sampled_log_probability: jax.Array  # float32, nats in the distribution sampled from
     given: jax.Array  # bool
     likeliest: jax.Array  # int32 (T, B, top)
     likeliest_log_probability: jax.Array  # float32 (T, B, top)
@@ -44,10 +43,10 @@ def prefill(
     counts_R: jax.Array,
     source: dict[str, jax.Array] | None,
 ) -> Slots:
-    """The slots with `counts` tokens more in the caches of some rows, from position `starts` on.
+    """The slots with `counts` more tokens in the caches of some rows, from position `starts` on.
 
-    A row that is no slot is padding. Nobody reads the logits, so they are not computed. Parameters may be stacked, which
-    compiles one layer instead of all: for many tokens it does not matter that a scan copies what it reads.
+    A row with the number of no slot is padding. Logits are not computed. Parameters may be stacked, so that one layer is
+    compiled in place of all: with many tokens the copies of a scan do not matter.
     """
     at_RL = jnp.arange(tokens_RL.shape[1])[None]
     segments_RL = (at_RL < counts_R[:, None]).astype(jnp.int32)
@@ -85,15 +84,15 @@ def decode(
     top: int,
     ahead: int,
 ) -> tuple[Slots, Written]:
-    """Write up to `limit` tokens in every active slot; with `ahead`, so many times up to ahead + 1.
+    """Write up to `limit` tokens in every active slot; with drafts, up to `limit` times ahead + 1.
 
     Args:
-        keep_B: bool, false for slots whose text has ended otherwise than by an id or its length.
-        limit_B: int32, steps of each slot. A slot that has taken its steps stays as it is while others go on.
-        words_BW: uint32, the bits of the ids that may come next, read in the first step if `constrained`: a slot whose
-            ids are limited has a limit of one step.
+        keep_B: bool, false for slots whose text has ended for another reason than an id or its length.
+        limit_B: int32, steps of each slot. A slot that has taken its steps does not change while others go on.
+        words_BW: uint32, the bits of the ids that may come next. The first step reads them if `constrained`. A slot with
+            a constraint has a limit of one step.
         eager: bool, stop as soon as a slot is free.
-        most: the largest number of steps; the arrays' length is most * (ahead + 1).
+        most: the largest number of steps. The results have most * (ahead + 1) rows.
         top: how many of the likeliest ids are reported.
         ahead: tokens that are drafted before each step.
     """
@@ -157,12 +156,12 @@ def _one_token(
     token_B, sampled_B = sample(wanted_BV, keys, slots.sampling)
     given_B = slots.active_B
     slots = dataclasses.replace(slots, caches=(cache, *slots.caches[1:]))
-    slots = S.advance(slots, token_B[None], given_B[None])
+    slots = advance(slots, token_B[None], given_B[None])
     return slots, token_B[None], sampled_B[None], logits_BV[None], given_B[None]
 
 
 def _masked(logits_BV: jax.Array, words_BW: jax.Array) -> jax.Array:
-    """-inf where the bit of a token, the lowest of a word first, is not set."""
+    """The logits with -inf where the bit of a token is not set."""
     bits = (words_BW[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)[None, None]) & 1
     allowed_BV = bits.reshape(words_BW.shape[0], -1)[:, : logits_BV.shape[1]] > 0
     return jnp.where(allowed_BV, logits_BV, -jnp.inf)
@@ -176,7 +175,7 @@ def _log_probabilities(logits_LBV: jax.Array, tokens_LB: jax.Array, top: int) ->
 
 
 class Programs(NamedTuple):
-    """The compiled functions of an engine; equal engines share them."""
+    """The compiled functions of an engine. Equal engines share them."""
 
     init: Callable[..., Slots]
     prefill: Callable[..., Slots]
@@ -187,7 +186,7 @@ class Programs(NamedTuple):
     put_row: Callable[..., Slots]
 
     def compiled(self) -> int:
-        """How many programs have been compiled so far."""
+        """How many programs have been compiled."""
         functions: tuple[Any, ...] = self
         return sum(function._cache_size() for function in functions)
 
@@ -207,17 +206,17 @@ def programs(
     store: Store | None = None,
     types: str = "",
 ) -> Programs:
-    """The programs for so many slots; on a mesh the slots stay where `slots.shardings` puts them.
+    """The programs for so many slots. On a mesh the slots stay where `slots.shardings` puts them.
 
     Args:
-        modules: those that decode, the model and a draft model.
-        readers: the same as they read prompts, which is with parameters of another form.
-        store: where the programs are kept between starts, and
-        types: of the parameters (`compiled.described`), for which they then are.
+        modules: the model and maybe a draft model, as they decode.
+        readers: the same modules as they read prompts, with parameters of another format.
+        store: keeps the programs between starts.
+        types: of the parameters (`compiled.described`), for `store`.
     """
     history = ahead > 0 and len(modules) == 1
-    make = functools.partial(S.init, modules, count=count, length=length, source_length=source_length, history=history)
-    where: Any = None if mesh is None else S.shardings(jax.eval_shape(make), mesh)
+    make = functools.partial(empty, modules, count=count, length=length, source_length=source_length, history=history)
+    where: Any = None if mesh is None else shardings(jax.eval_shape(make), mesh)
     whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     step = functools.partial(decode, modules, most=most, top=top, ahead=ahead)
     fill = functools.partial(prefill, readers)
@@ -228,10 +227,10 @@ def programs(
         init=jax.jit(make, **kept),
         prefill=jax.jit(fill, **donated, **kept),
         decode=jax.jit(step, **donated, **both),
-        place=jax.jit(S.place, **donated, **kept),
-        copy_row=jax.jit(S.copy_row, **donated, **kept),
-        take_row=jax.jit(lambda caches, slot: S.take_row(caches, slot)),
-        put_row=jax.jit(S.put_row, **donated, **kept),
+        place=jax.jit(place, **donated, **kept),
+        copy_row=jax.jit(copy_row, **donated, **kept),
+        take_row=jax.jit(lambda caches, slot: take_row(caches, slot)),
+        put_row=jax.jit(put_row, **donated, **kept),
     )
     if store is None:
         return made

@@ -1,11 +1,11 @@
-"""Parameters as decoding reads them: each layer's own arrays, matrices in tiles or in int8.
+"""Weights for decoding: arrays for each layer, and matrices as stored, in tiles or in int8.
 
-A step of decoding reads every matrix once for a few rows, so what counts is how fast it streams from memory.
-"tiles": a kernel (D, F) as (F / TILE, D, TILE), so that a product is a batch of small ones, each with its tile in cache:
-on CPU 1.5 times as fast as the plain product for 2 to 8 rows, as fast for 1, and no better for 32.
-"int8": weights as signed bytes with one float32 scale for each output channel, rounded to nearest; activations stay as
-they are (weight-only quantization). A quarter of the memory; the product converts the bytes as it reads them.
-The modules know nothing of this: `computing` has Linear maps look for such kernels.
+A step of decoding reads every matrix once for a few rows, so the speed of memory decides.
+"tiles": a kernel (D, F) becomes (F / TILE, D, TILE), so that a product is a batch of small ones, each with its tile in
+cache. On CPU this is 1.5 times as fast as the plain product for 2 to 8 rows, as fast for 1, and no better for 32.
+"int8": weights become signed bytes with one float32 scale for each output channel, rounded to nearest (weight-only
+quantization). They take a quarter of the memory, and the product converts the bytes as it reads them.
+The modules do not know these formats: `computing` makes Linear maps look for them.
 """
 
 import functools
@@ -29,36 +29,36 @@ from llmjax.startup.cache import key_of
 from llmjax.startup.compiled import Store, environment
 
 TILE = 64
-TILED_ROWS = 64  # for more rows the tiles are put back together, which costs one copy of the matrix
-FORMS = ("stored", "tiles", "int8")
-EXPERTS = ("up", "gate", "down")  # maps of which a sparse layer has a stack
+TILED_ROWS = 64  # for more rows the tiles are joined again, which costs one copy of the matrix
+FORMATS = ("stored", "tiles", "int8")
+EXPERTS = ("up", "gate", "down")  # maps that are stacks of matrices in a sparse layer
 
 
 def choose(*, platform: str, devices: int, rows: int) -> str:
-    """The form for so many rows a step, on so many devices: tiles where they were measured to be faster."""
+    """The format for so many rows a step on so many devices: tiles where measurements show that they are faster."""
     return "tiles" if platform == "cpu" and devices == 1 and rows <= 12 else "stored"
 
 
 def prepare(
-    module: transformer.Transformer, params: Any, form: str, *, store: Store | None = None
+    module: transformer.Transformer, params: Any, format: str, *, store: Store | None = None
 ) -> tuple[transformer.Transformer, dict[str, Any]]:
-    """The module and parameters to decode with; the parameters given stay as they are.
+    """The module and the parameters to decode with. The given parameters are not changed.
 
-    A head tied to the embedding gets a matrix of its own where it is read in another form than the embedding. `store`
-    keeps the arrays of that form for the next start, if it says which parameters these are.
+    A head that is tied to the embedding gets its own matrix where its format differs from the embedding's. `store` keeps
+    the arrays for the next start, if it knows which parameters these are.
 
-    Raises UserError for a form that is not in `FORMS`.
+    Raises UserError for a format that is not in `FORMATS`.
     """
-    if form not in FORMS:
-        raise UserError(f"weights={form!r} must be one of {', '.join(FORMS)}")
-    if form == "stored":
-        return unstacked_module(module), _prepared(module, params, form)
+    if format not in FORMATS:
+        raise UserError(f"weights={format!r} must be one of {', '.join(FORMATS)}")
+    if format == "stored":
+        return unstacked_module(module), _prepared(module, params, format)
     apart = unstacked_module(untied_module(module))
-    key = key_of(store.weights, form, environment()) if store and store.weights else ""
+    key = key_of(store.weights, format, environment()) if store and store.weights else ""
     where = jax.tree.map(lambda leaf: leaf.sharding, params["embedding"])
     if store and key and (changed := mapped.read(store.cache, key, where)) is not None:
         return apart, {**params, **changed}
-    own = _prepared(*untied(module, params), form)
+    own = _prepared(*untied(module, params), format)
     if store and key:
         changed = {name: tree for name, tree in own.items() if isinstance(tree, tuple) or name == "head"}
         mapped.write(store.cache, key, changed)
@@ -66,7 +66,7 @@ def prepare(
 
 
 def untied(module: transformer.Transformer, params: Any) -> tuple[transformer.Transformer, Any]:
-    """The same model with a head of its own."""
+    """The same model with a head that is not tied to the embedding."""
     if not module.c.tie_embeddings:
         return module, params
     return untied_module(module), {**params, "head": {"kernel": params["embedding"].T}}
@@ -79,19 +79,19 @@ def untied_module(module: transformer.Transformer) -> transformer.Transformer:
     return module.clone(c=FrozenConfigDict(c))
 
 
-@functools.partial(jax.jit, static_argnames=("module", "form"))
-def _prepared(module: transformer.Transformer, params: Any, form: str) -> dict[str, Any]:
+@functools.partial(jax.jit, static_argnames=("module", "format"))
+def _prepared(module: transformer.Transformer, params: Any, format: str) -> dict[str, Any]:
     params = unstack(module.c, params)
-    if form == "stored":
+    if format == "stored":
         return params
-    change = _tiled if form == "tiles" else quantized
+    change = _tiled if format == "tiles" else quantized
     stacks = {name: tree for name, tree in params.items() if isinstance(tree, tuple)}
     stacks = {name: tuple(_each_kernel(layer, change) for layer in tree) for name, tree in stacks.items()}
     return {**params, **stacks, "head": _each_kernel({"head": params["head"]}, change)["head"]}
 
 
 def _each_kernel(tree: Any, change: Any, name: str = "") -> Any:
-    """The tree with `change(name, parameters)` for every linear map's parameters."""
+    """The tree with `change(name, parameters)` in place of the parameters of each linear map."""
     if not isinstance(tree, dict):
         return tree
     if "kernel" in tree and name in LINEAR and tree["kernel"].ndim in LINEAR[name]:
@@ -99,7 +99,7 @@ def _each_kernel(tree: Any, change: Any, name: str = "") -> Any:
     return {key: _each_kernel(part, change, key) for key, part in tree.items()}
 
 
-# Linear maps by name, and the dimensions of their kernels.
+# Name of a linear map -> how many dimensions its kernel may have.
 LINEAR = {
     **dict.fromkeys(("query", "key", "value"), (3,)),  # D H K
     **dict.fromkeys(("head", "state"), (2,)),
@@ -115,7 +115,7 @@ def _matrix(name: str, kernel: jax.Array) -> jax.Array:
 
 
 def _tiled(name: str, own: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    if _is_stack(name, own):  # each of whose matrices few rows read
+    if _is_stack(name, own):  # few rows read each of its matrices
         return own
     matrix_DF = _matrix(name, own["kernel"])
     padded_DF = jnp.pad(matrix_DF, ((0, 0), (0, -matrix_DF.shape[1] % TILE)))
@@ -128,9 +128,9 @@ def _is_stack(name: str, own: dict[str, jax.Array]) -> bool:
 
 
 def quantized(name: str, own: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """A linear map's parameters with an int8 kernel and the scale of each output: kernel = int8 x scale.
+    """The parameters of a linear map with an int8 kernel and a scale for each output: kernel = int8 x scale.
 
-    The scales of a stack of experts are (E, F), others (outputs,).
+    Scales are (outputs,), of a stack of experts (E, F).
     """
     kernel = own["kernel"].astype(jnp.float32)
     stack = _is_stack(name, own)
@@ -141,9 +141,9 @@ def quantized(name: str, own: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def dequantized(module: transformer.Transformer, params: Any) -> Any:
-    """Parameters, stacked as they were, that are rounded as int8 would round them: what the loss is measured with."""
+    """The parameters rounded as int8 rounds them, for measuring the loss. They stay stacked."""
     if module.c.tie_embeddings:
-        raise UserError("dequantized needs a module whose head is its own: see `untied`")
+        raise UserError("dequantized needs a module with an untied head: see `untied`")
 
     def there_and_back(name: str, own: dict[str, jax.Array]) -> dict[str, jax.Array]:
         low = quantized(name, own)
@@ -164,7 +164,7 @@ def dequantized(module: transformer.Transformer, params: Any) -> Any:
 
 @contextmanager
 def computing() -> Iterator[None]:
-    """Trace with linear maps that read the forms of this file."""
+    """Trace with linear maps that read the formats of this file."""
     with nn.intercept_methods(_intercept):
         yield
 
@@ -182,7 +182,7 @@ def _intercept(call: Any, arguments: Any, more: Any, context: Any) -> Any:
 
 
 def _expanded(kernel_EDF: jax.Array, scale_EF: jax.Array, dtype: Any) -> jax.Array:
-    """The matrices that int8 ones stand for, for the time that their layer computes."""
+    """The matrices of int8 ones, while their layer computes."""
     return (kernel_EDF * scale_EF[:, None]).astype(dtype)
 
 

@@ -1,9 +1,8 @@
-"""The story of a run, told in one HTML page and one Markdown page that need nothing but themselves.
+"""Reports: a run, or several runs side by side, as one HTML page and one Markdown page without other files.
 
-`collect` reads a run's folder (and `curves` its metrics), `facts` says what is worth telling, `plots` draws, `page`
-renders one run and `comparison` several side by side. Everything comes from files that other rooms left in the run, so
-a report can be made of a run that is still going, that was killed, or that another machine made; the same files give
-the same bytes.
+`collect` reads the folder of a run and `curves` its metrics, `facts` selects the numbers, `plots` draws, `page` renders
+one run, and `comparison` several. A report reads only files of the run, so it also works for a run that is going on, that
+was killed, or that another machine made. The same files give the same bytes.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from llmjax.report.collect import collect
 
 
 def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
-    """Write WORKDIR/report/index.html and WORKDIR/report/report.md, from whatever stages have left in the run so far.
+    """Write WORKDIR/report/index.html and WORKDIR/report/report.md from the files of the stages that have run.
 
     Returns:
         "html" and "markdown", the two files relative to WORKDIR, and "html_bytes", the size of the page.
@@ -36,12 +35,12 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
 
 
 def compare(workdirs: Sequence[Path], *, out: Path) -> Path:
-    """Lay two or more runs side by side: curves, final numbers, differences between their configs.
+    """Write a comparison of two or more runs: curves, final numbers, differences between their configs.
 
     Args:
-        workdirs: the runs' folders; differences are given relative to the first.
-        out: the folder to write index.html and report.md to (made if it is not there), and scores.md, the scores of
-            `llmjax eval --tasks` with a paired test, where runs have them.
+        workdirs: the folders of the runs. Differences are relative to the first.
+        out: the folder for index.html, report.md, and for scores.md if runs have scores of `llmjax eval --tasks`, with
+            paired tests.
 
     Returns:
         The path of the HTML page.

@@ -1,4 +1,4 @@
-"""Read a run's folder into one dataclass, whatever stages have been run so far."""
+"""Read the folder of a run into one dataclass. Any stages may be missing."""
 
 import json
 from dataclasses import dataclass, field
@@ -12,12 +12,12 @@ from llmjax.config.changes import described
 from llmjax.errors import UserError
 from llmjax.report.curves import Curves, read_curves
 
-MAX_SAMPLES = 24  # shown; the file has all of them
+MAX_SAMPLES = 24  # samples on the page; the file has all of them
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A continuation that the generate stage wrote."""
+    """A continuation of the generate stage."""
 
     prompt: str
     text: str
@@ -26,7 +26,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder holds; None or empty where a stage has not been run."""
+    """The content of a run's folder; None or empty where a stage has not run."""
 
     name: str
     workdir: Path
@@ -42,7 +42,7 @@ class Run:
 
 
 def collect(workdir: Path, *, config: ConfigDict | None = None) -> Run:
-    """Read the run in `workdir`. WORKDIR/config.json goes before `config`, which stands in where there is none.
+    """Read the run in `workdir`. `config` is used only if there is no WORKDIR/config.json.
 
     Raises:
         UserError: if the folder is not there or is not a run.
@@ -90,7 +90,7 @@ def _read_config(path: Path, notes: list[str]) -> ConfigDict | None:
         return None
     try:
         return from_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # a run of another version still has curves worth seeing
+    except ValueError as error:  # a run of another version still has curves
         notes.append(f"config.json cannot be read by this version of llmjax: {error}")
         return None
 
@@ -107,7 +107,7 @@ def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _read_samples(path: Path, notes: list[str]) -> tuple[list[Sample], int]:
-    """The first samples and how many more there are."""
+    """(the first samples, how many more there are)."""
     samples: list[Sample] = []
     left_out = damaged = 0
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Runs side by side: their curves in one plot, their final numbers in columns, the differences between their configs."""
+"""Several runs side by side: curves in one plot, final numbers in columns, differences between configs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A number by name, in all runs."""
+    """A number of all runs."""
 
     stage: str
     name: str
@@ -62,7 +62,7 @@ def write_comparison(runs: Sequence[Run], out: Path) -> Path:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """The runs' names, or their folders where names are not unique."""
+    """The names of the runs, or their folders if names repeat."""
     names = [run.name for run in runs]
     if len(set(names)) == len(names):
         return names
@@ -71,11 +71,11 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _better(name: str) -> str:
-    """Which direction is better: "lower", "higher", or "" where neither is."""
+    """The better direction: "lower", "higher", or "" for neither."""
     stem = name.partition("/")[0]
     if stem in HIGHER_IS_BETTER:
         return "higher"
-    # xz's number is a yardstick of the text, not a result of the run.
+    # The number of xz measures the text, not the run.
     if stem.startswith("xz_") or not stem.endswith(LOWER_IS_BETTER):
         return ""
     return "lower"
@@ -131,7 +131,7 @@ def _plots(runs: Sequence[Run], labels: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _setting_rows(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, bool]]]]:
-    """The keys on which any run differs from the first: each run's value, and whether it is not the first's."""
+    """The keys with a difference: (key, [(value of a run, whether it differs from the first run's)])."""
     known = [run.config for run in runs if run.config is not None]
     if not known:
         return []

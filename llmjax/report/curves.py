@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-MAX_BINS = 500  # per curve: about two per pixel column of a plot
+MAX_BINS = 500  # of a curve: about two for each pixel column of a plot
 MAX_MARKS = 200  # skipped updates drawn; all are counted
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric over the steps; each point is a bin of neighbouring rows. All arrays are float64 of one length."""
+    """A metric over the steps. Each point is a bin of neighbouring rows. All arrays are float64 of the same length."""
 
     step: np.ndarray  # the mean step of the rows in the bin
     low: np.ndarray
@@ -24,21 +24,20 @@ class Curve:
 
 @dataclass(frozen=True)
 class Curves:
-    """What metrics.jsonl says."""
+    """The content of metrics.jsonl."""
 
     by_name: dict[str, Curve]
     rows: int
     last: dict[str, float]  # the last finite value of each metric
-    bad_steps: list[
-        int
-    ]  # steps whose loss or gradient was not finite, or whose update was skipped (the first MAX_MARKS)
+    # Steps with a loss or gradient that was not finite, or with a skipped update (the first MAX_MARKS).
+    bad_steps: list[int]
     bad_count: int  # how many there are
-    notes: list[str]  # what was wrong with the file
+    notes: list[str]  # damages of the file
 
 
 @dataclass
 class _Bins:
-    """Rows put into bins of equal size; when there are too many bins, neighbours are merged and the size doubles."""
+    """Bins of equal numbers of rows. If there are too many bins, neighbours are merged and the size doubles."""
 
     stride: int = 1
     pending: list[dict[str, float]] = field(default_factory=list)

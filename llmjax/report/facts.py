@@ -1,4 +1,4 @@
-"""What is worth telling about a run: its sentence, tiles, tables and plots, as plain data for the templates."""
+"""The content of a report: sentence, tiles, tables and plots of a run, as plain data for the templates."""
 
 import hashlib
 import importlib.metadata
@@ -40,7 +40,7 @@ class FunnelStep:
 
 @dataclass(frozen=True)
 class Setting:
-    """A config key; `changed` if it differs from base()."""
+    """A config key. `changed`: whether it differs from base()."""
 
     key: str
     value: str
@@ -49,7 +49,7 @@ class Setting:
 
 
 def show(name: str, value: Any) -> str:
-    """A number of a results.json as text, in the unit that its name tells."""
+    """A number of a results.json as text. Its name decides the unit."""
     if value is None:
         return "not known"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -69,12 +69,12 @@ def show(name: str, value: Any) -> str:
 
 
 def number(run: Run, stage: str, name: str) -> Any:
-    """A final number, or None."""
+    """A number of a stage's results, or None."""
     return run.stages.get(stage, {}).get(name)
 
 
 def train_number(run: Run, name: str) -> Any:
-    """A number of training: the stage's result, or as far as the metrics have come."""
+    """A number of training: of the stage's results, else the last one of the metrics."""
     value = number(run, "train", name)
     if value is None and run.curves:
         value = run.curves.last.get({"steps": "step"}.get(name, name))
@@ -89,7 +89,7 @@ def source_names(run: Run) -> list[str]:
 
 
 def sentence(run: Run) -> str:
-    """What was trained on what, where and how long."""
+    """A sentence about the model, its data, its device and its training time."""
     parts = []
     if (parameters := number(run, "train", "parameters")) is not None:
         parts.append(f"{human.count(parameters)} parameters")
@@ -106,7 +106,7 @@ def sentence(run: Run) -> str:
 
 
 def tiles(run: Run) -> list[Tile]:
-    """The key numbers, as far as there are any."""
+    """The key numbers that exist."""
     found = []
     bits, xz = number(run, "eval", "bits_per_byte"), number(run, "eval", "xz_bits_per_byte")
     if bits is None and run.curves and (bits := run.curves.last.get("heldout_bits_per_byte")) is not None:
@@ -126,7 +126,7 @@ def tiles(run: Run) -> list[Tile]:
     if (mfu := train_number(run, "mfu")) is not None:
         found.append(Tile("MFU", f"{mfu:.1%}", "model FLOPs over peak FLOPs"))
     if (goodput := train_number(run, "goodput")) is not None:
-        found.append(Tile("goodput", f"{goodput:.0%}", "of the time since the first start was training"))
+        found.append(Tile("goodput", f"{goodput:.0%}", "of the time since the first start was spent in training"))
     if (seconds := train_number(run, "train_seconds")) is not None:
         flops = train_number(run, "flops")
         found.append(
@@ -170,7 +170,7 @@ def plots(run: Run, *, prefix: str = "") -> list[dict[str, Any]]:
 
 
 def funnel(run: Run) -> list[FunnelStep]:
-    """Documents and bytes from what was read to what is trained on, over all sources."""
+    """Documents and bytes of all sources, from those read to those for training."""
     sources = [row for row in _sources(run).values() if isinstance(row, dict)]
     read = _sum([_count(row.get("read")) for row in sources])
     if not sources or not read[0]:
@@ -191,7 +191,7 @@ def funnel(run: Run) -> list[FunnelStep]:
 
 
 def source_table(run: Run) -> list[dict[str, Any]]:
-    """Each source's documents and bytes at the ends of the funnel, and what is held out of it."""
+    """Documents and bytes of each source: read, rejected, for training, held out."""
     rows = []
     for name, row in _sources(run).items():
         ends = {end: _count(row.get(end)) for end in ("read", "train", "heldout")}
@@ -207,7 +207,7 @@ def _sources(run: Run) -> dict[str, Any]:
 
 
 def _count(node: Any) -> tuple[int, int]:
-    """(documents, bytes) of a manifest's node, which may be a dict of both or the documents alone."""
+    """(documents, bytes) of a node of the manifest: a dict of both, or only the documents."""
     if isinstance(node, dict):
         return int(node.get("documents", 0)), int(node.get("bytes", 0))
     return (int(node), 0) if isinstance(node, (int, float)) else (0, 0)
@@ -218,7 +218,7 @@ def _sum(counts: list[tuple[int, int]]) -> tuple[int, int]:
 
 
 def tokenizer_facts(run: Run) -> list[tuple[str, str]]:
-    """What the tokenizer is and how well it compresses."""
+    """The kind of the tokenizer, its vocabulary and its compression."""
     facts = []
     if run.config and (run.stages.get("tokenizer") or run.token_index):
         facts.append(("kind", str(run.config.tokenizer.kind)))
@@ -238,7 +238,7 @@ def tokenizer_facts(run: Run) -> list[tuple[str, str]]:
 
 
 def evaluation(run: Run) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """The names of the columns, and a row for all text and for each source."""
+    """(names of the columns, rows): a row for all text, and one for each source."""
     results = run.stages.get("eval", {})
     order = ["bits_per_byte", "bits_per_character", "xz_bits_per_byte", "perplexity", "loss", "tokens", "bytes"]
     split = [name.partition("/") for name in results if "/" in name]
@@ -262,7 +262,7 @@ def settings(run: Run) -> list[Setting]:
 
 
 def show_setting(value: Any) -> str:
-    """A setting as it would be written in a config file."""
+    """A setting as a config file has it."""
     return str(list(value)) if isinstance(value, tuple) else repr(value) if isinstance(value, str) else str(value)
 
 
@@ -274,7 +274,7 @@ def command(run: Run) -> str:
 
 
 def versions() -> list[tuple[str, str]]:
-    """Versions of Python, of the packages that decide a run's numbers, and of the code, of this environment."""
+    """Versions in this environment: Python, the packages that affect the numbers of a run, and the code."""
     found = [("python", platform.python_version())]
     for package in PACKAGES:
         try:
@@ -289,7 +289,7 @@ def versions() -> list[tuple[str, str]]:
 
 
 def _commit() -> str:
-    """The checkout's commit, with a plus if files differ from it; empty outside a checkout or without git."""
+    """The commit of the checkout, and whether files differ from it; "" outside a checkout or without git."""
     if not (CHECKOUT / ".git").exists():
         return ""
     git = ["git", "-C", str(CHECKOUT)]

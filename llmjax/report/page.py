@@ -42,7 +42,7 @@ def write(folder: Path, *, template: str, story: dict[str, Any]) -> tuple[Path, 
 
 @functools.cache
 def environment(*, html: bool) -> jinja2.Environment:
-    """The templates; everything that a run's files say is escaped for HTML, or by the filters for Markdown."""
+    """The templates. Texts of a run are escaped, for HTML automatically, for Markdown by the filters."""
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=html,
@@ -57,7 +57,7 @@ def environment(*, html: bool) -> jinja2.Environment:
 
 
 def sparklines(run: Run) -> list[tuple[str, str, str]]:
-    """Loss curves for the Markdown page: label, blocks, first and last value."""
+    """Loss curves for the Markdown page: (label, block characters, first and last value)."""
     found = []
     for label, name in (("training loss", "loss"), ("held-out loss", "heldout_loss")):
         curve = run.curves.by_name.get(name) if run.curves else None
@@ -68,7 +68,7 @@ def sparklines(run: Run) -> list[tuple[str, str, str]]:
 
 
 def cell(text: Any) -> str:
-    """Text as the inside of a Markdown table's cell."""
+    """Text escaped for a cell of a Markdown table."""
     clean = " ".join(str(text).split())
     for character in "\\|<>*_`[]":
         clean = clean.replace(character, "\\" + character)
@@ -76,7 +76,7 @@ def cell(text: Any) -> str:
 
 
 def fenced(text: str) -> str:
-    """Text as a Markdown code block, whatever backticks it holds."""
+    """Text as a Markdown code block, with a fence longer than any in the text."""
     fence = "```"
     while fence in text:
         fence += "`"

@@ -1,4 +1,4 @@
-"""Curves as inline SVG whose colours are the page's CSS variables, so that one drawing serves light, dark and print."""
+"""Curves as inline SVG. Its colours are CSS variables of the page, so that one drawing serves light, dark and print."""
 
 import io
 import re
@@ -11,7 +11,7 @@ import numpy as np
 from llmjax import human
 from llmjax.report.curves import Curve
 
-# Matplotlib draws with placeholder colours, which are then replaced by variables of the page's style sheet.
+# Matplotlib draws with placeholder colours. Variables of the style sheet then replace them.
 SERIES = tuple(f"#0102{i:02x}" for i in range(1, 9))
 _INK, _GRID, _BAD = "#010301", "#010302", "#010303"
 _VARIABLES = {color: f"var(--series-{i})" for i, color in enumerate(SERIES, 1)}
@@ -24,8 +24,8 @@ class Line:
 
     label: str
     curve: Curve
-    series: int  # which colour, from 0
-    points: bool = False  # few measurements, each worth a dot
+    series: int  # index of the colour
+    points: bool = False  # draw a dot for each measurement, if there are few
     dashed: bool = False
 
 
@@ -45,9 +45,9 @@ def draw(
     """One plot over training steps as an `<svg>` element.
 
     Args:
-        name: unique on the page; the ids in the drawing begin with it.
+        name: unique on the page. It is the prefix of all ids in the drawing.
         marks: steps marked at the lower edge (skipped updates).
-        robust: choose the y range from the central 98% of values, so that the first steps do not flatten the rest.
+        robust: leave the highest 1% of values out of the y range, so that the first steps do not flatten the rest.
         width: in inches; 0: half the page, or all of it with `wide`.
     """
     import matplotlib
@@ -60,7 +60,7 @@ def draw(
         "svg.fonttype": "none",
         "svg.hashsalt": name,
         "font.size": 9,
-        "text.parse_math": False,  # names of runs and sources are no TeX
+        "text.parse_math": False,  # names of runs and sources are not TeX
         "text.color": _INK,
         "axes.edgecolor": _GRID,
         "axes.labelcolor": _INK,
@@ -114,7 +114,7 @@ def _draw_line(axes: Any, line: Line) -> None:
     marker = {"marker": "o", "ms": 4} if line.points and len(curve.step) <= 60 else {}
     if len(curve.step) == 1:
         marker = {"marker": "o", "ms": 4}
-    label = f"\u200b{line.label}" if line.label.startswith("_") else line.label  # or matplotlib would leave it out
+    label = f"\u200b{line.label}" if line.label.startswith("_") else line.label  # matplotlib leaves out labels with _
     axes.plot(
         curve.step, curve.mean, color=color, linewidth=1.5, label=label, ls="--" if line.dashed else "-", **marker
     )
@@ -133,7 +133,7 @@ def _set_robust_limits(axes: Any, lines: Sequence[Line]) -> None:
 
 
 def _inline(svg: str, name: str) -> str:
-    """The `<svg>` element alone, with ids of its own, the page's font and the page's colours."""
+    """The `<svg>` element alone, with unique ids, and the font and colours of the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
@@ -142,7 +142,7 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--sans)", svg)
     svg = re.sub(r"\n\s*", "\n", svg)
-    # 0.1 points are finer than any screen; the coordinates are most of the page.
+    # 0.1 points are finer than any screen, and coordinates are most of the page.
     svg = re.sub(r'\b(d|x|y)="[^"]*"', lambda found: re.sub(r"(\d\.\d)\d+", r"\1", found[0]), svg)
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, variable)
@@ -150,7 +150,7 @@ def _inline(svg: str, name: str) -> str:
 
 
 def sparkline(curve: Curve, *, width: int = 48) -> str:
-    """A curve as one line of block characters (log scale is not needed to see whether it falls)."""
+    """A curve as one line of block characters."""
     blocks = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
     parts = [part.mean() for part in np.array_split(curve.mean, min(width, len(curve.mean)))]
     low, high = min(parts), max(parts)

@@ -1,4 +1,4 @@
-"""Task scores of several runs side by side, each compared with the first question by question."""
+"""Task scores of several runs side by side, each compared with the first run question by question."""
 
 import json
 import math
@@ -9,12 +9,12 @@ from typing import Any
 from llmjax import storage
 from llmjax.errors import UserError
 from llmjax.eval.local_data import read
-from llmjax.eval.statistics import Comparison, Estimate, compare_paired, mean
+from llmjax.eval.statistics import Comparison, compare_paired
 from llmjax.eval.tasks import ITEMS, SCORES
 
 
 def read_scores(run: Path) -> dict[str, Any]:
-    """RUN/eval/tasks.json, {} where no tasks were run. Raises UserError for a damaged file."""
+    """RUN/eval/tasks.json, or {} if no tasks were run. Raises UserError for a damaged file."""
     path = run / "eval" / SCORES
     if not path.is_file():
         return {}
@@ -26,7 +26,7 @@ def read_scores(run: Path) -> dict[str, Any]:
 
 
 def read_items(run: Path) -> dict[str, dict[tuple[str, str], dict[str, Any]]]:
-    """Task -> (part, id) -> the item, of RUN/eval/items.jsonl."""
+    """Task -> (part, id) -> item, of RUN/eval/items.jsonl."""
     path = run / "eval" / ITEMS
     found: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
     for row in read(path) if path.is_file() else ():
@@ -35,9 +35,9 @@ def read_items(run: Path) -> dict[str, dict[tuple[str, str], dict[str, Any]]]:
 
 
 def compare_runs(first: Path, second: Path, *, draws: int = 10_000, seed: int = 0) -> dict[str, Comparison]:
-    """Task -> the second run against the first by the metric that counts, over the questions that both were asked.
+    """Task -> the comparison of the second run with the first, by the main metric over the same questions.
 
-    Tasks whose questions, shots or settings differ are left out, since their difference would not be the models'.
+    Tasks with other questions, shots or main metric are left out, because not only the models differ.
     """
     scores = read_scores(first), read_scores(second)
     items = read_items(first), read_items(second)
@@ -54,20 +54,11 @@ def compare_runs(first: Path, second: Path, *, draws: int = 10_000, seed: int = 
     return found
 
 
-def over_seeds(runs: Sequence[Path]) -> dict[str, Estimate]:
-    """Task -> the mean over runs that differ by their seed, with the standard error between them."""
-    values: dict[str, list[float]] = {}
-    for run in runs:
-        for task, entry in read_scores(run).get("tasks", {}).items():
-            values.setdefault(task, []).append(entry["metrics"][entry["main"]]["value"])
-    return {task: mean(found) for task, found in values.items() if len(found) == len(runs)}
-
-
 def comparison_table(runs: Sequence[Path]) -> str:
-    """Scores of runs as a Markdown table: score ± standard error, and against the first run the difference with its
-    95 % interval, the paired bootstrap's probability and McNemar's.
+    """Scores of runs as a Markdown table: score ± standard error, and the difference from the first run with its 95 %
+    interval and the p-values of the paired bootstrap and of McNemar's test.
 
-    Raises UserError when no run has task scores.
+    Raises UserError if no run has task scores.
     """
     scores = [read_scores(run) for run in runs]
     tasks = list(dict.fromkeys(task for found in scores for task in found.get("tasks", {})))

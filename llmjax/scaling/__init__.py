@@ -1,1 +1,1 @@
-"""Plan a run before anyone rents a chip: does it fit, what does it send, how long does it take, what does it cost."""
+"""Plans of runs on pods, before any chip is rented: memory, communication, time and cost."""

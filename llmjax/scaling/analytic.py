@@ -1,8 +1,8 @@
-"""A plan on paper: memory, bytes sent and time of a step by formula, for GPUs and for ranking what to try.
+"""Plans on paper: memory, bytes sent and time of a step by formula, for GPUs and to rank the settings of a search.
 
-The state is exact: its shapes and placements are those of the run. Activations follow what each rematerialisation
-policy keeps (Chen et al. 2016, Korthikanti et al. 2022), collectives what each axis must send (Rajbhandari et al. 2020,
-Shoeybi et al. 2019). `benchmarks/plans.py` compares these numbers with the TPU compiler's for the same configs.
+The state is exact, because its shapes and placements are those of the run. Activations are those that each
+rematerialisation policy keeps (Chen et al. 2016, Korthikanti et al. 2022). Collectives are those that each axis needs
+(Rajbhandari et al. 2020, Shoeybi et al. 2019). `benchmarks/plans.py` compares these numbers with the TPU compiler's.
 """
 
 import json
@@ -26,50 +26,50 @@ from llmjax.scaling import compiler
 from llmjax.scaling.topology import Topology
 from llmjax.train.step import trained_dtype
 
-NEVER_HOLD_SCORES = ("splash", "cudnn")  # kernels of attention
+NEVER_HOLD_SCORES = ("splash", "cudnn")  # attention kernels that never hold all scores
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
 class Flow:
-    """What one device sends along an axis in a step, for one reason."""
+    """The bytes that one device sends along an axis in a step, for one reason."""
 
     kind: str
     axes: tuple[str, ...]
     bytes: float  # sent by each device
-    hidden: bool  # may run beside products: exposed only for what is longer than they are
+    hidden: bool  # may run beside products, so that only the time beyond theirs is exposed
     why: str
 
 
 @dataclass
 class Paper:
-    """A step by formula, of one device."""
+    """A step of one device, by formula."""
 
     memory: dict[str, float]  # parts in bytes, and "peak"
     flows: list[Flow]
     flops: float  # executed
-    bubble: float  # share of the time in which a pipeline stage waits
+    bubble: float  # share of the time that a pipeline stage waits
     seconds: dict[str, float] = field(default_factory=dict)  # compute, update, exposed, step
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Dimensions of what one device works on at a time."""
+    """Sizes of the work of one device at a time."""
 
     tokens: float  # of a micro-batch
-    length: float  # of its part of a sequence
+    length: float  # tokens of its part of a sequence
     layers: float  # of its stage
-    attending: float  # of these
+    attending: float  # layers with attention among these
     stream: float  # bytes of the residual stream of those tokens
-    inner: float  # bytes of what a layer makes inside: queries, keys, values, features
-    experts: float  # of these, bytes of the rows at the experts, whose grouped products no policy keeps
-    outer: float  # bytes of what a branch gives back to the stream, which is whole over tensor
+    inner: float  # bytes inside a layer: queries, keys, values, features
+    experts: float  # of these, bytes of rows at the experts; no policy keeps their grouped products
+    outer: float  # bytes of the result of a branch, which is not divided over tensor
     scores: float  # bytes of one float32 array of attention scores
-    update: float  # features of the active experts or the MLP, bytes
+    update: float  # bytes of the features of the active experts or the MLP
 
 
 def sizes_of(c: ConfigDict, mesh: Mapping[str, int], stage: Stage) -> Sizes:
-    """See `Sizes`."""
+    """The `Sizes` of a config on a mesh."""
     m, act = c.model, BYTES[c.model.dtype]
     rows = stage.rows / stage.micro_batches / math.prod(mesh[axis] for axis in ROWS)
     length = c.train.sequence_length / mesh["context"]
@@ -101,7 +101,7 @@ def sizes_of(c: ConfigDict, mesh: Mapping[str, int], stage: Stage) -> Sizes:
 
 
 def memory(c: ConfigDict, mesh: AbstractMesh, stage: Stage) -> dict[str, float]:
-    """Bytes of one device by what they are for, and together ("peak")."""
+    """Bytes of one device by purpose, and their sum ("peak")."""
     m, act = c.model, BYTES[c.model.dtype]
     state = compiler.abstract_state(c, mesh)
     found = compiler.state_bytes(state)
@@ -111,8 +111,8 @@ def memory(c: ConfigDict, mesh: AbstractMesh, stage: Stage) -> dict[str, float]:
     divided = trained / (shape["fsdp"] if c.parallel.zero != 3 else 1)
     whole = found["parameters"] * (shape["fsdp"] if c.parallel.zero == 3 else 1)  # not divided over fsdp
     gradients = (trained if c.parallel.zero != 2 else divided) * BYTES["float32"] / stored
-    found["gradients"] = gradients * (2 if stage.micro_batches > 1 else 1)  # the sum so far, and those that are added
-    # The compiler casts the whole stack before the loop over layers; what a layer uses is gathered just before.
+    found["gradients"] = gradients * (2 if stage.micro_batches > 1 else 1)  # the sum so far, and the new ones
+    # The compiler casts the whole stack before the loop over layers, and gathers each layer just before its use.
     found["cast parameters"] = found["parameters"] * act / stored if act < stored else 0.0
     one_layer = whole / stored * act / max(len(layer_slots(m)) / shape["pipeline"], 1)
     found["gathered parameters"] = 2 * one_layer if shape["fsdp"] > 1 and c.parallel.zero == 3 else 0.0
@@ -129,10 +129,10 @@ def memory(c: ConfigDict, mesh: AbstractMesh, stage: Stage) -> dict[str, float]:
 
 
 def _activations(c: ConfigDict, s: Sizes) -> tuple[float, float]:
-    """(bytes kept of each layer until its backward pass, bytes of the layer that is being worked on)."""
+    """(bytes that each layer keeps for its backward pass, bytes of the layer that is computed)."""
     flash = c.model.attention in NEVER_HOLD_SCORES
     act = BYTES[c.model.dtype]
-    # Besides what the products give, what norms give, rotated queries and keys, what attention and activation give.
+    # Beside the results of products: those of norms, rotations, attention and activation.
     everything = 2 * (s.inner + s.outer + s.stream) + s.update
     attention = 0.0 if flash else s.scores * (1 + act / 4)  # scores, and the weights in the type of the products
     kept = {
@@ -140,7 +140,7 @@ def _activations(c: ConfigDict, s: Sizes) -> tuple[float, float]:
         "selective": s.stream + s.inner - s.experts + s.outer,
         "full": s.stream,
     }
-    mine = kept.get(c.model.remat, kept["selective"])  # a policy by another name keeps no more than the products
+    mine = kept.get(c.model.remat, kept["selective"])  # another policy keeps no more than the products
     backward = everything + (0.0 if flash else 2 * attention)  # the layer again, and gradients
     return mine, backward + (attention if c.model.remat != "none" else 0.0)
 
@@ -154,7 +154,7 @@ _COSTS: dict[str, tuple[float, float]] = {}
 
 
 def token_flops(c: ConfigDict) -> tuple[float, float]:
-    """(model FLOPs of a token, those of products with parameters among them)."""
+    """(model FLOPs of a token, FLOPs of the products with parameters among them)."""
     key = json.dumps([compiler.shapes_key(c.model), c.train.sequence_length])
     if key not in _COSTS:
         total = flops_per_token(c.model, sequence_length=c.train.sequence_length)
@@ -163,7 +163,7 @@ def token_flops(c: ConfigDict) -> tuple[float, float]:
 
 
 def recomputed(c: ConfigDict) -> float:
-    """FLOPs computed again in the backward pass, as a share of the model's."""
+    """FLOPs that the backward pass computes again, as a share of the model's."""
     total, products = token_flops(c)
     head = 6.0 * c.model.vocab_size * (c.model.embedding_width or c.model.width)
     attention = total - products
@@ -173,7 +173,7 @@ def recomputed(c: ConfigDict) -> float:
 
 
 def flows(c: ConfigDict, mesh: AbstractMesh, stage: Stage) -> list[Flow]:
-    """What one device sends in a step."""
+    """The bytes that one device sends in a step, by reason."""
     m, act, shape, turns = c.model, BYTES[c.model.dtype], mesh.shape, stage.micro_batches
     s = sizes_of(c, shape, stage)
     mine = compiler.shard_bytes(compiler.abstract_state(c, mesh).params) / BYTES[trained_dtype(c)]  # numbers
@@ -182,7 +182,7 @@ def flows(c: ConfigDict, mesh: AbstractMesh, stage: Stage) -> list[Flow]:
     def ring(axis: str) -> float:
         return (shape[axis] - 1) / shape[axis]
 
-    # Stages gather what a layer needs for every part that comes by.
+    # A pipeline stage gathers the parameters of a layer for every part of the micro-batch.
     uses = turns * (_parts(c, shape, stage) * c.parallel.rounds if shape["pipeline"] > 1 else 1)
     if (n := shape["fsdp"]) > 1:
         if c.parallel.zero == 3:
@@ -226,13 +226,13 @@ def flows(c: ConfigDict, mesh: AbstractMesh, stage: Stage) -> list[Flow]:
 
 
 def link_speed(topology: Topology, mesh: Mapping[str, int], axes: tuple[str, ...]) -> float:
-    """Bytes/s that one device sends along an axis; the last axes are the closest together.
+    """Bytes/s that one device sends along an axis. Neighbours along the last axes are closest.
 
-    Between nodes or slices every member of a group in the same node carries its share of what the node sends.
+    Between nodes or slices, the members of a group in one node share the network of the node.
     """
     chip = topology.chip
     names = list(mesh)
-    apart = math.prod(mesh[name] for name in names[names.index(axes[0]) + 1 :])  # between neighbours along the axis
+    apart = math.prod(mesh[name] for name in names[names.index(axes[0]) + 1 :])  # distance of neighbours along the axis
     joined = chip.node if chip.node else topology.devices // topology.slices
     fast = (
         chip.link if chip.node else 2 * chip.link
@@ -243,10 +243,10 @@ def link_speed(topology: Topology, mesh: Mapping[str, int], axes: tuple[str, ...
 
 
 def _elementwise(c: ConfigDict, mesh: Mapping[str, int], stage: Stage) -> float:
-    """Bytes to and from HBM in a step beside the products, about: norms and sums read and write the stream eight times a
-    pass over a layer and what is inside of it twice, the loss its float32 logits six times in all."""
+    """An estimate of bytes to and from HBM in a step beside the products. In a pass over a layer, norms and sums read and
+    write the stream eight times, and the arrays inside twice. The loss reads and writes its float32 logits six times."""
     s = sizes_of(c, mesh, stage)
-    passes = 4 if c.model.remat == "full" else 3  # forward, backward for inputs and for weights, and the recomputation
+    passes = 4 if c.model.remat == "full" else 3  # forward, backward for inputs, backward for weights, recomputation
     logits = 6 * 4 * s.tokens * c.model.vocab_size / (mesh["tensor"] * mesh["pipeline"])
     return stage.micro_batches * (passes * s.layers * (8 * s.stream + 2 * s.inner) + logits)
 
@@ -254,8 +254,8 @@ def _elementwise(c: ConfigDict, mesh: Mapping[str, int], stage: Stage) -> float:
 def plan(c: ConfigDict, topology: Topology, stage: Stage) -> Paper:
     """Memory, bytes and seconds of a step by formula.
 
-    Gradients and gathered parameters travel beside products and are exposed for what is longer than those; activations
-    are waited for. Products run at the peak and the rest at the bandwidth of HBM: a lower bound of the time.
+    Gradients and gathered parameters travel beside products, and only the time beyond theirs is exposed. Activations are
+    waited for. Products run at the peak, the rest at the bandwidth of HBM, so the time is a lower bound.
 
     Raises UserError for a mesh that does not fit the devices, the model or the batch.
     """

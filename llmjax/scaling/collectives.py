@@ -1,6 +1,6 @@
-"""What devices send each other in a compiled program: the kind, the mesh axes and the bytes of every collective.
+"""The collectives of a compiled program: the kind of each, its mesh axes and its bytes.
 
-Pure functions of `hlo.Program`. Devices are numbered as a partitioned program numbers them, by their place in the mesh.
+Pure functions of `hlo.Program`. A partitioned program numbers devices by their place in the mesh.
 """
 
 import math
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmjax.scaling.hlo import Computation, Instruction, Program, Shape
+from llmjax.scaling.hlo import Computation, Instruction, Program, Shape, unread
 
 KINDS = (
     "all-reduce",
@@ -20,7 +20,7 @@ KINDS = (
     "ragged-all-to-all",
     "collective-permute",
     "collective-broadcast",
-    "send",  # between slices, where the compiler has taken a collective apart
+    "send",  # between slices, where the compiler has split a collective
 )
 Groups = tuple[tuple[int, ...], ...]
 
@@ -30,10 +30,10 @@ class Collective:
     """One collective as one device sees it."""
 
     kind: str
-    groups: Groups  # devices that take part together; of a permute the pairs (source, target)
+    groups: Groups  # of devices; of a permute the pairs (source, target)
     bytes: float  # of the largest array that it reads or makes
-    role: str = "whole"  # or start, middle, done: parts of one, between which other instructions run
-    channel: str = ""  # which parts belong together
+    role: str = "whole"  # or start, middle, done: a part of a collective, with other instructions between the parts
+    channel: str = ""  # names the collective that a part belongs to
 
     @property
     def size(self) -> int:
@@ -42,7 +42,7 @@ class Collective:
 
     @property
     def moved(self) -> float:
-        """Bytes that each device sends: what a ring needs, which is the least for large arrays."""
+        """Bytes that each device sends in a ring, the fewest possible for large arrays."""
         if self.kind in ("collective-permute", "send"):
             return self.bytes
         n = self.size
@@ -65,7 +65,7 @@ def axes_of(collective: Collective, mesh: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def collective_of(program: Program, computation: Computation, instruction: Instruction) -> Collective | None:
-    """What the instruction sends, if it is a collective, or a fusion or asynchronous call around one."""
+    """The collective of an instruction that is one, or is a fusion or an asynchronous call around one; else None."""
     opcode = instruction.opcode
     kind = opcode.removesuffix("-start")
     if kind == "send":
@@ -88,7 +88,7 @@ def collective_of(program: Program, computation: Computation, instruction: Instr
 
 
 def _role(computation: Computation, instruction: Instruction) -> str:
-    """Which part of a collective this is: TPUs spread some over several fusions, the first and the last of which say so."""
+    """Which part of a collective this is. TPUs spread some over several fusions, and name the first and the last."""
     if "chain_id" not in instruction.attributes:
         return "whole"
     targets = " ".join(i.attributes for i in computation.instructions if i.opcode == "custom-call")
@@ -132,56 +132,88 @@ def _bytes(shapes: tuple[Shape, ...]) -> float:
 
 
 def _pairs(instruction: Instruction) -> Groups:
-    found = re.search(r"source_target_pairs=\{(.*?\})\}", instruction.attributes)
-    return _lists(found[1]) if found else ()
+    text = instruction.attribute("source_target_pairs")
+    if not re.fullmatch(r"\{(\{\d+,\d+\},?)*\}", text):
+        raise unread(f"{instruction.name} with source_target_pairs={text!r}")
+    return _lists(text)
 
 
 def _lists(text: str) -> Groups:
-    return tuple(
-        tuple(int(n) for n in part.split(",") if n.strip())
-        for part in re.findall(r"\{([^{}]*)\}", text)
-        if part.strip()
-    )
+    """The groups of {{0,1},{2,3}}."""
+    return tuple(tuple(_numbers(group)) for group in re.findall(r"\{([\d,]+)\}", text))
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # 0, 1, 2, ... in this shape, with its dimensions in this order
+MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:,? *device_ids=\(([^{}]*)\))?,? *\{([^{}]*)\}")
+AXIS = re.compile(r"'([^']+)'=(\d+)")
+TAKEN = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 
 
 def replica_groups(attributes: str, partitions: int) -> Groups:
-    """The groups in the attributes of a collective, in either notation; no groups: all devices are one.
+    """The groups in the attributes of a collective, in any of the compilers' notations. Without groups all devices are one.
 
-    >>> replica_groups("replica_groups=[2,2]<=[2,2]T(1,0)", 4)
-    ((0, 2), (1, 3))
+    Raises UserError for another notation.
+
     >>> replica_groups("replica_groups={{0,1},{2,3}}", 4)
     ((0, 1), (2, 3))
+    >>> replica_groups("replica_groups=[2,2]<=[2,2]T(1,0)", 4)
+    ((0, 2), (1, 3))
+    >>> replica_groups("replica_groups=mesh['a'=2,'b'=2] {'a'}", 4)
+    ((0, 2), (1, 3))
+    >>> replica_groups("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", 4)
+    ((0, 1), (2, 3))
     """
-    if match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        shape, sizes = ([int(n) for n in match[i].split(",")] for i in (1, 2))
-        ids = np.arange(math.prod(sizes)).reshape(sizes)
-        if match[3]:
-            ids = ids.transpose([int(n) for n in match[3].split(",")])
-        return tuple(tuple(int(i) for i in group) for group in ids.reshape(shape[0], -1))
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}", attributes):
-        return _mesh_groups(match[1], match[2], match[3])
-    if (match := re.search(r"replica_groups=\{(\{.*?\})\}", attributes)) and (groups := _lists(match[1])):
-        return groups
-    return (tuple(range(partitions)),)
+    given = re.search(r"(?:^|[ ,])(replica_groups=.*)", attributes)
+    if given is None or re.match(r"replica_groups=\{\}", given[1]):
+        return (tuple(range(partitions)),)
+    if match := re.match(rf"replica_groups=\[([\d,]+)\]<={IOTA}(?:,|$)", given[1]):
+        return _tuples(_iota(match[2], match[3]).reshape(_numbers(match[1])[0], -1))
+    if match := MESH.match(given[1]):
+        return _mesh_groups(*match.groups())
+    if match := re.match(r"replica_groups=\{((?:\{[\d,]+\},?)+)\}", given[1]):
+        return _lists(match[1])
+    raise unread(given[1])
 
 
-def _mesh_groups(axes: str, order: str, names: str) -> Groups:
-    """Groups along axes of a mesh, such as mesh['a'=4,'b'=2] {'a'}; 'a':(2)2 is the part of `a` after its first 2."""
-    sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", axes)}
-    ids = np.arange(math.prod(sizes.values()))
-    if match := re.search(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", order):
-        ids = ids.reshape([int(n) for n in match[2].split(",")])
-        ids = ids.transpose([int(n) for n in match[3].split(",")]) if match[3] else ids
-    taken = {name: (int(before or 1), int(size or 0)) for name, before, size in re.findall(
-        r"'([^']*)'(?::\((\d+)\)(\d+))?", names
-    )}  # fmt: skip
+def _mesh_groups(axes: str, order: str | None, taken: str) -> Groups:
+    """Groups along some axes of a mesh.
+
+    Args:
+        axes: 'a'=4,'b'=2, the sizes of the mesh.
+        order: the devices of the mesh, listed or as an iota; None: 0, 1, 2, ...
+        taken: 'a','b', the axes along which a group lies; 'a':(2)2 is the part of `a` after its first factor of 2.
+    """
+    sizes = {name: int(size) for name, size in AXIS.findall(axes)}
+    if order is None:
+        ids = np.arange(math.prod(sizes.values()))
+    elif match := re.fullmatch(IOTA, order):
+        ids = _iota(match[1], match[2])
+    elif re.fullmatch(r"\d+(,\d+)*", order):
+        ids = np.array(_numbers(order))
+    else:
+        raise unread(f"a mesh with device_ids=({order})")
+    parts = {name: (int(before or 1), int(size or sizes.get(name, 0))) for name, before, size in TAKEN.findall(taken)}
+    read = AXIS.sub("", axes) + TAKEN.sub("", taken)
+    if read.strip(", ") or ids.size != math.prod(sizes.values()) or not parts.keys() <= sizes.keys():
+        raise unread(f"groups along {{{taken}}} of mesh[{axes}]")
     shape: list[int] = []
-    inside: list[int] = []  # where the groups' members are
+    inside: list[int] = []  # dimensions along which a group's members lie
     for name, size in sizes.items():
-        before, part = taken.get(name, (1, 0))
-        part = part or (size if name in taken else 1)
+        before, part = parts.get(name, (1, 1))
         inside.append(len(shape) + 1)
         shape += [before, part, size // (before * part)]
     grouped = np.moveaxis(ids.reshape(shape), inside, range(-len(inside), 0))
-    groups = grouped.reshape(-1, math.prod(shape[i] for i in inside))
+    return _tuples(grouped.reshape(-1, math.prod(shape[i] for i in inside)))
+
+
+def _iota(sizes: str, order: str | None) -> np.ndarray:
+    ids = np.arange(math.prod(_numbers(sizes))).reshape(_numbers(sizes))
+    return ids.transpose(_numbers(order)) if order else ids
+
+
+def _tuples(groups: np.ndarray) -> Groups:
     return tuple(tuple(int(i) for i in group) for group in groups)

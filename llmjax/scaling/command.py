@@ -1,4 +1,4 @@
-"""The verb `plan`: from the command line's words to what it prints and writes. Imports are late: help is quick."""
+"""The command `llmjax plan`. Imports are late, so that --help is quick."""
 
 import argparse
 import sys
@@ -17,29 +17,35 @@ def _add(verb: argparse.ArgumentParser) -> None:
         "--topology",
         required=True,
         metavar="CHIP:SHAPE",
-        help="v4, v5e, v5p, v6e, tpu7x, such as v5p:8x16x16; or h100:64",
+        help="chips and their number: v4, v5e, v5p, v6e or tpu7x with the shape of a slice, such as v5p:8x16x16; or h100:64",
     )
     verb.add_argument(
-        "--slices", type=number(int, AT_LEAST_1), default=1, metavar="K", help="so many such slices (default: 1)"
+        "--slices", type=number(int, AT_LEAST_1), default=1, metavar="K", help="the number of slices (default: 1)"
     )
     verb.add_argument(
-        "--price", type=number(float, AT_LEAST_0), metavar="USD", help="an hour of one chip (default: a list price)"
+        "--price",
+        type=number(float, AT_LEAST_0),
+        metavar="USD",
+        help="price of one chip for an hour (default: the list price)",
     )
-    verb.add_argument("--search", action="store_true", help="try settings that may fit, or be faster, and rank them")
+    verb.add_argument("--search", action="store_true", help="try settings that may fit or be faster, and rank them")
     verb.add_argument(
         "--trials", type=number(int, AT_LEAST_1), default=8, metavar="N",
-        help="settings that --search tries (default: 8)",
+        help="how many settings --search tries (default: 8)",
     )  # fmt: skip
     verb.add_argument("--out", type=Path, metavar="FILE", help="also write the plan as JSON")
     verb.add_argument(
-        "--save-executable", type=Path, metavar="FILE", help="write the compiled steps, for train.executable on the pod"
+        "--save-executable",
+        type=Path,
+        metavar="FILE",
+        help="write the compiled steps to FILE, for train.executable on the pod",
     )
 
 
 def run(args: argparse.Namespace, c: ConfigDict) -> int:
-    """Print the plan of a config; the exit status: 0 it fits, 3 it does not.
+    """Print the plan of a config: exit status 0 if it fits, 3 if not.
 
-    Raises UserError for a topology, a mesh or a batch that cannot be.
+    Raises UserError for an impossible topology, mesh or batch.
     """
     from llmjax.scaling import render
     from llmjax.scaling.plan import make_plan, write
@@ -49,14 +55,16 @@ def run(args: argparse.Namespace, c: ConfigDict) -> int:
     pods = parse_topology(args.topology, slices=args.slices)
     out, save = args.out, args.save_executable
     if args.search and save is not None:
-        raise UserError("--search and --save-executable: choose settings first, then save the steps of one config")
+        raise UserError(
+            "--search and --save-executable exclude each other: search first, then save the steps of one config"
+        )
     if args.search:
         with compiler_lock() if pods.chip.torus else nullcontext():
             tried = search(c, pods, trials=args.trials, price=args.price)
         print(render.render_search(tried))
         found = best(tried)
         if found is None:
-            print("\nnothing that was tried fits: more chips, a smaller batch or a shorter sequence may")
+            print("\nno setting that was tried fits: try more chips, a smaller batch or a shorter sequence")
             return 3
         changes, plan = found
         print(f"\nthe fastest that fits{' (as it is)' if not changes else ''}:\n")
@@ -71,13 +79,13 @@ def run(args: argparse.Namespace, c: ConfigDict) -> int:
         write(plan, out)
         print(f"\nwritten: {out}")
     if save is not None:
-        print(f"\nwritten: {save}, to be used as --config.train.executable={save}")
+        print(f"\nwritten: {save}; use it with --config.train.executable={save}")
     return 0 if plan["fits"] else 3
 
 
 VERBS = {
     "plan": Verb(
-        "say whether a run fits a pod, what it sends and costs, with the real TPU compiler and no TPU",
-        _add, run, config="file", after=" GPUs are planned on paper.",
+        "predict memory, communication, time and cost of a run on a pod, with the real TPU compiler and no TPU",
+        _add, run, config="file", after=" For GPUs the numbers are by formula.",
     ),
 }  # fmt: skip

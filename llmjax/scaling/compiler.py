@@ -1,6 +1,6 @@
-"""Compile the real train step for devices that are not here, and read what the compiler says of it.
+"""Compile the real train step for devices that are not here, and read its memory.
 
-The step is the one that `train/loop.py` runs: the same functions make its state and trace it. Only arrays are abstract.
+The step is that of `train/loop.py`: the same functions make its state and trace it. Only the arrays are abstract.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class DoesNotFitError(Exception):
-    """The compiler's refusal: `needed` bytes of HBM on each device where `available` are (0: it does not say)."""
+    """The compiler refuses a program: `needed` bytes of HBM on each device, of `available` (0: it does not say)."""
 
     def __init__(self, needed: float, available: float, message: str) -> None:
         super().__init__(message)
@@ -45,7 +45,7 @@ class DoesNotFitError(Exception):
 
 @dataclass(frozen=True)
 class Compiled:
-    """A compiled step and what it was made of."""
+    """A compiled step and its parts."""
 
     stage: Stage
     abstract: State
@@ -56,7 +56,7 @@ class Compiled:
 
 
 def resolve(c: ConfigDict, *, platform: str) -> ConfigDict:
-    """The config with what the run's tokenizer and platform decide filled in: vocabulary sizes, model.attention."""
+    """The config with the settings that depend on tokenizer and platform: vocabulary sizes, model.attention."""
     c = c.copy_and_resolve_references().unlock()
     size = 260 if c.tokenizer.kind == "byte" else c.tokenizer.vocab_size
     c.model.vocab_size = c.model.vocab_size or transformer.padded_vocab(c.model, size)
@@ -67,11 +67,11 @@ def resolve(c: ConfigDict, *, platform: str) -> ConfigDict:
 
 
 def stages(c: ConfigDict) -> BatchSizes:
-    """The batches of the run. Raises UserError for durations in epochs or time: a plan reads no data and times nothing."""
+    """The batches of the run. Raises UserError for durations in epochs or time, because a plan reads no data."""
     if config.parse_duration(c.train.duration)[1] == "second":
         raise UserError(
-            f"train.duration={c.train.duration!r}: a plan measures no step, so it does not know how many these are: give "
-            "train.duration in tokens or steps"
+            f"train.duration={c.train.duration!r}: a plan measures no steps, so it cannot convert times: give train.duration "
+            "in tokens or steps"
         )
     try:
         sizes = batch_sizes(c.train)
@@ -82,7 +82,7 @@ def stages(c: ConfigDict) -> BatchSizes:
 
 
 def check_rows(c: ConfigDict, stage: Stage, sizes: dict[str, int]) -> None:
-    """Raise UserError when a micro-batch cannot be spread over the devices."""
+    """Raise UserError if a micro-batch cannot be divided over the devices."""
     ways = math.prod(sizes.get(axis, 1) for axis in meshes.ROWS)
     rows = stage.rows // stage.micro_batches
     if rows % ways:
@@ -93,13 +93,13 @@ def check_rows(c: ConfigDict, stage: Stage, sizes: dict[str, int]) -> None:
 
 
 def abstract_mesh(c: ConfigDict, *, devices: int) -> AbstractMesh:
-    """The mesh of a config over so many devices of which nothing else is known."""
+    """The mesh of a config over so many unknown devices."""
     sizes = meshes.parse_mesh(c.parallel.mesh, devices=devices)
     return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def abstract_batch(c: ConfigDict, mesh: Mesh, *, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of the config's objective, without its numbers."""
+    """The shapes of a batch of the config's objective."""
     change = corruption(c, dataclasses.replace(
         no_tokenizer(c.model.vocab_size), piece_bytes=(b"a",) * c.model.vocab_size, pad_id=0, bos_id=1, eos_id=2
     ))  # fmt: skip
@@ -122,15 +122,15 @@ def parts(c: ConfigDict, sizes: BatchSizes) -> tuple[Any, Any, Any]:
 
 
 def shapes_key(c: ConfigDict) -> dict[str, Any]:
-    """Of the settings under `model` those on which shapes depend."""
+    """The settings under `model` that shapes depend on."""
     return {k: v for k, v in c.to_dict().items() if k not in ("remat", "attention", "scan_unroll")}
 
 
-_STATES: dict[tuple[str, AbstractMesh], State] = {}  # a search asks for the same ones again and again
+_STATES: dict[tuple[str, AbstractMesh], State] = {}  # a cache, for searches
 
 
 def abstract_state(c: ConfigDict, mesh: AbstractMesh) -> State:
-    """The state of a run on a mesh of which only the sizes are known."""
+    """The shapes of the state of a run, on a mesh with known sizes."""
     rest = (c.optimizer.to_dict(), c.parallel.zero, c.parallel.rules, c.train.ema, trained_dtype(c))
     key = (json.dumps([shapes_key(c.model), *rest]), mesh)
     if key not in _STATES:
@@ -144,7 +144,7 @@ def compile_stage(c: ConfigDict, mesh: Mesh, sizes: BatchSizes, stage: Stage) ->
 
     Raises:
         UserError: for a mesh that does not fit the model or the batch.
-        DoesNotFitError: when the program does not fit the devices.
+        DoesNotFitError: if the program does not fit the devices.
     """
     check_rows(c, stage, dict(mesh.shape))
     module, optimizer, schedule = parts(c, sizes)
@@ -164,10 +164,10 @@ def compile_stage(c: ConfigDict, mesh: Mesh, sizes: BatchSizes, stage: Stage) ->
 
 
 def evaluation_bytes(c: ConfigDict, mesh: Mesh, made: Compiled) -> float:
-    """Bytes of one device while held-out text is measured, the whole state included.
+    """Bytes of one device, with the whole state, while held-out text is measured.
 
     Raises:
-        DoesNotFitError: when the program alone does not fit the devices.
+        DoesNotFitError: if the program alone does not fit the devices.
     """
     stage, state = made.stage, made.abstract
     params = combine(state.params if state.ema is None else state.ema, state.frozen)
@@ -188,7 +188,7 @@ def _compile(lowered: jax.stages.Lowered) -> Any:
 
 
 def read_refusal(message: str) -> DoesNotFitError | None:
-    """The refusal in a compiler's error, or None for errors of another kind.
+    """The refusal in a compiler's error, or None for another error.
 
     >>> refusal = read_refusal("RESOURCE_EXHAUSTED: ... total memory required (38.84G) exceeds available HBM (30.74G)")
     >>> round(refusal.needed / 2**30, 2), round(refusal.available / 2**30, 2)
@@ -214,7 +214,7 @@ def read_refusal(message: str) -> DoesNotFitError | None:
 
 
 def shard_bytes(tree: Any) -> float:
-    """Bytes of the arrays of a tree on one device, by their shardings."""
+    """Bytes of a tree of arrays on one device, by their shardings."""
     return float(
         sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     )
@@ -230,15 +230,15 @@ def state_bytes(abstract: State) -> dict[str, float]:
 
 
 def compiled_bytes(compiled: Any) -> dict[str, float]:
-    """What the compiler says of one device's HBM: arguments, temporaries, code, and all of it together (`peak`)."""
+    """The compiler's bytes of HBM of one device: arguments, temporaries, code, and their sum (`peak`)."""
     said = compiled.memory_analysis()
     if said is None:
-        raise UserError("this backend's compiler says nothing about memory")
+        raise UserError("the compiler of this backend gives no memory analysis")
     names = ("argument", "output", "alias", "temp", "generated_code")
     size = {name: float(getattr(said, f"{name}_size_in_bytes")) for name in names}
     return {
         "arguments": size["argument"],
-        "outputs": size["output"] - size["alias"],  # what does not take the place of an argument
+        "outputs": size["output"] - size["alias"],  # without those that replace an argument
         "temporaries": size["temp"],
         "code": size["generated_code"],
         "peak": size["argument"] + size["output"] - size["alias"] + size["temp"] + size["generated_code"],
@@ -246,5 +246,5 @@ def compiled_bytes(compiled: Any) -> dict[str, float]:
 
 
 def device_order(mesh: Mesh) -> Sequence[Any]:
-    """The mesh's devices as a partitioned program numbers them."""
+    """The devices of a mesh, in the order in which a partitioned program numbers them."""
     return list(mesh.devices.flat)

@@ -1,7 +1,8 @@
-"""Read the text of a compiled program (optimized HLO): its computations, how often loops turn, the FLOPs of its products.
+"""Read the text of a compiled program (optimized HLO): its computations, the lengths of its loops, the FLOPs of its products.
 
-Pure functions of text, for programs of any backend. A program is a set of computations, each a list of instructions in
-the order in which the compiler scheduled them; one device runs all of it, and every shape is that of one device's piece.
+Pure functions of text, for programs of any backend. A program is a set of computations. Each is a list of instructions
+in the order of the compiler's schedule. One device runs all of it, and every shape is that of one device's shard. Text
+that these functions do not know is an error, because a plan that skips it would be wrong.
 """
 
 import functools
@@ -19,14 +20,33 @@ BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128
 SHAPE = re.compile(r"([a-z]\w*)\[([\d,<= ]*)\](?:\{([^{}]*)\})?")
 HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\([^=]*|\(.*)-> .*\{$")
 LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+STATEMENT = re.compile(r"^\s+(ROOT )?%[^ ]+ = ")
 COMMENT = re.compile(r"/\*.*?\*/")
 CALLED = re.compile(r"(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
+def unread(what: str) -> UserError:
+    """The error for text of a compiler that is not understood."""
+    return UserError(
+        f"the compiled program has {what[:300]}, which is not understood: use the compiler that plans are tested with, "
+        "pip install -r requirements-plan.lock"
+    )
+
+
+@functools.cache
+def bits_of(dtype: str) -> int:
+    """Bits of one number of a type, such as s32, f8e4m3fn or bf16."""
+    if dtype in BITS:
+        return BITS[dtype]
+    if match := re.match(r"[suf](\d+)", dtype):
+        return int(match[1])
+    raise unread(f"the type {dtype!r}")
+
+
 @dataclass(frozen=True)
 class Shape:
-    """One array: its type, its dimensions, and the memory it lives in (0 is HBM, others are on the chip)."""
+    """The type and dimensions of an array, and the memory it is in: 0 is HBM, others are on the chip."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -35,10 +55,7 @@ class Shape:
     @property
     def bytes(self) -> float:
         """Its size without the padding of its layout."""
-        bits = BITS.get(self.dtype)
-        if bits is None:  # s32, u8, f8e4m3fn, s4
-            bits = int(re.search(r"\d+", self.dtype)[0])  # type: ignore[index]
-        return math.prod(self.dims) * bits / 8
+        return math.prod(self.dims) * bits_of(self.dtype) / 8
 
 
 @dataclass(frozen=True)
@@ -49,12 +66,12 @@ class Instruction:
     opcode: str
     shapes: tuple[Shape, ...]
     operands: tuple[str, ...]
-    inside: str  # what stands between the parentheses
-    attributes: str  # what follows them
+    inside: str  # the text between the parentheses
+    attributes: str  # the text behind them
     root: bool
 
     def called(self) -> dict[str, str]:
-        """Role -> computation: calls, to_apply, body, condition, and branches by number."""
+        """Role -> name of the computation: calls, to_apply, body, condition, and branches by number."""
         found = dict(CALLED.findall(self.attributes))
         if match := BRANCHES.search(self.attributes):
             for i, name in enumerate(match[1].split(",")):
@@ -62,7 +79,7 @@ class Instruction:
         return found
 
     def attribute(self, name: str) -> str:
-        """The text of `name=...` up to the next comma outside of brackets; empty if there is none."""
+        """The value of `name=...`, up to the next comma outside brackets; "" if there is none."""
         match = re.search(rf"(?:^|[ ,]){name}=", self.attributes)
         if match is None:
             return ""
@@ -71,7 +88,7 @@ class Instruction:
 
 @dataclass
 class Computation:
-    """Instructions in the order of the schedule."""
+    """Instructions, in the order of the schedule."""
 
     name: str
     instructions: list[Instruction] = field(default_factory=list)
@@ -79,16 +96,16 @@ class Computation:
 
     @property
     def root(self) -> Instruction:
-        """The instruction whose result is the computation's."""
+        """The instruction that makes the computation's result."""
         return next(i for i in self.instructions if i.root)
 
     def parameters(self) -> list[Instruction]:
-        """Its parameters in their order."""
+        """Its parameters, in order."""
         return sorted((i for i in self.instructions if i.opcode == "parameter"), key=lambda i: int(i.inside))
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Name -> the instructions that read it."""
+        """Name of an instruction -> the instructions that read its result."""
         found: dict[str, list[Instruction]] = {}
         for instruction in self.instructions:
             for name in dict.fromkeys(instruction.operands):
@@ -103,25 +120,29 @@ class Program:
     computations: dict[str, Computation]
     entry: Computation
     partitions: int
-    collectives: dict[tuple[str, str], Any] = field(default_factory=dict)  # found by (computation, instruction), kept
+    collectives: dict[tuple[str, str], Any] = field(default_factory=dict)  # cache, by (computation, instruction)
 
 
 def parse(text: str) -> Program:
-    """The program of `compiled.as_text()`. Raises UserError for text that is not HLO."""
+    """The program of `compiled.as_text()`. Raises UserError for text that is not HLO, or is not understood."""
     computations: dict[str, Computation] = {}
     entry, now = None, None
     for line in text.splitlines():
         if now is None:
-            if line.endswith("{") and (match := HEAD.match(line)):
+            if match := HEAD.match(line) if line.endswith("{") else None:
                 now = computations.setdefault(match[2], Computation(match[2]))
                 entry = now if match[1] else entry
+            elif line.endswith("{") or LINE.match(line):
+                raise unread(f"the line {line.strip()!r} outside of its computations")
         elif line == "}" or line.startswith("}, "):  # which may name the thread that runs it
             now = None
         elif match := LINE.match(line):
             instruction = _instruction(match[2], match[3], root=match[1] is not None)
             now.instructions.append(instruction)
             now.by_name[instruction.name] = instruction
-        elif now.instructions:  # what a kernel says of itself may go over several lines
+        elif STATEMENT.match(line) or not now.instructions:
+            raise unread(f"the instruction {line.strip()!r}")
+        else:  # the attributes of a kernel may continue on several lines
             last = now.instructions[-1]
             now.instructions[-1] = now.by_name[last.name] = replace(last, attributes=last.attributes + line)
     if entry is None:
@@ -132,9 +153,11 @@ def parse(text: str) -> Program:
 
 def _instruction(name: str, rest: str, *, root: bool) -> Instruction:
     rest = COMMENT.sub("", rest) if "/*" in rest else rest
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.find(" ")
     kind, rest = rest[:end], rest[end:].lstrip()
-    opening = rest.index("(")
+    opening = rest.find("(")
+    if end < 0 or opening < 0:
+        raise unread(f"the instruction {name} = {rest!r}")
     closing = _closing(rest, opening)
     inside = rest[opening + 1 : closing]
     operands = re.findall(r"%([\w.\-]+)", inside)
@@ -147,7 +170,10 @@ def _instruction(name: str, rest: str, *, root: bool) -> Instruction:
 def shapes_of(text: str) -> tuple[Shape, ...]:
     """The arrays of a type, such as `(f32[8,4]{1,0:T(8,128)S(1)}, u32[])`, in order."""
     found = []
+    if SHAPE.sub("", text).strip("(), "):
+        raise unread(f"the type {text!r}")
     for dtype, dims, layout in SHAPE.findall(text):
+        bits_of(dtype)
         space = re.search(r"S\((\d+)\)", layout)
         sizes = tuple(int(d.strip().lstrip("<=")) for d in dims.split(",") if d.strip())
         found.append(Shape(dtype, sizes, int(space[1]) if space else 0))
@@ -155,17 +181,17 @@ def shapes_of(text: str) -> tuple[Shape, ...]:
 
 
 def _closing(text: str, start: int) -> int:
-    """The place of the bracket that closes the one at `start`."""
+    """The index of the bracket that closes the one at `start`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, start):
         depth += 1 if match[0] == "(" else -1
         if depth == 0:
             return match.start()
-    raise UserError(f"a bracket is not closed in {text[start : start + 80]!r}")
+    raise unread(f"an open bracket in {text[start : start + 80]!r}")
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """What commas outside of brackets separate."""
+    """The pieces between commas that are outside brackets."""
     depth, start = 0, 0
     for i, letter in enumerate(text):
         if letter in "([{":
@@ -183,7 +209,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a loop's body was entered from, for numbers that are carried into it unchanged."""
+    """The loop whose body is being read. Numbers that a loop hands on unchanged are looked up before it."""
 
     computation: Computation
     loop: Instruction
@@ -191,7 +217,7 @@ class Frame:
 
 
 def trip_count(program: Program, computation: Computation, loop: Instruction, outer: Frame | None = None) -> int | None:
-    """How often a `while` turns: as the compiler says, or from its condition, start and step; None: not known."""
+    """How often a `while` runs its body, by the compiler's note or by its condition, start and step; None: not known."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
     called, frame = loop.called(), Frame(computation, loop, outer)
@@ -213,6 +239,8 @@ def trip_count(program: Program, computation: Computation, loop: Instruction, ou
         index = _carried(holder, name)
         sides.append((index, _scalar(program, holder, name, frame if holder is condition else None)))
     direction = compare.attribute("direction")
+    if direction not in ("LT", "LE", "NE", "GT", "GE"):
+        return None
     (i, _), (_, limit) = sides if direction in ("LT", "LE", "NE") else sides[::-1]
     if i is None or limit is None:
         return None
@@ -224,7 +252,7 @@ def trip_count(program: Program, computation: Computation, loop: Instruction, ou
 
 
 def _carried(computation: Computation, name: str) -> int | None:
-    """The index in the loop's tuple that a value is read from."""
+    """The index in the loop's tuple from which a value is read; None: it is not."""
     instruction = computation.by_name[name]
     while instruction.opcode in ("copy", "bitcast", "convert"):
         instruction = computation.by_name[instruction.operands[0]]
@@ -291,7 +319,7 @@ def _element(program: Program, computation: Computation, name: str, index: int, 
 
 
 def _unchanged(body: Computation, index: int) -> bool:
-    """Whether a loop hands an element of its tuple on as it got it."""
+    """Whether a loop hands an element of its tuple on unchanged."""
     return body.root.opcode == "tuple" and _carried(body, body.root.operands[index]) == index
 
 
@@ -299,7 +327,7 @@ def _unchanged(body: Computation, index: int) -> bool:
 
 
 def product_flops(computation: Computation, instruction: Instruction) -> float:
-    """FLOPs of a dot or convolution: two for each pair of numbers multiplied and added; other instructions 0."""
+    """FLOPs of a dot, a convolution or a kernel: two for each pair of numbers multiplied and added. Of others 0."""
     if instruction.opcode == "dot":
         left = computation.by_name[instruction.operands[0]].shapes[0]
         summed = [int(d) for d in instruction.attribute("lhs_contracting_dims").strip("{}").split(",") if d]
@@ -313,28 +341,31 @@ def product_flops(computation: Computation, instruction: Instruction) -> float:
     return 0.0
 
 
-# Products for each pair of a query and a key in JAX's splash attention: forward, for the queries' gradient, for the keys'.
+# Matrix products for each pair of a query and a key in JAX's splash attention: forward, gradient of queries, of keys.
 SPLASH = {"fwd": 2, "dq": 3, "dkv": 4}
 
 
 def _attention_flops(computation: Computation, instruction: Instruction) -> float:
-    """FLOPs of a splash attention kernel, which names itself and does not say them; half of the pairs, as causality
-    leaves (a window leaves fewer)."""
+    """FLOPs of a splash attention kernel, which is known by its name. Half of the pairs count, as the kernel is causal;
+    a window leaves fewer."""
     named = re.search(r"splash_m[hq]a_(fwd|dq|dkv)", f"{instruction.name} {instruction.attributes}")
     if named is None:
         return 0.0
     arrays = [computation.by_name[name].shapes[0] for name in instruction.operands]
-    q, k = [shape for shape in arrays if shape.dtype in ("bf16", "f32") and len(shape.dims) >= 3][:2]
+    large = [shape for shape in arrays if shape.dtype in ("bf16", "f32") and len(shape.dims) >= 3]
+    if len(large) < 2:
+        raise unread(f"the kernel {instruction.name} without queries and keys among its operands")
+    q, k = large[:2]
     return 2.0 * SPLASH[named[1]] * math.prod(q.dims) * k.dims[-2] / 2
 
 
 def _convolution_flops(computation: Computation, instruction: Instruction) -> float:
-    """Products of a convolution that fall inside its input: TPUs write matrix products, batched ones too, as convolutions
-    whose padding and dilation leave most places of the window empty."""
+    """FLOPs of a convolution inside its input. TPUs write matrix products, also batched ones, as convolutions whose
+    padding and dilation leave most places of the window empty."""
     labels = instruction.attribute("dim_labels")
     match = re.fullmatch(r"(\w+)_(\w+)->(\w+)", labels)
     if match is None:
-        raise UserError(f"the convolution {instruction.name} has dim_labels={labels!r}, which are not understood")
+        raise unread(f"the convolution {instruction.name} with dim_labels={labels!r}")
     left, right = (computation.by_name[name].shapes[0].dims for name in instruction.operands[:2])
     lhs, rhs = dict(zip(match[1], left, strict=True)), dict(zip(match[2], right, strict=True))
     out = dict(zip(match[3], instruction.shapes[0].dims, strict=True))
@@ -344,7 +375,7 @@ def _convolution_flops(computation: Computation, instruction: Instruction) -> fl
     for i, label in enumerate(spatial):
         places *= _valid_places(lhs[label], rhs[label], out[label], {k: v[i] for k, v in window.items()})
     groups = int(instruction.attribute("batch_group_count") or 1)
-    # The kernel's input features are those of one feature group already.
+    # The kernel's input features are those of one feature group.
     return 2.0 * rhs["i"] * rhs["o"] * lhs["b"] / groups * places
 
 
@@ -357,7 +388,7 @@ def _window(instruction: Instruction) -> dict[str, list[tuple[int, ...]]]:
 
 
 def _valid_places(size: int, kernel: int, out: int, window: dict[str, tuple[int, ...]]) -> float:
-    """Pairs of a place of the output and one of the kernel that meet a number of the input."""
+    """How many pairs of a place of the output and a place of the kernel meet a number of the input."""
     (stride,), (dilate,), (base,) = (window.get(name, (1,)) for name in ("stride", "rhs_dilate", "lhs_dilate"))
     low = window.get("pad", (0, 0))[0]
     at = np.arange(out)[:, None] * stride - low + np.arange(kernel)[None, :] * dilate

@@ -1,7 +1,7 @@
-"""`llmjax plan`: what a run needs, sends and costs on a pod, as a dictionary that is also the JSON it writes.
+"""`llmjax plan`: memory, communication, time and cost of a run on a pod, as a dictionary that is written as JSON.
 
-For TPUs the real step is compiled and its program read; for GPUs everything is on paper. Units: bytes, seconds, FLOPs,
-US dollars; of one device unless the key says otherwise. A device is a chip, but half of one on TPU7x.
+For TPUs the real step is compiled and its program is read. For GPUs all numbers are by formula. Units are bytes, seconds,
+FLOPs and US dollars, of one device unless the key says otherwise. A device is a chip; on TPU7x it is half a chip.
 """
 
 from collections.abc import Mapping
@@ -32,10 +32,10 @@ def make_plan(c: ConfigDict, topology: Topology, *, price: float | None = None, 
     """The plan of a run on a topology.
 
     Args:
-        price: US dollars for an hour of one chip; None: the table's.
-        save: write the compiled steps of all stages of the run to this file.
+        price: US dollars for an hour of one chip; None: the list price.
+        save: write the compiled steps of all batch sizes of the run to this file.
 
-    Raises UserError for a mesh that does not fit the devices, the model or the batch, and when steps cannot be saved.
+    Raises UserError for a mesh that does not fit the devices, the model or the batch, and if steps cannot be saved.
     """
     with compiler_lock() if topology.chip.torus else nullcontext():
         return plan_locked(c, topology, price=price, save=save)
@@ -55,7 +55,7 @@ def plan_locked(c: ConfigDict, topology: Topology, *, price: float | None = None
         _compile(plan, c, topology, mesh, sizes, stage, save)
     else:
         if save is not None:
-            raise UserError("--save-executable: GPUs' programs are compiled on a GPU; there is nothing to save here")
+            raise UserError("--save-executable works for TPUs only: leave it out")
         _on_paper(plan, paper, topology)
     if plan["fits"]:
         plan["run"] = _run(plan, topology, sizes, price)
@@ -63,12 +63,12 @@ def plan_locked(c: ConfigDict, topology: Topology, *, price: float | None = None
 
 
 def _mesh(c: ConfigDict, topology: Topology) -> Mesh:
-    """The mesh over the topology's devices, neighbours of the torus along the last axes."""
+    """The mesh over the devices of a topology, with neighbours of the torus along the last axes."""
     return meshes.make_mesh(c.parallel.mesh, devices=devices(topology), slices=topology.slices)
 
 
 def _facts(c: ConfigDict, topology: Topology, sizes: BatchSizes, stage: Stage) -> Plan:
-    """What is known before anything is compiled."""
+    """The numbers that need no compilation."""
     axes = compiler.abstract_mesh(c, devices=topology.devices).shape
     tokens = stage.rows * c.train.sequence_length
     flops = flops_per_token(c.model, sequence_length=c.train.sequence_length)
@@ -113,7 +113,7 @@ def _ways(axes: Mapping[str, int]) -> int:
 def _compile(
     plan: Plan, c: ConfigDict, topology: Topology, mesh: Mesh, sizes: BatchSizes, stage: Stage, save: Path | None
 ) -> None:
-    """Add what the compiler says."""
+    """Add the numbers of the compiler."""
     plan["made_by"] = f"jax {metadata.version('jax')}, libtpu {metadata.version('libtpu')}"
     plan["exact"] = True
     try:
@@ -131,7 +131,7 @@ def _compile(
         return
     plan["seconds_to_trace"], plan["seconds_to_compile"] = made.trace_seconds, made.compile_seconds
     plan["memory"] = compiler.state_bytes(made.abstract) | compiler.compiled_bytes(made.compiled)
-    plan["fits"] = True  # the compiler refuses what does not
+    plan["fits"] = True  # the compiler refuses programs that do not
     if config.parse_duration(c.train.eval_every)[0] and c.train.eval_batches:
         _evaluation(plan, c, mesh, made)
     read_program(plan, made.compiled.as_text(), topology, mesh)
@@ -144,7 +144,7 @@ def _compile(
 
 
 def _evaluation(plan: Plan, c: ConfigDict, mesh: Mesh, made: compiler.Compiled) -> None:
-    """Add what the measurement of held-out text needs, beside the state of the training."""
+    """Add the memory while held-out text is measured, beside the state of the training."""
     try:
         needed = compiler.evaluation_bytes(c, mesh, made)
     except compiler.DoesNotFitError as refusal:
@@ -156,7 +156,7 @@ def _evaluation(plan: Plan, c: ConfigDict, mesh: Mesh, made: compiler.Compiled) 
 
 
 def read_program(plan: Plan, text: str, topology: Topology, mesh: Mesh) -> None:
-    """Add what the program's text says: FLOPs, collectives, time."""
+    """Add the numbers of the program's text: FLOPs, collectives, time."""
     program = hlo.parse(text)
     chip = topology.chip
     link_seconds, channels = link_model(topology, compiler.device_order(mesh), mesh.shape)
@@ -219,7 +219,7 @@ def _mfu(plan: Plan) -> None:
 
 
 def _run(plan: Plan, topology: Topology, sizes: BatchSizes, price: float | None) -> dict[str, Any]:
-    """Steps, days, price and energy of the whole run; small batches of a ramp are taken as fast, token by token."""
+    """Steps, days, price and energy of the whole run. Small batches of a ramp count with the same speed for each token."""
     total = sizes.steps(plan["settings"]["duration"])
     tokens = sizes.tokens(total)
     seconds = tokens / plan["tokens_per_step"] * max(plan["seconds"]["step"], plan["seconds"].get("compiler", 0.0))

@@ -1,4 +1,4 @@
-"""A plan, and a search among plans, as text for people."""
+"""Plans, and searches among plans, as text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,12 +20,12 @@ PARTS = {  # of the memory table, in order
 
 
 def gib(size: float) -> str:
-    """Bytes in binary gigabytes, as the compiler counts."""
+    """Bytes as GiB, the compiler's unit."""
     return f"{size / 2**30:.2f} GiB"
 
 
 def render(plan: Plan) -> str:
-    """The plan in a screenful."""
+    """The plan on one screen."""
     mesh = " ".join(f"{axis}={size}" for axis, size in plan["mesh"].items()) or "one device"
     s = plan["settings"]
     lines = [
@@ -43,7 +43,7 @@ def render(plan: Plan) -> str:
         how = f"compiled in {human.duration(plan['seconds_to_compile'])}" if "seconds_to_compile" in plan else "refused"
         lines.append(f"  {how} by {plan['made_by']}")
     else:
-        lines.append("  on paper: there is no compiler for this chip here; every number is a formula's")
+        lines.append("  on paper: there is no compiler for this chip here, so every number is by formula")
     lines += ["", *_memory(plan)]
     if "seconds" in plan:
         lines += ["", *_sent(plan), "", *_time(plan)]
@@ -69,7 +69,9 @@ def _memory(plan: Plan) -> list[str]:
     if "evaluation" in m:
         lines.append(f"  {gib(m['evaluation']):>12}  in all while held-out text is measured")
     if plan["exact"] and plan["fits"] and m["peak"] > available:
-        lines.append("  (more than there is, but the compiler accepts it: not all temporaries live at the same time)")
+        lines.append(
+            "  (more than available, but the compiler accepts it, because not all temporaries exist at the same time)"
+        )
     if plan["exact"]:
         paper = plan["on_paper"]["memory"]["peak"]
         error = f", {paper / m['peak'] - 1:+.0%}" if m["peak"] else ""
@@ -88,7 +90,7 @@ def _sent(plan: Plan) -> list[str]:
             )
         return lines
     lines = [
-        "what a device sends in a step (exposed: not covered by what the compiler scheduled between start and done):",
+        "what a device sends in a step (exposed: no other instruction runs at the same time):",
         f"  {'kind':<20} {'axes':<14} {'count':>8} {'bytes':>9} {'sent':>9} {'on links':>9} {'exposed':>9}",
     ]
     for one in plan["collectives"]:
@@ -138,7 +140,7 @@ def _run(plan: Plan) -> list[str]:
 
 
 def render_search(tried: Sequence[tuple[dict[str, Any], Plan | str]]) -> str:
-    """What a search tried: those that fit by time, then the others by what is missing."""
+    """The results of a search: plans that fit by time, then the others by memory."""
     lines = [f"  {'step':>9} {'MFU':>6} {'memory':>11}  changes"]
 
     def order(item: tuple[dict[str, Any], Plan | str]) -> tuple[int, float]:
@@ -164,5 +166,5 @@ def render_search(tried: Sequence[tuple[dict[str, Any], Plan | str]]) -> str:
 
 
 def slowest(plan: Plan) -> float:
-    """The longest of a plan's estimates of a step, in seconds."""
+    """The longest estimate of a step in a plan, in seconds."""
     return max(plan["seconds"]["step"], plan["seconds"].get("compiler", 0.0))

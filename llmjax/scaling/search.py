@@ -1,8 +1,8 @@
-"""What to change so that a run fits, or runs faster: neighbours of its config, tried with the compiler.
+"""Search for settings with which a run fits or is faster: neighbours of its config, tried with the compiler.
 
-Neighbours differ in the rematerialisation policy, the mesh (more fsdp, less tensor, and the other way round), the
-placement of the residual stream, the number of micro-batches and ZeRO's level. The formulas of `analytic.py` say in
-which order they are worth a try; the compiler decides. A program that does not fit is refused in seconds.
+Neighbours differ in the rematerialisation policy, the mesh (more fsdp and less tensor, and the reverse), the placement of
+the residual stream, the number of micro-batches and the level of ZeRO. The formulas of `analytic.py` rank them, and the
+compiler decides. It refuses a program that does not fit in seconds.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from llmjax.scaling.render import slowest
 from llmjax.scaling.topology import Topology
 
 Changes = dict[str, Any]
-SLACK = 1.3  # formulas that say more than this share of the memory are not tried
+SLACK = 1.3  # settings that need more than this share of the memory by formula are not tried
 
 
 def meshes_near(axes: dict[str, int]) -> Iterator[dict[str, int]]:
@@ -33,7 +33,7 @@ def meshes_near(axes: dict[str, int]) -> Iterator[dict[str, int]]:
 
 
 def neighbours(c: ConfigDict, topology: Topology) -> Iterator[Changes]:
-    """Settings to try, as changes to the config; the first are none."""
+    """Changes to the config to try. The first is no change."""
     axes = {k: v for k, v in compiler.abstract_mesh(c, devices=topology.devices).shape.items() if v > 1}
     micro = c.train.micro_batches
     for mesh, remat, parts in itertools.product(
@@ -65,7 +65,7 @@ def changed(c: ConfigDict, changes: Changes) -> ConfigDict:
 
 
 def promising(c: ConfigDict, topology: Topology, *, count: int) -> list[Changes]:
-    """The `count` neighbours that should fit and be fastest by the formulas, the config itself first."""
+    """The config itself, and the neighbours that are fastest by formula and should fit: `count` in all."""
     found = []
     platform = "tpu" if topology.chip.torus else "gpu"
     seen: set[str] = set()
@@ -89,9 +89,9 @@ def promising(c: ConfigDict, topology: Topology, *, count: int) -> list[Changes]
 def search(
     c: ConfigDict, topology: Topology, *, trials: int, price: float | None = None
 ) -> list[tuple[Changes, Plan | str]]:
-    """Try the config and its most promising neighbours; (changes, plan or why it failed), in the order tried.
+    """Try the config and its most promising neighbours: (changes, plan or error), in the order tried.
 
-    The caller holds the compiler's lock.
+    The caller holds the lock of the compiler.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -113,6 +113,6 @@ def search(
 
 
 def best(tried: list[tuple[Changes, Plan | str]]) -> tuple[Changes, Plan] | None:
-    """The fastest that fits, or None."""
+    """The fastest plan that fits, or None."""
     fitting = [(changes, plan) for changes, plan in tried if not isinstance(plan, str) and plan["fits"]]
     return min(fitting, key=lambda item: slowest(item[1]), default=None)

@@ -1,10 +1,10 @@
-"""How long a compiled program takes on paper: its schedule walked through, one instruction after another.
+"""How long a compiled program takes, by formula: the schedule is run through, one instruction after another.
 
-An instruction takes as long as its products at the peak FLOP/s or its bytes at the bandwidth of HBM, whichever is
-longer (a roofline for each). What the compiler starts early (a collective, a copy to the chip's own memory) runs beside
-what it scheduled until the instruction that waits for it; what is still missing then is *exposed*. A collective that is
-not started early is exposed altogether. Bodies of loops count as often as they turn. No launch overheads, no other
-inefficiencies: a lower bound, which real chips miss by what the table of benchmarks/plans.py shows.
+An instruction takes as long as its products at the peak FLOP/s, or its bytes at the bandwidth of HBM, whichever is
+longer (a roofline for each instruction). A collective or a copy that the compiler starts early runs beside the
+instructions up to the one that waits for it. The rest of its time is *exposed*. A collective that is not started early
+is exposed in full. The body of a loop counts once for each turn. Launch overheads and other losses do not count, so the
+time is a lower bound. The table of benchmarks/plans.py shows how far real chips are from it.
 """
 
 import re
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from llmjax.scaling.collectives import KINDS, Collective, collective_of
-from llmjax.scaling.hlo import Computation, Frame, Instruction, Program, product_flops, trip_count
+from llmjax.scaling.hlo import Computation, Frame, Instruction, Program, product_flops, trip_count, unread
 
 FREE = {"recv", "recv-done", "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
         "opt-barrier", "optimization-barrier", "domain", "add-dependency"}  # fmt: skip
@@ -31,17 +31,17 @@ SLICES = ("dynamic-slice", "slice", "gather")
 
 @dataclass(frozen=True)
 class Sent:
-    """Equal collectives of a step, together."""
+    """All equal collectives of a step."""
 
     collective: Collective
-    count: float  # times a step
-    seconds: float  # on the links, all of them together
-    exposed: float  # of these, seconds in which nothing else ran
+    count: float  # in a step
+    seconds: float  # on the links, of all of them
+    exposed: float  # seconds in which nothing else ran
 
 
 @dataclass
 class Cost:
-    """What running a computation once costs one device."""
+    """The cost for one device of running a computation once."""
 
     seconds: float = 0.0
     flops: float = 0.0  # of products
@@ -50,11 +50,11 @@ class Cost:
     waits: float = 0.0  # seconds of waiting for copies
     cycles: float = 0.0  # as the compiler estimates them
     sent: dict[Collective, Sent] = field(default_factory=dict)
-    kernels: dict[str, float] = field(default_factory=dict)  # custom calls whose FLOPs are not known, times a step
+    kernels: dict[str, float] = field(default_factory=dict)  # custom calls of unknown FLOPs -> how often in a step
     unknown_loops: int = 0  # loops of unknown length, counted once
 
     def add(self, other: "Cost", times: float = 1.0) -> None:
-        """Add another cost, so many times."""
+        """Add another cost so many times."""
         for name in ("seconds", "flops", "bytes", "busy", "waits", "cycles"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         for one in other.sent.values():
@@ -78,8 +78,8 @@ class Machine:
     flops: float  # FLOP/s
     bandwidth: float  # bytes/s of HBM
     link_seconds: Callable[[Collective], float]
-    channels: Callable[[Collective], tuple[object, ...]]  # the links it takes, which others then wait for
-    clock: float = 0.0  # cycles a second; when given, instructions take the compiler's cycles where it says any
+    channels: Callable[[Collective], tuple[object, ...]]  # the links that it takes; others wait for them
+    clock: float = 0.0  # cycles a second; 0: do not use the compiler's own estimates of cycles
 
 
 def walk(program: Program, machine: Machine) -> Cost:
@@ -93,10 +93,10 @@ class _Walker:
         self.flops_of: dict[str, float] = {}
 
     def run(self, computation: Computation, frame: Frame | None) -> Cost:
-        """Walk through one computation in the order of its schedule."""
+        """The cost of one computation, in the order of its schedule."""
         cost = Cost()
-        ends: dict[str, tuple[float, Collective | None]] = {}  # what was started -> when it is done
-        free: dict[object, float] = {}  # when the links of a channel are free again
+        ends: dict[str, tuple[float, Collective | None]] = {}  # started instruction -> when it is done
+        free: dict[object, float] = {}  # channel -> when its links are free again
         for instruction in computation.instructions:
             opcode = instruction.opcode
             if opcode in FREE:
@@ -124,7 +124,11 @@ class _Walker:
                 cost.bytes += size
             elif opcode == "call":
                 cost.add(self.run(self.program.computations[instruction.called()["to_apply"]], None))
-            elif not opcode.endswith(("-update", "-start")):
+            elif opcode.endswith("-update"):  # between start and done, under the name of the start
+                ends[instruction.name] = ends[instruction.operands[0]]
+            elif opcode.endswith("-start"):
+                raise unread(f"the instruction {opcode}")
+            else:
                 self._compute(cost, computation, instruction)
         return cost
 
@@ -168,7 +172,10 @@ class _Walker:
             cost.send(Sent(key, 1.0, seconds, exposed))
 
     def _wait(self, cost: Cost, ends: dict[str, tuple[float, Collective | None]], started: Sequence[str]) -> None:
-        done, sent = next((ends[name] for name in started if name in ends), (0.0, None))
+        found = next((ends[name] for name in started if name in ends), None)
+        if found is None:
+            raise unread(f"a wait for {', '.join(started)}, which nothing starts")
+        done, sent = found
         late = max(done - cost.seconds, 0.0)
         cost.seconds += late
         if sent is None:
@@ -197,7 +204,7 @@ class _Walker:
         cost.bytes += size
 
     def _inner_flops(self, instruction: Instruction) -> float:
-        """FLOPs of products in the computation that a fusion calls."""
+        """FLOPs of the products in the computation that a fusion calls."""
         name = instruction.called().get("calls")
         if name is None:
             return 0.0
@@ -226,7 +233,7 @@ class _Walker:
         return read + min(made, self._written(inner, inner.root))
 
     def _read(self, computation: Computation, value: Instruction) -> float:
-        """Bytes of a parameter that a fused computation reads: its slices, where that is all that it takes."""
+        """Bytes of a parameter that a fused computation reads: those of its slices where it reads only slices."""
         total = 0.0
         whole = sum(shape.bytes for shape in value.shapes)
         for user in computation.users.get(value.name, []):
@@ -237,7 +244,7 @@ class _Walker:
             elif user.opcode == "bitcast":
                 total += self._read(computation, user)
             elif user.opcode in HANDS_ON:
-                continue  # given back as it is, or read by the links
+                continue  # handed on, or read by the links
             elif user.opcode == "fusion":
                 inner = self.program.computations[user.called()["calls"]]
                 places = [i for i, name in enumerate(user.operands) if name == value.name]
@@ -247,7 +254,7 @@ class _Walker:
         return min(total, whole)
 
     def _written(self, computation: Computation, root: Instruction) -> float:
-        """Bytes that a fused computation writes: of an update in place, the update."""
+        """Bytes that a fused computation writes: of an update in place, only the update."""
         if root.opcode == "bitcast":
             return self._written(computation, computation.by_name[root.operands[0]])
         if root.opcode == "parameter":

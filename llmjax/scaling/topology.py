@@ -1,7 +1,7 @@
-"""Pods by name, such as "v5p:8x16x16" or "h100:64": their devices for the compiler, and how fast their links are.
+"""Pods by name, such as "v5p:8x16x16" or "h100:64": their devices for the compiler, and the speed of their links.
 
-TPU pods are described by libtpu, the TPU's compiler, which needs no TPU. GPUs have no such description: their plans are
-made on paper (`analytic.py`).
+libtpu, the compiler for TPUs, describes TPU pods and needs no TPU. For GPUs there is no such description, and plans are by
+formula (`analytic.py`).
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from llmjax.errors import UserError
 from llmjax.parallel.chips import CHIPS, Chip
 from llmjax.scaling.collectives import Collective, axes_of
 
-# libtpu else asks the network where it is, and guesses the machine's kind.
+# Without these libtpu asks the network for its location, and guesses the kind of machine.
 QUIET = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -34,7 +34,7 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Topology:
-    """Chips and how they are joined."""
+    """Chips and their arrangement."""
 
     name: str  # as in CHIPS
     shape: tuple[int, ...]  # of the torus of one slice; GPUs: (how many,)
@@ -42,17 +42,17 @@ class Topology:
 
     @property
     def chip(self) -> Chip:
-        """What one of them can do."""
+        """The properties of one chip."""
         return CHIPS[self.name]
 
     @property
     def chips(self) -> int:
-        """How many chips, over all slices."""
+        """The number of chips of all slices."""
         return math.prod(self.shape) * self.slices
 
     @property
     def devices(self) -> int:
-        """How many devices JAX sees."""
+        """The number of JAX devices."""
         return self.chips * self.chip.devices
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class Topology:
 def parse_topology(text: str, *, slices: int = 1) -> Topology:
     """A topology from "v5p:8x16x16" (a TPU slice) or "h100:64" (GPUs).
 
-    Raises UserError for a chip that is not in the table or a shape that it cannot have.
+    Raises UserError for an unknown chip, and for a shape that it cannot have.
     """
     name, _, shape = text.partition(":")
     if name not in CHIPS:
@@ -85,28 +85,28 @@ def parse_topology(text: str, *, slices: int = 1) -> Topology:
 
 @contextlib.contextmanager
 def compiler_lock() -> Iterator[None]:
-    """Wait until no other process plans: a large compile takes all cores and gigabytes."""
+    """Hold the lock of the TPU compiler: a large compilation takes all cores and gigabytes, so only one runs at a time."""
     path = Path(tempfile.gettempdir()) / f"llmjax-libtpu-{os.getuid()}.lock"
     with storage.locked(path, waiting="another plan holds the TPU compiler: waiting for it"):
         yield
 
 
 def devices(topology: Topology) -> Sequence[Any]:
-    """The devices of a TPU topology, for `parallel.mesh.make_mesh`; call it under `compiler_lock`.
+    """The devices of a TPU topology, for `parallel.mesh.make_mesh`. The caller holds `compiler_lock`.
 
-    Raises UserError when libtpu is not installed, or does not know the topology.
+    Raises UserError if libtpu is not installed, or does not know the topology.
     """
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     import jax
     from jax.experimental import topologies
 
-    jax.config.update("jax_platforms", "cpu")  # the plan needs no accelerator, and takes none from a run
+    jax.config.update("jax_platforms", "cpu")  # a plan needs no accelerator, and must not take one from a run
     try:
         import libtpu  # noqa: F401
     except ImportError as error:
         raise UserError(
             "planning for TPUs needs their compiler: pip install 'llmjax[plan]' (Linux on x86-64); "
-            "GPUs are planned on paper, such as --topology h100:64"
+            "plans for GPUs need none, such as --topology h100:64"
         ) from error
     if warning := mismatch():
         print(warning, file=sys.stderr)
@@ -124,7 +124,7 @@ def devices(topology: Topology) -> Sequence[Any]:
 
 
 def mismatch() -> str:
-    """A warning when the libtpu that is installed is not the one that this jax asks for; empty when it is."""
+    """A warning if the installed libtpu is not the one that this jax asks for, else ""."""
     wanted = next((r for r in metadata.requires("jax") or () if r.startswith("libtpu")), "")
     match = re.match(r"libtpu ?\(?==([\d.]+?)\.?\*", wanted)
     installed = metadata.version("libtpu")
@@ -140,7 +140,7 @@ def mismatch() -> str:
 
 
 def wraps(topology: Topology) -> tuple[bool, ...]:
-    """Along which dimensions a slice's links close to rings: whole cubes of four in 3-D, a side of 16 in 2-D."""
+    """For each dimension whether the links of a slice form rings: with cubes of four in 3-D, with sides of 16 in 2-D."""
     multiple = 4 if len(topology.shape) == 3 else 16
     closed = all(size % 4 == 0 for size in topology.shape) if len(topology.shape) == 3 else True
     return tuple(closed and size % multiple == 0 for size in topology.shape)
@@ -149,11 +149,10 @@ def wraps(topology: Topology) -> tuple[bool, ...]:
 def link_model(
     topology: Topology, mesh_devices: Sequence[Any], mesh: Mapping[str, int]
 ) -> tuple[Callable[[Collective], float], Callable[[Collective], tuple[object, ...]]]:
-    """(seconds of a collective, the links it takes), for the mesh's devices in the order of the mesh.
+    """Two functions of a collective: its seconds, and the links it takes. `mesh_devices`: in the order of the mesh.
 
-    A group that spans dimensions of the torus has two links for each that closes to a ring, one for each that does not;
-    between slices, and between nodes of GPUs, it has its share of the network. Neighbours of a permute are taken as one
-    hop apart.
+    A group that spans dimensions of the torus has two links for each dimension that is a ring, and one for each other.
+    Between slices it has its share of the network. The partners of a permute count as neighbours.
     """
     chip = topology.chip
     rings = wraps(topology)
@@ -170,7 +169,7 @@ def link_model(
             return 0.0
         places = np.array([place(i) for i in group[:4096]])
         distinct = [len(set(column.tolist())) for column in places.T]
-        if distinct[0] > 1:  # each member in a slice carries its share of what leaves the slice
+        if distinct[0] > 1:  # the members in a slice share its network
             return sent.moved / (chip.network / chip.devices * max(1, len(group) // distinct[0]))
         if sent.kind == "collective-permute":
             return sent.moved / (chip.link / chip.devices)
@@ -179,7 +178,7 @@ def link_model(
             for closed, count, size in zip(rings, distinct[1:], topology.shape, strict=True)
             if count > 1
         )
-        # Cores of one chip talk inside of it, at least as fast as over a link.
+        # Cores of one chip communicate inside it, at least as fast as over a link.
         return sent.moved / (chip.link * max(width, 1) / chip.devices)
 
     def channels(sent: Collective) -> tuple[object, ...]:
@@ -191,7 +190,7 @@ def link_model(
         source, target = (np.unravel_index(i, tuple(mesh.values())) for i in sent.groups[0][:2])
         found = []
         for i, (axis, size) in enumerate(mesh.items()):
-            if axis in axes:  # to the next of the ring, or to the one before
+            if axis in axes:  # to the next device of the ring, or to the previous one
                 found.append((axis, 1 if (target[i] - source[i]) % size <= size // 2 else -1))
         return tuple(found)
 

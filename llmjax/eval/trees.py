@@ -1,9 +1,9 @@
-"""Rows of tokens that hold many sequences with common beginnings once: what a model is given to score choices fast.
+"""Trees of token sequences: a row holds many sequences, and their common beginnings once.
 
-The choices of a question share its prompt, and the questions of a subject share their examples. Sorted, sequences with a
-common beginning lie side by side, and laid behind one another without what the one before already has they are a tree
-in depth-first order: a token sees those in front of it whose subtree has not ended (`until` of `Transformer`). Whether
-a sequence joins the row of its neighbour or begins its own is decided by what either would cost.
+The choices of a question share its prompt, and the questions of a subject share their examples. After sorting, sequences
+with a common beginning are neighbours. A row has them one after the other, each without its common beginning with the one
+before. This is a tree in depth-first order: a token sees those before it whose subtree has not ended (`until` of
+`Transformer`). A sequence joins the row of its neighbour if that costs less than a row of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,14 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Cost = Callable[[int, int], float]  # (tokens before in the row, new tokens) -> what computing the new ones costs
+Cost = Callable[[int, int], float]  # (tokens before in the row, new tokens) -> cost of the new ones
 
 
 @dataclass(frozen=True)
 class Row:
-    """A tree of sequences; arrays of int32, one entry a token.
+    """A tree of sequences: int32 arrays with an entry for each token.
 
-    `paths` has for every sequence (its number, the places of its tokens in the row).
+    Attributes:
+        until: the place in the row at which the subtree of a token ends.
+        paths: for each sequence its number, and the places of its tokens in the row.
     """
 
     tokens: np.ndarray
@@ -28,13 +30,13 @@ class Row:
 
 
 def build_rows(sequences: Sequence[Sequence[int]], *, cost: Cost, longest: int, branches: bool = True) -> list[Row]:
-    """Every sequence in one of the rows.
+    """Rows that hold every sequence once.
 
     Args:
         sequences: token ids, at least one each.
-        cost: decides who shares a row.
-        longest: tokens of a row; a sequence that is longer has its own.
-        branches: False for models that cannot read trees: then a row holds a sequence and beginnings of it.
+        cost: decides which sequences share a row.
+        longest: the most tokens of a row. A longer sequence has its own row.
+        branches: False for models that cannot read trees: a row then holds a sequence and beginnings of it.
     """
     arrays = [np.asarray(s, np.int32) for s in sequences]
     # Big-endian bytes sort as the numbers do, and a beginning sorts before what continues it.
@@ -56,14 +58,14 @@ def build_rows(sequences: Sequence[Sequence[int]], *, cost: Cost, longest: int, 
 
 
 def common_beginning(a: np.ndarray, b: np.ndarray) -> int:
-    """How many of their first elements are equal."""
+    """How many of the first elements of two sequences are equal."""
     size = min(len(a), len(b))
     different = np.flatnonzero(a[:size] != b[:size])
     return int(different[0]) if len(different) else size
 
 
 class _Tree:
-    """A row while it grows; `last` is the sequence that was added last, `path` where its tokens are."""
+    """A row while it grows. `last` is the sequence added last, `path` has the places of its tokens."""
 
     def __init__(self, number: int, sequence: np.ndarray) -> None:
         self.parts: list[np.ndarray] = []
@@ -90,18 +92,18 @@ class _Tree:
 
 
 def choose_lengths(sizes: Sequence[int], *, cost: Cost, shape_cost: float, step: int = 64) -> list[int]:
-    """Lengths, ascending multiples of `step`, that rows of these sizes are padded to, so that the padding and the
-    compilation of a program for each length cost least together.
+    """Lengths to pad rows to, ascending multiples of `step`, for the least cost of padding and compilation together.
 
     Args:
-        cost: as of `build_rows`; only `cost(0, length)` is asked.
-        shape_cost: of one more length, in the same unit.
+        sizes: tokens of each row.
+        cost: as in `build_rows`; only `cost(0, length)` is used.
+        shape_cost: the cost of compiling a program for one more length, in the same unit.
     """
     rounded = np.array([-(-size // step) * step for size in sizes])
     lengths, counts = np.unique(rounded, return_counts=True)
     costs = [cost(0, int(length)) for length in lengths]
     before = np.concatenate([[0], np.cumsum(counts)])
-    # best[i]: the least that rows of the first i lengths cost when the last of them is one that is compiled.
+    # best[i]: the least cost of the rows of the first i lengths, if a program is compiled for the last of these.
     best, chosen = [0.0], [0]
     for i in range(1, len(lengths) + 1):
         totals = [best[j] + (before[i] - before[j]) * costs[i - 1] + shape_cost for j in range(i)]

@@ -1,4 +1,4 @@
-"""Prompts from a file, answers to another, one JSON object a line; run again, it goes on with what is not answered."""
+"""Batch inference: prompts from one file, answers to another. Run again, it answers the prompts without an answer."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,20 +10,21 @@ from llmjax import storage
 from llmjax.data.chat import chat_ids
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
+from llmjax.infer.beam import BeamSearch
 from llmjax.infer.engine import Engine
-from llmjax.infer.request import FORMS, SETTINGS, Request, prompt_ids
+from llmjax.infer.request import CONSTRAINTS, SETTINGS, Request, prompt_ids
 
 PROMPTS = ("prompt", "messages", "ids")
-BESIDE = ("tools", "documents")  # what a chat's template is handed with the messages
-BEGIN = b'{"id": '  # of every answer
+BESIDE = ("tools", "documents")  # given to the chat template with the messages
+BEGIN = b'{"id": '  # the beginning of every answer
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a file of prompts, or what is wrong with it."""
+    """A row of a file of prompts, or its error."""
 
-    id: Any  # of the answer: the row's own, else the number of its line
-    number: int  # counted from 0, the rows that are wrong included
+    id: Any  # of the answer: the id of the row, else the number of its line
+    number: int  # from 0, with rows that have errors
     where: str  # FILE:LINE
     given: Mapping[str, Any]
     request: Request | None = None
@@ -31,10 +32,10 @@ class Row:
 
 
 def read_prompts(path: Path) -> Iterator[Row]:
-    """The rows of JSONL, or of other files {"prompt": line}; empty lines are none.
+    """The rows of a JSONL file, or {"prompt": line} for each line of another file. Empty lines are skipped.
 
-    A row has "prompt" (text), "messages" (for chat models, with "tools" and "documents") or "ids", and may have an "id"
-    and settings of its own, such as "temperature". A row that is none of that has an error, as has one whose id came before; the others do not notice.
+    A row has "prompt" (text), "messages" (for chat models, with "tools" and "documents") or "ids". It may have an "id"
+    and settings such as "temperature". A row that is wrong, or whose id came before, gets an error; others are read.
     Raises UserError when there is no such file.
     """
     if not path.is_file():
@@ -83,7 +84,7 @@ def _check_fields(row: Mapping[str, Any]) -> None:
 
 
 def answered(path: Path) -> set[str]:
-    """The ids in a file of answers; a last line that was cut off in writing has none. UserError for another file."""
+    """The ids in a file of answers. A last line that was cut off counts as missing. Raises UserError for another file."""
     if not path.is_file():
         return set()
     found = set()
@@ -94,14 +95,14 @@ def answered(path: Path) -> set[str]:
             try:
                 found.add(str(json.loads(line)["id"]))
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path} is no file of answers: give another --out") from error
+                raise UserError(f"{path} is not a file of answers: give another --out") from error
     return found
 
 
 def with_requests(
     tokenizer: Tokenizer, rows: Sequence[Row], defaults: Mapping[str, Any], *, chat: bool = False
 ) -> list[Row]:
-    """The rows with the requests that they make, or with errors; with `chat` a text prompt is what a user says."""
+    """The rows with their requests, or with errors. With `chat` a text prompt is a message of the user."""
     found = []
     for row in rows:
         if not row.error:
@@ -116,8 +117,8 @@ def with_requests(
 def _request(tokenizer: Tokenizer, row: Row, defaults: Mapping[str, Any], *, chat: bool) -> Request:
     given = row.given
     own = {name: value for name, value in given.items() if name in SETTINGS}
-    if any(name in own for name in FORMS):  # instead of the form that all others have
-        defaults = {name: value for name, value in defaults.items() if name not in FORMS}
+    if any(name in own for name in CONSTRAINTS):  # in place of the common constraint
+        defaults = {name: value for name, value in defaults.items() if name not in CONSTRAINTS}
     if "prompt" in given and not isinstance(given["prompt"], str):
         raise UserError(f"prompt must be a text, not {given['prompt']!r:.60}")
     if "messages" in given or (chat and "prompt" in given):
@@ -130,11 +131,12 @@ def _request(tokenizer: Tokenizer, row: Row, defaults: Mapping[str, Any], *, cha
     return Request.parse({**defaults, **own, "ids": ids, "number": row.number})
 
 
-def answer_file(engine: Engine, rows: Sequence[Row], out: Path) -> dict[str, int]:
-    """Answer the rows that `out` does not answer yet, in the order in which they are finished: what was done.
+def answer_file(engine: Engine | BeamSearch, rows: Sequence[Row], out: Path) -> dict[str, int]:
+    """Answer the rows without an answer in `out`, and write each answer when it is finished: counts of what was done.
 
-    Answers: id, prompt, text, finish, tokens (their number) and log_probability (their sum, nats). A row that cannot be
-    answered has "error" instead, with file and line. Row i is sample i of the seed, whatever was answered before.
+    An answer has id, prompt, text, finish, tokens (their number) and log_probability (their sum, nats). For a row that
+    cannot be answered it has id and "error", with file and line. Row i is sample i of the seed, however often the file
+    was interrupted.
     """
     done = answered(out)
     counts = {"answered before": 0, "answered": 0, "refused": 0, "tokens": 0}
@@ -148,7 +150,7 @@ def answer_file(engine: Engine, rows: Sequence[Row], out: Path) -> dict[str, int
             counts["refused"] += 1
 
         while left or engine.busy:
-            while left and len(row_of) < 2 * engine.count:  # enough that no slot waits
+            while left and len(row_of) < 2 * engine.count:  # enough to keep all slots busy
                 row = next(todo, None)
                 if row is None:
                     left = False
@@ -178,7 +180,7 @@ def answer_file(engine: Engine, rows: Sequence[Row], out: Path) -> dict[str, int
 
 
 def _line(answer: dict[str, Any]) -> str:
-    """One line of JSON; characters as they are, but for halves of characters, which are no UTF-8."""
+    """One line of JSON, with escapes only for lone surrogates, which are not UTF-8."""
     line = json.dumps(answer, ensure_ascii=False)
     try:
         line.encode()

@@ -14,7 +14,8 @@ from networks import make, settings
 from llmjax import cli, config
 from llmjax.data.tokenizer import Tokenizer, byte_tokenizer
 from llmjax.errors import UserError
-from llmjax.infer import files
+from llmjax.infer import batch
+from llmjax.infer.command import request_settings
 from llmjax.infer.language_model import LanguageModel
 from llmjax.infer.request import Request
 from llmjax.parallel import mesh as meshes
@@ -88,7 +89,7 @@ WRONG: list[tuple[Any, str]] = [
         "regex": (5, None, "(", "a{1000000}", "\ud800"), "grammar": ({}, "start: missing"),
     }.items() for value in values],
     ({"prompt": "x", "logit_bias": {str(i): -math.inf for i in range(288)}}, "forbids every token"),
-    ({"prompt": "x", "regex": "a", "json_schema": {}}, "one form only"),
+    ({"prompt": "x", "regex": "a", "json_schema": {}}, "only one constraint"),
     ({"prompt": "x" * 200}, "more than the"),
     ({"prompt": "x", "max_new_tokens": 96}, "more than the"),
     # Prompts that are none
@@ -123,7 +124,7 @@ def test_every_good_row_is_answered_beside_hostile_ones(run):
     engine = model().engine(slots=2, length=96)
     for i in (0, len(good) - 1):
         ids = (1, *model().tokenizer.encode(good[i]["prompt"]))
-        settings = {name: value for name, value in model().config.generate.to_dict().items() if name != "prompts"}
+        settings = request_settings(model().config)
         number = engine.submit(Request.parse({**settings, "ids": ids, "number": 2 * i}))
         assert found[f"good {i}"]["text"] == dict(engine.run())[number].text
 
@@ -155,19 +156,19 @@ def test_a_form_that_cannot_be_read_is_told_before_the_model_is(run, capsys):
 
 def test_lines_of_text_are_prompts_with_their_numbers_as_ids(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\n\nthree\r\ncaf\xe9\n")
-    rows = list(files.read_prompts(tmp_path / "a.txt"))
+    rows = list(batch.read_prompts(tmp_path / "a.txt"))
     assert [(row.id, row.number) for row in rows] == [(1, 0), (3, 1), ("line 4", 2)]
     assert [row.given.get("prompt") for row in rows] == ["one", "three", None]
     assert "a.txt:4: this is no UTF-8" in rows[2].error
     with pytest.raises(UserError, match="there is no file"):
-        list(files.read_prompts(tmp_path / "b.txt"))
+        list(batch.read_prompts(tmp_path / "b.txt"))
 
 
 @pytest.mark.parametrize("text", ["my notes\n", "my notes", '{"id": 1}\nmy notes'])
 def test_a_file_that_is_no_answers_is_left_alone(tmp_path, text):
     (tmp_path / "notes.txt").write_text(text)
-    with pytest.raises(UserError, match="no file of answers"):
-        files.answered(tmp_path / "notes.txt")
+    with pytest.raises(UserError, match="not a file of answers"):
+        batch.answered(tmp_path / "notes.txt")
     assert (tmp_path / "notes.txt").read_text() == text
 
 
@@ -183,7 +184,7 @@ def test_a_row_hands_tools_and_documents_to_the_template(tmp_path):
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = files.with_requests(tokenizer, list(files.read_prompts(path)), {})
+    found = batch.with_requests(tokenizer, list(batch.read_prompts(path)), {})
     assert found[0].request is not None
     assert found[0].request.ids == tuple(tokenizer.encode('x[{"a": "<eos>"}]d'))
     says = ("message 2 has the role 5", "tools holds 5", "no setting is called 'tools'")
