@@ -3,6 +3,7 @@
 import ast
 import functools
 import json
+import random
 import re
 import shlex
 import shutil
@@ -198,7 +199,7 @@ def test_readme_is_short_and_its_figures_are_those_of_results():
 
 
 TINY = {
-    "data.min_bytes": 1, "data.holdout_percent": 20.0, "prepare.workers": 1, "tokenizer.vocab_size": 300, "model.layers": 1,
+    "data.min_bytes": 1, "data.holdout_percent": 20.0, "prepare.workers": 1, "tokenizer.vocab_size": 420, "model.layers": 1,
     "model.width": 32, "model.heads": 2, "model.mlp_width": 64, "train.batch_size": 8, "train.sequence_length": 32,
     "eval.max_bytes": 400, "eval.batch_size": 8, "generate.max_new_tokens": 4,
 }  # fmt: skip
@@ -253,8 +254,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("configs", "launch", "results"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "my_notes").mkdir()
-    for i in range(24):
-        words = (WORDS[(i * 7 + j * j) % len(WORDS)] for j in range(120))
+    for i in range(40):  # no two are alike, so that none is a near duplicate
+        draw = random.Random(i)
+        words = ("".join(draw.choices(("ka", "lo", "mi", "ru", "te"), k=draw.randint(1, 3))) for _ in range(120))
         (folder / "my_notes" / f"{i:02}.txt").write_text(f"Text number {i}.\n" + " ".join(words) + "\n")
     (folder / "book.txt").write_text("\n".join(" ".join(WORDS[i % 7 :]) for i in range(60)))
     return folder
