@@ -159,8 +159,12 @@ def test_the_names_of_the_map_stand_in_the_files_of_their_row():
     checked = 0
     for row in text_of(ROOT / "CONTRIBUTING.md").splitlines():
         names = re.findall(r"`([A-Z][A-Z_]{3,})`", row) if row.startswith("| ") else []
-        given = re.findall(r"`([\w/.]+\.py)`", row)
-        texts = [p.read_text() for p in SOURCES if any(f"/{p}".endswith(f"/{name}") for name in given)]
+        given = re.findall(r"`([\w/.]+(?:\.py|/))`", row)
+        texts = [
+            p.read_text()
+            for p in SOURCES
+            if any(f"/{p}".endswith(f"/{n}") or f"{p.parent}/".endswith(n) for n in given)
+        ]
         for name in names:
             checked += 1
             assert any(re.search(rf"\b{name}\b", text) for text in texts), f"{name}: {row}"
