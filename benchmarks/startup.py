@@ -205,48 +205,6 @@ def summary(starts: list[Start]) -> dict[str, Any]:
     }
 
 
-# What the command of c4ef595 does for two answers, with a clock between its parts.
-BASE_PHASES = """
-import json, sys, time
-began = time.perf_counter()
-laps = {}
-def lap(name):
-    global began
-    now = time.perf_counter()
-    laps[name], began = now - began, now
-import llmjax.infer.language_model
-from llmjax.data.chat import chat_ids
-lap("import")
-model = llmjax.load(sys.argv[1])
-lap("read the model")
-from llmjax.infer import command, files
-defaults = {**command.request_settings(model.config), "max_new_tokens": int(sys.argv[3]), "temperature": 0.0}
-rows = [{"prompt": text} for text in sys.argv[4:]]
-made = [files.request_of(model.tokenizer, row, defaults, vocab_size=model.config.model.vocab_size, chat=bool(int(sys.argv[2]))) for row in rows]
-lap("read the prompts")
-engine = model.engine(length=max(len(one.ids) + one.max_new_tokens for one in made), **command.engine_settings(model.config))
-lap("prepare the engine")
-for one in made:
-    engine.submit(one)
-engine.step()
-lap("compile, read the prompts and write the first tokens")
-for _ in engine.run():
-    pass
-lap("write the other tokens")
-print(json.dumps(laps))
-"""
-
-
-def base_phases(run: Path, base: Path) -> dict[str, float]:
-    """Seconds of the other checkout's parts for two answers."""
-    chats = any("chat_template" in path.read_text() for path in tokenizer_files(run))
-    command = [base / ".venv" / "bin" / "python", "-c", BASE_PHASES, str(run), str(int(chats)), str(SHORT), *QUESTIONS]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=base, env={**os.environ, **BYTECODE})
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     """Measure, print the tables, write JSON."""
     parser = make_parser(__doc__)
@@ -264,7 +222,6 @@ def main() -> None:
         rows = []
         for run in args.runs:
             rows += by_turns(run.absolute(), args.base.absolute(), turns=args.turns)
-            rows[-1]["base_phases"] = base_phases(run.absolute(), args.base.absolute())
         result["by_turns"] = rows
     write(result, args.out)
 
