@@ -29,6 +29,7 @@ LLAMA3 = {
     **ORIGINAL,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 4096}
+PLAIN = {"rope_type": "default", "rope_theta": 10_000.0}
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
 GEMMA = {**LLAMA, "head_dim": 16, "query_pre_attn_scalar": 24}
 BLOOM = {"vocab_size": 61, "hidden_size": 32, "n_layer": 3, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
@@ -290,5 +291,58 @@ DECODERS: tuple[Case, ...] = (
         about={"centre": 0.0, "theirs": unpadded(theirs_causal), "ours": unpadded(ours_causal)},
         griffin={"num_hidden_layers": 5, "attention_window_size": 6},
         attention={"block_types": ["attention", "recurrent"], "num_key_value_heads": 2, "attention_bias": True},
+    ),
+    *_cases(
+        "olmo2",
+        "Olmo2Config",
+        "Olmo2ForCausalLM",
+        LLAMA,
+        plain={},
+        biased={"num_key_value_heads": 4, "attention_bias": True, "tie_word_embeddings": True},
+    ),
+    *_cases(
+        "olmo3",
+        "Olmo3Config",
+        "Olmo3ForCausalLM",
+        {**LLAMA, "sliding_window": 5, "num_hidden_layers": 5},
+        windows={},
+        yarn={"head_dim": 32, "rope_parameters": {"full_attention": YARN, "sliding_attention": PLAIN}},
+    ),
+    *_cases(
+        "granite",
+        "GraniteConfig",
+        "GraniteForCausalLM",
+        LLAMA,
+        scales={
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.2,
+            "logits_scaling": 1.5,
+        },
+        plain={"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    *_cases(
+        "smollm3",
+        "SmolLM3Config",
+        "SmolLM3ForCausalLM",
+        {**LLAMA, "num_hidden_layers": 5},
+        every_fourth={},
+        listed={"no_rope_layers": [1, 0, 0, 1, 1], "tie_word_embeddings": False, "attention_bias": True},
+    ),
+    *_cases(
+        "qwen2_moe",
+        "Qwen2MoeConfig",
+        "Qwen2MoeForCausalLM",
+        {**LLAMA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+        shared={"shared_expert_intermediate_size": 48},
+        first_dense={"shared_expert_intermediate_size": 24, "mlp_only_layers": [0], "norm_topk_prob": True},
+    ),
+    *_cases(
+        "cohere2",
+        "Cohere2Config",
+        "Cohere2ForCausalLM",
+        {**LLAMA, "sliding_window": 5, "num_hidden_layers": 5},
+        windows={"logit_scale": 0.5},
+        biased={"attention_bias": True, "head_dim": 16, "num_hidden_layers": 3, "logit_scale": 1.5},
     ),
 )

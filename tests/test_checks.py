@@ -83,6 +83,7 @@ REFUSED = [
     ({"rotary_scaling": "llama3", "rotary_factor": 8.0, "rotary_original_length": 64, "rotary_fast": 1.0}, "must be below model.rotary_fast"),
     ({"rotary_scaling": "ntk", "rotary_factor": 2.0, "rotary_fraction": 0.25}, "needs two rotated pairs, not 1"),
     ({"rotary_scaling": "linear", "rotary_factor": 2.0, "position": "alibi"}, "has no effect on model.position=alibi"),
+    ({"pattern": ("global", "nope"), "position": "alibi"}, "has nope, layers without rotary positions"),
     ({"alibi_rounded": True}, "model.alibi_rounded is a detail of model.position=alibi"),
     ({"position": "t5", "relative_buckets": 1}, "too few: 2 are needed"),
     ({"position": "t5", "relative_buckets": 3, **SPAN}, "too few: 4 are needed"),

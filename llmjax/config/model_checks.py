@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-ATTENTION = ("global", "local")
+ATTENTION = ("global", "local", "nope")
 RECURRENT = ("rnn", "lstm", "rglru", "mamba2")
 BIASES = ("qkv", "out", "mlp", "norm", "head")
 RELATIVE = ("alibi", "t5", "xlnet")  # positions that are added to the attention scores
@@ -28,7 +28,7 @@ def head_size(model: ConfigDict) -> int:
 
 def _parts(c: ConfigDict) -> Iterator[str]:
     m = c.model
-    for key in ("embedding_scale", "logit_scale"):
+    for key in ("branch_scale", "embedding_scale", "logit_scale"):
         if m[key] == 0:
             yield f"model.{key}=0 would erase what it scales; 1 leaves it as it is"
     unknown = [part for part in m.bias if part not in BIASES]
@@ -44,6 +44,11 @@ def _pattern(c: ConfigDict) -> Iterator[str]:
         yield f"model.pattern is empty: give at least one of {', '.join(kinds)}"
     if unknown:
         yield f"model.pattern has {unknown[:1]}; its kinds of layers are {', '.join(kinds)}"
+    if "nope" in m.pattern and m.position != "rotary":
+        yield (
+            f"model.pattern has nope, layers without rotary positions, and model.position={m.position}: set it to rotary, "
+            "or the layers to global"
+        )
     recurrent = next((kind for kind in m.pattern if kind in RECURRENT), "")
     if recurrent and m.direction == "bidirectional":
         yield f"{recurrent} layers read from left to right: set model.direction=causal, or model.pattern to attention only"

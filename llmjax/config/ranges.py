@@ -53,7 +53,8 @@ SEED = Range(0, 2**32 - 1, high_open=True)  # what JAX takes, with seed + 1
 
 RANGES: dict[Range, tuple[str, ...]] = {
     ANY: (
-        "generate.frequency_penalty", "generate.length_penalty", "generate.presence_penalty", "model.alibi_scale", "model.embedding_scale",
+        "generate.frequency_penalty", "generate.length_penalty", "generate.presence_penalty", "model.alibi_scale", "model.branch_scale",
+        "model.embedding_scale",
         "model.logit_scale", "model.moe.scale",
     ),
     AT_LEAST_0: (

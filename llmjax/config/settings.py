@@ -87,7 +87,7 @@ def base() -> ConfigDict:
     c.model.encoder_layers = 0  # blocks of a bidirectional encoder (encoder-decoder); 0: none
     c.model.embedding_width = 0  # size of the token embeddings, projected to and from the width; 0: the width
     # blocks
-    c.model.pattern = ("global",)  # the mixer of each layer, repeated: global, local (attention), rnn, lstm, rglru, mamba2
+    c.model.pattern = ("global",)  # the mixer of each layer, repeated: global, local, nope (attention; nope is global without rotary positions), rnn, lstm, rglru, mamba2
     c.model.window = 1024  # tokens that local attention sees, its own included
     c.model.block = "serial"  # serial: attention, then MLP; parallel: both read the same input and are added
     c.model.shared_norm = True  # parallel blocks: one norm for both branches (Falcon-7B, PaLM), or one each (Falcon-40B)
@@ -95,15 +95,17 @@ def base() -> ConfigDict:
     c.model.activation = "swiglu"  # gelu (exact), gelu_tanh, relu, relu2, silu; gated: swiglu, geglu, geglu_tanh, reglu
     c.model.bias = ()  # the parts that have biases: qkv, out, mlp, norm, head
     c.model.norm = "rms"  # rms, layer, batch or none
-    c.model.norm_place = "pre"  # pre, post (after the sum) or sandwich (before and after each branch)
+    c.model.norm_place = "pre"  # pre, post (after the sum), sandwich (before and after each branch) or after (each branch, OLMo 2)
     c.model.norm_epsilon = 1e-5  # added to the variance in every norm
     c.model.norm_zero_centered = False  # the scale is 1 + its parameter (Gemma)
     c.model.residual_scale = 1.0  # multiplies the residual stream before a branch is added; 0: no residual path; 1 becomes alpha with init=deepnorm
+    c.model.branch_scale = 1.0  # times each branch before it is added to the residual stream (Granite)
     c.model.embedding_norm = False  # a norm after the embeddings
     c.model.final_norm = True  # a norm after the last block
     # attention
     c.model.direction = "causal"  # what a token sees when the objective does not say: causal or bidirectional
     c.model.qk_norm = False  # RMS-normalise queries and keys per head before the rotation
+    c.model.qk_norm_over = "head"  # what that norm is over: each head, or all heads of a token together (heads, OLMo 2)
     c.model.attention_scale = 0.0  # multiplies the scores; 0: 1/sqrt(K)
     c.model.attention_soft_cap = 0.0  # scores = cap * tanh(scores / cap); 0: off
     c.model.two_stream = False  # add a stream of queries that do not see their own token (XLNet), for objective permutation
@@ -158,6 +160,7 @@ def base() -> ConfigDict:
     c.model.moe.experts = 0  # E, routed experts in a sparse layer; 0: all layers are dense
     c.model.moe.active = 2  # experts that see each token
     c.model.moe.shared = 0  # experts that see every token (DeepSeek)
+    c.model.moe.shared_gate = False  # their output times the sigmoid of a number that is linear in the input (Qwen 2)
     c.model.moe.width = 0  # F of one expert; 0: as the dense MLP's
     c.model.moe.first = 0  # dense layers at the start
     c.model.moe.every = 1  # after those, every so-many-th layer is sparse

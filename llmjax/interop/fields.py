@@ -329,6 +329,7 @@ def meaning(c: ConfigDict) -> dict[str, Any]:
         **dict.fromkeys(("recurrent.state_size", "recurrent.groups", "recurrent.chunk"), "mamba2" not in kinds),
         **dict.fromkeys(("heads", "kv_heads", "head_size", "attention_", "qk_norm"), not kinds & set(ATTENTION)),
         "shared_norm": c.block != "parallel",
+        "qk_norm_over": not c.qk_norm,
         "norm_zero_centered": c.norm == "none",
         "norm_epsilon": c.norm == "none",
         "activation": c.mlp == "none" and not c.head_transform,

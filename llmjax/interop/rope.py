@@ -53,6 +53,39 @@ def rope(
     return Entry((*NAMES, *BASES, *FRACTIONS), read, write)
 
 
+def rope_by_kind(*, base: float = 10_000.0, local_name: str = "") -> Entry:
+    """The entry where layers with a window have angles of their own: another base, and never stretched.
+
+    local_name: the field of that base; "": it is the same.
+    """
+
+    def read(c: ConfigDict, theirs: Theirs) -> None:
+        nested = theirs.get("rope_parameters") or {}
+        full = {**(nested.get("full_attention") or {}), **(theirs.get("rope_scaling") or {})}
+        local = nested.get("sliding_attention") or {}
+        if local.get("rope_type", "default") != "default":
+            raise UserError(
+                f"config.json has rope_parameters for sliding_attention of {local}; supported: rope_type 'default'"
+            )
+        read_dictionary(c, full, theirs)
+        c.position = "rotary"
+        c.rotary_base = float(number(full, "rope_theta", number(theirs, "rope_theta", base)))
+        usual = number(theirs, local_name, c.rotary_base) if local_name else c.rotary_base
+        c.rotary_local_base = float(number(local, "rope_theta", usual))
+
+    def write(c: ConfigDict) -> dict[str, Any]:
+        said = {"rope_theta": c.rotary_base, "rope_scaling": scaling(c)}
+        local = c.rotary_local_base or c.rotary_base
+        if local_name:
+            return {**said, local_name: local}
+        # Version 5 takes another base than rope_theta for layers with a window, unless it is told.
+        full = {"rope_type": "default", **(said["rope_scaling"] or {}), "rope_theta": c.rotary_base}
+        by_kind = {"full_attention": full, "sliding_attention": {"rope_type": "default", "rope_theta": local}}
+        return {**said, "rope_parameters": by_kind}
+
+    return Entry((*NAMES, "rope_theta", *filter(None, [local_name])), read, write)
+
+
 def _first(names: tuple[str, ...], theirs: Theirs) -> str:
     return next((name for name in names if theirs.get(name) is not None), names[0])
 

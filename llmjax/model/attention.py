@@ -264,7 +264,7 @@ class Attention(nn.Module):
         groups = c.kv_heads or c.heads
         q_BLHK = Linear(c, (c.heads, size), "inward", bias=bias, name="query")(x_BLD)
         if c.qk_norm:
-            q_BLHK = layers.Norm(c, "rms", name="query_norm")(q_BLHK)
+            q_BLHK = self._normalised(q_BLHK, "query_norm")
         if view.rotary is not None:
             q_BLHK = P.rotate(q_BLHK, view.rotary[0])
         if self.cross and keys_BMD is None:
@@ -275,7 +275,7 @@ class Attention(nn.Module):
             k_BMGK = Linear(c, (groups, size), "inward", bias=bias, name="key")(keys_BMD)
             v_BMGK = Linear(c, (groups, size), "inward", bias=bias, name="value")(keys_BMD)
             if c.qk_norm:
-                k_BMGK = layers.Norm(c, "rms", name="key_norm")(k_BMGK)
+                k_BMGK = self._normalised(k_BMGK, "key_norm")
             if view.rotary is not None:
                 k_BMGK = P.rotate(k_BMGK, view.rotary[1])
             if cache is not None:
@@ -320,6 +320,13 @@ class Attention(nn.Module):
         else:
             y_BLHK = self._attend(q_BLHK, k_BGMK.swapaxes(1, 2), v_BGMK.swapaxes(1, 2), view, bias_BHLM)
         return self._out(y_BLHK), cache
+
+    def _normalised(self, x_BLHK: jax.Array, name: str) -> jax.Array:
+        """Each head by itself, or all heads of a token as one vector."""
+        norm = layers.Norm(self.c, "rms", name=name)
+        if self.c.qk_norm_over == "head":
+            return norm(x_BLHK)
+        return norm(x_BLHK.reshape(*x_BLHK.shape[:2], -1)).reshape(x_BLHK.shape)
 
     def _out(self, y_BLHK: jax.Array) -> jax.Array:
         out = Linear(self.c, (self.c.width,), "outward", inputs=2, bias="out" in self.c.bias, name="out")

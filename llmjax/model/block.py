@@ -71,11 +71,11 @@ class Block(nn.Module):
         if c.block == "parallel":
             norm = self._norm(f"{name}_norm")
             h_BLD = norm(x_BLD, inputs.valid_BL)
-            y_BLD = self._drop(mix(h_BLD, norm), state)
+            y_BLD = self._output(mix(h_BLD, norm), state)
             if c.mlp != "none":
                 if not c.shared_norm:
                     h_BLD = self._norm("mlp_norm")(x_BLD, inputs.valid_BL)
-                y_BLD = y_BLD + self._drop(self._feed_forward(h_BLD, inputs), state)
+                y_BLD = y_BLD + self._output(self._feed_forward(h_BLD, inputs), state)
             x_BLD = constrain(self._residual(x_BLD) + y_BLD, "BLD")
         else:
             x_BLD = self._branch(x_BLD, name, mix, inputs, state)
@@ -100,12 +100,13 @@ class Block(nn.Module):
         inputs: Inputs,
         state: dict[str, Any],
     ) -> jax.Array:
-        """Pre: x + f(norm(x)). Post: norm(x + f(x)). Sandwich: x + norm(f(norm(x)))."""
+        """Pre: x + f(norm(x)). Post: norm(x + f(x)). Sandwich: x + norm(f(norm(x))). After: x + norm(f(x))."""
         place, norm = self.c.norm_place, self._norm(f"{name}_norm")
-        y_BLD = branch(x_BLD if place == "post" else norm(x_BLD, inputs.valid_BL), norm)
-        if place == "sandwich":
-            y_BLD = self._norm(f"{name}_post_norm")(y_BLD, inputs.valid_BL)
-        x_BLD = self._residual(x_BLD) + self._drop(y_BLD, state)
+        y_BLD = branch(x_BLD if place in ("post", "after") else norm(x_BLD, inputs.valid_BL), norm)
+        if place in ("sandwich", "after"):
+            after = norm if place == "after" else self._norm(f"{name}_post_norm")
+            y_BLD = after(y_BLD, inputs.valid_BL)
+        x_BLD = self._residual(x_BLD) + self._output(y_BLD, state)
         return constrain(norm(x_BLD, inputs.valid_BL) if place == "post" else x_BLD, "BLD")
 
     def _mix(
@@ -126,7 +127,7 @@ class Block(nn.Module):
             return y_BLD
         keys_BMD = None if inputs.content is None else h_BLD[:, : inputs.content]
         if "memory" in state:
-            memory_BMD = state["memory"] if c.norm_place == "post" else norm(state["memory"])
+            memory_BMD = state["memory"] if c.norm_place in ("post", "after") else norm(state["memory"])
             keys_BMD = jnp.concatenate([memory_BMD, h_BLD if keys_BMD is None else keys_BMD], axis=1)
         y_BLD, new_cache = Attention(c, self.deterministic, attend=self.attend, name="attention")(
             h_BLD,
@@ -167,7 +168,10 @@ class Block(nn.Module):
     def _rate(self, rate: float, state: dict[str, Any]) -> float | jax.Array:
         return rate * state["depth"] if self.c.dropout_shape == "linear" else rate
 
-    def _drop(self, y_BLD: jax.Array, state: dict[str, Any]) -> jax.Array:
+    def _output(self, y_BLD: jax.Array, state: dict[str, Any]) -> jax.Array:
+        """What a branch adds to the residual stream: scaled, with dropout."""
+        if self.c.branch_scale != 1:
+            y_BLD = y_BLD * jnp.asarray(self.c.branch_scale, y_BLD.dtype)
         if self.deterministic or not self.c.dropout:
             return y_BLD
         return layers.drop(y_BLD, self._rate(self.c.dropout, state), self.make_rng("dropout"))

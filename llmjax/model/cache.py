@@ -57,7 +57,7 @@ def cached_keys(c: ConfigDict, cache: Cache, tokens: Tokens, kind: str, *, order
     whole_BM, new_BL = cache["slots"], tokens.positions
     last_B1 = new_BL[:, :1] + jnp.sum(tokens.segments > 0, axis=1, keepdims=True) - 1
     alone = new_BL.shape[1] == 1  # its key is written before attention, so nothing stands behind the ring
-    slots_BM = whole_BM if kind == "global" else _ring(c, whole_BM, last_B1 if alone else new_BL[:, :1] - 1)
+    slots_BM = whole_BM if kind != "local" else _ring(c, whole_BM, last_B1 if alone else new_BL[:, :1] - 1)
     behind = kind == "local" and not alone
     held_BM = jnp.concatenate([slots_BM, new_BL], axis=1) if behind else slots_BM
     ones_BM = jnp.ones_like(held_BM)
@@ -70,7 +70,7 @@ def cached_keys(c: ConfigDict, cache: Cache, tokens: Tokens, kind: str, *, order
         first = slots_BM.shape[1] if behind else 0
         shown_BLL = visible(tokens, tokens)
         mask_BLM = jnp.zeros_like(mask_BLM).at[:, :, first : first + new_BL.shape[1]].set(shown_BLL)
-    if kind == "global":
+    if kind != "local":
         return Keys(keys, mask_BLM, new_BL)
     return Keys(keys, mask_BLM, new_BL, jnp.maximum(_ring(c, whole_BM, last_B1) - new_BL[:, :1], -1))
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from llmjax.model import routing
 from llmjax.model.init import initializer
-from llmjax.model.layers import ACTIVATIONS, GATED, MLP, dtype_of, mlp_width
+from llmjax.model.layers import ACTIVATIONS, GATED, MLP, Linear, dtype_of, mlp_width
 from llmjax.model.observed import observe
 from llmjax.model.per_device import axes_of, per_device, platform, run_manual, summable
 from llmjax.model.routing import Assignment
@@ -95,7 +95,10 @@ class MoE(nn.Module):
             weights[name] = Weights(c, shape, kind, bias, name=name)()
         y_BLD = mixture(c, x_BLD.astype(dtype_of(c.dtype)), experts_BLJ, weights_BLJ, weights)
         if moe.shared:
-            y_BLD = y_BLD + MLP(c, moe.shared * F, name="shared")(x_BLD)
+            shared_BLD = MLP(c, moe.shared * F, name="shared")(x_BLD)
+            if moe.shared_gate:
+                shared_BLD = shared_BLD * jax.nn.sigmoid(Linear(c, (1,), "inward", name="shared_gate")(x_BLD))
+            y_BLD = y_BLD + shared_BLD
         return y_BLD
 
 

@@ -141,7 +141,7 @@ def make_view(
     by_pattern: bool = False,
     relative_embedding: Any = None,
 ) -> View:
-    """The view of one kind of attention layer, "global" or "local".
+    """The view of one kind of attention layer: "global", "local", or "nope", which is global without rotary positions.
 
     Args:
         bidirectional: whether T5's buckets tell keys that come later apart.
@@ -161,7 +161,7 @@ def make_view(
         # float32 before the lookup, whose gradient is a sum over all pairs of tokens.
         bias = jnp.take(relative_embedding.astype(jnp.float32), buckets_BLM, axis=0).transpose(0, 3, 1, 2)
     rotary = None
-    if c.position == "rotary":
+    if c.position == "rotary" and kind != "nope":
         q = P.rotary_table(queries.positions, c, local=local)
         rotary = (q, q if keys.new_BL is None else P.rotary_table(keys.new_BL, c, local=local))
     xlnet = c.position == "xlnet"

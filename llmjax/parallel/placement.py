@@ -50,7 +50,7 @@ TABLE: tuple[Row, ...] = (
     (LAYER + r"(mlp|moe/shared)/(up|gate)/bias$", (None, "tensor")),  # N F
     (LAYER + r"(mlp|moe/shared)/down/kernel$", (None, "tensor", "fsdp")),  # N F D
     (LAYER + r"(attention/out|cross/out|mlp/down|moe/shared/down)/bias$", (None, None)),  # N D
-    (LAYER + r"moe/router/kernel$", (None, "fsdp", None)),  # N D E
+    (LAYER + r"moe/(router|shared_gate)/kernel$", (None, "fsdp", None)),  # N D E
     (LAYER + r"moe/expert_bias$", (None, None)),  # N E
     (LAYER + r"moe/(up|gate)/kernel$", (None, "expert", "fsdp", "tensor")),  # N E D F
     (LAYER + r"moe/(up|gate)/bias$", (None, "expert", "tensor")),  # N E F

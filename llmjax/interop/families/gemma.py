@@ -3,39 +3,10 @@
 From 2 on norms also stand after each branch, some layers have a window, and scores and logits may have soft caps.
 """
 
-from typing import Any
-
-from ml_collections import ConfigDict
-
-from llmjax.errors import UserError
 from llmjax.interop.families.llama import biases, family, windows
-from llmjax.interop.fields import GATED_ACTIVATIONS, Entry, Theirs, field, fixed, settings, typed
+from llmjax.interop.fields import GATED_ACTIVATIONS, field, fixed, settings
 from llmjax.interop.mapping import Family
-from llmjax.interop.rope import read_dictionary, scaling
-
-
-def _gemma3_rope() -> Entry:
-    """One base, perhaps stretched, for layers that see everything, and one for those with a window."""
-
-    def read(c: ConfigDict, theirs: Theirs) -> None:
-        nested = theirs.get("rope_parameters") or {}
-        full = {**(nested.get("full_attention") or {}), **(theirs.get("rope_scaling") or {})}
-        local = nested.get("sliding_attention") or {}
-        read_dictionary(c, full, theirs)
-        if local.get("rope_type", "default") != "default":
-            raise UserError(
-                f"config.json has rope_parameters for sliding_attention of {local}; supported: rope_type 'default'"
-            )
-        c.position = "rotary"
-        c.rotary_base = typed("rope_theta", full.get("rope_theta", theirs["rope_theta"]), float)
-        c.rotary_local_base = typed("rope_theta", local.get("rope_theta", theirs["rope_local_base_freq"]), float)
-
-    def write(c: ConfigDict) -> dict[str, Any]:
-        local = c.rotary_local_base or c.rotary_base
-        return {"rope_theta": c.rotary_base, "rope_scaling": scaling(c), "rope_local_base_freq": local}
-
-    return Entry(("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq"), read, write)
-
+from llmjax.interop.rope import rope_by_kind
 
 GEMMA = (
     fixed("use_bidirectional_attention", False),
@@ -99,7 +70,7 @@ FAMILIES: tuple[Family, ...] = (
         biases(attention="asked"),
         settings(qk_norm=True),
         windows("some", periodic=True),
-        _gemma3_rope(),
+        rope_by_kind(local_name="rope_local_base_freq"),
         GEMMA,
         SANDWICH,
         fixed("attn_logit_softcapping", None),  # there is such a field, which the model never looks at

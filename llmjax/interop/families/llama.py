@@ -1,7 +1,7 @@
-"""Llama (Touvron et al. 2023) and its relatives: Mistral, Mixtral, Qwen 2 and 3 (also sparse).
+"""Llama (Touvron et al. 2023) and its relatives: Mistral, Mixtral, Qwen 2 and 3 (also sparse), SmolLM 3, Granite.
 
 All have rotary positions, RMS norms and gated MLPs, and the same names of tensors. They differ in biases, norms of
-queries and keys, windows, experts and scales. `gemma.py` has more of them.
+queries and keys, windows, experts and scales. `gemma.py` and `olmo.py` have more of them.
 """
 
 import dataclasses
@@ -177,6 +177,8 @@ def rows(c: ConfigDict, *, expert_names: str = "") -> Iterator[Row]:
     if c.norm_place == "sandwich":
         norms |= {"attention_post_norm": "post_attention_layernorm", "mlp_norm": "pre_feedforward_layernorm"}
         norms |= {"mlp_post_norm": "post_feedforward_layernorm"}
+    elif c.norm_place == "after":
+        norms = {"attention_norm": "post_attention_layernorm", "mlp_norm": "post_feedforward_layernorm"}
     for i, ((prefix, n), sparse) in enumerate(zip(layer_slots(c), sparse_layers(c), strict=True)):
         layer = f"model.layers.{i}"
         for ours, theirs in norms.items():
@@ -187,10 +189,13 @@ def rows(c: ConfigDict, *, expert_names: str = "") -> Iterator[Row]:
         yield from linear(f"{attention}/value", n, (D,), (G, K), f"{there}.v_proj", bias=bias)
         yield from linear(f"{attention}/out", n, (H, K), (D,), f"{there}.o_proj", bias="out" in c.bias)
         if c.qk_norm:
-            yield same(f"{attention}/query_norm/scale", n, (K,), f"{there}.q_norm.weight")
-            yield same(f"{attention}/key_norm/scale", n, (K,), f"{there}.k_norm.weight")
+            whole = c.qk_norm_over == "heads"
+            yield same(f"{attention}/query_norm/scale", n, (H * K if whole else K,), f"{there}.q_norm.weight")
+            yield same(f"{attention}/key_norm/scale", n, (G * K if whole else K,), f"{there}.k_norm.weight")
         if sparse:
             yield from expert_rows(expert_names, c, f"{prefix}/moe", n, layer)
+            if c.moe.shared:
+                yield from _shared_rows(c, f"{prefix}/moe", n, f"{layer}.mlp.shared_expert")
             continue
         for name, inputs, outputs in (("gate", D, F), ("up", D, F), ("down", F, D)):
             bias = "mlp" in c.bias
@@ -200,6 +205,14 @@ def rows(c: ConfigDict, *, expert_names: str = "") -> Iterator[Row]:
         yield tied("lm_head.weight", "model.embed_tokens.weight")
     else:
         yield from linear("head", None, (D,), (c.vocab_size,), "lm_head")
+
+
+def _shared_rows(c: ConfigDict, path: str, n: int, theirs: str) -> Iterator[Row]:
+    D, F = c.width, c.moe.shared * (c.moe.width or mlp_width(c))
+    for name, inputs, outputs in (("gate", D, F), ("up", D, F), ("down", F, D)):
+        yield from linear(f"{path}/shared/{name}", n, (inputs,), (outputs,), f"{theirs}.{name}_proj")
+    if c.moe.shared_gate:
+        yield from linear(f"{path}/shared_gate", n, (D,), (1,), f"{theirs}_gate")
 
 
 def family(
@@ -231,6 +244,35 @@ def family(
         other_rows=functools.partial(fused_expert_rows, expert_names) if expert_names else lambda c: (),
         **more,
     )
+
+
+def _shared_experts() -> Entry:
+    """Experts that see every token, as one MLP that is so many times as wide, behind a gate of its own."""
+    name = "shared_expert_intermediate_size"
+
+    def read(c: ConfigDict, theirs: Theirs) -> None:
+        width = typed(name, theirs.get(name, 5632), int)
+        if width % c.moe.width:
+            raise UserError(
+                f"config.json has {name}={width}; supported: multiples of moe_intermediate_size={c.moe.width}"
+            )
+        c.moe.shared, c.moe.shared_gate = width // c.moe.width, True
+
+    return Entry((name,), read, lambda c: {name: c.moe.shared * c.moe.width})
+
+
+def _unrotated() -> Entry:
+    """Layers whose queries and keys are not rotated: those with 0 in no_rope_layers, or each so-many-th."""
+
+    def read(c: ConfigDict, theirs: Theirs) -> None:
+        every = typed("no_rope_layer_interval", theirs.get("no_rope_layer_interval", 4), int)
+        rotated = theirs.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(c.layers)]
+        set_pattern(c, ["global" if on else "nope" for on in rotated])
+
+    def write(c: ConfigDict) -> dict[str, Any]:
+        return {"no_rope_layers": [int(c.pattern[i % len(c.pattern)] != "nope") for i in range(c.layers)]}
+
+    return Entry(("no_rope_layers", "no_rope_layer_interval"), read, write)
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -273,5 +315,38 @@ FAMILIES: tuple[Family, ...] = (
         dense_layers(),
         defaults={"num_key_value_heads": 4, "sliding_window": 4096},
         expert_names="mlp gate_proj down_proj up_proj",
+    ),
+    family(
+        "qwen2_moe",
+        "Qwen2Moe",
+        field("qkv_bias", "bias", ("qkv",), table={True: ("qkv",), False: ()}),
+        windows("some", switched=True),
+        experts("num_experts", 60, 4),
+        field("moe_intermediate_size", "moe.width", 1408),
+        field("norm_topk_prob", "moe.normalize", False),
+        _shared_experts(),
+        dense_layers(),
+        defaults={"num_key_value_heads": 16, "sliding_window": 4096, "max_window_layers": 28},
+        expert_names="mlp gate_proj down_proj up_proj",
+    ),
+    family(
+        "smollm3",
+        "SmolLM3",
+        constants(pad_token_id=None),  # without it the class has one that smaller vocabularies lack
+        biases(attention="asked", mlp=True),
+        windows("none"),
+        _unrotated(),
+        rope(base=2e6),
+        defaults={"num_key_value_heads": 4, "tie_word_embeddings": True},
+    ),
+    family(
+        "granite",
+        "Granite",
+        biases(attention="asked", mlp=True),
+        windows("none"),
+        field("embedding_multiplier", "embedding_scale", 1.0),
+        field("residual_multiplier", "branch_scale", 1.0),
+        field("attention_multiplier", "attention_scale", 1.0),
+        field("logits_scaling", "logit_scale", 1.0, to_ours=lambda x: 1 / x, to_theirs=lambda x: 1 / x),
     ),
 )
