@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import helpers
 import jax
 import numpy as np
 import pytest
@@ -387,7 +388,7 @@ SCRIPT = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[1])
 from llmjax.parallel import processes
-processes.start(heartbeat_seconds=10)
+processes.start(heartbeat_seconds=100)
 import test_faults
 getattr(test_faults, sys.argv[2])(pathlib.Path(sys.argv[3]))
 processes.end(0)
@@ -426,7 +427,7 @@ def train_spiking(workdir):
         **rewinding(factor=1.3, window=8),
     )  # fmt: skip
     batch = spiking(c, range(18, 23))
-    train(c, workdir, batch=lambda k: test_source.own_rows(batch(k)))
+    helpers.train(c, workdir, batch=lambda k: test_source.own_rows(batch(k)))
 
 
 @pytest.mark.slow
