@@ -39,7 +39,7 @@ def model() -> tuple[Any, Any]:
 
 
 def engine(**given: Any) -> Engine:
-    return Engine(*model(), tokenizer(), **{"slots": 2, "length": 96, "parts": (16, 64), **given})
+    return Engine(*model(), tokenizer(), **{"slots": 2, "length": 96, "chunks": (16, 64), **given})
 
 
 def conversation(**given: Any) -> tuple[Chat, list[str]]:
