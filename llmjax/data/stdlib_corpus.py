@@ -1,12 +1,12 @@
-"""The embedded default corpus: the standard library of the Python that runs this, so nothing need be downloaded.
+"""The default corpus: the standard library of the running Python, so nothing is downloaded.
 
-It holds every .py source of the library proper, the topics of `pydoc_data`, each as a document, and for every built-in or extension module one stub-like document with the signatures and docstrings that
-its compiled code carries. Docstrings of modules written in Python are not repeated as documents of their own: the
-sources hold the same text, and a second copy would only weigh it twice.
+Its documents are every .py source of the library, every topic of `pydoc_data`, and for every built-in or extension
+module a stub with the signatures and docstrings of its compiled code. Docstrings of modules written in Python are not
+documents of their own, since the sources hold them.
 
-Python's own regression tests are a corpus apart ("stdlib-tests"): more text than the library itself, repetitive, and
-left out by many distributions, so that the default would not be the same text everywhere. Their groups are those of
-the modules that they test: what is held out of one is held out of the other.
+Python's regression tests are a separate corpus ("stdlib-tests"). They are repetitive and larger than the library, and
+many distributions leave them out, so the default would not be the same text everywhere. A test's group is that of the
+module it tests, so both are held out together.
 """
 
 import importlib

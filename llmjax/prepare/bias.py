@@ -1,11 +1,11 @@
-"""Which identities stand near which feelings: a report on a corpus before and after it was filtered.
+"""A report on bias: how often identity terms are near words of praise or blame, before and after filtering a corpus.
 
-For each identity term (lexicons/identity.txt: gender, religion, origin, age, disability, orientation) it counts how
-often a word of praise or of blame (lexicons/sentiment.txt) stands within ten words of it in the same sentence, beside
-how often that is so of any word. English only. Negation and irony are not understood, and a difference may be true of
-what the texts tell (wars, news of crimes): the report shows where to look, it does not judge.
+For each identity term (lexicons/identity.txt: gender, religion, origin, age, disability, orientation) it counts words of
+praise and blame (lexicons/sentiment.txt) within ten words and in the same sentence, and compares with the counts of all
+words. English only. It does not understand negation and irony, and a difference may come from the subject (wars, news of
+crimes). The report shows where to look; it does not judge.
 
-Counts are whole numbers in a small table with a row a term, always the same rows, so that tables of shards are added.
+Counts are whole numbers in a small table with the same row for each term, so tables of shards can be added.
 """
 
 import html
@@ -142,7 +142,7 @@ def add(tables: Iterable[pa.Table]) -> pa.Table:
 
 
 def interval(count: int, total: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share. It takes occurrences as independent; those of one document are not quite."""
+    """Wilson's 95% interval of a share. It assumes independent occurrences; those of one document are not quite so."""
     if not total:
         return 0.0, 1.0
     share, weight = count / total, Z * Z / total

@@ -1,11 +1,11 @@
 """Benchmark questions in training text: runs of words in common, how much they cover, and the longest common text.
 
-Brown et al. (2020), "Language Models are Few-Shot Learners", appendix C, call 13 words in a row a collision. That finds
-no short question and few edited ones, and a proverb is one too. So runs of 8 words are looked up, and an item is told if
-a run goes on to 13 words or if runs cover half of it; the table says what matched, how much of it, and how long the
-longest common text is. `leaked` is a rule over it.
+Brown et al. (2020), "Language Models are Few-Shot Learners", appendix C, call 13 words in a row a collision. That misses
+short questions and most edited ones, and a proverb is a collision too. This module looks up runs of 8 words. It reports
+an item if a run has 13 words or if runs cover half of the item, with how much matched and the longest common text.
+`leaked` is a rule over these reports.
 
-Words are those of `kernels.words`: case-folded, punctuation aside, digits as they stand.
+Words are those of `kernels.words`: case-folded, without punctuation, digits kept.
 """
 
 import collections
@@ -23,12 +23,13 @@ from llmjax.errors import UserError
 from llmjax.prepare.kernels import windows
 from llmjax.prepare.kernels.words import UNSPACED, find_words, rolling, room, tables, utf8
 
-SHORT = 8  # words of a run that is looked up; an item with fewer cannot be told from chance
-HALF = 0.5  # share of an item that counts in shorter runs than the words asked for
-SHARED = 3  # a run in more items of one benchmark than this is an instruction, not a question
-NEARLY_ALL = 0.85  # a text with so much of a question has it, whatever is left out
-UNSPACED_LETTERS = 2  # a character of a script without spaces tells as much as so many letters
-# Words that ask. A text that quotes what a question quotes ("We hold these truths ... Who wrote this?") lacks them.
+SHORT = 8  # words of a run that is looked up; a match of fewer words may be chance
+HALF = 0.5  # an item is reported if runs of SHORT words cover this share of it
+SHARED = 3  # a run in more items of a benchmark than this is an instruction, not a question
+NEARLY_ALL = 0.83  # a text with this share of a question has the question, edited
+GOES_ON = 2  # with this many equal words beyond its runs a text has the question, edited
+UNSPACED_LETTERS = 2  # a character of a script without spaces counts as this many letters
+# Interrogatives. A text that only quotes what a question quotes ("We hold these truths ... Who wrote this?") lacks them.
 ASKING = frozenset(
     [
         "who",
@@ -120,10 +121,15 @@ SCHEMA = pa.schema(
         ("benchmark", pa.string()),
         ("item", pa.string()),
         ("field", pa.string()),  # question, answer, or both in a row
-        ("words", pa.int64()),  # of the field that are in common runs of at least SHORT words
+        ("words", pa.int64()),  # of the field, in common runs of at least SHORT words
         ("run", pa.int64()),  # of the longest of these runs
         ("share", pa.float64()),  # of the field's words
-        ("asks", pa.bool_()),  # whether the words in common hold one that asks, if the field has any, or nearly all
+        ("own", pa.int64()),  # characters of all words in common, at the same place or in runs
+        ("same", pa.float64()),  # share of these words
+        (
+            "asks",
+            pa.bool_(),
+        ),  # whether they include an interrogative, if the field has one, or the text is an edit of the field
         ("characters", pa.int64()),  # of the longest common text, case and punctuation aside
         ("text", pa.string()),  # the words of the document that are in it
     ]
@@ -139,12 +145,13 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """One text of one item, as words."""
+    """One text of one item, as words; `asking` are those that ask, by their places."""
 
     benchmark: str
     item: str
     field: str
     words: tuple[str, ...]
+    asking: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -152,11 +159,11 @@ class Index:
     """What `overlaps` looks for.
 
     Attributes:
-        grams: hashes of runs of SHORT words, sorted, uint64 (places,); one that occurs in several places, several times.
+        grams: hashes of runs of SHORT words, sorted, uint64 (places,), one for each place where the run occurs.
         entry, position: which entry has the run, and from which of its words on, int64 (places,).
         filter: bitmap of the hashes, of `windows.make_filter`.
-        words: words in a row that are told however little of an item they are.
-        left_out: by benchmark, how many items have too few words to be looked for.
+        words: a run of this many words is reported, whatever its share of the item.
+        left_out: by benchmark, the number of items with too few words.
     """
 
     entries: Sequence[Entry]
@@ -171,8 +178,8 @@ class Index:
 def read_benchmark(path: str | Path) -> list[Item]:
     """The items of a JSON-lines file (.gz too) in the format of a Hugging Face data set or the evaluation harness.
 
-    Known are question, context or prompt with its answer, and choices with the number, letter or labels of the right
-    one (ARC, HellaSwag, MMLU, TruthfulQA, GSM8K, HumanEval); of other rows the longest string is the question.
+    It knows a question, context or prompt with its answer, and choices with the number, letter or labels of the right one
+    (ARC, HellaSwag, MMLU, TruthfulQA, GSM8K, HumanEval). In other rows the longest string is the question.
 
     Raises:
         UserError: if a line is not a JSON object, or has no text in it.
@@ -206,7 +213,7 @@ def _item(row: Mapping[str, Any], number: int) -> Item:
         answer = next((row[key] for key in ANSWER_KEYS if isinstance(row.get(key), str)), None)
     if answer:
         fields["answer"] = answer
-        if len(question.split()) < 2 * SHORT:  # too short to be told from chance, but with its answer it may not be
+        if len(question.split()) < 2 * SHORT:  # too short alone, but perhaps not with its answer
             fields["question and answer"] = f"{question} {answer}"
     if isinstance(row.get("test"), str):
         fields["test"] = row["test"]
@@ -246,14 +253,13 @@ def _words(text: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
 def index(benchmarks: Mapping[str, Iterable[Item]], *, words: int = 13) -> Index:
     """The runs of SHORT words of all items, by benchmark.
 
-    Runs in more than SHARED items of one benchmark are left out: they are its instructions. Texts of fewer than SHORT words
-    are not looked for.
+    Leaves out runs in more than SHARED items of a benchmark, which are its instructions, and texts of fewer than SHORT words.
 
     Args:
-        words: words in a row that count however little of an item they are.
+        words: a run of this many words counts, whatever its share of the item.
 
     Raises:
-        UserError: for fewer than SHORT words, which prose has in common by chance.
+        UserError: for fewer than SHORT words, which match by chance.
     """
     if words < SHORT:
         raise UserError(f"decontaminate_words must be at least {SHORT}, not {words}: shorter runs match by chance")
@@ -269,7 +275,9 @@ def index(benchmarks: Mapping[str, Iterable[Item]], *, words: int = 13) -> Index
             for name, text in item.fields.items():
                 hashes, _, plain = _words(text)
                 if len(hashes) >= SHORT:
-                    entries.append(Entry(benchmark, item.id, name, plain))
+                    is_question = "?" in text or "\uff1f" in text
+                    asking = frozenset(i for i, word in enumerate(plain) if is_question and word in ASKING)
+                    entries.append(Entry(benchmark, item.id, name, plain, asking))
                     grams.append(np.empty(len(hashes), np.uint64))
                     grams[-1] = grams[-1][: rolling(hashes, len(hashes), SHORT, grams[-1])]
                     runs.update(grams[-1].tolist())
@@ -298,9 +306,9 @@ def index(benchmarks: Mapping[str, Iterable[Item]], *, words: int = 13) -> Index
 def overlaps(texts: pa.LargeStringArray, index: Index) -> pa.Table:
     """The items that a text has in common runs of words with: a table of SCHEMA, sorted by row, benchmark and item.
 
-    Told are runs of `index.words` words or more, and items of which runs of SHORT words cover half. Of the fields of an item
-    one is told: the question if half of it is covered, before others one that is covered whole, else the one with the
-    longest common text.
+    Reports items with a run of `index.words` words or more, and items half covered by runs of SHORT words. One field of an
+    item is reported: a half-covered question first (a wholly covered one before all), else the field with the longest
+    common text.
     """
     data, offsets = utf8(texts)
     hashes = np.empty(room(offsets), np.uint64)
@@ -353,9 +361,8 @@ def _in_text(text: str, hits: Sequence[tuple[int, int]], index: Index) -> Iterat
         run = max(_most_in_a_row(sorted(words)) for words in by_shift.values())
         if share < HALF and run < index.words:
             continue
-        # Words around a run that are the same at the same place, too few in a row to be looked up: an edited question.
+        # Equal words at the same place outside the runs, too few in a row to be looked up: signs of an edited question.
         same = covered.union(*(_same(entry.words, plain, shift) for shift in by_shift))
-        asking = {i for i, word in enumerate(entry.words) if word in ASKING}
         yield {
             "benchmark": entry.benchmark,
             "item": entry.item,
@@ -363,7 +370,9 @@ def _in_text(text: str, hits: Sequence[tuple[int, int]], index: Index) -> Iterat
             "words": len(covered),
             "run": run,
             "share": share,
-            "asks": not asking or bool(asking & same) or len(same) >= NEARLY_ALL * len(entry.words),
+            "own": sum(_letters(entry.words[i]) for i in same) - 1,
+            "same": len(same) / len(entry.words),
+            "asks": not entry.asking or bool(entry.asking & same) or len(same - covered) >= GOES_ON,
             "characters": length,
             "text": raw[spans[first, 0] : spans[last, 1]].decode(),
         }
@@ -426,14 +435,17 @@ def _same(entry: Sequence[str], text: Sequence[str], shift: int) -> set[int]:
 def leaked(table: pa.Table, *, characters: int = 50, share: float = 0.3, words: int = 26) -> np.ndarray:
     """Rows of texts to reject for `overlaps`, int64, sorted, each once.
 
-    A common text of `characters` characters (GPT-4's report, Achiam et al. 2023, appendix C, goes by 50) and with it either
-    `share` of the item or `words` words. Of a question also what asks must be there: a law, a proverb or a famous
-    sentence that a question quotes is no leak, and a lightly edited question is one. A question too short for that is a
-    leak if all of it is there and it has half of `characters`.
+    A leak is a common text of `characters` characters (as in GPT-4's report, Achiam et al. 2023, appendix C) that is
+    `share` of the item or has `words` words. Half of a question is one too if its common words have `characters` characters,
+    so that lightly edited questions are found. The interrogative of a question must be among the common words, or nearly
+    all words: a law, a proverb or a famous sentence that a question quotes is no leak. For a question that is there
+    as a whole, half of `characters` is enough.
     """
     covered, length = table["share"].to_numpy(), table["characters"].to_numpy()
-    much = (covered >= share) | (table["words"].to_numpy() >= words)
+    much = (length >= characters) & ((covered >= share) | (table["words"].to_numpy() >= words))
     questions = np.array([name.startswith("question") for name in table["field"].to_pylist()], bool)
-    asks = ~questions | table["asks"].to_numpy()
-    whole_question = questions & (covered == 1) & (2 * length >= characters)
-    return np.unique(table["row"].to_numpy()[((length >= characters) & much & asks) | whole_question])
+    own, same, asks = (table[name].to_numpy() for name in ("own", "same", "asks"))
+    half = questions & (covered >= HALF) & (own >= characters)
+    whole = questions & (2 * own >= characters) & ((covered == 1) | (asks & (same >= NEARLY_ALL)))
+    quotes = questions & ~asks & (same < NEARLY_ALL)
+    return np.unique(table["row"].to_numpy()[((much | half) & ~quotes) | whole])

@@ -1,8 +1,8 @@
-"""The published quality rules as data: their thresholds, and the characters and phrases that they speak of.
+"""The published quality rules as data: thresholds, and the characters and phrases that the rules name.
 
-Each class is one rule set; its defaults are the published values, and another value is `dataclasses.replace` away. Where
-a paper leaves something open (what a word is, which marks end a sentence), the constants are those of the datatrove
-implementation with which FineWeb was made, so that decisions can be compared with it.
+Each class is one rule set with the published values as defaults. Where a paper leaves something open (what a word is,
+which marks end a sentence), the constants are those of datatrove, with which FineWeb was made, so that decisions can be
+compared.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ TERMINAL_MARKS = _characters(  # marks that end a sentence, in the scripts of th
     "11946 11A42-11A43 11A9B-11A9C 11C41-11C42 11EF7-11EF8 11F43-11F44 16A6E-16A6F 16AF5 16B37-16B38 16B44 16E98 1BC9F "
     "1DA88"
 )
-SYMBOLS = TERMINAL_MARKS + _characters(  # a token of these alone does not count as a word
+SYMBOLS = TERMINAL_MARKS + _characters(  # a token made only of these is not a word
     "0-8 B-1F 22-2D 2F 3A-3E 40 5B-60 7B-9F AB B4 BB 2013-2014 2019 201C-201E 2026 2236 2501 25BA 3001 3008-300D 3010-3011 "
     "FF05 FF08-FF09 FF0C FF11 FF1A-FF1B FF5E"
 )

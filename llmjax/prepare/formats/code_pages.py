@@ -1,10 +1,10 @@
-"""Text of DOS and the Macintosh that was read as Latin-1: which code page it was in, and its letters read again."""
+"""Text of DOS and the Macintosh that was read as Latin-1: finds its code page and decodes it again."""
 
 import re
 import unicodedata
 
-EVIDENCE = 2_000  # the code page of a document is judged from so many of its characters
-LIKELY = 0.7  # and taken if their mean plausibility, from -1 to 1, is at least this
+EVIDENCE = 2_000  # characters from which the code page of a document is judged
+LIKELY = 0.7  # least mean plausibility of a code page, from -1 to 1
 _CODECS = ("cp1252", "cp850", "mac_roman")
 _TABLES = {codec: {chr(b): bytes([b]).decode(codec, "replace") for b in range(128, 256)} for codec in _CODECS}
 _LONE_C1 = re.compile(  # or UTF-8 read as Latin-1, which is for ftfy to mend
@@ -16,9 +16,9 @@ _DOS_QUOTES = re.compile(r"(?<![\d\s])½(?!\d)|(?<!\d)½(?![\d\s])")
 def legacy_codec(text: str) -> str | None:
     """The code page, "cp850" (DOS) or "mac_roman", in which the C1 controls of the text would be letters; or None.
 
-    None too where Windows-1252 explains them as well: for quotation marks and dashes, where those belong. Judged by
-    whether each character, so decoded, fits its neighbours: a letter beside letters of fitting case, an apostrophe
-    between letters, an opening mark before a word.
+    Also None if Windows-1252 explains them as well, as quotation marks and dashes in fitting places. A code page is judged
+    by how well each decoded character fits its neighbours: a letter beside letters of fitting case, an apostrophe between
+    letters, an opening mark before a word.
     """
     found = []
     for match in _LONE_C1.finditer(text):
@@ -29,7 +29,7 @@ def legacy_codec(text: str) -> str | None:
     if len(found) < 2:
         return None
     scores = {codec: sum(_fit(text, at, codec) for at in found) / len(found) for codec in _TABLES}
-    best = max(_CODECS, key=scores.__getitem__)  # of equals the first
+    best = max(_CODECS, key=scores.__getitem__)  # the first, if several are equal
     return best if best != "cp1252" and scores[best] >= LIKELY else None
 
 

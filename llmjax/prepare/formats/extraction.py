@@ -1,20 +1,20 @@
-"""The text of one document: which format is read by what, and which documents are read in a process of their own."""
+"""The text of one document, by its format. PDFs, and large pages and mail, are read in a separate process."""
 
 from dataclasses import dataclass
 
 from llmjax.prepare.formats import RejectedError, html, isolated, mail, pdf
 from llmjax.prepare.formats.text import decode
 
-LARGE = 200_000  # bytes; less takes no parser of pages or mail more than a few seconds, however it is made
+LARGE = 200_000  # bytes; no smaller page or mail takes a parser more than a few seconds
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is set of extraction, as in c.prepare.
+    """Settings of extraction, as in c.prepare.
 
     Attributes:
-        html: "main", "all" or "raw". pdf_margins: whether what repeats on the pages of a PDF is left out.
-        encodings: those tried, "detect" only as the last.
+        html: "main", "all" or "raw". pdf_margins: drop headers and footers of PDFs.
+        encodings: tried in this order; "detect" as the last guesses.
         max_document_bytes: of a text. max_document_seconds: of CPU time; 0: no limit.
     """
 

@@ -1,17 +1,16 @@
-"""Readable text out of HTML pages: resiliparse finds the content, and what it would lose is mended in the markup first.
+"""The text of HTML pages. resiliparse finds the content; this module first mends the markup that it would lose.
 
-What resiliparse 2.0 does well is left to it: which blocks are content, paragraphs, headings, <pre> with its indentation.
-Mended here, in the markup, since a step in the parsed tree from Python costs more than parsing the element:
+resiliparse 2.0 decides which blocks are content, and renders paragraphs, headings and <pre> with its indentation. The
+rest is mended here, in the markup, because visiting an element of the parsed tree from Python costs more than parsing it:
 
-- Bullet lists less than three elements below <body> count as menus there; one whose text is mostly not links is kept.
-- Cells of tables come out two tabs apart, and a <p> or <br> inside a cell breaks its row: short cells are made one
-  line, and the cells of a row are joined by " | ".
+- resiliparse takes bullet lists less than three elements below <body> for menus. Lists of text, not of links, are kept.
+- It puts cells of tables two tabs apart, and a <p> or <br> in a cell breaks the row. Short cells become one line, and
+  " | " stands between the cells of a row.
 - Columns of line numbers beside code are dropped.
-- Headers of the site that hold no title are dropped.
+- Headers of the site without a title are dropped.
 
-Every pattern here takes time that is linear in the page: a tag ends at ">" or at the next "<". Finding the main content
-takes time with the depth of each element, so a page nested deeper than any browser shows it is not searched but taken
-whole.
+Every pattern takes time linear in the page: a tag ends at ">" or at the next "<". The search for the main content takes
+time proportional to the depth of each element. A page nested deeper than browsers allow is taken whole.
 """
 
 import functools

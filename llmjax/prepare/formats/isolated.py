@@ -1,8 +1,8 @@
-"""Extraction in a process of its own, for documents that may take all time or memory, or crash a parser written in C.
+"""A process for documents that may take all the time or memory, or crash a parser written in C.
 
-A signal handler of Python's runs only between two bytecodes, so no timer of this process stops a parser written in C.
-The other process has a limit of CPU time and one of memory, which the kernel keeps; when it ends, the document in it is
-rejected and the next document starts a new one. It is started when first needed, and ends with this process.
+Python runs signal handlers between two bytecodes, so no timer in this process can stop a parser written in C. The other
+process has limits of CPU time and memory that the kernel enforces. If it dies, its document is rejected, and the next
+document starts a new process. The process starts when it is first needed and ends with this one.
 """
 
 import atexit
@@ -23,7 +23,7 @@ _process: tuple[int, subprocess.Popen[bytes]] | None = None  # with the id of th
 
 
 def call(function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
-    """function(*arguments) in the other process. All three, and the result, must be what pickle can carry.
+    """function(*arguments) in the other process. The function, its arguments and its result must be picklable.
 
     Args:
         seconds: of CPU time that the call may take; 0: no limit.
@@ -42,6 +42,7 @@ def call(function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
         is_result, value = _receive(process.stdout)
     except (EOFError, BrokenPipeError) as error:
         code = process.wait()
+        _stop(process)
         if code == -signal.SIGPROF:
             raise RejectedError(f"too slow: more than prepare.max_document_seconds={seconds:g}") from error
         name = signal.Signals(-code).name if code < 0 else f"code {code}"
@@ -54,6 +55,7 @@ def call(function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
 def _start() -> subprocess.Popen[bytes]:
     code = f"import sys; sys.path[:] = {sys.path!r}; from llmjax.prepare.formats import isolated; isolated.serve()"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    atexit.unregister(_stop)  # of one that has ended
     atexit.register(_stop, process)
     return process
 
@@ -67,19 +69,20 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def serve() -> None:
-    """The other process: answer calls until there are no more."""
+    """The loop of the other process: it answers calls until its input ends."""
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)  # libraries print what is odd about a file
+    os.dup2(nowhere, 1)  # libraries print warnings about files
     os.dup2(nowhere, 2)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    if sys.platform == "linux":  # macOS refuses to limit it
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     while True:
         try:
             function, arguments, seconds = _receive(requests)
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process, since nothing handles it
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # nothing handles SIGPROF, so it ends the process
         try:
             reply: tuple[bool, Any] = (True, function(*arguments))
         except MemoryError:

@@ -16,10 +16,10 @@ LINE_BYTES = 1 << 20  # longer lines are read in pieces
 
 
 def messages(opened: Any, path: str, *, max_bytes: int) -> Iterator[dict[str, Any]]:
-    """A raw row for each message of an open mailbox, which is read line by line: it may be larger than any document.
+    """A raw row for each message of an open mailbox (mbox, RFC 4155), read line by line, so its size has no limit.
 
-    `mailbox` of the standard library would want a file of this machine that is not compressed. A file that does not
-    begin with a "From " line is one rejected row; a message of more than max_bytes is one too.
+    The standard library's `mailbox` reads only local, uncompressed files. A file that does not begin with a "From " line
+    becomes one rejected row, as does a message of more than max_bytes.
     """
     number = start = at = size = 0
     lines: list[bytes] = []

@@ -1,7 +1,6 @@
-"""Running text out of PDF files, by PDFium: pages without their headers and footers, words without their line ends.
+"""The text of PDF files, by PDFium: pages without headers and footers, words joined over line ends.
 
-No file holds a worker for long: `extraction.py` reads PDFs in a process with limits of time and memory. Images are
-never decoded.
+`extraction.py` calls it in a process with limits of time and memory. Images are never decoded.
 """
 
 import re
@@ -14,9 +13,9 @@ from llmjax.prepare.formats import RejectedError
 
 PAGES = 5_000
 CHARACTERS = 50_000_000
-MARGIN_LINES = 2  # so many lines at the top and at the bottom of a page may be margins
-MARGIN_PAGES = 3  # a margin stands on at least so many pages,
-MARGIN_SHARE = 0.3  # and on this share of them: books have one header on the left and another on the right
+MARGIN_LINES = 2  # lines at the top, and at the bottom, of a page that may be margins
+MARGIN_PAGES = 3  # a margin is on at least this many pages,
+MARGIN_SHARE = 0.3  # and on this share of them: books have different headers on left and right pages
 _WRONG_PASSWORD = 4  # FPDF_ERR_PASSWORD
 _DIGITS = re.compile(r"\d+")
 _ROMAN = re.compile(r"(?i)[ivxlc]{1,7}")
@@ -67,7 +66,7 @@ def _pages(document: Any) -> list[str]:
 
 
 def join_pages(pages: Sequence[str]) -> str:
-    """One text of the pages' texts, without what stands at the margin of many pages, broken words joined."""
+    """The pages' texts as one, without headers and footers, words joined over line ends."""
     lines = [[line.rstrip() for line in page.splitlines()] for page in pages]
     cleaned = ["\n".join(page).strip("\n") for page in drop_margins(lines)]
     text = ""
@@ -82,8 +81,8 @@ def join_pages(pages: Sequence[str]) -> str:
 def drop_margins(pages: Sequence[Sequence[str]]) -> list[list[str]]:
     """The lines of each page without headers, footers and page numbers.
 
-    A line is a margin if it is among the outermost two lines that are not blank, and the same line, numbers aside,
-    is there on at least 3 pages and 30 % of them.
+    A line is a margin if it is one of the two outermost lines that are not blank, and at least 3 pages and 30 % of all
+    pages have the same line, apart from numbers.
     """
 
     def key(line: str) -> str:
@@ -104,10 +103,9 @@ def drop_margins(pages: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def join_hyphens(text: str) -> str:
-    """The text with words joined that a hyphen breaks at a line end; the rest of the line follows the word.
+    """The text with words joined that a hyphen breaks at a line end. The rest of the line follows the word.
 
-    The hyphen itself stays where the text elsewhere has the word with it ("well-known") and not without it, and
-    between numbers and before capitals.
+    The hyphen stays if the text has the word elsewhere only with it ("well-known"), between numbers, and before capitals.
     """
     if not any(f"{hyphen}\n" in text for hyphen in _HYPHENS):
         return text

@@ -1,4 +1,4 @@
-"""Characters out of bytes: which encoding some text is in, and what is no text."""
+"""Decoding: the encoding of some bytes, and whether they are text at all."""
 
 import codecs
 import functools
@@ -8,12 +8,12 @@ from llmjax.errors import UserError
 from llmjax.prepare.formats import RejectedError
 from llmjax.prepare.formats.code_pages import legacy_codec
 
-DETECTED_BYTES = 131_072  # the guess of an encoding looks at so many bytes; the whole must then decode without error
+DETECTED_BYTES = 131_072  # a guess looks at this many bytes; all bytes must then decode without error
 DETECT = "detect"
-DECLARED_BYTES = 8192  # a page of HTML says within so many bytes what it is in
+DECLARED_BYTES = 8192  # a page declares its encoding within this many bytes
 CONTROL_SHARE = 0.02  # more control characters than this, or a NUL, and the document is binary
-BAD_SHARE = 0.001  # a text may have so many bytes that are no characters, for each of its bytes
-SURE_CHARACTERS = 10  # beyond ASCII in UTF-8: by chance no other encoding has so many
+BAD_SHARE = 0.001  # a text may have this share of bytes that are no characters
+SURE_CHARACTERS = 10  # this many characters of UTF-8 beyond ASCII do not come about by chance in another encoding
 _BOMS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -27,8 +27,8 @@ _DECLARED = re.compile(
     rb"(?i)<meta\b[^<>]{0,500}?\bcharset\s{0,9}=\s{0,9}[\"']?\s{0,9}([\w.:-]{2,40})"
     rb"|<\?xml\b[^<>]{0,200}\bencoding\s{0,9}=\s{0,9}[\"']([\w.:-]{2,40})"
 )
-# What the web and mail call by the name of one encoding is in the larger one that contains it (WHATWG, Encoding
-# Standard, section 4.2); by Python's names. Labels that Python does not know follow.
+# On the web and in mail the label of an encoding means a larger encoding that contains it (WHATWG, Encoding Standard,
+# section 4.2). The names are Python's. _LABELS are labels that Python does not know.
 _CODECS = {
     "ascii": "cp1252",
     "iso8859-1": "cp1252",
@@ -86,15 +86,15 @@ def line_ends(text: str) -> str:
 def decode(
     data: bytes, encodings: tuple[str, ...] = ("utf-8",), *, declared: str = "", markup: bool = False
 ) -> tuple[str, dict[str, int]]:
-    """The characters of some bytes, and facts: "extract.guessed_encoding" 1, "extract.bad_bytes" their number.
+    """The characters of some bytes, and facts: "extract.guessed_encoding" (1), "extract.bad_bytes" (their number).
 
-    In order: a byte order mark; UTF-8 that many characters confirm; the encoding declared; the encodings given. If the
-    last of them is "detect", or the bytes are a page (markup): the guess of resiliparse (the encodings of the web), and
-    then that of charset-normalizer (also those of DOS). All the bytes must decode. If they do not in any of these,
-    U+FFFD stands for what is no character in one of the first three, if that is at most one byte in a thousand.
+    Encodings are tried in this order: that of a byte order mark; UTF-8 if many characters confirm it; the declared one;
+    the given ones. For a page (markup), or if the last one given is "detect", the guess of resiliparse follows (the
+    encodings of the web), then that of charset-normalizer (also those of DOS). All bytes must decode. If they do in no
+    encoding, and at most one byte in a thousand is bad in a declared or given one, U+FFFD replaces it.
 
     Args:
-        declared: what a header says; a page may also say it itself.
+        declared: by a header; a page may also declare its encoding in itself.
 
     Raises:
         RejectedError: "binary: ..." for NULs or many control characters, "invalid UTF-8: at byte N" or "wrong encoding: ..."
@@ -151,7 +151,7 @@ def looks_binary(data: bytes) -> bool:
 
 
 def _declared(data: bytes, header: str, *, markup: bool, detect: bool) -> list[str]:
-    """The encodings that the header and the page say, and UTF-8 before them where the bytes are surely in it."""
+    """The encodings that the header and the page declare, after UTF-8 if the bytes are surely in it."""
     labels = [header]
     if markup and (found := _DECLARED.search(data, 0, DECLARED_BYTES)):
         labels.append((found[1] or found[2]).decode("ascii", "replace"))
@@ -165,12 +165,12 @@ def _declared(data: bytes, header: str, *, markup: bool, detect: bool) -> list[s
     except UnicodeDecodeError:
         return names
     beyond = sum(not c.isascii() for c in text[:DETECTED_BYTES])
-    any_byte = len(bytes(range(128, 256)).decode(names[0], "replace")) == 128  # a code page, which says little
+    any_byte = len(bytes(range(128, 256)).decode(names[0], "replace")) == 128  # a code page: it decodes any bytes
     return ["utf-8", *names] if any_byte or beyond >= SURE_CHARACTERS else names
 
 
 def _nearly_utf8(data: bytes) -> tuple[str, dict[str, int]] | None:
-    """UTF-8 in which a byte or a few are wrong, as where a file was cut: many characters beyond ASCII are right."""
+    """The text if it is UTF-8 with few bad bytes, as where a file was cut: many more characters beyond ASCII are right."""
     text = data.decode("utf-8", "replace")
     bad = text.count("\ufffd") - data.count("\ufffd".encode())
     right = sum(not c.isascii() for c in text) - bad

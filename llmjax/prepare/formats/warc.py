@@ -18,8 +18,8 @@ _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
 def read(file: str, path: str, *, max_bytes: int) -> Iterator[dict[str, Any]]:
     """Raw rows of the records that hold a document: HTML, plain text and PDF that were answered with status 200.
 
-    Other records (requests, metadata, redirects, images) are no documents and are passed over. A record whose body
-    cannot be decoded is a rejected row. A file that ends within a record, or whose compression is damaged, ends with one.
+    Other records (requests, metadata, redirects, images) are skipped. A record whose body cannot be decoded becomes a
+    rejected row. So does the last record of a file that is cut off or whose compression is damaged.
     """
     from fastwarc.warc import ArchiveIterator, WarcRecordType  # an extra; check_extras has said so by now
 
@@ -83,7 +83,7 @@ def _decoded(body: bytes, headers: Any, max_bytes: int) -> bytes:
     """
     if headers is not None:
         named = f"{headers.get('Content-Encoding') or ''},{headers.get('Transfer-Encoding') or ''}".lower()
-        for name in [name.strip() for name in reversed(named.split(","))]:  # what was applied last is undone first
+        for name in [name.strip() for name in reversed(named.split(","))]:  # the last encoding applied is undone first
             if undo := _ENCODINGS.get(name):
                 try:
                     body = undo(body, max_bytes + 1)
@@ -94,8 +94,8 @@ def _decoded(body: bytes, headers: Any, max_bytes: int) -> bytes:
     return body
 
 
-# Each undoes an encoding, for at most so many bytes. A header may name one that the crawler has undone already: a body
-# that does not begin as the encoding does, or is plain text, stays as it is.
+# Each function undoes an encoding and returns at most `most` bytes. A header may name an encoding that the crawler has
+# already undone, so a body that does not begin like the encoding, or is plain text, stays as it is.
 
 
 def _inflated(body: bytes, most: int, bits: int) -> bytes:
@@ -111,7 +111,7 @@ def _gzip(body: bytes, most: int) -> bytes:
 
 
 def _deflate(body: bytes, most: int) -> bytes:
-    for bits in (15, -15):  # as it should be, with the header of zlib, and as some servers send it
+    for bits in (15, -15):  # zlib's format, as the standard says, or raw deflate, as some servers send it
         try:
             return _inflated(body, most, bits)
         except (zlib.error, ValueError) as error:

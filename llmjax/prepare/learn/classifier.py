@@ -1,10 +1,10 @@
-"""A document classifier that anyone can train: textbook-like or not (phi-1, Gunasekar et al. 2023), toxic or not.
+"""A document classifier to train on examples: textbook-like or not (phi-1, Gunasekar et al. 2023), toxic or not.
 
 Logistic regression on hashed words and pairs of words (Weinberger et al. 2009), fitted by scikit-learn, with its scores
 calibrated on held-out documents (Platt 1999). A saved model is an array of weights, no pickle.
 
-A document's score is the same bit for bit whatever other documents it is scored with: every sum is taken in the
-document's own order, and no vector instruction's rounding depends on its place in the batch.
+A document's score does not depend on its batch, bit for bit: every sum is in the document's own order, and no vector
+instruction's rounding depends on the place in the batch.
 """
 
 import functools
@@ -35,7 +35,7 @@ DOCUMENTS = 256  # whose features are in memory at once
 BINS = 15  # of probabilities, for the calibration error
 THRESHOLDS = (0.1, 0.25, 0.5, 0.75, 0.9)  # for which it is reported what they keep
 PARAGRAPHS_UP_TO = 2000  # characters of a document cut from a text file, unless one paragraph is longer
-# Kana and Chinese characters are words of their own: pairs of words then know what stands together.
+# Every kana and Chinese character is a word; pairs of words then tell which stand together.
 WORD = r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+"
 _LOG_COUNT = np.array([0.0] + [1 + math.log(k) for k in range(1, 1024)])
 
@@ -66,7 +66,7 @@ def _vectorizer() -> Any:
 
 
 def _plain(text: str) -> str:
-    """What is hashed of a document: lower case, and every number a pattern of digits."""
+    """The text to hash: the beginning of the document in lower case, every digit as 0."""
     return re.sub(r"\d", "0", text[:CHARACTERS].lower())
 
 
@@ -179,7 +179,7 @@ def _checked_labels(texts: Sequence[str], labels: Sequence[int]) -> np.ndarray:
 def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Slope and offset with which the logits of held-out documents are calibrated (Platt 1999), his targets included.
 
-    A document is as many as (n + 1) / (n + 2) of its class of n and the rest of the other, so that both stay finite.
+    A document of a class of n counts as (n + 1) / (n + 2) of its own class and the rest of the other, which keeps both finite.
     """
     from sklearn.linear_model import LogisticRegression
 

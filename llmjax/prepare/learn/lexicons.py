@@ -1,9 +1,9 @@
 """Word lists of this project's own (prepare/lexicons/*.txt), and how their words are found in text.
 
-A list has sections ([profanity], [slur], [threat], [ambiguous]); a line is a word, a word with * for any ending, or a
-phrase. Only whole words match, so that Scunthorpe, assassin and cockpit do not. A word under [ambiguous] (an animal, a
-name, a technical term, and an insult) counts only in a document that has another match. Medical and anatomical terms
-and the names that groups use for themselves are in no list.
+A list has sections ([profanity], [slur], [threat], [ambiguous]). A line is a word, a word with * for any ending, or a
+phrase. Only whole words match, so Scunthorpe, assassin and cockpit do not. A word under [ambiguous] (an insult that is also
+an animal, a name or a technical term) counts only in a document with another match. No list has medical or anatomical
+terms, or names that groups use for themselves.
 """
 
 import re
@@ -17,8 +17,8 @@ from llmjax.errors import UserError
 FOLDER = Path(__file__).parents[1] / "lexicons"
 LANGUAGES = ("en", "de", "fr", "es", "it", "pt", "nl", "sv")
 AMBIGUOUS = "ambiguous"
-LONGEST = 64  # characters of a word that is looked up: data in letters, such as base64, is not language
-MOST_REMEMBERED = 200_000  # words whose verdict is kept, so that memory is bounded
+LONGEST = 64  # characters; longer words are not looked up: they are data, such as base64
+MOST_REMEMBERED = 200_000  # words whose verdict is kept, a bound on memory
 
 _TOKEN = re.compile(r"[\w@$*!]+")
 _SPELLED = re.compile(r"(?<!\w)\w(?:[ .\-_*]\w){2,19}(?!\w)")
@@ -36,7 +36,7 @@ class Lexicon:
     Attributes:
         words: word -> section. stems: beginning -> section. phrases: words of a phrase -> section.
         shortest: the length of the shortest stem.
-        known: verdicts so far; a memory that never changes a result.
+        known: verdicts so far, a cache.
     """
 
     words: dict[str, str]
@@ -94,8 +94,8 @@ def load(name: str) -> Lexicon:
 def find(lexicon: Lexicon, text: str) -> tuple[dict[str, int], int]:
     """How many words of each section a text has, and how many words in all.
 
-    Disguises are seen through: digits and signs for letters (sh1t, @sshole), stretched letters (fuuuck), stars (f*ck),
-    single letters in a row (f u c k), Cyrillic look-alikes. A phrase counts as one word.
+    It recognises disguises: digits and signs for letters (sh1t, @sshole), stretched letters (fuuuck), stars (f*ck), single
+    letters in a row (f u c k), Cyrillic look-alikes. A phrase counts as one word.
     """
     folded = text.casefold()
     tokens = _TOKEN.findall(folded)

@@ -1,12 +1,12 @@
-"""A small n-gram language model of bytes, for telling text that is like a trusted corpus from text that is not.
+"""A small n-gram language model of bytes. It measures how much a text is like a trusted corpus.
 
 Interpolated modified Kneser-Ney (Chen and Goodman 1998, "An Empirical Study of Smoothing Techniques for Language
-Modeling") over the UTF-8 bytes of a document, up to 6 bytes at a time: no tokenizer to agree on, any language, and a
-probability for every byte, so that the measure is bits per byte. A byte n-gram is a number of 48 bits, and its cost in
-bits one of 16: both lie in one 64-bit entry of an open hash table, so that most bytes cost one look-up in memory.
+Modeling") over the UTF-8 bytes of a document, up to 6 bytes at a time. It needs no tokenizer, works for any language, and
+gives a probability for every byte, so the measure is bits per byte. An n-gram of bytes takes 48 bits and its cost 16: both
+are one 64-bit entry of an open hash table, so most bytes cost one look-up in memory.
 
-Costs are whole multiples of 1/2048 bit, rounded up: sums of them are exact, so a document's score does not depend on
-what it is batched with, and the probabilities of all next bytes never sum to more than 1.
+Costs are multiples of 1/2048 bit, rounded up. Their sums are exact, so a document's score does not depend on its batch,
+and the probabilities of all next bytes sum to at most 1.
 """
 
 import io
@@ -199,11 +199,11 @@ def train(texts: Iterable[str], *, order: int = 6, min_count: int = 2) -> Model:
     """Fit a model to documents.
 
     Args:
-        texts: the documents; read once. The same documents in another order give the same model, unless one is
-            longer than 8 MiB (such a document is cut).
+        texts: the documents; read once. Their order does not change the model, unless one is longer than 8 MiB (it is
+            cut).
         order: bytes of the longest n-gram, 2 to 6.
-        min_count: n-grams of four bytes or more that occur less often are left out and their mass goes to the shorter
-            ones: 2 halves the file; text of the same kind costs 2% more bits after 1 MB of training text, 0.1% after 7.
+        min_count: n-grams of four bytes or more that occur less often are left out; shorter ones get their mass. 2
+            halves the file. Text of the same kind then costs 2% more bits after 1 MB of training text, 0.1% after 7.
 
     Memory is about 100 bytes for each distinct n-gram of the longest order, whatever the size of the documents.
 
@@ -222,7 +222,7 @@ def train(texts: Iterable[str], *, order: int = 6, min_count: int = 2) -> Model:
         longer, longer_raw, _ = orders[n + 1]
         shorter, inverse = np.unique(longer & _mask(n), return_inverse=True)
         raw = np.bincount(inverse, weights=longer_raw).astype(np.int64)
-        # A document's start has always the same before it: there the number of distinct predecessors says nothing.
+        # The same bytes precede every document, so the number of distinct predecessors says nothing there.
         at_start = (shorter >> np.uint64(8 * (n - 1))) == 0
         orders[n] = (shorter, raw, np.where(at_start, raw, np.bincount(inverse)))
 
@@ -252,7 +252,7 @@ def train(texts: Iterable[str], *, order: int = 6, min_count: int = 2) -> Model:
         suffixes = np.searchsorted(suffix_keys, keys & _mask(n - 1))
         lower = own / totals[inverse] + backoffs[inverse] * lower[suffixes]
         suffix_keys = keys
-        used = np.unique(inverse)  # a context that has lost all its n-grams is as good as never seen
+        used = np.unique(inverse)  # a context without n-grams is as if never seen
         levels.append(Level(keys, _costs(lower), contexts[used], _costs(backoffs[used])))
     settings = {"order": order, "min_count": min_count, "documents": documents, "bytes": size}
     return _model(bigrams, levels, settings)

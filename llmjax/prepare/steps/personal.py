@@ -1,11 +1,13 @@
 """Step "personal": personal data and secrets are masked by class: <EMAIL>, <PHONE>, <IP>, <CARD>, <IBAN>, <KEY>.
 
-Numbers are masked only where a checksum or a form that little else has speaks for them: cards by their prefix, length
-and the Luhn checksum (ISO/IEC 7812), accounts by their country's form and checksum (ISO 13616), addresses of the
-internet by `ipaddress` and only public ones (private, loopback, link-local and documentation ranges belong to nobody),
-telephones by the numbering plans of all countries where they have a calling code, else by those of the countries of the
-document's language, or after a word such as "tel:". Versions, dates, identifiers, decimals and code are left alone.
-Names and postal addresses are not masked.
+A number is masked only if a checksum or a distinctive form identifies it:
+
+- cards by prefix, length and the Luhn checksum (ISO/IEC 7812), accounts by their country's form and checksum (ISO 13616);
+- public internet addresses, by `ipaddress` (private, loopback, link-local and documentation ranges belong to nobody);
+- telephones with a calling code by the numbering plan of its country, others by the plans of the countries of the
+  document's language, or after a word such as "tel:".
+
+Versions, dates, identifiers, decimals and code are left alone. Names and postal addresses are not masked.
 """
 
 import functools
@@ -26,11 +28,11 @@ try:
 except ImportError as missing:
     raise UserError("the step personal needs phonenumbers and python-stdnum: pip install 'llmjax[data]'") from missing
 
-CLASSES = ("key", "email", "iban", "card", "ip", "phone")  # in the order in which they are looked for
+CLASSES = ("key", "email", "iban", "card", "ip", "phone")  # in the order of the search
 
-# Any document with personal data matches this, and few others do: an at sign, seven digits with little between them,
-# three groups of an IPv6 address, or the beginning of a key.
-_PREFILTER = re.compile(  # each part begins with its rarest character: looking back is cheaper than trying everywhere
+# Every document with personal data matches this pattern, and few others do: an at sign, seven digits with little between
+# them, three groups of an IPv6 address, or the beginning of a key.
+_PREFILTER = re.compile(  # each part begins with its rarest character: looking back is cheaper than trying every place
     r"@(?<=[\w%+'&-]@)\w|\d(?:[ \u00a0().\-/\u2010\u2011\uff0d]{0,3}\d){6}|\d(?:\.\d{1,3}){3}|[23](?<!\w[23])[0-9A-Fa-f]{3}:|[A-Z]{2}\d\d[ -]?[A-Z0-9]{4}"
     r"|://[^/\s:@]+:|[\[(][aA][tT][\])]|A(?:KI|SI)A[A-Z0-9]{16}|AIza|eyJ|sk-(?:proj-|ant-|svcacct-|or-v1-|[A-Za-z0-9]{20})"
     r"|_(?:(?<=gh[pousr]_)|(?<=pat_)|(?<=live_)|(?<=test_)|(?<=hf_)|(?<=npm_))[A-Za-z0-9]{11}|xox[abeprs]-|glpat-|pypi-"
@@ -75,12 +77,12 @@ def mask(text: str, classes: tuple[str, ...] = CLASSES, language: str = "") -> t
         if number:
             counts["key"] = number
     parts, at = [], 0
-    while found := _PREFILTER.search(text, at):  # only its lines are looked at closely
+    while found := _PREFILTER.search(text, at):  # only its lines are searched
         start, end = text.rfind("\n", at, found.start()) + 1 or at, text.find("\n", found.end())
         end = len(text) if end < 0 else end
         parts.append(text[at:start])
         line, number = text[start:end], 1
-        while number:  # what stood beside something that is masked now may be seen for what it is
+        while number:  # masking one thing may reveal another beside it
             number = 0
             for name in CLASSES:
                 if name in classes:
@@ -110,7 +112,7 @@ def _mask_where(
     return pattern.sub(put, text), number
 
 
-# E-mail. An address ends in a top-level domain, since "x@layer.weight" is no address.
+# E-mail. An address ends in a top-level domain: "x@layer.weight" is no address.
 _LOCAL = r"[^\W_][\w.+%&'-]{0,63}"
 _EMAIL = re.compile(
     rf"(?<![\w.+%-])(?:mailto:)?({_LOCAL})@((?:[^\W_](?:[\w-]{{0,62}}[^\W_])?\.)+)([^\W\d_]{{2,24}}|xn--[a-z0-9-]+)"
@@ -120,7 +122,7 @@ _SPELT_EMAIL = re.compile(
     r"(?i)\b[a-z0-9][\w.+-]{0,63} ?[\[(]at[\])] ?[a-z0-9][a-z0-9-]*(?:(?: ?[\[(]dot[\])] ?|\.)[a-z0-9-]+){1,4}\b"
 )
 _CLONES = ("git", "hg", "svn")  # git@host:path names a service, not a person
-# Domains that are also endings of files ("notes@v2.md"), and attributes of arrays and objects ("dot(a@b.to)").
+# Domains that are also suffixes of files ("notes@v2.md"), or attributes of objects ("dot(a@b.to)").
 _FILE_ENDINGS = frozenset(["md", "mov", "py", "rs", "sh", "zip"])
 _ATTRIBUTES = frozenset(
     [
@@ -219,7 +221,7 @@ def _mask_key(text: str) -> tuple[str, int]:
     return text, total
 
 
-# International bank account numbers. Groups of letters may follow one, so every end of a group is tried, the last first.
+# International bank account numbers. Other words may follow, so every end of a group is tried, from the last.
 _IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[ \u00a0-]?[A-Z0-9]){11,30}(?![A-Za-z0-9])", re.ASCII)
 _GROUP_END = re.compile(r"(?<=[A-Z0-9])(?=[ \u00a0-]|\Z)")
 
@@ -241,7 +243,7 @@ def _mask_iban(text: str) -> tuple[str, int]:
 def _is_iban(compact: str) -> bool:
     """By the length and form of its country, and its checksum."""
     try:
-        return bool(iban.validate(compact, check_country=False))
+        return "02" <= compact[2:4] <= "98" and bool(iban.validate(compact, check_country=False))
     except ValidationError:
         return False
 
@@ -319,8 +321,8 @@ _NAMED = re.compile(
 )
 _DATE = re.compile(r"\d{4}[-./]\d\d?[-./]\d\d?|\d\d?[-./]\d\d?[-./]\d{4}")
 _NOT_CALLED = re.compile(r"(?i)\b(?:isbn|issn|rfc|doi|arxiv|order|ref|id|no\.|pages?|pp\.)[\s:.#-]{0,3}$")
-# Countries whose numbers a text of a language holds. Eight digits without a first 0, as in Denmark or Singapore, are
-# too often something else.
+# Countries whose national numbers are looked for in a text of a language. Plans of eight digits without a leading 0,
+# as in Denmark and Singapore, match too much else.
 _REGIONS = {
     "": "US GB FR DE", "en": "US GB AU IN ZA", "de": "DE AT CH", "fr": "FR BE CH", "es": "ES MX AR CO", "pt": "BR PT",
     "it": "IT CH", "nl": "NL BE", "ru": "RU", "uk": "UA", "pl": "PL", "sv": "SE", "fi": "FI", "tr": "TR", "ja": "JP",
@@ -329,15 +331,20 @@ _REGIONS = {
 }  # fmt: skip
 
 
+# Forms that are telephones' even where the plan has not given out the number yet.
+_AMERICAN = re.compile(r"(?:\+?1[ .-])?\([2-9]\d\d\) ?[2-9]\d\d[ .-]\d{4}|(?:1[-.])?[2-9]\d\d([-.])[2-9]\d\d\1\d{4}")
+_FRENCH = re.compile(r"0[1-9]([ .-])\d\d(?:\1\d\d){3}")
+_FORMS = {"": (_AMERICAN, _FRENCH), "en": (_AMERICAN,), "fr": (_FRENCH,)}
+
+
 @functools.lru_cache(maxsize=10_000)
 def _is_phone(number: str, language: str) -> bool:
-    """Whether digits as they are written are a telephone number, of any country with "+", else of the language's."""
+    """Whether a number is a telephone's: of any country if it begins with "+" or 00, else of the language's countries."""
+    regions, leniency = _REGIONS.get(language, "").split(), phonenumbers.Leniency.STRICT_GROUPING
+    if number.startswith("00"):
+        number = "+" + number[2:].lstrip(" -/")
     if number.startswith("+"):
-        regions, leniency = ["ZZ"], phonenumbers.Leniency.VALID
-    else:
-        regions, leniency = _REGIONS.get(language, "").split(), phonenumbers.Leniency.STRICT_GROUPING
-        if number.startswith("00"):
-            regions, leniency, number = ["ZZ"], phonenumbers.Leniency.VALID, "+" + number[2:].lstrip(" -/")
+        regions, leniency = ["ZZ"], phonenumbers.Leniency.POSSIBLE
     for region in regions:
         matches = phonenumbers.PhoneNumberMatcher(number, region, leniency=leniency)
         if any(match.raw_string == number for match in matches):
@@ -349,16 +356,24 @@ def _mask_phone(text: str, language: str) -> tuple[str, int]:
     def check(match: re.Match[str]) -> bool:
         number, digits = match[0], re.sub(r"\D", "", match[0])
         before = match.string[max(0, match.start() - 40) : match.start()]
-        if len(digits) > 15 or len(set(digits)) < 3 or _DATE.match(number) or len(re.findall(r"\b0\d\b", number)) > 3:
+        if (
+            len(digits) > 15
+            or len(set(digits)) < 3
+            or number in "01234567890123"
+            or _DATE.match(number)
+            or len(re.findall(r"\b0\d\b", number)) > 3
+        ):
             return False  # 01 02 03 04 05 counts
-        if re.fullmatch(r"\+\d{1,9}|\+\d{1,3}\.\d+", number):
-            return False  # a number with its sign; too short for a telephone of all but small countries
+        if re.fullmatch(r"\+\d{1,9}|\+?\d+\.\d+", number):
+            return False  # a decimal, or a number with its sign: telephones of all but small countries are longer
         named = _NAMED.search(before)
         if named and (named[1].strip() or re.search(r"[^\d ]", number)):
             return True  # "Tel.: 555 1234"
         if number.isdigit() and not named and not (language and (int(number[0]) == 0 or language == "zh")):
-            return False  # digits alone are mostly something else
-        return (number.startswith("+") or not _NOT_CALLED.search(before)) and _is_phone(number, language)
+            return False  # digits without a separator are mostly something else
+        if _NOT_CALLED.search(before) and not number.startswith("+"):
+            return False
+        return any(form.fullmatch(number) for form in _FORMS.get(language, ())) or _is_phone(number, language)
 
     return _mask_where(_NUMBER, "<PHONE>", check, text)
 

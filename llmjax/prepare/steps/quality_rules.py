@@ -1,7 +1,7 @@
 """Steps gopher_quality, gopher_repetition, fineweb and c4: the published quality rules of `rules.py`, applied.
 
-The first three count every text once (`kernels.statistics`) and reject it if a number breaks a threshold. c4 cuts
-lines, and rejects a text if too few sentences are left. What a word is, is in settings.words.
+The first three share counts of every text (`kernels.statistics`, with the words of settings.words) and reject a text that
+breaks a threshold. c4 cuts lines, and rejects a text if too few sentences are left.
 """
 
 import re
@@ -17,7 +17,7 @@ from llmjax.prepare.documents import Step
 from llmjax.prepare.kernels.statistics import shared_statistics
 
 CITATION = re.compile(r"\[(?:\d*|edit|citation needed)\]")
-# A sentence ends in marks, with or without closing quotes, before white space; what follows the last is one more.
+# A sentence ends in marks, with or without closing quotes, before white space. Text after the last mark is one more.
 SENTENCE = re.compile(
     rf"[^{re.escape(rules.TERMINAL_MARKS)}]*[{re.escape(rules.TERMINAL_MARKS)}]+[\"'”\u2019)\]]*(?=\s|$)"
 )
@@ -105,7 +105,7 @@ def fineweb(settings: Any, rule: rules.FineWeb = rules.FineWeb()) -> Step:  # no
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole; of nothing, 0 is no share and anything else is infinitely much."""
+    """part / whole; 0 / 0 is 0, and other shares of nothing are infinite."""
     result = np.where(part > 0, np.inf, 0.0)
     return np.divide(part, whole, out=result, where=whole > 0)
 

@@ -1,7 +1,7 @@
 """Step "repair": broken encodings, normal form, control and invisible characters, whitespace.
 
-Source code is not damaged: quotes, ligatures, tabs and indentation stay. Changed are trailing spaces (the hard line
-breaks of Markdown too), more than two blank lines in a row, form feeds and no-break spaces (they become spaces).
+Source code is not damaged: quotes, ligatures, tabs and indentation stay. Trailing spaces go (also the hard line breaks
+of Markdown), as do form feeds and more than two blank lines in a row. No-break spaces become spaces.
 """
 
 import functools
@@ -27,7 +27,7 @@ _INVISIBLE = re.compile(
     "|(?<![^\x00-\x7f\\s])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f\\s])"  # joiners belong between other letters
     "|(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0000-\U000e007f]+"  # tags belong after the black flag
 )
-_MAY_BE_INVISIBLE = re.compile(  # any of these characters, wherever it stands: a search without looking around is fast
+_MAY_BE_INVISIBLE = re.compile(  # the same characters wherever they are: a search without looking around is fast
     "[\u00ad\u180e\u200b-\u200d\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\uffff\ufdd0-\ufdef\ue000-\uf8ff\U000e0000-\U000e007f"
     "\U000f0000-\U0010ffff]"
 )
@@ -89,7 +89,7 @@ def _ftfy() -> tuple[Any, Any, Any]:
 def repair(text: str, *, form: str = "NFC") -> tuple[str, dict[str, int]]:
     """The mended text, and what was mended, by fact name; only what occurred is named."""
     total: dict[str, int] = {}
-    for _ in range(ROUNDS):  # where an encoding was mended another layer may come to light; few texts need two rounds
+    for _ in range(ROUNDS):  # a mended encoding may reveal another layer; few texts need two rounds
         before = text
         text, facts = _repair_once(text, form)
         for name, number in facts.items():
@@ -129,7 +129,7 @@ def _repair_once(text: str, form: str) -> tuple[str, dict[str, int]]:
 
 
 def _without_invisible(text: str) -> tuple[str, int]:
-    """The text without invisible characters, and their number; what becomes out of place by a removal goes too."""
+    """The text without invisible characters, and their number. Joiners that a removal leaves out of place go too."""
     total = 0
     while _MAY_BE_INVISIBLE.search(text):
         text, number = _INVISIBLE.subn("", text)
@@ -140,7 +140,7 @@ def _without_invisible(text: str) -> tuple[str, int]:
 
 
 def _lines_beyond_ascii(text: str) -> list[str]:
-    """The lines that may be in a broken encoding. ASCII never is, and it is most of most texts: ftfy need not see it."""
+    """The lines that may be in a broken encoding. ASCII never is, so ftfy need not see it."""
     return [] if text.isascii() else [line for line in text.split("\n") if not line.isascii()]
 
 
@@ -161,9 +161,9 @@ def clean_whitespace(text: str) -> str:
 def repair_encoding(text: str) -> tuple[str, int]:
     """The text with broken encodings mended, and the number of lines that changed.
 
-    First the code pages of DOS and the Macintosh read as Latin-1, which leaves C1 controls in words; ftfy reads those
-    as Windows-1252 and makes quotation marks of letters. Then ftfy, line by line: UTF-8 read as a single-byte encoding,
-    once or several times.
+    First, code pages of DOS and the Macintosh that were read as Latin-1, which leaves C1 controls in words (ftfy would
+    read those as Windows-1252 and turn letters into quotation marks). Then, by ftfy and line by line, UTF-8 that was read
+    as a single-byte encoding, once or several times.
     """
     before = text
     codec = code_pages.legacy_codec(text) if _C1.search(text) else None

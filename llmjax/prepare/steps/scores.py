@@ -1,8 +1,8 @@
 """Steps quality, toxicity and perplexity: documents are scored, the score is a fact, and a limit rejects.
 
-Quality is a trained classifier's probability that a document is of the wanted kind, such as a textbook's page.
-Toxicity is the share of words on this project's own lists, and a classifier where one is given. Perplexity is the
-bits a byte that a small n-gram model of trusted text needs (CCNet, Wenzek et al. 2020).
+Quality is a trained classifier's probability that a document is of the wanted kind, such as a page of a textbook.
+Toxicity is the share of words on this project's own lists, and a classifier's probability if one is given. Perplexity
+is the number of bits a byte that a small n-gram model of trusted text needs (CCNet, Wenzek et al. 2020).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from llmjax.errors import UserError
 from llmjax.prepare.documents import Step, add_facts, kept, reject
 from llmjax.prepare.learn import classifier, lexicons, ngram
 
-FEWEST = 2  # words on the lists: one swear word in a short comment is no reason, a slur or a threat is
+FEWEST = 2  # words on the lists; one swear word in a short comment is no reason to reject, one slur or threat is
 
 
 def quality(settings: Any) -> Step:

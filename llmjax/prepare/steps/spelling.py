@@ -1,11 +1,11 @@
 """Step "spelling": plain misspelt words are corrected and, in English, British and American forms made one.
 
-Precision goes before recall, since a wrong correction is worse than a typing error. A word is looked at only if it is
-all lower case, of five letters or more, between spaces and ordinary punctuation, on a line that does not look like
-code; so names, URLs, paths, e-mail addresses, identifiers and words with digits are never touched. It is corrected
-only if one word of the dictionary is one edit away (after its first letter) and much more frequent than any other
-such word, if it is not made of known words, and if the document has it less than three times (jargon is repeated).
-The dictionaries (word frequencies) are those of pyspellchecker; the table of British and American forms is our own.
+Precision comes before recall, since a wrong correction is worse than a typing error. The step considers only words in
+lower case, of five letters or more, between spaces and ordinary punctuation, on lines that do not look like code. So it
+never touches names, URLs, paths, e-mail addresses, identifiers and words with digits. It corrects a word if one word of the
+dictionary is one edit away (after the first letter) and much more frequent than any other such word, if the word is
+not made of known words, and if the document has it less than three times (jargon is repeated). The dictionaries (word
+frequencies) are pyspellchecker's; the table of British and American forms is this project's (lexicons/british.txt).
 """
 
 import functools
@@ -18,14 +18,12 @@ from llmjax.errors import UserError
 from llmjax.prepare.documents import Step, add_facts, kept, replace
 from llmjax.prepare.learn import lexicons
 
-LETTERS = 8  # shorter words have too many neighbours ("codecs"),
-USUAL_LETTERS = (
-    5  # unless the error is a usual one: letters swapped, or a double letter written once, or a single one twice
-)
-REPEATED = 3  # a word that a document has so often is meant
+LETTERS = 8  # least letters of a word; shorter ones have too many neighbours ("codecs")
+USUAL_LETTERS = 5  # the same for usual errors: letters swapped, a double letter written once, a single one twice
+REPEATED = 3  # a word that a document has this often is intended
 FREQUENCY = 3_000  # least frequency of a correction in the dictionary; that of English counts 1.6e9 words
-FACTOR = 5.0  # and it must be so many times as frequent as any other candidate,
-USUAL_FACTOR = 2.0  # or so many times if the error is a usual one
+FACTOR = 5.0  # a correction must be this many times as frequent as any other candidate
+USUAL_FACTOR = 2.0  # the same for usual errors
 _WORD = re.compile(r"[^\W\d_]{4,}")
 _BEFORE = r"""(?<!\S)(["(“]{0,2})"""
 _AFTER = r"""(?=[.,;:!?)"'”\u2019]{0,3}(?:\s|\Z))"""
@@ -67,7 +65,7 @@ def make(settings: Any) -> Step:
 
 
 def is_code(line: str) -> bool:
-    """Whether a line looks like code, a command or markup rather than prose; in doubt it does."""
+    """Whether a line looks like code, a command or markup rather than prose; true in doubt."""
     return _CODE.search(line) is not None
 
 
@@ -126,7 +124,7 @@ def corrector(language: str) -> tuple[Callable[[str], bool], Callable[[str], str
             frequencies.setdefault(american, 1)
         american_forms = {form: american for american, form in british.items()}
         variants = british if language == "en_GB" else american_forms
-        frequencies.setdefault("programme", 1)  # in Britain all but those of computers
+        frequencies.setdefault("programme", 1)  # British, except for computers
         frequencies.setdefault("programmes", 1)
         for ambiguous in ("analyses", "paralyses", "meter", "meters", "dialogue", "dialogues", "catalogs", "program"):
             variants = {old: new for old, new in variants.items() if old != ambiguous}
