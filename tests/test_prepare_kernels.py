@@ -15,83 +15,25 @@ pytest.importorskip("numba")
 from llmjax.prepare import rules  # noqa: E402
 from llmjax.prepare.kernels import english, minhash, statistics, windows, words  # noqa: E402
 
-SPACY = [
-    (
-        "I don't know; he'll go, won't he?",
-        ["I", "do", "n't", "know", ";", "he", "'ll", "go", ",", "wo", "n't", "he", "?"],
-    ),
+SPACY = [  # texts, and the tokens of spacy.blank("en"), version 3.8
+    ("I don't know; he'll go, won't he?", "I do n't know ; he 'll go , wo n't he ?"),
     (
         "Dr. Smith's U.S. e-mail (see http://a.org/x?y=1) costs $5.50...",
-        [
-            "Dr.",
-            "Smith",
-            "'s",
-            "U.S.",
-            "e",
-            "-",
-            "mail",
-            "(",
-            "see",
-            "http://a.org/x?y=1",
-            ")",
-            "costs",
-            "$",
-            "5.50",
-            "...",
-        ],
+        "Dr. Smith 's U.S. e - mail ( see http://a.org/x?y=1 ) costs $ 5.50 ...",
     ),
-    (
-        'well-known re-use--really? "Quoted." ‘so’',
-        ["well", "-", "known", "re", "-", "use", "--", "really", "?", '"', "Quoted", ".", '"', "‘", "so", "’"],
-    ),
-    (
-        "end.Start a.b x=1 f(x) == None os.path.join(self.x)",
-        ["end", ".", "Start", "a.b", "x=1", "f(x", ")", "=", "=", "None", "os.path.join(self.x", ")"],
-    ),
-    (
-        "10km 3pm 5% C++ :-) and/or $US 1,000,000 A4.",
-        ["10", "km", "3", "pm", "5", "%", "C++", ":-)", "and/or", "$", "US", "1,000,000", "A4", "."],
-    ),
+    ('well-known re-use--really? "Quoted." ‘so’', 'well - known re - use -- really ? " Quoted . " ‘ so ’'),
+    ("end.Start a.b x=1 f(x) == None os.path.join(self.x)", "end . Start a.b x=1 f(x ) = = None os.path.join(self.x )"),
+    ("10km 3pm 5% C++ :-) and/or $US 1,000,000 A4.", "10 km 3 pm 5 % C++ :-) and/or $ US 1,000,000 A4 ."),
     (
         "foo@bar.com cannot gonna I'm o'clock 'tis rock 'n' roll",
-        ["foo@bar.com", "can", "not", "gon", "na", "I", "'m", "o'clock", "'", "tis", "rock", "'", "n", "'", "roll"],
+        "foo@bar.com can not gon na I 'm o'clock ' tis rock ' n ' roll",
     ),
     (
         "a…b … .. ... -x --flag x+y 3+4 3-4 [1] {x} <b>bold</b>",
-        [
-            "a",
-            "…",
-            "b",
-            "…",
-            "..",
-            "...",
-            "-x",
-            "--flag",
-            "x+y",
-            "3",
-            "+",
-            "4",
-            "3",
-            "-",
-            "4",
-            "[",
-            "1",
-            "]",
-            "{",
-            "x",
-            "}",
-            "<",
-            "b",
-            ">",
-            "bold</b",
-            ">",
-        ],
+        "a … b … .. ... -x --flag x+y 3 + 4 3 - 4 [ 1 ] { x } < b > bold</b >",
     ),
-    (
-        "naïve café's 2nd. (B.C.) ABC. it’s they’d’ve",
-        ["naïve", "café", "'s", "2nd", ".", "(", "B.C.", ")", "ABC", ".", "it", "’s", "they", "’d", "’ve"],
-    ),
-]  # tokens of spacy.blank("en"), version 3.8
+    ("naïve café's 2nd. (B.C.) ABC. it’s they’d’ve", "naïve café 's 2nd . ( B.C. ) ABC . it ’s they ’d ’ve"),
+]
 SAMPLES = [
     "",
     "\n",
@@ -213,7 +155,7 @@ def test_statistics_are_those_of_plain_python(kind):
 
 @pytest.mark.parametrize(("text", "expected"), SPACY)
 def test_english_words_are_those_of_spacy(text, expected):
-    assert tokens(text, "spacy_compat") == expected
+    assert tokens(text, "spacy_compat") == expected.split()
 
 
 def test_statistics_do_not_depend_on_the_batch():

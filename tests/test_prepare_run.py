@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -22,26 +23,13 @@ from llmjax.prepare import documents, engine, parts, run, sources, spark
 
 pytest.importorskip("numba")
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-WORDS = [
-    "time",
-    "year",
-    "people",
-    "way",
-    "day",
-    "man",
-    "thing",
-    "woman",
-    "life",
-    "child",
-    "world",
-    "school",
-    "state",
-    "family",
-    "student",
-    "group",
-    "country",
-    "problem",
-]
+WORDS = re.findall(
+    r"\w+",
+    """
+time year people way day man thing woman life child
+world school state family student group country problem
+""",
+)
 
 
 def configured(sources, steps=("exact",), **settings) -> config.ConfigDict:

@@ -225,7 +225,10 @@ def parquet_rows(item: Item, reading: Reading) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        with sources.open_file(item.file) as opened, pyarrow.parquet.ParquetFile(opened, buffer_size=BLOCK_BYTES) as table:
+        with (
+            sources.open_file(item.file) as opened,
+            pyarrow.parquet.ParquetFile(opened, buffer_size=BLOCK_BYTES) as table,
+        ):
             groups = range(item.start, item.stop if item.stop >= 0 else table.metadata.num_row_groups)
             number, names, wanted = item.first, _names(table.schema_arrow), _wanted(table.schema_arrow, reading)
             for group in groups:

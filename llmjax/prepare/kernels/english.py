@@ -14,7 +14,7 @@ import numpy as np
 
 from llmjax.prepare import rules
 from llmjax.prepare.kernels import jit
-from llmjax.prepare.kernels.words import CHARACTER, SEED, TABLE_SIZE, HashTable, Pair, entry, mix, new_table
+from llmjax.prepare.kernels.words import CHARACTER, SEED, TABLE_SIZE, Array, HashTable, Pair, entry, mix, new_table
 
 # Properties of code points, bits of a uint32.
 BLANK, LINE_END, ALPHABETIC, SYMBOL, TERMINAL = 1, 2, 4, 8, 16
@@ -155,7 +155,7 @@ def properties() -> np.ndarray:
 
 
 @jit
-def characters_hash(codes: np.ndarray, start: int, stop: int) -> np.uint64:
+def characters_hash(codes: Array, start: int, stop: int) -> np.uint64:
     """A hash of codes[start:stop], case as it stands."""
     value = SEED
     for i in range(start, stop):
@@ -170,7 +170,7 @@ def _find(table: HashTable, value: np.uint64) -> int:
 
 
 @jit
-def _special(codes: np.ndarray, start: int, stop: int, specials: HashTable) -> int:
+def _special(codes: Array, start: int, stop: int, specials: HashTable) -> int:
     """The number of a piece in the list, or -1."""
     if stop - start > LONGEST or stop <= start:
         return -1
@@ -178,7 +178,7 @@ def _special(codes: np.ndarray, start: int, stop: int, specials: HashTable) -> i
 
 
 @jit
-def _prefix(codes: np.ndarray, bits: np.ndarray, start: int, stop: int) -> int:
+def _prefix(codes: Array, bits: Array, start: int, stop: int) -> int:
     """How many characters at the beginning of a piece are a token of their own, 0 if none."""
     first = codes[start]
     if first == 46:  # "." alone is none, ".." and more are
@@ -198,7 +198,7 @@ def _prefix(codes: np.ndarray, bits: np.ndarray, start: int, stop: int) -> int:
 
 
 @jit
-def _suffix(codes: np.ndarray, bits: np.ndarray, start: int, stop: int, units: HashTable) -> int:
+def _suffix(codes: Array, bits: Array, start: int, stop: int, units: HashTable) -> int:
     """How many characters at the end of a piece are a token of their own, 0 if none. The longest such end counts."""
     last = codes[stop - 1]
     if last == 46:
@@ -228,7 +228,7 @@ def _suffix(codes: np.ndarray, bits: np.ndarray, start: int, stop: int, units: H
 
 
 @jit
-def _is_address(codes: np.ndarray, bits: np.ndarray, start: int, stop: int) -> bool:
+def _is_address(codes: Array, bits: Array, start: int, stop: int) -> bool:
     """Whether a piece is a URL, e-mail address or host name: labels and dots up to a lower-case ending."""
     at = start
     for i in range(start, min(stop - 2, start + 20)):  # a scheme
@@ -245,7 +245,7 @@ def _is_address(codes: np.ndarray, bits: np.ndarray, start: int, stop: int) -> b
 
 
 @jit
-def _host_end(codes: np.ndarray, bits: np.ndarray, start: int, stop: int) -> bool:
+def _host_end(codes: Array, bits: Array, start: int, stop: int) -> bool:
     """Whether codes[start:stop] is a host name, with or without port and path."""
     at, label, dots, letters, octets = start, start, 0, True, True
     while at < stop:
@@ -278,7 +278,7 @@ def _host_end(codes: np.ndarray, bits: np.ndarray, start: int, stop: int) -> boo
 
 
 @jit
-def _infix(codes: np.ndarray, bits: np.ndarray, at: int, start: int, stop: int) -> int:
+def _infix(codes: Array, bits: Array, at: int, start: int, stop: int) -> int:
     """How many characters from `at` on divide a piece, 0 if none."""
     code = codes[at]
     if code == 46:
@@ -313,14 +313,14 @@ def _infix(codes: np.ndarray, bits: np.ndarray, at: int, start: int, stop: int) 
 
 @jit
 def english_tokens(
-    codes: np.ndarray,
-    bits: np.ndarray,
+    codes: Array,
+    bits: Array,
     count: int,
     specials: HashTable,
-    parts: np.ndarray,
+    parts: Array,
     units: HashTable,
-    spans: np.ndarray,
-    stack: np.ndarray,
+    spans: Array,
+    stack: Array,
 ) -> int:
     """Write the first and last + 1 character of every token of a text of `count` characters. Returns their number.
 

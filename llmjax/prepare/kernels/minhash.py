@@ -3,7 +3,7 @@
 import numpy as np
 
 from llmjax.prepare.kernels import jit
-from llmjax.prepare.kernels.words import CHARACTER, SEED, Pair, find_words, mix, rolling
+from llmjax.prepare.kernels.words import CHARACTER, SEED, Array, Pair, find_words, mix, rolling
 
 _32 = np.uint64(32)
 _SMALL = np.uint64(0xFFFFFFFF)
@@ -24,14 +24,7 @@ def hash_functions(count: int) -> Pair:
 
 @jit
 def band_keys(
-    texts: Pair,
-    tables: Pair,
-    functions: Pair,
-    rows: int,
-    words: int,
-    hashes: np.ndarray,
-    keys: np.ndarray,
-    counts: np.ndarray,
+    texts: Pair, tables: Pair, functions: Pair, rows: int, words: int, hashes: Array, keys: Array, counts: Array
 ) -> None:
     """Write the band keys (texts, bands) and the number of words of every text. A text without words has keys of 0.
 
@@ -63,9 +56,7 @@ def band_keys(
 
 
 @jit
-def text_shingles(
-    texts: Pair, tables: Pair, words: int, hashes: np.ndarray, out: np.ndarray, out_offsets: np.ndarray
-) -> None:
+def text_shingles(texts: Pair, tables: Pair, words: int, hashes: Array, out: Array, out_offsets: Array) -> None:
     """Write the shingle hashes of every text, unsorted, one text after the other, and where each text begins."""
     data, offsets = texts
     no_spans = np.zeros((0, 2), np.int64)
@@ -77,7 +68,7 @@ def text_shingles(
 
 
 @jit
-def unique_sorted(values: np.ndarray, offsets: np.ndarray) -> int:
+def unique_sorted(values: Array, offsets: Array) -> int:
     """Drop repeats within every sorted segment of `values`, in place, and adapt the offsets. Returns the number left."""
     at = 0
     begin = offsets[0]
@@ -94,7 +85,7 @@ def unique_sorted(values: np.ndarray, offsets: np.ndarray) -> int:
 
 
 @jit
-def common(values: np.ndarray, a: int, a_end: int, b: int, b_end: int) -> int:
+def common(values: Array, a: int, a_end: int, b: int, b_end: int) -> int:
     """How many numbers two sorted segments without repeats have in common."""
     count = 0
     while a < a_end and b < b_end:
@@ -106,9 +97,7 @@ def common(values: np.ndarray, a: int, a_end: int, b: int, b_end: int) -> int:
 
 
 @jit
-def jaccard_rows(
-    values: np.ndarray, offsets: np.ndarray, a_rows: np.ndarray, b_rows: np.ndarray, out: np.ndarray
-) -> None:
+def jaccard_rows(values: Array, offsets: Array, a_rows: Array, b_rows: Array, out: Array) -> None:
     """Write the Jaccard similarity of the sets of rows a and b, pair by pair; 0 for two empty sets."""
     for pair in range(a_rows.shape[0]):
         a, a_end = offsets[a_rows[pair]], offsets[a_rows[pair] + 1]
@@ -119,9 +108,7 @@ def jaccard_rows(
 
 
 @jit
-def keep_greedily(
-    starts: np.ndarray, neighbours: np.ndarray, jaccard: np.ndarray, kept: np.ndarray, of: np.ndarray, best: np.ndarray
-) -> None:
+def keep_greedily(starts: Array, neighbours: Array, jaccard: Array, kept: Array, of: Array, best: Array) -> None:
     """Keep nodes in order, unless a kept node before is a neighbour. Note the most similar kept neighbour.
 
     Args:

@@ -26,6 +26,7 @@ from llmjax.prepare.kernels.english import (
 )  # fmt: skip
 from llmjax.prepare.kernels.words import (
     TABLE_SIZE,
+    Array,
     HashTable,
     Pair,
     decode,
@@ -117,14 +118,14 @@ def shared_statistics(texts: pa.LargeStringArray, *, words: WordKind, short_line
 @jit
 def _statistics(
     texts: Pair,
-    properties: np.ndarray,
+    properties: Array,
     tables: Pair,
     is_english: bool,
-    lists: tuple[Pair, np.ndarray, Pair],
+    lists: tuple[Pair, Array, Pair],
     stop_words: Pair,
     short_line: int,
     most: int,
-    out: np.ndarray,
+    out: Array,
 ) -> None:
     """Write the counts of every text; the only kernel of this module and of english.py that Python calls."""
     (data, offsets), (special_words, parts, unit_words) = texts, lists
@@ -160,7 +161,7 @@ def _statistics(
 
 
 @jit
-def _decoded(data: np.ndarray, at: int, stop: int, properties: np.ndarray, codes: np.ndarray, bits: np.ndarray) -> int:
+def _decoded(data: Array, at: int, stop: int, properties: Array, codes: Array, bits: Array) -> int:
     """Write the code points of data[at:stop] and their properties; returns their number."""
     count = 0
     while at < stop:
@@ -173,7 +174,7 @@ def _decoded(data: np.ndarray, at: int, stop: int, properties: np.ndarray, codes
 
 
 @jit
-def _in_characters(data: np.ndarray, start: int, stop: int, words: int, spans: np.ndarray) -> None:
+def _in_characters(data: Array, start: int, stop: int, words: int, spans: Array) -> None:
     """Turn spans of bytes into spans of characters of data[start:stop], in place."""
     word, is_inside, characters = 0, False, 0
     for at in range(start, stop + 1):
@@ -190,14 +191,7 @@ def _in_characters(data: np.ndarray, start: int, stop: int, words: int, spans: n
 
 @jit
 def _words(
-    codes: np.ndarray,
-    bits: np.ndarray,
-    words: int,
-    spans: np.ndarray,
-    stops: HashTable,
-    hashes: np.ndarray,
-    before: np.ndarray,
-    row: np.ndarray,
+    codes: Array, bits: Array, words: int, spans: Array, stops: HashTable, hashes: Array, before: Array, row: Array
 ) -> None:
     """Count words by kind; write their hashes, and the characters of all words before each."""
     found_stop_words = 0
@@ -225,14 +219,14 @@ def _words(
 @jit
 def _repetition(
     words: int,
-    hashes: np.ndarray,
-    before: np.ndarray,
-    grams: np.ndarray,
-    counts: np.ndarray,
-    lengths: np.ndarray,
+    hashes: Array,
+    before: Array,
+    grams: Array,
+    counts: Array,
+    lengths: Array,
     table: HashTable,
     stamp: int,
-    row: np.ndarray,
+    row: Array,
 ) -> None:
     """Characters in the most frequent run of 2 to 4 words, and in runs of 5 to 10 words that stood before."""
     mask = table_mask(words)
@@ -265,7 +259,7 @@ def _repetition(
 
 
 @jit
-def _characters_and_lines(codes: np.ndarray, bits: np.ndarray, count: int, row: np.ndarray) -> None:
+def _characters_and_lines(codes: Array, bits: Array, count: int, row: Array) -> None:
     """Hashes, ellipses, and lines as Python's str.splitlines cuts them."""
     dots, line_has_begun, is_bullet, last = 0, False, False, -1
     for i in range(count + 1):
@@ -292,14 +286,7 @@ def _characters_and_lines(codes: np.ndarray, bits: np.ndarray, count: int, row: 
 
 @jit
 def _pieces(
-    codes: np.ndarray,
-    bits: np.ndarray,
-    count: int,
-    short_line: int,
-    table: HashTable,
-    mask: int,
-    stamp: int,
-    row: np.ndarray,
+    codes: Array, bits: Array, count: int, short_line: int, table: HashTable, mask: int, stamp: int, row: Array
 ) -> None:
     """Lines by line feeds and paragraphs by two or more, and what is repeated of them."""
     number, at = 0, 0

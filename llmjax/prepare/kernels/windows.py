@@ -15,6 +15,7 @@ from llmjax.prepare.kernels.words import (
     SINGLE,
     SPACE,
     TABLE_SIZE,
+    Array,
     Pair,
     decode,
     find_words,
@@ -25,7 +26,7 @@ from llmjax.prepare.kernels.words import (
 
 
 @jit
-def count_byte(data: np.ndarray, start: int, stop: int, byte: int) -> int:
+def count_byte(data: Array, start: int, stop: int, byte: int) -> int:
     """How often a byte occurs in data[start:stop]."""
     count = 0
     for i in range(start, stop):
@@ -35,13 +36,7 @@ def count_byte(data: np.ndarray, start: int, stop: int, byte: int) -> int:
 
 @jit
 def units(
-    texts: Pair,
-    classes: np.ndarray,
-    paragraphs: bool,
-    minimum_words: int,
-    rows: np.ndarray,
-    spans: np.ndarray,
-    hashes: np.ndarray,
+    texts: Pair, classes: Array, paragraphs: bool, minimum_words: int, rows: Array, spans: Array, hashes: Array
 ) -> int:
     """Write row, trimmed span within the row's text and 128-bit hash of lines or paragraphs, and return their number."""
     data, offsets = texts
@@ -87,9 +82,7 @@ def units(
 
 
 @jit
-def _grams(
-    data: np.ndarray, start: int, stop: int, tables: Pair, gram: int, hashes: np.ndarray, out: np.ndarray
-) -> tuple[int, int]:
+def _grams(data: Array, start: int, stop: int, tables: Pair, gram: int, hashes: Array, out: Array) -> tuple[int, int]:
     """Write the tokens of a text to `hashes`, and the hashes of their runs of `gram` to `out`. Returns both numbers."""
     count = find_words(data, start, stop, tables, True, hashes, np.zeros((0, 2), np.int64))
     return count, (rolling(hashes, count, gram, out) if count >= gram else 0)
@@ -97,14 +90,7 @@ def _grams(
 
 @jit
 def anchors(
-    texts: Pair,
-    tables: Pair,
-    tokens: int,
-    gram: int,
-    hashes: np.ndarray,
-    rows: np.ndarray,
-    positions: np.ndarray,
-    values: np.ndarray,
+    texts: Pair, tables: Pair, tokens: int, gram: int, hashes: Array, rows: Array, positions: Array, values: Array
 ) -> int:
     """Write row, token position and hash of every gram that is a smallest one of some window, while there is room.
 
@@ -147,11 +133,11 @@ def repeated_windows(
     tables: Pair,
     tokens: int,
     gram: int,
-    repeated: np.ndarray,
-    hashes: np.ndarray,
-    rows: np.ndarray,
-    starts: np.ndarray,
-    keys: np.ndarray,
+    repeated: Array,
+    hashes: Array,
+    rows: Array,
+    starts: Array,
+    keys: Array,
 ) -> int:
     """Write row, first token and hash of the windows whose smallest gram is among `repeated` (sorted, uint64).
 
@@ -201,12 +187,12 @@ def window_spans(
     texts: Pair,
     tables: Pair,
     tokens: int,
-    rows: np.ndarray,
-    starts: np.ndarray,
-    hashes: np.ndarray,
-    spans: np.ndarray,
-    out_rows: np.ndarray,
-    out: np.ndarray,
+    rows: Array,
+    starts: Array,
+    hashes: Array,
+    spans: Array,
+    out_rows: Array,
+    out: Array,
 ) -> int:
     """Write row and bytes within the row's text of the union of windows, given sorted by (row, start).
 
@@ -244,7 +230,7 @@ def make_filter(hashes: np.ndarray) -> np.ndarray:
 
 
 @jit
-def _find(sorted_hashes: np.ndarray, value: np.uint64) -> int:
+def _find(sorted_hashes: Array, value: np.uint64) -> int:
     """The first place of a value, or -1."""
     low, high = 0, sorted_hashes.shape[0]
     while low < high:
@@ -260,13 +246,13 @@ def _find(sorted_hashes: np.ndarray, value: np.uint64) -> int:
 def matches(
     texts: Pair,
     tables: Pair,
-    grams: np.ndarray,
+    grams: Array,
     width: int,
-    present: np.ndarray,
-    hashes: np.ndarray,
-    rows: np.ndarray,
-    starts: np.ndarray,
-    places: np.ndarray,
+    present: Array,
+    hashes: Array,
+    rows: Array,
+    starts: Array,
+    places: Array,
 ) -> int:
     """Write row, first word and place in the sorted `grams` of the runs of words that are among them.
 

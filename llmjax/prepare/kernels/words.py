@@ -44,8 +44,9 @@ CHARACTER = np.uint64(0xFF51AFD7ED558CCD)
 MIX = np.uint64(0xD6E8FEB86659FD93)
 ROLL = np.uint64(0xC2B2AE3D27D4EB4F)
 _32 = np.uint64(32)
-Pair = tuple[np.ndarray, np.ndarray]
-HashTable = tuple[np.ndarray, np.ndarray, np.ndarray]  # keys (uint64), numbers (int32), stamps (int64)
+Array = np.ndarray
+Pair = tuple[Array, Array]
+HashTable = tuple[Array, Array, Array]  # keys (uint64), numbers (int32), stamps (int64)
 
 
 @functools.cache
@@ -123,7 +124,7 @@ def mix(x: np.uint64) -> np.uint64:
 
 
 @jit
-def decode(data: np.ndarray, at: int, stop: int) -> tuple[np.int64, int]:
+def decode(data: Array, at: int, stop: int) -> tuple[np.int64, int]:
     """The code point that begins at a byte of valid UTF-8, and its number of bytes. Reads no byte beyond `stop`."""
     first = np.int64(data[at])
     if first < 0x80:
@@ -143,9 +144,7 @@ def decode(data: np.ndarray, at: int, stop: int) -> tuple[np.int64, int]:
 
 
 @jit
-def find_words(
-    data: np.ndarray, start: int, stop: int, tables: Pair, marks: bool, hashes: np.ndarray, spans: np.ndarray
-) -> int:
+def find_words(data: Array, start: int, stop: int, tables: Pair, marks: bool, hashes: Array, spans: Array) -> int:
     """Write the hash of each word of data[start:stop], and where it lies, and return their number.
 
     Args:
@@ -239,7 +238,7 @@ def power(length: int) -> np.uint64:
 
 
 @jit
-def rolling(hashes: np.ndarray, count: int, length: int, out: np.ndarray) -> int:
+def rolling(hashes: Array, count: int, length: int, out: Array) -> int:
     """Write the hash of each run of `length` of the first `count` hashes, and return the number of runs.
 
     Fewer than `length` hashes, but some, make one run of all of them. The hash of a run is a polynomial of its hashes
