@@ -145,7 +145,7 @@ def test_many_programs_give_their_own_outcomes():
 def test_code_runs_only_when_it_was_allowed(tmp_path):
     with pytest.raises(ValueError, match="--allow-code-execution"):
         code.evaluate(None, "humaneval", [tmp_path], allow_code_execution=False)
-    with pytest.raises(ValueError, match="all the same"):
+    with pytest.raises(ValueError, match="all equal"):
         code.evaluate(None, "humaneval", [tmp_path], allow_code_execution=True, samples=2)
     with pytest.raises(ValueError, match=r"humaneval.jsonl"):
         code.evaluate(None, "humaneval", [tmp_path], allow_code_execution=True)
