@@ -186,13 +186,13 @@ def ours(texts: "pa.LargeStringArray", folder: Path) -> np.ndarray:
     import duckdb
     import pyarrow as pa
 
-    from llmjax.prepare.dedup import near
+    from llmjax.prepare.dedup import near, text_hashes
 
     database = duckdb.connect(str(folder / "near.duckdb"))
     database.execute("SET memory_limit='1GB'; SET threads=1; SET preserve_insertion_order=false")
     database.execute("CREATE TABLE keys (key UBIGINT, rank BIGINT)")
     for start in range(0, len(texts), 4096):
-        keys_NB, words_N = near.near_keys(texts.slice(start, 4096), bands=BANDS, rows=ROWS, words=SHINGLE)
+        keys_NB, words_N = text_hashes.near_keys(texts.slice(start, 4096), bands=BANDS, rows=ROWS, words=SHINGLE)
         rows = np.flatnonzero(words_N)
         part = pa.table({"key": keys_NB[rows].reshape(-1), "rank": np.repeat(rows + start, BANDS)})
         database.register("part", part)
@@ -220,19 +220,19 @@ def our_runs(texts: "pa.LargeStringArray", folder: Path) -> tuple[np.ndarray, np
     import duckdb
     import pyarrow as pa
 
-    from llmjax.prepare.dedup import passages
+    from llmjax.prepare.dedup import text_hashes
 
     database = duckdb.connect(str(folder / "runs.duckdb"))
     database.execute("SET memory_limit='1GB'; SET threads=1; SET preserve_insertion_order=false")
     database.execute("CREATE TABLE anchors (hash UBIGINT); CREATE TABLE windows (hash UBIGINT, place BIGINT)")
     for start in range(0, len(texts), 4096):
-        _, _, hashes = passages.anchors(texts.slice(start, 4096), tokens=RUN)
+        _, _, hashes = text_hashes.anchors(texts.slice(start, 4096), tokens=RUN)
         database.register("part", pa.table({"hash": hashes}))
         database.execute("INSERT INTO anchors SELECT * FROM part")
     found = database.sql("SELECT hash FROM anchors GROUP BY hash HAVING count(*) > 1 ORDER BY hash").to_arrow_table()
     repeated = found["hash"].to_numpy()
     for start in range(0, len(texts), 4096):
-        rows, starts, keys = passages.window_keys(texts.slice(start, 4096), tokens=RUN, repeated=repeated)
+        rows, starts, keys = text_hashes.window_keys(texts.slice(start, 4096), tokens=RUN, repeated=repeated)
         database.register("part", pa.table({"hash": keys, "place": (rows + start << 32) + starts}))
         database.execute("INSERT INTO windows SELECT * FROM part")
     first = "SELECT hash, min(place) AS first FROM windows GROUP BY hash HAVING count(*) > 1"

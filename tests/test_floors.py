@@ -23,14 +23,6 @@ FLOORS = (
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
-# What is still to be undone; this list only gets shorter.
-KNOWN = {
-    ("prepare.clean", "prepare.dedup.passages"),
-    ("prepare.dedup.keys", "prepare.dedup.near"),
-    ("prepare.dedup.keys", "prepare.dedup.passages"),
-}
-
-
 def module_of(path: Path) -> str:
     """The name of a source file after "llmjax.": train.loop, or objectives for objectives/__init__.py."""
     parts = path.relative_to(ROOT / "llmjax").with_suffix("").parts
@@ -66,7 +58,7 @@ def modules_read(module: str) -> set[str]:
         if first == "llmjax":
             longest = (".".join(rest[:n]) for n in range(len(rest), 0, -1))
             found.add(next((known for known in longest if known in MODULES), "__init__"))
-    return {read for read in found - {module} if (module, read) not in KNOWN}
+    return found - {module}
 
 
 def room_of(module: str) -> str:

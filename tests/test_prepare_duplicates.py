@@ -12,7 +12,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("numba")
 
 from llmjax.prepare import decontaminate, engine  # noqa: E402
-from llmjax.prepare.dedup import corpus_steps, near, passages  # noqa: E402
+from llmjax.prepare.dedup import corpus_steps, cutting, near, passages, text_hashes  # noqa: E402
 
 
 def column(*texts):
@@ -46,7 +46,7 @@ def test_band_keys_meet_as_often_as_theory_says(length, changes):
     first = [random_words(rng, length) for _ in range(pairs)]
     texts = [" ".join(w) for w in first]
     others = [" ".join(edited(rng, w, changes)) for w in first]
-    keys, counts = near.near_keys(column(*texts, *others), bands=14, rows=8, words=5)
+    keys, counts = text_hashes.near_keys(column(*texts, *others), bands=14, rows=8, words=5)
     met = np.mean(np.any(keys[:pairs] == keys[pairs:], axis=1))
     expected = np.mean([1 - (1 - set_jaccard(a, b) ** 8) ** 14 for a, b in zip(texts, others, strict=True)])
     assert (counts == length).all()
@@ -75,12 +75,12 @@ def test_keys_do_not_depend_on_the_batch_nor_on_case_digits_and_punctuation():
         "雪国のトンネルを抜けると",
         "a b",
     ]
-    keys, counts = near.near_keys(column(*texts))
+    keys, counts = text_hashes.near_keys(column(*texts))
     for i, text in enumerate(texts):
-        one, count = near.near_keys(column("padding text", text).slice(1))
+        one, count = text_hashes.near_keys(column("padding text", text).slice(1))
         assert (one[0] == keys[i]).all() and count[0] == counts[i]
     assert counts.tolist() == [7, 5, 0, 0, 12, 2]
-    same, _ = near.near_keys(column("one FISH two fish 99 red — fish", "ÜNÏCODE straße; ähnlich gleich ЗДЕСЬ"))
+    same, _ = text_hashes.near_keys(column("one FISH two fish 99 red — fish", "ÜNÏCODE straße; ähnlich gleich ЗДЕСЬ"))
     assert (same == keys[:2]).all()
     assert len(np.unique(keys[[0, 1, 4, 5]])) == 4 * 14
 
@@ -125,7 +125,7 @@ def test_the_first_of_equal_documents_units_and_windows_is_not_selected(tmp_path
 
 def test_texts_that_differ_in_numbers_alone_meet_in_the_bands_and_are_told_apart():
     sums = column(*(f"What is {n} plus {n + 300}? It is {2 * n + 300}." for n in range(100, 200)))
-    keys, _ = near.near_keys(sums)
+    keys, _ = text_hashes.near_keys(sums)
     assert (keys == keys[0]).all()
     assert near.jaccard_of_pairs([0], [1], np.arange(100), near.shingles(sums)) < 0.5
 
@@ -165,7 +165,7 @@ def test_lines_and_paragraphs_are_found_trimmed_and_hashed_by_content():
     texts = column(
         "  One two three four.  \nshort\n\nOne two three four.\r\nfive six seven eight", "x", "", "One two three four."
     )
-    rows, starts, stops, hashes = passages.unit_keys(texts, "line")
+    rows, starts, stops, hashes = text_hashes.unit_keys(texts, "line")
     found = [
         (r, texts[r].as_py().encode()[a:b].decode())
         for r, a, b in zip(rows.tolist(), starts.tolist(), stops.tolist(), strict=True)
@@ -177,10 +177,10 @@ def test_lines_and_paragraphs_are_found_trimmed_and_hashed_by_content():
         (3, "One two three four."),
     ]
     assert len(np.unique(hashes, axis=0)) == 2 and (hashes[0] == hashes[3]).all()
-    rows, starts, stops, _ = passages.unit_keys(column("a b c d\n  e\n \t\nf g h i\n\n\n"), "paragraph")
+    rows, starts, stops, _ = text_hashes.unit_keys(column("a b c d\n  e\n \t\nf g h i\n\n\n"), "paragraph")
     assert starts.tolist() == [0, 15] and stops.tolist() == [11, 22]
     with pytest.raises(ValueError, match="line"):
-        passages.unit_keys(texts, "sentence")
+        text_hashes.unit_keys(texts, "sentence")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_lines_and_paragraphs_are_found_trimmed_and_hashed_by_content():
 def test_removed_spans_leave_the_white_space_that_was_there(text, cut, left):
     spans = [(text.encode().index(c.encode()), text.encode().index(c.encode()) + len(c.encode())) for c in cut]
     texts = column("before", text, "after")
-    result = passages.remove_spans(texts, [1] * len(spans), [a for a, _ in spans], [b for _, b in spans])
+    result = cutting.remove_spans(texts, [1] * len(spans), [a for a, _ in spans], [b for _, b in spans])
     assert result.to_pylist() == ["before", left, "after"]
 
 
@@ -218,10 +218,10 @@ def brute_force_repeats(documents, length):
 
 def found_repeats(texts, length):
     """The same through the groupings, written out here in numpy."""
-    rows, positions, hashes = passages.anchors(texts, tokens=length)
+    rows, positions, hashes = text_hashes.anchors(texts, tokens=length)
     assert len(set(zip(rows.tolist(), positions.tolist(), strict=True))) == len(rows)
     values, counts = np.unique(hashes, return_counts=True)
-    rows, starts, keys = passages.window_keys(texts, tokens=length, repeated=values[counts > 1])
+    rows, starts, keys = text_hashes.window_keys(texts, tokens=length, repeated=values[counts > 1])
     order = np.lexsort((starts, rows, keys))
     later = order[1:][keys[order][1:] == keys[order][:-1]]
     return passages.spans_of(texts, rows[later], starts[later], tokens=length)
@@ -251,13 +251,13 @@ def test_of_repeated_runs_the_first_stays_whatever_the_white_space():
     texts = column(f"Once. {passage} End.", f"Other start\n{passage.replace(' ', chr(10))} other end", "Nothing here")
     rows, starts, stops = found_repeats(texts, 50)
     assert rows.tolist() == [1]
-    assert passages.remove_spans(texts, rows, starts, stops).to_pylist() == [
+    assert cutting.remove_spans(texts, rows, starts, stops).to_pylist() == [
         texts[0].as_py(),
         "Other start\nother end",
         "Nothing here",
     ]
     with pytest.raises(ValueError, match="at least 8"):
-        passages.anchors(texts, tokens=5)
+        text_hashes.anchors(texts, tokens=5)
     with pytest.raises(ValueError, match="changed"):
         passages.spans_of(texts, [2], [0], tokens=50)
 

@@ -197,7 +197,7 @@ def _origins(ordinals: np.ndarray, documents: Path) -> dict[int, str]:
 
 
 def _without_spans(batch: pa.RecordBatch, start: int, cut: pa.Table) -> pa.RecordBatch:
-    from llmjax.prepare.dedup.passages import remove_spans
+    from llmjax.prepare.dedup.cutting import remove_spans
 
     rows = (cut["ordinal"].to_numpy() & 0xFFFFFFFF) - start
     inside = (rows >= 0) & (rows < batch.num_rows)

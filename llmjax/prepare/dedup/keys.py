@@ -69,26 +69,26 @@ def live_index(documents: Path, number: int, removed: str) -> pa.Table:
 def _text_keys(
     kind: str, ordinals: np.ndarray, texts: pa.LargeStringArray, settings: dict[str, Any], extra: dict[str, str]
 ) -> Iterator[pa.Table]:
-    from llmjax.prepare.dedup import near, passages  # compile
+    from llmjax.prepare.dedup import text_hashes  # compiles
 
     schema = KEY_SCHEMAS[kind]
     if kind == "bands":
         bands, rows = settings["near_bands"], settings["near_rows"]
-        keys, words = near.near_keys(texts, bands=bands, rows=rows, words=settings["near_words"])
+        keys, words = text_hashes.near_keys(texts, bands=bands, rows=rows, words=settings["near_words"])
         ranks = _ranks_of(ordinals, extra["ranks"])
         chosen = words > 0
         flat = keys[chosen].ravel().view(np.int64)
         yield pa.table([pa.array(flat), pa.array(np.repeat(ranks[chosen], bands))], schema=schema)
     elif kind in ("line", "paragraph"):
-        rows, starts, stops, hashes = passages.unit_keys(texts, kind)  # type: ignore[arg-type]
+        rows, starts, stops, hashes = text_hashes.unit_keys(texts, kind)  # type: ignore[arg-type]
         high, low = np.ascontiguousarray(hashes.T).view(np.int64)
         yield pa.table([pa.array(c) for c in (high, low, ordinals[rows], starts, stops)], schema=schema)
     elif kind == "anchors":
-        _, _, hashes = passages.anchors(texts, tokens=settings["substring_tokens"])
+        _, _, hashes = text_hashes.anchors(texts, tokens=settings["substring_tokens"])
         yield pa.table([pa.array(hashes.view(np.int64))], schema=schema)
     else:
         repeated = _anchors(extra["anchors"])
-        rows, starts, hashes = passages.window_keys(texts, tokens=settings["substring_tokens"], repeated=repeated)
+        rows, starts, hashes = text_hashes.window_keys(texts, tokens=settings["substring_tokens"], repeated=repeated)
         yield pa.table([pa.array(c) for c in (hashes.view(np.int64), ordinals[rows], starts)], schema=schema)
 
 

@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 from llmjax import storage
 from llmjax.errors import UserError
 from llmjax.prepare.dedup.keys import keys_of
+from llmjax.prepare.dedup.text_hashes import check_positive
 from llmjax.prepare.documents import (
     part_path,
     read_batches,
@@ -43,7 +44,6 @@ from llmjax.prepare.kernels import minhash
 from llmjax.prepare.kernels.words import room, tables, utf8
 from llmjax.prepare.state import REMOVED, State
 
-VECTOR = 16  # the number of hash functions is rounded up to full vector registers
 PAIRS = 20_000  # pairs of documents that one task compares
 ROUNDS = 4  # of comparing the open pairs of the round before; most corpora need one or two
 PAIRS_OF_BANDS = """
@@ -195,38 +195,9 @@ def _link(state: State, a: np.ndarray, b: np.ndarray, jaccard: np.ndarray) -> No
     state.linked = [str(path)]
 
 
-def near_keys(
-    texts: pa.LargeStringArray, *, bands: int = 14, rows: int = 8, words: int = 5
-) -> tuple[np.ndarray, np.ndarray]:
-    """The MinHash band keys of texts: what near-duplicates have in common.
-
-    Words are case-folded, and all digits are one digit. A text of fewer than `words` words has one shingle of all of
-    them.
-
-    Args:
-        bands, rows: bands of hash functions and functions in each; 14 x 8 finds half of the pairs at J = 0.72.
-        words: words of a shingle.
-
-    Returns:
-        keys, uint64 (texts, bands), and the number of words, int32 (texts,). A text without a word has keys of 0, which
-        mean nothing: leave its rows out.
-
-    Raises:
-        UserError: for numbers below 1 or texts that are not strings.
-    """
-    _check(bands=bands, rows=rows, words=words)
-    given = utf8(texts)
-    functions = minhash.hash_functions(-(-bands * rows // VECTOR) * VECTOR)
-    keys_NB = np.empty((len(texts), bands), np.uint64)
-    words_N = np.empty(len(texts), np.int32)
-    hashes = np.empty(room(given[1]), np.uint64)
-    minhash.band_keys(given, tables("case and digits"), functions, rows, words, hashes, keys_NB, words_N)
-    return keys_NB, words_N
-
-
 def shingles(texts: pa.LargeStringArray, *, words: int = 5) -> pa.LargeListArray:
     """The sorted hashes, each once, of the word shingles of every text. Case is folded, digits are not."""
-    _check(words=words)
+    check_positive(words=words)
     given = utf8(texts)
     size = int(given[1][-1] - given[1][0])
     flat = np.empty(size // 2 + len(texts) + 1, np.uint64)  # a word and what divides it from the next: two bytes
@@ -340,9 +311,3 @@ def open_pairs(
 def _pairs(a: np.ndarray, b: np.ndarray) -> pa.Table:
     """A table (a, b) of pairs whose first is the smaller."""
     return pa.table({"a": np.minimum(a, b), "b": np.maximum(a, b)})
-
-
-def _check(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise UserError(f"{name} must be at least 1, not {number}")

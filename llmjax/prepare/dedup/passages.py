@@ -11,15 +11,13 @@ of one document. **A window is a repeat if an equal window starts earlier** in t
 token position). All repeats are removed, so the first occurrence stays. Windows may overlap their equals: of a run with a
 period of p tokens the first p stay.
 
-1. `anchors`: the smallest 8-gram of each window (Schleimer, Wilkerson and Aiken 2003, "Winnowing"), a twentieth of the
+1. `text_hashes.anchors`: the smallest 8-gram of each window (Schleimer, Wilkerson and Aiken 2003, "Winnowing"), a twentieth of the
    tokens. Equal windows have equal smallest grams. `REPEATED_ANCHORS` selects the grams that occur twice.
-2. `window_keys`: the windows with such a gram. `ALL_BUT_FIRST_WINDOW` selects the repeats.
-3. `spans_of` the repeats, and `remove_spans`.
+2. `text_hashes.window_keys`: the windows with such a gram. `ALL_BUT_FIRST_WINDOW` selects the repeats.
+3. `spans_of` the repeats, and `cutting.remove_spans`.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -40,8 +38,6 @@ from llmjax.prepare.kernels import windows
 from llmjax.prepare.kernels.words import room, tables, utf8
 from llmjax.prepare.state import SPANS, State
 
-GRAM = 8  # tokens of an anchor; windows must be at least as long
-MINIMUM_UNIT_WORDS = 4  # a shorter line or paragraph ("Contents", "Read more") repeats without being copied
 ALL_BUT_FIRST_UNIT = """
 SELECT ordinal, start, stop FROM (
     SELECT ordinal, start, stop, row_number() OVER (PARTITION BY high, low ORDER BY ordinal, start) AS place FROM keys
@@ -101,48 +97,6 @@ def write_spans(*, number: int, documents: str, found: str, tokens: int, out: st
     return {"spans": spans.num_rows}
 
 
-def anchors(texts: pa.LargeStringArray, *, tokens: int = 50) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The smallest 8-grams of the windows of every text: row (int64), token position (int64) and hash (uint64).
-
-    Sorted by row. Raises:
-        UserError: if a window has fewer tokens than a gram.
-    """
-    gram = _gram(tokens)
-    given = utf8(texts)
-    hashes = np.empty(room(given[1]), np.uint64)
-    size = int(given[1][-1] - given[1][0]) // 64 + 1024
-    while True:
-        rows, positions, values = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.uint64)
-        count = windows.anchors(given, tables("nothing"), tokens, gram, hashes, rows, positions, values)
-        if count <= size:
-            return rows[:count], positions[:count], values[:count]
-        size = count  # few words and much punctuation: again, with room for all
-
-
-def window_keys(
-    texts: pa.LargeStringArray, *, tokens: int = 50, repeated: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The windows that may have an equal: row (int64), first token (int64) and 64-bit hash (uint64), in the order of both.
-
-    Args:
-        repeated: uint64, sorted, the anchor hashes that occur at least twice in the corpus.
-    """
-    gram = _gram(tokens)
-    repeated = np.asarray(repeated, np.uint64)
-    if np.any(repeated[1:] < repeated[:-1]):
-        raise UserError("the repeated anchors must be sorted")
-    given = utf8(texts)
-    hashes = np.empty(room(given[1]), np.uint64)
-    size = int(given[1][-1] - given[1][0]) // 16 + 1024
-    while True:
-        rows, starts, keys = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.uint64)
-        arguments = (given, tables("nothing"), tokens, gram, repeated, hashes)
-        count = windows.repeated_windows(*arguments, rows, starts, keys)
-        if count <= size:
-            return rows[:count], starts[:count], keys[:count]
-        size = count  # more is repeated than was guessed: again, with room for all
-
-
 def spans_of(
     texts: pa.LargeStringArray, rows: np.ndarray, starts: np.ndarray, *, tokens: int = 50
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -171,96 +125,3 @@ def spans_of(
     if count < 0:
         raise UserError("a window does not lie within its text: were the texts changed since the windows were made?")
     return out_rows[:count], out[:count, 0], out[:count, 1]
-
-
-def _gram(tokens: int) -> int:
-    if tokens < GRAM:
-        raise UserError(f"substring_tokens must be at least {GRAM}, not {tokens}: shorter runs repeat in all prose")
-    return GRAM
-
-
-def unit_keys(
-    texts: pa.LargeStringArray, unit: Literal["line", "paragraph"], *, minimum_words: int = MINIMUM_UNIT_WORDS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Lines, or paragraphs (divided by blank lines), and a hash of each without the white space around it.
-
-    Units of fewer than `minimum_words` words are left out.
-
-    Returns:
-        row (int64), start and stop (int64, bytes within the row's text, white space around it not included) and hash
-        (uint64 (units, 2), 128 bits of the exact bytes); in the order of the texts.
-    """
-    if unit not in ("line", "paragraph"):
-        raise UserError(f"unit must be 'line' or 'paragraph', not {unit!r}")
-    given = utf8(texts)
-    most = int(windows.count_byte(given[0], given[1][0], given[1][-1], 10)) + len(texts)
-    rows, spans = np.empty(most, np.int64), np.empty((most, 2), np.int64)
-    hashes = np.empty((most, 2), np.uint64)
-    count = windows.units(given, tables()[0], unit == "paragraph", minimum_words, rows, spans, hashes)
-    return rows[:count], spans[:count, 0], spans[:count, 1], hashes[:count]
-
-
-def remove_spans(
-    texts: pa.LargeStringArray, rows: np.ndarray, starts: np.ndarray, stops: np.ndarray
-) -> pa.LargeStringArray:
-    """The texts without some byte spans, which may overlap and come in any order.
-
-    Around a cut the wider of the white space on its two sides stays: as many line ends (at most two) and the indentation
-    of what follows, or one space.
-
-    Args:
-        rows, starts, stops: int64 (spans,); bytes within the text of the row, at the borders of characters.
-    """
-    rows, starts, stops = (np.asarray(x, np.int64) for x in (rows, starts, stops))
-    if not len(rows):
-        return texts
-    order = np.lexsort((stops, starts, rows))
-    changed: dict[int, list[tuple[int, int]]] = {}
-    for row, start, stop in zip(rows[order].tolist(), starts[order].tolist(), stops[order].tolist(), strict=True):
-        spans = changed.setdefault(row, [])
-        if spans and start <= spans[-1][1]:
-            spans[-1] = (spans[-1][0], max(stop, spans[-1][1]))
-        else:
-            spans.append((start, stop))
-    pieces, at = [], 0
-    for row, spans in sorted(changed.items()):
-        text = texts[row].as_py()
-        pieces.append(texts.slice(at, row - at))
-        pieces.append(pa.array([None if text is None else _cut(text.encode(), spans).decode()], pa.large_string()))
-        at = row + 1
-    pieces.append(texts.slice(at))
-    return pa.concat_arrays(pieces)
-
-
-def _cut(text: bytes, spans: Sequence[tuple[int, int]]) -> bytes:
-    """The text without spans that are sorted and apart."""
-    result: list[bytes] = []
-    blanks: list[bytes] = []  # white space since the last characters that stay, a piece for each side of each cut
-    at = 0
-    for start, stop in [*spans, (len(text), len(text))]:
-        piece = text[at:start]
-        at = stop
-        left = piece.lstrip()
-        core = left.rstrip()
-        blanks.append(piece[: len(piece) - len(left)])
-        if not core:
-            continue
-        if result:
-            lines = min(2, max(blank.count(b"\n") for blank in blanks))
-            spaced = any(blanks) or (result[-1][-1:].isalnum() and core[:1].isalnum())
-            result.append(b"\n" * lines + _indentation(blanks) if lines else b" " * spaced)
-        elif len(blanks) == 1:
-            result.append(blanks[0])  # nothing was cut before it
-        else:
-            result.append(_indentation(blanks))
-        result.append(core)
-        blanks = [left[len(core) :]]
-    return b"".join(result) + (b"\n" if result and text.endswith(b"\n") else b"")
-
-
-def _indentation(blanks: Sequence[bytes]) -> bytes:
-    """The white space after the last line end in the last piece that has one."""
-    for blank in reversed(blanks):
-        if b"\n" in blank:
-            return blank[blank.rfind(b"\n") + 1 :]
-    return b""
