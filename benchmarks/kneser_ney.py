@@ -187,7 +187,7 @@ def run(run_folder: Path, *, order: int) -> dict[str, float | int | str]:
     streams = [token_shards.read_stream(folder, "heldout", source) for source in heldout]
     tokens = np.concatenate(streams)
 
-    results: dict[str, float | int | str] = {"run": str(run_folder), "order": order, "vocab_size": vocab_size}
+    results: dict[str, float | int | str] = {"run": run_folder.name, "order": order, "vocab_size": vocab_size}
     results["train_tokens"] = int(np.count_nonzero(train != BOS_ID))
 
     def noted() -> Iterator[Level]:

@@ -91,13 +91,14 @@ def run_ours(
     texts: list[str], words: Literal["unicode", "spacy_compat"]
 ) -> tuple[dict[str, list[bool]], dict[str, float]]:
     """The same through the steps, in record batches; the statistics are counted once and shared, so their cost is apart."""
-    from ml_collections import ConfigDict
-
+    from llmjax import config
     from llmjax.prepare import documents
     from llmjax.prepare.kernels.statistics import shared_statistics
     from llmjax.prepare.steps import make_step
 
-    steps = {n: make_step(n, ConfigDict({"words": words})) for n in RULES}
+    settings = config.base().prepare
+    settings.words = words
+    steps = {name: make_step(name, settings) for name in RULES}
     rejected: dict[str, list[bool]] = {name: [] for name in RULES}
     seconds = dict.fromkeys(("statistics", *RULES), 0.0)
     for step in steps.values():
