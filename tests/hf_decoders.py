@@ -31,6 +31,10 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 4096}
 PLAIN = {"rope_type": "default", "rope_theta": 10_000.0}
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+DEEPSEEK = {**BASE, "kv_lora_rank": 24, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10}
+DEEPSEEK |= {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 24}
+DEEPSEEK |= {"first_k_dense_replace": 1, "num_key_value_heads": 4}
+DEEPSEEK_YARN = {**YARN, "mscale": 0.7, "mscale_all_dim": 0.7}
 GEMMA = {**LLAMA, "head_dim": 16, "query_pre_attn_scalar": 24}
 BLOOM = {"vocab_size": 61, "hidden_size": 32, "n_layer": 3, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
 GPT2 = {
@@ -344,5 +348,21 @@ DECODERS: tuple[Case, ...] = (
         {**LLAMA, "sliding_window": 5, "num_hidden_layers": 5},
         windows={"logit_scale": 0.5},
         biased={"attention_bias": True, "head_dim": 16, "num_hidden_layers": 3, "logit_scale": 1.5},
+    ),
+    *_cases(
+        "deepseek_v3",
+        "DeepseekV3Config",
+        "DeepseekV3ForCausalLM",
+        {**DEEPSEEK, "topk_group": 1, "n_group": 1, "rope_parameters": DEEPSEEK_YARN},
+        sigmoid={"q_lora_rank": 20, "routed_scaling_factor": 2.5},
+        plain={"q_lora_rank": None, "rope_parameters": PLAIN, "norm_topk_prob": False, "routed_scaling_factor": 1.0},
+    ),
+    *_cases(
+        "deepseek_v2",
+        "DeepseekV2Config",
+        "DeepseekV2ForCausalLM",
+        {**DEEPSEEK, "topk_group": 1, "n_group": 1, "topk_method": "greedy", "norm_topk_prob": False},
+        softmax={"q_lora_rank": None, "routed_scaling_factor": 1.0},
+        yarn={"q_lora_rank": 20, "routed_scaling_factor": 4.0, "rope_parameters": DEEPSEEK_YARN},
     ),
 )

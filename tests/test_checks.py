@@ -20,6 +20,7 @@ from llmjax.train.optimizer import make_optimizer, table
 MOE = {"moe__experts": 4}
 BOTH_WAYS = {"direction": "bidirectional", "objective__name": "masked"}
 SPAN = {"encoder_layers": 2, "objective__name": "span"}
+LATENT = {"latent__kv_rank": 8, "latent__rotary_size": 4, "latent__value_size": 6}
 XLNET = {"position": "xlnet", "two_stream": True, "objective__name": "permutation"}
 
 
@@ -48,7 +49,7 @@ REFUSED = [
     ({"bias": ("qkv", "mpl")}, "model.bias has ['mpl']; its parts are qkv, out, mlp, norm, head"),
     # patterns and blocks
     ({"pattern": ()}, "model.pattern is empty"),
-    ({"pattern": ("global", "lokal")}, "model.pattern has ['lokal']; its kinds of layers are global, local, rnn"),
+    ({"pattern": ("global", "lokal")}, "model.pattern has ['lokal']; its kinds of layers are global, local, nope, rnn"),
     ({"pattern": ("rglru", "local"), **BOTH_WAYS}, "rglru layers read from left to right"),
     ({"pattern": ("lstm",), **SPAN}, "lstm layers do not look at an encoder"),
     ({"block": "parallel", "mlp": "none"}, "nothing beside the attention"),
@@ -84,6 +85,10 @@ REFUSED = [
     ({"rotary_scaling": "ntk", "rotary_factor": 2.0, "rotary_fraction": 0.25}, "needs two rotated pairs, not 1"),
     ({"rotary_scaling": "linear", "rotary_factor": 2.0, "position": "alibi"}, "has no effect on model.position=alibi"),
     ({"pattern": ("global", "nope"), "position": "alibi"}, "has nope, layers without rotary positions"),
+    ({"latent__kv_rank": 8}, "model.latent.rotary_size=64 must be even and below the size of a head, 8"),
+    ({"latent__kv_rank": 8, "latent__rotary_size": 4}, "model.latent.value_size=128 must be at most the size of a head, 8"),
+    ({**LATENT, "kv_heads": 1}, "model.latent does not go with model.kv_heads=1"),
+    ({**LATENT, "qk_norm": True}, "model.latent does not go with model.qk_norm"),
     ({"alibi_rounded": True}, "model.alibi_rounded is a detail of model.position=alibi"),
     ({"position": "t5", "relative_buckets": 1}, "too few: 2 are needed"),
     ({"position": "t5", "relative_buckets": 3, **SPAN}, "too few: 4 are needed"),

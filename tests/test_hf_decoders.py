@@ -24,7 +24,7 @@ from hf import (
     read_params,
     stored_case,
 )
-from hf_decoders import BASE, BLOOM, DECODERS, FALCON, GEMMA, GPT2, LLAMA, LLAMA3, OPT, YARN
+from hf_decoders import BASE, BLOOM, DECODERS, DEEPSEEK, FALCON, GEMMA, GPT2, LLAMA, LLAMA3, OPT, YARN
 
 from llmjax import config
 from llmjax.interop import mapping
@@ -175,9 +175,10 @@ REFUSED = [
     (
         "llama",
         LLAMA,
-        {"rope_parameters": {**YARN, "attention_factor": 1.0}},
-        "attention_factor of 1.0.*supported: the paper's",
+        {"rope_parameters": {**YARN, "attention_factor": "1"}},
+        "attention_factor='1', which is no number",
     ),
+    ("deepseek_v3", DEEPSEEK, {"n_group": 8}, "n_group=8; supported: 1"),
     ("llama", LLAMA, {"rope_parameters": {**YARN, "truncate": False}}, "truncate=False"),
     ("llama", LLAMA, {"hidden_act": "tanh"}, "hidden_act='tanh'.*'silu'"),
     ("llama", LLAMA, {"quantization_config": {"bits": 4}}, "quantization_config.*unquantized"),

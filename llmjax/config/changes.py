@@ -15,7 +15,7 @@ IDENTITY, CONTINUABLE, IRRELEVANT = "identity", "continuable", "irrelevant"
 
 CLASSES: dict[str, tuple[str, ...]] = {
     IDENTITY: (
-        "data", "model", "model.moe", "model.recurrent", "prepare", "seed", "tokenizer", "eval", "generate", "name",
+        "data", "model", "model.latent", "model.moe", "model.recurrent", "prepare", "seed", "tokenizer", "eval", "generate", "name",
         "objective.infill_rate", "objective.infill_suffix_first", "objective.mask_rate", "objective.mask_split",
         "objective.modes", "objective.name", "objective.predict_share", "objective.recurrence", "objective.span_length",
         "objective.whole_words", "optimizer.name", "optimizer.train", "train.batch_ramp", "train.batch_size", "train.batch_start",

@@ -109,6 +109,29 @@ def _attention(c: ConfigDict) -> Iterator[str]:
             yield f"model.two_stream does not go with {what}: switch one of them off"
 
 
+def _latent(c: ConfigDict) -> Iterator[str]:
+    m, own = c.model, c.model.latent
+    if not own.kv_rank:
+        return
+    size = head_size(m)
+    if own.rotary_size % 2 or own.rotary_size >= size:
+        yield f"model.latent.rotary_size={own.rotary_size} must be even and below the size of a head, {size}"
+    if own.value_size > size:
+        yield f"model.latent.value_size={own.value_size} must be at most the size of a head, {size}"
+    for wrong, what in (
+        (
+            m.kv_heads not in (0, m.heads),
+            f"model.kv_heads={m.kv_heads}, because all heads share one vector: set it to 0",
+        ),
+        (m.position != "rotary", f"model.position={m.position}: set it to rotary"),
+        (m.qk_norm, "model.qk_norm: set it to false"),
+        (bool({"qkv", "out"} & set(m.bias)), "biases of attention: leave qkv and out out of model.bias"),
+        (m.encoder_layers > 0, "an encoder: set model.encoder_layers=0"),
+    ):
+        if wrong:
+            yield f"model.latent does not go with {what}"
+
+
 def _positions(c: ConfigDict) -> Iterator[str]:
     m = c.model
     size = head_size(m)
@@ -253,4 +276,4 @@ def _initialisation(c: ConfigDict) -> Iterator[str]:
         )
 
 
-PARTS = (_parts, _pattern, _attention, _positions, _norms, _stacks, _sparse, _recurrent, _initialisation)
+PARTS = (_parts, _pattern, _attention, _latent, _positions, _norms, _stacks, _sparse, _recurrent, _initialisation)

@@ -109,6 +109,11 @@ def base() -> ConfigDict:
     c.model.attention_scale = 0.0  # multiplies the scores; 0: 1/sqrt(K)
     c.model.attention_soft_cap = 0.0  # scores = cap * tanh(scores / cap); 0: off
     c.model.two_stream = False  # add a stream of queries that do not see their own token (XLNet), for objective permutation
+    c.model.latent = ConfigDict()
+    c.model.latent.kv_rank = 0  # size of the vector that keys and values are made of (multi-head latent attention, DeepSeek-V2); 0: they are made of the input
+    c.model.latent.query_rank = 0  # the same for queries; 0: they are made of the input
+    c.model.latent.rotary_size = 64  # dimensions of each head that are rotated, which all heads' keys share
+    c.model.latent.value_size = 128  # dimensions of a head's values, at most the head size
     # positions
     c.model.position = "rotary"  # rotary, learned, sinusoidal, alibi, t5, xlnet (both relative) or none
     c.model.max_length = 1024  # rows of the learned position table, and the default size of the decoding cache
@@ -121,6 +126,7 @@ def base() -> ConfigDict:
     c.model.rotary_original_length = 0  # yarn, llama3: the length of the first training
     c.model.rotary_slow = 1.0  # yarn, llama3: frequencies with fewer turns over that length are divided by the factor
     c.model.rotary_fast = 32.0  # yarn, llama3: frequencies with more turns are left alone (32 in YaRN, 4 in Llama 3)
+    c.model.rotary_attention_factor = 0.0  # yarn: times cosines and sines; 0: 0.1 ln(rotary_factor) + 1, as in the paper
     c.model.alibi_scale = 1.0  # times ALiBi's slopes
     c.model.alibi_rounded = False  # round slopes, positions and their products to bfloat16 (Falcon-RW)
     c.model.relative_buckets = 32  # t5: number of distances that are told apart

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax.errors import UserError
-from llmjax.interop.fields import Entry, Theirs, choose, number, only, refuse_unknown
+from llmjax.interop.fields import Entry, Theirs, choose, number, only, refuse_unknown, typed
 from llmjax.model.positions import rotary_size
 
 KINDS = {"default": "none", "linear": "linear", "llama3": "llama3", "yarn": "yarn"}
@@ -125,17 +125,14 @@ def read_dictionary(c: ConfigDict, said: Mapping[str, Any], theirs: Theirs) -> N
     c.rotary_slow = float(number(said, "beta_slow", 1))
     c.rotary_fast = float(number(said, "beta_fast", 32))
     only(said, "truncate", True)
-    temperature = _temperature(c.rotary_factor)
-    given = said.get("attention_factor")
-    if given is None and said.get("mscale") and said.get("mscale_all_dim"):
-        given = _temperature(c.rotary_factor, said["mscale"]) / _temperature(c.rotary_factor, said["mscale_all_dim"])
-    if given is not None and not math.isclose(given, temperature, rel_tol=1e-6):
-        raise UserError(
-            f"config.json has a YaRN attention_factor of {given}; supported: the paper's, {temperature} for factor={c.rotary_factor}"
-        )
+    factor = said.get("attention_factor")
+    if factor is None and said.get("mscale") and said.get("mscale_all_dim"):
+        factor = temperature(c.rotary_factor, said["mscale"]) / temperature(c.rotary_factor, said["mscale_all_dim"])
+    if factor is not None and not math.isclose(factor, temperature(c.rotary_factor), rel_tol=1e-6):
+        c.rotary_attention_factor = float(typed("attention_factor", factor, float, where=where))
 
 
-def _temperature(factor: float, scale: float = 1.0) -> float:
+def temperature(factor: float, scale: float = 1.0) -> float:
     """YaRN's factor on cosines and sines."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
@@ -151,6 +148,7 @@ def scaling(c: ConfigDict) -> dict[str, Any] | None:
         said |= {"low_freq_factor": c.rotary_slow, "high_freq_factor": c.rotary_fast}
     elif c.rotary_scaling == "yarn":
         said |= {"beta_slow": c.rotary_slow, "beta_fast": c.rotary_fast}
+        said |= {"attention_factor": c.rotary_attention_factor} if c.rotary_attention_factor else {}
     return said | ({} if c.rotary_scaling == "linear" else {ORIGINAL: c.rotary_original_length})
 
 

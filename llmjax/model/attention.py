@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.config import model_checks
-from llmjax.model import kernels, layers
+from llmjax.model import kernels, latent, layers
 from llmjax.model import positions as P
 from llmjax.model.cache import write_ring, write_slice, write_slot
 from llmjax.model.init import attention_scale
@@ -262,7 +262,10 @@ class Attention(nn.Module):
         c = self.c
         size, bias = config.head_size(c), "qkv" in c.bias
         groups = c.kv_heads or c.heads
-        q_BLHK = Linear(c, (c.heads, size), "inward", bias=bias, name="query")(x_BLD)
+        if c.latent.kv_rank:
+            q_BLHK = latent.queries(self, x_BLD)
+        else:
+            q_BLHK = Linear(c, (c.heads, size), "inward", bias=bias, name="query")(x_BLD)
         if c.qk_norm:
             q_BLHK = self._normalised(q_BLHK, "query_norm")
         if view.rotary is not None:
@@ -272,8 +275,11 @@ class Attention(nn.Module):
             return self._cached(q_BLHK, None, view, cache)
         else:
             keys_BMD = x_BLD if keys_BMD is None else keys_BMD
-            k_BMGK = Linear(c, (groups, size), "inward", bias=bias, name="key")(keys_BMD)
-            v_BMGK = Linear(c, (groups, size), "inward", bias=bias, name="value")(keys_BMD)
+            if c.latent.kv_rank:
+                k_BMGK, v_BMGK = latent.keys_and_values(self, keys_BMD)
+            else:
+                k_BMGK = Linear(c, (groups, size), "inward", bias=bias, name="key")(keys_BMD)
+                v_BMGK = Linear(c, (groups, size), "inward", bias=bias, name="value")(keys_BMD)
             if c.qk_norm:
                 k_BMGK = self._normalised(k_BMGK, "key_norm")
             if view.rotary is not None:
@@ -330,6 +336,8 @@ class Attention(nn.Module):
 
     def _out(self, y_BLHK: jax.Array) -> jax.Array:
         out = Linear(self.c, (self.c.width,), "outward", inputs=2, bias="out" in self.c.bias, name="out")
+        if self.c.latent.kv_rank:
+            y_BLHK = y_BLHK[..., : self.c.latent.value_size]
         return out(constrain(y_BLHK, "BLHK"))
 
     def _attend(

@@ -18,7 +18,7 @@ Rotary = tuple[jax.Array, jax.Array]
 
 def rotary_size(c: ConfigDict) -> int:
     """How many dimensions of a head are rotated, an even number."""
-    return int(config.head_size(c) * c.rotary_fraction) // 2 * 2
+    return c.latent.rotary_size if c.latent.kv_rank else int(config.head_size(c) * c.rotary_fraction) // 2 * 2
 
 
 def rotary_frequencies(c: ConfigDict, *, local: bool = False) -> tuple[np.ndarray, float]:
@@ -53,7 +53,8 @@ def rotary_frequencies(c: ConfigDict, *, local: bool = False) -> tuple[np.ndarra
     low = max(math.floor(pair_with(c.rotary_fast)), 0)
     high = min(math.ceil(pair_with(c.rotary_slow)), size - 1)
     divided = np.clip((np.arange(size // 2) - low) / max(high - low, 0.001), 0, 1)
-    return frequencies * (1 - divided + divided / factor), 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    temperature = c.rotary_attention_factor or (0.1 * math.log(factor) + 1 if factor > 1 else 1.0)
+    return frequencies * (1 - divided + divided / factor), temperature
 
 
 def rotary_table(positions_BL: jax.Array, c: ConfigDict, *, local: bool = False) -> Rotary:

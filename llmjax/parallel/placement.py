@@ -43,6 +43,7 @@ TABLE: tuple[Row, ...] = (
     (r"^(head_transform|pooler|classifier)/bias$", (None,)),  # D
     (LAYER + r"(attention|cross)/(query|key|value|position)/kernel$", (None, "fsdp", "tensor", None)),  # N D H K
     (LAYER + r"(attention|cross)/(query|key|value)/bias$", (None, "tensor", None)),  # N H K
+    (LAYER + r"attention/(query_down|latent_down|rotary_key)/kernel$", (None, "fsdp", None)),  # N D R
     (LAYER + r"attention/(content|position|type)_bias$", (None, "tensor", None)),  # N H K
     (LAYER + r"attention/type_embedding$", (None, None, "tensor", None)),  # N 2 H K
     (LAYER + r"(attention|cross)/out/kernel$", (None, "tensor", None, "fsdp")),  # N H K D
