@@ -123,28 +123,9 @@ def plain_statistics(text, parts):
 def test_statistics_are_those_of_plain_python(kind):
     rng = random.Random(1)
     alphabet = [
-        "the",
-        "of",
-        "a",
-        "a",
-        "...",
-        "…",
-        "\n",
-        "\n\n",
-        "\r\n",
-        " ",
-        " ",
-        ". ",
-        "-",
-        "• ",
-        "#",
-        "wörd",
-        "雪",
-        "that's",
-        "(x)",
-        "\u2029",
-        "12",
-    ]
+        "the", "of", "a", "a", "...", "…", "\n", "\n\n", "\r\n", " ", " ", ". ", "-", "• ", "#", "wörd", "雪", "that's",
+        "(x)", "\u2029", "12",
+    ]  # fmt: skip
     texts = SAMPLES + ["".join(rng.choice(alphabet) for _ in range(rng.randint(0, 250))) for _ in range(150)]
     found = statistics.statistics(column(*texts), words=kind)
     for row, text in enumerate(texts):
