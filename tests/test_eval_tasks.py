@@ -152,6 +152,7 @@ def test_missing_data_and_tasks_are_said(folder, tmp_path, model):
         native.evaluate(model, ["arc_easy"], [tmp_path])
 
 
+@pytest.mark.slow  # the harness takes ten seconds to start
 def test_another_task_of_the_harness_runs_when_its_data_is_there(tmp_path, model, no_network):
     rows = [{"question": f"is it {w}", "passage": f"it is {w}", "idx": i, "label": i % 2} for i, w in enumerate(WORDS)]
     write(tmp_path / "boolq_validation.jsonl", rows)

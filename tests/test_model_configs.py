@@ -14,7 +14,7 @@ import numpy as np
 import parameter_counts
 import published_models
 import pytest
-from helpers import assert_same_bits, mesh_of, prepare_steps
+from helpers import assert_same_bits, first_params, mesh_of, prepare_steps
 
 from llmjax import config
 from llmjax.data.batches import TrainBatches
@@ -35,9 +35,9 @@ SPECS = [f"{family}:{size}" for family, module in FAMILIES.items() for size in m
 TINY = [spec for spec in SPECS if ":tiny" in spec]
 COUNTS = json.loads((ROOT / "results" / "parameter_counts.json").read_text())["rows"]
 # Compiling takes seconds a family: these, which differ most, are always tested, the others by `pytest -m slow`.
-ALWAYS = ("falcon:tiny", "deepseek:tiny-v3", "xlnet:tiny", "t5:tiny", "griffin:tiny")
-# Training compiles twice as much, and models with experts learn in test_optimizer.py too.
-ALWAYS_TRAINED = ("xlnet:tiny", "t5:tiny")
+ALWAYS = ("deepseek:tiny-v3", "xlnet:tiny", "t5:tiny", "griffin:tiny")
+# Training compiles twice as much, and every objective is learnt in test_objectives_network.py too.
+ALWAYS_TRAINED = ("t5:tiny",)
 # Meshes compile most of all: half a minute a family. The parts of the others are in these, or in test_parallel.py.
 ALWAYS_ON_MESHES = (
     "llama:tiny",
@@ -242,7 +242,7 @@ def test_every_choice_there_is_stands_in_the_table_of_ablations():
 def influence(c: config.ConfigDict, tokens_L: np.ndarray, ids: np.ndarray, **arguments: Any) -> np.ndarray:
     """seen[l, m]: whether the hidden state of row 0's place l has a gradient to the embedding of token ids[m]."""
     module = transformer.build(c.model)
-    params = jax.jit(functools.partial(transformer.init_params, module))(jax.random.key(0))
+    params = first_params(module)
     direction_D = jax.random.normal(jax.random.key(1), (c.model.width,))
 
     def of_embedding(embedding_VE: jax.Array) -> jax.Array:
@@ -308,7 +308,7 @@ def test_decoding_with_the_cache_gives_the_logits_of_the_plain_pass(spec):
         max(m.moe.experts, 1)
     )  # what a full expert drops depends on how many tokens come at once
     module = transformer.build(m)
-    params = jax.jit(functools.partial(transformer.init_params, module))(jax.random.key(0))
+    params = first_params(module)
     apply = jax.jit(functools.partial(module.apply, {"params": params}))
     tokens_BL = jax.random.randint(jax.random.key(1), (2, 10), 4, 260)
     source = {"source": {"tokens": tokens_BL[:, :6]}} if m.encoder_layers else {}
@@ -323,7 +323,12 @@ def test_decoding_with_the_cache_gives_the_logits_of_the_plain_pass(spec):
     np.testing.assert_allclose(jnp.concatenate(found, 1), plain, rtol=0, atol=2e-5 * float(jnp.abs(plain).max()))
 
 
-@pytest.mark.parametrize("spec", [pytest.param(s, marks=() if s in ALWAYS_TRAINED else pytest.mark.slow) for s in TINY])
+def often(spec: str) -> Any:
+    """The marks of a family's training."""
+    return () if spec in ALWAYS_TRAINED else pytest.mark.slow if spec in ALWAYS_ON_MESHES else pytest.mark.exhaustive
+
+
+@pytest.mark.parametrize("spec", [pytest.param(spec, marks=often(spec)) for spec in TINY])
 def test_20_steps_of_the_own_objective_lower_the_loss_and_what_is_saved_goes_on_the_same(spec, prepared_run, tmp_path):
     losses, (state, abstract, step) = trained(spec, prepared_run, "data=1", 20)
     print(f"{spec}: {losses[0]:.3f} to {losses[-4:].mean():.3f}")  # pytest -rP shows it

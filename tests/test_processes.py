@@ -176,6 +176,7 @@ def test_two_processes_train_as_one_does_with_two_devices_and_write_one_of_every
         assert 0 < row["goodput"] <= 1
 
 
+@pytest.mark.slow  # test_launch.py holds what the launcher does, test_mesh.py what is refused
 def test_a_mesh_that_the_devices_do_not_fill_is_refused_by_all_and_not_tried_again(tiny_run):
     status, output = launch(2, tiny_run, "--config.parallel.mesh=data=3", restarts=3)
     assert status == 2, output
