@@ -1,5 +1,6 @@
 """Small networks with random parameters, and what tests ask of them."""
 
+import functools
 from typing import Any
 
 import jax
@@ -39,7 +40,8 @@ def make(c: config.ConfigDict, seed: int = 0) -> tuple[transformer.Transformer, 
 
 
 def logits_of(module: transformer.Transformer, params: Any, tokens_BL: jax.Array, **arguments: Any) -> jax.Array:
-    return jax.jit(module.apply)({"params": params}, tokens_BL, **arguments)
+    apply = functools.partial(module.apply, output=arguments.pop("output", "logits"))
+    return jax.jit(apply)({"params": params}, tokens_BL, **arguments)
 
 
 def packed(rows: list[list[int]]) -> tuple[jax.Array, jax.Array]:

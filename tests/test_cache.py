@@ -235,7 +235,7 @@ def test_a_stamp_tells_when_a_file_was_written(tmp_path: Path) -> None:
 
 
 def test_a_model_is_mapped_from_the_second_time_on_until_its_checkpoint_is_written_again(
-    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, tmp_path: Path, one_device: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = shutil.copytree(Path(__file__).parent / "fixtures" / "run_c4ef595", tmp_path / "run")
     plain = llmjax.load(run)
@@ -264,7 +264,7 @@ def test_a_model_is_mapped_from_the_second_time_on_until_its_checkpoint_is_writt
 
 
 def test_answers_are_the_same_whether_anything_is_kept_or_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, one_device: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And the second start traces and prepares nothing; what takes the time is said where it is asked for."""
     run, prompts = Path(__file__).parent / "fixtures" / "run_c4ef595", tmp_path / "prompts.txt"

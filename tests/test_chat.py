@@ -178,7 +178,7 @@ def test_answers_have_the_form_that_is_asked_for(tmp_path):
     assert chat.settings["regex"] == ""
 
 
-def test_the_command_talks_with_a_pipe(loaded, monkeypatch, capsys):
+def test_the_command_talks_with_a_pipe(loaded, one_device, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n/top_k 3\n/quit\n"))
     assert cli.main(["chat", "--workdir", str(loaded), "--system", "be kind"]) == 0
     assert "top_k = 3" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import tiny_config
+from helpers import first_params, tiny_config
 
 from llmjax.model import attention, layers, transformer
 
@@ -24,7 +24,7 @@ PLAIN = {
 def started(c):
     """The module, its parameters and some tokens."""
     module = transformer.build(c.model)
-    params = jax.jit(lambda key: transformer.init_params(module, key))(jax.random.key(0))
+    params = first_params(module)
     tokens_BL = jax.random.randint(jax.random.key(1), (ROWS, LENGTH), 4, 300)
     return module, params, tokens_BL
 

@@ -57,18 +57,19 @@ def test_stopped_and_continued_it_ends_in_the_same_bits(run, tmp_path, one_devic
     )
 
 
-def test_what_is_frozen_is_written_once_and_read_with_every_checkpoint(run):
+def test_what_is_frozen_is_written_once_and_read_with_every_checkpoint(run, one_device):
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "4", "frozen"]
     _, abstract, _ = prepare_steps(tiny_config(**SETTINGS), mesh_of("data=1"))
     state = checkpoint.restore_step(run / "checkpoints" / "4", abstract).state
     expected = flat(combine(state.ema, state.frozen))
     reader = StackedReader(run / "checkpoints" / "4", "ema")  # as an export reads
-    loaded = flat(llmjax.load(run).params)
+    model = llmjax.load(run)
+    loaded = flat(model.params)
     assert expected.keys() == reader.params.keys() == loaded.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(reader.read(name, None), array, err_msg=name)
         np.testing.assert_array_equal(loaded[name], array, err_msg=name)
-    assert llmjax.load(run).loss("a line").loss > 0
+    assert model.loss("a line").loss > 0
 
 
 def test_the_gradient_of_a_part_is_that_of_the_whole():

@@ -8,10 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-from helpers import tiny_config
+from helpers import first_params, tiny_config
 from hf_files import CHAT, SPECIALS, gguf_tokenizer, write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -440,7 +439,7 @@ def test_a_template_that_refuses_or_is_missing_is_a_clear_error(chatty):
 def network() -> tuple[Any, Any]:
     c = tiny_config(model__layers=1).model
     module = transformer.build(c)
-    return module, transformer.init_params(module, jax.random.key(0))
+    return module, first_params(module)
 
 
 def test_generation_takes_ids_as_they_are_and_ends_at_any_of_several_ids(chatty):

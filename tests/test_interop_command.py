@@ -162,7 +162,7 @@ def test_a_generation_default_that_is_no_number_is_named(tmp_path):
 # ---------------------------------------------------------------------- the command
 
 
-def test_the_command_imports_generates_and_exports(tmp_path, capsys):
+def test_the_command_imports_generates_and_exports(tmp_path, one_device, capsys):
     pytest.importorskip("tokenizers")
     source = write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA, dtype=BF16), tokenizer=True)
     (source / "generation_config.json").write_text('{"eos_token_id": [257, 258], "do_sample": false}')
@@ -187,7 +187,7 @@ def test_the_command_imports_generates_and_exports(tmp_path, capsys):
     assert "'many' is not understood" in capsys.readouterr().err
 
 
-def test_a_model_without_a_tokenizer_takes_ids_only(tmp_path):
+def test_a_model_without_a_tokenizer_takes_ids_only(tmp_path, one_device):
     import_model(write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA)), tmp_path / "run", tokenizer="none")
     model = llmjax.load(tmp_path / "run")
     assert model.logits(np.array([[1, 2, 3]])).shape == (1, 3, 300)

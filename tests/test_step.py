@@ -140,7 +140,7 @@ def test_a_checkpoint_whose_optimizer_state_is_bfloat16_is_opened_in_float32(tmp
     assert [x.dtype for x in jax.tree.leaves(restored[0])] == [x.dtype for x in jax.tree.leaves(abstract)]
 
 
-def test_a_model_trained_in_float32_is_served_in_the_type_it_computes_in_and_exported_in_its_own(tmp_path):
+def test_a_model_trained_in_float32_is_served_in_the_type_it_computes_in_and_exported_in_its_own(tmp_path, one_device):
     c = tiny_config(model__layers=1, model__param_dtype="bfloat16", train__init_from="runs/base", train__ema=0.9)
     state, _, run = prepare_steps(c, mesh_of("data=1"))
     state, _ = run(state, make_batch(c, 0))
