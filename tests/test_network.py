@@ -25,10 +25,13 @@ def slow(value: str) -> Any:
 TOKENS_BL = jax.random.randint(jax.random.key(1), (2, 12), 0, 32)
 
 
+@functools.lru_cache(maxsize=32)
+def applied(module: transformer.Transformer, output: str) -> Any:
+    return jax.jit(functools.partial(module.apply, output=output))
+
+
 def run(module: transformer.Transformer, params: Any, tokens_BL: jax.Array = TOKENS_BL, **arguments: Any) -> Any:
-    output = arguments.pop("output", "logits")
-    apply = functools.partial(module.apply, output=output)
-    return jax.jit(apply)({"params": params}, tokens_BL, **arguments)
+    return applied(module, arguments.pop("output", "logits"))({"params": params}, tokens_BL, **arguments)
 
 
 def influence(module: transformer.Transformer, params: Any, **arguments: Any) -> np.ndarray:
@@ -173,18 +176,18 @@ def test_local_attention_decodes_in_a_ring_of_its_window(position):
     cache = init_cache(module.c, batch=2, length=64)
     sizes = {leaf.shape[3] for leaf in jax.tree.leaves(cache["layers"])}
     assert sizes == {4, 64}
-    tokens_BL = jax.random.randint(jax.random.key(5), (2, 30), 0, 32)
+    tokens_BL = jax.random.randint(jax.random.key(5), (2, 31), 0, 32)
     expected = run(module, params, tokens_BL)
     starts_B = np.array([0, 0])
     for length, valid in (
         (9, (9, 2)),
         (1, (1, 1)),
         (3, (2, 3)),
-        (6, (6, 5)),
+        (9, (6, 5)),
         (1, (1, 1)),
-        (8, (8, 8)),
+        (9, (8, 9)),
         (1, (1, 0)),
-        (2, (2, 2)),
+        (3, (2, 3)),
     ):
         valid_B, at_L = np.array(valid), np.arange(length)
         positions_BL = starts_B[:, None] + at_L
@@ -194,7 +197,7 @@ def test_local_attention_decodes_in_a_ring_of_its_window(position):
         for row in np.flatnonzero(valid):
             close(found[row, : valid[row]], expected[row, starts_B[row] : starts_B[row] + valid[row]], 1e-5)
         starts_B = starts_B + valid_B
-    assert starts_B.tolist() == [30, 22]
+    assert starts_B.tolist() == [30, 24]
 
 
 # Memory
