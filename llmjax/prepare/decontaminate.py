@@ -101,18 +101,8 @@ ASKING = frozenset(
     ]
 )
 QUESTION_KEYS = (
-    "question",
-    "query",
-    "ctx",
-    "prompt",
-    "problem",
-    "instruction",
-    "input",
-    "sentence",
-    "passage",
-    "context",
-    "text",
-)
+    "question", "query", "ctx", "prompt", "problem", "instruction", "input", "sentence", "passage", "context", "text",
+)  # fmt: skip
 ANSWER_KEYS = ("canonical_solution", "solution", "answer", "target", "output", "completion", "response")
 ID_KEYS = ("id", "task_id", "ind", "idx", "qid", "question_id")
 SCHEMA = pa.schema(
@@ -341,9 +331,8 @@ def _weight(found: Mapping[str, Any]) -> tuple[bool, bool, int, float]:
 
 def _in_text(text: str, hits: Sequence[tuple[int, int]], index: Index) -> Iterator[dict[str, Any]]:
     """What the entries of these hits have in common with a text."""
-    aligned: dict[
-        int, dict[int, set[int]]
-    ] = {}  # entry -> (word of the text - word of the entry) -> words of the entry
+    # entry -> (word of the text - word of the entry) -> words of the entry
+    aligned: dict[int, dict[int, set[int]]] = {}
     for start, place in hits:
         last = int(np.searchsorted(index.grams, index.grams[place], side="right"))
         for i in range(place, last):

@@ -30,40 +30,17 @@ _DECLARED = re.compile(
 # On the web and in mail the label of an encoding means a larger encoding that contains it (WHATWG, Encoding Standard,
 # section 4.2). The names are Python's. _LABELS are labels that Python does not know.
 _CODECS = {
-    "ascii": "cp1252",
-    "iso8859-1": "cp1252",
-    "iso8859-9": "cp1254",
-    "iso8859-11": "cp874",
-    "tis-620": "cp874",
-    "gb2312": "gb18030",
-    "gbk": "gb18030",
-    "big5": "big5hkscs",
-    "shift_jis": "cp932",
-    "euc_kr": "cp949",
+    "ascii": "cp1252", "iso8859-1": "cp1252", "iso8859-9": "cp1254", "iso8859-11": "cp874", "tis-620": "cp874",
+    "gb2312": "gb18030", "gbk": "gb18030", "big5": "big5hkscs", "shift_jis": "cp932", "euc_kr": "cp949",
     "iso2022_jp": "iso2022_jp_ext",
-}
+}  # fmt: skip
 _LABELS = {
-    "iso-8859-8-i": "iso8859-8",
-    "x-sjis": "shift_jis",
-    "windows-31j": "shift_jis",
-    "x-gbk": "gbk",
-    "gb_2312": "gbk",
-    "gb_2312-80": "gbk",
-    "cn-big5": "big5",
-    "x-x-big5": "big5",
-    "x-euc-jp": "euc_jp",
-    "ks_c_5601-1989": "euc_kr",
-    "x-cp1250": "cp1250",
-    "x-cp1251": "cp1251",
-    "x-cp1252": "cp1252",
-    "x-mac-roman": "mac_roman",
-    "x-mac-cyrillic": "mac_cyrillic",
-    "dos-874": "cp874",
-    "windows-874": "cp874",
-    "koi": "koi8-r",
-    "koi8": "koi8-r",
+    "iso-8859-8-i": "iso8859-8", "x-sjis": "shift_jis", "windows-31j": "shift_jis", "x-gbk": "gbk", "gb_2312": "gbk",
+    "gb_2312-80": "gbk", "cn-big5": "big5", "x-x-big5": "big5", "x-euc-jp": "euc_jp", "ks_c_5601-1989": "euc_kr",
+    "x-cp1250": "cp1250", "x-cp1251": "cp1251", "x-cp1252": "cp1252", "x-mac-roman": "mac_roman",
+    "x-mac-cyrillic": "mac_cyrillic", "dos-874": "cp874", "windows-874": "cp874", "koi": "koi8-r", "koi8": "koi8-r",
     "unicode-1-1-utf-8": "utf-8",
-}
+}  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1000)

@@ -364,7 +364,7 @@ def read_arrays(path: str | os.PathLike[str], kind: str, version: int) -> tuple[
     except (
         OSError,
         EOFError,
-        KeyError,
+        LookupError,
         TypeError,
         AttributeError,
         ValueError,

@@ -27,13 +27,8 @@ def make(settings: Any) -> Step:
     Raises:
         UserError: an encoding or kind of HTML that is not known.
     """
-    options = Options(
-        settings.html,
-        settings.pdf_margins,
-        tuple(settings.encodings),
-        settings.max_document_bytes,
-        settings.max_document_seconds,
-    )
+    names = ("html", "pdf_margins", "max_document_bytes", "max_document_seconds")
+    options = Options(encodings=tuple(settings.encodings), **{name: getattr(settings, name) for name in names})
     encodings = options.encodings
     if DETECT in encodings[:-1] or not encodings:
         raise UserError(f"prepare.encodings must name encodings, and {DETECT!r} only as the last: {encodings}")
