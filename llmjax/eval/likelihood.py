@@ -10,7 +10,7 @@ Letters beside the project's: `P` parts of a batch, one for each device that hol
 
 import functools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,11 +114,7 @@ def score_requests(
     worth = COMPILE_WORTH.get(platform, OTHER_COMPILE_WORTH) / c.layers
     lengths = choose_lengths([len(row.tokens) for row in rows], cost=cost, shape_cost=worth)
     budget = batch_tokens or BATCH_TOKENS.get(platform, OTHER_BATCH_TOKENS)
-    ways, sharding = row_ways(model.mesh), batch_shardings(model.mesh)
-    by_length: dict[int, list[Row]] = {}
-    for row in rows:
-        by_length.setdefault(next(length for length in lengths if len(row.tokens) <= length), []).append(row)
-
+    sharding, block = batch_shardings(model.mesh), logits_block(c.vocab_size)
     found: list[Likelihood | None] = [None] * len(requests)
     pending: deque[tuple[jax.Array, jax.Array, list[_Span]]] = deque()
     done = 0
@@ -134,16 +130,7 @@ def score_requests(
         if on_scored is not None:
             on_scored(done)
 
-    for length in sorted(by_length, reverse=True):
-        here = by_length[length]
-        most = max(budget // length // ways, 1) * ways
-        batches = -(-len(here) // most)
-        size = -(-len(here) // (batches * ways)) * ways
-        made = [
-            _batch(here[start : start + size], requests, size=size, length=length, ways=ways)
-            for start in range(0, len(here), size)
-        ]
-        block = logits_block(c.vocab_size)
+    for made in _batches(rows, requests, lengths=lengths, budget=budget, ways=row_ways(model.mesh)):
         count = -(-max(len(part) for batch in made for part in batch.places) // block) * block
         for batch in made:
             arrays = jax.device_put(batch.arrays(count), sharding)
@@ -223,6 +210,23 @@ class _Batch:
             return np.array([[*part, *[0] * (count - len(part))] for part in parts], np.int32)
 
         return {**self.inputs, "places": padded(self.places), "targets": padded(self.targets)}
+
+
+def _batches(
+    rows: Sequence[Row], requests: Sequence[ScoringRequest], *, lengths: Sequence[int], budget: int, ways: int
+) -> Iterator[list[_Batch]]:
+    """The batches of each length, the longest first; `budget`: tokens of a batch."""
+    by_length: dict[int, list[Row]] = {}
+    for row in rows:
+        by_length.setdefault(next(length for length in lengths if len(row.tokens) <= length), []).append(row)
+    for length in sorted(by_length, reverse=True):
+        here = by_length[length]
+        most = max(budget // length // ways, 1) * ways
+        size = -(-len(here) // (-(-len(here) // most) * ways)) * ways
+        yield [
+            _batch(here[start : start + size], requests, size=size, length=length, ways=ways)
+            for start in range(0, len(here), size)
+        ]
 
 
 def _batch(rows: Sequence[Row], requests: Sequence[ScoringRequest], *, size: int, length: int, ways: int) -> _Batch:
