@@ -7,4 +7,5 @@
 | pipeline.py, context.py | layers in stages; attention in a ring over the positions of a row |
 | processes.py | several processes of one run |
 | reading.py | the mesh of a model that is only read |
+| chips.py | what accelerators can do, as their makers publish it |
 """
