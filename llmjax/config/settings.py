@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 
 def base() -> ConfigDict:
-    """All settings with their defaults. `llmjax config` prints this list with the comments."""
+    """All settings with their defaults: one long list, which `llmjax config` prints with the comments."""
     # fmt: off
     c = ConfigDict()
     c.name = "run"  # the run's name; its folder is runs/NAME unless --workdir says otherwise
@@ -87,7 +87,7 @@ def base() -> ConfigDict:
     c.model.encoder_layers = 0  # blocks of a bidirectional encoder (encoder-decoder); 0: none
     c.model.embedding_width = 0  # size of the token embeddings, projected to and from the width; 0: the width
     # blocks
-    c.model.pattern = ("global",)  # the mixer of each layer, repeated: global, local, nope (attention; nope is global without rotary positions), rnn, lstm, rglru, mamba2
+    c.model.pattern = ("global",)  # the mixer of each layer, repeated: global, local, nope (attention; nope: no rotary positions), rnn, lstm, rglru, mamba2
     c.model.window = 1024  # tokens that local attention sees, its own included
     c.model.block = "serial"  # serial: attention, then MLP; parallel: both read the same input and are added
     c.model.shared_norm = True  # parallel blocks: one norm for both branches (Falcon-7B, PaLM), or one each (Falcon-40B)
@@ -300,7 +300,7 @@ def base() -> ConfigDict:
     c.generate.repetition_penalty = 1.0  # divides (or multiplies, below 0) the logits of tokens in prompt and text; 1: off
     c.generate.frequency_penalty = 0.0  # subtracted from a token's logit for each time it is in the text
     c.generate.presence_penalty = 0.0  # subtracted from the logits of tokens in the text
-    c.generate.beams = 1  # more: the likeliest text that beam search with so many candidates finds, in place of a sample; temperature and truncation then have no effect, and chat ignores it
+    c.generate.beams = 1  # more: beam search with so many candidates instead of sampling; chat ignores it
     c.generate.length_penalty = 1.0  # beams compare log-probability / tokens ** this; 0: no penalty, larger: longer texts
     c.generate.stop = ()  # strings that end a text and are not part of it
     c.generate.json_schema = ""  # texts are JSON of this schema; "": free texts

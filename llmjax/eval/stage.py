@@ -1,4 +1,4 @@
-"""The eval stage: how well a run's model predicts the held-out documents, and a compressor beside it."""
+"""The eval stage: perplexity and bits per byte on the held-out documents, beside a compressor, and benchmarks."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ def xz_bytes(data: bytes) -> int:
 
 
 def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
-    """Raise UserError for benchmarks that cannot be run, and where there is no text to be measured on."""
+    """Raise UserError for benchmarks that cannot run, and for a run without held-out text."""
     if c.eval.tasks:
         tasks.check(c, allow_code_execution=False)
     if workdir is not None and not (workdir / "tokenizer" / "tokens").is_dir():
@@ -41,14 +41,13 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
 
 
 def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
-    """The eval stage: perplexity, bits per byte and per character of the held-out documents of each source, xz beside
-    them, and the benchmarks of `eval.tasks`.
+    """Measure perplexity, bits per byte and bits per character of each source's held-out documents, xz, and `eval.tasks`.
 
-    A model that was not trained to predict text from left to right is measured by what its objective predicts, with a
-    fixed choice of what is hidden: loss and accuracy.
+    For a model that does not predict text from left to right: the loss and accuracy of what its objective predicts, with
+    a fixed choice of what is hidden.
 
     Raises:
-        UserError: when the model or the tokenizer cannot be read.
+        UserError: if the model or the tokenizer cannot be read.
     """
     began = time.perf_counter()
     model = load(workdir, mesh=c.infer.mesh, cache=cache_of(c))

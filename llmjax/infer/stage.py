@@ -1,4 +1,4 @@
-"""The generate stage: the config's prompts, continued, printed and kept."""
+"""The generate stage: continues the prompts of the config, prints and keeps the samples."""
 
 import json
 import time
@@ -16,7 +16,7 @@ SAMPLES = "generate/samples.jsonl"  # in the run's folder
 
 
 def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
-    """Raise UserError when there is no prompt."""
+    """Raise UserError if there is no prompt."""
     if not c.generate.prompts:
         raise UserError("generate.prompts is empty: give at least one, such as --config.generate.prompts='[\"def \"]'")
 
@@ -27,7 +27,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     Rows: prompt, text (the continuation), finish ("stop", "eos" or "length").
 
     Raises:
-        UserError: when the model cannot be read.
+        UserError: if the model cannot be read.
     """
     model = load(workdir, mesh=c.infer.mesh, cache=cache_of(c))
     if not OBJECTIVES[model.config.objective.name].reads_left_to_right:
