@@ -8,8 +8,8 @@ Papers: Dai et al. 2024 (`16b`: 6 of 64 experts by softmax, not normalised, bala
 rows of 4,096 tokens, rate 4.2e-4 dropped to 31.6% at 80% and again at 90%) and DeepSeek-AI 2024 (`v3-router`: 8 of 256
 experts by sigmoid, normalised, times 2.5, balanced by a bias of step 0.001, a second token predicted ahead).
 `v3-router` is V3's shape with ordinary grouped attention (128 heads of 128, 8 of keys) in place of its multi-head
-latent attention, which we do not have. It chooses experts from all of them, not within groups. So its parameters are
-not the published 671B. Balance losses are over each row, as theirs are over each sequence. Hardware: training keeps 16
+latent attention (`model.latent`). It chooses experts from all of them, not within groups. So its parameters are not
+the published 671B. Balance losses are over each row, as theirs are over each sequence. Hardware: training keeps 16
 bytes a parameter, 262 GB for `16b`. Run here: the tiny ones. The parameters of the other sizes are counted.
 """
 
