@@ -102,7 +102,8 @@ def all_in_bfloat16(c: config.ConfigDict, workdir: Path) -> dict[str, Any]:
     tokens = workdir / "tokenizer" / "tokens"
     heldout = heldout_batches(c, tokens, count=c.train.eval_batches, corruption=None)
     sizes = np.array([len(piece) for piece in model.tokenizer.piece_bytes])
-    measure = make_heldout(c, model.module, heldout, sizes, model.mesh)
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params)
+    measure = make_heldout(c, model.module, heldout, sizes, model.mesh, params)
     o = c.optimizer
     rule = optax.chain(
         optax.clip_by_global_norm(o.clip_norm),
@@ -120,12 +121,11 @@ def all_in_bfloat16(c: config.ConfigDict, workdir: Path) -> dict[str, Any]:
         updates, state = rule.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params)
     state, losses, held = rule.init(params), [], []
     every = config.duration(c.train.eval_every, tokens_per_step=1)
-    batches = TrainBatches(c, tokens, total_steps=total, corruption=None).iterate(0)
+    batches = TrainBatches(c, tokens, total_steps=total, corruption=None)
     for k in range(1, total + 1):
-        params, state, value = step(params, state, next(batches))
+        params, state, value = step(params, state, batches.batch(k - 1))
         losses.append(float(value))
         if k % every == 0 or k == total:
             held.append((k, measure(params)["heldout_loss"]))

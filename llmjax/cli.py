@@ -14,6 +14,7 @@ from llmjax.eval import command as eval_command
 from llmjax.infer import command as infer_command
 from llmjax.interop import command as interop_command
 from llmjax.parallel import processes
+from llmjax.post import command as post_command
 from llmjax.prepare import command as prepare_command
 from llmjax.scaling import command as scaling_command
 from llmjax.startup import timings
@@ -44,6 +45,8 @@ examples:
   llmjax eval --workdir runs/smollm2 --tasks openllm_v1_4 --data benchmarks/   the questions are read from files there
   llmjax rate a.jsonl b.jsonl --to ratings.jsonl                     which answer is better: a page on this machine
   llmjax plan --config configs/runs/llama2.py --topology v5p:8x8x8   does it fit, how fast is it, what does it cost
+  llmjax sft --config configs/post/sft.py --config.train.init_from=runs/smollm2 --config.data.sources='["chats.jsonl"]'
+  llmjax laws points.csv --parameters N --tokens D --loss loss       a scaling law of many runs
   llmjax config                                                      all settings and their meanings
 """
 
@@ -73,10 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         c = _config(args, overrides)
         status = VERBS[args.verb].run(args, c)
         if status is None:
-            if args.config and args.verb in ("run", "train") and (table := config.derivation(args.config)):
+            if (
+                args.config
+                and (VERBS[args.verb].whole or args.verb == "train")
+                and (table := config.derivation(args.config))
+            ):
                 print(table)
             processes.start(heartbeat_seconds=c.parallel.heartbeat_seconds)
-            stages = c.stages if args.verb == "run" else (args.verb,)
+            whole = VERBS[args.verb].whole
+            stages = c.stages if whole else (args.verb,)
             results = recipe.run(c, args.workdir, stages, again=getattr(args, "again", False))
             status = _tell(args, results)
     except (Exception, KeyboardInterrupt) as error:
@@ -97,7 +105,7 @@ def _tell(args: argparse.Namespace, results: recipe.Results) -> int:
         folder = args.workdir / "prepare" / "rejected"
         print(f"llmjax: {unreadable:,} documents could not be read; {folder} says why", file=sys.stderr)
         return 4
-    if args.verb == "run" and processes.is_first():
+    if VERBS[args.verb].whole and processes.is_first():
         print(f"\nthe run is in {args.workdir}; its report: {args.workdir / 'report' / 'index.html'}")
     return 0
 
@@ -197,6 +205,10 @@ def _config(args: argparse.Namespace, overrides: Sequence[str]) -> config.Config
         args.workdir = args.runs[0]
     if args.config:
         c = config.load(args.config, overrides=overrides)
+        if c.train.inherit_model and not args.config.endswith(".json"):
+            from llmjax.train import initial  # it imports jax
+
+            c = initial.inherited(c, given=[override.partition("=")[0] for override in overrides])
     elif verb.config == "optional":
         return config.override(config.base(), overrides)
     elif args.workdir and (args.workdir / "config.json").is_file():
@@ -248,8 +260,8 @@ def _stages() -> dict[str, Verb]:
         "generate": (infer_command.add_generate, infer_command.generate),
         "report": (_add_report, _report),
     }
-    found = {"run": Verb("run the whole recipe (config.stages)", _add_again, lambda args, c: None)}
-    for name, stage in recipe.STAGES.items():
+    found = {"run": Verb("run the whole recipe (config.stages)", _add_again, lambda args, c: None, whole=True)}
+    for name, stage in (recipe.STAGES | {"rows": recipe.CONVERSATIONS["rows"]}).items():
         add, run = more.get(name, (_add_again, lambda args, c: None))
         after = f" Needs {' and '.join(stage.needs)} to have run." if stage.needs else ""
         found[name] = Verb(stage.about, add, run, after=after)
@@ -263,6 +275,7 @@ VERBS: dict[str, Verb] = {
     **scaling_command.VERBS,
     **prepare_command.VERBS,
     **eval_command.VERBS,
+    **post_command.VERBS,
     **sweep_command.VERBS,
     "config": Verb(
         "list every setting, its value and its meaning", lambda verb: None, _print_settings, config="optional"

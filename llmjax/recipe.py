@@ -88,8 +88,36 @@ STAGES: dict[str, Stage] = {
     ),
 }  # fmt: skip
 
+# What differs where `data.format` is conversations: rows take the place of documents, and a trained model goes on.
+CONVERSATIONS: dict[str, Stage] = {
+    "rows": Stage(
+        "llmjax.post.rows:run",
+        ("data.sources", "data.format", "data.turns", "data.chat_template", "data.rejected_percent",
+         "data.holdout_percent", "objective.name", "tokenizer.path", "train.init_from", "train.sequence_length"), (),
+        "read conversations, preferences or prompts into rows of ids",
+        leaves=("rows/index.json",),
+    ),
+    "train": Stage(
+        "llmjax.post.train:run",
+        ("seed", "data.pack", "model", "objective", "optimizer", "rollout", "schedule", "train"), ("rows",),
+        "train a model further on them, or go on from the last checkpoint",
+        check="llmjax.post.train:check",
+        leaves=("checkpoints/[0-9]*",), everywhere=True,
+    ),
+}  # fmt: skip
+
+
+def stage_of(c: ConfigDict, name: str) -> Stage:
+    """A stage as this config has it. Raises UserError for a name that no stage has."""
+    table = STAGES if c.data.format == "text" else STAGES | CONVERSATIONS
+    if name not in table:
+        raise UserError(f"there is no stage {name!r}; stages are {', '.join(table)}")
+    return table[name]
+
+
 FILES = "the files of data.sources"
-TRAINED = ("prepare", "tokenizer", "train")  # the stages on which a training stands
+READING = ("prepare", "rows")  # the stages that read the files of data.sources
+TRAINED = ("prepare", "tokenizer", "rows", "train")  # the stages on which a training stands
 
 
 def dependencies(c: ConfigDict, stage: str, *, files: str | None = None) -> dict[str, Any]:
@@ -99,12 +127,12 @@ def dependencies(c: ConfigDict, stage: str, *, files: str | None = None) -> dict
         files: a digest of the files of `data.sources`; None: not known.
     """
     keys: dict[str, Any] = {}
-    for need in STAGES[stage].needs:
+    for need in stage_of(c, stage).needs:
         keys |= dependencies(c, need, files=files)
     for key, value in config.flatten(c.to_dict()).items():
-        if any(f"{key}.".startswith(f"{group}.") for group in STAGES[stage].keys):
+        if any(f"{key}.".startswith(f"{group}.") for group in stage_of(c, stage).keys):
             keys[key] = value
-    if stage == "prepare" and files is not None:
+    if stage in READING and files is not None:
         keys[FILES] = files
     return json.loads(json.dumps(keys))
 
@@ -121,27 +149,26 @@ def run(c: ConfigDict, workdir: Path, stages: Sequence[str], *, again: bool = Fa
             refuses, and settings that would make another training of the one in WORKDIR.
     """
     for stage in stages:
-        if stage not in STAGES:
-            raise UserError(f"there is no stage {stage!r}; stages are {', '.join(STAGES)}")
+        stage_of(c, stage)
     with ExitStack() as held:
         files = None
         if tuple(stages) != ("report",):  # reads only, so that a run can be looked at while it trains
-            files = processes.broadcast_from_first(lambda: _files(c, workdir, live="prepare" in stages))
+            files = processes.broadcast_from_first(lambda: _files(c, workdir, live=bool(set(READING) & set(stages))))
             _check_all(c, workdir, stages, files, again=again)
             processes.broadcast_from_first(lambda: _claim(workdir, held))
         for stage in stages:
             decision = processes.broadcast_from_first(partial(_decide, c, workdir, stage, stages, files, again=again))
             if decision["skip"]:
                 processes.say(f"{stage}: done already, skipped ({workdir / stage})")
-                if len(stages) == 1 and STAGES[stage].show and processes.is_first():
-                    _function(STAGES[stage].show)(workdir)
+                if len(stages) == 1 and stage_of(c, stage).show and processes.is_first():
+                    _function(stage_of(c, stage).show)(workdir)
                 continue
             _check(c, workdir, stage, fresh=decision["aside"])
             processes.broadcast_from_first(partial(_begin, c, workdir, stage, decision))
             began = time.perf_counter()
-            given = {name: _function(where)(c) for name, where in STAGES[stage].given}
-            function = partial(_function(STAGES[stage].function), **given)
-            everywhere = STAGES[stage].everywhere
+            given = {name: _function(where)(c) for name, where in stage_of(c, stage).given}
+            function = partial(_function(stage_of(c, stage).function), **given)
+            everywhere = stage_of(c, stage).everywhere
             results = (
                 function(c, workdir) if everywhere else processes.broadcast_from_first(partial(function, c, workdir))
             )
@@ -166,14 +193,14 @@ def _check_all(c: ConfigDict, workdir: Path, stages: Sequence[str], files: str |
         if decision["skip"]:
             continue
         due.append(stage)
-        _check(c, None if set(STAGES[stage].needs) & set(due) else workdir, stage, fresh=decision["aside"])
+        _check(c, None if set(stage_of(c, stage).needs) & set(due) else workdir, stage, fresh=decision["aside"])
 
 
 def _check(c: ConfigDict, workdir: Path | None, stage: str, *, fresh: bool) -> None:
-    if not STAGES[stage].check:
+    if not stage_of(c, stage).check:
         return
-    check = partial(_function(STAGES[stage].check), c, workdir, fresh=fresh)
-    if STAGES[stage].everywhere:
+    check = partial(_function(stage_of(c, stage).check), c, workdir, fresh=fresh)
+    if stage_of(c, stage).everywhere:
         check()
     else:
         processes.broadcast_from_first(check)
@@ -186,7 +213,8 @@ def _files(c: ConfigDict, workdir: Path, *, live: bool) -> str | None:
     """
     from llmjax.prepare.sources import sources_fingerprint
 
-    before = _read_stages(workdir).get("prepare", {"done": False, "settings": {}})
+    stage = "prepare" if c.data.format == "text" else "rows"
+    before = _read_stages(workdir).get(stage, {"done": False, "settings": {}})
     if not live:
         return before["settings"].get(FILES)
     try:
@@ -206,7 +234,7 @@ def _claim(workdir: Path, held: ExitStack) -> None:
 def _merge(workdir: Path) -> Results:
     """Write WORKDIR/results.json, merged from those of the stages, and return it."""
     merged: Results = {}
-    for stage in STAGES:
+    for stage in dict.fromkeys((*STAGES, *CONVERSATIONS)):
         path = workdir / stage / "results.json"
         if path.exists():
             for key, value in json.loads(path.read_text()).items():
@@ -240,7 +268,7 @@ def _decide(
     Raises:
         UserError: if a stage that this one needs is not done, or it would replace a training without `again`.
     """
-    for need in STAGES[stage].needs:
+    for need in stage_of(c, stage).needs:
         if need not in earlier:
             _check_done(c, workdir, need, files, what=stage)
     wanted = dependencies(c, stage, files=files)
@@ -250,7 +278,7 @@ def _decide(
     decision = {"skip": False, "settings": wanted, "changed": differences, "aside": False}
     if stage == "report":
         return decision
-    if before is not None and before["done"] and not differences and not repeated and _is_there(workdir, stage):
+    if before is not None and before["done"] and not differences and not repeated and _is_there(c, workdir, stage):
         return {**decision, "skip": True}
     step = _trained_steps(workdir)
     if stage not in TRAINED or step is None:
@@ -287,7 +315,7 @@ def _begin(c: ConfigDict, workdir: Path, stage: str, decision: Mapping[str, Any]
         print(f"{stage}: {how} {changes.described(decision['changed'])}")
     if decision["aside"]:
         _set_aside(workdir)
-    print(f"\n== {stage}: {STAGES[stage].about}", flush=True)
+    print(f"\n== {stage}: {stage_of(c, stage).about}", flush=True)
     if stage != "report":
         storage.write_text(workdir / "config.json", config.to_json(c))
         entries = _read_stages(workdir)
@@ -312,7 +340,7 @@ def _check_done(c: ConfigDict, workdir: Path, need: str, files: str | None, *, w
     wanted = dependencies(c, need, files=files)
     before = _before(workdir, need, wanted)
     differences = changes.changed(before["settings"], wanted) if before is not None else {}
-    if before is not None and before["done"] and not differences and _is_there(workdir, need):
+    if before is not None and before["done"] and not differences and _is_there(c, workdir, need):
         return
     if before is None and need == "train" and _is_imported(workdir):
         return
@@ -345,9 +373,9 @@ def _before(workdir: Path, stage: str, wanted: Mapping[str, Any]) -> dict[str, A
     return {"done": False, "settings": {**wanted, **{key: known[key] for key in wanted if key in known}}}
 
 
-def _is_there(workdir: Path, stage: str) -> bool:
+def _is_there(c: ConfigDict, workdir: Path, stage: str) -> bool:
     """Whether the results of a stage still exist."""
-    left = (f"{stage}/results.json", *STAGES[stage].leaves)
+    left = (f"{stage}/results.json", *stage_of(c, stage).leaves)
     return all(any(workdir.glob(pattern)) for pattern in left)
 
 

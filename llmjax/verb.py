@@ -16,5 +16,6 @@ class Verb:
     # (arguments, config) -> the exit status; None: run the stage of the same name. For a verb with a config,
     # `arguments.workdir` is the run's folder.
     run: Callable[[argparse.Namespace, ConfigDict], int | None]
+    whole: bool = False  # when `run` returns None, the whole recipe runs, not the stage of the verb's name
     config: str = "run"  # "run": --config, or that of --workdir; "file": --config; "optional": or the base; "none"
     after: str = ""  # the help after `about`

@@ -18,7 +18,8 @@ VERBS = tuple(cli.VERBS)
 NEEDED = {
     "": (*VERBS, "--traceback", "--version"), "config": ("--config FILE",), "plan": ("--topology CHIP:SHAPE",),
     "import": ("--from DIR", "--to RUN"), "export": ("--from RUN", "--to DIR"), "classify": ("--positive",), "rate": ("--to",),
-    **dict.fromkeys(("run", "prepare", "tokenizer", "train"), ("--config.KEY=VALUE", "--workdir DIR", "--again")),
+    "laws": ("--parameters COLUMN", "--out FILE.json"),
+    **dict.fromkeys(("run", "prepare", "tokenizer", "rows", "train", "sft", "reward", "dpo", "grpo", "ppo"), ("--config.KEY=VALUE", "--workdir DIR", "--again")),
 }  # fmt: skip
 
 

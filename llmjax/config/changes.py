@@ -18,8 +18,8 @@ CLASSES: dict[str, tuple[str, ...]] = {
         "data", "model", "model.latent", "model.moe", "model.recurrent", "prepare", "seed", "tokenizer", "eval", "generate", "name",
         "objective.infill_rate", "objective.infill_suffix_first", "objective.mask_rate", "objective.mask_split",
         "objective.modes", "objective.name", "objective.predict_share", "objective.recurrence", "objective.span_length",
-        "objective.whole_words", "optimizer.name", "optimizer.train", "train.batch_ramp", "train.batch_size", "train.batch_start",
-        "train.init_from", "train.sequence_length",
+        "objective.policy", "objective.preference", "objective.reward", "objective.whole_words", "optimizer.name", "optimizer.train", "train.batch_ramp", "train.batch_size", "train.batch_start",
+        "rollout", "train.init_from", "train.sequence_length",
     ),
     CONTINUABLE: (
         "model.attention_dropout", "model.dropout", "model.dropout_shape", "model.dtype", "model.embedding_dropout",
@@ -36,7 +36,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     IRRELEVANT: (
         "model.attention", "model.remat", "model.scan_unroll", "prepare.engine", "prepare.keep_work",
         "prepare.memory_bytes", "prepare.spark_master", "prepare.workers", "train.eval_batches", "train.eval_every",
-        "train.executable", "train.hunt_nan", "train.log_every", "train.tensorboard",
+        "train.executable", "train.hunt_nan", "train.inherit_model", "train.log_every", "train.tensorboard",
     ),
 }  # fmt: skip
 _CLASS = {key: name for name, keys in CLASSES.items() for key in keys}
@@ -67,8 +67,8 @@ def makes_another(differences: Mapping[str, tuple[Any, Any]], after: Mapping[str
     """The keys of `changed` that make another training, which cannot go on."""
     keys = [key for key in differences if class_of(key) == IDENTITY]
     # Percentages of the duration move with it, and with them batches that were seen already.
-    past = [after["train.batch_ramp"], *(stage.partition(":")[0] for stage in after["data.mixture"])]
-    moves = any(unit == "%" and amount for amount, unit in map(parse_duration, past)) or after["data.max_epochs"]
+    past = [after["train.batch_ramp"], *(stage.partition(":")[0] for stage in after.get("data.mixture", ()))]
+    moves = any(unit == "%" and amount for amount, unit in map(parse_duration, past)) or after.get("data.max_epochs")
     return keys + ["train.duration"] * bool("train.duration" in differences and moves and "train.duration" not in keys)
 
 

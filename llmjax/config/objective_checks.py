@@ -10,7 +10,12 @@ from llmjax.config.ranges import AT_LEAST_0, SHARE
 # Objectives that say themselves who sees whom, or for which nothing may be hidden from a token.
 ANY_ORDER = ("masked", "translation", "unilm", "permutation", "prefix", "span")
 BOTH_SIDES = ("masked", "translation")  # every token sees all others
-LEFT_TO_RIGHT = ("causal", "multi_token", "infill", "prefix", "span")
+ANSWERS = ("preference", "reward", "policy")  # of conversations
+LEFT_TO_RIGHT = ("causal", "multi_token", "infill", "prefix", "span", *ANSWERS)
+PREFERENCES = (
+    "sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo", "nca", "bco", "sppo", "apo_zero", "apo_down", "discopop", "aot",
+    "aot_unpaired", "simpo", "cpo", "orpo",
+)  # fmt: skip
 SENTINELS = 100  # ids that stand for hidden spans, as many as T5 has
 UNILM_TYPES = 6
 
@@ -109,4 +114,30 @@ def _data(c: ConfigDict) -> Iterator[str]:
         )
 
 
-PARTS = (_shares, _directions, _parts_of_models, _data)
+def _answers(c: ConfigDict) -> Iterator[str]:
+    o, r, conversations = c.objective, c.rollout, c.data.format == "conversations"
+    if o.name in ANSWERS and not conversations:
+        yield f"objective.name={o.name} learns from answers: set data.format=conversations"
+    if conversations and o.name not in ("causal", *ANSWERS):
+        yield f"objective.name={o.name} is for text: with data.format=conversations it is causal, {', '.join(ANSWERS)}"
+    if o.name == "reward" and not c.model.value_head:
+        yield "objective.name=reward needs a head that gives a number: set model.value_head=true"
+    known = (*PREFERENCES, "sft")
+    losses = [part.partition("=")[0] for part in o.preference.loss.split()]
+    if not losses or any(name not in known for name in losses):
+        yield f"objective.preference.loss={o.preference.loss!r} must name losses, with weights or without: {', '.join(known)}"
+    if "exo" in losses and not o.preference.label_smoothing:
+        yield "objective.preference.loss=exo needs label_smoothing above 0, such as 0.001"
+    if set(losses) & {"aot", "aot_unpaired"} and (c.train.micro_batches > 1 or c.data.pack) and o.name == "preference":
+        yield "aot sorts the whole batch: set train.micro_batches=1 and data.pack=false"
+    if o.name == "policy" and r.kl_weight and o.policy.kl_weight:
+        yield "the KL is either in the reward (rollout.kl_weight) or in the loss (objective.policy.kl_weight): set one to 0"
+    if o.name == "policy" and r.advantage in ("mean", "leave_one_out") and r.samples < 2:
+        yield f"rollout.advantage={r.advantage} compares answers to one prompt: set rollout.samples to 2 or more"
+    if o.name == "policy" and r.advantage == "gae" and not c.model.value_head:
+        yield "rollout.advantage=gae needs a critic: set model.value_head=true"
+    if o.name == "policy" and (c.model.dropout or c.model.attention_dropout or c.model.layer_drop):
+        yield "a policy's ratio to itself must be 1, and dropout makes it another: set model.dropout and its like to 0"
+
+
+PARTS = (_shares, _directions, _parts_of_models, _data, _answers)

@@ -53,8 +53,8 @@ SEED = Range(0, 2**32 - 1, high_open=True)  # what JAX takes, with seed + 1
 
 RANGES: dict[Range, tuple[str, ...]] = {
     ANY: (
-        "generate.frequency_penalty", "generate.length_penalty", "generate.presence_penalty", "model.alibi_scale", "model.branch_scale",
-        "model.embedding_scale",
+        "generate.frequency_penalty", "generate.length_penalty", "generate.presence_penalty", "model.alibi_scale",
+        "model.branch_scale", "model.embedding_scale", "objective.policy.entropy_weight", "objective.preference.reward_shift",
         "model.logit_scale", "model.moe.scale",
     ),
     AT_LEAST_0: (
@@ -68,6 +68,10 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "model.moe.shared", "model.moe.width", "model.moe.z_loss", "model.position_offset", "model.recurrent.heads",
         "model.recurrent.width", "model.residual_scale", "model.rotary_attention_factor", "model.rotary_local_base", "model.rotary_original_length",
         "model.types", "model.vocab_size", "objective.focal", "objective.l1", "objective.l2", "objective.vocab_size", "objective.z_loss",
+        "objective.policy.clip", "objective.policy.clip_high", "objective.policy.correction_low", "objective.policy.dual_clip",
+        "objective.policy.kl_weight", "objective.policy.value_clip", "objective.policy.value_weight",
+        "objective.preference.margin", "objective.reward.centre", "rollout.kl_target", "rollout.kl_weight",
+        "rollout.overlong_buffer", "rollout.resample",
         "optimizer.clip_norm", "optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.weight_decay",
         "parallel.cpu_devices", "parallel.parts", "parallel.slices", "prepare.decontaminate_characters",
         "prepare.max_document_seconds", "prepare.perplexity_max", "prepare.workers", "schedule.drop_factor", "schedule.final", "train.log_every",
@@ -75,10 +79,13 @@ RANGES: dict[Range, tuple[str, ...]] = {
     ),
     AT_LEAST_1: (
         "checkpoint.keep", "data.record_tokens", "data.shard_bytes", "eval.batch_size", "eval.samples",
-        "generate.beams", "generate.max_new_tokens", "infer.slots", "infer.steps", "model.ahead", "model.heads", "model.latent.rotary_size", "model.latent.value_size", "model.layers",
+        "generate.beams", "generate.max_new_tokens", "infer.slots", "infer.steps", "model.ahead", "model.heads",
+        "model.latent.rotary_size", "model.latent.value_size", "model.layers",
+        "rollout.kl_horizon", "rollout.samples", "rollout.slots", "rollout.tokens", "rollout.updates",
         "model.max_length", "model.moe.active", "model.moe.every", "model.recurrent.chunk", "model.recurrent.conv_width",
         "model.recurrent.groups", "model.recurrent.state_size", "model.relative_buckets", "model.relative_max_distance",
         "model.scan_unroll", "model.vocab_multiple", "model.width", "model.window", "objective.loss_chunks",
+        "objective.policy.length",
         "objective.recurrence", "objective.span_length", "parallel.heartbeat_seconds", "parallel.rounds",
         "prepare.decontaminate_words", "prepare.max_document_bytes", "prepare.memory_bytes", "prepare.near_bands",
         "prepare.near_rows", "prepare.near_words", "prepare.substring_tokens", "tokenizer.train_bytes",
@@ -87,22 +94,29 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "train.rewind.limit", "train.rewind.patience", "train.rewind.window", "train.sequence_length",
     ),
     ABOVE_0: (
-        "generate.repetition_penalty", "model.init_std", "model.moe.capacity_factor", "model.mup_base_width",
+        "generate.repetition_penalty", "objective.policy.correction_high", "objective.policy.gate_negative",
+        "objective.policy.gate_positive", "objective.policy.ratio_cap", "objective.policy.temperature", "rollout.temperature",
+        "objective.preference.beta", "objective.preference.temperature", "model.init_std", "model.moe.capacity_factor", "model.mup_base_width",
         "model.norm_epsilon", "model.rotary_base", "model.rotary_factor", "model.rotary_fast", "model.rotary_slow",
         "optimizer.epsilon",
     ),
     SHARE: (
         "generate.min_p", "objective.infill_rate", "objective.infill_suffix_first", "prepare.language_threshold",
-        "prepare.quality_min", "prepare.toxic_words_max", "prepare.toxicity_max",
+        "prepare.quality_min", "prepare.toxic_words_max", "prepare.toxicity_max", "rollout.discount", "rollout.trace",
     ),
-    SHARE_ABOVE_0: ("generate.top_p", "generate.typical_p", "model.rotary_fraction", "prepare.near_jaccard"),
+    SHARE_ABOVE_0: (
+        "generate.top_p", "generate.typical_p", "model.rotary_fraction", "objective.preference.alpha",
+        "objective.preference.length_weight", "prepare.near_jaccard",
+    ),
     SHARE_BELOW_1: (
         "model.attention_dropout", "model.dropout", "model.embedding_dropout", "model.layer_drop", "model.moe.jitter",
         "objective.label_smoothing", "optimizer.beta1", "optimizer.beta2", "optimizer.muon_momentum", "train.ema",
     ),
     SHARE_INSIDE: ("objective.mask_rate", "objective.predict_share"),
+    Range(0, 100): ("data.rejected_percent",),
     PERCENT: ("data.holdout_percent", "data.holdout_tail_percent"),
     SEED: ("seed",),
+    Range(0, 0.5, high_open=True): ("objective.preference.label_smoothing",),
     Range(1, 3): ("parallel.zero",),
 }  # fmt: skip
 RANGE_OF = {key: allowed for allowed, keys in RANGES.items() for key in keys}

@@ -16,6 +16,11 @@ def base() -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.sources = ("stdlib",)  # "stdlib", "stdlib-tests", files, folders, globs; "name=path" names a source; "fr|de=a.txt|b.txt" is parallel lines
+    c.data.format = "text"  # what sources hold: text, or conversations (answers, preferences, prompts; see data/conversations.py)
+    c.data.turns = "all"  # conversations: turns of the assistant that are learnt, all or the last
+    c.data.chat_template = ""  # conversations: a file with the Jinja template to write them by; "": the tokenizer's own
+    c.data.pack = True  # conversations: rows hold as many of them as fit; off: one each
+    c.data.rejected_percent = 20.0  # conversations: more unusable rows than this share are an error
     c.data.text_field = "text"  # the field of rows that holds the text; "content.text" is the field text of content
     c.data.min_bytes = 16  # shorter documents, in UTF-8 bytes, are rejected
     c.data.holdout_percent = 2.0  # share of document groups held out for evaluation, chosen by a hash of the group's name
@@ -140,6 +145,7 @@ def base() -> ConfigDict:
     c.model.languages = 0  # languages with an embedding each (XLM); 0: none
     c.model.head_transform = False  # a dense layer, the activation and a norm before the output head (BERT)
     c.model.pooler = False  # a dense layer with tanh on the first token (BERT)
+    c.model.value_head = False  # a number a token, from the last hidden state: what reward models and critics say
     c.model.classes = 0  # classes of a linear classifier on the first token, after the pooler; 0: none
     c.model.ahead = 1  # tokens predicted from each position (multi-token prediction); each after the first has its own block
     c.model.vocab_size = 0  # V; 0: the tokenizer's, rounded up to vocab_multiple
@@ -190,7 +196,7 @@ def base() -> ConfigDict:
     c.model.recurrent.chunk = 64  # mamba2: tokens in a chunk, inside which the scan is a matrix product
 
     c.objective = ConfigDict()
-    c.objective.name = "causal"  # causal, masked, permutation, translation, unilm, span, prefix, infill, multi_token
+    c.objective.name = "causal"  # of text: causal, masked, permutation, translation, unilm, span, prefix, infill, multi_token; of answers: preference, reward, policy
     c.objective.z_loss = 0.0  # weight of log(Z)^2 (PaLM uses 1e-4)
     c.objective.label_smoothing = 0.0  # share of the target's probability spread evenly over the vocabulary
     c.objective.vocab_size = 0  # label_smoothing: ids that share the mass; 0: those of the tokenizer and the objective, without padding rows
@@ -207,6 +213,42 @@ def base() -> ConfigDict:
     c.objective.modes = (1.0, 0.5, 0.5, 1.0)  # unilm: weights of bidirectional, left-to-right, right-to-left, sequence-to-sequence rows
     c.objective.infill_rate = 0.5  # infill: share of documents with the middle moved to the end (FIM)
     c.objective.infill_suffix_first = 0.5  # infill: share of those in suffix-prefix-middle order
+
+    c.objective.preference = ConfigDict()
+    c.objective.preference.loss = "sigmoid"  # of pairs, or several with weights, "orpo=1 sft=1": see objectives/preference.py
+    c.objective.preference.beta = 0.1  # how strongly the policy is held to its reference
+    c.objective.preference.label_smoothing = 0.0  # sigmoid, aot, simpo, cpo, robust, exo: share of pairs whose label is wrong
+    c.objective.preference.divergence = "reverse_kl"  # reverse_kl, forward_kl, js or alpha
+    c.objective.preference.alpha = 0.5  # divergence alpha: its exponent, between reverse KL (0) and forward KL (1)
+    c.objective.preference.temperature = 0.05  # discopop: of the mixture of its two losses
+    c.objective.preference.margin = 0.0  # simpo: the margin to be reached
+    c.objective.preference.reward_shift = 0.0  # bco: the reward between good and bad
+    c.objective.preference.length_weight = 1.0  # of tokens beyond the shorter answer's length; below 1: length-desensitised
+
+    c.objective.reward = ConfigDict()
+    c.objective.reward.centre = 0.0  # weight of the squared sum of a pair's scores, which keeps scores near 0
+
+    c.objective.policy = ConfigDict()
+    c.objective.policy.loss = "clip"  # clip (PPO, GRPO), cispo or sapo
+    c.objective.policy.level = "token"  # what has a ratio: a token, or a whole sequence (GSPO)
+    c.objective.policy.aggregate = "constant"  # how tokens are weighed: constant (Dr. GRPO), token, sequence or sequence_sum
+    c.objective.policy.length = 256  # aggregate constant: tokens by which a text's sum is divided
+    c.objective.policy.clip = 0.2  # how far a ratio may be from 1
+    c.objective.policy.clip_high = 0.0  # the same upwards (DAPO: 0.28); 0: as far as clip
+    c.objective.policy.dual_clip = 0.0  # the largest ratio of tokens with a negative advantage; 0: none
+    c.objective.policy.ratio_cap = 5.0  # cispo: the largest ratio
+    c.objective.policy.gate_positive = 1.0  # sapo: steepness where the advantage is positive
+    c.objective.policy.gate_negative = 1.05  # sapo: and where it is negative
+    c.objective.policy.kl_weight = 0.0  # of the KL to the reference as a term of the loss
+    c.objective.policy.kl_estimator = "k3"  # k2, k3 (times the ratio, so that its gradient is right) or k3_uncorrected
+    c.objective.policy.entropy_weight = 0.0  # of the entropy, which is raised
+    c.objective.policy.value_weight = 0.1  # of the value head's loss, where there is one
+    c.objective.policy.value_clip = 0.2  # how far a value may move in an update; 0: anywhere
+    c.objective.policy.correction = ""  # for another sampler than the trainer: token_truncate, sequence_truncate or token_mask
+    c.objective.policy.correction_low = 0.5  # token_mask: the smallest weight
+    c.objective.policy.correction_high = 2.0  # the largest weight
+    c.objective.policy.never = ()  # ids that are never sampled; empty: as the tokenizer says
+    c.objective.policy.temperature = 1.0  # of the distribution that is sampled from and trained
 
     c.parallel = ConfigDict()
     c.parallel.mesh = "data=-1"  # axes and sizes: data, pipeline, fsdp, expert, context, tensor; one -1 takes the devices that are left
@@ -255,6 +297,7 @@ def base() -> ConfigDict:
     c.train.eval_batches = 8  # batches of held-out text for that
     c.train.log_every = 10.0  # seconds between progress lines where there is no terminal
     c.train.tensorboard = False  # also write TensorBoard event files (pip install llmjax[tensorboard])
+    c.train.inherit_model = False  # take the settings under model from train.init_from, except those that are given here
     c.train.init_from = ""  # start from the weights of this run or checkpoint, with its tokenizer, a new optimizer and step 0
     c.train.executable = ""  # a file of `llmjax plan --save-executable`: compiled steps, so that the first one starts in seconds
 
@@ -288,6 +331,24 @@ def base() -> ConfigDict:
     c.eval.pass_at = (1,)  # k of pass@k, each at most eval.samples
     c.eval.temperature = 0.0  # humaneval, mbpp: of sampling; 0: greedy
     c.eval.contamination = True  # look for the tasks' questions in the run's training text
+
+    c.rollout = ConfigDict()
+    c.rollout.rewards = ()  # policy: functions that score answers, "module:function=weight"; see post/rewards.py
+    c.rollout.samples = 8  # answers to each prompt
+    c.rollout.updates = 1  # batches that a round of answers is cut into
+    c.rollout.tokens = 128  # of the longest answer
+    c.rollout.temperature = 1.0  # answers are sampled at this temperature, and trained at it
+    c.rollout.advantage = "mean"  # what an answer is compared with: mean of its group, leave_one_out, none, or gae (a value head)
+    c.rollout.scale = "none"  # advantages are divided by the deviation of their group or the batch: none, group, batch
+    c.rollout.resample = 0  # further draws of prompts in place of groups whose answers all earn the same
+    c.rollout.mask_cut = False  # answers that were cut at rollout.tokens are not learnt from
+    c.rollout.overlong_buffer = 0  # the last tokens of the longest answer, over which a penalty grows to 1; 0: none
+    c.rollout.kl_weight = 0.0  # of the KL to the reference, taken from the reward
+    c.rollout.kl_target = 0.0  # nats an answer that the weight is adapted to; 0: it stays
+    c.rollout.kl_horizon = 10_000  # answers over which the weight adapts
+    c.rollout.discount = 1.0  # gae: gamma
+    c.rollout.trace = 0.95  # gae: lambda
+    c.rollout.slots = 16  # answers that are sampled at a time
 
     c.generate = ConfigDict()
     c.generate.prompts = ("def ",)  # continued by the generate stage, and by `llmjax generate` without prompts of its own

@@ -1,5 +1,6 @@
 """The tokenizer that a file or a folder holds, trained here or imported."""
 
+import dataclasses
 from pathlib import Path
 
 from llmjax.data import hf_tokenizer
@@ -28,12 +29,24 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         )
     model = file.read_bytes()
     if model == BYTE_MODEL:
-        return byte_tokenizer()
+        return _with_template(byte_tokenizer(), file.parent)
     try:
         if file.suffix == ".json":
             return hf_tokenizer.load(file)
         if (file.parent / hf_tokenizer.CONFIG_FILE).is_file():
             return hf_tokenizer.load_sentencepiece(file)
-        return from_model(model)
+        return _with_template(from_model(model), file.parent)
     except UserError as error:
         raise UserError(f"{file} cannot be used: {error}") from error
+
+
+def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    """The tokenizer with another chat template, which `save` writes beside it."""
+    files = {**tokenizer.files, hf_tokenizer.TEMPLATE_FILE: template.encode()}
+    return dataclasses.replace(tokenizer, chat_template=template, files=files)
+
+
+def _with_template(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
+    """The tokenizer with the chat template that lies beside it, if one does."""
+    file = folder / hf_tokenizer.TEMPLATE_FILE
+    return with_template(tokenizer, file.read_text(encoding="utf-8")) if file.is_file() else tokenizer

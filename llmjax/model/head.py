@@ -48,6 +48,26 @@ class Head(nn.Module):
         return logits_BLV
 
 
+class ValueHead(nn.Module):
+    """hidden_BLD -> values_BL float32: one number a token, for reward models and critics."""
+
+    c: ConfigDict
+
+    @nn.compact
+    def __call__(self, hidden_BLD: jax.Array) -> jax.Array:
+        shape, dtype = (hidden_BLD.shape[-1],), dtype_of(self.c.param_dtype)
+        kernel_D = self.param("kernel", nn.initializers.zeros, shape, dtype)
+        bias = self.param("bias", nn.initializers.zeros, (), dtype)
+        products_BLD = hidden_BLD.astype(jnp.float32) * kernel_D.astype(jnp.float32)[None, None]
+        return jnp.sum(products_BLD, axis=-1) + bias.astype(jnp.float32)
+
+
+def values(module: Any, params: Any, hidden_BLD: jax.Array) -> jax.Array:
+    """values_BL float32 of a model's output "hidden", by its value head."""
+    found: Any = ValueHead(module.c).apply({"params": params["value"]}, hidden_BLD)
+    return found
+
+
 MATRICES = {"embedding": "VD", "head": "DV"}  # the large ones, and the letters of their dimensions
 
 

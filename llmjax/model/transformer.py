@@ -22,7 +22,7 @@ from llmjax.model.attention import Attend, takes_patterns
 from llmjax.model.block import Block, Inputs, RunLayers, run_stacks
 from llmjax.model.cache import Cache, cached_keys
 from llmjax.model.embedding import make_embed
-from llmjax.model.head import Head
+from llmjax.model.head import Head, ValueHead
 from llmjax.model.init import initializer
 from llmjax.model.layers import Linear, Norm, dtype_of
 from llmjax.model.stacks import layer_stacks
@@ -236,6 +236,8 @@ class Transformer(nn.Module):
             pooled = self._pooled(hidden_BLD, output)
             if not making:
                 return pooled
+        if making and c.value_head:
+            ValueHead(c, name="value")(hidden_BLD)
         head = Head(c)
         nn.share_scope(self, head)  # its parameters are this module's
         wanted = [hidden_BLD]

@@ -39,6 +39,8 @@ TABLE: tuple[Row, ...] = (
     (r"relative_embedding$", (None, None)),  # buckets H
     (r"^head/kernel$", ("fsdp", VOCABULARY)),  # D V
     (r"^head_bias$", (VOCABULARY,)),  # V
+    (r"^value/kernel$", ("fsdp",)),  # D
+    (r"^value/bias$", ()),
     (r"^(embedding_projection|output_projection|head_transform|pooler|classifier)/kernel$", ("fsdp", None)),  # D D
     (r"^(head_transform|pooler|classifier)/bias$", (None,)),  # D
     (LAYER + r"(attention|cross)/(query|key|value|position)/kernel$", (None, "fsdp", "tensor", None)),  # N D H K

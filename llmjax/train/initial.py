@@ -5,6 +5,8 @@ another tokenizer, so the tokenizer stage takes over the other run's (`data/toke
 """
 
 import json
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,19 @@ from llmjax.errors import UserError
 from llmjax.model import transformer
 from llmjax.parallel.placement import path_name
 from llmjax.train import checkpoint, folders
+from llmjax.train.frozen import divide
+
+ADDED = re.compile(r"^value/")  # parameters that may be added to a trained model
 
 
 def read(c: ConfigDict, abstract: Any) -> Any:
-    """The weights of `train.init_from` in the shapes, types and places of `abstract`. Raises UserError if they do not fit."""
+    """The weights of `train.init_from` in the shapes, types and places of `abstract`; those that are new are left out.
+
+    Raises UserError if they do not fit.
+    """
     folder = folders.newest(Path(c.train.init_from))
+    new = new_parameters(c)
+    abstract = divide(abstract, new.__contains__)[1]
     return checkpoint.read_params(folder, abstract, item="ema" if (folder / "ema").is_dir() else "params", cast=True)
 
 
@@ -48,7 +58,8 @@ def check(c: ConfigDict, tokenizer: Tokenizer | None) -> None:
     ours = c.copy_and_resolve_references()
     with ours.unlocked():
         ours.model.vocab_size = c.model.vocab_size or theirs.model.vocab_size
-    wrong = _first_difference(_shapes(theirs.model), _shapes(ours.model))
+    mine = {name: shape for name, shape in _shapes(ours.model).items() if name not in new_parameters(ours)}
+    wrong = _first_difference(_shapes(theirs.model), mine)
     if not wrong:
         return
     differences = changes.changed(*(config.flatten({"model": m.to_dict()}) for m in (theirs.model, ours.model)))
@@ -58,6 +69,36 @@ def check(c: ConfigDict, tokenizer: Tokenizer | None) -> None:
         f"train.init_from={where} has a model of other shapes ({wrong}): {told}; give the settings of its model, for "
         f"instance by --config {run / 'config.json'}"
     )
+
+
+def new_parameters(c: ConfigDict) -> set[str]:
+    """The paths of parameters that the model of `train.init_from` has not, and that begin anew: a value head's."""
+    theirs = _model_of(folders.newest(Path(c.train.init_from)))
+    with theirs.unlocked():
+        theirs.vocab_size = theirs.vocab_size or c.model.vocab_size
+    ours = c.model.copy_and_resolve_references()
+    with ours.unlocked():
+        ours.vocab_size = theirs.vocab_size
+    return {name for name in _shapes(ours).keys() - _shapes(theirs).keys() if ADDED.search(name)}
+
+
+def _model_of(folder: Path) -> ConfigDict:
+    """The settings under `model` of a checkpoint."""
+    return config.from_json(json.dumps(folders.read_meta(folder)["config"])).model
+
+
+def inherited(c: ConfigDict, given: Collection[str]) -> ConfigDict:
+    """The config with the settings under `model` of `train.init_from`, except those that are `given` (dotted keys).
+
+    A setting of `c` that has not its default counts as given.
+    """
+    if not c.train.init_from:
+        return c  # the stages that need it say so
+    defaults = config.flatten({"model": config.base().model.to_dict()})
+    ours = config.flatten({"model": c.model.to_dict()})
+    theirs = config.flatten({"model": _model_of(folders.newest(Path(c.train.init_from))).to_dict()})
+    taken = {key: value for key, value in theirs.items() if key not in given and ours[key] == defaults[key]}
+    return config.override(c, [f"{key}={value!r}" for key, value in taken.items()])
 
 
 def _shapes(model: ConfigDict) -> dict[str, tuple[int, ...]]:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -215,6 +216,12 @@ def _copied(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.device_put(jnp.array(x, like.dtype, copy=True), like.sharding)
 
 
+def _with_new(made: Any, read: Any) -> Any:
+    """The parameters that were read, and of those that were made the ones that were not."""
+    found = traverse_util.flatten_dict(made, sep="/") | traverse_util.flatten_dict(read, sep="/")
+    return traverse_util.unflatten_dict(found, sep="/")
+
+
 def _state(
     c: ConfigDict, workdir: Path, factory: Programs, total: int, initial_params: Callable[[Any], Any] | None
 ) -> Restored:
@@ -227,7 +234,8 @@ def _state(
         return restored
     state = factory.make_state(jax.random.key(c.seed))
     if initial_params is not None:
-        params, frozen = split(initial_params(combine(abstract.params, abstract.frozen)), c.optimizer.train)
+        read = initial_params(combine(abstract.params, abstract.frozen))
+        params, frozen = split(_with_new(combine(state.params, state.frozen), read), c.optimizer.train)
         ema = None if abstract.ema is None else jax.tree.map(_copied, params, abstract.ema)
         state = dataclasses.replace(state, params=params, frozen=frozen, ema=ema)
     checkpoint.save_frozen(folder, state.frozen)

@@ -1,0 +1,178 @@
+"""Conversations as ids with weights: which tokens a model is taught to write.
+
+The weights are exact by construction. A turn of the assistant begins where the prompt before it ends, as the chat
+template writes that prompt for generation, and ends behind its stop token. No mark is searched for in a text, so what a
+user writes moves no mask. The ids of a turn are those that follow the ids of its prompt when the model is used.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llmjax.data.chat import Message, chat_text
+from llmjax.data.conversations import Row, RowError, Text
+from llmjax.data.tokenizer import Tokenizer
+from llmjax.data.written import GENERATED, Written, flags_of
+
+ASSISTANT = ("assistant", "model")
+
+
+class Example(NamedTuple):
+    """A text of n tokens: ids (n,) int32, and weights (n,) float32, 1 for each token that is to be learnt."""
+
+    ids: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The tokens before the first that is to be learnt."""
+        return int(np.argmax(self.weights > 0)) if self.weights.any() else len(self.ids)
+
+
+def examples_of(tokenizer: Tokenizer, row: Row, *, turns: str = "all") -> list[Example]:
+    """What a row teaches: a conversation's turns, or the first answer to its prompt.
+
+    Args:
+        turns: "all" turns of the assistant that are not part of the prompt, or the "last" one.
+
+    Where a template writes a turn in another way once the conversation has gone on (some drop earlier thoughts), that
+    turn becomes an example of its own, which ends there: the model learns it as it will be read.
+
+    Raises:
+        RowError: for a row that teaches nothing, or whose turns end with no stop token.
+        UserError: when there is no chat template, or it refuses the messages.
+    """
+    answer = row.answers[0] if row.answers else []
+    if isinstance(row.prompt, str) and isinstance(answer, str):
+        return [plain_example(tokenizer, row.prompt, answer)]
+    prompt, answer = as_messages(row.prompt, "user"), as_messages(answer, "assistant")
+    messages = [*prompt, *answer]
+    learnt = [i for i in range(len(prompt), len(messages)) if messages[i]["role"] in ASSISTANT]
+    if not learnt:
+        raise RowError("there is no turn of the assistant to learn")
+    if turns == "last":
+        learnt = learnt[-1:]
+    given = {"tools": row.tools, **row.variables}
+    whole = _text(tokenizer, messages[: learnt[-1] + 1], **given)
+    inside: list[tuple[int, int]] = []
+    found: list[Example] = []
+    for i in learnt:
+        before = chat_text(tokenizer, messages[:i], reply=True, **given)
+        through = whole if i == learnt[-1] else _text(tokenizer, messages[: i + 1], **given)
+        span = shared_prefix(before, through), len(through)
+        if whole.startswith(through):
+            inside.append(span)
+        else:
+            found.append(_example(tokenizer, through, [span]))
+    return [*found, _example(tokenizer, whole, inside)]
+
+
+def answer_example(tokenizer: Tokenizer, prompt: Text, answer: Text, *, tools: Any = None, **variables: Any) -> Example:
+    """A prompt with one answer to it, whose turns of the assistant are learnt. Errors as of `examples_of`."""
+    row = Row(prompt, (answer,), tools=tools, variables=variables)
+    return examples_of(tokenizer, row)[-1]
+
+
+def prompt_ids(tokenizer: Tokenizer, row: Row) -> list[int]:
+    """The ids that a model gets before it answers."""
+    if isinstance(row.prompt, str):
+        return [*tokenizer.prefix_ids, *tokenizer.encode(row.prompt)]
+    return tokenizer.encode(
+        chat_text(tokenizer, row.prompt, reply=True, tools=row.tools, **row.variables), specials="parse"
+    )
+
+
+def plain_example(tokenizer: Tokenizer, prompt: str, answer: str) -> Example:
+    """A text without a chat template: the prompt, the answer, which is learnt, and the end of the text, learnt too."""
+    start = list(tokenizer.prefix_ids)
+    asked, both = tokenizer.encode(prompt), tokenizer.encode(prompt + answer)
+    said = both[len(asked) :] if both[: len(asked)] == asked else continuation(tokenizer, answer)
+    ids = [*start, *asked, *said, tokenizer.end_id]
+    weights = np.zeros(len(ids), np.float32)
+    weights[len(start) + len(asked) :] = 1
+    return Example(np.array(ids, np.int32), weights)
+
+
+def as_messages(text: Text, role: str) -> list[Message]:
+    """Messages; a plain text is one of that role."""
+    if isinstance(text, str):
+        return [{"role": role, "content": text}] if text else []
+    return list(text)
+
+
+def shared_prefix(a: str, b: str) -> int:
+    """The number of characters with which both begin."""
+    if b.startswith(a):
+        return len(a)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def continuation(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text that follows another one: without what some tokenizers put before the first word."""
+    mark = next(iter(tokenizer.control_ids), None)
+    if mark is None:
+        return tokenizer.encode(text, specials="parse")
+    after = Written(mark, bytes([1]) * len(mark)) + text  # a control token in front: what follows begins no text
+    return tokenizer.encode(after, specials="parse")[1:]
+
+
+def _text(tokenizer: Tokenizer, messages: Sequence[Message], **given: Any) -> Written:
+    return chat_text(tokenizer, messages, reply=False, **given)
+
+
+def _example(tokenizer: Tokenizer, text: Written, spans: Sequence[tuple[int, int]]) -> Example:
+    """The ids of a chat's text, and weights for the spans of characters that are learnt."""
+    stops, flags = set(tokenizer.eos_ids), flags_of(text)
+    if any(flag & GENERATED for flag in flags):
+        spans = [(_first_generated(flags, start, end), end) for start, end in spans]
+    ids: list[int] = []
+    weights: list[float] = []
+    open_turn = False  # the turn before had no stop token of its own: some templates close it with the next role's
+    for start, end, learnt in _pieces(spans, len(text)):
+        made = _ids_between(tokenizer, text, start, end)
+        count = 0
+        if learnt:
+            stopped = [i for i, token in enumerate(made) if token in stops]
+            open_turn = not stopped
+            count = stopped[-1] + 1 if stopped else len(made)
+        elif open_turn:
+            if made[0] not in stops:
+                raise RowError("the chat template ends a turn of the assistant with no stop token of the tokenizer")
+            count, open_turn = 1, False
+        ids += made
+        weights += [1.0] * count + [0.0] * (len(made) - count)
+    if open_turn:
+        ids.append(tokenizer.end_id)
+        weights.append(1.0)
+    return Example(np.array(ids, np.int32), np.array(weights, np.float32))
+
+
+def _first_generated(flags: bytes, start: int, end: int) -> int:
+    """Where what {% generation %} marks begins in a turn."""
+    return next((i for i in range(start, end) if flags[i] & GENERATED), start)
+
+
+def _pieces(spans: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int, bool]]:
+    """(start, end, learnt) of consecutive parts that cover a text."""
+    found: list[tuple[int, int, bool]] = []
+    at = 0
+    for start, end in spans:
+        if start > at:
+            found.append((at, start, False))
+        found.append((start, end, True))
+        at = end
+    if at < length:
+        found.append((at, length, False))
+    return found
+
+
+def _ids_between(tokenizer: Tokenizer, text: Written, start: int, end: int) -> list[int]:
+    """The ids that a part of a text adds to the ids of what stands before it."""
+    if not start:
+        return tokenizer.encode(text[:end], specials="parse")
+    before, through = (tokenizer.encode(text[:place], specials="parse") for place in (start, end))
+    if through[: len(before)] == before:
+        return through[len(before) :]
+    return continuation(tokenizer, text[start:end])  # a token would lie across the border

@@ -1,0 +1,58 @@
+"""Reward models: one number for a whole answer, learnt from comparisons (Bradley and Terry 1952; Ouyang et al. 2022).
+
+The score of an answer is read by the value head at the answer's last token, whose place the batch names: ids cannot
+tell it, because padding may have the id of an end of text.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from llmjax.model import head
+from llmjax.objectives import losses
+from llmjax.objectives.losses import Batch, Mean, Sums
+
+
+def scores(module: Any, params: Any, batch: Batch, rng: jax.Array | None) -> tuple[jax.Array, losses.Auxiliary]:
+    """scores_BA float32 of a batch of answers, of which `last` (B, A) says where each ends in its row."""
+    hidden_BLD, auxiliary = losses.call(module, params, batch, rng, output="hidden")
+    return jnp.take_along_axis(head.values(module, params, hidden_BLD), batch["last"], axis=1), auxiliary
+
+
+def reward_loss(module: Any, params: Any, batch: Batch, rng: jax.Array | None, c: ConfigDict) -> Sums:
+    """The mean over rankings of -log sigmoid(better - worse - margin) over all pairs of a ranking.
+
+    A row holds the answers of one prompt, so its pairs are one element of the batch and count 1 together. Of a ranking
+    of K answers that is 1 / C(K, 2) a pair (Ouyang et al. 2022).
+
+    Args:
+        batch: rows of answers (see answers.py); last (B, A) int32; ranks (B, A) float32, the smaller the better, and equal
+            ranks are no pair; margins (B, A), whose difference is what a pair's scores should differ by; exists (B, A), 1
+            or 0.
+        c: the settings under `objective`: `reward.centre` weighs the square of the sum of a pair's scores, which keeps
+            scores near 0 (Eisenstein et al. 2023).
+
+    Metrics: loss; accuracy, margin over pairs; reward and reward_square over answers.
+    """
+    scores_BA, auxiliary = scores(module, params, batch, rng)
+    exists_BA, ranks_BA, margins_BA = batch["exists"], batch["ranks"], batch["margins"]
+    # Dimension 1 is the better answer of a pair, dimension 2 the worse one.
+    pairs_BAA = (ranks_BA[:, :, None] < ranks_BA[:, None, :]) * exists_BA[:, :, None] * exists_BA[:, None, :]
+    gap_BAA = scores_BA[:, :, None] - scores_BA[:, None, :]
+    wanted_BAA = margins_BA[:, :, None] - margins_BA[:, None, :]
+    loss_BAA = -jax.nn.log_sigmoid(gap_BAA - wanted_BAA)
+    if c.reward.centre:
+        loss_BAA += c.reward.centre * jnp.square(scores_BA[:, :, None] + scores_BA[:, None, :])
+    count_B = jnp.sum(pairs_BAA, axis=(1, 2))
+    loss_B = jnp.sum(loss_BAA * pairs_BAA, axis=(1, 2)) / jnp.maximum(count_B, 1)
+    rankings, pairs, answers = jnp.sum((count_B > 0).astype(jnp.float32)), jnp.sum(pairs_BAA), jnp.sum(exists_BA)
+    metrics = {
+        "loss": Mean(jnp.sum(loss_B), rankings),
+        "accuracy": Mean(jnp.sum((gap_BAA > 0) * pairs_BAA), pairs),
+        "margin": Mean(jnp.sum(gap_BAA * pairs_BAA), pairs),
+        "reward": Mean(jnp.sum(scores_BA * exists_BA), answers),
+        "reward_square": Mean(jnp.sum(jnp.square(scores_BA) * exists_BA), answers),
+    }
+    return losses.with_auxiliary(Sums(jnp.sum(loss_B), rankings, jax.lax.stop_gradient(metrics)), auxiliary)

@@ -1,0 +1,141 @@
+"""Batches of conversations, preferences and rankings: batch k is a pure function of (config, rows, k).
+
+Groups are packed into rows once, best fit and whole, and rows come in an order that is drawn anew for every epoch.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from llmjax.data.packing import best_fit, packed, size_of
+from llmjax.data.source import Batch
+from llmjax.post.rows import Store
+
+SHUFFLE_ROUNDS = 4  # of grain's block cipher; the fewest it allows
+COMPARING = ("preference", "reward", "unpaired")  # objectives whose rows hold answers with numbers of their own
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a split: which groups each holds, and how many answers a row has at most."""
+
+    store: Store
+    groups: list[list[int]]
+    length: int
+    answers: int
+    reference: np.ndarray | None = None  # summed log-probabilities of each example by the reference model
+
+    @property
+    def pairs(self) -> int:
+        return len(self.store.ranks) // 2
+
+    def examples(self, number: int) -> list[int]:
+        """The examples of a row; none for a row of padding."""
+        groups = self.groups[number] if number < len(self.groups) else []
+        return [e for g in groups for e in range(self.store.first[g], self.store.first[g + 1])]
+
+    @cached_property
+    def chosen_tokens(self) -> int:
+        """The tokens that are learnt of all chosen answers."""
+        learnt = np.add.reduceat(self.store.weights > 0, self.store.start[:-1])
+        return int(learnt[::2].sum())
+
+    @property
+    def padding(self) -> float:
+        """The share of the places that hold no token."""
+        sizes = self.store.sizes - 1
+        return 1 - float(sizes.sum()) / (len(self.groups) * self.length)
+
+
+def rows_of(store: Store, c: ConfigDict, *, reference: np.ndarray | None = None) -> Rows:
+    """The groups packed into rows of `train.sequence_length`; with `data.pack` off one group a row."""
+    length = c.train.sequence_length
+    sizes = np.add.reduceat(store.sizes - 1, store.first[:-1]) if len(store) else np.zeros(0, np.int64)
+    groups = best_fit(sizes.tolist(), length=length) if c.data.pack else [[g] for g in range(len(store))]
+    counts = np.diff(store.first)
+    answers = max((int(counts[row].sum()) for row in groups), default=0)
+    return Rows(store, groups, length, answers, reference)
+
+
+def row(rows: Rows, number: int, c: ConfigDict) -> Batch:
+    """One row as the objective of `c` reads it, without the batch dimension. `number` beyond the last: a row of padding."""
+    numbers = rows.examples(number)
+    made = packed([rows.store.example(e) for e in numbers], length=rows.length)
+    if c.objective.name not in COMPARING:
+        return made
+    a, room = len(numbers), rows.answers
+
+    def spread(values: Sequence[float] | np.ndarray) -> np.ndarray:
+        return np.pad(np.asarray(values, np.float32), (0, room - a))
+
+    made["exists"], ranks = spread(np.ones(a)), spread(rows.store.ranks[numbers])
+    if rows.reference is not None:
+        made["reference"] = spread(rows.reference[numbers])
+    if c.objective.name == "reward":
+        ends = np.cumsum([size_of(rows.store.example(e)) for e in numbers], dtype=np.int32)
+        made["last"] = np.pad(ends - 1, (0, room - a))
+        made["ranks"], made["margins"] = ranks, spread(_margins(rows.store, rows.groups[number] if numbers else []))
+    elif c.objective.name == "preference":
+        made["pair_weights"] = made.pop("exists")[::2]
+        made["token_share"] = np.array(rows.pairs / max(rows.chosen_tokens, 1), np.float32)
+        if c.objective.preference.length_weight < 1:
+            _weigh_length(made, a, c.objective.preference.length_weight)
+    else:
+        made["bad"] = ranks
+    return made
+
+
+def _margins(store: Store, groups: Sequence[int]) -> list[float]:
+    """Of each answer: the margin of its group for the best, 0 for the others."""
+    found: list[float] = []
+    for g in groups:
+        ranks = store.ranks[store.first[g] : store.first[g + 1]]
+        found += [float(store.margins[g]) if rank == ranks.min() else 0.0 for rank in ranks]
+    return found
+
+
+def _weigh_length(row: Batch, answers: int, weight: float) -> None:
+    """Give tokens of a pair's longer answer beyond the shorter one's length a smaller weight (LD-DPO, Liu et al. 2024)."""
+    for first in range(1, answers + 1, 2):
+        sides = [np.flatnonzero((row["segments"] == s) & (row["weights"] > 0)) for s in (first, first + 1)]
+        shared = min(map(len, sides))
+        for places in sides:
+            row["weights"][places[shared:]] = weight
+
+
+def batches_of(rows: Rows, c: ConfigDict, *, host: int = 0, hosts: int = 1) -> Callable[[int], Batch]:
+    """Batch number -> this host's rows of it: the epochs' rows one after another, each epoch in an order of its own."""
+    from grain.experimental import index_shuffle  # it imports jax, which reading rows does without
+
+    count, size = len(rows.groups), c.train.batch_size
+
+    def place(index: int) -> int:
+        epoch, at = divmod(index, count)
+        seed = int.from_bytes(hashlib.blake2b(f"{c.seed} rows {epoch}".encode(), digest_size=4).digest())
+        return index_shuffle(index=at, max_index=count - 1, seed=seed, rounds=SHUFFLE_ROUNDS)
+
+    def batch(k: int) -> Batch:
+        mine = np.arange(k * size, (k + 1) * size).reshape(hosts, -1)[host]
+        return stacked([row(rows, place(int(i)), c) for i in mine])
+
+    return batch
+
+
+def heldout_batches_of(rows: Rows, c: ConfigDict, *, count: int, host: int = 0, hosts: int = 1) -> list[Batch]:
+    """At most `count` batches' worth of rows, in micro-batches, in the order in which they lie; the last is filled up."""
+    size = c.train.batch_size // c.train.micro_batches
+    wanted = min(len(rows.groups), count * c.train.batch_size)
+    found = []
+    for first in range(0, wanted, size):
+        mine = np.arange(first, first + size).reshape(hosts, -1)[host]
+        found.append(stacked([row(rows, int(i) if i < wanted else len(rows.groups), c) for i in mine]))
+    return found
+
+
+def stacked(rows: Sequence[Batch]) -> Batch:
+    """Rows as one batch."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -1,0 +1,49 @@
+"""The verbs that train a model further: sft, reward, dpo, grpo and ppo. Each is a recipe with its own objective."""
+
+import argparse
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from llmjax.errors import UserError
+from llmjax.verb import Verb
+
+OBJECTIVES = {
+    "sft": ("causal", "teach a model to answer as conversations do"),
+    "reward": ("reward", "train a reward model on preferences or rankings"),
+    "dpo": ("preference", "train a model on preferences, without a reward model"),
+    "grpo": ("policy", "improve a model by the rewards of answers that it samples, compared within groups"),
+    "ppo": ("policy", "improve a model by the rewards of answers that it samples, with a value head"),
+}
+
+
+def _add(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--again",
+        action="store_true",
+        help="let changed settings replace the training in WORKDIR, which moves to WORKDIR/before-N",
+    )
+
+
+def _checked(verb: str) -> Callable[[argparse.Namespace, ConfigDict], None]:
+    """What a verb does before its recipe runs: it refuses a config of another kind."""
+    objective = OBJECTIVES[verb][0]
+
+    def run(args: argparse.Namespace, c: ConfigDict) -> None:
+        if c.data.format != "conversations" or c.objective.name != objective:
+            raise UserError(
+                f"llmjax {verb} needs data.format=conversations and objective.name={objective}, and this config has "
+                f"{c.data.format} and {c.objective.name}: begin with one of configs/post/, such as configs/post/{verb}.py"
+            )
+        if verb == "ppo" and c.rollout.advantage != "gae":
+            raise UserError(
+                f"llmjax ppo needs rollout.advantage=gae, not {c.rollout.advantage}: see configs/post/ppo.py"
+            )
+
+    return run
+
+
+VERBS = {
+    name: Verb(about, _add, _checked(name), whole=True, after=" Needs --config.train.init_from=RUN and data.sources.")
+    for name, (_, about) in OBJECTIVES.items()
+}

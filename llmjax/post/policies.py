@@ -1,0 +1,123 @@
+"""What policy optimisation hands to the loop: an engine on the training's mesh, a source of rounds, an evaluation."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from llmjax.data.source import Source
+from llmjax.data.tokenizer import Tokenizer
+from llmjax.errors import UserError
+from llmjax.infer.engine import Engine
+from llmjax.infer.rollout import sample_rollouts
+from llmjax.model import head
+from llmjax.model.transformer import Transformer
+from llmjax.objectives import losses
+from llmjax.objectives.log_probs import log_probs
+from llmjax.parallel import placement, processes
+from llmjax.post import rewards
+from llmjax.post.reference import reference_params
+from llmjax.post.rollouts import Forward, RolloutSource
+from llmjax.post.rollouts import Score as MakeForward
+from llmjax.post.rows import Store
+from llmjax.train.heldout import Evaluate
+from llmjax.train.step import batch_shardings
+
+
+def stage(
+    c: ConfigDict, workdir: Path, module: Transformer, tokenizer: Tokenizer, stores: Mapping[str, Store], mesh: Mesh
+) -> dict[str, Any]:
+    """The source and the evaluation of a policy.
+
+    Raises UserError for several processes, whose engines do not share their answers.
+    """
+    if processes.count() > 1:
+        raise UserError("policies are trained by one process: start this command once, on the devices of one host")
+    longest = max(int(store.sizes.max()) for store in stores.values()) + c.rollout.tokens
+    if longest > c.train.sequence_length:
+        raise UserError(
+            f"the longest prompt and rollout.tokens={c.rollout.tokens} are {longest} tokens together, more than "
+            f"train.sequence_length={c.train.sequence_length}: raise it, or lower rollout.tokens"
+        )
+    forward = make_forward(c, module, mesh)
+    engine = make_engine(c, module, tokenizer, mesh, length=longest)
+
+    def make_source(total: int) -> Source:
+        needs = c.rollout.kl_weight or c.rollout.kl_target or c.objective.policy.kl_weight
+        reference = reference_params(c, module, mesh) if needs else None
+        return RolloutSource(
+            c,
+            workdir,
+            engine=engine,
+            tokenizer=tokenizer,
+            prompts=stores["train"],
+            forward=forward,
+            reference=reference,
+        )
+
+    def make_evaluate(mesh: Mesh, params: Any) -> Evaluate:
+        return make_heldout(c, engine, tokenizer, stores["heldout"])
+
+    return {"make_source": make_source, "make_evaluate": make_evaluate if "heldout" in stores else None}
+
+
+def make_engine(c: ConfigDict, module: Transformer, tokenizer: Tokenizer, mesh: Mesh, *, length: int) -> Engine:
+    """An engine for the training's parameters, whose first ones are of no use: every round loads its own."""
+    shapes = jax.eval_shape(lambda key: module.init(key, np.zeros((1, 8), np.int32))["params"], jax.random.key(0))
+    places = placement.parameter_shardings(shapes, mesh, rules=c.parallel.rules)
+    params = jax.jit(
+        lambda: jax.tree.map(lambda x: jax.numpy.zeros(x.shape, "float32"), shapes), out_shardings=places
+    )()
+    return Engine(
+        module, params, tokenizer, slots=c.rollout.slots, length=length, prefixes=c.rollout.slots,
+        weight_format=c.infer.weights, mesh=mesh, context=lambda: placement.active(mesh, c),
+    )  # fmt: skip
+
+
+def make_forward(c: ConfigDict, module: Transformer, mesh: Mesh) -> MakeForward:
+    """The trainer's own forward pass of rows, a micro-batch at a time."""
+    sharding, p = batch_shardings(mesh), c.objective.policy
+    size = c.train.batch_size // c.train.micro_batches
+
+    def step(params: Any, batch: Any) -> tuple[jax.Array, jax.Array | None]:
+        made = losses.predict(module, params, batch, None)
+        found = log_probs(
+            made, loss_chunks=c.objective.loss_chunks, vocab_size=c.objective.vocab_size, never=tuple(p.never),
+            temperature=p.temperature,
+        )  # fmt: skip
+        return found.targets, head.values(module, params, made.hidden) if "value" in params else None
+
+    run = jax.jit(step)
+
+    def forward(params: Any, rows: Mapping[str, np.ndarray]) -> Forward:
+        read = ("tokens", "targets", "positions", "segments", "weights")
+        parts = []
+        with placement.active(mesh, c):
+            for first in range(0, len(rows["tokens"]), size):
+                batch = {name: jax.device_put(rows[name][first : first + size], sharding) for name in read}
+                parts.append(jax.tree.map(np.asarray, run(params, batch)))
+        found, values = zip(*parts, strict=True)
+        return Forward(np.concatenate(found), None if values[0] is None else np.concatenate(values))
+
+    return forward
+
+
+def make_heldout(c: ConfigDict, engine: Engine, tokenizer: Tokenizer, prompts: Store) -> Evaluate:
+    """parameters -> heldout_reward and each reward's own mean, of greedy answers to held-out prompts."""
+    functions = rewards.parse(c.rollout.rewards)
+    count = min(len(prompts), c.train.eval_batches * c.train.batch_size)
+    ids = [prompts.example(int(prompts.first[g])).ids.tolist() for g in range(count)]
+
+    def evaluate(params: Any) -> dict[str, float]:
+        engine.load(params, version=engine.version)
+        made = sample_rollouts(engine, ids, samples=1, max_new_tokens=c.rollout.tokens, seed=0, temperature=0.0)
+        texts = [tokenizer.decode(row[:n].tolist()) for row, n in zip(made.tokens, made.lengths, strict=True)]
+        scored = rewards.score(functions, texts, prompts.columns[:count])
+        means = {"heldout_reward": float(np.nanmean(scored.total))}
+        return means | {f"heldout_reward/{name}": float(np.nanmean(v)) for name, v in scored.parts.items()}
+
+    return evaluate

@@ -1,0 +1,71 @@
+"""The model that a training starts from, as what its policy is compared with."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from llmjax import storage
+from llmjax.model import transformer
+from llmjax.parallel import placement, processes
+from llmjax.post import heldout
+from llmjax.post.batches import Rows
+from llmjax.train import folders, initial
+
+
+def with_reference(
+    c: ConfigDict, workdir: Path, module: transformer.Transformer, packed: Mapping[str, Rows], mesh: Mesh
+) -> dict[str, Rows]:
+    """The rows with the log-probabilities of their answers by the model that the training starts from.
+
+    They are computed once and kept in WORKDIR/rows/reference.npz, under a key of the model and the rows.
+    """
+    key = _reference_key(c, packed)
+    file = workdir / "rows" / "reference.npz"
+    kept = _kept(file, key)
+    if kept is None:
+        processes.say("reference: the log-probabilities of every answer by the model that the training starts from")
+        params = reference_params(c, module, mesh)
+        kept = {split: heldout.reference_log_probs(c, module, params, made, mesh) for split, made in packed.items()}
+        if processes.is_first():
+            with storage.writing(file) as opened:
+                arrays: dict[str, Any] = {"key": np.array(key), **kept}
+                np.savez(opened, **arrays)
+    return {split: dataclasses.replace(made, reference=kept[split]) for split, made in packed.items()}
+
+
+def reference_params(c: ConfigDict, module: transformer.Transformer, mesh: Mesh) -> Any:
+    """The parameters of the model that the training starts from, on the mesh, in float32 as the training has them."""
+    shapes = jax.eval_shape(lambda key: transformer.init_params(module, key), jax.random.key(0))
+    places = placement.parameter_shardings(shapes, mesh, rules=c.parallel.rules)
+    abstract = jax.tree.map(
+        lambda shape, place: jax.ShapeDtypeStruct(shape.shape, "float32", sharding=place), shapes, places
+    )
+    return initial.read(c, abstract)
+
+
+def _reference_key(c: ConfigDict, packed: Mapping[str, Rows]) -> str:
+    """What the reference's log-probabilities depend on: the checkpoint, the ids and how the model computes."""
+    digest = hashlib.blake2b(digest_size=16)
+    folder = folders.newest(Path(c.train.init_from))
+    model = {k: v for k, v in c.model.to_dict().items() if k not in ("attention", "remat", "scan_unroll")}
+    digest.update(json.dumps([str(folder.resolve()), folders.read_meta(folder), model], default=str).encode())
+    for made in packed.values():
+        digest.update(made.store.ids.tobytes() + made.store.weights.tobytes() + made.store.start.tobytes())
+    return digest.hexdigest()
+
+
+def _kept(file: Path, key: str) -> dict[str, np.ndarray] | None:
+    try:
+        with np.load(file) as found:
+            arrays = dict(found)
+    except (OSError, ValueError, EOFError):  # none yet, or one of a process that was killed: it is computed again
+        return None
+    return arrays if str(arrays.pop("key", "")) == key else None

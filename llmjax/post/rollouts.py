@@ -1,0 +1,334 @@
+"""The source of batches for policy optimisation: rounds of texts that the trained parameters sample.
+
+A round samples `rollout.samples` answers to each of its prompts, scores them, and gives `rollout.updates` batches. Its
+prompts and its random numbers are functions of (config, seed, round), its answers of the parameters too. The state
+that a checkpoint keeps is the part of a round that is not yet taken, so a run that is killed and goes on ends in the same
+bits.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from llmjax import storage
+from llmjax.data.examples import Example
+from llmjax.data.generators import generator
+from llmjax.data.packing import packed
+from llmjax.data.source import Batch
+from llmjax.data.tokenizer import Tokenizer
+from llmjax.errors import UserError
+from llmjax.infer.engine import Engine
+from llmjax.infer.rollout import Rollouts, sample_rollouts
+from llmjax.post import rewards
+from llmjax.post.advantages import (
+    Rewards,
+    adapted_kl_weight,
+    generalised_advantages,
+    group_advantages,
+    token_rewards,
+    whiten,
+)
+from llmjax.post.rows import Store
+
+DRIFT = 2e-5  # nats by which a token's log-probability may differ between trainer and sampler, both in float32
+SHOWN = 8  # answers of a round that are kept to be looked at
+
+
+class Forward(NamedTuple):
+    """What the trainer's own forward pass gives of rows, (B, L) float32 each, at the places of their targets."""
+
+    log_probs: np.ndarray
+    values: np.ndarray | None  # predicted returns, of a model with a value head
+
+
+Score = Callable[[Any, Mapping[str, np.ndarray]], Forward]  # (parameters, rows) -> what the trainer gives of them
+
+
+class RolloutSource:
+    """Batches of sampled answers; see `data.source.Source`."""
+
+    stateless = False
+
+    def __init__(
+        self,
+        c: ConfigDict,
+        workdir: Path,
+        *,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        prompts: Store,
+        forward: Score,
+        reference: Any = None,
+    ) -> None:
+        """Check the settings of a round.
+
+        Args:
+            workdir: gets samples/ROUND.json, some answers of each round with their rewards.
+            engine: of the same model, idle; each round gives it its parameters.
+            prompts: what is answered, with the columns that rewards read.
+            forward: the trainer's own forward pass.
+            reference: parameters of the model that the policy should stay near; None: there is none.
+
+        Raises UserError for rewards that are not there, and numbers that do not go together.
+        """
+        r = c.rollout
+        texts = r.updates * c.train.batch_size
+        if texts % r.samples:
+            raise UserError(
+                f"a round has rollout.updates x train.batch_size = {r.updates} x {c.train.batch_size} = {texts} texts, which is "
+                f"no multiple of rollout.samples={r.samples}: change one of them"
+            )
+        self._c, self._workdir, self._engine, self._tokenizer, self._prompts = c, workdir, engine, tokenizer, prompts
+        self._forward, self._reference, self._rewards = forward, reference, rewards.parse(r.rewards)
+        self._groups = texts // r.samples
+        self._left: dict[str, np.ndarray] = {}  # the round's rows from the next update on
+        self._kl_weight = float(r.kl_weight)
+        self._metrics: dict[str, float] = {}
+
+    # ------------------------------------------------------------------ what the loop asks for
+
+    def batch(self, k: int, params: Any) -> Batch:
+        number, update = divmod(k, self._c.rollout.updates)
+        self._metrics = {}  # a round is told of once, with its first update
+        if update == 0:
+            self._left = self._round(number, params)
+        elif not self._left:
+            raise UserError("the checkpoint lacks the sampled texts of the round in whose middle it was made")
+        size = self._c.train.batch_size
+        batch = {name: values[:size] for name, values in self._left.items()}
+        self._left = {name: values[size:] for name, values in self._left.items() if len(values) > size}
+        return batch
+
+    def state(self) -> dict[str, np.ndarray]:
+        adapted = {"kl_weight": np.array(self._kl_weight)} if self._c.rollout.kl_target else {}
+        return {**{f"left/{name}": values for name, values in self._left.items()}, **adapted}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        self._left = {name.removeprefix("left/"): v for name, v in state.items() if name.startswith("left/")}
+        self._kl_weight = float(state.get("kl_weight", self._kl_weight))
+
+    def metrics(self) -> dict[str, float]:
+        return self._metrics
+
+    # ------------------------------------------------------------------ a round
+
+    def _round(self, number: int, params: Any) -> dict[str, np.ndarray]:
+        """The rows of a round."""
+        r, began = self._c.rollout, time.perf_counter()
+        self._engine.load(params, version=number)
+        draws: list[_Draw] = []
+        groups_left, drawn = self._groups, 0
+        while groups_left and drawn <= r.resample:
+            draw = self._draw(number, drawn, groups_left)
+            drawn += 1
+            # Groups that all earn the same teach nothing: they are sampled anew as often as allowed, then taken as they are.
+            if drawn <= r.resample:
+                draw = draw.with_different_rewards(r.samples)
+            draws.append(draw)
+            groups_left -= len(draw.prompts) // r.samples
+        draw = _joined(draws)
+        seconds = time.perf_counter() - began
+        rows = self._rows(draw)
+        made = self._forward(params, rows)
+        rows["old"] = made.log_probs
+        reference = self._reference
+        rows["reference"] = made.log_probs if reference is None else self._forward(reference, rows).log_probs
+        for name in ("old", "reference", "sampler"):
+            rows[name] = np.where(rows["weights"] > 0, rows[name], 0).astype(np.float32)
+        self._check_drift(rows)
+        self._add_advantages(rows, draw, made.values)
+        self._metrics = self._measured(rows, draw) | {"rollout/draws": float(drawn), "rollout/seconds": seconds}
+        self._show(number, draw, rows)
+        return rows
+
+    def _draw(self, number: int, drawn: int, groups: int) -> "_Draw":
+        """Answers to the prompts of one draw of a round, and their rewards."""
+        r, samples = self._c.rollout, self._c.rollout.samples
+        chosen = self._chosen(number * (r.resample + 1) + drawn)[:groups]
+        ids = [self._prompts.example(int(self._prompts.first[g])).ids.tolist() for g in chosen]
+        seed = int(generator("rollouts", self._c.seed, number, drawn).integers(2**32 - 1))
+        made = sample_rollouts(
+            self._engine, ids, samples=samples, max_new_tokens=r.tokens, seed=seed, temperature=r.temperature
+        )
+        prompts = [prompt for prompt in ids for _ in range(samples)]
+        columns = [self._prompts.columns[g] for g in chosen for _ in range(samples)]
+        texts = [self._tokenizer.decode(row[:n].tolist()) for row, n in zip(made.tokens, made.lengths, strict=True)]
+        scored = rewards.score(self._rewards, texts, columns)
+        total = scored.total + [
+            rewards.overlong(int(n), longest=r.tokens, buffer=r.overlong_buffer) for n in made.lengths
+        ]
+        groups_of = np.repeat(np.arange(len(ids)) + (drawn << 20), samples)
+        return _Draw(prompts, made, texts, scored._replace(total=total), groups_of)
+
+    def _chosen(self, draw: int) -> np.ndarray:
+        """The numbers of a draw's prompts: all prompts in an order drawn for each epoch, one draw after another."""
+        count = len(self._prompts)
+        places = np.arange(draw * self._groups, (draw + 1) * self._groups)
+        orders = {e: generator("prompts", self._c.seed, int(e)).permutation(count) for e in np.unique(places // count)}
+        return np.array([orders[place // count][place % count] for place in places])
+
+    def _rows(self, draw: "_Draw") -> dict[str, np.ndarray]:
+        """A row a text: its prompt and its answer, with the weight of the sampled tokens alone."""
+        rows = []
+        for prompt, tokens, nats, length, finish in zip(
+            draw.prompts, draw.made.tokens, draw.made.log_probs, draw.made.lengths, draw.made.finish, strict=True
+        ):
+            # One id more, so that the last token is an input too: a critic says there what would have followed.
+            ids = np.array([*prompt, *tokens[:length], tokens[length - 1]], np.int32)
+            learnt = np.r_[np.zeros(len(prompt)), np.ones(length), 0].astype(np.float32)
+            row = packed([Example(ids, learnt)], length=self._c.train.sequence_length)
+            row["sampler"] = np.zeros(self._c.train.sequence_length, np.float32)
+            row["sampler"][row["weights"] > 0] = nats[:length]
+            if self._c.rollout.mask_cut and finish == "length":
+                row["weights"][:] = 0
+            row["exists"] = np.ones(1, np.float32)
+            rows.append(row)
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _check_drift(self, rows: Mapping[str, np.ndarray]) -> None:
+        drift = float(np.abs(rows["old"] - rows["sampler"]).max())
+        exact = self._c.model.dtype == "float32" and self._c.infer.weights != "int8"
+        if exact and drift > DRIFT:
+            raise RuntimeError(
+                f"the trainer's log-probability of a sampled token differs by {drift:.1e} nats from the sampler's, more than "
+                f"{DRIFT:.0e}: they are not the same model"
+            )
+
+    def _add_advantages(self, rows: dict[str, np.ndarray], draw: "_Draw", values_BL: np.ndarray | None) -> None:
+        """Put what each sampled token is worth into the rows."""
+        r, mask_BL = self._c.rollout, rows["weights"]
+        kl_BL = np.where(mask_BL > 0, rows["old"] - rows["reference"], 0)
+        scores_B = draw.scored.total
+        if r.advantage == "gae":
+            if values_BL is None:
+                raise UserError("rollout.advantage=gae needs a value head: set --config.model.value_head=True")
+            rewards_BL = token_rewards(scores_B, kl_BL, mask_BL, kl_weight=self._kl_weight)
+            after_B = np.where(np.array(draw.made.finish) == "length", _value_behind(values_BL, mask_BL), 0.0)
+            advantages_BL, returns_BL = generalised_advantages(
+                rewards_BL, values_BL, mask_BL, after_B, discount=r.discount, trace=r.trace
+            )
+            rows["returns"] = returns_BL.astype(np.float32)
+            rows["old_values"] = np.where(mask_BL > 0, values_BL, 0).astype(np.float32)
+            rows["advantages"] = whiten(advantages_BL, mask_BL).astype(np.float32)
+        else:
+            scores_B = scores_B - self._kl_weight * kl_BL.sum(axis=1)
+            scores_B = np.where(mask_BL.any(axis=1), scores_B, np.nan)  # without a token that is learnt: in no baseline
+            made = group_advantages(Rewards(scores_B, draw.groups), baseline=r.advantage, scale=r.scale)
+            rows["advantages"] = np.where(mask_BL > 0, made.values[:, None], 0).astype(np.float32)
+        if r.kl_target:
+            self._kl_weight = adapted_kl_weight(
+                self._kl_weight,
+                float(kl_BL.sum(axis=1).mean()),
+                target=r.kl_target,
+                horizon=r.kl_horizon,
+                texts=len(mask_BL),
+            )
+
+    def _measured(self, rows: Mapping[str, np.ndarray], draw: "_Draw") -> dict[str, float]:
+        """What is logged of a round."""
+        mask_BL, total = rows["weights"], draw.scored.total
+        scored, lengths = ~np.isnan(total), draw.made.lengths
+        log_BL = (rows["old"] - rows["sampler"])[mask_BL > 0]
+        known = Rewards(total, draw.groups)
+        ends = np.array(draw.made.finish)
+        parts = {
+            f"rollout/reward/{name}": float(np.nanmean(v)) for name, v in draw.scored.parts.items() if scored.any()
+        }
+        return parts | {
+            "rollout/reward": float(total[scored].mean()) if scored.any() else 0.0,
+            "rollout/reward_std": float(total[scored].std()) if scored.any() else 0.0,
+            "rollout/unscored": float((~scored).mean()),
+            "rollout/equal_groups": _equal_groups(known),
+            "rollout/length": float(lengths.mean()),
+            "rollout/longest": float(lengths.max()),
+            "rollout/cut": float((ends == "length").mean()),
+            "rollout/kl": float((rows["old"] - rows["reference"])[mask_BL > 0].sum() / len(mask_BL)),
+            "rollout/kl_weight": self._kl_weight,
+            "rollout/drift": float(np.abs(log_BL).mean()) if len(log_BL) else 0.0,
+            "rollout/drift_max": float(np.abs(log_BL).max()) if len(log_BL) else 0.0,
+            "rollout/drift_ratio": float(np.exp(log_BL).mean()) if len(log_BL) else 1.0,
+        }
+
+    def _show(self, number: int, draw: "_Draw", rows: Mapping[str, np.ndarray]) -> None:
+        shown = []
+        for i in range(0, len(draw.texts), max(1, len(draw.texts) // SHOWN)):
+            here = rows["advantages"][i][rows["weights"][i] > 0]
+            shown.append(
+                {
+                    "prompt": self._tokenizer.decode(draw.prompts[i]),
+                    "answer": draw.texts[i],
+                    "finish": draw.made.finish[i],
+                    "reward": None if np.isnan(draw.scored.total[i]) else float(draw.scored.total[i]),
+                    "advantage": float(here.mean()) if len(here) else 0.0,
+                }
+            )
+        storage.write_json(self._workdir / "samples" / f"{number:06d}.json", shown)
+
+
+class _Draw(NamedTuple):
+    """Sampled answers: prompts and texts, one an answer, with their rewards and the ids of their groups (S,)."""
+
+    prompts: list[list[int]]
+    made: Rollouts
+    texts: list[str]
+    scored: rewards.Scored
+    groups: np.ndarray
+
+    def taken(self, keep_S: np.ndarray) -> "_Draw":
+        """The answers of a mask alone."""
+        where = np.flatnonzero(keep_S)
+        made = Rollouts(
+            self.made.tokens[where],
+            self.made.lengths[where],
+            self.made.log_probs[where],
+            tuple(self.made.finish[i] for i in where),
+            self.made.versions[where],
+        )
+        scored = rewards.Scored(self.scored.total[where], {k: v[where] for k, v in self.scored.parts.items()})
+        prompts, texts = [self.prompts[i] for i in where], [self.texts[i] for i in where]
+        return _Draw(prompts, made, texts, scored, self.groups[where])
+
+    def with_different_rewards(self, samples: int) -> "_Draw":
+        """The groups whose scored answers do not all earn the same."""
+        by_group = self.scored.total.reshape(-1, samples)
+        filled = np.where(np.isnan(by_group), np.nanmean(by_group, axis=1, keepdims=True), by_group)
+        return self.taken(np.repeat(~np.isnan(filled).all(axis=1) & (np.ptp(filled, axis=1) > 0), samples))
+
+
+def _joined(draws: Sequence[_Draw]) -> _Draw:
+    made = [draw.made for draw in draws]
+    arrays = (
+        np.concatenate([getattr(m, name) for m in made]) for name in ("tokens", "lengths", "log_probs", "versions")
+    )
+    tokens, lengths, log_probs, versions = arrays
+    finish = tuple(end for m in made for end in m.finish)
+    scored = rewards.Scored(
+        np.concatenate([draw.scored.total for draw in draws]),
+        {name: np.concatenate([draw.scored.parts[name] for draw in draws]) for name in draws[0].scored.parts},
+    )
+    return _Draw(
+        [prompt for draw in draws for prompt in draw.prompts],
+        Rollouts(tokens, lengths, log_probs, finish, versions),
+        [text for draw in draws for text in draw.texts],
+        scored,
+        np.concatenate([draw.groups for draw in draws]),
+    )
+
+
+def _equal_groups(given: Rewards) -> float:
+    """The share of groups whose scored texts all earn the same."""
+    found = []
+    for group in np.unique(given.groups):
+        inside = given.values[(given.groups == group) & ~np.isnan(given.values)]
+        found.append(len(inside) < 2 or bool(np.all(inside == inside[0])))
+    return float(np.mean(found))
+
+
+def _value_behind(values_BL: np.ndarray, mask_BL: np.ndarray) -> np.ndarray:
+    """The value at the place behind each text's last sampled token, or the last one where the row ends there."""
+    last_B = mask_BL.shape[1] - 1 - np.argmax(mask_BL[:, ::-1] > 0, axis=1)
+    return np.take_along_axis(values_BL, np.minimum(last_B + 1, values_BL.shape[1] - 1)[:, None], axis=1)[:, 0]

@@ -1,0 +1,105 @@
+"""The train stage of everything that stands on a trained model: what it hands to the one loop.
+
+The objective decides what a row is (`rows.groups_of`) and where batches come from: fixed rows for supervised answers,
+preferences and rewards, sampled ones for policies.
+"""
+
+import functools
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from llmjax.data.source import Source, StatelessSource
+from llmjax.data.tokenizer import Tokenizer
+from llmjax.data.tokenizer_files import load_tokenizer
+from llmjax.errors import UserError
+from llmjax.model import attention, transformer
+from llmjax.objectives import OBJECTIVES
+from llmjax.parallel import mesh as meshes
+from llmjax.parallel import processes
+from llmjax.post import batches, heldout, policies, reference, rows
+from llmjax.train import initial, loop, pretrain
+from llmjax.train.heldout import Evaluate
+
+
+def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
+    """Train the model of `train.init_from` on WORKDIR/rows, going on from WORKDIR/checkpoints.
+
+    Raises UserError as `loop.train` does, and for rows that the objective cannot use.
+    """
+    started = time.perf_counter()
+    pretrain.start_devices(c)
+    tokenizer = load_tokenizer(workdir / "tokenizer")
+    c = resolve(c, tokenizer)
+    objective, module = OBJECTIVES[c.objective.name], transformer.build(c.model)
+    processes.say(f"attention: {attention.choose(c.model, platform=jax.default_backend(), any_mask=False)}")
+    stores = {split: store for split in rows.SPLITS if len(store := rows.load(workdir, split))}
+    mesh = meshes.make_mesh(c.parallel.mesh, slices=c.parallel.slices)
+    if c.objective.name == "policy":
+        given = policies.stage(c, workdir, module, tokenizer, stores, mesh)
+    else:
+        given = _fixed(c, workdir, module, stores, mesh)
+    return loop.train(
+        c,
+        workdir,
+        module=module,
+        objective=objective,
+        initial_params=functools.partial(initial.read, c),
+        notes={"tokenizer": tokenizer.fingerprint},
+        started=started,
+        **given,
+    )
+
+
+def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
+    """Raise UserError for what the stage would refuse."""
+    if not c.train.init_from:
+        raise UserError("conversations train a model further: give --config.train.init_from=RUN")
+    tokenizer = load_tokenizer(workdir / "tokenizer") if workdir is not None else None
+    initial.check(c, tokenizer)
+
+
+def resolve(c: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
+    """The config with what depends on the tokenizer filled in: model.vocab_size, and what a policy never samples."""
+    c = pretrain.resolve(c, tokenizer)
+    if c.objective.name != "policy":
+        return c
+    with c.unlocked():
+        c.objective.vocab_size = tokenizer.vocab_size
+        c.objective.policy.never = tuple(tokenizer.unsampled_ids)
+        c.objective.policy.temperature = c.rollout.temperature
+        c.objective.policy.length = c.rollout.tokens
+    return c
+
+
+def _fixed(
+    c: ConfigDict, workdir: Path, module: transformer.Transformer, stores: Mapping[str, rows.Store], mesh: Mesh
+) -> dict[str, Any]:
+    """The source and the evaluation of rows that are there before the training."""
+    packed = {split: batches.rows_of(store, c) for split, store in stores.items()}
+    if OBJECTIVES[c.objective.name].needs_reference:
+        packed = reference.with_reference(c, workdir, module, packed, mesh)
+    train = packed["train"]
+    processes.say(
+        f"data: {len(stores['train']):,} examples in {len(train.groups):,} rows of {train.length:,} tokens, {train.padding:.1%} "
+        "of them padding"
+    )
+    host, hosts = meshes.row_group(mesh) if processes.count() > 1 else (0, 1)
+
+    def make_source(total: int) -> Source:
+        return StatelessSource(batches.batches_of(train, c, host=host, hosts=hosts))
+
+    def make_evaluate(mesh: Mesh, params: Any) -> Evaluate:
+        held = batches.heldout_batches_of(packed["heldout"], c, count=c.train.eval_batches)
+        return heldout.make_heldout(c, module, OBJECTIVES[c.objective.name], held, mesh, params)
+
+    return {
+        "make_source": make_source,
+        "tokens_per_epoch": len(train.groups) * train.length,
+        "make_evaluate": make_evaluate if "heldout" in packed else None,
+    }

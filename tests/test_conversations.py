@@ -1,0 +1,184 @@
+"""Every format of conversations becomes the same rows, and a broken row says what is wrong with it."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmjax.data import conversations
+from llmjax.data.conversations import Rejected, Row, read
+from llmjax.errors import UserError
+
+DATA = Path("../shared/data/posttrain")
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+
+
+def rows(tmp_path: Path, *records: Any, name: str = "chats.jsonl") -> list[Row | Rejected]:
+    file = tmp_path / name
+    if name.endswith(".json"):
+        file.write_text(json.dumps(records))
+    else:
+        file.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records))
+    return list(read(file))
+
+
+SAME = {
+    "messages": {"messages": CHAT},
+    "prompt and completion": {"prompt": CHAT[:1], "completion": CHAT[1:]},
+    "Alpaca": {"instruction": "hi", "input": "", "output": "hello"},
+    "ShareGPT": {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]},
+    "H2O": {"id": "1", "parent_id": None, "instruction": "hi", "output": "hello"},
+    "tree": {
+        "message_tree_id": "1",
+        "prompt": {
+            "role": "prompter",
+            "text": "hi",
+            "replies": [{"role": "assistant", "text": "hello", "rank": 0, "replies": []}],
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_one_conversation_in_every_format_is_the_same_messages(name, tmp_path):
+    (row,) = rows(tmp_path, SAME[name])
+    assert isinstance(row, Row)
+    assert [*row.prompt, *row.answers[0]] == CHAT
+
+
+PAIRS = {
+    "with a prompt": {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": [{"role": "assistant", "content": "go"}]},
+    "an implicit prompt": {"chosen": CHAT, "rejected": [CHAT[0], {"role": "assistant", "content": "go"}]},
+    "a repeated prompt": {"prompt": CHAT[:1], "chosen": CHAT, "rejected": [CHAT[0], {"role": "assistant", "content": "go"}]},
+    "marks in a text": {"chosen": "\n\nHuman: hi\n\nAssistant: hello", "rejected": "\n\nHuman: hi\n\nAssistant: go"},
+    "two outputs": {"input": "hi", "output_1": "go", "output_2": "hello", "label": 2},
+    "a ranking": {"prompt": CHAT[:1], "completions": [CHAT[1:], [{"role": "assistant", "content": "go"}]], "ranks": [1, 2]},
+    "scores": {"prompt": CHAT[:1], "responses": [CHAT[1:], [{"role": "assistant", "content": "go"}]], "scores": [5, -1]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_one_preference_in_every_format_is_the_same_pair(name, tmp_path):
+    (row,) = rows(tmp_path, PAIRS[name])
+    assert isinstance(row, Row)
+    assert row.prompt == CHAT[:1]
+    assert row.answers == (CHAT[1:], [{"role": "assistant", "content": "go"}])
+    assert row.ranks[0] < row.ranks[1]
+
+
+def test_an_implicit_prompt_of_texts_tears_no_word(tmp_path):
+    (row,) = rows(tmp_path, {"chosen": "say it: interesting", "rejected": "say it: internal"})
+    assert (row.prompt, row.answers) == ("say it: ", ("interesting", "internal"))
+
+
+def test_unpaired_feedback_keeps_its_label_and_other_columns_go_with_a_prompt(tmp_path):
+    good, bad = rows(tmp_path, *({"prompt": "a", "completion": "b", "label": label} for label in (True, False)))
+    assert (good.good, bad.good) == (True, False)
+    (row,) = rows(tmp_path, {"prompt": "2+2", "solution": "4", "level": 1})
+    assert dict(row.columns) == {"solution": "4", "level": 1} and row.answers == ()
+
+
+def test_a_tree_gives_the_conversation_along_the_best_answers_and_the_rankings(tmp_path):
+    def reply(text: str, rank: int | None, *replies: Any) -> dict[str, Any]:
+        return {"role": "assistant", "text": text, "rank": rank, "replies": list(replies)}
+
+    asked = {"role": "prompter", "text": "why?", "replies": [reply("because", 0)]}
+    root = {"role": "prompter", "text": "hi", "replies": [reply("worse", 1), reply("best", 0, asked)]}
+    ranking, chat = rows(tmp_path, {"message_tree_id": "1", "prompt": root})
+    assert ranking.ranks == (1.0, 0.0) and ranking.answers[1][0]["content"] == "best"
+    assert [m["content"] for m in chat.answers[0]] == ["hi", "best", "why?", "because"]
+
+
+def test_rows_that_name_their_parents_become_one_conversation_a_leaf(tmp_path):
+    found = rows(
+        tmp_path,
+        {"id": 1, "parent_id": None, "instruction": "a", "output": "b"},
+        {"id": 2, "parent_id": 1, "instruction": "c", "output": "d"},
+        {"id": 3, "parent_id": 1, "instruction": "e", "output": "f"},
+        {"id": 4, "parent_id": 9, "instruction": "g", "output": "h"},
+    )
+    assert ["".join(m["content"] for m in row.answers[0]) for row in found[:2]] == ["abcd", "abef"]
+    assert isinstance(found[2], Rejected) and "'9' is not in the file" in found[2].reason
+
+
+BROKEN: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown role": ({"messages": [CHAT[0], {"role": "wizard", "content": "x"}]}, "message 2 has the role 'wizard'"),
+    "an empty content": ({"messages": [CHAT[0], {"role": "assistant", "content": ""}]}, "message 2, of the assistant, is empty"),
+    "no messages": ({"messages": []}, "there are no messages"),
+    "messages of another type": ({"messages": 5}, "there are no messages"),
+    "chosen is rejected": ({"prompt": "a", "chosen": "b", "rejected": "b"}, "chosen and rejected are the same"),
+    "nothing behind the prompt": ({"prompt": "a", "chosen": "a", "rejected": "ab"}, "chosen is empty"),
+    "ties": ({"prompt": "a", "completions": ["b", "c"], "scores": [1, 1]}, "all answers tie"),
+    "too few ranks": ({"prompt": "a", "completions": ["b", "c"], "ranks": [1]}, "a number for each of the 2 answers"),
+    "a call without an answer": (
+        {"messages": [CHAT[0], {"role": "assistant", "tool_calls": [{"id": "1"}]}, CHAT[0], CHAT[1]]},
+        "message 2 calls a tool, and no answer follows",
+    ),
+    "an answer without a call": ({"messages": [CHAT[0], {"role": "tool", "content": "x"}]}, "no call stands before it"),
+    "tools that are no JSON": ({"messages": CHAT, "tools": "{"}, "tools is a text that is no JSON"),
+    "a label that is no label": ({"prompt": "a", "completion": "b", "label": "good"}, "label is 'good'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_row_costs_itself_and_says_what_is_wrong(name, tmp_path):
+    record, reason = BROKEN[name]
+    found = rows(tmp_path, record)
+    assert isinstance(found[0], Rejected) and reason in found[0].reason and found[0].number == 1
+
+
+def test_a_file_of_mixed_formats_and_lines_that_are_no_json_say_so_by_number(tmp_path):
+    good, mixed, torn, listed = rows(tmp_path, {"messages": CHAT}, SAME["Alpaca"], '{"messages"', "[1]")
+    assert isinstance(good, Row)
+    assert mixed.reason.startswith("the row has the columns of Alpaca, and the file began as messages")
+    assert (torn.number, listed.number) == (3, 4) and "no JSON" in torn.reason and "a list" in listed.reason
+
+
+def test_files_that_are_nothing_are_refused_with_what_to_give(tmp_path):
+    with pytest.raises(UserError, match="no known format: give messages"):
+        rows(tmp_path, {"question": "a"})
+    with pytest.raises(UserError, match="has no rows"):
+        rows(tmp_path)
+    torn = tmp_path / "chats.jsonl.gz"
+    torn.write_bytes(gzip.compress(b'{"messages": []}\n' * 999)[:40])
+    with pytest.raises(UserError, match="cannot be read"):
+        list(read(torn))
+    with pytest.raises(UserError, match="has no file of conversations"):
+        conversations.files_of([str(tmp_path / "none")])
+
+
+def test_the_same_rows_come_from_every_kind_of_file(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    records = [{"messages": CHAT}, {"messages": [*CHAT, *CHAT]}]
+    wanted = rows(tmp_path, *records)
+    assert rows(tmp_path, *records, name="chats.json") == wanted
+    parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "chats.parquet")
+    assert list(read(tmp_path / "chats.parquet")) == wanted
+    (tmp_path / "chats.jsonl.gz").write_bytes(gzip.compress((tmp_path / "chats.jsonl").read_bytes()))
+    assert list(read(tmp_path / "chats.jsonl.gz")) == wanted
+    assert len(conversations.files_of([str(tmp_path)])) == 4
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="needs the published conversations")
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("instruct/gpteacher_codegen.json.gz", 4535),
+        ("preference/hh_harmless_test.jsonl.gz", 2312),
+        ("preference/mt-bench_human.json.gz", 200),
+    ],
+)
+def test_published_files_are_read(name, count):
+    found = list(read(DATA / name))
+    assert len(found) == count
+    assert sum(isinstance(row, Rejected) for row in found) <= 0.02 * count
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="needs the published conversations")
+def test_the_trees_of_open_assistant_have_212_rankings():
+    found = list(read(DATA / "instruct/oasst_100_trees.jsonl.gz"))
+    assert sum(len(row.ranks) > 1 for row in found if isinstance(row, Row)) == 212

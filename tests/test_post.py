@@ -1,0 +1,195 @@
+"""A base model is taught, compared and improved by the commands of post-training; each is a run like any other."""
+
+import contextlib
+import functools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from helpers import tiny_config
+
+import llmjax
+from llmjax import cli, config, recipe
+from llmjax.parallel import mesh, reading
+from llmjax.post import rows
+from llmjax.train import hardware
+
+SUMS = [(a, b) for a in range(8) for b in range(8)]
+SMALL = (
+    "--config.train.sequence_length=16", "--config.train.batch_size=8", "--config.optimizer.learning_rate=1e-3",
+    "--config.data.holdout_percent=20", "--config.checkpoint.every=1 steps", "--config.checkpoint.every_seconds=0",
+    "--config.schedule.name=constant", "--config.schedule.warmup=0 steps", "--config.checkpoint.keep=9",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device() -> Iterator[None]:
+    """The runs see one device of a known speed: they compile faster so, and meshes are tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh, "make_mesh", functools.partial(mesh.make_mesh, devices=jax.devices()[:1]))
+        patch.setattr(reading, "own_devices", lambda: jax.devices()[:1])
+        patch.setattr(hardware, "_measured_cpu", lambda: 1e11)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A base run, files of sums as conversations, preferences and prompts, and a model that was taught them."""
+    where = tmp_path_factory.mktemp("post")
+    texts = where / "texts"
+    texts.mkdir()
+    for i in range(8):
+        (texts / f"{i}.txt").write_text("".join(f"{a}+{b}={a + b}\n" for a, b in SUMS[i::8]))
+    files: dict[str, list[dict[str, Any]]] = {"chats": [], "pairs": [], "prompts": []}
+    for a, b in SUMS:
+        asked, answer = f"{a}+{b}=", str(a + b)
+        files["chats"].append({"prompt": asked, "completion": answer})
+        files["pairs"].append({"prompt": asked, "chosen": answer, "rejected": "no"})
+        files["prompts"].append({"prompt": asked, "answer": answer})
+    for name, records in files.items():
+        (where / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    with contextlib.redirect_stdout(None):
+        recipe.run(tiny_config(texts), where / "base", ("prepare", "tokenizer", "train"))
+    assert (
+        post(where, "sft", "base", "chats", "--config.train.duration=40 steps", "--config.train.eval_every=20 steps")
+        == 0
+    )
+    return where
+
+
+def post(folder: Path, verb: str, start: str, data: str, *more: str, name: str = "") -> int:
+    """Run a command of post-training with small settings."""
+    given = (
+        f"--config.train.init_from={folder / start}",
+        f"--config.data.sources=['{folder / data}.jsonl']",
+        *SMALL,
+        *more,
+    )
+    return cli.main([verb, "--config", f"configs/post/{verb}.py", "--workdir", str(folder / (name or verb)), *given])
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_base_model_is_taught_and_is_a_run_like_any_other(folder, capsys):
+    held = [row["heldout_loss"] for row in metrics(folder / "sft") if "heldout_loss" in row]
+    assert held[-1] < 0.9 * held[0]
+    index = json.loads((folder / "sft" / "rows" / "index.json").read_text())["counts"]
+    assert index["rows"] == 64 and index["train_groups"] + index["heldout_groups"] == 64 and index["heldout_groups"] > 4
+    assert index["train_learnt_tokens"] < index["train_tokens"]
+    assert (
+        post(folder, "sft", "base", "chats", "--config.train.duration=40 steps", "--config.train.eval_every=20 steps")
+        == 0
+    )
+    assert "train: done already" in capsys.readouterr().out
+    model = llmjax.load(folder / "sft")
+    assert model.config.model.width == 32 and model.generate(["1+1="])[0].text
+
+
+def test_a_preference_run_starts_at_ln_2_and_learns_which_answer_is_better(folder):
+    assert (
+        post(folder, "dpo", "sft", "pairs", "--config.train.duration=12 steps", "--config.train.eval_every=12 steps")
+        == 0
+    )
+    first, *_, last = metrics(folder / "dpo")
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6) and abs(first["margin"]) < 1e-6
+    assert last["loss"] < 0.6 and last["accuracy"] > 0.7 and last["margin"] > 0
+    reference = np.load(folder / "dpo" / "rows" / "reference.npz")
+    store = rows.load(folder / "dpo", "train")
+    assert len(reference["train"]) == len(store.sizes) == 2 * len(store)
+
+
+def test_a_reward_model_orders_answers_and_scores_texts(folder):
+    more = (
+        "--config.train.duration=20 steps",
+        "--config.train.eval_every=20 steps",
+        "--config.optimizer.learning_rate=1e-2",
+    )
+    assert post(folder, "reward", "sft", "pairs", *more) == 0
+    first, *_, last = metrics(folder / "reward")
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)  # the head begins at 0
+    assert last["accuracy"] > first["accuracy"] and last["loss"] < 0.6
+
+
+GRPO = (
+    "--config.rollout.rewards=['exact_match', 'last_number=0.5']", "--config.rollout.tokens=4", "--config.rollout.samples=4",
+    "--config.rollout.updates=2", "--config.train.eval_every=2 steps", "--config.objective.policy.kl_weight=0.01",
+    "--config.train.micro_batches=2",
+)  # fmt: skip
+
+
+def test_sampler_and_trainer_agree_and_a_run_that_stops_inside_a_round_ends_in_the_same_bits(folder):
+    assert post(folder, "grpo", "sft", "prompts", *GRPO, "--config.train.duration=4 steps", name="whole") == 0
+    seen = metrics(folder / "whole")
+    for row in seen[::2]:  # the first update of each round
+        assert row["ratio"] == pytest.approx(1, abs=1e-6)
+    assert all(row["rollout/drift_max"] <= 2e-5 for row in seen[::2])
+    assert seen[1]["ratio"] != 1  # the second update is off-policy
+    assert {"heldout_reward", "heldout_reward/exact_match"} <= seen[-1].keys()
+    assert len(json.loads((folder / "whole" / "samples" / "000001.json").read_text())) > 0
+
+    assert post(folder, "grpo", "sft", "prompts", *GRPO, "--config.train.duration=3 steps", name="cut") == 0
+    assert post(folder, "grpo", "sft", "prompts", *GRPO, "--config.train.duration=4 steps", name="cut") == 0
+    whole, cut = (llmjax.load(folder / name).params for name in ("whole", "cut"))
+    jax.tree.map(np.testing.assert_array_equal, whole, cut)
+    for a, b in zip(seen, metrics(folder / "cut"), strict=True):
+        of_its_own = ("seconds", "per_second", "mfu", "goodput", "changed", "heldout")
+        same = {name for name in a.keys() | b.keys() if not any(word in name for word in of_its_own)}
+        assert {name: a[name] for name in same} == {name: b[name] for name in same}
+
+
+@pytest.mark.slow
+def test_a_policy_with_a_critic_is_held_to_its_reference(folder):
+    more = (
+        "--config.rollout.rewards=['exact_match']", "--config.rollout.tokens=4", "--config.rollout.updates=2",
+        "--config.train.duration=4 steps", "--config.train.eval_every=4 steps", "--config.rollout.kl_target=0.1",
+    )  # fmt: skip
+    assert post(folder, "ppo", "sft", "prompts", *more) == 0
+    first, _, second, _ = metrics(folder / "ppo")
+    assert first["ratio"] == pytest.approx(1, abs=1e-6) and first["k1"] == pytest.approx(0, abs=1e-6)
+    assert first["value_loss"] >= 0 and second["rollout/kl_weight"] != first["rollout/kl_weight"]
+
+
+def test_a_verb_refuses_a_config_of_another_kind_and_a_run_without_a_start(folder, capsys):
+    words = ["dpo", "--config", "configs/post/sft.py", "--workdir", str(folder / "none")]
+    assert cli.main(words) == 2
+    assert "begin with one of configs/post/, such as configs/post/dpo.py" in capsys.readouterr().err
+    words = ["sft", "--config", "configs/post/sft.py", "--workdir", str(folder / "none")]
+    assert cli.main([*words, f"--config.data.sources=['{folder / 'chats'}.jsonl']"]) == 2
+    assert "give --config.train.init_from=RUN" in capsys.readouterr().err
+    assert not (folder / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("objective.name=reward", "set model.value_head=true"),
+        ("objective.name=infill", "is for text"),
+        ("objective.preference.loss=dpo", "must name losses"),
+        ("rollout.samples=1", "set rollout.samples to 2 or more"),
+        ("model.dropout=0.1", "ratio to itself must be 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_is_loaded(change, message):
+    verb = "grpo" if change.split(".")[0] in ("rollout", "model") else "dpo"
+    with pytest.raises(llmjax.errors.UserError, match=message):
+        config.load(f"configs/post/{verb}.py", overrides=[change])
+
+
+def test_rows_that_say_nothing_are_counted_and_too_many_are_an_error(folder, capsys):
+    broken = folder / "broken.jsonl"
+    good = [{"prompt": f"{i}+1=", "completion": str(i + 1)} for i in range(9)]
+    broken.write_text("".join(json.dumps(row) + "\n" for row in [*good, {"prompt": "a", "completion": ""}]))
+    assert post(folder, "sft", "base", "broken", "--config.train.duration=1 steps", name="counted") == 0
+    out = capsys.readouterr().out
+    assert "1 not usable" in out and "completion is empty (broken.jsonl, row 10)" in out
+    kept = [json.loads(line) for line in (folder / "counted" / "rows" / "rejected.jsonl").read_text().splitlines()]
+    assert [(row["row"], row["reason"]) for row in kept] == [(10, "completion is empty")]
+    again = post(folder, "sft", "base", "broken", "--config.data.rejected_percent=5", name="refused")
+    assert again == 2 and "1 of 10 rows are left out, more than data.rejected_percent=5" in capsys.readouterr().err

@@ -1,0 +1,99 @@
+"""Preference losses against closed forms; benchmarks/trl_golden.py compares whole models with TRL."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from llmjax.objectives import preference
+from llmjax.objectives.preference import LOSSES, Answers
+
+
+def settings(**changes: float | str) -> ConfigDict:
+    return ConfigDict(
+        {"beta": 0.1, "label_smoothing": 0.0, "divergence": "reverse_kl", "alpha": 0.5, "temperature": 0.05,
+         "margin": 0.0, "reward_shift": 0.0} | changes
+    )  # fmt: skip
+
+
+def pair(chosen: float, rejected: float, *, tokens: tuple[int, int] = (1, 1)) -> tuple[Answers, Answers]:
+    """One pair with these log ratios, of a reference that gives each answer -5 nats."""
+    return tuple(
+        Answers(jnp.array([ratio - 5.0]), jnp.array([-5.0]), jnp.array([float(n)]))
+        for ratio, n in zip((chosen, rejected), tokens, strict=True)
+    )  # type: ignore[return-value]
+
+
+def test_a_policy_that_is_its_reference_has_the_loss_ln_2_and_no_margin():
+    for name in ("sigmoid", "sigmoid_norm", "robust", "aot", "aot_unpaired"):
+        smoothing = 0.1 if name == "robust" else 0.0
+        found = LOSSES[name](*pair(0.0, 0.0), settings(label_smoothing=smoothing))
+        np.testing.assert_allclose(found, math.log(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "slope"), [("sigmoid", 0.437488, -0.035434), ("hinge", 0.4, -0.1), ("ipo", 1.0, 2.0)]
+)
+def test_a_margin_of_6_at_beta_a_tenth_has_the_known_loss_and_slope(name, loss, slope):
+    def of(margin: jax.Array) -> jax.Array:
+        chosen, rejected = pair(0.0, 0.0)
+        return LOSSES[name](chosen._replace(policy=chosen.policy + margin), rejected, settings())[0]
+
+    value, gradient = jax.value_and_grad(of)(jnp.float32(6.0))
+    assert (float(value), float(gradient)) == (pytest.approx(loss, rel=1e-5), pytest.approx(slope, rel=1e-4))
+
+
+def test_losses_by_length_count_each_answers_own_tokens():
+    chosen, rejected = pair(4.0, -9.0, tokens=(2, 9))
+    assert float(LOSSES["ipo"](chosen, rejected, settings())[0]) == pytest.approx((2.0 + 1.0 - 5.0) ** 2)
+    assert float(LOSSES["simpo"](chosen, rejected, settings(beta=2.0, margin=0.5))[0]) == pytest.approx(
+        math.log1p(math.exp(-(2.0 * (-1.0 / 2 + 14.0 / 9) - 0.5))), rel=1e-5
+    )
+
+
+def test_smoothing_by_the_share_of_wrong_labels_makes_robust_dpo_right_on_average():
+    """A label that is flipped with chance e: the expected robust loss is DPO's on the true label."""
+    e, c = 0.2, settings(label_smoothing=0.2)
+    right, wrong = LOSSES["robust"](*pair(3.0, 1.0), c), LOSSES["robust"](*pair(1.0, 3.0), c)
+    np.testing.assert_allclose((1 - e) * right + e * wrong, LOSSES["sigmoid"](*pair(3.0, 1.0), settings()), rtol=1e-5)
+
+
+def test_conservative_dpo_is_least_where_the_margin_says_the_share_of_right_labels():
+    e, c = 0.1, settings(label_smoothing=0.1, beta=1.0)
+    best = math.log((1 - e) / e)
+    at = [float(LOSSES["sigmoid"](*pair(best + step, 0.0), c)[0]) for step in (-0.1, 0.0, 0.1)]
+    assert at[1] < at[0] and at[1] < at[2]
+
+
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js", "alpha"])
+def test_divergences_are_zero_at_equal_sides_and_grow_with_the_better_one(divergence):
+    c = settings(divergence=divergence)
+    same = preference.difference(*pair(0.3, 0.3), c)
+    ahead = [float(preference.difference(*pair(0.3 + gap, 0.3), c)[0]) for gap in (0.1, 0.2)]
+    assert float(same[0]) == 0.0 and 0 < ahead[0] < ahead[1]
+
+
+def test_alpha_goes_from_reverse_to_forward_kl():
+    for alpha, name in ((1e-4, "reverse_kl"), (1.0, "forward_kl")):
+        near = preference.difference(*pair(0.8, -0.4), settings(divergence="alpha", alpha=alpha))
+        np.testing.assert_allclose(near, preference.difference(*pair(0.8, -0.4), settings(divergence=name)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_finite_with_its_gradient_far_from_the_reference_and_falls_with_a_better_margin(name):
+    c = settings(label_smoothing=0.001 if name == "exo" else 0.0)
+
+    def of(margin: jax.Array) -> jax.Array:
+        # Both sides move, as a mean-zero step would move them.
+        chosen, rejected = pair(0.0, 0.0, tokens=(3, 3))
+        chosen = chosen._replace(policy=chosen.policy + margin / 2)
+        return LOSSES[name](chosen, rejected._replace(policy=rejected.policy - margin / 2), c)[0]
+
+    for margin in (-80.0, -1.0, 0.0, 1.0, 4.0):
+        value, gradient = jax.value_and_grad(of)(jnp.float32(margin))
+        assert np.isfinite(value) and np.isfinite(gradient), margin
+    # DiscoPOP's loss is not monotonic near 0, as its paper shows.
+    assert float(jax.grad(of)(jnp.float32(0.5))) < 0 or name == "discopop"
