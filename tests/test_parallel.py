@@ -345,7 +345,7 @@ def test_processes_read_the_rows_that_their_devices_hold(monkeypatch, sizes, pro
                 "parallel__mesh": "pipeline=2", "objective__name": "permutation", "objective__recurrence": 2,
                 "model__position": "xlnet", "model__two_stream": True,
             },
-            "objective.recurrence=2 hands what every layer made",
+            "objective.recurrence=2 hands the states of every layer",
         ),
     ],
     ids=str,
