@@ -178,7 +178,7 @@ REFUSED = [
         {"rope_parameters": {**YARN, "attention_factor": "1"}},
         "attention_factor='1', which is no number",
     ),
-    ("deepseek_v3", DEEPSEEK, {"n_group": 8}, "n_group=8; supported: 1"),
+    ("deepseek_v3", DEEPSEEK, {"n_group": 8, "routed_scaling_factor": 2.5}, "n_group=8; supported: 1"),
     ("llama", LLAMA, {"rope_parameters": {**YARN, "truncate": False}}, "truncate=False"),
     ("llama", LLAMA, {"hidden_act": "tanh"}, "hidden_act='tanh'.*'silu'"),
     ("llama", LLAMA, {"quantization_config": {"bits": 4}}, "quantization_config.*unquantized"),

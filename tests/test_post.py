@@ -15,6 +15,7 @@ from helpers import tiny_config
 
 import llmjax
 from llmjax import cli, config, recipe
+from llmjax.errors import UserError
 from llmjax.parallel import mesh, reading
 from llmjax.post import rows
 from llmjax.train import hardware
@@ -115,6 +116,15 @@ def test_a_reward_model_orders_answers_and_scores_texts(folder):
     first, *_, last = metrics(folder / "reward")
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)  # the head begins at 0
     assert last["accuracy"] > first["accuracy"] and last["loss"] < 0.6
+    model = llmjax.load(folder / "reward")
+    scores = model.reward(["1+1=2", "1+1=no", "2+3=5", "2+3=no"])
+    assert scores[0] > scores[1] and scores[2] > scores[3]
+    # An answer keeps its score beside a longer text.
+    held = rows.load(folder / "reward", "heldout").examples(0)[0]
+    text = model.tokenizer.decode(held.ids)
+    np.testing.assert_allclose(model.reward([text]), model.reward(["1" * 30, text])[1:], rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="gives no rewards"):
+        llmjax.load(folder / "sft").reward(["1+1=2"])
 
 
 GRPO = (
@@ -178,7 +188,7 @@ def test_a_verb_refuses_a_config_of_another_kind_and_a_run_without_a_start(folde
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_loaded(change, message):
     verb = "grpo" if change.split(".")[0] in ("rollout", "model") else "dpo"
-    with pytest.raises(llmjax.errors.UserError, match=message):
+    with pytest.raises(UserError, match=message):
         config.load(f"configs/post/{verb}.py", overrides=[change])
 
 
@@ -193,3 +203,18 @@ def test_rows_that_say_nothing_are_counted_and_too_many_are_an_error(folder, cap
     assert [(row["row"], row["reason"]) for row in kept] == [(10, "completion is empty")]
     again = post(folder, "sft", "base", "broken", "--config.data.rejected_percent=5", name="refused")
     assert again == 2 and "1 of 10 rows are left out, more than data.rejected_percent=5" in capsys.readouterr().err
+
+
+def test_show_prints_what_is_learnt_and_what_is_left_out(folder, capsys):
+    mixed = folder / "mixed.jsonl"
+    mixed.write_text('{"prompt": "1+1=", "completion": "2"}\n{"prompt": "1+2="}\n')
+    given = (
+        f"--config.train.init_from={folder / 'base'}",
+        f"--config.data.sources=['{mixed}']",
+        "--workdir",
+        str(folder / "no"),
+    )
+    assert cli.main(["show", "--config", "configs/post/sft.py", *given]) == 0
+    out = capsys.readouterr().out
+    assert "<bos>1+1=[[2<eos>]]" in out and "mixed.jsonl, row 1: 7 tokens, 2 learnt" in out
+    assert "left out: mixed.jsonl, row 2" in out and not (folder / "no").exists()

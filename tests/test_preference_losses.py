@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from llmjax.objectives import preference
+from llmjax.objectives import losses, preference, reward
 from llmjax.objectives.preference import LOSSES, Answers
 
 
@@ -97,3 +97,40 @@ def test_every_loss_is_finite_with_its_gradient_far_from_the_reference_and_falls
         assert np.isfinite(value) and np.isfinite(gradient), margin
     # DiscoPOP's loss is not monotonic near 0, as its paper shows.
     assert float(jax.grad(of)(jnp.float32(0.5))) < 0 or name == "discopop"
+
+
+def rankings(monkeypatch: pytest.MonkeyPatch, scores_BA: np.ndarray, **batch: np.ndarray) -> dict[str, float]:
+    """The loss and metrics of a reward model that gives these scores."""
+    given = lambda module, params, batch, rng: (jnp.array(scores_BA), losses.Auxiliary())  # noqa: E731
+    monkeypatch.setattr(reward, "scores", given)
+    batch = {"exists": np.ones_like(scores_BA), "margins": np.zeros_like(scores_BA), **batch}
+    sums = reward.reward_loss(None, None, batch, None, ConfigDict({"reward": {"centre": 0.01}}))
+    return {"objective": float(sums.objective), "weight": float(sums.weight)} | {
+        name: float(mean.total / mean.weight) for name, mean in sums.metrics.items()
+    }
+
+
+def test_answers_are_compared_with_those_to_their_own_prompt_however_rows_are_packed(monkeypatch):
+    scores, ranks = np.array([[2.0, 1.0, -1.0], [0.5, 3.0, 0.0]]), np.array([[0.0, 1.0, 2.0], [0.0, 1.0, 0.0]])
+    exists, one = np.array([[1.0, 1, 1], [1, 1, 0]]), np.zeros((2, 3), np.int32)
+    apart = rankings(monkeypatch, scores, ranks=ranks, groups=one, exists=exists)
+    packed = rankings(
+        monkeypatch, np.array([[2.0, 1, -1, 0.5, 3, 0]]), ranks=np.array([[0.0, 1, 2, 0, 1, 0]]),
+        groups=np.array([[0, 0, 0, 1, 1, 0]], np.int32), exists=np.array([[1.0, 1, 1, 1, 1, 0]]),
+    )  # fmt: skip
+    assert packed == pytest.approx(apart, rel=1e-6)
+    pairs = [(2.0, 1.0), (2.0, -1.0), (1.0, -1.0)]
+
+    def of(better: float, worse: float) -> float:
+        return math.log1p(math.exp(worse - better)) + 0.01 * (better + worse) ** 2
+
+    assert apart["objective"] == pytest.approx(sum(of(*pair) for pair in pairs) / 3 + of(0.5, 3.0), rel=1e-5)
+    assert apart["weight"] == 2.0 and apart["accuracy"] == pytest.approx(3 / 4)
+
+
+def test_ties_are_no_pairs_and_a_margin_moves_the_pair_that_has_it(monkeypatch):
+    tied = rankings(monkeypatch, np.array([[1.0, 2.0]]), ranks=np.zeros((1, 2)), groups=np.zeros((1, 2), np.int32))
+    assert tied["objective"] == 0.0 and tied["weight"] == 0.0
+    given = {"ranks": np.array([[0.0, 1.0]]), "groups": np.zeros((1, 2), np.int32), "margins": np.array([[0.7, 0.0]])}
+    moved = rankings(monkeypatch, np.array([[1.0, -1.0]]), **given)
+    assert moved["loss"] == pytest.approx(math.log1p(math.exp(-(2.0 - 0.7))), rel=1e-5)

@@ -64,8 +64,8 @@ def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
         pass
 
 
-# What may write for itself: it runs in a sandbox's process, which has nothing of llmjax.
-ALONE = {"eval/jail.py"}
+# What opens for itself: processes apart, one that has nothing of llmjax, and one that answers through its own output.
+ALONE = {"eval/jail.py", "prepare/formats/isolated.py"}
 WRITERS = ("write_text", "write_bytes", "rename", "unlink", "rmdir", "touch", "truncate", "symlink_to", "hardlink_to")
 MODE = re.compile("[rwaxbt+]+")
 

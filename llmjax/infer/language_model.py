@@ -14,6 +14,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax import config
+from llmjax.data.chat import Message, chat_ids
+from llmjax.data.examples import answer_example
 from llmjax.data.hf_tokenizer import no_tokenizer
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.data.tokenizer_files import load_tokenizer
@@ -23,7 +25,7 @@ from llmjax.infer.engine import Engine
 from llmjax.infer.generate import generate
 from llmjax.infer.request import Completion
 from llmjax.infer.score import score
-from llmjax.model import transformer
+from llmjax.model import head, transformer
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement
@@ -123,6 +125,42 @@ class LanguageModel:
         params, more = self._placed(len(prompts))
         return generate(self.module, params, self.tokenizer, prompts, **more, **settings)
 
+    def chat(self, messages: Sequence[Message], **settings: Any) -> Completion:
+        """The answer to a conversation, written by the model's chat template; settings as of `generate`.
+
+        Raises UserError when the model has no chat template, or the template refuses the messages.
+        """
+        return self.generate([chat_ids(self.tokenizer, messages)], **settings)[0]
+
+    def reward(self, texts: Sequence[str | Sequence[Message]], *, batch_size: int = 8) -> np.ndarray:
+        """The scores (S,) float32 of S texts by a reward model: prompts with their answers, as it was trained on them.
+
+        Args:
+            texts: conversations that end with the answer, or plain texts of a prompt and its answer together.
+
+        Raises UserError when the model has no value head.
+        """
+        if not self.config.model.value_head:
+            raise UserError(
+                "this model gives no rewards: train one with `llmjax reward --config configs/post/reward.py`"
+            )
+        rows = [self._ids_to_score(text) for text in texts]
+        length = _power_of_two(max(map(len, rows), default=1))
+        found = []
+        for first in range(0, len(rows), batch_size):
+            part = rows[first : first + batch_size]
+            tokens_BL, segments_BL = (np.zeros((batch_size, length), np.int32) for _ in range(2))
+            for i, ids in enumerate(part):
+                tokens_BL[i, : len(ids)], segments_BL[i, : len(ids)] = ids, 1
+            values_BL = np.asarray(_values(self.module, self.params, tokens_BL, segments_BL))
+            found += [values_BL[i, len(ids) - 1] for i, ids in enumerate(part)]
+        return np.array(found, np.float32)
+
+    def _ids_to_score(self, text: str | Sequence[Message]) -> list[int]:
+        if isinstance(text, str):
+            return [*self.tokenizer.prefix_ids, *self.tokenizer.encode(text), self.tokenizer.end_id]
+        return answer_example(self.tokenizer, text[:-1], text[-1:]).ids.tolist()
+
     def engine(self, *, slots: int = 8, **settings: Any) -> Engine:
         """An engine of this model for requests that come and go. See `infer.engine.Engine`."""
         self._check_reads_left_to_right("continue")
@@ -163,6 +201,17 @@ class LanguageModel:
 def _logits(module: transformer.Transformer, params: Any, tokens_BL: jax.Array) -> jax.Array:
     logits_BLV: Any = module.apply({"params": params}, tokens_BL)
     return logits_BLV
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def _values(module: transformer.Transformer, params: Any, tokens_BL: np.ndarray, segments_BL: np.ndarray) -> jax.Array:
+    hidden_BLD: Any = module.apply({"params": params}, tokens_BL, segments_BL=segments_BL, output="hidden")
+    return head.values(module, params, hidden_BLD)
+
+
+def _power_of_two(n: int) -> int:
+    """The least power of two that is not below n: few shapes are compiled for many lengths."""
+    return 1 << (n - 1).bit_length()
 
 
 def load(path: str | Path, *, step: int | None = None, mesh: str = "", cache: Cache | None = None) -> LanguageModel:

@@ -126,10 +126,12 @@ def read_dictionary(c: ConfigDict, said: Mapping[str, Any], theirs: Theirs) -> N
     c.rotary_fast = float(number(said, "beta_fast", 32))
     only(said, "truncate", True)
     factor = said.get("attention_factor")
+    if factor is not None:
+        factor = float(typed("attention_factor", factor, float, where=where))
     if factor is None and said.get("mscale") and said.get("mscale_all_dim"):
         factor = temperature(c.rotary_factor, said["mscale"]) / temperature(c.rotary_factor, said["mscale_all_dim"])
     if factor is not None and not math.isclose(factor, temperature(c.rotary_factor), rel_tol=1e-6):
-        c.rotary_attention_factor = float(typed("attention_factor", factor, float, where=where))
+        c.rotary_attention_factor = float(factor)
 
 
 def temperature(factor: float, scale: float = 1.0) -> float:

@@ -193,7 +193,7 @@ def preference_loss(module: Any, params: Any, batch: Batch, rng: jax.Array | Non
         batch: rows of answers (see answers.py), of which each even one is chosen and the odd one behind it rejected;
             `weights` (B, L) are 1 on the answers' tokens (or less: `length_desensitised` ones); reference (B, A), summed
             log-probabilities by the reference model; pair_weights (B, A / 2), 0 where a row has fewer pairs;
-            token_share (B,), pairs in the whole batch / tokens of chosen answers in it, which makes "sft" a mean over
+            token_share (B,), pairs / tokens of chosen answers of all training rows, which makes "sft" a mean over
             tokens.
         c: the settings under `objective`.
 

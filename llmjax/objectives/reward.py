@@ -24,11 +24,11 @@ def scores(module: Any, params: Any, batch: Batch, rng: jax.Array | None) -> tup
 def reward_loss(module: Any, params: Any, batch: Batch, rng: jax.Array | None, c: ConfigDict) -> Sums:
     """The mean over rankings of -log sigmoid(better - worse - margin) over all pairs of a ranking.
 
-    A row holds the answers of one prompt, so its pairs are one element of the batch and count 1 together. Of a ranking
-    of K answers that is 1 / C(K, 2) a pair (Ouyang et al. 2022).
+    All pairs of a ranking are one element of the batch and count 1 together: 1 / C(K, 2) a pair of K answers without ties
+    (Ouyang et al. 2022).
 
     Args:
-        batch: rows of answers (see answers.py); last (B, A) int32; ranks (B, A) float32, the smaller the better, and equal
+        batch: rows of answers (see answers.py); last (B, A) int32; groups (B, A) int32, equal for answers to one prompt; ranks (B, A) float32, the smaller the better, and equal
             ranks are no pair; margins (B, A), whose difference is what a pair's scores should differ by; exists (B, A), 1
             or 0.
         c: the settings under `objective`: `reward.centre` weighs the square of the sum of a pair's scores, which keeps
@@ -39,20 +39,27 @@ def reward_loss(module: Any, params: Any, batch: Batch, rng: jax.Array | None, c
     scores_BA, auxiliary = scores(module, params, batch, rng)
     exists_BA, ranks_BA, margins_BA = batch["exists"], batch["ranks"], batch["margins"]
     # Dimension 1 is the better answer of a pair, dimension 2 the worse one.
-    pairs_BAA = (ranks_BA[:, :, None] < ranks_BA[:, None, :]) * exists_BA[:, :, None] * exists_BA[:, None, :]
+    same_BAA = batch["groups"][:, :, None] == batch["groups"][:, None, :]
+    same_BAA = same_BAA * exists_BA[:, :, None] * exists_BA[:, None, :]
+    pairs_BAA = (ranks_BA[:, :, None] < ranks_BA[:, None, :]) * same_BAA
+    of_ranking_BA = jnp.sum(same_BAA * jnp.sum(pairs_BAA, axis=2)[:, None, :], axis=2)  # pairs of the answer's ranking
+    share_BAA = pairs_BAA / jnp.maximum(of_ranking_BA, 1)[:, :, None]
     gap_BAA = scores_BA[:, :, None] - scores_BA[:, None, :]
     wanted_BAA = margins_BA[:, :, None] - margins_BA[:, None, :]
     loss_BAA = -jax.nn.log_sigmoid(gap_BAA - wanted_BAA)
     if c.reward.centre:
         loss_BAA += c.reward.centre * jnp.square(scores_BA[:, :, None] + scores_BA[:, None, :])
-    count_B = jnp.sum(pairs_BAA, axis=(1, 2))
-    loss_B = jnp.sum(loss_BAA * pairs_BAA, axis=(1, 2)) / jnp.maximum(count_B, 1)
-    rankings, pairs, answers = jnp.sum((count_B > 0).astype(jnp.float32)), jnp.sum(pairs_BAA), jnp.sum(exists_BA)
+    loss, rankings, pairs, answers = (
+        jnp.sum(loss_BAA * share_BAA),
+        jnp.sum(share_BAA),
+        jnp.sum(pairs_BAA),
+        jnp.sum(exists_BA),
+    )
     metrics = {
-        "loss": Mean(jnp.sum(loss_B), rankings),
+        "loss": Mean(loss, rankings),
         "accuracy": Mean(jnp.sum((gap_BAA > 0) * pairs_BAA), pairs),
         "margin": Mean(jnp.sum(gap_BAA * pairs_BAA), pairs),
         "reward": Mean(jnp.sum(scores_BA * exists_BA), answers),
         "reward_square": Mean(jnp.sum(jnp.square(scores_BA) * exists_BA), answers),
     }
-    return losses.with_auxiliary(Sums(jnp.sum(loss_B), rankings, jax.lax.stop_gradient(metrics)), auxiliary)
+    return losses.with_auxiliary(Sums(loss, rankings, jax.lax.stop_gradient(metrics)), auxiliary)

@@ -16,7 +16,7 @@ from llmjax.data.source import Batch
 from llmjax.post.rows import Store
 
 SHUFFLE_ROUNDS = 4  # of grain's block cipher; the fewest it allows
-COMPARING = ("preference", "reward", "unpaired")  # objectives whose rows hold answers with numbers of their own
+COMPARING = ("preference", "reward")  # objectives whose rows hold answers with numbers of their own
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,21 @@ def row(rows: Rows, number: int, c: ConfigDict) -> Batch:
     def spread(values: Sequence[float] | np.ndarray) -> np.ndarray:
         return np.pad(np.asarray(values, np.float32), (0, room - a))
 
-    made["exists"], ranks = spread(np.ones(a)), spread(rows.store.ranks[numbers])
+    made["exists"] = spread(np.ones(a))
     if rows.reference is not None:
         made["reference"] = spread(rows.reference[numbers])
     if c.objective.name == "reward":
         ends = np.cumsum([size_of(rows.store.example(e)) for e in numbers], dtype=np.int32)
+        groups = rows.groups[number] if numbers else []
+        sizes = [int(rows.store.first[g + 1] - rows.store.first[g]) for g in groups]
         made["last"] = np.pad(ends - 1, (0, room - a))
-        made["ranks"], made["margins"] = ranks, spread(_margins(rows.store, rows.groups[number] if numbers else []))
-    elif c.objective.name == "preference":
+        made["groups"] = np.pad(np.repeat(np.arange(len(groups), dtype=np.int32), sizes), (0, room - a))
+        made["ranks"], made["margins"] = spread(rows.store.ranks[numbers]), spread(_margins(rows.store, groups))
+    else:
         made["pair_weights"] = made.pop("exists")[::2]
         made["token_share"] = np.array(rows.pairs / max(rows.chosen_tokens, 1), np.float32)
         if c.objective.preference.length_weight < 1:
             _weigh_length(made, a, c.objective.preference.length_weight)
-    else:
-        made["bad"] = ranks
     return made
 
 

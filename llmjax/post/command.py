@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from llmjax.config.ranges import AT_LEAST_1, number
 from llmjax.errors import UserError
 from llmjax.verb import Verb
 
@@ -43,7 +44,30 @@ def _checked(verb: str) -> Callable[[argparse.Namespace, ConfigDict], None]:
     return run
 
 
+def _add_show(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--rows", type=number(int, AT_LEAST_1), default=5, metavar="N", help="so many examples (default: 5)"
+    )
+
+
+def _show(args: argparse.Namespace, c: ConfigDict) -> int:
+    """Print what the first rows of `data.sources` teach."""
+    from llmjax.post import show
+
+    if c.data.format != "conversations":
+        raise UserError(
+            "llmjax show reads conversations: give a config with data.format=conversations, such as configs/post/sft.py"
+        )
+    colour = show.in_colour()
+    shown = show.show(c, count=args.rows, colour=colour)
+    print("\n\n".join(shown.lines) or "no row teaches anything")
+    print(f"\n{'green' if colour else 'in [[ ]]'}: learnt")
+    for one in shown.rejected[: args.rows]:
+        print(f"left out: {one.file.name}, row {one.number}: {one.reason}")
+    return 0
+
+
 VERBS = {
     name: Verb(about, _add, _checked(name), whole=True, after=" Needs --config.train.init_from=RUN and data.sources.")
     for name, (_, about) in OBJECTIVES.items()
-}
+} | {"show": Verb("show token by token what the first rows of data.sources teach", _add_show, _show)}

@@ -117,7 +117,6 @@ def make_heldout(c: ConfigDict, engine: Engine, tokenizer: Tokenizer, prompts: S
         made = sample_rollouts(engine, ids, samples=1, max_new_tokens=c.rollout.tokens, seed=0, temperature=0.0)
         texts = [tokenizer.decode(row[:n].tolist()) for row, n in zip(made.tokens, made.lengths, strict=True)]
         scored = rewards.score(functions, texts, prompts.columns[:count])
-        means = {"heldout_reward": float(np.nanmean(scored.total))}
-        return means | {f"heldout_reward/{name}": float(np.nanmean(v)) for name, v in scored.parts.items()}
+        return {f"heldout_reward{'/' * bool(name)}{name}": mean for name, mean in rewards.means(scored).items()}
 
     return evaluate

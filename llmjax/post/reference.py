@@ -28,16 +28,16 @@ def with_reference(
     They are computed once and kept in WORKDIR/rows/reference.npz, under a key of the model and the rows.
     """
     key = _reference_key(c, packed)
-    file = workdir / "rows" / "reference.npz"
-    kept = _kept(file, key)
+    kept_in = workdir / "rows" / "reference.npz"
+    kept = _kept(kept_in, key)
     if kept is None:
         processes.say("reference: the log-probabilities of every answer by the model that the training starts from")
         params = reference_params(c, module, mesh)
         kept = {split: heldout.reference_log_probs(c, module, params, made, mesh) for split, made in packed.items()}
         if processes.is_first():
-            with storage.writing(file) as opened:
+            with storage.writing(kept_in) as file:
                 arrays: dict[str, Any] = {"key": np.array(key), **kept}
-                np.savez(opened, **arrays)
+                np.savez(file, **arrays)
     return {split: dataclasses.replace(made, reference=kept[split]) for split, made in packed.items()}
 
 

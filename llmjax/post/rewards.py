@@ -63,6 +63,12 @@ def score(
     return Scored(total, parts)
 
 
+def means(scored: Scored) -> dict[str, float]:
+    """The mean of the answers that have a number: of the total under "", and of each function under its name."""
+    parts = {"": scored.total, **scored.parts}
+    return {name: float(np.nanmean(values)) for name, values in parts.items() if not np.isnan(values).all()}
+
+
 def exact_match(answer: str, row: Mapping[str, Any]) -> float | None:
     """1 when the answer is `answer` of the row, but for white space around it."""
     return None if row.get("answer") is None else float(answer.strip() == str(row["answer"]).strip())

@@ -235,11 +235,9 @@ class RolloutSource:
         log_BL = (rows["old"] - rows["sampler"])[mask_BL > 0]
         known = Rewards(total, draw.groups)
         ends = np.array(draw.made.finish)
-        parts = {
-            f"rollout/reward/{name}": float(np.nanmean(v)) for name, v in draw.scored.parts.items() if scored.any()
-        }
+        means = rewards.means(draw.scored)
+        parts = {f"rollout/reward{'/' * bool(name)}{name}": mean for name, mean in means.items()}
         return parts | {
-            "rollout/reward": float(total[scored].mean()) if scored.any() else 0.0,
             "rollout/reward_std": float(total[scored].std()) if scored.any() else 0.0,
             "rollout/unscored": float((~scored).mean()),
             "rollout/equal_groups": _equal_groups(known),
@@ -295,8 +293,9 @@ class _Draw(NamedTuple):
     def with_different_rewards(self, samples: int) -> "_Draw":
         """The groups whose scored answers do not all earn the same."""
         by_group = self.scored.total.reshape(-1, samples)
-        filled = np.where(np.isnan(by_group), np.nanmean(by_group, axis=1, keepdims=True), by_group)
-        return self.taken(np.repeat(~np.isnan(filled).all(axis=1) & (np.ptp(filled, axis=1) > 0), samples))
+        unknown = np.isnan(by_group)
+        lowest, highest = np.where(unknown, np.inf, by_group).min(1), np.where(unknown, -np.inf, by_group).max(1)
+        return self.taken(np.repeat(highest > lowest, samples))
 
 
 def _joined(draws: Sequence[_Draw]) -> _Draw:

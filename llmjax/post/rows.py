@@ -87,7 +87,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     began = time.perf_counter()
     tokenizer = tokenizer_of(c)
     rejected: list[Rejected] = []
-    rows = list(_read(c, rejected))
+    rows = list(read(c, rejected))
     heldout = {i for i, (_, _, row) in enumerate(rows) if _is_held_out(row, c.data.holdout_percent)}
     twins = _twins([row for _, _, row in rows], heldout)
     groups: dict[str, list[Group]] = {split: [] for split in SPLITS}
@@ -162,13 +162,10 @@ def groups_of(tokenizer: Tokenizer, row: Row, c: ConfigDict) -> list[Group]:
             return [Group([_read_to_its_end(example) for example in made], ranks, row.margin, {})]
         better = [(a, b) for a in range(len(made)) for b in range(len(made)) if ranks[a] < ranks[b]]
         return [Group([made[a], made[b]], [0.0, 1.0], row.margin, {}) for a, b in better]
-    if name == "unpaired":
-        if row.good is None:
-            raise RowError("the row does not say whether its completion is good: give label")
-        made = [answer_example(tokenizer, row.prompt, row.answers[0], tools=row.tools, **row.variables)]
-        return [Group(made, [0.0 if row.good else 1.0], 0.0, {})]
     if not row.answers:
         raise RowError("there is no answer to learn")
+    if row.good is False:
+        raise RowError("the completion is labelled as bad, and would be learnt as an answer")
     best = row.answers[int(np.argmin(ranks))] if ranks else row.answers[0]
     alone = dataclasses.replace(row, answers=(best,))
     return [Group([e], [0.0], 0.0, {}) for e in examples_of(tokenizer, alone, turns=c.data.turns)]
@@ -217,7 +214,8 @@ def load(workdir: Path, split: str) -> Store:
     return Store(**arrays, columns=[json.loads(line) for line in lines])
 
 
-def _read(c: ConfigDict, rejected: list[Rejected]) -> Iterator[tuple[Path, int, Row]]:
+def read(c: ConfigDict, rejected: list[Rejected]) -> Iterator[tuple[Path, int, Row]]:
+    """(file, number of the row, row) of every usable row of `data.sources`; the others are added to `rejected`."""
     for file in conversations.files_of(c.data.sources):
         for number, found in enumerate(conversations.read(file), start=1):
             if isinstance(found, Rejected):

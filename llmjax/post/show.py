@@ -1,0 +1,84 @@
+"""What a run would learn, token by token: the first examples of its sources, with their masks, before anything is trained."""
+
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from llmjax.data.conversations import Rejected, RowError
+from llmjax.data.examples import Example
+from llmjax.data.tokenizer import Tokenizer
+from llmjax.post import rows
+
+LEARNT, CONTROL, PLAIN = "\x1b[32m", "\x1b[35m", "\x1b[0m"  # green, magenta
+OPEN, CLOSE = "[[", "]]"  # around what is learnt, where there are no colours
+
+
+class Shown(NamedTuple):
+    """Examples as text, and what was left out of the rows that were read for them."""
+
+    lines: list[str]
+    rejected: list[Rejected]
+
+
+def show(c: ConfigDict, *, count: int, colour: bool) -> Shown:
+    """The first `count` examples of `data.sources`, one text each.
+
+    Control tokens are shown by their names. Raises UserError as the rows stage does.
+    """
+    tokenizer = rows.tokenizer_of(c)
+    rejected: list[Rejected] = []
+    lines: list[str] = []
+    for example, title in _examples(c, tokenizer, rejected):
+        if len(lines) == count:
+            break
+        tokens, learnt = len(example.ids), int(example.weights.sum())
+        lines.append(f"{title}: {tokens} tokens, {learnt} learnt\n{as_text(tokenizer, example, colour=colour)}")
+    return Shown(lines, rejected)
+
+
+def as_text(tokenizer: Tokenizer, example: Example, *, colour: bool) -> str:
+    """An example's text, in which what is learnt is coloured, or stands in double brackets."""
+    names = {i: name for name, i in tokenizer.control_ids.items()}
+    pieces: list[
+        tuple[bytes, bool, bool]
+    ] = []  # text, learnt, control; runs of one kind are joined, for whole characters
+    for i, weight in zip(example.ids.tolist(), example.weights > 0, strict=True):
+        text, kind = (
+            (names[i].encode(), (bool(weight), True))
+            if i in names
+            else (tokenizer.piece_bytes[i], (bool(weight), False))
+        )
+        if pieces and pieces[-1][1:] == kind:
+            pieces[-1] = (pieces[-1][0] + text, *kind)
+        else:
+            pieces.append((text, *kind))
+    if colour:
+        return "".join(
+            f"{CONTROL if control and not learnt else LEARNT if learnt else ''}{text.decode('utf-8', 'replace')}{PLAIN}"
+            for text, learnt, control in pieces
+        )
+    shown, inside = "", False
+    for text, learnt, _ in pieces:
+        shown += (OPEN if learnt else CLOSE) * (learnt != inside) + text.decode("utf-8", "replace")
+        inside = learnt
+    return shown + CLOSE * inside
+
+
+def _examples(c: ConfigDict, tokenizer: Tokenizer, rejected: list[Rejected]) -> Iterator[tuple[Example, str]]:
+    for file, number, row in rows.read(c, rejected):
+        try:
+            groups = rows.groups_of(tokenizer, row, c)
+        except RowError as error:
+            rejected.append(Rejected(file, number, str(error)))
+            continue
+        for group in groups:
+            for example, rank in zip(group.examples, group.ranks, strict=True):
+                compared = f", rank {rank:g}" if len(group.examples) > 1 else ""
+                yield example, f"{file.name}, row {number}{compared}"
+
+
+def in_colour() -> bool:
+    """Whether the terminal shows colours."""
+    return sys.stdout.isatty()
