@@ -1,19 +1,15 @@
-"""All settings: the base that config files start from."""
+"""All settings: the base that config files start from. `llmjax config` prints this list with its comments."""
 
-import inspect
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
+# fmt: off
 
-def base() -> ConfigDict:
-    """All settings with their defaults: one long list, which `llmjax config` prints with the comments."""
-    # fmt: off
-    c = ConfigDict()
-    c.name = "run"  # the run's name; its folder is runs/NAME unless --workdir says otherwise
-    c.seed = 0  # the one seed: initialisation, data order, dropout and sampling follow from it
-    c.stages = ("prepare", "tokenizer", "train", "eval", "generate", "report")  # what `llmjax run` does, in this order
 
+def _data(c: ConfigDict) -> None:
     c.data = ConfigDict()
     c.data.sources = ("stdlib",)  # "stdlib", "stdlib-tests", files, folders, globs; "name=path" names a source; "fr|de=a.txt|b.txt" is parallel lines
     c.data.format = "text"  # what sources hold: text, or conversations (answers, preferences, prompts; see data/conversations.py)
@@ -32,6 +28,8 @@ def base() -> ConfigDict:
     c.data.mixture_temperature = 1.0  # without data.mixture: a source weighs size ** this (1: by size, 0: all alike)
     c.data.max_epochs = 0.0  # no source is read more often; the others fill its place; 0: no limit
 
+
+def _prepare(c: ConfigDict) -> None:
     c.prepare = ConfigDict()
     c.prepare.steps = ("exact",)  # in this order, such as ("repair", "language", "exact", "near"); the error about an unknown name lists all steps
     c.prepare.html = "main"  # of web pages: main (the main content), all (all visible text), raw
@@ -74,6 +72,8 @@ def base() -> ConfigDict:
     c.prepare.memory_bytes = 4_000_000_000  # local: half of it is for groupings, which spill to disk beyond that
     c.prepare.keep_work = False  # keep WORKDIR/prepare/work, with the decisions of every step
 
+
+def _tokenizer(c: ConfigDict) -> None:
     c.tokenizer = ConfigDict()
     c.tokenizer.kind = "bpe"  # bpe, unigram, char (SentencePiece) or byte
     c.tokenizer.vocab_size = 4096  # pieces, the 256 bytes and 4 special tokens included; char and byte derive theirs
@@ -81,6 +81,8 @@ def base() -> ConfigDict:
     c.tokenizer.train_bytes = 20_000_000  # train on at most this much text, taken evenly over the documents
     c.tokenizer.split_digits = True  # every digit is its own piece
 
+
+def _model(c: ConfigDict) -> None:
     c.model = ConfigDict()
     # size
     c.model.layers = 4  # N, the number of blocks
@@ -195,6 +197,8 @@ def base() -> ConfigDict:
     c.model.recurrent.conv_width = 4  # rglru, mamba2: tokens seen by the short convolution
     c.model.recurrent.chunk = 64  # mamba2: tokens in a chunk, inside which the scan is a matrix product
 
+
+def _objective(c: ConfigDict) -> None:
     c.objective = ConfigDict()
     c.objective.name = "causal"  # of text: causal, masked, permutation, translation, unilm, span, prefix, infill, multi_token; of answers: preference, reward, policy
     c.objective.z_loss = 0.0  # weight of log(Z)^2 (PaLM uses 1e-4)
@@ -250,6 +254,8 @@ def base() -> ConfigDict:
     c.objective.policy.never = ()  # ids that are never sampled; empty: as the tokenizer says
     c.objective.policy.temperature = 1.0  # of the distribution that is sampled from and trained
 
+
+def _parallel(c: ConfigDict) -> None:
     c.parallel = ConfigDict()
     c.parallel.mesh = "data=-1"  # axes and sizes: data, pipeline, fsdp, expert, context, tensor; one -1 takes the devices that are left
     c.parallel.slices = 0  # pods joined by the data-centre network, which the first axes cross; 0: as the devices say
@@ -262,6 +268,8 @@ def base() -> ConfigDict:
     c.parallel.cpu_devices = 0  # CPU devices to make without an accelerator; 0: as many of the cores as divide the batch
     c.parallel.heartbeat_seconds = 10  # several processes: one that is silent for so long is lost, and the others end
 
+
+def _optimizer(c: ConfigDict) -> None:
     c.optimizer = ConfigDict()
     c.optimizer.name = "adamw"  # adamw, muon (matrices; AdamW for the rest), adafactor, lion, sgd
     c.optimizer.learning_rate = 1e-3  # peak; adafactor: relative to each matrix's root mean square
@@ -274,6 +282,8 @@ def base() -> ConfigDict:
     c.optimizer.clip_norm = 1.0  # global gradient norm; 0: off
     c.optimizer.train = ""  # regular expression: only parameters whose path it matches are trained; "": all
 
+
+def _schedule(c: ConfigDict) -> None:
     c.schedule = ConfigDict()
     c.schedule.by = "steps"  # the rate is a function of steps or tokens; they differ during a batch ramp
     c.schedule.name = "cosine"  # constant, step, exponential, cosine, linear, inverse_sqrt, wsd (warm-up, stable, decay)
@@ -283,6 +293,8 @@ def base() -> ConfigDict:
     c.schedule.drop_at = ("60%", "85%")  # step: the durations after which the rate drops
     c.schedule.drop_factor = 0.1  # step: multiplies the rate at each drop
 
+
+def _train(c: ConfigDict) -> None:
     c.train = ConfigDict()
     c.train.duration = "1000 steps"  # 1000, "1000 steps", "50M tokens", "2 epochs", or "5 minutes" of training, measured once and then fixed in steps
     c.train.batch_size = 16  # sequences a step, over all devices and micro-batches
@@ -309,12 +321,16 @@ def base() -> ConfigDict:
     c.train.rewind.skip = 100  # batches skipped beyond the one where the spike was noticed
     c.train.rewind.limit = 3  # times to go back before the run ends with an error
 
+
+def _checkpoint(c: ConfigDict) -> None:
     c.checkpoint = ConfigDict()
     c.checkpoint.every = "25%"  # a duration: the most steps that are lost when machines die
     c.checkpoint.every_seconds = 600.0  # save also after this much time; 0: off
     c.checkpoint.keep = 2  # newest checkpoints kept
     c.checkpoint.keep_every = "0 steps"  # keep those at multiples of this duration for ever; "0 steps": none
 
+
+def _eval(c: ConfigDict) -> None:
     c.eval = ConfigDict()
     c.eval.sequence_length = 0  # 0: as in training
     c.eval.stride = 0  # tokens scored by each window, the rest being context; 0: half a window
@@ -332,6 +348,8 @@ def base() -> ConfigDict:
     c.eval.temperature = 0.0  # humaneval, mbpp: of sampling; 0: greedy
     c.eval.contamination = True  # look for the tasks' questions in the run's training text
 
+
+def _rollout(c: ConfigDict) -> None:
     c.rollout = ConfigDict()
     c.rollout.rewards = ()  # policy: functions that score answers, "module:function=weight"; see post/rewards.py
     c.rollout.samples = 8  # answers to each prompt
@@ -350,6 +368,8 @@ def base() -> ConfigDict:
     c.rollout.trace = 0.95  # gae: lambda
     c.rollout.slots = 16  # answers that are sampled at a time
 
+
+def _generate(c: ConfigDict) -> None:
     c.generate = ConfigDict()
     c.generate.prompts = ("def ",)  # continued by the generate stage, and by `llmjax generate` without prompts of its own
     c.generate.max_new_tokens = 128  # tokens written for each prompt
@@ -368,6 +388,8 @@ def base() -> ConfigDict:
     c.generate.regex = ""  # texts match this regular expression from end to end; "": free texts
     c.generate.grammar = ""  # texts are sentences of this grammar, in Lark's notation; "": free texts
 
+
+def _infer(c: ConfigDict) -> None:
     c.infer = ConfigDict()
     c.infer.slots = 8  # texts decoded at a time by `llmjax generate --prompts`
     c.infer.length = 0  # tokens of prompt and text that a slot holds; 0: as the prompts need, up to model.max_length
@@ -377,13 +399,42 @@ def base() -> ConfigDict:
     c.infer.mesh = ""  # how eval, generate, chat and bench-infer divide the model, e.g. "tensor=4 data=-1"; "": by memory
     c.infer.cache = "auto"  # folder of compiled programs and mapped weights; auto: LLMJAX_CACHE or the user's cache folder; off: keep nothing
     c.infer.cache_bytes = 5_000_000_000  # its limit; what was not used for the longest time goes first
-    # fmt: on
+
+
+# fmt: on
+# In the order in which they are listed.
+GROUPS: tuple[Callable[[ConfigDict], None], ...] = (
+    _data,
+    _prepare,
+    _tokenizer,
+    _model,
+    _objective,
+    _parallel,
+    _optimizer,
+    _schedule,
+    _train,
+    _checkpoint,
+    _eval,
+    _rollout,
+    _generate,
+    _infer,
+)
+
+
+def base() -> ConfigDict:
+    """All settings with their defaults."""
+    c = ConfigDict()
+    c.name = "run"  # the run's name; its folder is runs/NAME unless --workdir says otherwise
+    c.seed = 0  # the one seed: initialisation, data order, dropout and sampling follow from it
+    c.stages = ("prepare", "tokenizer", "train", "eval", "generate", "report")  # what `llmjax run` does, in this order
+    for add in GROUPS:
+        add(c)
     return c
 
 
 def comments() -> dict[str, str]:
-    """Dotted key -> the comment that follows it in `base()`."""
-    found = {}
-    for match in re.finditer(r"^    c\.([a-z0-9_.]+) = .*?  # (.*)$", inspect.getsource(base), re.MULTILINE):
-        found[match[1]] = match[2]
-    return found
+    """Dotted key -> the comment that follows it here, in the order of `base()`."""
+    source = Path(__file__).read_text(encoding="utf-8")
+    found = dict(re.findall(r"^    c\.([a-z0-9_.]+) = .*?  # (.*)$", source, re.MULTILINE))
+    own = [key for key in found if "." not in key]
+    return {key: found[key] for key in (*own, *(key for key in found if "." in key))}
