@@ -101,6 +101,7 @@ def settings_of(kind: str, name: str, given: dict[str, Any]) -> Any:
     c.policy.loss, c.policy.level = loss if loss in policy.LOSSES else "clip", level
     c.policy.aggregate, c.policy.length = AGGREGATE[loss], given["max_completion_length"]
     c.policy.clip, c.policy.ratio_cap = given["epsilon"], given["cispo_epsilon_high"]
+    c.policy.temperature = 1.0
     c.policy.kl_weight = float(beta.split()[1])
     c.policy.kl_estimator = "k3" if corrected.endswith("True") else "k3_uncorrected"
     return c

@@ -211,14 +211,16 @@ def _files(c: ConfigDict, workdir: Path, *, live: bool) -> str | None:
 
     Missing source files count as unchanged if they have been prepared: a run stays usable without them.
     """
+    from llmjax.post import rows
     from llmjax.prepare.sources import sources_fingerprint
 
-    stage = "prepare" if c.data.format == "text" else "rows"
+    is_text = c.data.format == "text"
+    stage = "prepare" if is_text else "rows"
     before = _read_stages(workdir).get(stage, {"done": False, "settings": {}})
     if not live:
         return before["settings"].get(FILES)
     try:
-        return sources_fingerprint(c.data.sources)
+        return sources_fingerprint(c.data.sources) if is_text else rows.fingerprint(c)
     except UserError:
         if not before["done"] or before["settings"]["data.sources"] != list(c.data.sources):
             raise

@@ -7,6 +7,7 @@ from llmjax.errors import UserError
 from llmjax.post.advantages import (
     Rewards,
     adapted_kl_weight,
+    equal_groups,
     generalised_advantages,
     group_advantages,
     token_rewards,
@@ -37,8 +38,10 @@ def test_a_text_without_a_score_is_in_no_baseline_and_a_reward_of_zero_is_a_scor
 
 
 def test_equal_rewards_give_nothing_and_are_counted():
-    made = group_advantages(Rewards(np.array([1.0, 1, 0, 1]), np.array([1, 1, 2, 2])), baseline="mean", scale="group")
-    assert made.equal_groups == 0.5 and not made.values[:2].any() and made.values[3] > 0
+    rewards = Rewards(np.array([1.0, 1, 0, 1, np.nan, 3]), np.array([1, 1, 2, 2, 3, 3]))
+    assert equal_groups(rewards) == {1: True, 2: False, 3: True}
+    values = group_advantages(rewards, baseline="mean", scale="group").values
+    assert not values[:2].any() and values[3] > 0 and not values[4:].any()
 
 
 def test_groups_of_one_are_refused_because_nothing_would_be_learnt():

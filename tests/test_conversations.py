@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmjax.data import conversations
+from llmjax.data import records
 from llmjax.data.conversations import Rejected, Row, read
 from llmjax.errors import UserError
 
@@ -141,26 +141,28 @@ def test_files_that_are_nothing_are_refused_with_what_to_give(tmp_path):
         rows(tmp_path, {"question": "a"})
     with pytest.raises(UserError, match="has no rows"):
         rows(tmp_path)
+    with pytest.raises(UserError, match="has no rows: row 1 is no JSON object but a list; give"):
+        rows(tmp_path, "[1]")
     torn = tmp_path / "chats.jsonl.gz"
     torn.write_bytes(gzip.compress(b'{"messages": []}\n' * 999)[:40])
     with pytest.raises(UserError, match="cannot be read"):
         list(read(torn))
     with pytest.raises(UserError, match="has no file of conversations"):
-        conversations.files_of([str(tmp_path / "none")])
+        records.files_of([str(tmp_path / "none")])
 
 
 def test_the_same_rows_come_from_every_kind_of_file(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    records = [{"messages": CHAT}, {"messages": [*CHAT, *CHAT]}]
-    wanted = rows(tmp_path, *records)
-    assert rows(tmp_path, *records, name="chats.json") == wanted
-    parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "chats.parquet")
+    both = [{"messages": CHAT}, {"messages": [*CHAT, *CHAT]}]
+    wanted = rows(tmp_path, *both)
+    assert rows(tmp_path, *both, name="chats.json") == wanted
+    parquet.write_table(pyarrow.Table.from_pylist(both), tmp_path / "chats.parquet")
     assert list(read(tmp_path / "chats.parquet")) == wanted
     (tmp_path / "chats.jsonl.gz").write_bytes(gzip.compress((tmp_path / "chats.jsonl").read_bytes()))
     assert list(read(tmp_path / "chats.jsonl.gz")) == wanted
-    assert len(conversations.files_of([str(tmp_path)])) == 4
+    assert len(records.files_of([str(tmp_path)])) == 4
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="needs the published conversations")

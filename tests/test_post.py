@@ -4,6 +4,8 @@ import contextlib
 import functools
 import json
 import math
+import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from helpers import tiny_config
+from helpers import run_command, start_command, tiny_config
 
 import llmjax
 from llmjax import cli, config, recipe
@@ -173,6 +175,8 @@ def test_a_verb_refuses_a_config_of_another_kind_and_a_run_without_a_start(folde
     words = ["sft", "--config", "configs/post/sft.py", "--workdir", str(folder / "none")]
     assert cli.main([*words, f"--config.data.sources=['{folder / 'chats'}.jsonl']"]) == 2
     assert "give --config.train.init_from=RUN" in capsys.readouterr().err
+    assert post(folder, "grpo", "sft", "prompts", "--config.rollout.rewards=['exact']", name="none") == 2
+    assert "'exact' is no reward" in capsys.readouterr().err
     assert not (folder / "none").exists()
 
 
@@ -218,3 +222,64 @@ def test_show_prints_what_is_learnt_and_what_is_left_out(folder, capsys):
     out = capsys.readouterr().out
     assert "<bos>1+1=[[2<eos>]]" in out and "mixed.jsonl, row 1: 7 tokens, 2 learnt" in out
     assert "left out: mixed.jsonl, row 2" in out and not (folder / "no").exists()
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token if m.role == 'assistant' else '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+def test_messages_are_learnt_by_a_given_template_which_the_model_then_chats_by(folder, capsys):
+    template, chats = folder / "chat.jinja", folder / "messages.jsonl"
+    template.write_text(TEMPLATE)
+    sums = [[{"role": "user", "content": f"{a}+{b}"}, {"role": "assistant", "content": str(a + b)}] for a, b in SUMS]
+    chats.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in sums))
+    more = (
+        f"--config.data.chat_template={template}",
+        "--config.train.duration=2 steps",
+        "--config.train.sequence_length=24",
+    )
+    assert post(folder, "sft", "base", "messages", *more, name="chats") == 0
+    model = llmjax.load(folder / "chats")
+    assert model.tokenizer.chat_template == TEMPLATE
+    asked = sums[0][:1]
+    store = rows.load(folder / "chats", "train")
+    learnt = {model.tokenizer.decode(e.ids[e.weights > 0]) for g in range(len(store)) for e in store.examples(g)}
+    assert learnt <= {str(n) for n in range(15)}
+    settings = {"temperature": 0.0, "max_new_tokens": 4}
+    assert model.chat(asked, **settings).tokens == model.generate(["u:0+0\na:"], **settings)[0].tokens
+    capsys.readouterr()
+    assert post(folder, "sft", "base", "messages", name="untold") == 2
+    assert "set --config.data.chat_template=FILE" in capsys.readouterr().err
+    template.write_text(TEMPLATE.replace("'\\n'", "' '"))  # another template makes other rows, and another training
+    assert post(folder, "sft", "base", "messages", *more, name="chats") == 2
+    assert "the files of data.sources changed" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_policy_run_killed_at_any_moment_ends_in_the_bits_of_one_that_was_not(folder):
+    """SIGKILL while texts are sampled, while steps are taken and while checkpoints are written."""
+    sources = f"--config.data.sources=['{folder / 'prompts'}.jsonl']"
+    given = (f"--config.train.init_from={folder / 'sft'}", sources, *SMALL, *GRPO, "--config.train.duration=24 steps")
+    command = ["grpo", "--config", "configs/post/grpo.py", *given]
+    status, output = run_command(*command, "--workdir", folder / "undisturbed")
+    assert status == 0, output
+    random_, killed = random.Random(0), folder / "killed"
+
+    def taken() -> int:
+        return len(metrics(killed)) if (killed / "metrics.jsonl").exists() else 0
+
+    for _ in range(6):
+        before, process = taken(), start_command(*command, "--workdir", killed)
+        while process.poll() is None and taken() < before + 2:
+            time.sleep(0.02)
+        time.sleep(random_.random() * 0.2)
+        process.kill()
+        process.communicate()
+    status, output = run_command(*command, "--workdir", killed)
+    assert status == 0, output
+    whole, again = (llmjax.load(folder / name).params for name in ("undisturbed", "killed"))
+    jax.tree.map(np.testing.assert_array_equal, whole, again)
+    assert [row["step"] for row in metrics(killed)] == list(range(1, 25))
+    assert [row["loss"] for row in metrics(killed)] == [row["loss"] for row in metrics(folder / "undisturbed")]

@@ -4,30 +4,22 @@
 
 Rows are prompts with the columns that the rewards read: `--config.rollout.rewards='["exact_match"]'` compares with the column
 answer. Advantages are the reward less the mean of 8 answers to the same prompt; every token counts the same (Dr. GRPO).
+
+Hardware: what the model needs; a model of a few million parameters trains on a laptop. No figure of a large model yet.
 """
+
+from ml_collections import ConfigDict
 
 from llmjax import config
 
 
-def get_config(arg: str = "") -> config.ConfigDict:
+def get_config(arg: str = "") -> ConfigDict:
     """The defaults of grpo."""
     assert not arg, "this config has no variants"
-    c = config.base()
-    c.name = "grpo"
-    c.stages = ("rows", "train", "report")
-    c.data.format = "conversations"
-    c.train.inherit_model = True
-    c.optimizer.name = "adamw"
-    c.optimizer.weight_decay = 0.0
-    c.optimizer.clip_norm = 1.0
-    c.schedule.name = "cosine"
-    c.schedule.warmup = "3%"
-    c.schedule.final = 0.1
-    c.objective.name = "policy"
+    c = config.post_run("grpo", objective="policy")
     c.rollout.samples = 8
     c.optimizer.learning_rate = 1e-6
     c.schedule.name = "constant"
     c.train.duration = "200 steps"
     c.train.batch_size, c.train.sequence_length = 64, 512
-    c.train.eval_every = "10%"
-    return c.lock()
+    return c

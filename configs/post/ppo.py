@@ -4,26 +4,19 @@
 
 The critic is a value head on the policy (a reward model as --config.train.init_from gives it its start). Generalised
 advantages, the KL to the reference in the reward, clipped values; four updates a round of answers.
+
+Hardware: what the model needs; a model of a few million parameters trains on a laptop. No figure of a large model yet.
 """
+
+from ml_collections import ConfigDict
 
 from llmjax import config
 
 
-def get_config(arg: str = "") -> config.ConfigDict:
+def get_config(arg: str = "") -> ConfigDict:
     """The defaults of ppo."""
     assert not arg, "this config has no variants"
-    c = config.base()
-    c.name = "ppo"
-    c.stages = ("rows", "train", "report")
-    c.data.format = "conversations"
-    c.train.inherit_model = True
-    c.optimizer.name = "adamw"
-    c.optimizer.weight_decay = 0.0
-    c.optimizer.clip_norm = 1.0
-    c.schedule.name = "cosine"
-    c.schedule.warmup = "3%"
-    c.schedule.final = 0.1
-    c.objective.name = "policy"
+    c = config.post_run("ppo", objective="policy")
     c.model.value_head = True
     c.rollout.advantage = "gae"
     c.rollout.samples = 1
@@ -34,5 +27,4 @@ def get_config(arg: str = "") -> config.ConfigDict:
     c.schedule.name = "constant"
     c.train.duration = "400 steps"
     c.train.batch_size, c.train.sequence_length = 64, 512
-    c.train.eval_every = "10%"
-    return c.lock()
+    return c

@@ -4,30 +4,22 @@
 
 Rows are preferences (chosen, rejected) or rankings (completions with ranks). One epoch, scores kept near 0; held-out
 accuracy is the share of pairs that are ordered as people ordered them.
+
+Hardware: what the model needs; a model of a few million parameters trains on a laptop. No figure of a large model yet.
 """
+
+from ml_collections import ConfigDict
 
 from llmjax import config
 
 
-def get_config(arg: str = "") -> config.ConfigDict:
+def get_config(arg: str = "") -> ConfigDict:
     """The defaults of reward."""
     assert not arg, "this config has no variants"
-    c = config.base()
-    c.name = "reward"
-    c.stages = ("rows", "train", "report")
-    c.data.format = "conversations"
-    c.train.inherit_model = True
-    c.optimizer.name = "adamw"
-    c.optimizer.weight_decay = 0.0
-    c.optimizer.clip_norm = 1.0
-    c.schedule.name = "cosine"
-    c.schedule.warmup = "3%"
-    c.schedule.final = 0.1
-    c.objective.name = "reward"
+    c = config.post_run("reward", objective="reward")
     c.objective.reward.centre = 0.01
     c.model.value_head = True
     c.optimizer.learning_rate = 1e-4
     c.train.duration = "1 epochs"
     c.train.batch_size, c.train.sequence_length = 32, 1024
-    c.train.eval_every = "10%"
-    return c.lock()
+    return c

@@ -9,7 +9,7 @@ a default.
 from llmjax.config.checks import CHOICES, check
 from llmjax.config.files import derivation, load, override
 from llmjax.config.model_checks import head_size
-from llmjax.config.runs import large_run, tiny_run
+from llmjax.config.runs import large_run, post_run, tiny_run
 from llmjax.config.settings import base, comments
 from llmjax.config.values import (
     ConfigDict,
@@ -40,6 +40,7 @@ __all__ = [
     "override",
     "parse_arg",
     "parse_duration",
+    "post_run",
     "set_key",
     "tiny_run",
     "to_json",

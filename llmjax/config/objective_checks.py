@@ -132,6 +132,11 @@ def _answers(c: ConfigDict) -> Iterator[str]:
         yield "aot sorts the whole batch: set train.micro_batches=1 and data.pack=false"
     if o.name == "policy" and r.kl_weight and o.policy.kl_weight:
         yield "the KL is either in the reward (rollout.kl_weight) or in the loss (objective.policy.kl_weight): set one to 0"
+    if o.name == "policy" and o.policy.temperature not in (0, r.temperature):
+        yield (
+            f"objective.policy.temperature={o.policy.temperature} trains another distribution than rollout.temperature="
+            f"{r.temperature} samples: set it to 0"
+        )
     if o.name == "policy" and r.advantage in ("mean", "leave_one_out") and r.samples < 2:
         yield f"rollout.advantage={r.advantage} compares answers to one prompt: set rollout.samples to 2 or more"
     if o.name == "policy" and r.advantage == "gae" and not c.model.value_head:

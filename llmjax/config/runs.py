@@ -1,6 +1,8 @@
-"""Settings that the config files of models share: the run of a `tiny` model on a laptop, and of a published size."""
+"""Settings that config files share: the run of a `tiny` model on a laptop, of a published size, and of a model taught further."""
 
 from ml_collections import ConfigDict
+
+from llmjax.config.settings import base
 
 
 def tiny_run(c: ConfigDict) -> ConfigDict:
@@ -50,4 +52,20 @@ def large_run(
     c.train.eval_every = "1000 steps"
     c.checkpoint.every = "1000 steps"
     c.checkpoint.keep_every = "50000 steps"
+    return c
+
+
+def post_run(name: str, *, objective: str = "causal") -> ConfigDict:
+    """A config that trains the model of `train.init_from` further, on conversations, with AdamW and no weight decay."""
+    c = base()
+    c.name = name
+    c.stages = ("rows", "train", "report")
+    c.data.format = "conversations"
+    c.objective.name = objective
+    c.optimizer.weight_decay = 0.0
+    c.optimizer.clip_norm = 1.0
+    c.schedule.warmup = "3%"
+    c.schedule.final = 0.1
+    c.train.inherit_model = True
+    c.train.eval_every = "10%"
     return c

@@ -236,7 +236,7 @@ def _objective(c: ConfigDict) -> None:
     c.objective.policy.loss = "clip"  # clip (PPO, GRPO), cispo or sapo
     c.objective.policy.level = "token"  # what has a ratio: a token, or a whole sequence (GSPO)
     c.objective.policy.aggregate = "constant"  # how tokens are weighed: constant (Dr. GRPO), token, sequence or sequence_sum
-    c.objective.policy.length = 256  # aggregate constant: tokens by which a text's sum is divided
+    c.objective.policy.length = 0  # aggregate constant: tokens by which a text's sum is divided; 0: rollout.tokens
     c.objective.policy.clip = 0.2  # how far a ratio may be from 1
     c.objective.policy.clip_high = 0.0  # the same upwards (DAPO: 0.28); 0: as far as clip
     c.objective.policy.dual_clip = 0.0  # the largest ratio of tokens with a negative advantage; 0: none
@@ -252,7 +252,7 @@ def _objective(c: ConfigDict) -> None:
     c.objective.policy.correction_low = 0.5  # token_mask: the smallest weight
     c.objective.policy.correction_high = 2.0  # the largest weight
     c.objective.policy.never = ()  # ids that are never sampled; empty: as the tokenizer says
-    c.objective.policy.temperature = 1.0  # of the distribution that is sampled from and trained
+    c.objective.policy.temperature = 0.0  # of the distribution that is trained; 0: that of sampling, rollout.temperature
 
 
 def _parallel(c: ConfigDict) -> None:

@@ -17,21 +17,18 @@ given back with its reason, its file and its number, and costs itself alone.
     prompt                                a prompt alone, for rewards; the other columns go with it
 """
 
-import csv
-import glob
-import gzip
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmjax.data.chat import Message
+from llmjax.data.records import records
 from llmjax.errors import UserError
 
 Text = str | Sequence[Message]  # a plain text is read as it is, messages through the chat template
-SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".csv", ".csv.gz")
 SPEAKERS = {"human": "user", "gpt": "assistant", "bard": "assistant", "chatgpt": "assistant", "prompter": "user"}
 ROLES = ("system", "developer", "user", "assistant", "model", "tool", "function")
 TOOLS = ("tool", "function")  # whose messages answer calls
@@ -54,6 +51,7 @@ class Row:
     tools: list[Any] | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)  # for the template (`chat_template_kwargs`)
     columns: Mapping[str, Any] = field(default_factory=dict)  # what else the row has: a reward function gets it
+    number: int = 0  # in its file, from 1
 
 
 class Rejected(NamedTuple):
@@ -64,23 +62,6 @@ class Rejected(NamedTuple):
     reason: str
 
 
-def files_of(sources: Iterable[str]) -> list[Path]:
-    """The files of `data.sources`: files, folders and globs. Raises UserError where there are none."""
-    found: list[Path] = []
-    for source in sources:
-        path = Path(source).expanduser()
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
-        elif path.is_file():
-            inside = [path]
-        else:
-            inside = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if name.endswith(SUFFIXES)]
-        if not inside:
-            raise UserError(f"data.sources: {source!r} has no file of conversations ({', '.join(SUFFIXES)})")
-        found += inside
-    return found
-
-
 def read(file: Path) -> Iterator[Row | Rejected]:
     """The rows of a file, or why one is left out.
 
@@ -88,8 +69,10 @@ def read(file: Path) -> Iterator[Row | Rejected]:
         UserError: for a file that cannot be read, that is of no format known here, or whose first row is of none.
     """
     reader: Callable[[Mapping[str, Any]], Iterable[Row]] | None = None
+    unread = ""  # why the first row has no columns
     for number, record in records(file):
         if isinstance(record, str):
+            unread = unread or f": row {number} is {record}"
             yield Rejected(file, number, record)
             continue
         if reader is None:
@@ -105,73 +88,13 @@ def read(file: Path) -> Iterator[Row | Rejected]:
             )
             continue
         try:
-            yield from reader(record)
+            yield from (replace(row, number=number) for row in reader(record))
         except RowError as error:
             yield Rejected(file, number, str(error))
     if reader is None:
-        raise UserError(f"{file} has no rows: give JSON lines, a JSON list, CSV or Parquet with one row or more")
-
-
-def records(file: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
-    """(number from 1, row) of a file of any known suffix; a text in place of a row says why there is none."""
-    name = file.name
-    if not name.endswith(SUFFIXES):
-        raise UserError(f"{file}: conversations are read from {', '.join(SUFFIXES)}")
-    try:
-        if name.endswith(".parquet"):
-            yield from _parquet(file)
-            return
-        opened = gzip.open if name.endswith(".gz") else open
-        with opened(file, "rt", encoding="utf-8-sig", errors="replace", newline="") as stream:
-            if ".csv" in name:
-                csv.field_size_limit(1 << 30)
-                yield from enumerate(csv.DictReader(stream), start=1)
-            elif ".jsonl" in name:
-                yield from _lines(stream)
-            else:
-                yield from _whole(file, stream.read())
-    except (OSError, EOFError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
-
-
-def _lines(lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            made = json.loads(line)
-        except ValueError as error:
-            yield number, f"no JSON: {error}"
-            continue
-        yield number, made if isinstance(made, dict) else f"no JSON object but {_kind(made)}"
-
-
-def _whole(file: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
-    """A JSON file: a list of rows, or, as some are, lines of JSON after all."""
-    try:
-        made = json.loads(text)
-    except ValueError as error:
-        if "\n{" in text:
-            yield from _lines(text.splitlines())
-            return
-        raise UserError(f"{file} is no JSON: {error}") from error
-    rows = made if isinstance(made, list) else [made]
-    for number, row in enumerate(rows, start=1):
-        yield number, row if isinstance(row, dict) else f"no JSON object but {_kind(row)}"
-
-
-def _parquet(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        number = 0
-        for batch in parquet.ParquetFile(file).iter_batches(batch_size=256):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+        raise UserError(
+            f"{file} has no rows{unread}; give JSON lines, a JSON list of objects, CSV or Parquet with one row or more"
+        )
 
 
 # Formats: a reader each, from a row of a file to `Row`s.
@@ -327,9 +250,10 @@ def _h2o(file: Path) -> Iterator[Row | Rejected]:
                 ]
                 at = str(here.get("parent_id") or "") or None
             system = record.get("system")
-            yield Row([], (messages_of([{"role": "system", "content": system}, *turns] if system else turns),))
-        except RowError as mistake:
-            yield Rejected(file, number, str(mistake))
+            whole = [{"role": "system", "content": system}, *turns] if system else turns
+            yield Row([], (messages_of(whole),), number=number)
+        except RowError as error:
+            yield Rejected(file, number, str(error))
 
 
 FORMATS: dict[str, tuple[tuple[tuple[str, ...], ...], Callable[[Mapping[str, Any]], Iterable[Row]]]] = {
@@ -442,10 +366,6 @@ def _beside(record: Mapping[str, Any], *read: str) -> dict[str, Any]:
             raise RowError(f"tools is a text that is no JSON: {error}") from error
     others = {k: v for k, v in record.items() if k not in (*read, "tools", "chat_template_kwargs")}
     return {"tools": tools or None, "variables": record.get("chat_template_kwargs") or {}, "columns": others}
-
-
-def _kind(value: Any) -> str:
-    return {list: "a list", str: "a text", type(None): "null"}.get(type(value), f"a {type(value).__name__}")
 
 
 def _short(value: Any) -> str:

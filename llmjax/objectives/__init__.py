@@ -45,7 +45,6 @@ class Objective:
     predict: Callable[..., Predictions] = losses.predict  # what the loss is of, and held-out text is measured by
     loss: Callable[..., Sums] | None = None  # None: the sums of what is predicted
     reads_left_to_right: bool = False  # the model can score and continue plain text
-    answers: bool = False  # rows hold whole answers with numbers of their own (answers.py), not text
     needs_reference: bool = False  # the rows also have log-probabilities by the model that training starts from
     predicts_all: bool = False  # every token of the text is predicted once, so bits per byte mean something
 
@@ -65,9 +64,9 @@ OBJECTIVES: dict[str, Objective] = {
     "translation": Objective(transform=translation, check=needs_pairs),
     "unilm": Objective(transform=unilm),
     "permutation": Objective(transform=permutation, predict=predict_permuted),
-    "preference": Objective(loss=preference_loss, answers=True, needs_reference=True, reads_left_to_right=True),
-    "reward": Objective(loss=reward_loss, answers=True),
-    "policy": Objective(loss=policy_loss, answers=True, reads_left_to_right=True),
+    "preference": Objective(loss=preference_loss, needs_reference=True, reads_left_to_right=True),
+    "reward": Objective(loss=reward_loss),
+    "policy": Objective(loss=policy_loss, reads_left_to_right=True),
     "span": Objective(transform=span, tokens=lambda c: row_sizes(c).raw),
 }
 

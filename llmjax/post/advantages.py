@@ -22,10 +22,19 @@ class Rewards(NamedTuple):
 
 
 class Advantages(NamedTuple):
-    """One advantage a text, (S,) float64, and the share of groups whose scored texts all have the same reward."""
+    """One advantage a text, (S,) float64."""
 
     values: np.ndarray
-    equal_groups: float
+
+
+def equal_groups(rewards: Rewards) -> dict[int, bool]:
+    """Of each group whether it teaches nothing: fewer than two texts are scored, or all earn the same."""
+    values = np.asarray(rewards.values, np.float64)
+    found = {}
+    for group in np.unique(rewards.groups):
+        inside = values[(rewards.groups == group) & ~np.isnan(values)]
+        found[int(group)] = len(inside) < 2 or bool(np.all(inside == inside[0]))
+    return found
 
 
 def group_advantages(rewards: Rewards, *, baseline: str, scale: str) -> Advantages:
@@ -46,14 +55,10 @@ def group_advantages(rewards: Rewards, *, baseline: str, scale: str) -> Advantag
     values = np.asarray(rewards.values, np.float64)
     scored = ~np.isnan(values)
     advantages = np.where(scored, values, 0.0)
-    equal = []
-    for group in np.unique(rewards.groups):
+    for group, equal in ({} if baseline == "none" else equal_groups(rewards)).items():
         members = np.flatnonzero((rewards.groups == group) & scored)
         inside = values[members]
-        equal.append(len(inside) < 2 or bool(np.all(inside == inside[0])))
-        if baseline == "none":
-            continue
-        if equal[-1]:
+        if equal:
             advantages[members] = 0.0
             continue
         centred = inside - inside.mean()
@@ -68,7 +73,7 @@ def group_advantages(rewards: Rewards, *, baseline: str, scale: str) -> Advantag
         )
     if scale == "batch":
         advantages = np.where(scored, whiten(advantages, scored), 0.0)
-    return Advantages(advantages, float(np.mean(equal)))
+    return Advantages(advantages)
 
 
 def whiten(values: np.ndarray, mask: np.ndarray, *, keep_mean: bool = False) -> np.ndarray:

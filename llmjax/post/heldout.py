@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from llmjax.data.source import Batch
@@ -16,7 +16,7 @@ from llmjax.objectives.answers import per_answer
 from llmjax.objectives.log_probs import log_probs
 from llmjax.parallel import placement
 from llmjax.post.batches import Rows, row, stacked
-from llmjax.train.heldout import Evaluate
+from llmjax.train.heldout import Evaluate, compiled
 from llmjax.train.step import batch_shardings
 
 
@@ -31,22 +31,23 @@ def make_heldout(
         batches: of one shape, each of a micro-batch's rows; each process puts its rows on its devices.
         params: the model's parameters, or their abstract form.
     """
-    sharding = batch_shardings(mesh)
-    like = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in batches[0].items()}
+    network = placement.on_mesh(module, mesh, c)
 
     def step(params: Any, batch: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
-        metrics = objective(module, params, batch, None, c.objective).metrics
+        metrics = objective(network, params, batch, None, c.objective).metrics
         return {name: (mean.total, mean.weight) for name, mean in metrics.items()}
 
-    with placement.active(mesh, c):
-        compiled = jax.jit(step).lower(params, like).compile()
+    def lower(batch: Any) -> jax.stages.Lowered:
+        with placement.active(mesh, c):
+            return jax.jit(step).lower(params, batch)
+
+    run = compiled(lower, batches[0], mesh)
 
     def evaluate(params: Any) -> dict[str, float]:
         sums: dict[str, list[tuple[float, float]]] = {}
         for batch in batches:
-            on_mesh = {k: jax.make_array_from_callback(v.shape, sharding, v.__getitem__) for k, v in batch.items()}
-            for name, (total, weight) in compiled(params, on_mesh).items():
-                sums.setdefault(name, []).append((float(total), float(weight)))
+            for name, mean in run(params, batch).items():
+                sums.setdefault(name, []).append(mean)
         totals = {name: tuple(map(math.fsum, zip(*found, strict=True))) for name, found in sums.items()}
         return {f"heldout_{name}": total / weight for name, (total, weight) in totals.items() if weight}
 
@@ -58,20 +59,21 @@ def reference_log_probs(c: ConfigDict, module: Transformer, params: Any, made: R
 
     Rows are computed as they are trained, so that a policy that has not moved yet has the same numbers.
     """
-    sharding = batch_shardings(mesh)
+    sharding, network = batch_shardings(mesh), placement.on_mesh(module, mesh, c)
 
     def step(params: Any, batch: Any) -> jax.Array:
-        predictions = losses.predict(module, params, batch, None)
+        predictions = losses.predict(network, params, batch, None)
         found = log_probs(predictions, loss_chunks=c.objective.loss_chunks, vocab_size=c.objective.vocab_size)
         return per_answer(found.targets * batch["weights"], batch["segments"], made.answers)
 
     size, values = c.train.batch_size // c.train.micro_batches, np.zeros(len(made.store.sizes), np.float32)
     with placement.active(mesh, c):
-        run = jax.jit(step)
+        run = jax.jit(step, out_shardings=NamedSharding(mesh, PartitionSpec()))  # whole in every process
         for first in range(0, len(made.groups), size):
             numbers = range(first, first + size)
-            batch = stacked([row(made, i, c) for i in numbers])
-            sums_BA = np.asarray(run(params, jax.device_put(batch, sharding)))
+            rows = stacked([row(made, i, c) for i in numbers])
+            batch = {k: jax.make_array_from_callback(v.shape, sharding, v.__getitem__) for k, v in rows.items()}
+            sums_BA = np.asarray(run(params, batch))
             for sums_A, i in zip(sums_BA, numbers, strict=True):
                 examples = made.examples(i)
                 values[examples] = sums_A[: len(examples)]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -20,7 +21,7 @@ from llmjax.objectives import losses
 from llmjax.objectives.log_probs import log_probs
 from llmjax.parallel import placement, processes
 from llmjax.post import rewards
-from llmjax.post.reference import reference_params
+from llmjax.post.reference import abstract_params, reference_params
 from llmjax.post.rollouts import Forward, RolloutSource
 from llmjax.post.rollouts import Score as MakeForward
 from llmjax.post.rows import Store
@@ -67,11 +68,9 @@ def stage(
 
 def make_engine(c: ConfigDict, module: Transformer, tokenizer: Tokenizer, mesh: Mesh, *, length: int) -> Engine:
     """An engine for the training's parameters, whose first ones are of no use: every round loads its own."""
-    shapes = jax.eval_shape(lambda key: module.init(key, np.zeros((1, 8), np.int32))["params"], jax.random.key(0))
-    places = placement.parameter_shardings(shapes, mesh, rules=c.parallel.rules)
-    params = jax.jit(
-        lambda: jax.tree.map(lambda x: jax.numpy.zeros(x.shape, "float32"), shapes), out_shardings=places
-    )()
+    like = abstract_params(c, module, mesh)
+    places = jax.tree.map(lambda x: x.sharding, like)
+    params = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), out_shardings=places)()
     return Engine(
         module, params, tokenizer, slots=c.rollout.slots, length=length, prefixes=c.rollout.slots,
         weight_format=c.infer.weights, mesh=mesh, context=lambda: placement.active(mesh, c),
@@ -80,11 +79,11 @@ def make_engine(c: ConfigDict, module: Transformer, tokenizer: Tokenizer, mesh: 
 
 def make_forward(c: ConfigDict, module: Transformer, mesh: Mesh) -> MakeForward:
     """The trainer's own forward pass of rows, a micro-batch at a time."""
-    sharding, p = batch_shardings(mesh), c.objective.policy
+    sharding, network, p = batch_shardings(mesh), placement.on_mesh(module, mesh, c), c.objective.policy
     size = c.train.batch_size // c.train.micro_batches
 
     def step(params: Any, batch: Any) -> tuple[jax.Array, jax.Array | None]:
-        made = losses.predict(module, params, batch, None)
+        made = losses.predict(network, params, batch, None)
         found = log_probs(
             made, loss_chunks=c.objective.loss_chunks, vocab_size=c.objective.vocab_size, never=tuple(p.never),
             temperature=p.temperature,

@@ -42,13 +42,17 @@ def with_reference(
 
 
 def reference_params(c: ConfigDict, module: transformer.Transformer, mesh: Mesh) -> Any:
-    """The parameters of the model that the training starts from, on the mesh, in float32 as the training has them."""
-    shapes = jax.eval_shape(lambda key: transformer.init_params(module, key), jax.random.key(0))
+    """The parameters of the model that the training starts from, in the places and types of `abstract_params`."""
+    return initial.read(c, abstract_params(c, module, mesh))
+
+
+def abstract_params(c: ConfigDict, module: transformer.Transformer, mesh: Mesh) -> Any:
+    """The parameters as a training from given weights has them: their shapes and places on the mesh, float32."""
+    shapes = transformer.param_shapes(module)
     places = placement.parameter_shardings(shapes, mesh, rules=c.parallel.rules)
-    abstract = jax.tree.map(
+    return jax.tree.map(
         lambda shape, place: jax.ShapeDtypeStruct(shape.shape, "float32", sharding=place), shapes, places
     )
-    return initial.read(c, abstract)
 
 
 def _reference_key(c: ConfigDict, packed: Mapping[str, Rows]) -> str:

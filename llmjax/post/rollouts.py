@@ -27,6 +27,7 @@ from llmjax.post import rewards
 from llmjax.post.advantages import (
     Rewards,
     adapted_kl_weight,
+    equal_groups,
     generalised_advantages,
     group_advantages,
     token_rewards,
@@ -233,14 +234,13 @@ class RolloutSource:
         mask_BL, total = rows["weights"], draw.scored.total
         scored, lengths = ~np.isnan(total), draw.made.lengths
         log_BL = (rows["old"] - rows["sampler"])[mask_BL > 0]
-        known = Rewards(total, draw.groups)
         ends = np.array(draw.made.finish)
         means = rewards.means(draw.scored)
         parts = {f"rollout/reward{'/' * bool(name)}{name}": mean for name, mean in means.items()}
         return parts | {
             "rollout/reward_std": float(total[scored].std()) if scored.any() else 0.0,
             "rollout/unscored": float((~scored).mean()),
-            "rollout/equal_groups": _equal_groups(known),
+            "rollout/equal_groups": float(np.mean(list(equal_groups(Rewards(total, draw.groups)).values()))),
             "rollout/length": float(lengths.mean()),
             "rollout/longest": float(lengths.max()),
             "rollout/cut": float((ends == "length").mean()),
@@ -316,15 +316,6 @@ def _joined(draws: Sequence[_Draw]) -> _Draw:
         scored,
         np.concatenate([draw.groups for draw in draws]),
     )
-
-
-def _equal_groups(given: Rewards) -> float:
-    """The share of groups whose scored texts all earn the same."""
-    found = []
-    for group in np.unique(given.groups):
-        inside = given.values[(given.groups == group) & ~np.isnan(given.values)]
-        found.append(len(inside) < 2 or bool(np.all(inside == inside[0])))
-    return float(np.mean(found))
 
 
 def _value_behind(values_BL: np.ndarray, mask_BL: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax import progress, storage
-from llmjax.data import conversations, tokens
+from llmjax.data import conversations, records, tokens
 from llmjax.data.conversations import Rejected, Row, RowError
 from llmjax.data.examples import Example, answer_example, as_messages, examples_of, prompt_ids
 from llmjax.data.packing import size_of
@@ -88,19 +88,20 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     tokenizer = tokenizer_of(c)
     rejected: list[Rejected] = []
     rows = list(read(c, rejected))
-    heldout = {i for i, (_, _, row) in enumerate(rows) if _is_held_out(row, c.data.holdout_percent)}
-    twins = _twins([row for _, _, row in rows], heldout)
+    _check_template(tokenizer, [row for _, row in rows])
+    heldout = {i for i, (_, row) in enumerate(rows) if _is_held_out(row, c.data.holdout_percent)}
+    twins = _twins([row for _, row in rows], heldout)
     groups: dict[str, list[Group]] = {split: [] for split in SPLITS}
     counts: Counter[str] = Counter(rows=len(rows) + len(rejected), twins=len(twins))
     show = progress.counter("encoding", " rows") or (lambda done, total: None)
-    for i, (file, number, row) in enumerate(rows):
+    for i, (file, row) in enumerate(rows):
         show(i + 1, len(rows))
         if i in twins:
             continue
         try:
             made = groups_of(tokenizer, row, c)
         except RowError as error:
-            rejected.append(Rejected(file, number, str(error)))
+            rejected.append(Rejected(file, row.number, str(error)))
             continue
         fitting = [group for group in made if places(group) <= c.train.sequence_length]
         counts["too_long"] += len(made) - len(fitting)
@@ -137,13 +138,8 @@ def tokenizer_of(c: ConfigDict) -> Tokenizer:
     path = tokens.chosen(c)
     if not path:
         raise UserError("conversations need a model that is trained further: give --config.train.init_from=RUN")
-    tokenizer = load_tokenizer(path)
-    if not c.data.chat_template:
-        return tokenizer
-    file = Path(c.data.chat_template)
-    if not file.is_file():
-        raise UserError(f"data.chat_template={c.data.chat_template} is no file: give one with a Jinja template")
-    return with_template(tokenizer, file.read_text(encoding="utf-8"))
+    tokenizer, template = load_tokenizer(path), _template(c)
+    return with_template(tokenizer, template) if template else tokenizer
 
 
 def groups_of(tokenizer: Tokenizer, row: Row, c: ConfigDict) -> list[Group]:
@@ -214,14 +210,34 @@ def load(workdir: Path, split: str) -> Store:
     return Store(**arrays, columns=[json.loads(line) for line in lines])
 
 
-def read(c: ConfigDict, rejected: list[Rejected]) -> Iterator[tuple[Path, int, Row]]:
-    """(file, number of the row, row) of every usable row of `data.sources`; the others are added to `rejected`."""
-    for file in conversations.files_of(c.data.sources):
-        for number, found in enumerate(conversations.read(file), start=1):
+def read(c: ConfigDict, rejected: list[Rejected]) -> Iterator[tuple[Path, Row]]:
+    """(file, row) of every usable row of `data.sources`; the others are added to `rejected`."""
+    for file in records.files_of(c.data.sources):
+        for found in conversations.read(file):
             if isinstance(found, Rejected):
                 rejected.append(found)
             else:
-                yield file, number, found
+                yield file, found
+
+
+def fingerprint(c: ConfigDict) -> str:
+    """A digest of what the stage reads: names, sizes and times of the files of `data.sources`, and the chat template.
+
+    Raises UserError when one is not there.
+    """
+    files = [(file, file.stat()) for file in records.files_of(c.data.sources)]
+    parts = [[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in files]
+    return hashlib.blake2b(json.dumps([parts, _template(c)]).encode(), digest_size=16).hexdigest()
+
+
+def _template(c: ConfigDict) -> str:
+    """The chat template of `data.chat_template`; "": the tokenizer's own."""
+    if not c.data.chat_template:
+        return ""
+    file = Path(c.data.chat_template)
+    if not file.is_file():
+        raise UserError(f"data.chat_template={c.data.chat_template} is no file: give one with a Jinja template")
+    return storage.read_text(file)
 
 
 def _text_of(row: Row) -> str:
@@ -260,6 +276,15 @@ def _twins(rows: Sequence[Row], heldout: set[int]) -> set[int]:
         if any(count >= TWIN * (len(mine) + sizes[other] - count) for other, count in shared.items()):
             found.add(i)
     return found
+
+
+def _check_template(tokenizer: Tokenizer, rows: Sequence[Row]) -> None:
+    if tokenizer.chat_template or all(isinstance(text, str) for row in rows for text in (row.prompt, *row.answers)):
+        return
+    raise UserError(
+        "the rows are messages, and the model has no chat template: set --config.data.chat_template=FILE to a Jinja template, "
+        "or give prompt and completion as plain texts"
+    )
 
 
 def _check_rejected(c: ConfigDict, rejected: Sequence[Rejected], counts: Counter[str]) -> None:

@@ -67,16 +67,16 @@ def as_text(tokenizer: Tokenizer, example: Example, *, colour: bool) -> str:
 
 
 def _examples(c: ConfigDict, tokenizer: Tokenizer, rejected: list[Rejected]) -> Iterator[tuple[Example, str]]:
-    for file, number, row in rows.read(c, rejected):
+    for file, row in rows.read(c, rejected):
         try:
             groups = rows.groups_of(tokenizer, row, c)
         except RowError as error:
-            rejected.append(Rejected(file, number, str(error)))
+            rejected.append(Rejected(file, row.number, str(error)))
             continue
         for group in groups:
             for example, rank in zip(group.examples, group.ranks, strict=True):
                 compared = f", rank {rank:g}" if len(group.examples) > 1 else ""
-                yield example, f"{file.name}, row {number}{compared}"
+                yield example, f"{file.name}, row {row.number}{compared}"
 
 
 def in_colour() -> bool:

@@ -22,7 +22,7 @@ from llmjax.model import attention, transformer
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import processes
-from llmjax.post import batches, heldout, policies, reference, rows
+from llmjax.post import batches, heldout, policies, reference, rewards, rows
 from llmjax.train import initial, loop, pretrain
 from llmjax.train.heldout import Evaluate
 
@@ -60,6 +60,8 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
     """Raise UserError for what the stage would refuse."""
     if not c.train.init_from:
         raise UserError("conversations train a model further: give --config.train.init_from=RUN")
+    if c.objective.name == "policy":
+        rewards.parse(c.rollout.rewards)
     tokenizer = load_tokenizer(workdir / "tokenizer") if workdir is not None else None
     initial.check(c, tokenizer)
 
@@ -70,10 +72,11 @@ def resolve(c: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
     if c.objective.name != "policy":
         return c
     with c.unlocked():
-        c.objective.vocab_size = tokenizer.vocab_size
-        c.objective.policy.never = tuple(tokenizer.unsampled_ids)
-        c.objective.policy.temperature = c.rollout.temperature
-        c.objective.policy.length = c.rollout.tokens
+        p = c.objective.policy
+        c.objective.vocab_size = c.objective.vocab_size or tokenizer.vocab_size
+        p.never = p.never or tuple(tokenizer.unsampled_ids)
+        p.temperature = p.temperature or c.rollout.temperature
+        p.length = p.length or c.rollout.tokens
     return c
 
 

@@ -38,15 +38,9 @@ def make_heldout(
         piece_sizes: UTF-8 bytes of each id.
         params: the model's parameters, or their abstract form (ShapeDtypeStructs with shardings).
     """
-    sharding = batch_shardings(mesh)
     in_bytes = OBJECTIVES[c.objective.name].predicts_all
     first = next(batch for batches in heldout.values() for batch in batches)
-    like = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in first.items()}
-    step = lower_heldout_step(c, module, params, like, mesh=mesh).compile()
-
-    def sums_of(params: Any, batch: dict[str, np.ndarray]) -> dict[str, float]:
-        on_mesh = {k: jax.make_array_from_callback(v.shape, sharding, v.__getitem__) for k, v in batch.items()}
-        return {name: float(value) for name, value in step(params, on_mesh).items()}
+    sums_of = compiled(lambda like: lower_heldout_step(c, module, params, like, mesh=mesh), first, mesh)
 
     def evaluate(params: Any) -> dict[str, float]:
         scores, correct = {}, {}
@@ -67,6 +61,24 @@ def make_heldout(
         return rows
 
     return evaluate
+
+
+def compiled(
+    lower: Callable[[dict[str, Any]], jax.stages.Lowered], batch: Mapping[str, np.ndarray], mesh: Mesh
+) -> Callable[[Any, Mapping[str, np.ndarray]], Any]:
+    """(parameters, host batch) -> the scalars of a step as floats, for batches of the shapes of `batch`.
+
+    Args:
+        lower: from the abstract batch to the step, traced.
+    """
+    sharding = batch_shardings(mesh)
+    step = lower({k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in batch.items()}).compile()
+
+    def run(params: Any, batch: Mapping[str, np.ndarray]) -> Any:
+        on_mesh = {k: jax.make_array_from_callback(v.shape, sharding, v.__getitem__) for k, v in batch.items()}
+        return jax.tree.map(float, step(params, on_mesh))
+
+    return run
 
 
 def lower_heldout_step(

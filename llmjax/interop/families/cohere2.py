@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.interop.families.gpt import head
-from llmjax.interop.families.llama import SILU, SIZES, windows
+from llmjax.interop.families.llama import SILU, SIZES, decoder, windows
 from llmjax.interop.fields import constants, field, fixed, ignored, settings
 from llmjax.interop.fused import neighbours
 from llmjax.interop.mapping import Family, Row, linear, norm, same
@@ -56,12 +56,5 @@ def rows(c: ConfigDict) -> Iterator[Row]:
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family(
-        ("cohere2",),
-        COHERE2,
-        rows,
-        defaults={"sliding_window": 4096, "sliding_window_pattern": 4, "tie_word_embeddings": True},
-        ignored=(r"rotary_emb\.inv_freq$",),
-        renames=((r"^(?=(embed_tokens|layers|norm)\.)", "model."),),
-    ),
+    decoder("cohere2", COHERE2, rows, sliding_window=4096, sliding_window_pattern=4, tie_word_embeddings=True),
 )

@@ -3,14 +3,13 @@
 `glm` is the same without the norms after the branches.
 """
 
-import dataclasses
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.interop.families.gpt import head
-from llmjax.interop.families.llama import SILU, SIZES
+from llmjax.interop.families.llama import SILU, SIZES, decoder
 from llmjax.interop.fields import constants, field, settings
 from llmjax.interop.fused import concatenated, neighbours
 from llmjax.interop.mapping import Family, Row, linear, norm, same
@@ -53,12 +52,5 @@ def rows(c: ConfigDict) -> Iterator[Row]:
     yield from head(c, "lm_head", "model.embed_tokens")
 
 
-_GLM = Family(
-    ("glm",),
-    GLM,
-    rows,
-    defaults={"num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1.5625e-07},
-    ignored=(r"rotary_emb\.inv_freq$",),
-    renames=((r"^(?=(embed_tokens|layers|norm)\.)", "model."),),
-)
-FAMILIES: tuple[Family, ...] = (_GLM, dataclasses.replace(_GLM, model_types=("glm4",), entries=GLM4))
+_DEFAULTS = {"num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1.5625e-07}
+FAMILIES: tuple[Family, ...] = (decoder("glm", GLM, rows, **_DEFAULTS), decoder("glm4", GLM4, rows, **_DEFAULTS))

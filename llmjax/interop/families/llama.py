@@ -6,7 +6,7 @@ queries and keys, windows, experts and scales. `gemma.py` and `olmo.py` have mor
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -244,6 +244,14 @@ def family(
         other_rows=functools.partial(fused_expert_rows, expert_names) if expert_names else lambda c: (),
         **more,
     )
+
+
+def decoder(
+    model_type: str, entries: tuple[Entry, ...], rows: Callable[[ConfigDict], Iterable[Row]], **defaults: Any
+) -> Family:
+    """A model type with a table and rows of its own, whose tensors are named as Llama's are."""
+    ignored, renames = (r"rotary_emb\.inv_freq$",), ((r"^(?=(embed_tokens|layers|norm)\.)", "model."),)
+    return Family((model_type,), entries, rows, defaults=defaults, ignored=ignored, renames=renames)
 
 
 def _shared_experts() -> Entry:

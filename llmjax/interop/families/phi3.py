@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.interop.families.gpt import head
-from llmjax.interop.families.llama import SILU, SIZES, biases, windows
+from llmjax.interop.families.llama import SILU, SIZES, biases, decoder, windows
 from llmjax.interop.fields import constants, field
 from llmjax.interop.fused import concatenated
 from llmjax.interop.mapping import Family, Row, linear, norm, same
@@ -45,13 +45,4 @@ def rows(c: ConfigDict) -> Iterator[Row]:
     yield from head(c, "lm_head", "model.embed_tokens")
 
 
-FAMILIES: tuple[Family, ...] = (
-    Family(
-        ("phi3",),
-        PHI3,
-        rows,
-        defaults={"rms_norm_eps": 1e-5},
-        ignored=(r"rotary_emb\.inv_freq$",),
-        renames=((r"^(?=(embed_tokens|layers|norm)\.)", "model."),),
-    ),
-)
+FAMILIES: tuple[Family, ...] = (decoder("phi3", PHI3, rows, rms_norm_eps=1e-5),)

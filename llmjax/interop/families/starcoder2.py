@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.interop.families.gpt import BIASED, head
-from llmjax.interop.families.llama import SIZES, windows
+from llmjax.interop.families.llama import SIZES, decoder, windows
 from llmjax.interop.fields import ACTIVATIONS, constants, field, settings
 from llmjax.interop.mapping import Family, Row, linear, norm, same
 from llmjax.interop.rope import rope
@@ -46,12 +46,7 @@ def rows(c: ConfigDict) -> Iterator[Row]:
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family(
-        ("starcoder2",),
-        STARCODER2,
-        rows,
-        defaults={"num_key_value_heads": 2, "max_position_embeddings": 4096, "tie_word_embeddings": True},
-        ignored=(r"rotary_emb\.inv_freq$",),
-        renames=((r"^(?=(embed_tokens|layers|norm)\.)", "model."),),
+    decoder(
+        "starcoder2", STARCODER2, rows, num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True
     ),
 )

@@ -1,0 +1,96 @@
+"""Rows of small files that people make by hand or download: JSON lines, JSON, CSV and Parquet, each row a dict."""
+
+import csv
+import glob
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from llmjax.errors import UserError
+
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".csv", ".csv.gz")
+
+
+def files_of(sources: Iterable[str]) -> list[Path]:
+    """The files of `data.sources`: files, folders and globs. Raises UserError where there are none."""
+    found: list[Path] = []
+    for source in sources:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
+        elif path.is_file():
+            inside = [path]
+        else:
+            inside = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if name.endswith(SUFFIXES)]
+        if not inside:
+            raise UserError(f"data.sources: {source!r} has no file of conversations ({', '.join(SUFFIXES)})")
+        found += inside
+    return found
+
+
+def records(file: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    """(number from 1, row) of a file of any known suffix; a text in place of a row says why there is none."""
+    name = file.name
+    if not name.endswith(SUFFIXES):
+        raise UserError(f"{file}: conversations are read from {', '.join(SUFFIXES)}")
+    try:
+        if name.endswith(".parquet"):
+            yield from _parquet(file)
+            return
+        opened = gzip.open if name.endswith(".gz") else open
+        with opened(file, "rt", encoding="utf-8-sig", errors="replace", newline="") as stream:
+            if ".csv" in name:
+                csv.field_size_limit(1 << 30)
+                yield from enumerate(csv.DictReader(stream), start=1)
+            elif ".jsonl" in name:
+                yield from _lines(stream)
+            else:
+                yield from _whole(file, stream.read())
+    except (OSError, EOFError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+
+
+def _lines(lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            made = json.loads(line)
+        except ValueError as error:
+            yield number, f"no JSON: {error}"
+            continue
+        yield number, made if isinstance(made, dict) else f"no JSON object but {_kind(made)}"
+
+
+def _whole(file: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    """A JSON file: a list of rows, or, as some are, lines of JSON after all."""
+    try:
+        made = json.loads(text)
+    except ValueError as error:
+        if "\n{" in text:
+            yield from _lines(text.splitlines())
+            return
+        raise UserError(f"{file} is no JSON: {error}") from error
+    rows = made if isinstance(made, list) else [made]
+    for number, row in enumerate(rows, start=1):
+        yield number, row if isinstance(row, dict) else f"no JSON object but {_kind(row)}"
+
+
+def _parquet(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        number = 0
+        for batch in parquet.ParquetFile(file).iter_batches(batch_size=256):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", str: "a text", type(None): "null"}.get(type(value), f"a {type(value).__name__}")
