@@ -241,7 +241,7 @@ def kept_report(probabilities: np.ndarray, sizes: np.ndarray, labels: np.ndarray
             {
                 "threshold": threshold,
                 "documents_kept": float(keep.mean()),
-                "words_kept": float(sizes[keep].sum() / max(sizes.sum(), 1)),
+                "words_kept": int(sizes[keep].sum()) / max(int(sizes.sum()), 1),
                 "precision": right / max(int(keep.sum()), 1),
                 "recall": right / max(int(np.sum(labels > 0)), 1),
             }
