@@ -16,6 +16,7 @@ from llmjax.interop import command as interop_command
 from llmjax.parallel import processes
 from llmjax.post import command as post_command
 from llmjax.prepare import command as prepare_command
+from llmjax.retrieve import command as retrieve_command
 from llmjax.scaling import command as scaling_command
 from llmjax.startup import timings
 from llmjax.sweep import command as sweep_command
@@ -47,6 +48,8 @@ examples:
   llmjax plan --config configs/runs/llama2.py --topology v5p:8x8x8   does it fit, how fast is it, what does it cost
   llmjax sft --config configs/post/sft.py --config.train.init_from=runs/smollm2 --config.data.sources='["chats.jsonl"]'
   llmjax laws points.csv --parameters N --tokens D --loss loss       a scaling law of many runs
+  llmjax ask --db sales.sqlite 'Who bought most?'                    the SQL, which can only read, and its rows
+  llmjax ask --docs papers/ 'What do they say of birds?'             an answer whose quotes were checked
   llmjax config                                                      all settings and their meanings
 """
 
@@ -276,6 +279,7 @@ VERBS: dict[str, Verb] = {
     **prepare_command.VERBS,
     **eval_command.VERBS,
     **post_command.VERBS,
+    **retrieve_command.VERBS,
     **sweep_command.VERBS,
     "config": Verb(
         "list every setting, its value and its meaning", lambda verb: None, _print_settings, config="optional"

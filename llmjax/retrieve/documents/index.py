@@ -1,0 +1,410 @@
+"""The index of a folder of documents: their texts, blocks, words and vectors, in one SQLite file.
+
+SQLite's FTS5 ranks blocks by BM25 (Robertson and Zaragoza 2009; k1 1.2, b .75) over words stemmed by Porter's rules. An
+update is one transaction: a process that is killed leaves the index as it was. Only files whose size, time and content
+changed are read again. Vectors belong to an encoder and are made for the blocks that have none of it yet.
+"""
+
+import contextlib
+import re
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llmjax.errors import UserError
+from llmjax.retrieve.documents import blocks as cutting
+from llmjax.retrieve.documents import reading
+from llmjax.retrieve.documents.blocks import Block
+from llmjax.retrieve.documents.reading import File
+
+FILE = "index.sqlite"
+VERSION = "1"  # of the tables and of how texts are cut: an index of another version is made anew
+TOKENS = "porter unicode61 remove_diacritics 2"
+RRF = 60  # Cormack et al. 2009
+DEPTH = 100  # blocks of each ranking that are fused
+# Lucene's stop words. They would be found in nearly every block, which takes time and changes little.
+STOP_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "but",
+        "by",
+        "for",
+        "if",
+        "in",
+        "into",
+        "is",
+        "it",
+        "no",
+        "not",
+        "of",
+        "on",
+        "or",
+        "such",
+        "that",
+        "the",
+        "their",
+        "then",
+        "there",
+        "these",
+        "they",
+        "this",
+        "to",
+        "was",
+        "will",
+        "with",
+    ]
+)
+# Words that ask, in English and German: a passage need not have them to hold the answer.
+ASKING_WORDS = frozenset(
+    [
+        "what",
+        "when",
+        "where",
+        "which",
+        "who",
+        "whom",
+        "whose",
+        "why",
+        "how",
+        "many",
+        "much",
+        "long",
+        "often",
+        "did",
+        "do",
+        "does",
+        "has",
+        "have",
+        "had",
+        "can",
+        "could",
+        "would",
+        "should",
+        "were",
+        "been",
+        "you",
+        "me",
+        "i",
+        "we",
+        "tell",
+        "give",
+        "name",
+        "find",
+        "show",
+        "about",
+        "from",
+        "there's",
+        "was",
+        "wann",
+        "wer",
+        "wen",
+        "wem",
+        "wo",
+        "wie",
+        "warum",
+        "welche",
+        "welcher",
+        "welches",
+        "wieviele",
+        "viele",
+        "ist",
+        "sind",
+        "war",
+        "waren",
+        "hat",
+        "haben",
+        "wurde",
+        "wurden",
+        "der",
+        "die",
+        "das",
+        "den",
+        "dem",
+        "des",
+        "ein",
+        "eine",
+        "einen",
+        "und",
+        "oder",
+        "von",
+        "zu",
+        "in",
+        "im",
+        "für",
+        "mit",
+        "auf",
+    ]
+)
+TABLES = f"""
+CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT);
+CREATE TABLE files (path TEXT PRIMARY KEY, stamp TEXT, digest TEXT);
+CREATE TABLE documents (id INTEGER PRIMARY KEY, file TEXT, path TEXT, text TEXT);
+CREATE INDEX documents_of ON documents (file);
+CREATE TABLE blocks (id INTEGER PRIMARY KEY, document INTEGER, start INTEGER, stop INTEGER, heading TEXT);
+CREATE INDEX blocks_of ON blocks (document);
+CREATE VIRTUAL TABLE words USING fts5 (title, body, tokenize = '{TOKENS}');
+CREATE TABLE vectors (encoder TEXT, block INTEGER, data BLOB, PRIMARY KEY (encoder, block)) WITHOUT ROWID;
+"""
+Encode = Callable[[Sequence[str]], np.ndarray]  # texts -> unit vectors float32 (texts, D)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A block that was found."""
+
+    block: int
+    document: int
+    path: str  # of its document within the folder
+    start: int
+    end: int
+    heading: str
+    text: str
+    score: float
+
+
+@dataclass
+class Changes:
+    """What an update did, in files, documents and blocks."""
+
+    read: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    documents: int = 0
+    blocks: int = 0
+    unreadable: int = 0
+
+
+class Index:
+    """An index, opened for searching. Close it, or use it in `with`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the index in a folder, or begin an empty one there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / FILE
+        self._vectors: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._db = sqlite3.connect(self.path, isolation_level=None)
+        self._db.execute("PRAGMA trusted_schema=OFF")
+        try:
+            with self._writing():
+                made = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'about'").fetchone()
+                known = made and self._db.execute("SELECT value FROM about WHERE name = 'version'").fetchone()
+                if known != (VERSION,):
+                    for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+                        if name in ("about", "files", "documents", "blocks", "words", "vectors"):
+                            self._db.execute(f"DROP TABLE {name}")
+                    for statement in filter(str.strip, TABLES.split(";")):
+                        self._db.execute(statement)
+                    self._db.execute("INSERT INTO about VALUES ('version', ?)", (VERSION,))
+        except sqlite3.OperationalError as error:
+            if "fts5" in str(error):
+                raise UserError(
+                    "this Python's SQLite has no FTS5: use a Python of python.org, Debian or conda"
+                ) from error
+            raise
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{self.path} is damaged ({error}): remove it, and it is made anew") from error
+
+    def __enter__(self) -> "Index":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A transaction: all of its changes are kept, or none."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    # ------------------------------------------------------------------ updates
+
+    def update(self, path: Path, *, tell: Callable[[int, int], None] | None = None) -> Changes:
+        """Make the index that of a folder, or of a file: new and changed files are read, missing ones removed.
+
+        Args:
+            tell: called with the numbers of files that are done and of all.
+
+        Raises UserError for a path without a readable file.
+        """
+        files = reading.files_of(path)
+        changes = Changes()
+        with self._writing():
+            known = {p: (stamp, digest) for p, stamp, digest in self._db.execute("SELECT * FROM files")}
+            for file in known.keys() - {file.path for file in files}:
+                self._remove(file)
+                changes.removed += 1
+            for number, file in enumerate(files, start=1):
+                self._update_file(file, known.get(file.path), changes)
+                if tell is not None:
+                    tell(number, len(files))
+        self._vectors.clear()
+        return changes
+
+    def _update_file(self, file: File, known: tuple[str, str] | None, changes: Changes) -> None:
+        stamp = file.stamp
+        if known is not None and known[0] == stamp:
+            changes.unchanged += 1
+            return
+        digest = file.digest()
+        if known is not None and known[1] == digest:
+            changes.unchanged += 1
+        else:
+            changes.read += 1
+            self._remove(file.path)
+            for path, text, reason in reading.texts_of(file):
+                changes.unreadable += bool(reason)
+                if not reason:
+                    changes.documents += 1
+                    changes.blocks += self._add(file.path, path, text, cutting.cut(text), title=path)
+        self._db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (file.path, stamp, digest))
+
+    def add(self, documents: Iterable[tuple[str, str, str]]) -> None:
+        """Add documents (path, title, text) of no file, each as one block: collections with a known division."""
+        with self._writing():
+            for path, title, text in documents:
+                self._add("", path, text, [Block(0, len(text))], title=title)
+        self._vectors.clear()
+
+    def _add(self, file: str, path: str, text: str, found: Sequence[Block], *, title: str) -> int:
+        document = self._db.execute("INSERT INTO documents VALUES (NULL, ?, ?, ?)", (file, path, text)).lastrowid
+        name = re.sub(r"\.\w+(:\d+)?$", "", title) if file else title
+        for block in found:
+            row = (document, block.start, block.end, block.heading)
+            number = self._db.execute("INSERT INTO blocks VALUES (NULL, ?, ?, ?, ?)", row).lastrowid
+            above = f"{name} {block.heading}".replace("/", " ").replace("_", " ")
+            self._db.execute(
+                "INSERT INTO words (rowid, title, body) VALUES (?, ?, ?)",
+                (number, above, text[block.start : block.end]),
+            )
+        return len(found)
+
+    def _remove(self, file: str) -> None:
+        inner = "SELECT b.id FROM blocks b JOIN documents d ON d.id = b.document WHERE d.file = ?"
+        for table, column in (("words", "rowid"), ("vectors", "block"), ("blocks", "id")):
+            self._db.execute(f"DELETE FROM {table} WHERE {column} IN ({inner})", (file,))
+        self._db.execute("DELETE FROM documents WHERE file = ?", (file,))
+        self._db.execute("DELETE FROM files WHERE path = ?", (file,))
+
+    def embed(
+        self, encoder: str, encode: Encode, *, rows: int = 256, tell: Callable[[int, int], None] | None = None
+    ) -> int:
+        """Make the vectors of an encoder for the blocks that have none: their number. Each batch is kept when it is made."""
+        lacking = self._db.execute(
+            "SELECT b.id, w.title, w.body FROM blocks b JOIN words w ON w.rowid = b.id "
+            "WHERE b.id NOT IN (SELECT block FROM vectors WHERE encoder = ?)", (encoder,),
+        ).fetchall()  # fmt: skip
+        for first in range(0, len(lacking), rows):
+            some = lacking[first : first + rows]
+            vectors = encode([f"{title.strip()}\n{body}" for _, title, body in some]).astype(np.float32)
+            with self._writing():
+                made = [(encoder, row[0], vector.tobytes()) for row, vector in zip(some, vectors, strict=True)]
+                self._db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", made)
+            if tell is not None:
+                tell(min(first + rows, len(lacking)), len(lacking))
+        self._vectors.clear()
+        return len(lacking)
+
+    # ------------------------------------------------------------------ searches
+
+    def counts(self) -> tuple[int, int]:
+        """The numbers of documents and blocks."""
+        sql = "SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM blocks)"
+        documents, found = self._db.execute(sql).fetchone()
+        return documents, found
+
+    def lexical(self, question: str, *, k: int = DEPTH) -> list[tuple[int, float]]:
+        """(block, BM25) of the best blocks, the best first."""
+        words = query_words(question)
+        if not words:
+            return []
+        # Every word is a quoted string: the text of a user is never part of FTS5's own notation.
+        match = " OR ".join(f'"{word}"' for word in words)
+        rows = self._db.execute(
+            "SELECT rowid, -rank FROM words WHERE words MATCH ? ORDER BY rank, rowid LIMIT ?", (match, k)
+        )
+        return [(block, score) for block, score in rows]
+
+    def semantic(self, encoder: str, vector_D: np.ndarray, *, k: int = DEPTH) -> list[tuple[int, float]]:
+        """(block, cosine) of the blocks nearest to a unit vector, the nearest first: the exact product with all of them."""
+        if encoder not in self._vectors:
+            rows = self._db.execute("SELECT block, data FROM vectors WHERE encoder = ?", (encoder,)).fetchall()
+            ids = np.array([row[0] for row in rows], np.int64)
+            self._vectors[encoder] = (
+                ids,
+                np.stack([np.frombuffer(row[1], np.float32) for row in rows]) if rows else np.zeros((0, 1)),
+            )
+        ids, vectors_ND = self._vectors[encoder]
+        if not len(ids):
+            return []
+        scores_N = vectors_ND @ vector_D.astype(np.float32)
+        best = np.lexsort((ids, -scores_N))[:k]
+        return [(int(ids[i]), float(scores_N[i])) for i in best]
+
+    def passages(self, found: Sequence[tuple[int, float]]) -> list[Passage]:
+        """The blocks of a ranking with their texts."""
+        made = []
+        for block, score in found:
+            document, start, end, heading, path, text = self._db.execute(
+                "SELECT b.document, b.start, b.stop, b.heading, d.path, substr(d.text, b.start + 1, b.stop - b.start) "
+                "FROM blocks b JOIN documents d ON d.id = b.document WHERE b.id = ?", (block,),
+            ).fetchone()  # fmt: skip
+            made.append(Passage(block, document, path, start, end, heading, text, score))
+        return made
+
+    def coverage(self, question: str, passages: Sequence[Passage]) -> float:
+        """The largest share of a question's words, weighted by their rarity, that one of the passages has.
+
+        Words that ask are left out.
+        """
+        total = self.counts()[1]
+        weights = {}
+        for word in query_words(question):
+            if word in ASKING_WORDS:
+                continue
+            (have,) = self._db.execute("SELECT count(*) FROM words WHERE words MATCH ?", (f'"{word}"',)).fetchone()
+            weights[word] = float(np.log((total - have + 0.5) / (have + 0.5) + 1))
+        whole = sum(weights.values())
+        if not whole:
+            return 0.0
+        best = 0.0
+        for passage in passages:
+            rows = (
+                weight
+                for word, weight in weights.items()
+                if self._db.execute("SELECT 1 FROM words WHERE rowid = ? AND words MATCH ?", (passage.block, f'"{word}"')).fetchone()
+            )  # fmt: skip
+            best = max(best, sum(rows) / whole)
+        return best
+
+
+def query_words(question: str) -> list[str]:
+    """The words that a question is searched by: lower case, each once, without stop words."""
+    words = dict.fromkeys(re.findall(r"\w+", question.lower()))
+    return [word for word in words if word not in STOP_WORDS] or list(words)
+
+
+def fused(*rankings: Sequence[tuple[int, float]], k: int = RRF) -> list[tuple[int, float]]:
+    """Rankings as one by reciprocal ranks: the sum of 1 / (k + rank) (Cormack, Clarke and Buettcher 2009)."""
+    scores: dict[int, float] = {}
+    for ranking in rankings:
+        for rank, (item, _) in enumerate(ranking, start=1):
+            scores[item] = scores.get(item, 0.0) + 1 / (k + rank)
+    return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))

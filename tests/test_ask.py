@@ -1,0 +1,257 @@
+"""Questions to a database: the grammar has the schema, answers have their rows, what cannot be answered is refused."""
+
+import json
+import random
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import make, settings
+
+from llmjax.data.tokenizer import byte_tokenizer
+from llmjax.errors import UserError
+from llmjax.infer import asking, constrained
+from llmjax.infer.asking import Ask
+from llmjax.infer.engine import Engine
+from llmjax.retrieve import questions
+from llmjax.retrieve.database import ask, grammar
+from llmjax.retrieve.database.execute import Database, open_database
+from llmjax.retrieve.database.score import same_rows
+
+pytest.importorskip("llguidance")
+DATA = Path(__file__).parents[1] / ".." / "shared" / "data" / "apps"
+TODAY = "2025-01-31"
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory) -> Database:
+    path = tmp_path_factory.mktemp("shop") / "shop #1?.sqlite"
+    db = sqlite3.connect(path)
+    db.executescript(
+        """CREATE TABLE Customer (CustomerId INTEGER PRIMARY KEY, Name TEXT NOT NULL, Country TEXT);
+        CREATE TABLE "Order Details" (Id INTEGER PRIMARY KEY, CustomerId INTEGER REFERENCES Customer, "Unit Price" REAL, "group" TEXT,
+          OrderDate DATETIME);
+        CREATE TABLE Note (Text TEXT);
+        INSERT INTO Customer VALUES (1, 'Ana', 'Brazil'), (2, 'Ben', 'Kenya'), (3, 'Cai', 'Brazil'), (4, 'It''s me', NULL);
+        INSERT INTO "Order Details" VALUES (1, 1, 2.5, 'a', '2024-05-01'), (2, 1, 4.0, 'b', '2025-01-01'), (3, 2, 1.0, 'a', '2025-01-02');
+        INSERT INTO Note VALUES ('hello')"""
+    )
+    db.close()
+    return open_database(path)
+
+
+def answered(database: Database, question: str, *texts: str, form: str = "scoped") -> ask.Answer:
+    """The answer when a script writes the texts, each of which its grammar must accept."""
+    left = list(texts)
+
+    def write(asked: Ask) -> str:
+        text = left.pop(0)
+        assert not asked.grammar or grammar.accepts(asked.grammar, text), f"{text} is no sentence of\n{asked.grammar}"
+        return text
+
+    answer, _ = asking.scripted(ask.ask(database, question, today=TODAY, form=form), write)
+    assert not left
+    return answer
+
+
+def test_the_rows_of_the_statement_are_the_answer(database):
+    sql = """SELECT Customer.Name, ROUND(SUM("Order Details"."Unit Price"), 2) FROM Customer JOIN "Order Details" ON \
+"Order Details".CustomerId = Customer.CustomerId WHERE Customer.Country = 'Brazil' GROUP BY Customer.Name"""
+    answer = answered(database, "What did customers in Brazil spend?", "Customer, Order Details", sql)
+    assert answer.row() == {
+        "sql": sql, "columns": ["Name", answer.columns[1]], "rows": [["Ana", 6.5]], "cut": False, "refused": False, "reason": "",
+    }  # fmt: skip
+    shown = ask.table_text(answer)
+    assert sql in shown and "Ana" in shown and "6.5" in shown
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["Delete all customers", "please drop the notes!", "Update Ana's country to Kenya", "Could you insert a row?", "CREATE TABLE x (y)"],
+)  # fmt: skip
+def test_a_question_that_asks_for_a_change_is_refused_without_a_model(database, question):
+    answer = answered(database, question)
+    assert answer.refused and answer.sql is None and "only read" in answer.reason
+
+
+def test_a_question_without_a_table_is_refused(database):
+    answer = answered(database, "What is the shoe size of Ana?", "none")
+    assert answer.refused and answer.rows is None
+
+
+def test_a_statement_that_does_not_run_is_written_once_more_with_the_message(database):
+    seen = []
+
+    def write(asked: Ask) -> str:
+        seen.append(asked.prompts[0][-1]["content"])
+        return (
+            "SELECT x.Name FROM Customer c"
+            if len(seen) == 1
+            else "SELECT c.Name FROM Customer c ORDER BY c.Name LIMIT 1"
+        )
+
+    answer, _ = asking.scripted(ask.ask(database, "Who is first?", today=TODAY, form="full"), write)
+    assert answer.rows == (("Ana",),)
+    assert "no such column: x.Name" in seen[1]
+    answer, transcript = asking.scripted(
+        ask.ask(database, "Who?", today=TODAY, form="none"), lambda asked: "SELECT Nam FROM Customer"
+    )
+    assert answer.refused and "no such column: Nam" in answer.reason and len(transcript) == 2
+
+
+def test_the_prompt_has_the_schema_its_first_rows_and_the_values_of_the_question(database):
+    seen = []
+    asking.scripted(
+        ask.ask(database, "Which customers live in brazil?", today=TODAY, form="full"),
+        lambda asked: seen.append(asked.prompts) or "SELECT Name FROM Customer",
+    )
+    full, bare, short = (messages[-1]["content"] for messages in seen[0])
+    assert "FOREIGN KEY (CustomerId) REFERENCES Customer (CustomerId)" in full and "-- 1 | Ana | Brazil" in full
+    assert "Customer.Country has 'Brazil'" in short and "-- 1 | Ana" not in bare and TODAY in short
+
+
+def test_full_grammar_accepts_what_people_write_and_no_invented_name(database):
+    accepted = grammar.full(database.schema)
+    for sql in (
+        "SELECT COUNT(*) FROM Customer WHERE Country='Brazil'", "select name from customer",
+        "SELECT c.Name, COUNT(*) n FROM Customer c LEFT JOIN \"Order Details\" o ON o.CustomerId=c.CustomerId GROUP BY c.CustomerId HAVING n>1",
+        "SELECT Name FROM Customer WHERE NOT EXISTS (SELECT 1 FROM \"Order Details\" o WHERE o.CustomerId=Customer.CustomerId);",
+        "WITH t AS (SELECT CustomerId, SUM(\"Unit Price\") s FROM \"Order Details\" GROUP BY CustomerId) SELECT MAX(s) FROM t",
+        "SELECT CASE WHEN Country IS NULL THEN 'none' ELSE Country END FROM Customer ORDER BY 1 DESC LIMIT 3",
+        "SELECT strftime('%Y', OrderDate) y, ROUND(AVG(\"Unit Price\"), 1) FROM \"Order Details\" WHERE \"group\" IN ('a','b') GROUP BY y",
+        "SELECT Name FROM Customer UNION SELECT Text FROM Note", "SELECT Name FROM (SELECT Name, Country FROM Customer) WHERE Country = 'It''s'",
+        "SELECT Name, RANK() OVER (PARTITION BY Country ORDER BY Name) FROM Customer", "SELECT -1 + 2.5 * (3 - 1)",
+    ):  # fmt: skip
+        assert grammar.accepts(accepted, sql), sql
+        assert not database.query(sql).refused, sql
+    for sql in (
+        "SELECT ShoeSize FROM Customer", "SELECT Name FROM Customers", "SELECT Name FROM sqlite_master", "SELECT printf('x')",
+        "SELECT load_extension('x')", "DELETE FROM Customer", "SELECT 1; SELECT 2", "PRAGMA x", "SELECT", "SELECT Name FROM", "Name",
+        "SELECT c.Salary FROM Customer c", "SELECT Customer.Text FROM Customer", "SELECT 1 -- x", "WITH t AS (DELETE FROM Note) SELECT 1",
+    ):  # fmt: skip
+        assert not grammar.accepts(accepted, sql), sql
+
+
+def sentence(constraint: str, rng: random.Random) -> str:
+    """A random sentence of a grammar: each byte is drawn from those that may come next."""
+    tokenizer = byte_tokenizer()
+    state = constrained.compiled(constrained.vocabulary(tokenizer), "grammar", constraint)
+    ids: list[int] = []
+    while not state.is_stopped() and len(ids) < 2000:
+        bits = np.unpackbits(np.frombuffer(state.compute_bitmask(), np.uint8), bitorder="little")
+        able = np.flatnonzero(bits).tolist()
+        token = rng.choice(able)
+        if token == tokenizer.end_id:
+            break
+        state.consume_token(token)
+        ids.append(token)
+    return tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("count", [pytest.param(12, id="few"), pytest.param(200, id="many", marks=pytest.mark.slow)])
+def test_whatever_is_written_under_the_scoped_grammar_runs(database, count):
+    schema, rng = database.schema, random.Random(1)
+    scopes = [["Customer"], ["Order Details", "Customer"], ["Note"]]
+    for i in range(count):
+        sql = sentence(grammar.scoped(schema, schema.joined(scopes[i % 3])), rng)
+        result = database.query(sql)
+        assert not result.refused, (sql, result)
+
+
+def test_tables_are_joined_by_the_shortest_way(database):
+    schema = database.schema
+    assert [join.table for join in schema.joined(["Order Details", "Customer"])] == ["Order Details", "Customer"]
+    assert [join.table for join in schema.joined(["Note", "Customer"])] == ["Note"]  # nothing connects them
+
+
+def test_the_grammar_accepts_every_reference_of_chinook_and_they_give_their_rows():
+    if not (DATA / "chinook_questions.jsonl").is_file():
+        pytest.skip("the data folder is not here")
+    rows = [json.loads(line) for line in (DATA / "chinook_questions.jsonl").read_text().splitlines()]
+    database = open_database(DATA / "chinook.sqlite")
+    accepted = grammar.full(database.schema)
+    asked = [row for row in rows if row["sql"]]
+    assert len(asked) >= 15
+    assert [row["sql"] for row in asked if not grammar.accepts(accepted, row["sql"])] == []
+    for row in asked:
+        result = database.query(row["sql"])
+        assert same_rows(result.rows, row["rows"], ordered=row["ordered"]), row["question"]
+
+
+def test_results_are_compared_as_multisets_or_in_order():
+    assert same_rows([(1, "a"), (2.0000001, "b")], [[2, "b"], [1.0, "a"]], ordered=False)
+    assert not same_rows([(1,), (1,), (2,)], [[1], [2], [2]], ordered=False)
+    assert not same_rows([(1,), (2,)], [[2], [1]], ordered=True)
+    assert not same_rows([(1, 2)], [[2, 1]], ordered=False)
+    assert not same_rows([(1,)], [[1], [1]], ordered=False)
+    assert same_rows([(None, "x")], [[None, "x"]], ordered=True)
+
+
+def test_a_random_model_answers_a_file_whose_answers_can_be_replayed(tmp_path):
+    """Whatever the model, each statement runs; the same command again does nothing; the transcript gives the same answers."""
+    db = sqlite3.connect(tmp_path / "pets.sqlite")
+    db.executescript("CREATE TABLE Pet (Name TEXT, Age INT); INSERT INTO Pet VALUES ('Ada', 3), ('Bo', 5)")
+    db.close()
+    database = open_database(tmp_path / "pets.sqlite")
+    module, params = make(settings(vocab_size=320))
+    engine = Engine(module, params, byte_tokenizer(), slots=2, length=640, steps=8)
+    file, out, kept = tmp_path / "q.jsonl", tmp_path / "a.jsonl", tmp_path / "t.jsonl"
+    file.write_text('{"question": "Who is old?", "id": "k"}\n\n{"question": "How many pets?", "extra": 1}\n')
+
+    def start(question, setting=None):
+        return ask.ask(database, question, today=TODAY)
+
+    given = questions.read(file)
+    assert [question.id for question in given] == ["k", 3]
+    counts = questions.answer_file(engine, given, start, out=out, transcript=kept, setting={"today": TODAY})
+    assert counts["answered before"] == 0 and counts["failed"] == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {row["id"] for row in rows} == {"k", 3}
+    assert all({"question", "sql", "rows", "refused"} <= row.keys() for row in rows)
+    counts = questions.answer_file(engine, given, start, out=out, transcript=kept, setting={"today": TODAY})
+    assert counts == {"answered before": 2, "answered": 0, "refused": 0, "failed": 0}
+    assert [difference for _, difference in questions.replay(kept, start)] == ["", ""]
+    changed = [json.loads(line) for line in kept.read_text().splitlines()]
+    for row in changed:
+        row["answer"]["rows"] = [["Someone else"]]
+    kept.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    assert all("Someone else" in difference for _, difference in questions.replay(kept, start))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{}", "q.jsonl:1: a row must be an object with a text in question"), ("x", "q.jsonl:1: this is no JSON"),
+     ('{"question": "a", "id": 2}\n{"question": "b"}', "q.jsonl:2: the id 2 comes twice")],
+)  # fmt: skip
+def test_a_wrong_row_is_an_error_with_its_line(tmp_path, text, message):
+    (tmp_path / "q.jsonl").write_text(text)
+    with pytest.raises(UserError, match=message):
+        questions.read(tmp_path / "q.jsonl")
+
+
+def test_what_is_no_database_is_an_error(tmp_path):
+    (tmp_path / "x.txt").write_text("hello, this is text")
+    for path, message in (
+        (tmp_path / "x.txt", "no file of SQLite"),
+        (tmp_path / "y", "there is no database"),
+        (tmp_path, "no .parquet"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_database(path)
+    damaged = tmp_path / "d.sqlite"
+    damaged.write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 20)
+    with pytest.raises(UserError, match="cannot read"):
+        _ = open_database(damaged).schema
+
+
+def test_a_database_in_wal_mode_is_read_without_a_trace(tmp_path):
+    path = tmp_path / "wal.sqlite"
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("CREATE TABLE t (a)")
+    db.execute("INSERT INTO t VALUES (5)")
+    db.commit()
+    db.close()
+    assert open_database(path).query("SELECT a FROM t").rows == ((5,),)
+    assert [p.name for p in tmp_path.iterdir()] == ["wal.sqlite"]
