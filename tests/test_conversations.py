@@ -184,3 +184,22 @@ def test_published_files_are_read(name, count):
 def test_the_trees_of_open_assistant_have_212_rankings():
     found = list(read(DATA / "instruct/oasst_100_trees.jsonl.gz"))
     assert sum(len(row.ranks) > 1 for row in found if isinstance(row, Row)) == 212
+
+
+def test_answers_that_a_teacher_wrote_to_their_end_are_rows(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    rows = [{"id": 1, "prompt": "ask", "text": "said", "finish": "eos", "tokens": 2, "log_probability": -1.0}]
+    rows += [{**rows[0], "id": 2, "finish": "length"}, {"id": 3, "error": "too long"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole, cut, failed = read(path)
+    assert (whole.prompt, whole.answers) == ("ask", ("said",))
+    assert "ended by 'length'" in cut.reason and "lacks columns of written" in failed.reason
+
+
+def test_labels_of_texts_are_names_or_numbers(tmp_path):
+    path = tmp_path / "labelled.jsonl"
+    rows = [{"text": "a", "label": 0}, {"text": "a", "text_b": "b", "label": "yes"}, {"text": "a", "label": None}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    number, name, missing = read(path)
+    assert (number.prompt, number.label, number.second) == ("a", 0, "") and (name.label, name.second) == ("yes", "b")
+    assert "give the name of a class, or a number" in missing.reason

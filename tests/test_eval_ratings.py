@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers import tiny_config
 
+from llmjax.data import conversations
 from llmjax.data.tokenizer import byte_tokenizer
 from llmjax.eval import judge, rate, ratings
 from llmjax.eval.ratings import Pair
@@ -184,6 +185,76 @@ def test_the_terminal_rates_too(tmp_path):
     saved = ratings.read(session.path)
     assert len(saved) == 2 and saved[1].choice == "tie" and saved[0].choice == saved[0].order[0]
     assert not any("model-" in text for text in said[:-1])
+
+
+TRIPLES = [Pair(f"question {i}", tuple(f"answer {i} of {x}" for x in "xyz"), ("x", "y", "z")) for i in range(6)]
+
+
+def test_a_ranking_says_what_its_pairs_say_and_is_read_back(tmp_path):
+    path = tmp_path / "r.jsonl"
+    scores = {"fluency": (5, None, 1), "harm": (1, 1, 3)}
+    made = ratings.rank(TRIPLES[0], rater="r", ranks=(2, 1, 2), scores=scores, order=(2, 0, 1), now=1.0)
+    ratings.append(path, made)
+    assert ratings.read(path) == [made]
+    assert [(p.systems, p.choice, p.order) for p in made.pairs()] == [
+        (("x", "y"), 1, (0, 1)), (("x", "z"), "tie", (1, 0)), (("y", "z"), 0, (1, 0)),
+    ]  # fmt: skip
+    said = ratings.summary([made, rated(0, 0, systems=("x", "y"))])
+    assert "4 ratings by 1 raters" in said and "x, fluency: 5.00 of 5" in said and "z, harm: 3.00 of 5" in said
+    for wrong in (
+        {"ranks": (1, 2)},
+        {"ranks": (1, 2, 4)},
+        {"scores": {"fluency": (6, 1, 1)}},
+        {"scores": {"charm": (1, 1, 1)}},
+    ):
+        with pytest.raises(ValueError, match=r"ranks=|scores of"):
+            ratings.rank(TRIPLES[0], rater="r", order=(0, 1, 2), **{"ranks": (1, 2, 3), "scores": {}, **wrong})
+
+
+def test_answers_are_ranked_and_scored_blind_on_the_page(tmp_path):
+    session = rate.Session(TRIPLES, tmp_path / "r.jsonl", scales=("fluency",))
+    with rate.make_server(session) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        port = server.server_port
+        for _ in range(len(TRIPLES)):
+            text = ask(port, path="/?rater=ann")[1]
+            _, pair = session.next_of("ann")
+            order = session.order(pair, "ann")
+            assert 'name="rank-2"' in text and 'name="fluency-0"' in text
+            fields = {"rater": "ann", "pair": ratings.pair_key(pair)}
+            fields |= {f"rank-{place}": str(answer + 1) for place, answer in enumerate(order)}  # x, y, z
+            assert ask(port, {**fields, "rank-1": "9"})[0] == 400 and ask(port, {**fields, "rank-1": ""})[0] == 400
+            assert ask(port, {**fields, "fluency-0": "4"})[0] == 200
+        server.shutdown()
+        thread.join()
+    saved = ratings.read(session.path)
+    assert [one.ranks for one in saved] == [(1, 2, 3)] * len(TRIPLES)
+    assert all(one.scores["fluency"][one.order[0]] == 4 and one.scores["fluency"].count(None) == 2 for one in saved)
+    assert len({one.order for one in saved}) > 1
+    assert list(ratings.bradley_terry(ratings.pairwise(saved), draws=2)) == ["x", "y", "z"]
+
+
+def test_answers_are_ranked_in_the_terminal(tmp_path):
+    session = rate.Session(TRIPLES[:2], tmp_path / "r.jsonl", scales=("honesty",))
+    said, answers = [], iter(["1 2", "5 5 5", "3 1 2", "- 5 1", "q"])
+    rate.in_terminal(session, rater="t", ask=lambda _: next(answers), say=said.append)
+    [saved] = ratings.read(session.path)
+    assert [saved.ranks[i] for i in saved.order] == [3, 1, 2]
+    assert [saved.scores["honesty"][i] for i in saved.order] == [None, 5, 1]
+    assert any("again" in text for text in said)
+
+
+def test_ratings_and_rankings_are_rows_to_learn_from(tmp_path):
+    path = tmp_path / "r.jsonl"
+    for row in (rated(0, 1), rated(1, "tie"), rated(2, None)):
+        ratings.append(path, row)
+    ratings.append(path, ratings.rank(TRIPLES[0], rater="r", ranks=(2, 1, 2), scores={}, order=(0, 1, 2)))
+    ratings.append(path, ratings.rank(TRIPLES[1], rater="r", ranks=(1, 1, 1), scores={}, order=(0, 1, 2)))
+    first, tie, failed, ranked, level = conversations.read(path)
+    assert (first.prompt, first.answers, first.ranks) == ("q0", ("one", "two"), (1.0, 0.0))
+    assert (tie.reason, failed.reason) == ("the answers tie", "the judgement failed")
+    assert ranked.ranks == (2.0, 1.0, 2.0) and "all answers tie" in level.reason
 
 
 def test_a_judge_that_loves_a_place_says_ties_and_one_that_fails_says_nothing():

@@ -12,8 +12,11 @@ given back with its reason, its file and its number, and costs itself alone.
     prompt + completion + label           unpaired: true is good
     prompt + completions | responses + ranks | scores | ratings   a ranking, the best first or with numbers
     input + output_1 + output_2 + label   LLMBar's pairs: 1 or 2 is better
+    rater + prompt + answers + choice | ranks   ratings of `llmjax rate`
+    prompt + text + finish                answers of `llmjax generate --out`, if they came to an end
     prompt with replies                   OpenAssistant's trees: conversations along the best answers, and rankings
     id + parent_id + instruction + output H2O's trees: one conversation a leaf
+    text [+ text_b] + label               a text, or two, of a class or with a number
     prompt                                a prompt alone, for rewards; the other columns go with it
 """
 
@@ -47,6 +50,8 @@ class Row:
     answers: tuple[Text, ...] = ()
     ranks: tuple[float, ...] = ()
     good: bool | None = None  # unpaired feedback: the only answer is good or bad
+    label: str | float | None = None  # of a text (the prompt): its class, or a number
+    second: str = ""  # a second text that the label is about
     margin: float = 0.0  # by how much the first answer of a pair is better
     tools: list[Any] | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)  # for the template (`chat_template_kwargs`)
@@ -176,6 +181,31 @@ def _ranking(record: Mapping[str, Any]) -> Iterable[Row]:
     yield Row(_text(record, "prompt"), made, ranks, **_beside(record, "prompt", answers_in, numbers_in or ""))
 
 
+def _rating(record: Mapping[str, Any]) -> Iterable[Row]:
+    answers = record["answers"]
+    if not isinstance(answers, list) or not all(isinstance(answer, str) and answer for answer in answers):
+        raise RowError("answers is no list of texts")
+    if "ranks" in record:
+        given = record["ranks"]
+    elif record["choice"] in (0, 1) and not isinstance(record["choice"], bool):
+        given = [record["choice"], 1 - record["choice"]]  # the better answer has the smaller rank
+    else:
+        raise RowError("the answers tie" if record["choice"] == "tie" else "the judgement failed")
+    if not isinstance(given, list) or len(given) != len(answers) or not all(isinstance(r, int | float) for r in given):
+        raise RowError(f"ranks is {_short(given)}: give a number for each of the {len(answers)} answers")
+    if len(set(given)) == 1:
+        raise RowError("all answers tie, so the row prefers none")
+    beside = _beside(record, "rater", "time", "prompt", "answers", "choice", "ranks", "order", "systems")
+    yield Row(_text(record, "prompt"), tuple(answers), tuple(map(float, given)), **beside)
+
+
+def _written(record: Mapping[str, Any]) -> Iterable[Row]:
+    if record["finish"] not in ("eos", "stop"):
+        raise RowError(f"the answer ended by {record['finish']!r}, and would be learnt as a whole one")
+    beside = _beside(record, "prompt", "text", "finish", "tokens", "log_probability")
+    yield Row(_text(record, "prompt"), (_plain(record, "text"),), **beside)
+
+
 def _llmbar(record: Mapping[str, Any]) -> Iterable[Row]:
     if record["label"] not in (1, 2):
         raise RowError(f"label is {record['label']!r}: give 1 or 2, the better output")
@@ -185,6 +215,14 @@ def _llmbar(record: Mapping[str, Any]) -> Iterable[Row]:
         raise RowError("both outputs are the same")
     asked = [{"role": "user", "content": _plain(record, "input")}]
     yield Row(asked, answers, (0.0, 1.0), **_beside(record, "input", "output_1", "output_2", "label"))
+
+
+def _labelled(record: Mapping[str, Any]) -> Iterable[Row]:
+    label = record["label"]
+    if isinstance(label, bool) or not isinstance(label, str | int | float) or label == "":
+        raise RowError(f"label is {label!r}: give the name of a class, or a number")
+    second = str(record.get("text_b") or "")
+    yield Row(_plain(record, "text"), label=label, second=second, **_beside(record, "text", "text_b", "label"))
 
 
 def _prompt(record: Mapping[str, Any]) -> Iterable[Row]:
@@ -259,6 +297,8 @@ def _h2o(file: Path) -> Iterator[Row | Rejected]:
 FORMATS: dict[str, tuple[tuple[tuple[str, ...], ...], Callable[[Mapping[str, Any]], Iterable[Row]]]] = {
     # name: (columns that it needs, of each tuple one), reader. The first that fits is taken.
     "messages": ((("messages",),), _messages),
+    "rating": ((("rater",), ("prompt",), ("answers",), ("choice", "ranks")), _rating),
+    "written": ((("prompt",), ("text",), ("finish",)), _written),
     "preference": ((("chosen",), ("rejected",)), _preference),
     "ranking": ((("prompt",), ("completions", "responses")), _ranking),
     "prompt and completion": ((("prompt",), ("completion",)), _completion),
@@ -267,6 +307,7 @@ FORMATS: dict[str, tuple[tuple[tuple[str, ...], ...], Callable[[Mapping[str, Any
     "H2O": ((("id",), ("parent_id",), ("instruction", "prompt"), ("output", "response")), _alpaca),
     "Alpaca": ((("instruction",), ("output", "response")), _alpaca),
     "tree": ((("message_tree_id",), ("prompt",)), _tree),
+    "text and label": ((("text",), ("label",)), _labelled),
     "prompt": ((("prompt",),), _prompt),
 }
 

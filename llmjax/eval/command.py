@@ -59,6 +59,11 @@ def _add_rate(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--judge", type=Path, metavar="RUN", help="let the chat model of this run rate each pair, in both orders"
     )
+    verb.add_argument("--rank", action="store_true", help="show all answers to a prompt together, to be ranked")
+    verb.add_argument(
+        "--scores", default="", metavar="NAME,...",
+        help="rank, and ask for scores from 1 to 5: fluency, coherence, relevance, helpfulness, honesty, harm, or all of them",
+    )  # fmt: skip
     verb.add_argument("--seed", type=number(int, SEED), default=0, help="seed of the order in which answers are shown")
 
 
@@ -72,7 +77,13 @@ def _rate(args: argparse.Namespace, _: ConfigDict) -> int:
             raise UserError(f"{args.to} has no ratings yet: give files with answers to rate")
         print(ratings.summary(found))
         return 0
-    session = rating.Session(ratings.read_pairs(args.answers), args.to, seed=args.seed)
+    scales = ratings.SCALES if args.scores == "all" else tuple(name for name in args.scores.split(",") if name)
+    if unknown := set(scales) - set(ratings.SCALES):
+        raise UserError(f"--scores {', '.join(sorted(unknown))}: give all, or of {', '.join(ratings.SCALES)}")
+    if args.judge and (args.rank or scales):
+        raise UserError("a judge compares pairs: leave --rank and --scores out")
+    pairs = ratings.read_pairs(args.answers, together=args.rank or bool(scales))
+    session = rating.Session(pairs, args.to, seed=args.seed, scales=scales)
     if args.judge:
         from llmjax.eval import judge
         from llmjax.infer.language_model import load

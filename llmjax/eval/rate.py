@@ -4,8 +4,9 @@ Raters do not see which system gave an answer, and the order is random. A rating
 """
 
 import contextlib
+import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,17 +16,34 @@ from urllib.parse import parse_qs, urlsplit
 import jinja2
 
 from llmjax.errors import UserError
-from llmjax.eval.ratings import Choice, Pair, Rating, append, pair_key, rate, read, shown_order, summary
+from llmjax.eval.ratings import (
+    BEST,
+    WORST,
+    Choice,
+    Pair,
+    Ranking,
+    Rating,
+    append,
+    pair_key,
+    rank,
+    rate,
+    read,
+    shown_order,
+    summary,
+)
 
 BODY_LIMIT = 1 << 16
 PAGE = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
 
 
 class Session:
-    """The pairs to rate, and the file for the ratings."""
+    """The pairs to rate, or the answers to rank, and the file for the ratings.
 
-    def __init__(self, pairs: Sequence[Pair], path: Path, *, seed: int = 0) -> None:
-        self.pairs, self.path, self.seed = list(pairs), path, seed
+    With `scales`, or with more than two answers, ratings are rankings and have scores.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], path: Path, *, seed: int = 0, scales: Sequence[str] = ()) -> None:
+        self.pairs, self.path, self.seed, self.scales = list(pairs), path, seed, tuple(scales)
         self._by_key = {pair_key(pair): pair for pair in self.pairs}
         self._lock = threading.Lock()
         self._done = {(r.rater, r.key) for r in read(path)}
@@ -39,7 +57,11 @@ class Session:
         """Whether the rater has rated the pair."""
         return (rater, pair_key(pair)) in self._done
 
-    def order(self, pair: Pair, rater: str) -> tuple[int, int]:
+    def ranks(self, pair: Pair) -> bool:
+        """Whether the answers are ranked, rather than that one is chosen."""
+        return bool(self.scales) or len(pair.answers) > 2
+
+    def order(self, pair: Pair, rater: str) -> tuple[int, ...]:
         """The order in which the rater sees the answers."""
         return shown_order(pair, rater=rater, seed=self.seed)
 
@@ -61,6 +83,45 @@ class Session:
             self._done.add((rater, key))
         return rating
 
+    def save_ranking(
+        self, rater: str, key: str, ranks: Sequence[int], scores: Mapping[str, Sequence[int | None]]
+    ) -> Ranking | None:
+        """Save ranks and scores, which are in the order in which the answers were shown. None if they were rated before.
+
+        Raises UserError for answers, ranks or scores that cannot be.
+        """
+        pair = self._by_key.get(key)
+        if pair is None or not self.ranks(pair) or not rater.strip():
+            raise UserError("there are no such answers, or no rater")
+        order = self.order(pair, rater)
+        if any(len(given) != len(order) for given in (ranks, *scores.values())):
+            raise UserError(f"give a rank, and of each scale a score or nothing, for each of the {len(order)} answers")
+        places = [order.index(i) for i in range(len(order))]  # of each answer, where it was shown
+        turned = {name: [given[place] for place in places] for name, given in scores.items()}
+        made = rank(pair, rater=rater, ranks=[ranks[place] for place in places], scores=turned, order=order)
+        with self._lock:
+            if (rater, key) in self._done:
+                return None
+            append(self.path, made)
+            self._done.add((rater, key))
+        return made
+
+
+def _ranking_of(session: Session, fields: Mapping[str, str]) -> tuple[list[int], dict[str, list[int | None]]]:
+    """Ranks and scores of a form, whose fields are rank-I and SCALE-I by the place I. Raises UserError for what is no number."""
+    count = max(
+        (int(name.removeprefix("rank-")) + 1 for name in fields if re.fullmatch(r"rank-\d{1,3}", name)), default=0
+    )
+    try:
+        ranks = [int(fields[f"rank-{i}"]) for i in range(count)]
+        scores = {
+            scale: [int(said) if (said := fields.get(f"{scale}-{i}", "")) else None for i in range(count)]
+            for scale in session.scales
+        }
+    except (KeyError, ValueError) as error:
+        raise UserError(f"the form lacks a number ({error})") from error
+    return ranks, scores
+
 
 def page(session: Session, rater: str) -> str:
     """The page for a rater: the next pair, without the names of the systems."""
@@ -69,9 +130,10 @@ def page(session: Session, rater: str) -> str:
     if found is None:
         return PAGE.get_template("rate.html").render(known, pair=None)
     done, pair = found
-    first, second = (pair.answers[i] for i in session.order(pair, rater))
-    shown = {"pair": pair, "key": pair_key(pair), "first": first, "second": second, "done": done}
-    return PAGE.get_template("rate.html").render(known, **shown)
+    answers = [pair.answers[i] for i in session.order(pair, rater)]
+    shown = {"pair": pair, "key": pair_key(pair), "answers": answers, "done": done}
+    told = {"ranks": session.ranks(pair), "scales": session.scales, "best": BEST}
+    return PAGE.get_template("rate.html").render(known, **shown, **told)
 
 
 def make_server(session: Session, *, port: int = 0) -> ThreadingHTTPServer:
@@ -92,8 +154,12 @@ def make_server(session: Session, *, port: int = 0) -> ThreadingHTTPServer:
                 name: values[0] for name, values in parse_qs(self.rfile.read(size).decode("utf-8", "replace")).items()
             }
             rater = fields.get("rater", "").strip()
+            key = fields.get("pair", "")
             try:
-                session.save(rater, fields.get("pair", ""), fields.get("shown", ""))
+                if "rank-0" in fields:
+                    session.save_ranking(rater, key, *_ranking_of(session, fields))
+                else:
+                    session.save(rater, key, fields.get("shown", ""))
             except UserError as error:
                 return self._send(HTTPStatus.BAD_REQUEST, str(error))
             self._send(HTTPStatus.OK, page(session, rater))
@@ -137,11 +203,13 @@ def in_terminal(
     """Rate in the terminal until all pairs are rated, the input ends or the rater types q."""
     while (found := session.next_of(rater)) is not None:
         done, pair = found
-        first, second = (pair.answers[i] for i in session.order(pair, rater))
-        say(
-            f"\n[{done + 1} of {len(session.pairs)}]\n{pair.prompt}\n\n--- answer 1\n{first}\n\n--- answer 2\n{second}\n"
-        )
+        texts = [f"--- answer {n}\n{pair.answers[i]}\n" for n, i in enumerate(session.order(pair, rater), start=1)]
+        say("\n".join([f"\n[{done + 1} of {len(session.pairs)}]\n{pair.prompt}\n", *texts]))
         try:
+            if session.ranks(pair):
+                if not _rank_in_terminal(session, pair, rater, ask or input, say):
+                    break
+                continue
             said = (ask or input)("better: 1, 2, or 3 for equally good; q ends: ").strip().lower()
         except EOFError:
             break
@@ -151,3 +219,31 @@ def in_terminal(
         if shown is not None:
             session.save(rater, pair_key(pair), shown)
     say(summary(read(session.path)))
+
+
+def _rank_in_terminal(
+    session: Session, pair: Pair, rater: str, ask: Callable[[str], str], say: Callable[[str], None]
+) -> bool:
+    """Ask for ranks and scores of the answers as they were shown; False when the rater ends."""
+    count = len(pair.answers)
+
+    def numbers(question: str, missing: str = "") -> list[int | None] | None:
+        said = ask(question).strip().lower()
+        return None if said == "q" else [None if one == missing else int(one) for one in said.split()]
+
+    try:
+        ranks = numbers(
+            f"ranks of answers 1 to {count}, 1 the best, such as {' '.join(map(str, range(1, count + 1)))}; q ends: "
+        )
+        scores: dict[str, list[int | None]] = {}
+        for scale in session.scales if ranks is not None else ():
+            given = numbers(f"{scale} of answers 1 to {count}, {WORST} to {BEST}, or -: ", "-")
+            if given is None:
+                return False
+            scores[scale] = given
+        if ranks is None:
+            return False
+        session.save_ranking(rater, pair_key(pair), [one or 0 for one in ranks], scores)
+    except (ValueError, UserError) as error:
+        say(f"{error}; again")
+    return True

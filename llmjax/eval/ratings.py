@@ -1,15 +1,18 @@
-"""Ratings of pairs of answers: their file, the strengths of systems, and the agreement of raters.
+"""Ratings of answers: their file, the strengths of systems, and the agreement of raters.
 
 A file of ratings is JSON Lines, on which reward models can train. Each row has "rater", "time" (seconds since 1970),
 "prompt", "answers" (two texts), "systems" (their names), "order" ([0, 1] or [1, 0], how the answers were shown) and
 "choice": 0 or 1, the index of the better answer in "answers"; "tie"; or null for a failed judgement, which does not count.
+A row of K answers has in place of "choice" their "ranks" (1 is best, equal ones tie) and "scores" from 1 to 5, by the names
+of `SCALES`. Whatever compares two answers takes it for its K (K - 1) / 2 pairs.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,16 +24,18 @@ from llmjax.eval import local_data, statistics
 
 Choice = int | str | None
 CHOICES: tuple[Choice, ...] = (0, 1, "tie", None)
+SCALES = ("fluency", "coherence", "relevance", "helpfulness", "honesty", "harm")  # 5 is most: of harm the worst
+BEST, WORST = 5, 1  # scores
 ELO_SCALE, ELO_MEAN = 400 / math.log(10), 1000.0
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt with two answers."""
+    """A prompt with two answers, or with several that are to be ranked."""
 
     prompt: str
-    answers: tuple[str, str]
-    systems: tuple[str, str]
+    answers: tuple[str, ...]
+    systems: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,9 @@ class Rating:
     time: float
     choice: Choice
     prompt: str
-    answers: tuple[str, str]
-    order: tuple[int, int]
-    systems: tuple[str, str]
+    answers: tuple[str, ...]
+    order: tuple[int, ...]
+    systems: tuple[str, ...]
 
     @property
     def key(self) -> str:
@@ -51,51 +56,115 @@ class Rating:
         return pair_key(Pair(self.prompt, self.answers, self.systems))
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """A row of K answers, see the module."""
+
+    rater: str
+    time: float
+    ranks: tuple[int, ...]
+    scores: dict[str, tuple[int | None, ...]]  # one an answer, None where the rater gave none
+    prompt: str
+    answers: tuple[str, ...]
+    order: tuple[int, ...]
+    systems: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """The key of the answers, for all raters and orders."""
+        return pair_key(Pair(self.prompt, self.answers, self.systems))
+
+    def pairs(self) -> list[Rating]:
+        """What it says of each two answers."""
+        found = []
+        for i, j in itertools.combinations(range(len(self.answers)), 2):
+            choice: Choice = "tie" if self.ranks[i] == self.ranks[j] else int(self.ranks[i] > self.ranks[j])
+            order = (0, 1) if self.order.index(i) < self.order.index(j) else (1, 0)
+            both = [(x[i], x[j]) for x in (self.answers, self.systems)]
+            found.append(Rating(self.rater, self.time, choice, self.prompt, both[0], order, both[1]))
+        return found
+
+
 def pair_key(pair: Pair) -> str:
-    """A key for a pair, the same for both orders of its answers."""
+    """A key for answers to a prompt, the same for all orders of them."""
     sides = sorted(zip(pair.systems, pair.answers, strict=True))
     return hashlib.blake2b(json.dumps([pair.prompt, sides]).encode(), digest_size=12).hexdigest()
 
 
-def rate(pair: Pair, *, rater: str, choice: Choice, order: tuple[int, int], now: float | None = None) -> Rating:
+def rate(pair: Pair, *, rater: str, choice: Choice, order: tuple[int, ...], now: float | None = None) -> Rating:
     """A rating of a pair. Raises UserError for an unknown choice."""
     if choice not in CHOICES or isinstance(choice, bool):
         raise UserError(f"choice={choice!r} is not known: give 0, 1, 'tie' or None")
     return Rating(rater, time.time() if now is None else now, choice, pair.prompt, pair.answers, order, pair.systems)
 
 
-def shown_order(pair: Pair, *, rater: str, seed: int) -> tuple[int, int]:
+def rank(
+    pair: Pair,
+    *,
+    rater: str,
+    ranks: Sequence[int],
+    scores: Mapping[str, Sequence[int | None]],
+    order: tuple[int, ...],
+    now: float | None = None,
+) -> Ranking:
+    """A ranking of answers. Raises UserError for ranks and scores that cannot be."""
+    count = len(pair.answers)
+    if len(ranks) != count or any(not 1 <= one <= count for one in ranks):
+        raise UserError(f"ranks={list(ranks)} must be a number from 1 (the best) to {count} for each answer")
+    for name, given in scores.items():
+        if name not in SCALES or len(given) != count or any(x is not None and not WORST <= x <= BEST for x in given):
+            raise UserError(f"scores of {name} are {list(given)}: give {WORST} to {BEST}, or none, for each answer")
+    kept = {name: tuple(given) for name, given in scores.items()}
+    when = time.time() if now is None else now
+    return Ranking(rater, when, tuple(ranks), kept, pair.prompt, pair.answers, order, pair.systems)
+
+
+def shown_order(pair: Pair, *, rater: str, seed: int) -> tuple[int, ...]:
     """The order in which a rater sees the answers: random, but the same each time."""
     digest = hashlib.blake2b(f"{seed} {rater} {pair_key(pair)}".encode(), digest_size=8).digest()
+    if len(pair.answers) > 2:
+        drawn = np.random.default_rng(int.from_bytes(digest)).permutation(len(pair.answers))
+        by_system = sorted(range(len(pair.answers)), key=lambda i: (pair.systems[i], pair.answers[i]))
+        return tuple(by_system[i] for i in drawn)
     # By system, so that the order of the files has no effect.
     first = int(np.argmin(pair.systems)) if pair.systems[0] != pair.systems[1] else 0
     return (first, 1 - first) if digest[0] % 2 else (1 - first, first)
 
 
-def append(path: Path, rating: Rating) -> None:
+def append(path: Path, rating: Rating | Ranking) -> None:
     """Append a rating. It is on disk when this returns."""
     storage.append_line(path, json.dumps(asdict(rating), ensure_ascii=False))
 
 
-def read(path: Path) -> list[Rating]:
-    """The ratings of a file, none if there is no file. Raises UserError for a damaged one."""
+def read(path: Path) -> list[Rating | Ranking]:
+    """The rows of a file, none if there is no file. Raises UserError for a damaged one."""
     if not path.is_file() or not path.stat().st_size:
         return []
-    found = []
+    found: list[Rating | Ranking] = []
     for number, row in enumerate(local_data.read(path), start=1):
         try:
-            row = {**row, **{name: tuple(row[name]) for name in ("answers", "order", "systems")}}
-            found.append(Rating(**{name: row[name] for name in Rating.__dataclass_fields__}))
-        except (KeyError, TypeError) as error:
+            kind = Ranking if "ranks" in row else Rating
+            tuples = ("answers", "order", "systems", *(["ranks"] if kind is Ranking else []))
+            row = {**row, **{name: tuple(row[name]) for name in tuples}}
+            if kind is Ranking:
+                row["scores"] = {name: tuple(given) for name, given in row["scores"].items()}
+            made = kind(**{name: row[name] for name in kind.__dataclass_fields__})
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}, line {number} is no rating ({error!r})") from error
-        if found[-1].choice not in CHOICES or isinstance(found[-1].choice, bool):
-            raise UserError(f"{path}, line {number}: choice is {found[-1].choice!r}, not 0, 1, 'tie' or null")
+        if isinstance(made, Rating) and (made.choice not in CHOICES or isinstance(made.choice, bool)):
+            raise UserError(f"{path}, line {number}: choice is {made.choice!r}, not 0, 1, 'tie' or null")
+        found.append(made)
     return found
 
 
-def read_pairs(paths: Sequence[Path]) -> list[Pair]:
+def pairwise(rows: Iterable[Rating | Ranking]) -> list[Rating]:
+    """What rows say of each two answers."""
+    return [one for row in rows for one in (row.pairs() if isinstance(row, Ranking) else [row])]
+
+
+def read_pairs(paths: Sequence[Path], *, together: bool = False) -> list[Pair]:
     """Pairs of answers to the same prompt: of one file with "prompt", "answers" and "systems", or of several files with
-    "prompt" and "text", one for each system.
+    "prompt" and "text", one for each system. With `together` the answers of all files to a prompt are one.
 
     Raises UserError if there is no pair.
     """
@@ -113,6 +182,12 @@ def read_pairs(paths: Sequence[Path]) -> list[Pair]:
             str(row["prompt"]): str(row.get("text", row.get("answer", ""))) for row in local_data.read(path)
         }
     names = list(by_file)
+    if together:
+        shared = [prompt for prompt in by_file[names[0]] if all(prompt in by_file[name] for name in names)]
+        made = [Pair(prompt, tuple(by_file[name][prompt] for name in names), tuple(names)) for prompt in shared]
+        if not made:
+            raise UserError("no prompt is in all of the files, so there is nothing to rank")
+        return made
     found = [
         Pair(prompt, (text, by_file[b][prompt]), (a, b))
         for i, a in enumerate(names)
@@ -237,8 +312,20 @@ def agreement(ratings: Iterable[Rating]) -> dict[str, float]:
     return found
 
 
-def summary(ratings: Sequence[Rating], *, bootstrap: Callable[..., dict[str, Strength]] = bradley_terry) -> str:
+def mean_scores(rows: Iterable[Rating | Ranking]) -> dict[tuple[str, str], statistics.Estimate]:
+    """(system, scale) -> the mean of its scores, with the error of the mean."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        for scale, given in row.scores.items() if isinstance(row, Ranking) else ():
+            for system, score in zip(row.systems, given, strict=True):
+                if score is not None:
+                    found.setdefault((system, scale), []).append(float(score))
+    return {key: statistics.mean(values) for key, values in sorted(found.items())}
+
+
+def summary(rows: Sequence[Rating | Ranking], *, bootstrap: Callable[..., dict[str, Strength]] = bradley_terry) -> str:
     """The results of the ratings in a few lines."""
+    ratings = pairwise(rows)
     missing = sum(r.choice is None for r in ratings)
     lines = [
         f"{len(ratings) - missing} ratings by {len({r.rater for r in ratings if r.choice is not None})} raters"
@@ -255,4 +342,8 @@ def summary(ratings: Sequence[Rating], *, bootstrap: Callable[..., dict[str, Str
             f"  the answer shown first was preferred {share.value:.1%} of the time (standard error {share.error:.1%})"
         )
     lines += [f"  agreement {name}: kappa {kappa:.2f}" for name, kappa in agreement(ratings).items()]
+    lines += [
+        f"  {system}, {scale}: {mean.value:.2f} of {BEST} (standard error {mean.error:.2f})"
+        for (system, scale), mean in mean_scores(rows).items()
+    ]
     return "\n".join(lines)
