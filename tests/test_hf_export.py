@@ -3,15 +3,21 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from flax import traverse_util
 from hf import Case, family_of, inputs, make_theirs
 from hf_decoders import DECODERS
 from hf_encoders import ENCODERS
 
 import llmjax
+from llmjax import config, storage
 from llmjax.interop.read import import_model
 from llmjax.interop.write import export_model
+from llmjax.model import head, transformer
+from llmjax.train import folders
 
 torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
 FIRST = list({case.family: case for case in reversed([*DECODERS, *ENCODERS])}.values())
@@ -42,3 +48,55 @@ def test_what_is_imported_writes_the_same_greedy_text(case: Case, tmp_path: Path
     theirs = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=new)[0, len(prompt) :].tolist()
     ours = llmjax.load(tmp_path / "run").generate([prompt], max_new_tokens=new, temperature=0.0, top_p=1.0)[0].tokens
     assert list(ours) == theirs
+
+
+@pytest.mark.parametrize("task", ["reward", "classify", "number"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_model_that_judges_texts_says_the_same_in_transformers(tmp_path: Path, name: str, task: str):
+    case = next(case for case in FIRST if case.family.model_types[0] == name)
+    _, theirs, _ = make_theirs(case, tmp_path / "made", seed=0)
+    import_model(tmp_path / "made", tmp_path / "run", tokenizer="none")
+    judge_of(tmp_path / "run", tmp_path / "judge", task)
+    exported = export_model(tmp_path / "judge", tmp_path / "exported")
+    again, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "exported", dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
+    ids = np.random.default_rng(0).integers(5, theirs["vocab_size"] - 5, (1, 12))
+    with torch.no_grad():
+        said = again.eval()(torch.tensor(ids)).logits.numpy()[0]
+    model = llmjax.load(tmp_path / "judge")
+    hidden_BLD = model.module.apply({"params": model.params}, ids.astype(np.int32), output="hidden")
+    if task == "reward":
+        wanted = np.asarray(head.values(model.module, model.params, hidden_BLD))[0, -1:] - 0.25
+        assert exported.shift == 0.25 and "its scores are ours less 0.25" in str(exported)
+    else:
+        wanted = np.asarray(head.classes(model.module, model.params, hidden_BLD))[0, -1]
+        assert list(again.config.id2label.values()) == (["no", "so", "yes"] if task == "classify" else ["LABEL_0"])
+    np.testing.assert_allclose(said, wanted, rtol=1e-4, atol=1e-5)
+
+
+def judge_of(run: Path, folder: Path, task: str) -> None:
+    """Make a model that judges texts of an imported one: a checkpoint with a head of random numbers."""
+    step = folders.newest(run)
+    meta = folders.read_meta(step)
+    c = config.from_json(json.dumps(meta["config"]))
+    with c.unlocked():
+        c.objective.name = "reward" if task == "reward" else "classify"
+        c.model.value_head = task == "reward"
+        c.model.classes = {"reward": 0, "classify": 3, "number": 1}[task]
+        c.objective.classify.labels = ("no", "so", "yes") if task == "classify" else ()
+        c.data.format = "conversations"
+        c.train.sequence_length = 16
+    shapes = transformer.param_shapes(transformer.build(c.model))
+    random = np.random.default_rng(1)
+    made = {
+        name: jax.numpy.full(leaf.shape, 0.25) if name == "value/bias" else jax.numpy.asarray(random.normal(size=leaf.shape), "float32")
+        for name, leaf in traverse_util.flatten_dict(shapes, sep="/").items()
+    }  # fmt: skip
+    made |= traverse_util.flatten_dict(llmjax.load(run).params, sep="/")
+    where = folder / "checkpoints" / "1"
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((where / "params").absolute(), traverse_util.unflatten_dict(made, sep="/"))
+    storage.write_json(where / "meta" / "metadata", {**meta, "config": c.to_dict()})
+    storage.write_text(folder / "config.json", config.to_json(c))

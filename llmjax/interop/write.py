@@ -14,7 +14,7 @@ from llmjax.data.hf_tokenizer import CONFIG_FILE, GENERATION_FILE
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.errors import UserError
-from llmjax.interop import tokenizer_json
+from llmjax.interop import scoring, tokenizer_json
 from llmjax.interop.families import FAMILIES
 from llmjax.interop.generation import write_generation
 from llmjax.interop.mapping import Family, Row, to_theirs
@@ -35,10 +35,12 @@ class Exported:
     model_type: str
     files: int
     nbytes: int
+    shift: float = 0.0  # of a reward model's scores here above those there, which have no bias
 
     def __str__(self) -> str:
         files = "1 file" if self.files == 1 else f"{self.files} files"
-        return f"{self.folder}: {self.model_type}, {human.size(self.nbytes)} of weights in {files}"
+        told = f"{self.folder}: {self.model_type}, {human.size(self.nbytes)} of weights in {files}"
+        return told + f"; its scores are ours less {self.shift:.6g}, and compare alike" * bool(self.shift)
 
 
 def export_model(source: Path, folder: Path, *, model_type: str = "", shard_bytes: int = SHARD_BYTES) -> Exported:
@@ -62,10 +64,13 @@ def export_model(source: Path, folder: Path, *, model_type: str = "", shard_byte
     meta = folders.read_meta(step)
     c = config.from_json(json.dumps(meta["config"]))
     imported = meta.get("imported", {}).get("model_type", "")
-    family, theirs = choose_family(c.model, model_type, imported)
+    model = scoring.body(c)
+    family, theirs = choose_family(model, model_type, imported)
+    theirs = scoring.described(c, theirs)
     weights = StackedReader(step, "ema" if (step / "ema").is_dir() else "params")
-    rows = list(family.rows(c.model))
-    if wrong := uncovered(rows, {path: tensor.shape for path, tensor in weights.params.items()}):
+    rows = [*family.rows(model), *scoring.rows(c)]
+    known = {path: tensor.shape for path, tensor in weights.params.items() if not scoring.left_out(c, path)}
+    if wrong := uncovered(rows, known):
         lines = "\n".join(f"  {path} {about}" for path, about in wrong)
         raise UserError(f"the checkpoint {step} does not fit its config as a {theirs['model_type']} model:\n{lines}")
     shards = plan(rows, parameters_of(c.model), shard_bytes)  # in the config's types: averages are float32 always
@@ -83,7 +88,8 @@ def export_model(source: Path, folder: Path, *, model_type: str = "", shard_byte
                         advance(array.nbytes)
                 writer.close()
         write_index(unfinished, [shard.tensors for shard in shards])
-    return Exported(folder, theirs["model_type"], len(shards), total)
+    shift = float(weights.read("value/bias", None)) if c.objective.name == "reward" else 0.0
+    return Exported(folder, theirs["model_type"], len(shards), total, shift)
 
 
 def choose_family(model: ConfigDict, model_type: str, imported: str) -> tuple[Family, dict[str, Any]]:
