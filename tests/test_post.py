@@ -48,12 +48,16 @@ def folder(tmp_path_factory) -> Path:
     texts.mkdir()
     for i in range(8):
         (texts / f"{i}.txt").write_text("".join(f"{a}+{b}={a + b}\n" for a, b in SUMS[i::8]))
-    files: dict[str, list[dict[str, Any]]] = {"chats": [], "pairs": [], "prompts": []}
+    names = ("chats", "pairs", "prompts", "judged", "labelled")
+    files: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for a, b in SUMS:
         asked, answer = f"{a}+{b}=", str(a + b)
         files["chats"].append({"prompt": asked, "completion": answer})
         files["pairs"].append({"prompt": asked, "chosen": answer, "rejected": "no"})
         files["prompts"].append({"prompt": asked, "answer": answer})
+        good = (a + b) % 2 == 0
+        files["judged"].append({"prompt": asked, "completion": answer if good else "no", "label": good})
+        files["labelled"].append({"text": asked, "label": "large" if b > 3 else "small"})
     for name, records in files.items():
         (where / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     with contextlib.redirect_stdout(None):
@@ -73,7 +77,8 @@ def post(folder: Path, verb: str, start: str, data: str, *more: str, name: str =
         *SMALL,
         *more,
     )
-    return cli.main([verb, "--config", f"configs/post/{verb}.py", "--workdir", str(folder / (name or verb)), *given])
+    of = "classify" if verb == "task" else verb
+    return cli.main([verb, "--config", f"configs/post/{of}.py", "--workdir", str(folder / (name or verb)), *given])
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -127,6 +132,100 @@ def test_a_reward_model_orders_answers_and_scores_texts(folder):
     np.testing.assert_allclose(model.reward([text]), model.reward(["1" * 30, text])[1:], rtol=1e-5, atol=1e-6)
     with pytest.raises(UserError, match="gives no rewards"):
         llmjax.load(folder / "sft").reward(["1+1=2"])
+
+
+@pytest.mark.slow
+def test_single_answers_are_learnt_from_as_good_or_bad(folder):
+    more = ("--config.train.duration=12 steps", "--config.train.eval_every=12 steps")
+    assert post(folder, "kto", "sft", "judged", *more) == 0
+    first, *_, last = metrics(folder / "kto")
+    assert first["loss"] == pytest.approx(0.5, abs=1e-6) and abs(first["kl"]) < 1e-6
+    assert last["loss"] < 0.48 and last["good_reward"] > last["bad_reward"]
+    store = rows.load(folder / "kto", "train")
+    assert len(store.sizes) == 2 * len(store) and 0 < store.labels.mean() < 1
+    results = json.loads((folder / "kto" / "results.json").read_text())
+    assert (
+        results["train/heldout_loss"] == last["heldout_loss"] and results["train/accuracy"] == last["heldout_accuracy"]
+    )
+
+
+def test_a_model_learns_the_classes_of_texts_which_the_report_tells(folder):
+    more = (
+        "--config.train.duration=40 steps",
+        "--config.train.eval_every=40 steps",
+        "--config.optimizer.learning_rate=1e-2",
+    )
+    assert post(folder, "task", "base", "labelled", *more) == 0
+    results = json.loads((folder / "task" / "results.json").read_text())
+    assert results["train/accuracy"] > 0.9 and results["train/macro_f1"] > 0.9 and "train/heldout_loss" in results
+    page = (folder / "task" / "report" / "report.md").read_text()
+    assert "## Held-out classes" in page and "| class | large | small |" in page
+    model = llmjax.load(folder / "task")
+    assert model.config.objective.classify.labels == ("large", "small") and model.config.model.classes == 2
+    said = model.classify(["1+7=", "7+1=", "2+0="])
+    assert [one.label for one in said] == ["large", "small", "small"]
+    assert all(sum(one.probabilities.values()) == pytest.approx(1) for one in said)
+    out = folder / "said.jsonl"
+    assert (
+        cli.main(
+            ["label", "--workdir", str(folder / "task"), "--texts", f"{folder / 'labelled'}.jsonl", "--out", str(out)]
+        )
+        == 0
+    )
+    told = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(told) == 64 and np.mean([one["predicted"] == one["label"] for one in told]) > 0.9
+    with pytest.raises(UserError, match="knows no classes"):
+        llmjax.load(folder / "sft").classify(["1+1="])
+
+
+@pytest.mark.slow
+def test_numbers_are_learnt_and_a_head_for_something_else_begins_anew(folder):
+    files = [{"text": f"{a}+{b}=", "label": b} for a, b in SUMS]
+    (folder / "numbers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in files))
+    given = (
+        "--config.train.duration=1 steps",
+        "--config.objective.classify.target=number",
+        "--config.train.eval_every=1 steps",
+    )
+    for start, name in (("base", "classes"), ("classes", "number")):
+        more = given if name == "number" else given[:1]
+        assert post(folder, "task", start, "numbers", *more, name=name) == 0
+    assert len(llmjax.load(folder / "classes").config.objective.classify.labels) > 2
+    assert {"train/rmse", "train/pearson", "train/spearman"} <= json.loads(
+        (folder / "number" / "results.json").read_text()
+    ).keys()
+    assert isinstance(llmjax.load(folder / "number").classify(["1+7="])[0].label, float)
+
+
+@pytest.mark.slow
+def test_a_student_comes_nearer_to_its_teacher_and_writes_what_it_wrote(folder):
+    more = (
+        f"--config.objective.distill.teacher={folder / 'sft'}", "--config.train.duration=30 steps",
+        "--config.train.eval_every=30 steps", "--config.eval.texts=['exact_match', 'rougeL']", "--config.generate.max_new_tokens=4",
+        "--config.objective.distill.top=8",
+    )  # fmt: skip
+    assert post(folder, "distill", "base", "chats", *more) == 0
+    first, *_, last = metrics(folder / "distill")
+    assert last["divergence"] < 0.5 * first["divergence"] and last["agreement"] > first["agreement"]
+    results = json.loads((folder / "distill" / "results.json").read_text())
+    assert {"train/exact_match", "train/rougeL", "train/heldout_loss", "train/divergence"} <= results.keys()
+    assert "## Texts for held-out rows" in (folder / "distill" / "report" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_teacher_is_its_own_student_and_a_students_own_answers_are_the_same_after_a_stop(folder):
+    same = (f"--config.objective.distill.teacher={folder / 'sft'}", "--config.objective.distill.on_policy=0.5",
+            "--config.rollout.tokens=4", "--config.objective.distill.divergence=reverse")  # fmt: skip
+    assert post(folder, "distill", "sft", "chats", *same, "--config.train.duration=6 steps", name="whole-own") == 0
+    seen = metrics(folder / "whole-own")
+    assert abs(seen[0]["divergence"]) < 1e-5 and {row["rollout/on_policy"] for row in seen} == {0.0, 1.0}
+    for steps in (3, 6):
+        assert (
+            post(folder, "distill", "sft", "chats", *same, f"--config.train.duration={steps} steps", name="cut-own")
+            == 0
+        )
+    whole, cut = (llmjax.load(folder / name).params for name in ("whole-own", "cut-own"))
+    jax.tree.map(np.testing.assert_array_equal, whole, cut)
 
 
 GRPO = (

@@ -18,7 +18,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
         "data", "model", "model.latent", "model.moe", "model.recurrent", "prepare", "seed", "tokenizer", "eval", "generate", "name",
         "objective.infill_rate", "objective.infill_suffix_first", "objective.mask_rate", "objective.mask_split",
         "objective.modes", "objective.name", "objective.predict_share", "objective.recurrence", "objective.span_length",
-        "objective.policy", "objective.preference", "objective.reward", "objective.whole_words", "optimizer.name", "optimizer.train", "train.batch_ramp", "train.batch_size", "train.batch_start",
+        "objective.policy", "objective.preference", "objective.classify", "objective.distill", "objective.unpaired", "objective.reward", "objective.whole_words", "optimizer.name", "optimizer.train", "train.batch_ramp", "train.batch_size", "train.batch_start",
         "rollout", "train.init_from", "train.sequence_length",
     ),
     CONTINUABLE: (

@@ -197,7 +197,9 @@ def _stacks(c: ConfigDict) -> Iterator[str]:
         yield "model.ahead=2 or more predicts from one stack: set model.encoder_layers=0 or model.ahead=1"
     if m.ahead > 1 and m.direction == "bidirectional":
         yield "model.ahead=2 or more predicts what comes next, which bidirectional models see: set model.direction=causal"
-    for key in ("pooler", "classes"):
+    for key in (
+        ("pooler", "classes") if c.objective.name != "classify" else ()
+    ):  # which reads causal models at the last token
         if bool(m[key]) and m.direction == "causal" and not m.encoder_layers:
             yield (
                 f"model.{key} reads the first token, which sees nothing but itself in a causal model: set "

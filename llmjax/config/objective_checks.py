@@ -10,7 +10,7 @@ from llmjax.config.ranges import AT_LEAST_0, SHARE
 # Objectives that say themselves who sees whom, or for which nothing may be hidden from a token.
 ANY_ORDER = ("masked", "translation", "unilm", "permutation", "prefix", "span")
 BOTH_SIDES = ("masked", "translation")  # every token sees all others
-ANSWERS = ("preference", "reward", "policy")  # of conversations
+ANSWERS = ("preference", "unpaired", "reward", "distill", "policy")  # of conversations
 LEFT_TO_RIGHT = ("causal", "multi_token", "infill", "prefix", "span", *ANSWERS)
 PREFERENCES = (
     "sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo", "nca", "bco", "sppo", "apo_zero", "apo_down", "discopop", "aot",
@@ -118,8 +118,15 @@ def _answers(c: ConfigDict) -> Iterator[str]:
     o, r, conversations = c.objective, c.rollout, c.data.format == "conversations"
     if o.name in ANSWERS and not conversations:
         yield f"objective.name={o.name} learns from answers: set data.format=conversations"
-    if conversations and o.name not in ("causal", *ANSWERS):
-        yield f"objective.name={o.name} is for text: with data.format=conversations it is causal, {', '.join(ANSWERS)}"
+    if o.name == "classify" and not conversations:
+        yield "objective.name=classify learns from texts with labels: set data.format=conversations"
+    if conversations and o.name not in ("causal", "classify", *ANSWERS):
+        of_answers = ", ".join(("classify", *ANSWERS))
+        yield f"objective.name={o.name} is for text: with data.format=conversations it is causal, {of_answers}"
+    if o.name == "distill" and not o.distill.teacher:
+        yield "objective.name=distill needs a teacher: give --config.objective.distill.teacher=RUN"
+    if o.classify.labels and o.classify.target == "number":
+        yield "objective.classify.labels are names of classes, and the target is a number: set them to ()"
     if o.name == "reward" and not c.model.value_head:
         yield "objective.name=reward needs a head that gives a number: set model.value_head=true"
     known = (*PREFERENCES, "sft")
@@ -130,6 +137,11 @@ def _answers(c: ConfigDict) -> Iterator[str]:
         yield "objective.preference.loss=exo needs label_smoothing above 0, such as 0.001"
     if set(losses) & {"aot", "aot_unpaired"} and (c.train.micro_batches > 1 or c.data.pack) and o.name == "preference":
         yield "aot sorts the whole batch: set train.micro_batches=1 and data.pack=false"
+    if o.name == "unpaired" and (c.train.micro_batches > 1 or c.train.batch_size < 2):
+        yield (
+            "objective.name=unpaired compares each answer with a KL over the whole batch: set train.micro_batches=1, and "
+            "train.batch_size to 2 or more"
+        )
     if o.name == "policy" and r.kl_weight and o.policy.kl_weight:
         yield "the KL is either in the reward (rollout.kl_weight) or in the loss (objective.policy.kl_weight): set one to 0"
     if o.name == "policy" and o.policy.temperature not in (0, r.temperature):

@@ -54,14 +54,14 @@ SEED = Range(0, 2**32 - 1, high_open=True)  # what JAX takes, with seed + 1
 RANGES: dict[Range, tuple[str, ...]] = {
     ANY: (
         "generate.frequency_penalty", "generate.length_penalty", "generate.presence_penalty", "model.alibi_scale",
-        "model.branch_scale", "model.embedding_scale", "objective.policy.entropy_weight", "objective.preference.reward_shift",
+        "model.branch_scale", "model.embedding_scale", "objective.policy.entropy_weight", "objective.preference.reward_shift", "objective.unpaired.reward_shift",
         "model.logit_scale", "model.moe.scale",
     ),
     AT_LEAST_0: (
         "checkpoint.every_seconds", "data.holdout_max_bytes", "data.max_epochs", "data.min_bytes",
         "data.mixture_temperature", "eval.context_length", "eval.limit", "eval.max_bytes", "eval.sequence_length",
         "eval.stride", "eval.temperature", "generate.temperature", "generate.top_k", "infer.ahead", "infer.cache_bytes",
-        "infer.length",
+        "infer.length", "objective.distill.top",
         "model.attention_scale", "model.attention_soft_cap", "model.classes", "model.embedding_width",
         "model.encoder_layers", "model.head_size", "model.kv_heads", "model.latent.kv_rank", "model.latent.query_rank", "model.languages", "model.logit_soft_cap",
         "model.mlp_width", "model.moe.balance_loss", "model.moe.bias_rate", "model.moe.experts", "model.moe.first",
@@ -70,7 +70,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "model.types", "model.vocab_size", "objective.focal", "objective.l1", "objective.l2", "objective.vocab_size", "objective.z_loss",
         "objective.policy.clip", "objective.policy.clip_high", "objective.policy.correction_low", "objective.policy.dual_clip",
         "objective.policy.kl_weight", "objective.policy.length", "objective.policy.temperature", "objective.policy.value_clip", "objective.policy.value_weight",
-        "objective.preference.margin", "objective.reward.centre", "rollout.kl_target", "rollout.kl_weight",
+        "objective.preference.margin", "objective.unpaired.bad_weight", "objective.unpaired.good_weight", "objective.reward.centre", "rollout.kl_target", "rollout.kl_weight",
         "rollout.overlong_buffer", "rollout.resample",
         "optimizer.clip_norm", "optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.weight_decay",
         "parallel.cpu_devices", "parallel.parts", "parallel.slices", "prepare.decontaminate_characters",
@@ -95,12 +95,12 @@ RANGES: dict[Range, tuple[str, ...]] = {
     ABOVE_0: (
         "generate.repetition_penalty", "objective.policy.correction_high", "objective.policy.gate_negative",
         "objective.policy.gate_positive", "objective.policy.ratio_cap", "rollout.temperature",
-        "objective.preference.beta", "objective.preference.temperature", "model.init_std", "model.moe.capacity_factor", "model.mup_base_width",
+        "objective.preference.beta", "objective.distill.temperature", "objective.unpaired.beta", "objective.preference.temperature", "model.init_std", "model.moe.capacity_factor", "model.mup_base_width",
         "model.norm_epsilon", "model.rotary_base", "model.rotary_factor", "model.rotary_fast", "model.rotary_slow",
         "optimizer.epsilon",
     ),
     SHARE: (
-        "generate.min_p", "objective.infill_rate", "objective.infill_suffix_first", "prepare.language_threshold",
+        "generate.min_p", "objective.distill.data_weight", "objective.distill.on_policy", "objective.infill_rate", "objective.infill_suffix_first", "prepare.language_threshold",
         "prepare.quality_min", "prepare.toxic_words_max", "prepare.toxicity_max", "rollout.discount", "rollout.trace",
     ),
     SHARE_ABOVE_0: (
@@ -111,7 +111,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "model.attention_dropout", "model.dropout", "model.embedding_dropout", "model.layer_drop", "model.moe.jitter",
         "objective.label_smoothing", "optimizer.beta1", "optimizer.beta2", "optimizer.muon_momentum", "train.ema",
     ),
-    SHARE_INSIDE: ("objective.mask_rate", "objective.predict_share"),
+    SHARE_INSIDE: ("objective.distill.mix", "objective.mask_rate", "objective.predict_share"),
     Range(0, 100): ("data.rejected_percent",),
     PERCENT: ("data.holdout_percent", "data.holdout_tail_percent"),
     SEED: ("seed",),

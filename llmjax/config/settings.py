@@ -148,7 +148,7 @@ def _model(c: ConfigDict) -> None:
     c.model.head_transform = False  # a dense layer, the activation and a norm before the output head (BERT)
     c.model.pooler = False  # a dense layer with tanh on the first token (BERT)
     c.model.value_head = False  # a number a token, from the last hidden state: what reward models and critics say
-    c.model.classes = 0  # classes of a linear classifier on the first token, after the pooler; 0: none
+    c.model.classes = 0  # classes of a linear classifier on the first token, after the pooler; 0: none. objective classify sets it by its rows (1: a number)
     c.model.ahead = 1  # tokens predicted from each position (multi-token prediction); each after the first has its own block
     c.model.vocab_size = 0  # V; 0: the tokenizer's, rounded up to vocab_multiple
     c.model.vocab_multiple = 64  # the embedding's rows are rounded up to a multiple, so that tensor axes divide it
@@ -200,7 +200,7 @@ def _model(c: ConfigDict) -> None:
 
 def _objective(c: ConfigDict) -> None:
     c.objective = ConfigDict()
-    c.objective.name = "causal"  # of text: causal, masked, permutation, translation, unilm, span, prefix, infill, multi_token; of answers: preference, reward, policy
+    c.objective.name = "causal"  # of text: causal, masked, permutation, translation, unilm, span, prefix, infill, multi_token; of answers: preference, unpaired, reward, distill, policy; of labelled texts: classify
     c.objective.z_loss = 0.0  # weight of log(Z)^2 (PaLM uses 1e-4)
     c.objective.label_smoothing = 0.0  # share of the target's probability spread evenly over the vocabulary
     c.objective.vocab_size = 0  # label_smoothing: ids that share the mass; 0: those of the tokenizer and the objective, without padding rows
@@ -228,6 +228,26 @@ def _objective(c: ConfigDict) -> None:
     c.objective.preference.margin = 0.0  # simpo: the margin to be reached
     c.objective.preference.reward_shift = 0.0  # bco: the reward between good and bad
     c.objective.preference.length_weight = 1.0  # of tokens beyond the shorter answer's length; below 1: length-desensitised
+
+    c.objective.unpaired = ConfigDict()
+    c.objective.unpaired.loss = "kto"  # of answers that are each good or bad: kto, apo_zero or bco
+    c.objective.unpaired.beta = 0.1  # how strongly the policy is held to its reference
+    c.objective.unpaired.good_weight = 1.0  # of good answers; KTO: good x their number near bad x theirs, within 4/3
+    c.objective.unpaired.bad_weight = 1.0  # of bad ones
+    c.objective.unpaired.reward_shift = 0.0  # bco: the reward between good and bad
+
+    c.objective.classify = ConfigDict()
+    c.objective.classify.target = "class"  # of texts: a class (cross entropy) or a number (squared error)
+    c.objective.classify.labels = ()  # names of the classes; empty: those of the rows, in order
+
+    c.objective.distill = ConfigDict()
+    c.objective.distill.teacher = ""  # a run or an import with the same tokenizer
+    c.objective.distill.divergence = "forward"  # from teacher to student: forward or reverse KL, or js (Jensen-Shannon)
+    c.objective.distill.mix = 0.5  # js: the teacher's share in the mixture of both
+    c.objective.distill.temperature = 1.0  # of both distributions
+    c.objective.distill.top = 64  # likeliest ids of the teacher that are told apart; 0: all
+    c.objective.distill.data_weight = 0.0  # share of the text's own cross entropy in the loss
+    c.objective.distill.on_policy = 0.0  # share of batches whose answers the student samples (GKD)
 
     c.objective.reward = ConfigDict()
     c.objective.reward.centre = 0.0  # weight of the squared sum of a pair's scores, which keeps scores near 0
@@ -340,9 +360,10 @@ def _eval(c: ConfigDict) -> None:
     c.eval.tasks = ()  # benchmarks, such as ("arc_challenge", "mmlu"), openllm_v1_4, or any task of lm-evaluation-harness
     c.eval.data = ()  # folders with their questions (arc_challenge_test.jsonl, ...); nothing is downloaded
     c.eval.runner = "auto"  # auto (our own where it knows the task, with the same scores), or harness for all tasks
-    c.eval.limit = 0  # questions of each task at most; 0: all
+    c.eval.limit = 0  # questions of each task, and held-out rows of eval.texts, at most; 0: all
     c.eval.chat = False  # tasks use the chat template (by the harness)
     c.eval.context_length = 0  # tokens of context for tasks; 0: model.max_length
+    c.eval.texts = ()  # sft, during training: how near texts written for held-out rows are to their answers: exact_match, bleu, chrf, rouge1, rouge2, rougeL
     c.eval.samples = 1  # humaneval, mbpp: programs for each problem
     c.eval.pass_at = (1,)  # k of pass@k, each at most eval.samples
     c.eval.temperature = 0.0  # humaneval, mbpp: of sampling; 0: greedy

@@ -95,6 +95,17 @@ def plain_example(tokenizer: Tokenizer, prompt: str, answer: str) -> Example:
     return Example(np.array(ids, np.int32), weights)
 
 
+def whole_ids(tokenizer: Tokenizer, text: str, second: str = "") -> tuple[list[int], list[int]]:
+    """The ids of a text that is judged as a whole, or of two, and of each id the number of its text, 0 or 1.
+
+    What the tokenizer puts before a text comes first, and behind each text stands what ends it: [CLS] a [SEP] b [SEP].
+    """
+    end = list(tokenizer.suffix_ids) or [tokenizer.end_id]
+    ids = [*tokenizer.prefix_ids, *tokenizer.encode(text), *end]
+    more = [*tokenizer.encode(second), *end] if second else []
+    return [*ids, *more], [0] * len(ids) + [1] * len(more)
+
+
 def as_messages(text: Text, role: str) -> list[Message]:
     """Messages; a plain text is one of that role."""
     if isinstance(text, str):

@@ -1,7 +1,8 @@
-"""The verbs generate (with prompts of its own), chat and bench-infer."""
+"""The verbs generate (with prompts of its own), chat, label and bench-infer."""
 
 import argparse
 import functools
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,6 +200,31 @@ def _typed() -> Iterator[str]:
             return
 
 
+def _add_label(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--texts", type=Path, required=True, metavar="FILE", help="rows with text (and text_b): JSON lines, JSON, CSV or Parquet")  # fmt: skip
+    verb.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="write the rows with predicted and probabilities here")  # fmt: skip
+
+
+def _label(args: argparse.Namespace, c: ConfigDict) -> int:
+    """`llmjax label --texts FILE --out FILE`."""
+    from llmjax import storage
+    from llmjax.data.records import records
+    from llmjax.infer.language_model import load
+    from llmjax.startup.cache import cache_of
+
+    rows = list(records(args.texts))
+    for place, row in rows:
+        if isinstance(row, str) or not isinstance(row.get("text"), str):
+            raise UserError(f"{args.texts}, row {place}: {row if isinstance(row, str) else 'there is no text'}")
+    found = [row for _, row in rows if not isinstance(row, str)]
+    model = load(args.workdir, mesh=c.infer.mesh, cache=cache_of(c))
+    said = model.classify([(row["text"], str(row.get("text_b") or "")) for row in found], batch_size=c.eval.batch_size)
+    made = [{**row, "predicted": one.label, "probabilities": one.probabilities} for row, one in zip(found, said, strict=True)]  # fmt: skip
+    storage.write_text(args.out, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in made))
+    print(f"{args.out}: {len(made):,} rows")
+    return 0
+
+
 def _bench(args: argparse.Namespace, c: ConfigDict) -> int:
     """`llmjax bench-infer`."""
     workdir = args.workdir
@@ -264,6 +290,7 @@ def _int8_loss(model: Any, text: str) -> dict[str, float]:
 
 VERBS = {
     "chat": Verb("talk with a chat model in the terminal", _add_chat, _chat, after=" /help lists the commands."),
+    "label": Verb("tell the classes of texts by a model that `llmjax task` has trained", _add_label, _label),
     "bench-infer": Verb(
         "measure the speed of generation: time to the first token, time per token, share of memory bandwidth",
         _add_bench, _bench,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.data.chat import Message, chat_ids
-from llmjax.data.examples import answer_example
+from llmjax.data.examples import answer_example, whole_ids
 from llmjax.data.hf_tokenizer import no_tokenizer
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.data.tokenizer_files import load_tokenizer
@@ -26,7 +26,7 @@ from llmjax.infer.generate import generate
 from llmjax.infer.request import Completion
 from llmjax.infer.score import score
 from llmjax.model import head, transformer
-from llmjax.objectives import OBJECTIVES
+from llmjax.objectives import OBJECTIVES, classify
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement
 from llmjax.parallel.reading import reading_mesh
@@ -35,6 +35,13 @@ from llmjax.startup.cache import Cache, key_of, stamp
 from llmjax.startup.compiled import Store
 from llmjax.train import folders
 from llmjax.train.score import Score
+
+
+class Label(NamedTuple):
+    """What a model says of a text: its class, with the probability of each class; or a number, without any."""
+
+    label: str | float
+    probabilities: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,33 @@ class LanguageModel:
             found += [values_BL[i, len(ids) - 1] for i, ids in enumerate(part)]
         return np.array(found, np.float32)
 
+    def classify(self, texts: Sequence[str | tuple[str, str]], *, batch_size: int = 8) -> list[Label]:
+        """The label of each text, or of each two texts, by a model that `llmjax task` has trained.
+
+        Raises UserError when the model has no classifier.
+        """
+        c = self.config
+        if c.objective.name != "classify":
+            raise UserError(
+                "this model knows no classes: train one with `llmjax task --config configs/post/classify.py`"
+            )
+        rows = [whole_ids(self.tokenizer, *((text,) if isinstance(text, str) else text)) for text in texts]
+        length = _power_of_two(max((len(ids) for ids, _ in rows), default=1))
+        found: list[Label] = []
+        for first in range(0, len(rows), batch_size):
+            part = rows[first : first + batch_size]
+            batch = {name: np.zeros((batch_size, length), np.int32) for name in ("tokens", "segments", "types")}
+            batch["place"] = np.zeros((batch_size, 1), np.int32)
+            for i, (ids, numbers) in enumerate(part):
+                batch["tokens"][i, : len(ids)], batch["types"][i, : len(ids)] = ids, numbers
+                batch["segments"][i, : len(ids)] = 1
+                batch["place"][i] = 0 if c.model.direction == "bidirectional" else len(ids) - 1
+            if c.model.types < 2:
+                del batch["types"]
+            outputs_BC = np.asarray(_classes(self.module, self.params, batch))
+            found += [_label(outputs_C, tuple(c.objective.classify.labels)) for outputs_C in outputs_BC[: len(part)]]
+        return found
+
     def _ids_to_score(self, text: str | Sequence[Message]) -> list[int]:
         if isinstance(text, str):
             return [*self.tokenizer.prefix_ids, *self.tokenizer.encode(text), self.tokenizer.end_id]
@@ -207,6 +241,19 @@ def _logits(module: transformer.Transformer, params: Any, tokens_BL: jax.Array) 
 def _values(module: transformer.Transformer, params: Any, tokens_BL: np.ndarray, segments_BL: np.ndarray) -> jax.Array:
     hidden_BLD: Any = module.apply({"params": params}, tokens_BL, segments_BL=segments_BL, output="hidden")
     return head.values(module, params, hidden_BLD)
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def _classes(module: transformer.Transformer, params: Any, batch: Any) -> jax.Array:
+    return classify.outputs(module, params, batch, None)[0][:, 0]
+
+
+def _label(outputs_C: np.ndarray, labels: Sequence[str]) -> Label:
+    if not labels:
+        return Label(float(outputs_C[0]), {})
+    shares_C = np.exp(outputs_C - outputs_C.max())
+    shares_C /= shares_C.sum()
+    return Label(labels[int(outputs_C.argmax())], dict(zip(labels, shares_C.tolist(), strict=True)))
 
 
 def _power_of_two(n: int) -> int:

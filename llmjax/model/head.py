@@ -48,6 +48,34 @@ class Head(nn.Module):
         return logits_BLV
 
 
+class ClassHead(nn.Module):
+    """hidden (..., D) of a text's first or last token -> (..., classes) float32, or what the pooler makes of it.
+
+    Its parameters are at the top of the tree, as those of `Head`. A classifier has no bias in models that read from left
+    to right, as in transformers.
+    """
+
+    c: ConfigDict
+    output: str = "classes"  # or "pooled"
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        c, pooled = self.c, hidden
+        if c.pooler:
+            pooled = jnp.tanh(Linear(c, (c.width,), "inward", bias=True, name="pooler")(pooled))
+        if self.output == "pooled" or not c.classes:
+            return pooled
+        bias = c.direction == "bidirectional"
+        return Linear(c, (c.classes,), "head", bias=bias, name="classifier")(pooled).astype(jnp.float32)
+
+
+def classes(module: Any, params: Any, hidden: jax.Array) -> jax.Array:
+    """(..., classes) float32 of hidden states (..., D) of a model with a classifier."""
+    own = {name: params[name] for name in ("pooler", "classifier") if name in params}
+    found: Any = ClassHead(module.c).apply({"params": own}, hidden)
+    return found
+
+
 class ValueHead(nn.Module):
     """hidden_BLD -> values_BL float32: one number a token, for reward models and critics."""
 

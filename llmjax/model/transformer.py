@@ -22,9 +22,9 @@ from llmjax.model.attention import Attend, takes_patterns
 from llmjax.model.block import Block, Inputs, RunLayers, run_stacks
 from llmjax.model.cache import Cache, cached_keys
 from llmjax.model.embedding import make_embed
-from llmjax.model.head import Head, ValueHead
+from llmjax.model.head import ClassHead, Head, ValueHead
 from llmjax.model.init import initializer
-from llmjax.model.layers import Linear, Norm, dtype_of
+from llmjax.model.layers import Norm, dtype_of
 from llmjax.model.stacks import layer_stacks
 from llmjax.model.views import Keys, Pattern, Tokens, View, make_tokens, make_view, visible
 
@@ -264,13 +264,10 @@ class Transformer(nn.Module):
         return y_ABLD
 
     def _pooled(self, hidden_BLD: jax.Array, output: str) -> jax.Array:
-        c = self.c
-        pooled_BD = hidden_BLD[:, 0]
-        if c.pooler:
-            pooled_BD = jnp.tanh(Linear(c, (c.width,), "inward", bias=True, name="pooler")(pooled_BD))
-        if output == "pooled" or not c.classes:
-            return pooled_BD
-        return Linear(c, (c.classes,), "head", bias=True, name="classifier")(pooled_BD).astype(jnp.float32)
+        head = ClassHead(self.c, output)
+        nn.share_scope(self, head)
+        made: jax.Array = head(hidden_BLD[:, 0])
+        return made
 
 
 def build(c: ConfigDict) -> Transformer:

@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 from llmjax.data.batches import Corruption
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.objectives import losses
+from llmjax.objectives.classify import classify_loss
+from llmjax.objectives.distill import distill_loss
 from llmjax.objectives.infill import infill
 from llmjax.objectives.losses import Batch, Predictions, Sums
 from llmjax.objectives.masking import masked, needs_pairs, translation, unilm
@@ -30,6 +32,7 @@ from llmjax.objectives.reward import reward_loss
 from llmjax.objectives.rows import Row
 from llmjax.objectives.span import row_sizes, span
 from llmjax.objectives.special import Special, special_ids
+from llmjax.objectives.unpaired import unpaired_loss
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,10 @@ OBJECTIVES: dict[str, Objective] = {
     "unilm": Objective(transform=unilm),
     "permutation": Objective(transform=permutation, predict=predict_permuted),
     "preference": Objective(loss=preference_loss, needs_reference=True, reads_left_to_right=True),
+    "unpaired": Objective(loss=unpaired_loss, needs_reference=True, reads_left_to_right=True),
     "reward": Objective(loss=reward_loss),
+    "classify": Objective(loss=classify_loss),
+    "distill": Objective(loss=distill_loss, reads_left_to_right=True),
     "policy": Objective(loss=policy_loss, reads_left_to_right=True),
     "span": Objective(transform=span, tokens=lambda c: row_sizes(c).raw),
 }

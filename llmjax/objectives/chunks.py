@@ -39,7 +39,7 @@ def join_chunks(parts: jax.Array, length: int) -> jax.Array:
 
 
 def token_values(function: Callable[..., Any], predictions: Any, chunks: int) -> Any:
-    """function(logits_BLV, targets_BL) -> arrays (B, L), computed chunk by chunk.
+    """function(logits_BLV, targets) -> arrays (B, L), computed chunk by chunk; targets are (B, L, ...) arrays or trees of them.
 
     The backward pass makes each chunk's logits again, so they are never there for all tokens at once.
     """
@@ -47,7 +47,7 @@ def token_values(function: Callable[..., Any], predictions: Any, chunks: int) ->
         return function(predictions.logits, predictions.targets)
     hidden_BLD, head = predictions.hidden, predictions.head
     params = gathered(head.c, predictions.head_params)
-    parts = split_chunks(hidden_BLD, chunks), split_chunks(predictions.targets, chunks)
+    parts = jax.tree.map(lambda x: split_chunks(x, chunks), (hidden_BLD, predictions.targets))
     of_chunk = jax.checkpoint(lambda part: function(head.apply({"params": params}, part[0]), part[1]))
     values = jax.lax.map(of_chunk, parts)
     return jax.tree.map(lambda value: join_chunks(value, hidden_BLD.shape[1]), values)

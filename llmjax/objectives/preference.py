@@ -186,6 +186,28 @@ def weighted_losses(text: str) -> dict[str, float]:
     return {name: float(weight or 1) for name, _, weight in parts}
 
 
+def sides(
+    module: Any, params: Any, batch: Batch, rng: jax.Array | None, c: ConfigDict
+) -> tuple[Answers, Answers, Mean, losses.Auxiliary]:
+    """The even answers and the odd ones of a batch, the entropy of the trained tokens, and the auxiliary loss.
+
+    Args:
+        batch, c: as of `preference_loss`.
+    """
+    predictions = losses.predict(module, params, batch, rng)
+    made = log_probs(predictions, loss_chunks=c.loss_chunks, vocab_size=c.vocab_size)
+    weights_BL, segments_BL, answers = batch["weights"], batch["segments"], batch["reference"].shape[1]
+    trained_BL = (weights_BL > 0).astype(jnp.float32)
+    policy_BA = per_answer(made.targets * weights_BL, segments_BL, answers)
+    tokens_BA = per_answer(trained_BL, segments_BL, answers)
+    even, odd = (
+        Answers(*(x_BA[:, side::2].reshape(-1) for x_BA in (policy_BA, batch["reference"], tokens_BA)))
+        for side in (0, 1)
+    )
+    entropy = Mean(jnp.sum(made.entropy * trained_BL), jnp.sum(trained_BL))
+    return even, odd, entropy, predictions.auxiliary
+
+
 def preference_loss(module: Any, params: Any, batch: Batch, rng: jax.Array | None, c: ConfigDict) -> Sums:
     """The loss of preference pairs, one unit of weight each.
 
@@ -201,16 +223,7 @@ def preference_loss(module: Any, params: Any, batch: Batch, rng: jax.Array | Non
     rejected_reward, chosen_log_prob, rejected_log_prob; over tokens: entropy.
     """
     p, answers = c.preference, batch["reference"].shape[1]
-    predictions = losses.predict(module, params, batch, rng)
-    made = log_probs(predictions, loss_chunks=c.loss_chunks, vocab_size=c.vocab_size)
-    weights_BL, segments_BL = batch["weights"], batch["segments"]
-    policy_BA = per_answer(made.targets * weights_BL, segments_BL, answers)
-    tokens_BA = per_answer((weights_BL > 0).astype(jnp.float32), segments_BL, answers)
-    sides = [
-        Answers(*(x_BA[:, side::2].reshape(-1) for x_BA in (policy_BA, batch["reference"], tokens_BA)))
-        for side in (0, 1)
-    ]
-    chosen, rejected = sides
+    chosen, rejected, entropy, auxiliary = sides(module, params, batch, rng, c)
     weights_P = batch["pair_weights"].reshape(-1)
     loss_P = jnp.zeros_like(weights_P)
     for name, weight in weighted_losses(p.loss).items():
@@ -225,7 +238,6 @@ def preference_loss(module: Any, params: Any, batch: Batch, rng: jax.Array | Non
         return Mean(jnp.sum(jnp.where(weights_P > 0, values_P * weights_P, 0.0)), total)
 
     objective = mean(loss_P)
-    trained_BL = (weights_BL > 0).astype(jnp.float32)
     chosen_reward, rejected_reward = p.beta * chosen.log_ratio, p.beta * rejected.log_ratio
     metrics = {
         "loss": objective,
@@ -235,6 +247,6 @@ def preference_loss(module: Any, params: Any, batch: Batch, rng: jax.Array | Non
         "rejected_reward": mean(rejected_reward),
         "chosen_log_prob": mean(chosen.policy),
         "rejected_log_prob": mean(rejected.policy),
-        "entropy": Mean(jnp.sum(made.entropy * trained_BL), jnp.sum(trained_BL)),
+        "entropy": entropy,
     }
-    return losses.with_auxiliary(Sums(objective.total, total, jax.lax.stop_gradient(metrics)), predictions.auxiliary)
+    return losses.with_auxiliary(Sums(objective.total, total, jax.lax.stop_gradient(metrics)), auxiliary)

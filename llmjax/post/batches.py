@@ -16,7 +16,12 @@ from llmjax.data.source import Batch
 from llmjax.post.rows import Store
 
 SHUFFLE_ROUNDS = 4  # of grain's block cipher; the fewest it allows
-COMPARING = ("preference", "reward")  # objectives whose rows hold answers with numbers of their own
+COMPARING = (
+    "preference",
+    "unpaired",
+    "reward",
+    "classify",
+)  # objectives whose rows hold answers with numbers of their own
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,16 @@ def row(rows: Rows, number: int, c: ConfigDict) -> Batch:
     made["exists"] = spread(np.ones(a))
     if rows.reference is not None:
         made["reference"] = spread(rows.reference[numbers])
-    if c.objective.name == "reward":
-        ends = np.cumsum([size_of(rows.store.example(e)) for e in numbers], dtype=np.int32)
+    ends = np.cumsum([size_of(rows.store.example(e)) for e in numbers], dtype=np.int32)
+    if c.objective.name == "classify":
+        first = c.model.direction == "bidirectional"  # where such a text is read
+        made["place"] = np.pad(np.r_[np.int32(0), ends[:-1]] if first and a else ends - 1, (0, room - a))
+        made["labels"] = spread(rows.store.labels[rows.groups[number] if numbers else []])
+        texts = made.pop("weights")
+        if c.model.types > 1:
+            made["types"] = texts.astype(np.int32)
+        del made["targets"]
+    elif c.objective.name == "reward":
         groups = rows.groups[number] if numbers else []
         sizes = [int(rows.store.first[g + 1] - rows.store.first[g]) for g in groups]
         made["last"] = np.pad(ends - 1, (0, room - a))
@@ -84,6 +97,10 @@ def row(rows: Rows, number: int, c: ConfigDict) -> Batch:
         made["ranks"], made["margins"] = spread(rows.store.ranks[numbers]), spread(_margins(rows.store, groups))
     else:
         made["pair_weights"] = made.pop("exists")[::2]
+        if c.objective.name == "unpaired":
+            groups = rows.groups[number] if numbers else []
+            made["good"] = np.pad(rows.store.labels[groups], (0, room // 2 - len(groups)))
+            return made
         made["token_share"] = np.array(rows.pairs / max(rows.chosen_tokens, 1), np.float32)
         if c.objective.preference.length_weight < 1:
             _weigh_length(made, a, c.objective.preference.length_weight)

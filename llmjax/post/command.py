@@ -1,4 +1,7 @@
-"""The verbs that train a model further: sft, reward, dpo, grpo and ppo. Each is a recipe with its own objective."""
+"""The verbs that train a model further: sft, task, reward, dpo, kto, distill, grpo and ppo.
+
+Each is a recipe with its own objective.
+"""
 
 import argparse
 from collections.abc import Callable
@@ -9,13 +12,18 @@ from llmjax.config.ranges import AT_LEAST_1, number
 from llmjax.errors import UserError
 from llmjax.verb import Verb
 
-OBJECTIVES = {
+OBJECTIVES = {  # verb: (objective, what it does)
     "sft": ("causal", "teach a model to answer as conversations do"),
+    "task": ("classify", "train a model to tell the class of a text, or a number of it"),
     "reward": ("reward", "train a reward model on preferences or rankings"),
     "dpo": ("preference", "train a model on preferences, without a reward model"),
+    "kto": ("unpaired", "train a model on answers that are each good or bad"),
+    "distill": ("distill", "train a model on what another one, its teacher, would write next"),
     "grpo": ("policy", "improve a model by the rewards of answers that it samples, compared within groups"),
     "ppo": ("policy", "improve a model by the rewards of answers that it samples, with a value head"),
 }
+
+CONFIGS = {"task": "classify"}  # configs that are not called like their verb
 
 
 def _add(verb: argparse.ArgumentParser) -> None:
@@ -34,7 +42,7 @@ def _checked(verb: str) -> Callable[[argparse.Namespace, ConfigDict], None]:
         if c.data.format != "conversations" or c.objective.name != objective:
             raise UserError(
                 f"llmjax {verb} needs data.format=conversations and objective.name={objective}, and this config has "
-                f"{c.data.format} and {c.objective.name}: begin with one of configs/post/, such as configs/post/{verb}.py"
+                f"{c.data.format} and {c.objective.name}: begin with one of configs/post/, such as configs/post/{CONFIGS.get(verb, verb)}.py"
             )
         if verb == "ppo" and c.rollout.advantage != "gae":
             raise UserError(
@@ -62,6 +70,8 @@ def _show(args: argparse.Namespace, c: ConfigDict) -> int:
     shown = show.show(c, count=args.rows, colour=colour)
     print("\n\n".join(shown.lines) or "no row teaches anything")
     print(f"\n{'green' if colour else 'in [[ ]]'}: learnt")
+    if said := show.diversity(c):
+        print(said)
     for one in shown.rejected[: args.rows]:
         print(f"left out: {one.file.name}, row {one.number}: {one.reason}")
     return 0

@@ -1,7 +1,9 @@
-"""What is measured on held-out rows while a model is trained further: the objective's own loss and metrics."""
+"""What is measured on held-out rows while a model is trained further: the objective's loss and metrics, and tables."""
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,12 +18,20 @@ from llmjax.objectives.answers import per_answer
 from llmjax.objectives.log_probs import log_probs
 from llmjax.parallel import placement
 from llmjax.post.batches import Rows, row, stacked
-from llmjax.train.heldout import Evaluate, compiled
+from llmjax.post.tables import Beside
+from llmjax.train.heldout import Evaluate
 from llmjax.train.step import batch_shardings
 
 
 def make_heldout(
-    c: ConfigDict, module: Transformer, objective: Objective, batches: Sequence[Batch], mesh: Mesh, params: Any
+    c: ConfigDict,
+    module: Transformer,
+    objective: Objective,
+    batches: Sequence[Batch],
+    mesh: Mesh,
+    params: Any,
+    *,
+    beside: Beside | None = None,
 ) -> Evaluate:
     """parameters -> heldout_NAME for each metric of the objective over fixed batches; compiled before this returns.
 
@@ -30,28 +40,46 @@ def make_heldout(
     Args:
         batches: of one shape, each of a micro-batch's rows; each process puts its rows on its devices.
         params: the model's parameters, or their abstract form.
+        beside: further numbers, by the same program.
     """
-    network = placement.on_mesh(module, mesh, c)
+    network, sharding = placement.on_mesh(module, mesh, c), batch_shardings(mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())  # whole in every process
 
-    def step(params: Any, batch: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def step(params: Any, batch: Any) -> tuple[dict[str, tuple[jax.Array, jax.Array]], jax.Array | None]:
         metrics = objective(network, params, batch, None, c.objective).metrics
-        return {name: (mean.total, mean.weight) for name, mean in metrics.items()}
+        sums = {name: (mean.total, mean.weight) for name, mean in metrics.items()}
+        return sums, None if beside is None else beside.outputs(network, params, batch)
 
-    def lower(batch: Any) -> jax.stages.Lowered:
-        with placement.active(mesh, c):
-            return jax.jit(step).lower(params, batch)
-
-    run = compiled(lower, batches[0], mesh)
+    like = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in batches[0].items()}
+    with placement.active(mesh, c):
+        run = jax.jit(step, out_shardings=everywhere).lower(params, like).compile()
 
     def evaluate(params: Any) -> dict[str, float]:
         sums: dict[str, list[tuple[float, float]]] = {}
-        for batch in batches:
-            for name, mean in run(params, batch).items():
-                sums.setdefault(name, []).append(mean)
+        outputs = []
+        for rows in batches:
+            batch = {k: jax.make_array_from_callback(v.shape, sharding, v.__getitem__) for k, v in rows.items()}
+            means, made = run(params, batch)
+            for name, mean in means.items():
+                sums.setdefault(name, []).append((float(mean[0]), float(mean[1])))
+            outputs.append(np.asarray(made))
         totals = {name: tuple(map(math.fsum, zip(*found, strict=True))) for name, found in sums.items()}
-        return {f"heldout_{name}": total / weight for name, (total, weight) in totals.items() if weight}
+        numbers = {name: total / weight for name, (total, weight) in totals.items() if weight}
+        numbers |= {} if beside is None else beside.measure(outputs)
+        return {f"heldout_{name}": number for name, number in numbers.items()}
 
     return evaluate
+
+
+def figures(file: Path) -> dict[str, float]:
+    """The numbers of the last evaluation in a file of metrics, by their names: accuracy, reward, exact_match, ...
+
+    The loss is heldout_loss, because a training has a loss too; a single reward's mean goes by the reward's name.
+    """
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines() if '"heldout_' in line]
+    found = {name: value for name, value in (rows[-1] if rows else {}).items() if name.startswith("heldout_")}
+    names = {name: name.removeprefix("heldout_").removeprefix("reward/") for name in found if name != "heldout_loss"}
+    return {names.get(name, name): value for name, value in found.items() if value is not None}
 
 
 def reference_log_probs(c: ConfigDict, module: Transformer, params: Any, made: Rows, mesh: Mesh) -> np.ndarray:

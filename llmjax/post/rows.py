@@ -22,11 +22,12 @@ from ml_collections import ConfigDict
 from llmjax import progress, storage
 from llmjax.data import conversations, records, tokens
 from llmjax.data.conversations import Rejected, Row, RowError
-from llmjax.data.examples import Example, answer_example, as_messages, examples_of, prompt_ids
+from llmjax.data.examples import Example, answer_example, as_messages, examples_of, prompt_ids, whole_ids
 from llmjax.data.packing import size_of
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.data.tokenizer_files import load_tokenizer, with_template
 from llmjax.errors import UserError
+from llmjax.post import classes
 
 SPLITS = ("train", "heldout")
 WORDS = re.compile(r"\w+")
@@ -42,6 +43,7 @@ class Group(NamedTuple):
     ranks: list[float]  # one an example, the smaller the better
     margin: float
     columns: dict[str, Any]  # of the row, for rewards
+    label: float = 0.0  # what the group is: 1 good or 0 bad, the number of its class, or the number to be predicted
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Store:
     first: np.ndarray
     ranks: np.ndarray  # float32, one an example
     margins: np.ndarray  # float32, one a group
+    labels: np.ndarray  # float32, one a group
     columns: list[dict[str, Any]]  # one a group; empty where the objective has no use for them
 
     def __len__(self) -> int:
@@ -89,6 +92,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     rejected: list[Rejected] = []
     rows = list(read(c, rejected))
     _check_template(tokenizer, [row for _, row in rows])
+    c = classes.with_labels(c, [row for _, row in rows])
     heldout = {i for i, (_, row) in enumerate(rows) if _is_held_out(row, c.data.holdout_percent)}
     twins = _twins([row for _, row in rows], heldout)
     groups: dict[str, list[Group]] = {split: [] for split in SPLITS}
@@ -103,9 +107,9 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
         except RowError as error:
             rejected.append(Rejected(file, row.number, str(error)))
             continue
-        fitting = [group for group in made if places(group) <= c.train.sequence_length]
-        counts["too_long"] += len(made) - len(fitting)
-        groups["heldout" if i in heldout else "train"] += fitting
+        groups["heldout" if i in heldout else "train"] += _fitting(made, c, counts)
+    if c.objective.name == "unpaired":
+        groups = {split: _fitting(_with_mismatches(made), c, counts) for split, made in groups.items()}
     _check_rejected(c, rejected, counts)
     if not groups["train"]:
         raise UserError(
@@ -125,7 +129,8 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     lines = [json.dumps({"file": str(r.file), "row": r.number, "reason": r.reason}) for r in rejected]
     storage.write_text(folder / "rejected.jsonl", "".join(f"{line}\n" for line in lines))
     counts["rejected"] = len(rejected)
-    storage.write_json(folder / "index.json", {"counts": counts, "reasons": Counter(r.reason for r in rejected)})
+    reasons, labels = Counter(r.reason for r in rejected), list(c.objective.classify.labels)
+    storage.write_json(folder / "index.json", {"counts": counts, "reasons": reasons, "labels": labels})
     _say(counts, rejected, folder)
     return {**counts, "seconds": round(time.perf_counter() - began, 3)}
 
@@ -158,6 +163,14 @@ def groups_of(tokenizer: Tokenizer, row: Row, c: ConfigDict) -> list[Group]:
             return [Group([_read_to_its_end(example) for example in made], ranks, row.margin, {})]
         better = [(a, b) for a in range(len(made)) for b in range(len(made)) if ranks[a] < ranks[b]]
         return [Group([made[a], made[b]], [0.0, 1.0], row.margin, {}) for a, b in better]
+    if name == "unpaired":
+        return _judged(tokenizer, row)
+    if name == "classify":
+        label = classes.number_of(row, c)
+        whole, texts = whole_ids(tokenizer, str(row.prompt), row.second)
+        # One id more, and the texts' numbers a place later: as inputs, rows then have every id with its text's number.
+        read = Example(np.array([*whole, whole[-1]], np.int32), np.array([0, *texts], np.float32))
+        return [Group([read], [0.0], 0.0, {}, label)]
     if not row.answers:
         raise RowError("there is no answer to learn")
     if row.good is False:
@@ -165,6 +178,40 @@ def groups_of(tokenizer: Tokenizer, row: Row, c: ConfigDict) -> list[Group]:
     best = row.answers[int(np.argmin(ranks))] if ranks else row.answers[0]
     alone = dataclasses.replace(row, answers=(best,))
     return [Group([e], [0.0], 0.0, {}) for e in examples_of(tokenizer, alone, turns=c.data.turns)]
+
+
+def _judged(tokenizer: Tokenizer, row: Row) -> list[Group]:
+    """A row's answers, each good or bad; of several the best ones are good."""
+    if row.good is None and len(row.answers) < 2:
+        raise RowError(
+            "nothing says whether the answer is good: give label, true or false, beside prompt and completion"
+        )
+    good = [row.good] if row.good is not None else [rank == min(row.ranks) for rank in row.ranks]
+    made = [answer_example(tokenizer, row.prompt, a, tools=row.tools, **row.variables) for a in row.answers]
+    return [Group([e], [0.0], 0.0, {}, float(label)) for e, label in zip(made, good, strict=True)]
+
+
+def _with_mismatches(groups: Sequence[Group]) -> list[Group]:
+    """Each answer with a second one: its prompt with the answer of another group, half of all groups further on.
+
+    Never its own, and not a neighbour's, because files keep the answers to one prompt together. One group alone has no
+    partner and is left out.
+    """
+    found = []
+    for i, group in enumerate(groups if len(groups) > 1 else ()):
+        [own], [other] = group.examples, groups[(i + len(groups) // 2) % len(groups)].examples
+        here, there = own.prompt_tokens, other.prompt_tokens
+        parts = zip((own.ids, own.weights), (other.ids, other.weights), strict=True)
+        mismatched = Example(*(np.concatenate([mine[:here], theirs[there:]]) for mine, theirs in parts))
+        found.append(group._replace(examples=[own, mismatched], ranks=[0.0, 0.0]))
+    return found
+
+
+def _fitting(groups: Sequence[Group], c: ConfigDict, counts: Counter[str]) -> list[Group]:
+    """The groups that fit into a row; the others are counted."""
+    found = [group for group in groups if places(group) <= c.train.sequence_length]
+    counts["too_long"] += len(groups) - len(found)
+    return found
 
 
 def _read_to_its_end(example: Example) -> Example:
@@ -189,6 +236,7 @@ def save(folder: Path, split: str, groups: Sequence[Group]) -> None:
         "first": np.cumsum([0, *(len(group.examples) for group in groups)]),
         "ranks": np.array([rank for group in groups for rank in group.ranks], np.float32),
         "margins": np.array([group.margin for group in groups], np.float32),
+        "labels": np.array([group.label for group in groups], np.float32),
     }
     with storage.writing(folder / f"{split}.npz") as file:
         np.savez(file, **arrays)
@@ -205,6 +253,7 @@ def load(workdir: Path, split: str) -> Store:
             arrays = dict(found)
     except (OSError, ValueError, EOFError, KeyError) as error:
         raise UserError(f"{file} cannot be read ({error}): run the rows stage again") from error
+    arrays.setdefault("labels", np.zeros(len(arrays["margins"]), np.float32))  # of runs from before there were any
     beside = file.with_name(f"{split}.columns.jsonl")
     lines = beside.read_text("utf-8").splitlines() if beside.is_file() else ["{}"] * (len(arrays["first"]) - 1)
     return Store(**arrays, columns=[json.loads(line) for line in lines])

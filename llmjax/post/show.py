@@ -1,18 +1,21 @@
 """What a run would learn, token by token: the first examples of its sources, with their masks, before anything is trained."""
 
+import itertools
 import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from llmjax.data.conversations import Rejected, RowError
-from llmjax.data.examples import Example
+from llmjax.data.conversations import Rejected, Row, RowError
+from llmjax.data.examples import Example, as_messages
 from llmjax.data.tokenizer import Tokenizer
+from llmjax.eval import text_metrics
 from llmjax.post import rows
 
 LEARNT, CONTROL, PLAIN = "\x1b[32m", "\x1b[35m", "\x1b[0m"  # green, magenta
 OPEN, CLOSE = "[[", "]]"  # around what is learnt, where there are no colours
+MOST_ROWS = 10_000  # of which the diversity is told
 
 
 class Shown(NamedTuple):
@@ -36,6 +39,19 @@ def show(c: ConfigDict, *, count: int, colour: bool) -> Shown:
         tokens, learnt = len(example.ids), int(example.weights.sum())
         lines.append(f"{title}: {tokens} tokens, {learnt} learnt\n{as_text(tokenizer, example, colour=colour)}")
     return Shown(lines, rejected)
+
+
+def diversity(c: ConfigDict) -> str:
+    """How much the first requests of users in `data.sources` differ; "" for fewer than two."""
+    read = itertools.islice(rows.read(c, []), MOST_ROWS)
+    asked = [_asked(row) for _, row in read]
+    asked = [text for text in asked if text.strip()]
+    return str(text_metrics.diversity(asked)) if len(asked) > 1 else ""
+
+
+def _asked(row: Row) -> str:
+    said = [*as_messages(row.prompt, "user"), *as_messages(row.answers[0] if row.answers else "", "assistant")]
+    return next((str(message.get("content") or "") for message in said if message["role"] == "user"), "")
 
 
 def as_text(tokenizer: Tokenizer, example: Example, *, colour: bool) -> str:

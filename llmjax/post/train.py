@@ -4,9 +4,9 @@ The objective decides what a row is (`rows.groups_of`) and where batches come fr
 preferences and rewards, sampled ones for policies.
 """
 
-import functools
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from llmjax.model import attention, transformer
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import processes
-from llmjax.post import batches, heldout, policies, reference, rewards, rows
+from llmjax.post import batches, calibration, classes, heldout, policies, reference, rewards, rows, teacher, texts
 from llmjax.train import initial, loop, pretrain
 from llmjax.train.heldout import Evaluate
 
@@ -36,6 +36,8 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     pretrain.start_devices(c)
     tokenizer = load_tokenizer(workdir / "tokenizer")
     c = resolve(c, tokenizer)
+    if c.objective.name == "classify":
+        c = classes.resolve(c, workdir)
     objective, module = OBJECTIVES[c.objective.name], transformer.build(c.model)
     processes.say(f"attention: {attention.choose(c.model, platform=jax.default_backend(), any_mask=False)}")
     stores = {split: store for split in rows.SPLITS if len(store := rows.load(workdir, split))}
@@ -43,17 +45,18 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     if c.objective.name == "policy":
         given = policies.stage(c, workdir, module, tokenizer, stores, mesh)
     else:
-        given = _fixed(c, workdir, module, stores, mesh)
-    return loop.train(
+        given = _fixed(c, workdir, module, tokenizer, stores, mesh)
+    results = loop.train(
         c,
         workdir,
         module=module,
         objective=objective,
-        initial_params=functools.partial(initial.read, c),
+        initial_params=partial(initial.read, c),
         notes={"tokenizer": tokenizer.fingerprint},
         started=started,
         **given,
     )
+    return results | processes.broadcast_from_first(lambda: heldout.figures(workdir / "metrics.jsonl"))
 
 
 def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
@@ -62,6 +65,9 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
         raise UserError("conversations train a model further: give --config.train.init_from=RUN")
     if c.objective.name == "policy":
         rewards.parse(c.rollout.rewards)
+    if c.objective.name == "distill":
+        teacher.check(c)
+    texts.check(c)
     tokenizer = load_tokenizer(workdir / "tokenizer") if workdir is not None else None
     initial.check(c, tokenizer)
 
@@ -69,11 +75,13 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
 def resolve(c: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
     """The config with what depends on the tokenizer filled in: model.vocab_size, and what a policy never samples."""
     c = pretrain.resolve(c, tokenizer)
-    if c.objective.name != "policy":
+    if c.objective.name not in ("policy", "distill"):
         return c
     with c.unlocked():
         p = c.objective.policy
         c.objective.vocab_size = c.objective.vocab_size or tokenizer.vocab_size
+        if c.objective.name == "distill":
+            return c
         p.never = p.never or tuple(tokenizer.unsampled_ids)
         p.temperature = p.temperature or c.rollout.temperature
         p.length = p.length or c.rollout.tokens
@@ -81,7 +89,12 @@ def resolve(c: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
 
 
 def _fixed(
-    c: ConfigDict, workdir: Path, module: transformer.Transformer, stores: Mapping[str, rows.Store], mesh: Mesh
+    c: ConfigDict,
+    workdir: Path,
+    module: transformer.Transformer,
+    tokenizer: Tokenizer,
+    stores: Mapping[str, rows.Store],
+    mesh: Mesh,
 ) -> dict[str, Any]:
     """The source and the evaluation of rows that are there before the training."""
     packed = {split: batches.rows_of(store, c) for split, store in stores.items()}
@@ -93,13 +106,27 @@ def _fixed(
         "of them padding"
     )
     host, hosts = meshes.row_group(mesh) if processes.count() > 1 else (0, 1)
+    ask = teacher.make_ask(c, mesh) if c.objective.name == "distill" else None
 
     def make_source(total: int) -> Source:
+        if ask is not None:
+            return teacher.make_source(c, module, tokenizer, train, ask, mesh)
         return StatelessSource(batches.batches_of(train, c, host=host, hosts=hosts))
 
     def make_evaluate(mesh: Mesh, params: Any) -> Evaluate:
         held = batches.heldout_batches_of(packed["heldout"], c, count=c.train.eval_batches)
-        return heldout.make_heldout(c, module, OBJECTIVES[c.objective.name], held, mesh, params)
+        if ask is not None:
+            held = [ask(batch) for batch in held]
+        beside = None
+        if c.objective.name == "classify":
+            beside = classes.beside(c, workdir, held)
+        elif c.objective.name == "reward":
+            beside = calibration.beside(workdir, held)
+        figures = heldout.make_heldout(c, module, OBJECTIVES[c.objective.name], held, mesh, params, beside=beside)
+        if not c.eval.texts:
+            return figures
+        of_texts = texts.make_heldout(c, workdir, module, tokenizer, stores["heldout"], mesh)
+        return lambda params: figures(params) | of_texts(params)
 
     return {
         "make_source": make_source,

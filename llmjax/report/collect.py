@@ -37,6 +37,7 @@ class Run:
     token_index: dict[str, Any]
     samples: list[Sample]
     samples_left_out: int
+    tables: list[dict[str, Any]]  # of the last evaluation in training: title, columns, rows
     missing: list[str]  # stages without results
     notes: list[str] = field(default_factory=list)
 
@@ -73,6 +74,7 @@ def collect(workdir: Path, *, config: ConfigDict | None = None) -> Run:
         token_index=next((_read_json(path, notes) for path in indexes if path.is_file()), {}),
         samples=samples,
         samples_left_out=left_out,
+        tables=_read_tables(workdir / "train" / "heldout.json", notes),
         missing=[name for name, results in stages.items() if name in wanted and not results],
         notes=notes + (curves.notes if curves else []),
     )
@@ -104,6 +106,19 @@ def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
         notes.append(f"{path.parent.name}/{path.name} cannot be read ({error}) and is left out.")
         return {}
     return tree if isinstance(tree, dict) else {}
+
+
+def _read_tables(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    try:
+        return [
+            {"title": str(one["title"]), "columns": list(one["columns"]), "rows": [list(row) for row in one["rows"]]}
+            for one in json.loads(path.read_text(encoding="utf-8"))
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        notes.append(f"train/heldout.json cannot be read ({error!r}) and is left out.")
+        return []
 
 
 def _read_samples(path: Path, notes: list[str]) -> tuple[list[Sample], int]:

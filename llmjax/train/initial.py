@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax import traverse_util
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from llmjax import config
@@ -23,7 +25,7 @@ from llmjax.parallel.placement import path_name
 from llmjax.train import checkpoint, folders
 from llmjax.train.frozen import divide
 
-ADDED = re.compile(r"^value/")  # parameters that may be added to a trained model
+HEAD = re.compile(r"^(value|classifier|pooler)/")  # parameters that a trained model may get, or lose
 
 
 def read(c: ConfigDict, abstract: Any) -> Any:
@@ -32,9 +34,13 @@ def read(c: ConfigDict, abstract: Any) -> Any:
     Raises UserError if they do not fit.
     """
     folder = folders.newest(Path(c.train.init_from))
-    new = new_parameters(c)
-    abstract = divide(abstract, new.__contains__)[1]
-    return checkpoint.read_params(folder, abstract, item="ema" if (folder / "ema").is_dir() else "params", cast=True)
+    new, unused = _heads(c)
+    wanted = traverse_util.flatten_dict(divide(abstract, new.__contains__)[1], sep="/")
+    everywhere = NamedSharding(next(iter(wanted.values())).sharding.mesh, PartitionSpec())
+    whole = wanted | {n: jax.ShapeDtypeStruct(shape, "float32", sharding=everywhere) for n, shape in unused.items()}
+    item = "ema" if (folder / "ema").is_dir() else "params"
+    found = checkpoint.read_params(folder, traverse_util.unflatten_dict(whole, sep="/"), item=item, cast=True)
+    return divide(found, unused.__contains__)[1]
 
 
 def check(c: ConfigDict, tokenizer: Tokenizer | None) -> None:
@@ -58,8 +64,9 @@ def check(c: ConfigDict, tokenizer: Tokenizer | None) -> None:
     ours = c.copy_and_resolve_references()
     with ours.unlocked():
         ours.model.vocab_size = c.model.vocab_size or theirs.model.vocab_size
-    mine = {name: shape for name, shape in _shapes(ours.model).items() if name not in new_parameters(ours)}
-    wrong = _first_difference(_shapes(theirs.model), mine)
+    new, unused = _heads(ours)
+    there = {name: shape for name, shape in _shapes(theirs.model).items() if name not in unused}
+    wrong = _first_difference(there, {name: shape for name, shape in _shapes(ours.model).items() if name not in new})
     if not wrong:
         return
     differences = changes.changed(*(config.flatten({"model": m.to_dict()}) for m in (theirs.model, ours.model)))
@@ -71,15 +78,17 @@ def check(c: ConfigDict, tokenizer: Tokenizer | None) -> None:
     )
 
 
-def new_parameters(c: ConfigDict) -> set[str]:
-    """The paths of parameters that the model of `train.init_from` has not, and that begin anew: a value head's."""
+def _heads(c: ConfigDict) -> tuple[set[str], dict[str, tuple[int, ...]]]:
+    """The paths of parameters of heads that begin anew, and the shapes of those of `train.init_from` that are not used."""
     theirs = _model_of(folders.newest(Path(c.train.init_from)))
     with theirs.unlocked():
         theirs.vocab_size = theirs.vocab_size or c.model.vocab_size
     ours = c.model.copy_and_resolve_references()
     with ours.unlocked():
         ours.vocab_size = theirs.vocab_size
-    return {name for name in _shapes(ours).keys() - _shapes(theirs).keys() if ADDED.search(name)}
+    there, here = _shapes(theirs), _shapes(ours)
+    differ = {name for name in there.keys() | here.keys() if HEAD.search(name) and there.get(name) != here.get(name)}
+    return differ & here.keys(), {name: there[name] for name in differ & there.keys()}
 
 
 def _model_of(folder: Path) -> ConfigDict:
