@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from llmjax import storage
 from llmjax.errors import UserError
-from llmjax.eval import code, contamination, harness, native
+from llmjax.eval import code, contamination, harness, native, registered
 from llmjax.eval.contamination import Contamination
 from llmjax.eval.leaderboard import TaskScore, aggregates, expand
 from llmjax.eval.statistics import Estimate
@@ -48,7 +48,9 @@ def run(c: ConfigDict, model: LanguageModel, workdir: Path, *, allow_code_execut
 def check(
     c: ConfigDict, names: Sequence[str] | None = None, *, allow_code_execution: bool
 ) -> tuple[list[str], list[str], list[str]]:
-    """The names for each runner: (programs, native, harness). `names`: in place of `c.eval.tasks`.
+    """The names for each runner: (programs, native, harness); all others are of `registered.TASKS`.
+
+    `names`: in place of `c.eval.tasks`.
 
     Raises:
         UserError: for an unknown name or runner, programs that may not be run, and a harness that is not installed.
@@ -60,7 +62,8 @@ def check(
     if programs and not allow_code_execution:
         raise UserError(f"{programs[0]}: {code.REFUSAL}")
     ours = [n for n in names if native.can_run(n) and n not in programs and c.eval.runner == "auto" and not c.eval.chat]
-    theirs = [n for n in names if n not in (*programs, *ours)]
+    own = registered.TASKS if c.eval.runner == "auto" else ()
+    theirs = [n for n in names if n not in (*programs, *ours, *own)]
     if theirs:
         harness.require()
     return programs, ours, theirs
@@ -89,6 +92,8 @@ def evaluate(
             model, name, folders, allow_code_execution=allow_code_execution, samples=c.eval.samples, ks=c.eval.pass_at,
             temperature=c.eval.temperature, seed=c.seed, on_written=counter("writing programs"), **settings,
         )  # fmt: skip
+    for name in [name for name in names if name not in (*programs, *ours, *theirs)]:
+        scores[name] = registered.evaluate(name, model, folders, limit=c.eval.limit)
     return {name: scores[name] for name in names}
 
 

@@ -10,11 +10,13 @@ which `replay` goes through it again without a model.
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from llmjax.data.chat import Message, chat_ids
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
+from llmjax.infer import filters
 from llmjax.infer.engine import Engine
 from llmjax.infer.request import Request, prompt_ids
 
@@ -62,11 +64,15 @@ def run(
     conversations: Iterable[tuple[Any, Callable[[], Conversation[Result]]]],
     *,
     on_text: Callable[[str, str], None] | None = None,
+    rules: Sequence[filters.Rule] = (),
+    log: Path | None = None,
 ) -> Iterator[Finished[Result]]:
     """Run conversations, each with its key, and yield each when it has ended.
 
     Args:
         on_text: told the purpose and each piece of text while it is written.
+        rules, log: filters of what the model reads, but for system messages, and of what it writes. A text that is
+            blocked ends its conversation with an error.
     """
     todo = iter(conversations)
     live: dict[int, _Live[Result]] = {}
@@ -81,6 +87,9 @@ def run(
                 kept, ids = _fitting(engine, asked)
                 settings = {name: value for name, value in kept.items() if name != "messages"}
                 request = Request(ids=tuple(ids), **settings)
+                for message in kept["messages"]:
+                    if rules and message["role"] != "system":
+                        _passed(filters.check(rules, str(message["content"]), "input", log=log))
                 one.record = {"purpose": asked.purpose, "asked": kept}
                 one.finished.tokens += len(ids)
                 live[engine.submit(request)] = one
@@ -110,12 +119,16 @@ def run(
             del live[event.number]
             done = event.completion
             one.finished.tokens += len(done.tokens)
-            one.finished.transcript.append({**one.record, "text": done.text, "finish": done.finish})
-            if done.error:
-                one.finished.error = done.error
+            try:
+                if done.error:
+                    raise UserError(done.error)
+                text = _passed(filters.check(rules, done.text, "output", log=log))
+            except UserError as error:
+                one.finished.error = str(error)
                 ended.append(one.finished)
-            else:
-                go_on(one, done.text)
+                continue
+            one.finished.transcript.append({**one.record, "text": text, "finish": done.finish})
+            go_on(one, text)
 
 
 def replay(conversation: Conversation[Result], transcript: Sequence[Mapping[str, Any]]) -> Result:
@@ -151,6 +164,13 @@ def scripted(conversation: Conversation[Result], write: Callable[[Ask], str]) ->
             return stop.value, transcript
         text = write(asked)
         transcript.append({"purpose": asked.purpose, "asked": _kept(asked, 0), "text": text, "finish": "script"})  # fmt: skip
+
+
+def _passed(verdict: filters.Verdict) -> str:
+    """The text that filters let through. Raises UserError for one that they block."""
+    if verdict.blocked:
+        raise UserError(f"the filter {verdict.blocked!r} blocks the text")
+    return verdict.text
 
 
 def ids_of(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:

@@ -44,6 +44,9 @@ def _add(verb: argparse.ArgumentParser) -> None:
         help="write here what each answer is made from (default: beside --out, else WORKDIR/ask/transcript.jsonl)",
     )  # fmt: skip
     verb.add_argument(
+        "--filters", type=Path, metavar="FILE.json", help="block, mask or log what the model reads and writes, by rules; see docs/ask.md"
+    )  # fmt: skip
+    verb.add_argument(
         "--replay", type=Path, metavar="FILE.jsonl", help="make the answers of a transcript again, without a model, and compare them"
     )  # fmt: skip
 
@@ -58,6 +61,7 @@ def _ask(args: argparse.Namespace, c: ConfigDict) -> int:
     if bool(args.questions) != bool(args.out):
         raise UserError("--questions and --out belong together: the answers to the questions are written to --out")
     with timings.phase("import the library"):
+        from llmjax.infer import filters
         from llmjax.retrieve import questions
 
     start, show = _database(args) if args.db else _documents(args)
@@ -66,16 +70,18 @@ def _ask(args: argparse.Namespace, c: ConfigDict) -> int:
     given = questions.read(args.questions) if args.questions else [questions.Question(1, args.question)]
     setting = {"today": datetime.date.today().isoformat()}
     engine = _engine(args, c, slots=len(given))
+    transcript = args.transcript or (
+        args.out.with_suffix(".transcript.jsonl") if args.out else args.workdir / "ask" / "transcript.jsonl"
+    )
+    settings = {
+        "transcript": transcript, "setting": setting, "rules": filters.load(args.filters) if args.filters else (),
+    }  # fmt: skip
+    started = functools.partial(_started, start, setting)
     if args.questions:
-        transcript = args.transcript or args.out.with_suffix(".transcript.jsonl")
-        counts = questions.answer_file(
-            engine, given, functools.partial(_started, start, setting), out=args.out, transcript=transcript, setting=setting
-        )  # fmt: skip
+        counts = questions.answer_file(engine, given, started, out=args.out, **settings)
         print(f"{args.out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
         return 0
-    transcript = args.transcript or args.workdir / "ask" / "transcript.jsonl"
-    started = functools.partial(_started, start, setting)
-    for _, row, made in questions.answers(engine, given, started, transcript=transcript, setting=setting):
+    for _, row, made in questions.answers(engine, given, started, **settings):
         if made is None:
             raise UserError(row["error"])
         print(show(made))

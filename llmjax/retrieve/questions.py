@@ -13,6 +13,7 @@ from llmjax.infer import asking
 from llmjax.infer.asking import Conversation
 from llmjax.infer.batch import answered
 from llmjax.infer.engine import Engine
+from llmjax.infer.filters import Rule
 from llmjax.progress import counter
 
 
@@ -59,17 +60,25 @@ Start = Callable[[str], Conversation[Answer]]  # of a question's text
 
 
 def answers(
-    engine: Engine, questions: Sequence[Question], start: Start, *, transcript: Path, setting: dict[str, Any]
+    engine: Engine,
+    questions: Sequence[Question],
+    start: Start,
+    *,
+    transcript: Path,
+    setting: dict[str, Any],
+    rules: Sequence[Rule] = (),
 ) -> Iterator[tuple[Question, dict[str, Any], Answer | None]]:
     """The questions, each when it is answered, with the row of its answer (or of its error) and the answer itself.
 
     Args:
         transcript: what each answer is made from is appended here, see `replay`.
         setting: what decides the prompts beside the question, kept in the transcript.
+        rules: filters of what the model reads and writes; their log is beside the transcript.
     """
+    log = transcript.with_name("filters.jsonl")
     with storage.appending(transcript) as kept:
         jobs = ((question, functools.partial(start, question.text)) for question in questions)
-        for one in asking.run(engine, jobs):
+        for one in asking.run(engine, jobs, rules=rules, log=log):
             own = {"id": one.key.id, "question": one.key.text}
             made = {"error": one.error} if one.result is None else one.result.row()
             kept.write(json.dumps({**own, "setting": setting, "asked": one.transcript, "answer": made}) + "\n")
@@ -77,15 +86,18 @@ def answers(
 
 
 def answer_file(
-    engine: Engine, questions: Sequence[Question], start: Start, *, out: Path, transcript: Path, setting: dict[str, Any]
+    engine: Engine, questions: Sequence[Question], start: Start, *, out: Path, **settings: Any
 ) -> dict[str, int]:
-    """Answer the questions that have no answer in `out`, and write each when it is finished: counts of what was done."""
+    """Answer the questions that have no answer in `out`, and write each when it is finished: counts of what was done.
+
+    `settings` are those of `answers`.
+    """
     done = answered(out)
     todo = [question for question in questions if str(question.id) not in done]
     counts = {"answered before": len(questions) - len(todo), "answered": 0, "refused": 0, "failed": 0}
     show = counter("answering", " questions")
     with storage.appending(out) as file:
-        made = answers(engine, todo, start, transcript=transcript, setting=setting)
+        made = answers(engine, todo, start, **settings)
         for number, (_, row, result) in enumerate(made, start=1):
             file.write(json.dumps(row) + "\n")
             counts["failed" if result is None else "refused" if row.get("refused") else "answered"] += 1
