@@ -93,7 +93,8 @@ CONVERSATIONS: dict[str, Stage] = {
     "rows": Stage(
         "llmjax.post.rows:run",
         ("data.sources", "data.format", "data.turns", "data.chat_template", "data.rejected_percent",
-         "data.holdout_percent", "objective.name", "tokenizer.path", "train.init_from", "train.sequence_length"), (),
+         "data.holdout_percent", "objective.name", "rollout.tools", "tokenizer.path", "train.init_from",
+         "train.sequence_length"), (),
         "read conversations, preferences or prompts into rows of ids",
         leaves=("rows/index.json",),
     ),

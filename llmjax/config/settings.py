@@ -372,7 +372,9 @@ def _eval(c: ConfigDict) -> None:
 
 def _rollout(c: ConfigDict) -> None:
     c.rollout = ConfigDict()
-    c.rollout.rewards = ()  # policy: functions that score answers, "module:function=weight"; see post/rewards.py
+    c.rollout.rewards = ()  # policy: what scores answers: "module:function=weight", "model:RUN=weight"; see post/rewards.py
+    c.rollout.tools = ()  # functions that the model may call while it answers, "module:function"; see post/tools.py
+    c.rollout.turns = 4  # with tools: the most turns of the model in an answer
     c.rollout.samples = 8  # answers to each prompt
     c.rollout.updates = 1  # batches that a round of answers is cut into
     c.rollout.tokens = 128  # of the longest answer

@@ -15,6 +15,7 @@ from llmjax.data.chat import Message, chat_text
 from llmjax.data.conversations import Row, RowError, Text
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.data.written import GENERATED, Written, flags_of
+from llmjax.errors import UserError
 
 ASSISTANT = ("assistant", "model")
 
@@ -127,6 +128,33 @@ def continuation(tokenizer: Tokenizer, text: str) -> list[int]:
         return tokenizer.encode(text, specials="parse")
     after = Written(mark, bytes([1]) * len(mark)) + text  # a control token in front: what follows begins no text
     return tokenizer.encode(after, specials="parse")[1:]
+
+
+def ids_behind(
+    tokenizer: Tokenizer, said: Sequence[Message], more: Sequence[Message], *, stop: int, **given: Any
+) -> list[int]:
+    """The ids behind the stop token of a turn that the model has written: further messages, and its next turn's beginning.
+
+    Args:
+        said: the conversation, whose last message is that turn.
+        more: the messages that follow it.
+        stop: the id at which the turn ended.
+
+    Raises UserError for a chat template that writes the turn in another way once the conversation goes on.
+    """
+    through, after = _text(tokenizer, said, **given), chat_text(tokenizer, [*said, *more], reply=True, **given)
+    if not after.startswith(through):
+        raise UserError(
+            "the chat template writes a turn of the model in another way when more follows, so the ids that were sampled "
+            "would not be those of the conversation: give one that keeps turns, with --config.data.chat_template=FILE"
+        )
+    before = chat_text(tokenizer, said[:-1], reply=True, **given)
+    turn = _ids_between(tokenizer, through, shared_prefix(before, through), len(through))
+    stops = [i for i, token in enumerate(turn) if token in tokenizer.eos_ids]
+    behind = turn[stops[-1] + 1 :] if stops else []
+    behind += continuation(tokenizer, after[len(through) :])
+    # Where a turn has no stop token of its own, the next role's mark is what the model has stopped with.
+    return behind[1:] if not stops and behind[:1] == [stop] else behind
 
 
 def _text(tokenizer: Tokenizer, messages: Sequence[Message], **given: Any) -> Written:

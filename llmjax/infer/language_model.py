@@ -139,27 +139,45 @@ class LanguageModel:
         """
         return self.generate([chat_ids(self.tokenizer, messages)], **settings)[0]
 
-    def reward(self, texts: Sequence[str | Sequence[Message]], *, batch_size: int = 8) -> np.ndarray:
+    def reward(
+        self,
+        texts: Sequence[str | Sequence[Message]],
+        *,
+        prompts: Sequence[str | Sequence[Message]] | None = None,
+        batch_size: int = 8,
+    ) -> np.ndarray:
         """The scores (S,) float32 of S texts by a reward model: prompts with their answers, as it was trained on them.
 
         Args:
             texts: conversations that end with the answer, or plain texts of a prompt and its answer together.
+            prompts: what each text answers, when `texts` are the answers alone.
+            batch_size: texts at a time, rounded up to what the mesh's data axes divide.
 
-        Raises UserError when the model has no value head.
+        Raises UserError when the model has no value head, and for a text longer than its learned positions.
         """
         if not self.config.model.value_head:
             raise UserError(
                 "this model gives no rewards: train one with `llmjax reward --config configs/post/reward.py`"
             )
-        rows = [self._ids_to_score(text) for text in texts]
+        from llmjax.train.step import batch_shardings
+
+        asked = [None] * len(texts) if prompts is None else prompts
+        rows = [self._ids_to_score(text, prompt) for text, prompt in zip(texts, asked, strict=True)]
         length = _power_of_two(max(map(len, rows), default=1))
+        model, size = self.config.model, -(-batch_size // self._rows) * self._rows
+        if model.position == "learned":
+            length = min(length, model.max_length)
+            if any(len(ids) > length for ids in rows):
+                raise UserError(f"a text has more than the {length} learned positions of the reward model: shorten it")
         found = []
-        for first in range(0, len(rows), batch_size):
-            part = rows[first : first + batch_size]
-            tokens_BL, segments_BL = (np.zeros((batch_size, length), np.int32) for _ in range(2))
+        for first in range(0, len(rows), size):
+            part = rows[first : first + size]
+            tokens_BL, segments_BL = (np.zeros((size, length), np.int32) for _ in range(2))
             for i, ids in enumerate(part):
                 tokens_BL[i, : len(ids)], segments_BL[i, : len(ids)] = ids, 1
-            values_BL = np.asarray(_values(self.module, self.params, tokens_BL, segments_BL))
+            with placement.active(self.mesh, self.config):
+                placed = jax.device_put((tokens_BL, segments_BL), batch_shardings(self.mesh))
+                values_BL = np.asarray(_values(self.module, self.params, *placed))
             found += [values_BL[i, len(ids) - 1] for i, ids in enumerate(part)]
         return np.array(found, np.float32)
 
@@ -190,7 +208,9 @@ class LanguageModel:
             found += [_label(outputs_C, tuple(c.objective.classify.labels)) for outputs_C in outputs_BC[: len(part)]]
         return found
 
-    def _ids_to_score(self, text: str | Sequence[Message]) -> list[int]:
+    def _ids_to_score(self, text: str | Sequence[Message], prompt: str | Sequence[Message] | None) -> list[int]:
+        if prompt is not None:
+            return answer_example(self.tokenizer, prompt, text).ids.tolist()
         if isinstance(text, str):
             return [*self.tokenizer.prefix_ids, *self.tokenizer.encode(text), self.tokenizer.end_id]
         return answer_example(self.tokenizer, text[:-1], text[-1:]).ids.tolist()
@@ -238,7 +258,7 @@ def _logits(module: transformer.Transformer, params: Any, tokens_BL: jax.Array) 
 
 
 @functools.partial(jax.jit, static_argnames="module")
-def _values(module: transformer.Transformer, params: Any, tokens_BL: np.ndarray, segments_BL: np.ndarray) -> jax.Array:
+def _values(module: transformer.Transformer, params: Any, tokens_BL: jax.Array, segments_BL: jax.Array) -> jax.Array:
     hidden_BLD: Any = module.apply({"params": params}, tokens_BL, segments_BL=segments_BL, output="hidden")
     return head.values(module, params, hidden_BLD)
 

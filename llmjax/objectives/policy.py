@@ -23,6 +23,8 @@ from llmjax.objectives.answers import per_answer, per_token
 from llmjax.objectives.log_probs import log_probs
 from llmjax.objectives.losses import Batch, Mean, Sums
 
+LARGEST = 20.0  # nats between two policies, beyond which a ratio of their probabilities is noise
+
 
 def ratio(
     new_BL: jax.Array, old_BL: jax.Array, mask_BL: jax.Array, segments_BL: jax.Array, *, level: str, answers: int
@@ -35,7 +37,8 @@ def ratio(
     if level == "sequence":
         tokens_BA = per_answer((mask_BL > 0).astype(jnp.float32), segments_BL, answers)
         log_BL = per_token(per_answer(log_BL, segments_BL, answers) / jnp.maximum(tokens_BA, 1), segments_BL)
-    return jnp.exp(log_BL)
+    # Far beyond every clip the ratio is bounded, so that the loss of a token is finite whatever its advantage.
+    return jnp.exp(jnp.minimum(log_BL, LARGEST))
 
 
 def clipped(ratio_BL: jax.Array, advantages_BL: jax.Array, new_BL: jax.Array, c: ConfigDict) -> jax.Array:
@@ -78,7 +81,7 @@ def kl(new_BL: jax.Array, reference_BL: jax.Array, *, estimator: str) -> jax.Arr
     if estimator == "k2":
         return jnp.square(x_BL) / 2
     # Beyond e^20 the estimate is noise; the bound keeps it finite.
-    return jnp.expm1(jnp.minimum(x_BL, 20.0)) - x_BL
+    return jnp.expm1(jnp.minimum(x_BL, LARGEST)) - x_BL
 
 
 def aggregate(

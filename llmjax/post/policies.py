@@ -14,17 +14,18 @@ from llmjax.data.source import Source
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer.engine import Engine
-from llmjax.infer.rollout import sample_rollouts
 from llmjax.model import head
 from llmjax.model.transformer import Transformer
 from llmjax.objectives import losses
 from llmjax.objectives.log_probs import log_probs
 from llmjax.parallel import placement, processes
-from llmjax.post import rewards
+from llmjax.post import rewards, tools
 from llmjax.post.reference import abstract_params, reference_params
-from llmjax.post.rollouts import Forward, RolloutSource
+from llmjax.post.rewards import Reward
+from llmjax.post.rollouts import Forward, RolloutSource, sample_answers
 from llmjax.post.rollouts import Score as MakeForward
 from llmjax.post.rows import Store
+from llmjax.post.tools import Tool
 from llmjax.train.heldout import Evaluate
 from llmjax.train.step import batch_shardings
 
@@ -44,6 +45,7 @@ def stage(
             f"the longest prompt and rollout.tokens={c.rollout.tokens} are {longest} tokens together, more than "
             f"train.sequence_length={c.train.sequence_length}: raise it, or lower rollout.tokens"
         )
+    functions, called = rewards.parse(c.rollout.rewards), tools.parse(c.rollout.tools)
     forward = make_forward(c, module, mesh)
     engine = make_engine(c, module, tokenizer, mesh, length=longest)
 
@@ -57,11 +59,13 @@ def stage(
             tokenizer=tokenizer,
             prompts=stores["train"],
             forward=forward,
+            functions=functions,
+            called=called,
             reference=reference,
         )
 
     def make_evaluate(mesh: Mesh, params: Any) -> Evaluate:
-        return make_heldout(c, engine, tokenizer, stores["heldout"])
+        return make_heldout(c, engine, tokenizer, stores["heldout"], functions, called)
 
     return {"make_source": make_source, "make_evaluate": make_evaluate if "heldout" in stores else None}
 
@@ -105,17 +109,24 @@ def make_forward(c: ConfigDict, module: Transformer, mesh: Mesh) -> MakeForward:
     return forward
 
 
-def make_heldout(c: ConfigDict, engine: Engine, tokenizer: Tokenizer, prompts: Store) -> Evaluate:
+def make_heldout(
+    c: ConfigDict,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    prompts: Store,
+    functions: Mapping[str, Reward],
+    called: Mapping[str, Tool],
+) -> Evaluate:
     """parameters -> heldout_reward and each reward's own mean, of greedy answers to held-out prompts."""
-    functions = rewards.parse(c.rollout.rewards)
     count = min(len(prompts), c.train.eval_batches * c.train.batch_size)
     ids = [prompts.example(int(prompts.first[g])).ids.tolist() for g in range(count)]
 
     def evaluate(params: Any) -> dict[str, float]:
         engine.load(params, version=engine.version)
-        made = sample_rollouts(engine, ids, samples=1, max_new_tokens=c.rollout.tokens, seed=0, temperature=0.0)
-        texts = [tokenizer.decode(row[:n].tolist()) for row, n in zip(made.tokens, made.lengths, strict=True)]
-        scored = rewards.score(functions, texts, prompts.columns[:count])
+        _, texts, columns = sample_answers(
+            engine, tokenizer, ids, prompts.columns[:count], c=c, called=called, samples=1, seed=0, temperature=0.0
+        )
+        scored = rewards.score(functions, texts, columns)
         return {f"heldout_reward{'/' * bool(name)}{name}": mean for name, mean in rewards.means(scored).items()}
 
     return evaluate

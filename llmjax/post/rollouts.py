@@ -15,15 +15,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax import storage
-from llmjax.data.examples import Example
 from llmjax.data.generators import generator
-from llmjax.data.packing import packed
 from llmjax.data.source import Batch
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer.engine import Engine
 from llmjax.infer.rollout import Rollouts, sample_rollouts
-from llmjax.post import rewards
+from llmjax.post import rewards, tools
 from llmjax.post.advantages import (
     Rewards,
     adapted_kl_weight,
@@ -33,7 +31,10 @@ from llmjax.post.advantages import (
     token_rewards,
     whiten,
 )
+from llmjax.post.draws import Draw, from_kept, joined, rows_of, to_keep
+from llmjax.post.rewards import Reward
 from llmjax.post.rows import Store
+from llmjax.post.tools import Tool
 
 DRIFT = 2e-5  # nats by which a token's log-probability may differ between trainer and sampler, both in float32
 SHOWN = 8  # answers of a round that are kept to be looked at
@@ -63,6 +64,8 @@ class RolloutSource:
         tokenizer: Tokenizer,
         prompts: Store,
         forward: Score,
+        functions: Mapping[str, Reward],
+        called: Mapping[str, Tool] | None = None,
         reference: Any = None,
     ) -> None:
         """Check the settings of a round.
@@ -72,9 +75,11 @@ class RolloutSource:
             engine: of the same model, idle; each round gives it its parameters.
             prompts: what is answered, with the columns that rewards read.
             forward: the trainer's own forward pass.
+            functions: the rewards, by name.
+            called: the tools that the model may call, by name.
             reference: parameters of the model that the policy should stay near; None: there is none.
 
-        Raises UserError for rewards that are not there, and numbers that do not go together.
+        Raises UserError for numbers that do not go together.
         """
         r = c.rollout
         texts = r.updates * c.train.batch_size
@@ -84,7 +89,7 @@ class RolloutSource:
                 f"no multiple of rollout.samples={r.samples}: change one of them"
             )
         self._c, self._workdir, self._engine, self._tokenizer, self._prompts = c, workdir, engine, tokenizer, prompts
-        self._forward, self._reference, self._rewards = forward, reference, rewards.parse(r.rewards)
+        self._forward, self._reference, self._rewards, self._tools = forward, reference, functions, called or {}
         self._groups = texts // r.samples
         self._left: dict[str, np.ndarray] = {}  # the round's rows from the next update on
         self._kl_weight = float(r.kl_weight)
@@ -106,10 +111,12 @@ class RolloutSource:
 
     def state(self) -> dict[str, np.ndarray]:
         adapted = {"kl_weight": np.array(self._kl_weight)} if self._c.rollout.kl_target else {}
-        return {**{f"left/{name}": values for name, values in self._left.items()}, **adapted}
+        kept = to_keep(self._left) if self._left else {}
+        return {**{f"left/{name}": values for name, values in kept.items()}, **adapted}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        self._left = {name.removeprefix("left/"): v for name, v in state.items() if name.startswith("left/")}
+        kept = {name.removeprefix("left/"): v for name, v in state.items() if name.startswith("left/")}
+        self._left = from_kept(kept, length=self._c.train.sequence_length) if kept else {}
         self._kl_weight = float(state.get("kl_weight", self._kl_weight))
 
     def metrics(self) -> dict[str, float]:
@@ -121,7 +128,7 @@ class RolloutSource:
         """The rows of a round."""
         r, began = self._c.rollout, time.perf_counter()
         self._engine.load(params, version=number)
-        draws: list[_Draw] = []
+        draws: list[Draw] = []
         groups_left, drawn = self._groups, 0
         while groups_left and drawn <= r.resample:
             draw = self._draw(number, drawn, groups_left)
@@ -131,9 +138,9 @@ class RolloutSource:
                 draw = draw.with_different_rewards(r.samples)
             draws.append(draw)
             groups_left -= len(draw.prompts) // r.samples
-        draw = _joined(draws)
+        draw = joined(draws)
         seconds = time.perf_counter() - began
-        rows = self._rows(draw)
+        rows = rows_of(draw, length=self._c.train.sequence_length, mask_cut=r.mask_cut)
         made = self._forward(params, rows)
         rows["old"] = made.log_probs
         reference = self._reference
@@ -146,24 +153,26 @@ class RolloutSource:
         self._show(number, draw, rows)
         return rows
 
-    def _draw(self, number: int, drawn: int, groups: int) -> "_Draw":
+    def _draw(self, number: int, drawn: int, groups: int) -> Draw:
         """Answers to the prompts of one draw of a round, and their rewards."""
         r, samples = self._c.rollout, self._c.rollout.samples
         chosen = self._chosen(number * (r.resample + 1) + drawn)[:groups]
         ids = [self._prompts.example(int(self._prompts.first[g])).ids.tolist() for g in chosen]
         seed = int(generator("rollouts", self._c.seed, number, drawn).integers(2**32 - 1))
-        made = sample_rollouts(
-            self._engine, ids, samples=samples, max_new_tokens=r.tokens, seed=seed, temperature=r.temperature
-        )
-        prompts = [prompt for prompt in ids for _ in range(samples)]
         columns = [self._prompts.columns[g] for g in chosen for _ in range(samples)]
-        texts = [self._tokenizer.decode(row[:n].tolist()) for row, n in zip(made.tokens, made.lengths, strict=True)]
+        made, texts, columns = sample_answers(
+            self._engine, self._tokenizer, ids, columns, c=self._c, called=self._tools, samples=samples, seed=seed,
+            temperature=r.temperature,
+        )  # fmt: skip
+        if (made.versions[made.sampled] != number).any():
+            raise RuntimeError("a token was sampled by other parameters than those of its round")
+        prompts = [prompt for prompt in ids for _ in range(samples)]
         scored = rewards.score(self._rewards, texts, columns)
         total = scored.total + [
             rewards.overlong(int(n), longest=r.tokens, buffer=r.overlong_buffer) for n in made.lengths
         ]
         groups_of = np.repeat(np.arange(len(ids)) + (drawn << 20), samples)
-        return _Draw(prompts, made, texts, scored._replace(total=total), groups_of)
+        return Draw(prompts, made, texts, scored._replace(total=total), groups_of)
 
     def _chosen(self, draw: int) -> np.ndarray:
         """The numbers of a draw's prompts: all prompts in an order drawn for each epoch, one draw after another."""
@@ -171,24 +180,6 @@ class RolloutSource:
         places = np.arange(draw * self._groups, (draw + 1) * self._groups)
         orders = {e: generator("prompts", self._c.seed, int(e)).permutation(count) for e in np.unique(places // count)}
         return np.array([orders[place // count][place % count] for place in places])
-
-    def _rows(self, draw: "_Draw") -> dict[str, np.ndarray]:
-        """A row a text: its prompt and its answer, with the weight of the sampled tokens alone."""
-        rows = []
-        for prompt, tokens, nats, length, finish in zip(
-            draw.prompts, draw.made.tokens, draw.made.log_probs, draw.made.lengths, draw.made.finish, strict=True
-        ):
-            # One id more, so that the last token is an input too: a critic says there what would have followed.
-            ids = np.array([*prompt, *tokens[:length], tokens[length - 1]], np.int32)
-            learnt = np.r_[np.zeros(len(prompt)), np.ones(length), 0].astype(np.float32)
-            row = packed([Example(ids, learnt)], length=self._c.train.sequence_length)
-            row["sampler"] = np.zeros(self._c.train.sequence_length, np.float32)
-            row["sampler"][row["weights"] > 0] = nats[:length]
-            if self._c.rollout.mask_cut and finish == "length":
-                row["weights"][:] = 0
-            row["exists"] = np.ones(1, np.float32)
-            rows.append(row)
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _check_drift(self, rows: Mapping[str, np.ndarray]) -> None:
         drift = float(np.abs(rows["old"] - rows["sampler"]).max())
@@ -199,7 +190,7 @@ class RolloutSource:
                 f"{DRIFT:.0e}: they are not the same model"
             )
 
-    def _add_advantages(self, rows: dict[str, np.ndarray], draw: "_Draw", values_BL: np.ndarray | None) -> None:
+    def _add_advantages(self, rows: dict[str, np.ndarray], draw: Draw, values_BL: np.ndarray | None) -> None:
         """Put what each sampled token is worth into the rows."""
         r, mask_BL = self._c.rollout, rows["weights"]
         kl_BL = np.where(mask_BL > 0, rows["old"] - rows["reference"], 0)
@@ -229,7 +220,7 @@ class RolloutSource:
                 texts=len(mask_BL),
             )
 
-    def _measured(self, rows: Mapping[str, np.ndarray], draw: "_Draw") -> dict[str, float]:
+    def _measured(self, rows: Mapping[str, np.ndarray], draw: Draw) -> dict[str, float]:
         """What is logged of a round."""
         mask_BL, total = rows["weights"], draw.scored.total
         scored, lengths = ~np.isnan(total), draw.made.lengths
@@ -242,6 +233,7 @@ class RolloutSource:
             "rollout/unscored": float((~scored).mean()),
             "rollout/equal_groups": float(np.mean(list(equal_groups(Rewards(total, draw.groups)).values()))),
             "rollout/length": float(lengths.mean()),
+            **({"rollout/turns": float(_turns(draw.made).mean())} if self._tools else {}),
             "rollout/longest": float(lengths.max()),
             "rollout/cut": float((ends == "length").mean()),
             "rollout/kl": float((rows["old"] - rows["reference"])[mask_BL > 0].sum() / len(mask_BL)),
@@ -251,7 +243,7 @@ class RolloutSource:
             "rollout/drift_ratio": float(np.exp(log_BL).mean()) if len(log_BL) else 1.0,
         }
 
-    def _show(self, number: int, draw: "_Draw", rows: Mapping[str, np.ndarray]) -> None:
+    def _show(self, number: int, draw: Draw, rows: Mapping[str, np.ndarray]) -> None:
         shown = []
         for i in range(0, len(draw.texts), max(1, len(draw.texts) // SHOWN)):
             here = rows["advantages"][i][rows["weights"][i] > 0]
@@ -267,55 +259,46 @@ class RolloutSource:
         storage.write_json(self._workdir / "samples" / f"{number:06d}.json", shown)
 
 
-class _Draw(NamedTuple):
-    """Sampled answers: prompts and texts, one an answer, with their rewards and the ids of their groups (S,)."""
+def sample_answers(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    columns: Sequence[Mapping[str, Any]],
+    *,
+    c: ConfigDict,
+    called: Mapping[str, Tool],
+    samples: int,
+    seed: int,
+    temperature: float,
+) -> tuple[Rollouts, list[str], list[Mapping[str, Any]]]:
+    """Answers to prompts of ids, their texts, and what rewards read of their rows.
 
-    prompts: list[list[int]]
-    made: Rollouts
-    texts: list[str]
-    scored: rewards.Scored
-    groups: np.ndarray
+    An answer's text is what the model wrote in its last turn. Where it may call tools, all that follows the prompt is the
+    column "transcript".
 
-    def taken(self, keep_S: np.ndarray) -> "_Draw":
-        """The answers of a mask alone."""
-        where = np.flatnonzero(keep_S)
-        made = Rollouts(
-            self.made.tokens[where],
-            self.made.lengths[where],
-            self.made.log_probs[where],
-            tuple(self.made.finish[i] for i in where),
-            self.made.versions[where],
-        )
-        scored = rewards.Scored(self.scored.total[where], {k: v[where] for k, v in self.scored.parts.items()})
-        prompts, texts = [self.prompts[i] for i in where], [self.texts[i] for i in where]
-        return _Draw(prompts, made, texts, scored, self.groups[where])
-
-    def with_different_rewards(self, samples: int) -> "_Draw":
-        """The groups whose scored answers do not all earn the same."""
-        by_group = self.scored.total.reshape(-1, samples)
-        unknown = np.isnan(by_group)
-        lowest, highest = np.where(unknown, np.inf, by_group).min(1), np.where(unknown, -np.inf, by_group).max(1)
-        return self.taken(np.repeat(highest > lowest, samples))
-
-
-def _joined(draws: Sequence[_Draw]) -> _Draw:
-    made = [draw.made for draw in draws]
-    arrays = (
-        np.concatenate([getattr(m, name) for m in made]) for name in ("tokens", "lengths", "log_probs", "versions")
+    Args:
+        columns: of the row of each answer.
+        called: the tools, by name.
+    """
+    r, reply = c.rollout, None
+    if called:
+        reply = tools.make_reply(tokenizer, called, [row["prompt"] for row in columns], turns=r.turns)
+    made = sample_rollouts(
+        engine, prompts, samples=samples, max_new_tokens=r.tokens, seed=seed, temperature=temperature, reply=reply
     )
-    tokens, lengths, log_probs, versions = arrays
-    finish = tuple(end for m in made for end in m.finish)
-    scored = rewards.Scored(
-        np.concatenate([draw.scored.total for draw in draws]),
-        {name: np.concatenate([draw.scored.parts[name] for draw in draws]) for name in draws[0].scored.parts},
-    )
-    return _Draw(
-        [prompt for draw in draws for prompt in draw.prompts],
-        Rollouts(tokens, lengths, log_probs, finish, versions),
-        [text for draw in draws for text in draw.texts],
-        scored,
-        np.concatenate([draw.groups for draw in draws]),
-    )
+    whole = [row[:n] for row, n in zip(made.tokens, made.lengths, strict=True)]
+    begins = [int(np.flatnonzero(~mask[:n])[-1]) + 1 if (~mask[:n]).any() else 0
+              for mask, n in zip(made.sampled, made.lengths, strict=True)]  # fmt: skip
+    texts = [tokenizer.decode(ids[begin:].tolist()) for ids, begin in zip(whole, begins, strict=True)]
+    if called:
+        transcripts = [tokenizer.decode(ids.tolist()) for ids in whole]
+        columns = [{**row, "transcript": text} for row, text in zip(columns, transcripts, strict=True)]
+    return made, texts, list(columns)
+
+
+def _turns(made: Rollouts) -> np.ndarray:
+    """The turns of the model in each text, (S,): stretches of sampled tokens."""
+    return (np.diff(made.sampled.astype(np.int8), axis=1, prepend=0) > 0).sum(axis=1)
 
 
 def _value_behind(values_BL: np.ndarray, mask_BL: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ from llmjax.data.packing import size_of
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.data.tokenizer_files import load_tokenizer, with_template
 from llmjax.errors import UserError
-from llmjax.post import classes
+from llmjax.post import classes, tools
 
 SPLITS = ("train", "heldout")
 WORDS = re.compile(r"\w+")
@@ -89,6 +89,8 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     """
     began = time.perf_counter()
     tokenizer = tokenizer_of(c)
+    if c.objective.name == "policy" and c.rollout.tools:
+        tools.check(tokenizer, tools.parse(c.rollout.tools))
     rejected: list[Rejected] = []
     rows = list(read(c, rejected))
     _check_template(tokenizer, [row for _, row in rows])
@@ -151,8 +153,13 @@ def groups_of(tokenizer: Tokenizer, row: Row, c: ConfigDict) -> list[Group]:
     """What a row gives to the objective. Raises RowError when it gives nothing."""
     name, ranks = c.objective.name, list(row.ranks)
     if name == "policy":
+        if c.rollout.tools:
+            if isinstance(row.prompt, str):
+                raise RowError("the prompt is a text, and rollout.tools need messages")
+            row = dataclasses.replace(row, tools=[tool.schema for tool in tools.parse(c.rollout.tools).values()])
         ids = np.array(prompt_ids(tokenizer, row), np.int32)
-        return [Group([Example(ids, np.zeros(len(ids), np.float32))], [0.0], 0.0, dict(row.columns))]
+        columns = {**row.columns, "prompt": row.prompt}
+        return [Group([Example(ids, np.zeros(len(ids), np.float32))], [0.0], 0.0, columns)]
     if name in ("preference", "reward"):
         if len(row.answers) < 2:
             raise RowError(

@@ -22,7 +22,19 @@ from llmjax.model import attention, transformer
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import processes
-from llmjax.post import batches, calibration, classes, heldout, policies, reference, rewards, rows, teacher, texts
+from llmjax.post import (
+    batches,
+    calibration,
+    classes,
+    heldout,
+    policies,
+    reference,
+    rewards,
+    rows,
+    teacher,
+    texts,
+    tools,
+)
 from llmjax.train import initial, loop, pretrain
 from llmjax.train.heldout import Evaluate
 
@@ -65,6 +77,7 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
         raise UserError("conversations train a model further: give --config.train.init_from=RUN")
     if c.objective.name == "policy":
         rewards.parse(c.rollout.rewards)
+        tools.parse(c.rollout.tools)
     if c.objective.name == "distill":
         teacher.check(c)
     texts.check(c)
