@@ -91,6 +91,16 @@ def test_a_loss_stays_finite_and_its_kl_metric_raw_when_a_log_ratio_is_100():
     new, reference = jnp.full((1, 1), -1.0), jnp.full((1, 1), 99.0)
     assert np.isfinite(policy.kl(new, reference, estimator="k3")).all()
     assert float(policy.kl(new, reference, estimator="k1")[0, 0]) == -100.0
+    one = jnp.ones((1, 1))
+    for name, loss in policy.LOSSES.items():
+        for advantage in (-1.0, 0.0, 1.0):
+
+            def of(new: jax.Array) -> jax.Array:
+                r = policy.ratio(new, reference - 199, one, one.astype(int), level="token", answers=1)
+                return loss(r, advantage * one, new, settings())[0, 0]  # noqa: B023
+
+            value, gradient = jax.value_and_grad(of)(jnp.zeros((1, 1)))
+            assert np.isfinite(value) and np.isfinite(gradient).all(), (name, advantage)
 
 
 # Sequences over 3 tokens, of which 2 ends a text, of at most 4 tokens: all are listed, so expectations are sums.

@@ -16,6 +16,7 @@ PREFERENCES = (
     "sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo", "nca", "bco", "sppo", "apo_zero", "apo_down", "discopop", "aot",
     "aot_unpaired", "simpo", "cpo", "orpo",
 )  # fmt: skip
+WITHOUT_REFERENCE = {"simpo", "cpo", "orpo", "sft"}
 SENTINELS = 100  # ids that stand for hidden spans, as many as T5 has
 UNILM_TYPES = 6
 
@@ -155,6 +156,12 @@ def _answers(c: ConfigDict) -> Iterator[str]:
         yield "rollout.advantage=gae needs a critic: set model.value_head=true"
     if o.name == "policy" and (c.model.dropout or c.model.attention_dropout or c.model.layer_drop):
         yield "a policy's ratio to itself must be 1, and dropout makes it another: set model.dropout and its like to 0"
+    compared = o.name == "preference" and set(losses) - WITHOUT_REFERENCE
+    if compared and (c.model.dropout or c.model.attention_dropout or c.model.layer_drop):
+        yield (
+            "a model that has not moved must equal its reference, and dropout makes it another: set model.dropout and its "
+            "like to 0"
+        )
 
 
 PARTS = (_shares, _directions, _parts_of_models, _data, _answers)

@@ -87,7 +87,10 @@ def _function(module: str, name: str) -> ScoreAll:
 
 def _model(run: str) -> ScoreAll:
     """The scores of a reward model, which reads the prompt and the answer as texts, by its own tokenizer and template."""
-    settings = folders.read_meta(folders.newest(Path(run)))["config"]
+    try:
+        settings = folders.read_meta(folders.newest(Path(run)))["config"]
+    except UserError as error:
+        raise ValueError(f"{run} holds no trained model: train one with llmjax reward") from error
     if not settings["model"].get("value_head"):
         raise ValueError(f"{run} is a model without a value head, as llmjax reward trains it")
     read = functools.cache(lambda: language_model.load(run))

@@ -106,7 +106,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
             continue
         try:
             made = groups_of(tokenizer, row, c)
-        except RowError as error:
+        except (RowError, UserError) as error:  # a template may refuse a conversation, which costs that one alone
             rejected.append(Rejected(file, row.number, str(error)))
             continue
         groups["heldout" if i in heldout else "train"] += _fitting(made, c, counts)

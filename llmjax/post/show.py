@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from llmjax.data.conversations import Rejected, Row, RowError
 from llmjax.data.examples import Example, as_messages
 from llmjax.data.tokenizer import Tokenizer
+from llmjax.errors import UserError
 from llmjax.eval import text_metrics
 from llmjax.post import rows
 
@@ -86,7 +87,7 @@ def _examples(c: ConfigDict, tokenizer: Tokenizer, rejected: list[Rejected]) -> 
     for file, row in rows.read(c, rejected):
         try:
             groups = rows.groups_of(tokenizer, row, c)
-        except RowError as error:
+        except (RowError, UserError) as error:
             rejected.append(Rejected(file, row.number, str(error)))
             continue
         for group in groups:

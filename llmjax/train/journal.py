@@ -87,6 +87,8 @@ class Journal:
         self._check_finite(step, numbers, hunt)
         if numbers["target_tokens"]:  # without any there is no loss
             self._check_spike(step, numbers["loss"])
+        else:
+            self._progress.note(f"WARNING: the batch of step {step:,} has no token to learn, and changes nothing")
         several = processes.count() > 1
         return {
             "step": step,
