@@ -40,7 +40,7 @@ BY_TYPE = {bool: True, int: 2, float: 0.5, tuple: ("10%", "20%")}
 OTHER = {
     "model.dtype": "bfloat16", "model.dropout_shape": "linear", "model.moe.dispatch": "capacity", "schedule.by": "tokens",
     "schedule.name": "wsd", "schedule.decay": "3 steps", "schedule.warmup": "1 step", "train.duration": "12 steps",
-    "train.rewind.factor": 2.0, "model.moe.balance_over": "row", "model.quantization": "none",  # quantization does not go with experts
+    "train.rewind.factor": 2.0, "optimizer.rates": ("head=0.1",), "model.moe.balance_over": "row", "model.quantization": "none",  # quantization does not go with experts
 }  # fmt: skip
 
 

@@ -88,4 +88,4 @@ def test_a_pattern_that_is_wrong_is_named():
     with pytest.raises(llmjax.errors.UserError, match=r"optimizer\.train='\(' is no regular expression"):
         tiny_config(optimizer__train="(")
     with pytest.raises(llmjax.errors.UserError, match=r"optimizer\.train='lora_' is in the path of no parameter"):
-        split({"embedding": 1}, "lora_")
+        split({"embedding": np.ones(1)}, tiny_config(optimizer__train="lora_"))

@@ -15,19 +15,19 @@ IDENTITY, CONTINUABLE, IRRELEVANT = "identity", "continuable", "irrelevant"
 
 CLASSES: dict[str, tuple[str, ...]] = {
     IDENTITY: (
-        "data", "model", "model.latent", "model.moe", "model.recurrent", "prepare", "seed", "tokenizer", "eval", "generate", "name",
+        "data", "model", "model.adapter", "model.latent", "model.moe", "model.recurrent", "prepare", "seed", "tokenizer", "eval", "generate", "name",
         "objective.infill_rate", "objective.infill_suffix_first", "objective.mask_rate", "objective.mask_split",
         "objective.modes", "objective.name", "objective.predict_share", "objective.recurrence", "objective.span_length",
-        "objective.policy", "objective.preference", "objective.classify", "objective.distill", "objective.unpaired", "objective.reward", "objective.whole_words", "optimizer.name", "optimizer.train", "train.batch_ramp", "train.batch_size", "train.batch_start",
+        "objective.policy", "objective.preference", "objective.classify", "objective.distill", "objective.unpaired", "objective.reward", "objective.whole_words", "optimizer.freeze", "optimizer.name", "optimizer.train", "train.batch_ramp", "train.batch_size", "train.batch_start",
         "rollout", "train.init_from", "train.sequence_length",
     ),
     CONTINUABLE: (
-        "model.attention_dropout", "model.dropout", "model.dropout_shape", "model.dtype", "model.embedding_dropout",
+        "model.adapter.dropout", "model.attention_dropout", "model.dropout", "model.dropout_shape", "model.dtype", "model.embedding_dropout",
         "model.layer_drop", "model.moe.balance_loss", "model.moe.balance_over", "model.moe.capacity_factor",
         "model.moe.dispatch", "model.moe.jitter", "model.moe.z_loss", "model.quantization", "objective.focal",
         "objective.l1", "objective.l2", "objective.label_smoothing", "objective.loss_chunks", "objective.vocab_size", "objective.z_loss",
-        "optimizer.beta1", "optimizer.beta2", "optimizer.clip_norm", "optimizer.epsilon", "optimizer.learning_rate",
-        "optimizer.muon_learning_rate", "optimizer.muon_momentum", "optimizer.weight_decay", "schedule.by",
+        "optimizer.beta1", "optimizer.beta2", "optimizer.clip_norm", "optimizer.epsilon", "optimizer.layer_decay", "optimizer.learning_rate",
+        "optimizer.muon_learning_rate", "optimizer.muon_momentum", "optimizer.rates", "optimizer.weight_decay", "schedule.by",
         "schedule.decay", "schedule.drop_at", "schedule.drop_factor", "schedule.final", "schedule.name",
         "schedule.warmup", "train.duration", "train.ema", "train.max_bad_steps", "train.micro_batches",
         "train.rewind.factor", "train.rewind.limit", "train.rewind.patience", "train.rewind.skip", "train.rewind.steps",

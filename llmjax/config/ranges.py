@@ -78,7 +78,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "train.rewind.factor", "train.rewind.skip", "train.rewind.steps",
     ),
     AT_LEAST_1: (
-        "checkpoint.keep", "data.record_tokens", "data.shard_bytes", "eval.batch_size", "eval.samples",
+        "model.adapter.rank", "checkpoint.keep", "data.record_tokens", "data.shard_bytes", "eval.batch_size", "eval.samples",
         "generate.beams", "generate.max_new_tokens", "infer.slots", "infer.steps", "model.ahead", "model.heads",
         "model.latent.rotary_size", "model.latent.value_size", "model.layers",
         "rollout.kl_horizon", "rollout.samples", "rollout.slots", "rollout.tokens", "rollout.turns", "rollout.updates",
@@ -93,7 +93,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "train.rewind.limit", "train.rewind.patience", "train.rewind.window", "train.sequence_length",
     ),
     ABOVE_0: (
-        "generate.repetition_penalty", "objective.policy.correction_high", "objective.policy.gate_negative",
+        "generate.repetition_penalty", "model.adapter.alpha", "objective.policy.correction_high", "objective.policy.gate_negative",
         "objective.policy.gate_positive", "objective.policy.ratio_cap", "rollout.temperature",
         "objective.preference.beta", "objective.distill.temperature", "objective.unpaired.beta", "objective.preference.temperature", "model.init_std", "model.moe.capacity_factor", "model.mup_base_width",
         "model.norm_epsilon", "model.rotary_base", "model.rotary_factor", "model.rotary_fast", "model.rotary_slow",
@@ -104,11 +104,11 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "prepare.quality_min", "prepare.toxic_words_max", "prepare.toxicity_max", "rollout.discount", "rollout.trace",
     ),
     SHARE_ABOVE_0: (
-        "generate.top_p", "generate.typical_p", "model.rotary_fraction", "objective.preference.alpha",
+        "generate.top_p", "generate.typical_p", "optimizer.layer_decay", "model.rotary_fraction", "objective.preference.alpha",
         "objective.preference.length_weight", "prepare.near_jaccard",
     ),
     SHARE_BELOW_1: (
-        "model.attention_dropout", "model.dropout", "model.embedding_dropout", "model.layer_drop", "model.moe.jitter",
+        "model.adapter.dropout", "model.attention_dropout", "model.dropout", "model.embedding_dropout", "model.layer_drop", "model.moe.jitter",
         "objective.label_smoothing", "optimizer.beta1", "optimizer.beta2", "optimizer.muon_momentum", "train.ema",
     ),
     SHARE_INSIDE: ("objective.distill.mix", "objective.mask_rate", "objective.predict_share"),

@@ -29,10 +29,7 @@ def _durations(c: ConfigDict) -> Iterator[str]:
 def _training(c: ConfigDict) -> Iterator[str]:
     m, t = c.model, c.train
     ramp = parse_duration(t.batch_ramp)[0]
-    try:
-        re.compile(c.optimizer.train)
-    except re.error as error:
-        yield f"optimizer.train={c.optimizer.train!r} is no regular expression: {error}"
+    yield from _patterns(c)
     if t.batch_size % t.micro_batches:
         yield f"train.micro_batches={t.micro_batches} must divide train.batch_size={t.batch_size}"
     if ramp and t.batch_start >= t.batch_size:
@@ -56,6 +53,34 @@ def _training(c: ConfigDict) -> Iterator[str]:
         yield (
             f"train.duration={t.duration!r} is measured with one step of the full size, compiled here: give steps or "
             "tokens, or set train.batch_ramp='0 steps' and train.executable=''"
+        )
+
+
+def _patterns(c: ConfigDict) -> Iterator[str]:
+    o, a = c.optimizer, c.model.adapter
+    rates = [(rate, *str(rate).rpartition("=")[::2]) for rate in o.rates]
+    given = [("optimizer.train", o.train), ("optimizer.freeze", o.freeze)]
+    given += [("model.adapter.targets", pattern) for pattern in a.targets]
+    given += [("optimizer.rates", pattern) for _, pattern, _ in rates]
+    for key, pattern in given:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f"{key}={pattern!r} is no regular expression: {error}"
+    for rate, pattern, factor in rates:
+        if not pattern or not re.fullmatch(r"\d+(\.\d*)?(e-?\d+)?", factor):
+            yield f"optimizer.rates has {rate!r}: write PATTERN=FACTOR, such as 'embedding=0.1'"
+    if a.kind != "none" and not a.targets:
+        yield "model.adapter.targets is empty: give patterns, or set model.adapter.kind=none"
+    if a.kind == "none" and a.base_format != "stored":
+        yield (
+            f"model.adapter.base_format={a.base_format} is of a frozen model, and without adapters it is trained: set "
+            "model.adapter.kind=lora, or base_format=stored"
+        )
+    if a.kind != "none" and not c.train.init_from:
+        yield (
+            f"model.adapter.kind={a.kind} needs a trained model: give train.init_from=RUN, or set it to none to train all "
+            "parameters"
         )
 
 

@@ -170,6 +170,15 @@ def _model(c: ConfigDict) -> None:
     c.model.scan_unroll = 1  # layers per iteration of the scan; model.layers or more: fully unrolled (faster steps, slower compile)
     c.model.attention = "auto"  # reference, dot_product (jax.nn), blocked (CPU), splash (TPU), cudnn (GPU), or auto: chosen once and printed
 
+    c.model.adapter = ConfigDict()
+    c.model.adapter.kind = "none"  # small matrices beside frozen linear maps, which alone are trained (with new heads, and what optimizer.train adds): none, lora or dora
+    c.model.adapter.rank = 16  # numbers between the two matrices
+    c.model.adapter.alpha = 32.0  # their product is times alpha / rank
+    c.model.adapter.scale = "rank"  # or times alpha / sqrt(rank): root (rsLoRA, for large ranks)
+    c.model.adapter.targets = ("(first|layers|last)/",)  # regular expressions: linear maps whose path one of them matches; "head" needs model.tie_embeddings=False
+    c.model.adapter.dropout = 0.0  # on their inputs in the layers; off where a policy is compared with itself or a reference
+    c.model.adapter.base_format = "stored"  # of the frozen kernels in the layers: stored, or in blocks of int8 or nf4 (QLoRA)
+
     c.model.moe = ConfigDict()
     c.model.moe.experts = 0  # E, routed experts in a sparse layer; 0: all layers are dense
     c.model.moe.active = 2  # experts that see each token
@@ -300,7 +309,10 @@ def _optimizer(c: ConfigDict) -> None:
     c.optimizer.muon_momentum = 0.95  # Muon
     c.optimizer.weight_decay = 0.1  # decoupled, times the learning rate, matrices only (train/optimizer.py)
     c.optimizer.clip_norm = 1.0  # global gradient norm; 0: off
-    c.optimizer.train = ""  # regular expression: only parameters whose path it matches are trained; "": all
+    c.optimizer.train = ""  # regular expression: only parameters whose path it matches are trained (with adapters: these too); "": all
+    c.optimizer.freeze = ""  # regular expression: parameters whose path it matches are not trained; "": none
+    c.optimizer.layer_decay = 1.0  # the rate of each layer relative to the one after it; embeddings are before the first, heads after the last
+    c.optimizer.rates = ()  # times the rate of parameters whose path matches: ("value/=10", "embedding=0.1"); the first that matches counts
 
 
 def _schedule(c: ConfigDict) -> None:

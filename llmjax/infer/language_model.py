@@ -33,7 +33,7 @@ from llmjax.parallel.reading import reading_mesh
 from llmjax.startup import compiled, mapped, timings
 from llmjax.startup.cache import Cache, key_of, stamp
 from llmjax.startup.compiled import Store
-from llmjax.train import folders
+from llmjax.train import base, folders
 from llmjax.train.score import Score
 
 
@@ -316,7 +316,7 @@ def load(path: str | Path, *, step: int | None = None, mesh: str = "", cache: Ca
                     "trained with"
                 )
     with timings.phase("read the weights"):
-        module = transformer.build(c.model)
+        module = transformer.build(_read_as(c.model))
         shapes = _shapes(module, cache)
         if c.train.init_from and c.model.dtype == "float32":  # trained in float32, and computed in it: read as it is
             shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), shapes)
@@ -331,6 +331,15 @@ def load(path: str | Path, *, step: int | None = None, mesh: str = "", cache: Ca
     )
 
 
+def _read_as(model: ConfigDict) -> ConfigDict:
+    """The settings of a model as it is read: kernels in few bits become what they stand for, in the type of computing."""
+    if model.adapter.base_format == "stored":
+        return model
+    c = ConfigDict(model.to_dict())
+    c.adapter.base_format, c.param_dtype = "stored", c.dtype
+    return c
+
+
 def _make_eval_step(module: transformer.Transformer, c: ConfigDict, store: Store | None) -> Callable[..., jax.Array]:
     """The function that scores a batch; what it needs of training is imported only here."""
     from llmjax.train.step import make_eval_step
@@ -341,8 +350,12 @@ def _make_eval_step(module: transformer.Transformer, c: ConfigDict, store: Store
 
 def _weights(folder: Path, shapes: Any, places: Any, cache: Cache | None) -> tuple[Any, str]:
     """The parameters of a checkpoint folder, of those shapes and in those places, and what tells them from others."""
-    item = "ema" if (folder / "ema").is_dir() else "params"
-    key = key_of(stamp(folder / item, folder.parent / folders.FROZEN)) if cache else ""
+    item, named = base.item_of(folder), base.read(folder.parent)
+    kept_in = [folder / item, folder.parent / folders.FROZEN]
+    if named is not None:
+        under = named.folder(folder.parent)
+        kept_in += [under / named.item, under.parent / folders.FROZEN]
+    key = key_of(stamp(*kept_in), named and [named.form, named.kernels]) if cache else ""
     if cache and (params := mapped.read(cache, key, places, like=shapes)) is not None:
         return params, key
     from llmjax.train import checkpoint

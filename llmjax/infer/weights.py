@@ -5,23 +5,25 @@ A step of decoding reads every matrix once for a few rows, so the speed of memor
 cache. On CPU this is 1.5 times as fast as the plain product for 2 to 8 rows, as fast for 1, and no better for 32.
 "int8": weights become signed bytes with one float32 scale for each output channel, rounded to nearest (weight-only
 quantization). They take a quarter of the memory, and the product converts the bytes as it reads them.
+Adapters of several trainings are side by side (`served`), and each row of a batch uses its own.
 The modules do not know these formats: `computing` makes Linear maps look for them.
 """
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import traverse_util
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from llmjax.errors import UserError
 from llmjax.infer.unstacked import unstack, unstacked_module
-from llmjax.model import transformer
+from llmjax.model import adapters, blockwise, transformer
 from llmjax.model.layers import Linear, dtype_of
 from llmjax.model.moe import Weights
 from llmjax.startup import mapped
@@ -31,6 +33,11 @@ from llmjax.startup.compiled import Store, environment
 TILE = 64
 TILED_ROWS = 64  # for more rows the tiles are joined again, which costs one copy of the matrix
 FORMATS = ("stored", "tiles", "int8")
+A, B, GAIN = (
+    "adapters_a",
+    "adapters_b",
+    "adapters_gain",
+)  # (S, I, R), (S, R, O) and (S, O) of S adapters of a linear map
 EXPERTS = ("up", "gate", "down")  # maps that are stacks of matrices in a sparse layer
 
 
@@ -81,13 +88,39 @@ def untied_module(module: transformer.Transformer) -> transformer.Transformer:
 
 @functools.partial(jax.jit, static_argnames=("module", "format"))
 def _prepared(module: transformer.Transformer, params: Any, format: str) -> dict[str, Any]:
-    params = unstack(module.c, params)
+    params = unstack(module.c, with_served(module.c, params))
     if format == "stored":
         return params
     change = _tiled if format == "tiles" else quantized
     stacks = {name: tree for name, tree in params.items() if isinstance(tree, tuple)}
     stacks = {name: tuple(_each_kernel(layer, change) for layer in tree) for name, tree in stacks.items()}
     return {**params, **stacks, "head": _each_kernel({"head": params["head"]}, change)["head"]}
+
+
+def with_served(c: ConfigDict, params: Any) -> Any:
+    """The parameters with their adapters, if they have any, as `served` makes them."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    for path, own in adapters.linear_maps(params).items():
+        for name in own.keys() & set(adapters.ARRAYS):
+            del flat[f"{path}/{name}"]
+        for name, array in served(c.adapter, path, own).items():
+            flat[f"{path}/{name}"] = jnp.expand_dims(array, -2 if name == GAIN else -3)
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def served(adapter: ConfigDict, path: str, own: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """An adapter as decoding uses it: A, s B, and DoRA's factor of each output, all float32.
+
+    Args:
+        adapter: its settings, `model.adapter`.
+        own: the arrays of a linear map, adapter and kernel.
+    """
+    s = adapters.scale_of(adapter)
+    made = {A: own["lora_a"], B: own["lora_b"] * s}
+    if "magnitude" in own:
+        matrix = adapters.matrix_of(path, own)
+        made[GAIN] = adapters.gain(matrix, own["lora_a"], own["lora_b"], own["magnitude"], s)
+    return made
 
 
 def _each_kernel(tree: Any, change: Any, name: str = "") -> Any:
@@ -163,18 +196,22 @@ def dequantized(module: transformer.Transformer, params: Any) -> Any:
 
 
 @contextmanager
-def computing() -> Iterator[None]:
-    """Trace with linear maps that read the formats of this file."""
-    with nn.intercept_methods(_intercept):
+def computing(adapter_B: jax.Array | None = None) -> Iterator[None]:
+    """Trace with linear maps that read the formats of this file.
+
+    Args:
+        adapter_B: int32, the adapter of each row of the batch; None: the first one.
+    """
+    with nn.intercept_methods(functools.partial(_intercept, adapter_B)):
         yield
 
 
-def _intercept(call: Any, arguments: Any, more: Any, context: Any) -> Any:
+def _intercept(adapter_B: jax.Array | None, call: Any, arguments: Any, more: Any, context: Any) -> Any:
     module = context.module
     if isinstance(module, Linear) and context.method_name == "__call__":
         own = module.variables.get("params", {})
-        if "tiles" in own or "scale" in own:
-            return _product(module, own, *arguments)
+        if "tiles" in own or "scale" in own or A in own:
+            return _product(module, own, *arguments, adapter_B=adapter_B)
     made = call(*arguments, **more)
     if isinstance(module, Weights) and "scale" in (own := module.variables.get("params", {})):
         made["kernel"] = _expanded(made["kernel"], own["scale"], dtype_of(module.c.dtype))
@@ -186,19 +223,41 @@ def _expanded(kernel_EDF: jax.Array, scale_EF: jax.Array, dtype: Any) -> jax.Arr
     return (kernel_EDF * scale_EF[:, None]).astype(dtype)
 
 
-def _product(module: Linear, own: Any, x: jax.Array) -> jax.Array:
+def _product(module: Linear, own: Any, x: jax.Array, *, adapter_B: jax.Array | None) -> jax.Array:
     dtype = dtype_of(module.c.dtype)
     batch = x.shape[: x.ndim - module.inputs]
     rows = x.astype(dtype).reshape(math.prod(batch), -1)
     outputs = math.prod(module.features)
     if "tiles" in own:
         y = _tiled_product(rows, own["tiles"].astype(dtype))[:, :outputs]
-    else:
+    elif "scale" in own:
         y = (rows @ own["kernel"].astype(dtype).reshape(rows.shape[1], -1)) * own["scale"].astype(dtype)[None]
+    else:
+        kernel = _kernel(module, own)
+        y = rows @ kernel.astype(dtype).reshape(rows.shape[1], -1)
+    if A in own:
+        x_BLI, y_BLO = rows.reshape(batch[0], -1, rows.shape[1]), y.reshape(batch[0], -1, outputs)
+        y = _adapted(x_BLI, y_BLO, own, jnp.zeros(batch[0], jnp.int32) if adapter_B is None else adapter_B)
     y = y.reshape(*batch, *module.features)
     if module.bias:
         y = y + jnp.expand_dims(own["bias"].astype(dtype), range(y.ndim - own["bias"].ndim))
     return y
+
+
+def _kernel(module: Linear, own: Any) -> jax.Array:
+    """The kernel of a linear map, which may be in few bits (model/blockwise.py)."""
+    if "kernel" in own:
+        return own["kernel"]
+    codes = next(own[name] for name in blockwise.CODES.values() if name in own)
+    return blockwise.dequantize(codes, own[blockwise.SCALE], module.inputs - 1 - codes.ndim)
+
+
+def _adapted(x_BLI: jax.Array, y_BLO: jax.Array, own: Any, adapter_B: jax.Array) -> jax.Array:
+    """What a linear map returns, with what each row's adapter adds."""
+    a, b = (own[name].astype(x_BLI.dtype) for name in (A, B))
+    a, b = (a[0], b[0]) if len(a) == 1 else (a[adapter_B], b[adapter_B])
+    y_BLO = y_BLO + (x_BLI @ a) @ b
+    return y_BLO * own[GAIN][adapter_B].astype(y_BLO.dtype)[:, None] if GAIN in own else y_BLO
 
 
 def _tiled_product(rows_RD: jax.Array, tiles: jax.Array) -> jax.Array:

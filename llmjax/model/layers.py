@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from llmjax.model import kernels, kernels_quantized
+from llmjax.model import adapters, blockwise, kernels, kernels_quantized
 from llmjax.model.init import initializer
 from llmjax.model.observed import observe
 
@@ -41,7 +41,8 @@ def dtype_of(name: str) -> Any:
 class Linear(nn.Module):
     """A linear map from the last dimensions of the input to `features`: kernel (*inputs, *features), optional bias.
 
-    Input (..., *inputs) -> output (..., *features), in the compute type of `c`.
+    Input (..., *inputs) -> output (..., *features), in the compute type of `c`. It may have an adapter (adapters.py), and
+    then also a kernel in few bits (blockwise.py).
     """
 
     c: ConfigDict
@@ -54,21 +55,45 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = dtype_of(self.c.dtype)
         shape = (*x.shape[x.ndim - self.inputs :], *self.features)
-        start = initializer(self.c, self.kind, inputs=self.inputs, path="/".join(self.path))
-        kernel = self.param("kernel", start, shape, dtype_of(self.c.param_dtype))
         # A product of two matrices: with more dimensions XLA on CPU copies the transposed cotangent for the kernel's gradient.
         batch = x.shape[: x.ndim - self.inputs]
         rows = x.astype(dtype).reshape(math.prod(batch), -1)
-        matrix, low = kernel.astype(dtype).reshape(rows.shape[1], -1), self.c.quantization
-        if low != "none" and self.kind != "head" and not self.is_initializing():
-            y = kernels_quantized.product(rows, matrix, low)
+        few_bits = self._few_bits(shape)
+        if few_bits is not None:
+            axis = self.inputs - 1 - len(shape)
+            y = blockwise.product(rows, *few_bits, axis)
+            y = adapters.adapted(
+                self, rows, y, lambda: blockwise.dequantize(*few_bits, axis).reshape(rows.shape[1], -1)
+            )
         else:
-            y = rows @ matrix
+            start = initializer(self.c, self.kind, inputs=self.inputs, path="/".join(self.path))
+            kernel = self.param("kernel", start, shape, dtype_of(self.c.param_dtype))
+            matrix, low = kernel.astype(dtype).reshape(rows.shape[1], -1), self.c.quantization
+            if low != "none" and self.kind != "head" and not self.is_initializing():
+                y = kernels_quantized.product(rows, matrix, low)
+            else:
+                y = rows @ matrix
+            y = adapters.adapted(self, rows, y, lambda: kernel.reshape(rows.shape[1], -1))
         y = y.reshape(*batch, *self.features)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, self.features, dtype_of(self.c.param_dtype))
             y = y + jnp.expand_dims(bias.astype(dtype), range(y.ndim - bias.ndim))
         return y
+
+    def _few_bits(self, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array] | None:
+        """The codes and scales of a kernel of this shape that is in few bits; None: it is not."""
+        if not self.is_initializing():
+            found = next((name for name in blockwise.CODES.values() if self.has_variable("params", name)), None)
+            if found is None:
+                return None
+            return self.get_variable("params", found), self.get_variable("params", blockwise.SCALE)
+        form = self.c.adapter.base_format
+        if form == "stored" or self.kind == "head" or not blockwise.block_of(shape[self.inputs - 1]):
+            return None
+        kernel = jnp.zeros(shape)  # it comes from `train.init_from` always
+        codes, scale = blockwise.quantize(kernel, form, self.inputs - 1 - len(shape))
+        codes = self.param(blockwise.CODES[form], lambda _: codes)
+        return codes, self.param(blockwise.SCALE, lambda _: scale)
 
 
 class Norm(nn.Module):

@@ -61,6 +61,17 @@ TABLE: tuple[Row, ...] = (
     (LAYER + r"moe/down/bias$", (None, "expert", None)),  # N E D
     (LAYER + r"(.*/)?\w*norm/(scale|bias|running_mean|running_var)$", (None, None)),  # N D or N K
     (r"norm/(scale|bias|running_mean|running_var)$", (None,)),  # D
+    # Adapters (model/adapters.py): what is as long as the width over fsdp, like the kernel beside it.
+    (LAYER + r"(.*/)?(?!(out|down)/)\w+/lora_a$", (None, "fsdp", None)),  # N D R
+    (LAYER + r"(.*/)?(out|down)/lora_a$", (None, None, None)),  # N F R
+    (LAYER + r"(.*/)?(?!(out|down)/)\w+/lora_b$", (None, None, None)),  # N R F
+    (LAYER + r"(.*/)?(out|down)/lora_b$", (None, None, "fsdp")),  # N R D
+    (LAYER + r"(.*/)?magnitude$", (None, None)),  # N F
+    (r"/lora_a$", ("fsdp", None)),  # D R
+    (r"^head/lora_b$", (None, VOCABULARY)),  # R V
+    (r"^head/magnitude$", (VOCABULARY,)),  # V
+    (r"/lora_b$", (None, None)),
+    (r"/magnitude$", (None,)),
     # Recurrent mixers: channels over tensor. In rnn and lstm each step then gathers the hidden state.
     (LAYER + r"(rnn|lstm)/input/kernel$", (None, "fsdp", None, "tensor")),  # N D I R
     (LAYER + r"(rnn|lstm)/hidden/kernel$", (None, "fsdp", None, "tensor")),  # N R I R
@@ -99,6 +110,7 @@ ACTIVATIONS: tuple[tuple[str, Axes], ...] = (
 )
 
 BATCH = PartitionSpec(ROWS)
+FEW_BITS = re.compile(r"/kernel_(int8|nf4|scale)$")
 STACKED = re.compile(r"^(encoder/)?layers/")  # what is divided among the stages of a pipeline
 
 
@@ -125,7 +137,8 @@ def parameter_specs(
 
     def place(path: Sequence[Any], leaf: Any) -> PartitionSpec:
         name, shape = path_name(path), tuple(leaf.shape)
-        axes = next((axes for pattern, axes in rows if re.search(pattern, name)), None)
+        kernel = FEW_BITS.sub("/kernel", name)  # codes and scales are where the kernel would be
+        axes = next((axes for pattern, axes in rows if re.search(pattern, kernel)), None)
         if axes is None:
             raise UserError(
                 f"no row places the parameter {name} {shape}: add one to parallel.rules or parallel/placement.py"
@@ -145,7 +158,7 @@ def parameter_specs(
             ways = math.prod(sizes[axis] for axis in entry)
             if size % ways == 0:
                 continue
-            if entry == ("tensor",) and re.search(r"(attention|cross)/(key|value)/", name):
+            if name != kernel or (entry == ("tensor",) and re.search(r"(attention|cross)/(key|value)/", name)):
                 found[i] = ()
                 continue
             said = " x ".join(f"{axis}={sizes[axis]}" for axis in entry if sizes[axis] > 1)

@@ -18,6 +18,7 @@ from llmjax.parallel import placement, processes
 from llmjax.post import heldout
 from llmjax.post.batches import Rows
 from llmjax.train import folders, initial
+from llmjax.train.frozen import is_trained
 
 
 def with_reference(
@@ -42,17 +43,24 @@ def with_reference(
 
 
 def reference_params(c: ConfigDict, module: transformer.Transformer, mesh: Mesh) -> Any:
-    """The parameters of the model that the training starts from, in the places and types of `abstract_params`."""
-    return initial.read(c, abstract_params(c, module, mesh))
+    """The parameters of the model that the training starts from, in the places and types of `abstract_params`.
+
+    With adapters that are new they are those of the first step, so that the policy starts exactly there.
+    """
+    abstract = abstract_params(c, module, mesh)
+    return initial.begun(abstract, initial.read(c, abstract))
 
 
 def abstract_params(c: ConfigDict, module: transformer.Transformer, mesh: Mesh) -> Any:
-    """The parameters as a training from given weights has them: their shapes and places on the mesh, float32."""
-    shapes = transformer.param_shapes(module)
+    """The parameters as a training from given weights has them: their shapes and places on the mesh; trained ones float32."""
+    shapes, trained = transformer.param_shapes(module), is_trained(c)
     places = placement.parameter_shardings(shapes, mesh, rules=c.parallel.rules)
-    return jax.tree.map(
-        lambda shape, place: jax.ShapeDtypeStruct(shape.shape, "float32", sharding=place), shapes, places
-    )
+
+    def abstract(path: Any, shape: Any, place: Any) -> jax.ShapeDtypeStruct:
+        dtype = "float32" if trained(placement.path_name(path)) else shape.dtype
+        return jax.ShapeDtypeStruct(shape.shape, dtype, sharding=place)
+
+    return jax.tree_util.tree_map_with_path(abstract, shapes, places)
 
 
 def _reference_key(c: ConfigDict, packed: Mapping[str, Rows]) -> str:

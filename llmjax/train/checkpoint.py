@@ -6,7 +6,8 @@ resolved config, the step, the clock and the tokens seen. The step is also the p
 the random state. Parameters are an item of their own, so evaluation does not read the rest.
 
 Parameters that are not trained (`optimizer.train`) are the same in every checkpoint, and often most of the model. A run
-writes them once, to `checkpoints/frozen/`, before the first checkpoint.
+writes them once, to `checkpoints/frozen/`, before the first checkpoint. Those of a run with adapters are in its base, which
+`checkpoints/base.json` names (base.py).
 """
 
 import errno
@@ -28,6 +29,7 @@ import orbax.checkpoint as ocp
 from llmjax import storage
 from llmjax.parallel import processes
 from llmjax.parallel.placement import path_name
+from llmjax.train import base, derived
 from llmjax.train.folders import FROZEN, CheckpointError, CheckpointMismatch, read_meta, steps_in
 from llmjax.train.frozen import combine, divide
 from llmjax.train.step import State
@@ -206,7 +208,7 @@ def restore_step(path: Path, abstract: State) -> Restored:
     ema = None
     if abstract.ema is not None:
         ema = _read(path, "ema" if "ema" in items else "params", abstract.ema, cast=True)
-    frozen = _read(path.parent, FROZEN, abstract.frozen) if abstract.frozen else {}
+    frozen = _read_frozen(path.parent, abstract.frozen) if abstract.frozen else {}
     source = _read_source(path) if "source" in items else {}
     return Restored(State(params=params, frozen=frozen, ema=ema, **rest), meta, source)
 
@@ -242,26 +244,44 @@ def _move_aside(damaged: Sequence[Path], step: int) -> None:
         print(f"WARNING: {path} was moved to {aside}; going on from the checkpoint before it, step {step:,}")
 
 
-def read_params(path: Path, abstract: Any, *, item: str = "params", cast: bool = False) -> Any:
+def read_params(path: Path, abstract: Any, *, item: str = "params", cast: bool = False, part: bool = False) -> Any:
     """The parameters of the checkpoint folder `path`, frozen ones included, in the given shapes and shardings.
 
     Args:
         item: "params", or "ema" for the moving average of what is trained.
         cast: convert to the given types; otherwise other types are a CheckpointMismatch.
+        part: the checkpoint may have more parameters.
     """
-    beside = (path.parent / FROZEN).absolute()
-    if not beside.is_dir():
-        return _read(path, item, abstract, cast=cast)
+    if not (path.parent / FROZEN).is_dir() and not (path.parent / base.FILE).is_file():
+        return _read(path, item, abstract, cast=cast, part=part)
+    trained, frozen = divide(abstract, stored(path, item).__contains__)
+    found = _read(path, item, trained, cast=cast, part=part) if trained else {}
+    return combine(found, _read_frozen(path.parent, frozen, cast=cast, part=part)) if frozen else found
+
+
+def _read_frozen(checkpoints: Path, abstract: Any, *, cast: bool = False, part: bool = False) -> Any:
+    """Parameters that a run did not train: of `checkpoints/frozen/`, or of its base."""
+    found = base.read(checkpoints)
+    if found is None:
+        known = stored(checkpoints, FROZEN)
+        return derived.read(abstract, known, functools.partial(_read, checkpoints, FROZEN, cast=cast, part=part))
+    folder = found.folder(checkpoints)
+    known = stored(folder, found.item) | (stored(folder.parent, FROZEN) if (folder.parent / FROZEN).is_dir() else set())
+    read = functools.partial(read_params, folder, item=found.item, cast=True, part=True)
+    return derived.read(abstract, known, read, form=found.form, kernels=found.kernels)
+
+
+def stored(path: Path, item: str) -> set[str]:
+    """The paths of the parameters in an item of the checkpoint folder `path`. Raises CheckpointError."""
+    where = (path / item).absolute()
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            names = set(_shapes(checkpointer.metadata(beside).item_metadata.tree, types=False))
+            return set(_shapes(checkpointer.metadata(where).item_metadata.tree, types=False))
     except Exception as error:  # as in `_read`
-        raise CheckpointError(f"{beside}, the parameters that were not trained, cannot be read ({error})") from error
-    frozen, trained = divide(abstract, names.__contains__)
-    return combine(_read(path, item, trained, cast=cast), _read(path.parent, FROZEN, frozen, cast=cast))
+        raise CheckpointError(f"{where} cannot be read ({error})") from error
 
 
-def _read(path: Path, item: str, abstract: Any, *, cast: bool = False) -> Any:
+def _read(path: Path, item: str, abstract: Any, *, cast: bool = False, part: bool = False) -> Any:
     where = (path / item).absolute()
     if not where.is_dir():
         raise CheckpointError(
@@ -274,9 +294,17 @@ def _read(path: Path, item: str, abstract: Any, *, cast: bool = False) -> Any:
             alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
             with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
                 tree = checkpointer.metadata(where).item_metadata.tree
-                mismatch = _first_difference(_shapes(tree, types=not cast), _shapes(abstract, types=not cast))
-                if not mismatch:
+                there, here = _shapes(tree, types=not cast), _shapes(abstract, types=not cast)
+                if part:
+                    there = {name: shape for name, shape in there.items() if name in here}
+                mismatch = _first_difference(there, here)
+                if not mismatch and not part:
                     return jax.block_until_ready(checkpointer.restore(where, abstract))
+            if not mismatch:
+                with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)) as some:
+                    how = ocp.checkpoint_utils.construct_restore_args(abstract)
+                    asked = ocp.args.PyTreeRestore(abstract, restore_args=how, partial_restore=True)
+                    return jax.block_until_ready(some.restore(where, args=asked))
         except Exception as error:  # orbax and tensorstore raise many kinds for damaged files; all mean the same here
             reason = (str(error).strip() or error.__class__.__name__).splitlines()[0].partition(". See full")[0][:300]
             failure = CheckpointError(f"the checkpoint {path} cannot be read: {item} is damaged ({reason})")

@@ -2,17 +2,21 @@
 
 The weights are those that the other run was evaluated with: its moving average, if it kept one. They mean nothing with
 another tokenizer, so the tokenizer stage takes over the other run's (`data/tokens.py: inherited`).
+
+Adapters of the other run go on where this run has the same ones. Otherwise they are merged into the weights, and adapters
+of this run begin anew. New are also heads that the other model lacks, and a head of its own where the other's is tied to the
+embedding, whose values it begins with.
 """
 
+import functools
 import json
-import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import traverse_util
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from llmjax import config
@@ -20,27 +24,97 @@ from llmjax.config import changes
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.errors import UserError
-from llmjax.model import transformer
+from llmjax.model import adapters, blockwise, transformer
+from llmjax.parallel import placement
 from llmjax.parallel.placement import path_name
-from llmjax.train import checkpoint, folders
-from llmjax.train.frozen import divide
-
-HEAD = re.compile(r"^(value|classifier|pooler)/")  # parameters that a trained model may get, or lose
+from llmjax.train import base, checkpoint, derived, folders
+from llmjax.train.frozen import HEADS
 
 
 def read(c: ConfigDict, abstract: Any) -> Any:
     """The weights of `train.init_from` in the shapes, types and places of `abstract`; those that are new are left out.
 
+    DoRA's magnitudes are never new: they begin with the norms of the kernels.
+
     Raises UserError if they do not fit.
     """
     folder = folders.newest(Path(c.train.init_from))
-    new, unused = _heads(c)
-    wanted = traverse_util.flatten_dict(divide(abstract, new.__contains__)[1], sep="/")
-    everywhere = NamedSharding(next(iter(wanted.values())).sharding.mesh, PartitionSpec())
-    whole = wanted | {n: jax.ShapeDtypeStruct(shape, "float32", sharding=everywhere) for n, shape in unused.items()}
-    item = "ema" if (folder / "ema").is_dir() else "params"
-    found = checkpoint.read_params(folder, traverse_util.unflatten_dict(whole, sep="/"), item=item, cast=True)
-    return divide(found, unused.__contains__)[1]
+    new, wanted = new_parameters(c), traverse_util.flatten_dict(abstract, sep="/")
+    norms = {name for name in new if name.endswith("/magnitude")}
+    asked = traverse_util.unflatten_dict({name: leaf for name, leaf in wanted.items() if name not in new}, sep="/")
+    theirs, item = _model_of(folder, like=c), base.item_of(folder)
+    if _goes_on(theirs, c.model):
+        known: Collection[str] = _shapes(theirs)
+        made = derived.read(
+            asked, known, functools.partial(checkpoint.read_params, folder, item=item, cast=True, part=True)
+        )
+    else:
+        params = _merged(c, folder, theirs, asked)
+        made = derived.read(asked, params, lambda part: _picked(params, part))
+    flat = traverse_util.flatten_dict(made, sep="/")
+    for name in norms & wanted.keys():
+        flat[name] = _norms(flat, name, wanted[name])
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def begun(abstract: Any, found: Any) -> Any:
+    """The parameters that were read, and new adapters as they compute at the start: what they add is 0."""
+    made = traverse_util.flatten_dict(found, sep="/")
+    for name, leaf in traverse_util.flatten_dict(abstract, sep="/").items():
+        if name not in made and adapters.is_adapter(name):
+            made[name] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+    return traverse_util.unflatten_dict(made, sep="/")
+
+
+def base_of(c: ConfigDict, run: Path, frozen: Any) -> base.Base | None:
+    """The checkpoint that has all frozen parameters of a run with adapters; None: the run must write them itself.
+
+    Args:
+        frozen: them, or their abstract form.
+    """
+    if c.model.adapter.kind == "none" or not c.train.init_from:
+        return None
+    folder = folders.newest(Path(c.train.init_from))
+    names = traverse_util.flatten_dict(frozen, sep="/")
+    kernels = tuple(sorted(name.rpartition("/")[0] for name in names if name.endswith(blockwise.SCALE)))
+    form = c.model.adapter.base_format if kernels else "stored"
+    theirs = _model_of(folder, like=c)
+    if theirs.adapter.kind != "none":
+        kept = base.read(folder.parent)
+        moved = checkpoint.stored(folder, base.item_of(folder)) & names.keys()  # trained there, frozen here
+        if kept is None or moved or not _goes_on(theirs, c.model):
+            return None
+        folder = kept.folder(folder.parent)
+    return base.of_checkpoint(folder, run=run, form=form, kernels=kernels)
+
+
+def _goes_on(theirs: ConfigDict, ours: ConfigDict) -> bool:
+    """Whether the arrays of a model are read as they are: it has no adapters, or the same."""
+    return theirs.adapter.kind == "none" or adapters.same_arrays(theirs.adapter, ours.adapter)
+
+
+def _merged(c: ConfigDict, folder: Path, theirs: ConfigDict, like: Any) -> dict[str, Any]:
+    """path -> the parameters of a run with adapters, which are merged."""
+    shapes = transformer.param_shapes(transformer.build(theirs))
+    mesh = jax.tree.leaves(like)[0].sharding.mesh
+    places = placement.parameter_shardings(shapes, mesh, rules=c.parallel.rules)
+    abstract = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+    params = checkpoint.read_params(folder, abstract, item=base.item_of(folder), cast=True)
+    whole = jax.jit(functools.partial(adapters.merged, theirs.adapter))(params)
+    return traverse_util.flatten_dict(whole, sep="/")
+
+
+def _picked(params: dict[str, Any], like: Any) -> Any:
+    wanted = traverse_util.flatten_dict(like, sep="/")
+    found = {name: jax.device_put(params[name].astype(leaf.dtype), leaf.sharding) for name, leaf in wanted.items()}
+    return traverse_util.unflatten_dict(found, sep="/")
+
+
+def _norms(flat: dict[str, Any], name: str, like: Any) -> jax.Array:
+    """The magnitudes of a linear map whose adapter is new."""
+    path = name.rpartition("/")[0]
+    own = {key.rpartition("/")[2]: leaf for key, leaf in flat.items() if key.rpartition("/")[0] == path}
+    return jax.jit(functools.partial(adapters.norms, path, shape=like.shape), out_shardings=like.sharding)(own)
 
 
 def check(c: ConfigDict, tokenizer: Tokenizer | None) -> None:
@@ -64,9 +138,11 @@ def check(c: ConfigDict, tokenizer: Tokenizer | None) -> None:
     ours = c.copy_and_resolve_references()
     with ours.unlocked():
         ours.model.vocab_size = c.model.vocab_size or theirs.model.vocab_size
-    new, unused = _heads(ours)
-    there = {name: shape for name, shape in _shapes(theirs.model).items() if name not in unused}
-    wrong = _first_difference(there, {name: shape for name, shape in _shapes(ours.model).items() if name not in new})
+    adapters.check_targets(ours.model, _shapes(ours.model))
+    new, there, here = new_parameters(ours), *(_shapes(adapters.plain(model)) for model in (theirs.model, ours.model))
+    here = {name: shape for name, shape in here.items() if name not in new and _is_read(name, there)}
+    there = {name: shape for name, shape in there.items() if name in here or not HEADS.search(name)}
+    wrong = _first_difference(there, here)
     if not wrong:
         return
     differences = changes.changed(*(config.flatten({"model": m.to_dict()}) for m in (theirs.model, ours.model)))
@@ -78,22 +154,34 @@ def check(c: ConfigDict, tokenizer: Tokenizer | None) -> None:
     )
 
 
-def _heads(c: ConfigDict) -> tuple[set[str], dict[str, tuple[int, ...]]]:
-    """The paths of parameters of heads that begin anew, and the shapes of those of `train.init_from` that are not used."""
-    theirs = _model_of(folders.newest(Path(c.train.init_from)))
-    with theirs.unlocked():
-        theirs.vocab_size = theirs.vocab_size or c.model.vocab_size
+def new_parameters(c: ConfigDict) -> set[str]:
+    """The paths of parameters that begin anew: those of adapters, and of heads that the other model lacks or has otherwise."""
+    ours, theirs = _both(c)
+    here, there = _shapes(ours), _shapes(theirs if _goes_on(theirs, ours) else adapters.plain(theirs))
+    differ = {name for name, shape in here.items() if there.get(name) != shape}
+    return {name for name in differ if HEADS.search(name) or (adapters.is_adapter(name) and name not in there)}
+
+
+def _both(c: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
+    """The settings of this run's model and of that of `train.init_from`, with the size of the vocabulary."""
+    theirs = _model_of(folders.newest(Path(c.train.init_from)), like=c)
     ours = c.model.copy_and_resolve_references()
     with ours.unlocked():
         ours.vocab_size = theirs.vocab_size
-    there, here = _shapes(theirs), _shapes(ours)
-    differ = {name for name in there.keys() | here.keys() if HEAD.search(name) and there.get(name) != here.get(name)}
-    return differ & here.keys(), {name: there[name] for name in differ & there.keys()}
+    return ours, theirs
 
 
-def _model_of(folder: Path) -> ConfigDict:
-    """The settings under `model` of a checkpoint."""
-    return config.from_json(json.dumps(folders.read_meta(folder)["config"])).model
+def _is_read(name: str, known: Collection[str]) -> bool:
+    """Whether a parameter is read as it is, or should be: it is not made from another one."""
+    return derived.source_of(name, known) in (name, "")
+
+
+def _model_of(folder: Path, *, like: ConfigDict | None = None) -> ConfigDict:
+    """The settings under `model` of a checkpoint; `like`: a config that may know the size of the vocabulary."""
+    model = config.from_json(json.dumps(folders.read_meta(folder)["config"])).model
+    with model.unlocked():
+        model.vocab_size = model.vocab_size or (like.model.vocab_size if like is not None else 0)
+    return model
 
 
 def inherited(c: ConfigDict, given: Collection[str]) -> ConfigDict:

@@ -11,10 +11,12 @@ Gradients, optimizer state and updates are float32, whatever type parameters are
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
@@ -23,6 +25,7 @@ from optax import contrib
 from llmjax.errors import UserError
 from llmjax.model import observed
 from llmjax.model.init import width_ratio
+from llmjax.model.stacks import layer_slots
 from llmjax.parallel.placement import path_name
 from llmjax.train import adafactor
 
@@ -31,8 +34,10 @@ AVERAGE_RATE = 0.1  # share of the distance to the observed statistics, each ste
 
 
 def is_matrix(name: str) -> bool:
-    """Whether a parameter of this path is decayed and counted by L1 and L2: kernels and embeddings."""
-    return name.endswith(("kernel", "embedding")) and not name.endswith(("conv/kernel", "query_embedding"))
+    """Whether a parameter of this path is decayed and counted by L1 and L2: kernels, embeddings, factors of adapters."""
+    return name.endswith(("kernel", "embedding", "lora_a", "lora_b")) and not name.endswith(
+        ("conv/kernel", "query_embedding")
+    )
 
 
 def matrices(params: Any) -> Any:
@@ -212,7 +217,58 @@ def make_optimizer(
         rules["lion"] = chain(optax.scale_by_lion(b1=c.beta1, b2=c.beta2))
     elif c.name == "sgd":  # with momentum
         rules["sgd"] = chain(optax.trace(decay=c.beta1))
-    return in_float32(optax.partition(rules, lambda params: updated_by(params, optimizer=c.name)))
+    rule: Any = optax.partition(rules, lambda params: updated_by(params, optimizer=c.name))
+    return in_float32(_with_own_rates(rule, c, model) if c.rates or c.layer_decay != 1 else rule)
+
+
+def _with_own_rates(
+    rule: optax.GradientTransformation, c: ConfigDict, model: ConfigDict | None
+) -> optax.GradientTransformation:
+    """The rule, whose updates are times their parameters' factors. The state is that of the rule alone."""
+    scaled = own_rate(c, model)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = rule.update(grads, state, params)
+        return jax.tree_util.tree_map_with_path(scaled, updates), state
+
+    return optax.GradientTransformation(rule.init, update)
+
+
+def own_rate(c: ConfigDict, model: ConfigDict | None) -> Callable[[Any, jax.Array], jax.Array]:
+    """(path, update) -> the update times the factors of `optimizer.rates` and `optimizer.layer_decay` for its parameter.
+
+    With a decay d layer i of N has d ** (N - 1 - i), embeddings d ** N and heads 1 (Clark et al. 2020). Weight decay is part of
+    the update. Observed parameters have no rate.
+    """
+    factors = [(pattern, float(factor)) for pattern, _, factor in (rate.rpartition("=") for rate in c.rates)]
+
+    def scaled(path: Any, update: jax.Array) -> jax.Array:
+        name = path_name(path)
+        if observed.is_observed(name):
+            return update
+        factor = next((factor for pattern, factor in factors if re.search(pattern, name)), 1.0)
+        if c.layer_decay == 1:
+            return update * factor
+        assert model is not None, "layer_decay needs the model's settings"
+        by_layer = jnp.asarray(c.layer_decay ** np.array(layers_after(name, model), np.float32) * factor, jnp.float32)
+        return update * by_layer.reshape(-1, *(1,) * (update.ndim - 1)) if by_layer.ndim else update * by_layer
+
+    return scaled
+
+
+def layers_after(name: str, model: ConfigDict) -> list[int] | int:
+    """How many layers come after a parameter, those of its own stack for the layers of a stacked one; heads: 0.
+
+    The encoder's layers come before the decoder's.
+    """
+    encoder = name.startswith("encoder/")
+    count, after = (model.encoder_layers, model.layers) if encoder else (model.layers, 0)
+    if IN_LAYERS.match(name) and not name.startswith("ahead/"):
+        slots = layer_slots(model, encoder=encoder)
+        return [after + count - 1 - i for i, (path, _) in enumerate(slots) if name.startswith(f"{path}/")]
+    if re.search(r"embedding(_norm|_projection)?(/|$)", name):
+        return model.encoder_layers + model.layers
+    return after if encoder else 0
 
 
 def _bias_rate(model: ConfigDict | None) -> float:

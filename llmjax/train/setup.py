@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from llmjax.model.transformer import Transformer
 from llmjax.objectives import Objective
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import pipeline, placement, processes
+from llmjax.train import base, checkpoint, hardware, initial
 from llmjax.train import budget as budgets
-from llmjax.train import checkpoint, hardware
 from llmjax.train import optimizer as optimizers
 from llmjax.train.budget import Budget
 from llmjax.train.checkpoint import Restored
@@ -222,6 +223,15 @@ def _with_new(made: Any, read: Any) -> Any:
     return traverse_util.unflatten_dict(found, sep="/")
 
 
+def _name_base(c: ConfigDict, workdir: Path, frozen: Any) -> str:
+    """Note in the run which checkpoint has its frozen parameters: that checkpoint; "": there is none."""
+    found = initial.base_of(c, workdir, frozen)
+    if found is None:
+        return ""
+    base.write(workdir / "checkpoints", found)
+    return found.absolute
+
+
 def _state(
     c: ConfigDict, workdir: Path, factory: Programs, total: int, initial_params: Callable[[Any], Any] | None
 ) -> Restored:
@@ -235,10 +245,13 @@ def _state(
     state = factory.make_state(jax.random.key(c.seed))
     if initial_params is not None:
         read = initial_params(combine(abstract.params, abstract.frozen))
-        params, frozen = split(_with_new(combine(state.params, state.frozen), read), c.optimizer.train)
+        params, frozen = split(_with_new(combine(state.params, state.frozen), read), c)
         ema = None if abstract.ema is None else jax.tree.map(_copied, params, abstract.ema)
         state = dataclasses.replace(state, params=params, frozen=frozen, ema=ema)
-    checkpoint.save_frozen(folder, state.frozen)
+    if named := processes.broadcast_from_first(partial(_name_base, c, workdir, abstract.frozen)):
+        processes.say(f"base: {named}, whose parameters are frozen and not copied")
+    else:
+        checkpoint.save_frozen(folder, state.frozen)
     whole = combine(state.params, state.frozen)
     processes.say(init.parameter_table(whole, shardings=jax.tree.map(lambda x: x.sharding, whole)))
     processes.say(optimizers.table(c.optimizer, state.params, model=c.model))

@@ -61,11 +61,11 @@ def init_state(
     The random numbers of a parameter depend on the key alone, so the values are the same bits on any mesh.
 
     Raises:
-        UserError: when `optimizer.train` matches no parameter.
+        UserError: when nothing is trained (`frozen.split`).
     """
 
     def init(key: jax.Array) -> State:
-        params, frozen = split(init_params(module, key), c.optimizer.train)
+        params, frozen = split(init_params(module, key), c)
         if trained_dtype(c) == "float32":
             params = _in_float32(params)
         zero = jnp.zeros((), jnp.int32)
