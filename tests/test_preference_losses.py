@@ -82,6 +82,63 @@ def test_alpha_goes_from_reverse_to_forward_kl():
         np.testing.assert_allclose(near, preference.difference(*pair(0.8, -0.4), settings(divergence=name)), rtol=1e-3)
 
 
+def test_every_loss_is_its_papers_formula():
+    """Of one pair: the policy gives -4.3 and -5.4 nats, the reference -5 to both, for answers of 2 and 3 tokens."""
+    b, e, gamma, t, shift = 0.5, 0.1, 0.3, 0.05, 0.2
+    better, worse, x = 0.7, -0.4, 0.5 * 1.1  # log ratios, and beta times their difference
+
+    def nats(z: float) -> float:
+        return math.log1p(math.exp(-z))
+
+    def sigmoid(z: float) -> float:
+        return 1 / (1 + math.exp(-z))
+
+    def smooth(z: float) -> float:
+        return (1 - e) * nats(z) + e * nats(-z)
+
+    def log_odds(mean: float) -> float:
+        return mean - math.log(1 - math.exp(mean))
+
+    share = sigmoid(x / t)
+    wanted = {
+        "sigmoid": smooth(x),
+        "sigmoid_norm": smooth(b * (better / 2 - worse / 3)),
+        "hinge": max(0.0, 1 - x),
+        "ipo": (better / 2 - worse / 3 - 1 / (2 * b)) ** 2,
+        "robust": ((1 - e) * nats(x) - e * nats(-x)) / (1 - 2 * e),
+        "exo": sigmoid(x) * math.log(sigmoid(x) / (1 - e)) + sigmoid(-x) * math.log(sigmoid(-x) / e),
+        "nca": nats(b * better) + 0.5 * nats(-b * better) + 0.5 * nats(-b * worse),
+        "bco": nats(b * better - shift) + nats(shift - b * worse),
+        "sppo": (better - 0.5 / b) ** 2 + (worse + 0.5 / b) ** 2,
+        "apo_zero": 1 - sigmoid(b * better) + sigmoid(b * worse),
+        "apo_down": sigmoid(b * better) + 1 - sigmoid(x),
+        "discopop": (1 - share) * nats(x) + share * math.exp(-x),
+        "aot": smooth(x),  # of a single pair
+        "aot_unpaired": smooth(x),
+        "simpo": smooth(b * (-4.3 / 2 + 5.4 / 3) - gamma),
+        "cpo": smooth(b * (5.4 - 4.3)),
+        "orpo": b * nats(log_odds(-4.3 / 2) - log_odds(-5.4 / 3)),
+    }
+    given = settings(beta=b, label_smoothing=e, margin=gamma, temperature=t, reward_shift=shift)
+    chosen, rejected = pair(better, worse, tokens=(2, 3))
+    found = jax.jit(lambda a, z: {name: loss(a, z, given)[0] for name, loss in LOSSES.items()})(chosen, rejected)
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(wanted, rel=1e-5)
+
+
+def test_aot_compares_distributions_whatever_the_order_of_the_pairs():
+    def answers(policy: list[float]) -> Answers:
+        return Answers(jnp.array(policy), jnp.zeros(3), jnp.ones(3))
+
+    chosen, rejected = answers([3.0, 1.0, 2.0]), answers([0.0, 2.0, 1.0])
+    given = settings(beta=1.0)
+    unpaired = LOSSES["aot_unpaired"](chosen, rejected, given)
+    np.testing.assert_allclose(unpaired, math.log1p(math.exp(-1.0)), rtol=1e-6)  # sorted: 1 - 0, 2 - 1, 3 - 2
+    shuffled = LOSSES["aot_unpaired"](chosen, answers([1.0, 0.0, 2.0]), given)
+    np.testing.assert_allclose(shuffled, unpaired)
+    paired = LOSSES["aot"](chosen, rejected, given)  # margins 3, -1 and 1, against the reference's 0
+    np.testing.assert_allclose(sorted(paired.tolist()), [math.log1p(math.exp(-m)) for m in (3.0, 1.0, -1.0)], rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_is_finite_with_its_gradient_far_from_the_reference_and_falls_with_a_better_margin(name):
     c = settings(label_smoothing=0.001 if name == "exo" else 0.0)

@@ -124,8 +124,6 @@ def _answers(c: ConfigDict) -> Iterator[str]:
     if conversations and o.name not in ("causal", "classify", *ANSWERS):
         of_answers = ", ".join(("classify", *ANSWERS))
         yield f"objective.name={o.name} is for text: with data.format=conversations it is causal, {of_answers}"
-    if o.name == "distill" and not o.distill.teacher:
-        yield "objective.name=distill needs a teacher: give --config.objective.distill.teacher=RUN"
     if o.classify.labels and o.classify.target == "number":
         yield "objective.classify.labels are names of classes, and the target is a number: set them to ()"
     if o.name == "reward" and not c.model.value_head:

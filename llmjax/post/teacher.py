@@ -35,6 +35,8 @@ Ask = Callable[[Batch], Batch]  # rows -> the same rows with the teacher's distr
 
 def check(c: ConfigDict) -> None:
     """Raise UserError unless the teacher is there, and reads the ids that the student reads."""
+    if not c.objective.distill.teacher:
+        raise UserError("distillation needs a teacher: give --config.objective.distill.teacher=RUN")
     teacher, student = (folders.read_meta(_folder(where)) for where in (c.objective.distill.teacher, c.train.init_from))
     if teacher.get("tokenizer") != student.get("tokenizer"):
         raise UserError(
