@@ -1,7 +1,8 @@
 """Shared by the launchers: parsing, quoting, dry runs, and the question before anything that costs money.
 
 Every launcher is called as LAUNCHER OPTIONS -- VERB ...; behind the two dashes are the words that follow `llmjax` on a
-single machine. `--dry-run` prints exactly what would run, as text for a shell.
+single machine. `--dry-run` prints exactly what would run, as text for a shell. `--commands FILE` in place of the two
+dashes launches every line of a file, as `llmjax sweep --launcher` writes it.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PORT = 8476  # of the coordinator, on machines that only this job uses
 # With this variable a training that was told to stop ends with that status after it has saved: it is to start again.
 STOPPED = {"LLMJAX_STOPPED_STATUS": "75"}
-VERBS = ("run", "prepare", "tokenizer", "train", "eval", "generate", "report")
+VERBS = ("run", "prepare", "tokenizer", "train", "eval", "generate", "report", "sweep")
 
 
 class Mistake(SystemExit):
@@ -44,6 +45,28 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
     if command[0] not in VERBS:
         raise Mistake(f"{command[0]!r} cannot be launched; write one of {', '.join(VERBS)} behind the two dashes")
     return args, command
+
+
+def each(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, unnamed: bool = False) -> int:
+    """Launch one command, or with `--commands FILE` each line of a file: the words behind `--`, a command a line.
+
+    The jobs of a file are named NAME-0, NAME-1, ... after --name, unless they are `unnamed`. The first that
+    fails ends the list with its status.
+    """
+    words = list(argv)
+    if "--commands" not in words:
+        return main(words)
+    place = words.index("--commands")
+    if "--" in words or place + 1 == len(words):
+        raise Mistake("write --commands FILE, or one command behind two dashes, but not both")
+    lines = Path(words[place + 1]).read_text(encoding="utf-8").splitlines()
+    options = [*words[:place], *words[place + 2 :]]
+    name = options[options.index("--name") + 1] if "--name" in options else "llmjax"
+    for index, text in enumerate(lines):
+        status = main([*options, *([] if unnamed else ["--name", f"{name}-{index}"]), "--", *shlex.split(text)])
+        if status:
+            return status
+    return 0
 
 
 def workdir(command: Sequence[str]) -> str:

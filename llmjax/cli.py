@@ -47,6 +47,7 @@ examples:
   llmjax rate a.jsonl b.jsonl --to ratings.jsonl                     which answer is better: a page on this machine
   llmjax plan --config configs/runs/llama2.py --topology v5p:8x8x8   does it fit, how fast is it, what does it cost
   llmjax sft --config configs/post/sft.py --config.train.init_from=runs/smollm2 --config.data.sources='["chats.jsonl"]'
+  llmjax sweep --config configs/ablations/positions.py               arms with several seeds, against a control
   llmjax laws points.csv --parameters N --tokens D --loss loss       a scaling law of many runs
   llmjax ask --db sales.sqlite 'Who bought most?'                    the SQL, which can only read, and its rows
   llmjax ask --docs papers/ 'What do they say of birds?'             an answer whose quotes were checked
@@ -202,7 +203,8 @@ def _config(args: argparse.Namespace, overrides: Sequence[str]) -> config.Config
     verb = VERBS[args.verb]
     if verb.config == "none" and overrides:
         raise UserError(f"llmjax {args.verb} has no settings: leave --config.{overrides[0].partition('=')[0]} out")
-    if verb.config == "none" or (args.verb == "report" and len(args.runs) > 1):
+    of_study = args.verb == "report" and len(args.runs) == 1 and (args.runs[0] / "study.json").is_file()
+    if verb.config == "none" or of_study or (args.verb == "report" and len(args.runs) > 1):
         return config.base()
     if args.verb == "report" and args.runs and args.workdir is None:
         args.workdir = args.runs[0]
@@ -232,12 +234,20 @@ def _add_again(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_report(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="two or more runs to compare side by side")
+    verb.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN", help="two or more runs to compare side by side, or a study"
+    )
     verb.add_argument("--out", type=Path, metavar="DIR", help="folder of the comparison (default: runs/compare)")
 
 
 def _report(args: argparse.Namespace, _: config.ConfigDict) -> int | None:
-    """`llmjax report RUN RUN ...`; with fewer than two runs the stage is to run."""
+    """`llmjax report RUN RUN ...` or `llmjax report STUDY`; with one run the stage is to run."""
+    if len(args.runs) == 1 and (args.runs[0] / "study.json").is_file():
+        from llmjax.sweep import cost, page
+
+        cost.keep_off_accelerators()
+        print(page.write(args.runs[0]))
+        return 0
     if len(args.runs) < 2:
         return None
     from llmjax import report

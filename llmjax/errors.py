@@ -9,5 +9,9 @@ class UserError(ValueError):
     """
 
 
+class Diverged(UserError):  # noqa: N818
+    """A training ended because too many of its updates in a row were not finite."""
+
+
 class Stopped(Exception):  # noqa: N818
     """Training was stopped by a signal after its state was saved; the message says where. It is no error."""

@@ -138,6 +138,26 @@ def dependencies(c: ConfigDict, stage: str, *, files: str | None = None) -> dict
     return json.loads(json.dumps(keys))
 
 
+def identity(c: ConfigDict, stages: Sequence[str]) -> dict[str, Any]:
+    """The settings that the results of stages depend on. How fast and where they run is not among them."""
+    found: dict[str, Any] = {}
+    for stage in stages:
+        found |= dependencies(c, stage)
+    return {key: value for key, value in sorted(found.items()) if changes.class_of(key) != changes.IRRELEVANT}
+
+
+def is_finished(c: ConfigDict, workdir: Path, stage: str) -> bool:
+    """Whether a run has finished a stage, with whatever settings, and its results still exist."""
+    return _read_stages(workdir).get(stage, {"done": False})["done"] and _is_there(c, workdir, stage)
+
+
+def adopt(workdir: Path, source: Path, stage: str) -> None:
+    """Let the run in `workdir` use a stage that was finished in the run `source`, by a link."""
+    entry = _read_stages(source)[stage]
+    storage.write_json(workdir / "stages.json", _read_stages(workdir) | {stage: entry})
+    storage.link(source / stage, workdir / stage)  # last: a run with the link has the entry too
+
+
 def run(c: ConfigDict, workdir: Path, stages: Sequence[str], *, again: bool = False) -> Results:
     """Run the stages in order, skipping those that are done; the merged results are written to WORKDIR/results.json.
 

@@ -12,12 +12,15 @@ import fcntl
 import gzip
 import json
 import os
+import platform
 import shutil
 import stat
 import threading
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -187,6 +190,12 @@ def rename(source: Path, target: Path) -> None:
     os.rename(source, target)
 
 
+def link(source: Path, target: Path) -> None:
+    """Make `target` a symbolic link to `source`, relative, so that a folder that holds both can be moved."""
+    with replacing(target, shared=True) as temporary:
+        temporary.symlink_to(os.path.relpath(source, target.parent))
+
+
 def copy(source: Path, target: Path, *, without: Sequence[str] = ()) -> None:
     """Copy a file, or a folder without the entries of these names. The target must not exist."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -226,6 +235,85 @@ def locked(path: Path, *, otherwise: str = "", waiting: str = "") -> Iterator[No
                 print(waiting)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def swap(path: Path, *, before: bytes | None, after: bytes | None) -> bool:
+    """Compare and swap: replace the content of a file only if it is `before`. Of several processes one succeeds.
+
+    Args:
+        before: the expected content; None: the file does not exist.
+        after: the new content; None: the file is deleted.
+
+    Returns:
+        Whether the content was `before`, and therefore is `after` now.
+    """
+    with locked(path.with_name(f".{path.name}.lock")):
+        if (path.read_bytes() if path.exists() else None) != before:
+            return False
+        remove(path) if after is None else write_bytes(path, after)
+        return True
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right of this process to work on something until it expires or is given up."""
+
+    path: Path
+    content: bytes  # of the file, by which the process knows that the lease is still its own
+
+
+def take_lease(path: Path, *, seconds: float) -> Lease | None:
+    """Take the lease `path`, or None if another process has it.
+
+    A lease that has expired is taken over, and so is one of a process of this machine that has ended. The clocks of
+    machines that share leases must agree to within a small part of `seconds`.
+    """
+    before = path.read_bytes() if path.exists() else None
+    if before is not None and _is_held(before):
+        return None
+    after = _lease(seconds)
+    return Lease(path, after) if swap(path, before=before, after=after) else None
+
+
+def renew_lease(lease: Lease, *, seconds: float) -> Lease | None:
+    """The lease for another while from now, or None if another process has taken it."""
+    after = _lease(seconds)
+    return Lease(lease.path, after) if swap(lease.path, before=lease.content, after=after) else None
+
+
+def end_lease(lease: Lease) -> None:
+    """Give a lease up. Without effect if another process has taken it."""
+    swap(lease.path, before=lease.content, after=None)
+
+
+def _lease(seconds: float) -> bytes:
+    process = os.getpid()
+    who = {"host": platform.node(), "process": process, "born": _born(process), "thread": threading.get_ident()}
+    return json.dumps(who | {"expires": time.time() + seconds}).encode()
+
+
+def _is_held(content: bytes) -> bool:
+    lease = json.loads(content)
+    ended = lease["host"] == platform.node() and _born(lease["process"]) != lease["born"]
+    return not ended and lease["expires"] > time.time()
+
+
+def _born(process: int) -> str:
+    """What tells a process from a later one with the same number: its start in clock ticks; "" if it does not run."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]
+    except OSError:
+        pass
+    if Path("/proc/self/stat").exists():
+        return ""
+    try:  # a system without /proc
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return "running"
 
 
 @contextmanager

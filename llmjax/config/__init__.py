@@ -7,9 +7,9 @@ a default.
 """
 
 from llmjax.config.checks import CHOICES, check
-from llmjax.config.files import derivation, load, override
+from llmjax.config.files import derivation, load, override, sweep
 from llmjax.config.model_checks import head_size
-from llmjax.config.runs import large_run, post_run, tiny_run
+from llmjax.config.runs import ablation_run, large_run, post_run, tiny_run
 from llmjax.config.settings import base, comments
 from llmjax.config.values import (
     ConfigDict,
@@ -26,6 +26,7 @@ from llmjax.config.values import (
 __all__ = [
     "CHOICES",
     "ConfigDict",
+    "ablation_run",
     "base",
     "check",
     "comments",
@@ -42,6 +43,7 @@ __all__ = [
     "parse_duration",
     "post_run",
     "set_key",
+    "sweep",
     "tiny_run",
     "to_json",
 ]

@@ -66,6 +66,15 @@ def derivation(spec: str) -> str:
     return table(arg) if table is not None else ""
 
 
+def sweep(spec: str) -> Any:
+    """What a config file says of its sweep: the value of its `get_sweep(arg)`; None if it has none."""
+    file, colon, arg = spec.partition(":")
+    made = None if file.endswith(".json") else _import_file(_found(file)).__dict__.get("get_sweep")
+    if made is None:
+        return None
+    return made(arg) if colon else made()
+
+
 def _found(file: str) -> Path:
     """The file of that name; outside of a checkout, configs/... of the installed package."""
     here, packaged = Path(file), Path(__file__).parents[1] / file

@@ -1,8 +1,14 @@
-"""Settings that config files share: the run of a `tiny` model on a laptop, of a published size, and of a model taught further."""
+"""Settings that config files share: the run of a `tiny` model on a laptop, of a published size, of a model taught further,
+and of an ablation."""
+
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from llmjax.config.files import load
 from llmjax.config.settings import base
+
+QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
 
 
 def tiny_run(c: ConfigDict) -> ConfigDict:
@@ -68,4 +74,19 @@ def post_run(name: str, *, objective: str = "causal") -> ConfigDict:
     c.schedule.final = 0.1
     c.train.inherit_model = True
     c.train.eval_every = "10%"
+    return c
+
+
+def ablation_run() -> ConfigDict:
+    """The control of all ablations: the quickstart with 140 steps, about a minute of two cores, and a short evaluation.
+
+    Steps take the place of minutes, so that an arm that is slower, or shares the machine, is not shorter. All ablations
+    have one name and therefore one folder, where they share the control's runs.
+    """
+    c = load(str(QUICKSTART)).copy_and_resolve_references().unlock()
+    c.name = "ablations"
+    c.train.duration = "140 steps"
+    c.checkpoint.every = "100%"
+    c.eval.max_bytes = 300_000
+    c.eval.xz = False
     return c

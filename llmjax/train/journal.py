@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from llmjax.config import changes
-from llmjax.errors import UserError
+from llmjax.errors import Diverged
 from llmjax.model.count import flops_per_token
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement, processes
@@ -76,7 +76,7 @@ class Journal:
             hunt: (whether the gradients were finite) -> the first value that was not finite in this step, in words.
 
         Raises:
-            UserError: after too many steps in a row that were not finite.
+            Diverged: after too many steps in a row that were not finite.
             Spike: when the loss has been high for too long and there is a checkpoint from before.
         """
         run, sizes = self._run, self._run.sizes
@@ -118,7 +118,7 @@ class Journal:
         if bad >= self._c.train.max_bad_steps:
             self._checkpoints.wait_until_finished()
             saved = folders.steps_in(self._workdir / "checkpoints")
-            raise UserError(
+            raise Diverged(
                 f"the {'updates' if gradients_finite else 'gradients'} were not finite in {bad} steps in a row, up to step "
                 f"{step}; the parameters are as they were before. {self._hunted}Lower optimizer.learning_rate, raise "
                 "optimizer.epsilon, look at the batches, or set model.dtype=float32, and run again: it goes on from "
@@ -169,11 +169,11 @@ class Journal:
         always saved: bad steps are skipped and leave the parameters as they were.
 
         Raises:
-            UserError: when the run ends with parameters that are not finite.
+            Diverged: when the run ends with parameters that are not finite.
         """
         step, c, total = row["step"], self._c, self._run.total
         if step == total and not math.isfinite(row["param_norm"]):
-            raise UserError(
+            raise Diverged(
                 f"the parameters of step {step:,} are not finite, and are not saved: delete the newest checkpoints in "
                 f"{self._workdir / 'checkpoints'}, lower optimizer.learning_rate, and run again"
             )

@@ -1,0 +1,130 @@
+"""The verb `laws`: from runs or a table to a law, its intervals, and whether to trust it. Imports are late: help is quick."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import ConfigDict
+
+from llmjax.config.ranges import AT_LEAST_0, number
+from llmjax.errors import UserError
+from llmjax.verb import Verb
+
+if TYPE_CHECKING:
+    from llmjax.sweep.laws import Fit
+
+ENOUGH = 20  # runs: four for each of the five constants
+BUDGETS = (1e18, 1e19, 1e20, 1e21, 1e22, 1e23, 1e24, 1e25)  # FLOPs of the table of best sizes
+FAR = 10.0  # times the largest budget that was run, from where a prediction is marked
+
+
+def _add(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("given", nargs="+", type=Path, metavar="RUN|FILE.csv", help="finished runs, or one table")
+    for name, about in (
+        ("parameters", "of a table: the column of parameters"),
+        ("tokens", "the column of training tokens"),
+        ("flops", "the column of training FLOPs, 6 N D, in place of one of the two"),
+        ("loss", "the column of losses"),
+        ("name", "the column of the runs' names"),
+    ):
+        verb.add_argument(f"--{name}", default="", metavar="COLUMN", help=about)
+    verb.add_argument(
+        "--drop-highest", type=number(int, AT_LEAST_0), default=0, metavar="N",
+        help="leave out the losses that are not below the N-th highest (Epoch's fit of Chinchilla: 5)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--resamples", type=number(int, AT_LEAST_0), default=1000, metavar="N",
+        help="fits of runs drawn with replacement, for the intervals (default: 1000)",
+    )  # fmt: skip
+    verb.add_argument("--out", type=Path, metavar="FILE.json", help="also write the law as JSON")
+
+
+def run(args: argparse.Namespace, c: ConfigDict) -> int:
+    """Fit E + A / N^alpha + B / D^beta and print it. Raises UserError for points that hold no law."""
+    from llmjax.sweep import laws, points
+
+    tables = [path for path in args.given if path.suffix == ".csv"]
+    if tables and len(args.given) > 1:
+        raise UserError("give one table, or runs: their losses are not of the same text")
+    if tables and not args.loss:
+        raise UserError("a table needs --loss COLUMN, and two of --parameters, --tokens and --flops")
+    if tables:
+        columns = {name: getattr(args, name) for name in ("parameters", "tokens", "flops", "loss", "name")}
+        found = points.read_table(tables[0], **columns)
+    else:
+        found = points.read_runs(args.given)
+    fit = laws.fit(found, drop_highest=args.drop_highest, resamples=args.resamples)
+    print(described(fit))
+    if args.out:
+        from llmjax import storage
+
+        storage.write_json(args.out, as_json(fit))
+        print(f"written: {args.out}")
+    return 0
+
+
+def described(fit: "Fit") -> str:
+    """The law, what it says of budgets, and whether to trust it."""
+    from llmjax import human
+
+    law, most = fit.law, float(fit.points.flops.max())
+    lines = [f"L(N, D) = E + A / N^alpha + B / D^beta, of {len(fit.points)} runs"]
+    if fit.dropped:
+        shown = ", ".join(fit.dropped[:8]) + (", ..." if len(fit.dropped) > 8 else "")
+        lines.append(f"left out: {len(fit.dropped)} with the highest losses ({shown})")
+    for name in ("E", "A", "B", "alpha", "beta", "exponent"):
+        value = getattr(law, name)
+        title = "a of N ~ C^a" if name == "exponent" else name
+        between = ""
+        if fit.resamples:
+            low, high = fit.interval(lambda one, name=name: getattr(one, name))  # type: ignore[misc]
+            between = f"   90 % of resamples: {low:.4g} to {high:.4g}"
+        lines.append(f"  {title:13}{value:12.5g}{between}")
+    lines.append(f"{'FLOPs':>8} {'parameters':>12} {'tokens':>10} {'tokens each':>12} {'loss':>8}")
+    for flops in BUDGETS:
+        n, d = law.best_size(flops), law.best_tokens(flops)
+        mark = "   far from what was run" if flops > FAR * most else ""
+        lines.append(
+            f"{flops:8.0e} {human.count(n):>12} {human.count(d):>10} {d / n:12.1f} {float(law.loss(n, d)):8.3f}{mark}"
+        )
+    return "\n".join([*lines, *trust(fit)])
+
+
+def trust(fit: "Fit") -> list[str]:
+    """What speaks for the fit and against it."""
+    lines = [
+        f"root mean square error of ln loss: {fit.error:.4f}",
+        f"{fit.agree:.0%} of other starts end at the same optimum",
+    ]
+    if fit.agree < 0.5:
+        lines.append("WARNING: most starts end elsewhere: the points do not hold the constants; add sizes and lengths")
+    if len(fit.points) < ENOUGH:
+        lines.append(f"WARNING: {len(fit.points)} runs are few for 5 constants: give {ENOUGH} or more")
+    if fit.resamples:
+        low, high = fit.interval(lambda one: one.exponent)
+        if high - low > 0.2:
+            lines.append(f"WARNING: a lies between {low:.2f} and {high:.2f}: sizes for larger budgets are guesses")
+    return lines
+
+
+def as_json(fit: "Fit") -> dict[str, Any]:
+    """The law and its intervals, 90 % of the resamples of each number, for JSON."""
+    names = ("E", "A", "B", "alpha", "beta", "exponent")
+    made: dict[str, Any] = {name: getattr(fit.law, name) for name in (*names, "objective")}
+    if fit.resamples:
+        made["intervals"] = {name: fit.interval(lambda one, name=name: getattr(one, name)) for name in names}  # type: ignore[misc]
+    return made | {
+        "runs": len(fit.points),
+        "dropped": fit.dropped,
+        "error": fit.error,
+        "agree": fit.agree,
+        "warnings": [line for line in trust(fit) if line.startswith("WARNING")],
+    }
+
+
+VERBS = {
+    "laws": Verb(
+        "Fit a scaling law to runs or a table: the best size and length for a budget, with intervals.", _add, run,
+        config="none",
+    ),
+}  # fmt: skip
