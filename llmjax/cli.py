@@ -18,6 +18,7 @@ from llmjax.post import command as post_command
 from llmjax.prepare import command as prepare_command
 from llmjax.retrieve import command as retrieve_command
 from llmjax.scaling import command as scaling_command
+from llmjax.serve import command as serve_command
 from llmjax.startup import timings
 from llmjax.sweep import command as sweep_command
 from llmjax.verb import Verb
@@ -40,6 +41,7 @@ examples:
   llmjax import --from SmolLM2-135M-Instruct/ --to runs/smollm2      a Hugging Face folder or a .gguf file becomes a run
   llmjax generate --workdir runs/smollm2 --chat --prompt 'Why is the sky blue?'
   llmjax chat --workdir runs/smollm2                                 talk with it
+  llmjax serve --workdir runs/smollm2                                a server for OpenAI's clients, and a page to chat
   llmjax generate --workdir runs/smollm2 --prompts questions.jsonl --out answers.jsonl
   llmjax bench-infer --workdir runs/smollm2                          how fast it decodes
   llmjax export --from runs/quickstart --to exported/                a run becomes a folder that transformers loads
@@ -285,6 +287,7 @@ VERBS: dict[str, Verb] = {
     **_stages(),
     **interop_command.VERBS,
     **infer_command.VERBS,
+    **serve_command.VERBS,
     **scaling_command.VERBS,
     **prepare_command.VERBS,
     **eval_command.VERBS,

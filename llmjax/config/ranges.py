@@ -58,6 +58,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "model.logit_scale", "model.moe.scale",
     ),
     AT_LEAST_0: (
+        "serve.drain_seconds", "serve.first_seconds", "serve.per_key", "serve.queue", "serve.seconds",
         "checkpoint.every_seconds", "data.holdout_max_bytes", "data.max_epochs", "data.min_bytes",
         "data.mixture_temperature", "eval.context_length", "eval.limit", "eval.max_bytes", "eval.sequence_length",
         "eval.stride", "eval.temperature", "generate.temperature", "generate.top_k", "infer.ahead", "infer.cache_bytes",
@@ -78,6 +79,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "train.rewind.factor", "train.rewind.skip", "train.rewind.steps",
     ),
     AT_LEAST_1: (
+        "serve.choices",
         "model.adapter.rank", "checkpoint.keep", "data.record_tokens", "data.shard_bytes", "eval.batch_size", "eval.samples",
         "generate.beams", "generate.max_new_tokens", "infer.slots", "infer.steps", "model.ahead", "model.heads",
         "model.latent.rotary_size", "model.latent.value_size", "model.layers",
@@ -93,6 +95,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "train.rewind.limit", "train.rewind.patience", "train.rewind.window", "train.sequence_length",
     ),
     ABOVE_0: (
+        "serve.stall_seconds",
         "generate.repetition_penalty", "model.adapter.alpha", "objective.policy.correction_high", "objective.policy.gate_negative",
         "objective.policy.gate_positive", "objective.policy.ratio_cap", "rollout.temperature",
         "objective.preference.beta", "objective.distill.temperature", "objective.unpaired.beta", "objective.preference.temperature", "model.init_std", "model.moe.capacity_factor", "model.mup_base_width",

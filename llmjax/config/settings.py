@@ -436,6 +436,20 @@ def _infer(c: ConfigDict) -> None:
     c.infer.cache_bytes = 5_000_000_000  # its limit; what was not used for the longest time goes first
 
 
+def _serve(c: ConfigDict) -> None:
+    c.serve = ConfigDict()
+    c.serve.host = "127.0.0.1"  # address that `llmjax serve` listens on; others than this machine's need API keys
+    c.serve.hosts = ()  # names, beside this machine's, by which the server may be asked
+    c.serve.origins = ()  # sites whose pages may ask the server, such as "https://example.org"; "*": all
+    c.serve.queue = 0  # texts that wait beside those in slots; others are refused with 429. 0: four times infer.slots
+    c.serve.per_key = 0  # texts that a key may have written at a time; 0: no limit
+    c.serve.choices = 8  # the most samples of a prompt (n)
+    c.serve.first_seconds = 0.0  # the longest wait for the first token; 0: no limit
+    c.serve.seconds = 600.0  # the longest time for an answer; 0: no limit
+    c.serve.drain_seconds = 30.0  # answers may go on so long when the server ends
+    c.serve.stall_seconds = 120.0  # a step of the engine that takes longer ends the server with an error
+
+
 # fmt: on
 # In the order in which they are listed.
 GROUPS: tuple[Callable[[ConfigDict], None], ...] = (
@@ -453,6 +467,7 @@ GROUPS: tuple[Callable[[ConfigDict], None], ...] = (
     _rollout,
     _generate,
     _infer,
+    _serve,
 )
 
 

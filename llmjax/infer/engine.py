@@ -21,7 +21,7 @@ import numpy as np
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer import speculative, weights
-from llmjax.infer.constrained import Constraints
+from llmjax.infer.constrained import Constraints, Job
 from llmjax.infer.prefixes import ALIGN, KeptPrefixes, Prefixes, SlotPrefixes
 from llmjax.infer.request import Completion, Event, Request, check_fits, sampling_row, writable
 from llmjax.infer.sample import settings
@@ -257,6 +257,14 @@ class Engine:
             raise UserError("constrained decoding needs an engine without speculative decoding: set infer.ahead to 0")
         stop_row((*self.tokenizer.eos_ids, *request.stop_ids))
         return self._scheduler.submit(request)
+
+    def compile(self, constraint: tuple[str, str]) -> Job:
+        """Compile a constraint (`Request.constraint`) beside the engine. Any thread may ask.
+
+        The future of the job raises UserError for one that cannot be used. The engine keeps what was compiled, so that a
+        request with it waits no longer.
+        """
+        return self._constraints.start(constraint)
 
     def cancel(self, number: int) -> bool:
         """End a request now: its last event comes with the next `step`. False if it has ended, or is not known."""

@@ -122,6 +122,7 @@ class Completion:
     # truncation. 0 where the token was certain.
     sampled_log_probabilities: tuple[float, ...] = ()
     error: str = ""  # why the text could not go on
+    cached: int = 0  # tokens of the prompt that were not computed, because another prompt began alike
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ class Event:
     finish: str = ""  # as `Completion.finish`, in the last event of a request
     error: str = ""
     completion: Completion | None = None  # the whole text, in the last event
+    likeliest: tuple[tuple[tuple[int, float], ...], ...] = ()  # as `Completion.likeliest`, of these tokens
 
 
 FIELDS = frozenset(f.name for f in dataclasses.fields(Request))

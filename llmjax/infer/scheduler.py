@@ -90,6 +90,7 @@ class Live:
     matcher: Matcher | None = None
     likeliest: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     error: str = ""
+    cached: int = 0  # tokens of the prompt that came from another one
 
     def fail(self, error: str) -> None:
         """End the text with an error."""
@@ -230,6 +231,7 @@ class Scheduler:
                     case int(source) if source != slot:
                         yield Copy(source, slot)
                 live.prompt.at, live.prompt.begun = found.length, True
+                live.cached = found.length
             self.prefixes.begin(slot, live.prompt)
             del self._waiting[live.number]
             self._compiled.discard(live.number)
@@ -396,6 +398,7 @@ class Scheduler:
                 Event(
                     live.number, piece, tuple(text.tokens[told:]), tuple(text.log_probabilities[told:]),
                     tuple(text.sampled[told:]), text.finish, live.error, self._completion(live) if text.finish else None,
+                    tuple(live.likeliest[told:]),
                 )
             )  # fmt: skip
             if text.finish:
@@ -408,7 +411,7 @@ class Scheduler:
         prompt = self.tokenizer.decode([i for i in live.request.ids if i < self.tokenizer.vocab_size])
         return Completion(
             prompt, text.text, text.finish, tuple(text.tokens), tuple(text.log_probabilities), tuple(live.likeliest),
-            tuple(text.sampled), live.error,
+            tuple(text.sampled), live.error, live.cached,
         )  # fmt: skip
 
     def _end(self, live: Live) -> None:

@@ -1,0 +1,112 @@
+"""The verb serve."""
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from llmjax.config.ranges import Range, number
+from llmjax.errors import UserError
+from llmjax.startup import timings
+from llmjax.verb import Verb
+
+NEEDED = ("starlette", "uvicorn", "httptools", "msgspec", "prometheus_client")
+KEYS = "LLMJAX_API_KEYS"  # environment variable with API keys, with commas between
+
+
+def _add(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--port", type=number(int, Range(0, 65535)), default=8000, metavar="N",
+        help="the port to listen on; 0: a free one (default: 8000)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--api-key", action="append", default=[], metavar="KEY",
+        help=f"requests need this key (Authorization: Bearer KEY); may be repeated; others can see arguments, {KEYS} not",
+    )  # fmt: skip
+    verb.add_argument(
+        "--also", action="append", type=Path, default=[], metavar="DIR", help="serve the model of this run too; may be repeated"
+    )  # fmt: skip
+    verb.add_argument("--name", metavar="NAME", help="what the model is called (default: the name of the run's folder)")
+    verb.add_argument(
+        "--log-texts", action="store_true", help="write prompts and answers to the log, which leaves them out"
+    )
+
+
+def _serve(args: argparse.Namespace, c: ConfigDict) -> int:
+    """`llmjax serve --workdir RUN`."""
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise UserError(f"the server needs {', '.join(missing)}: pip install 'llmjax[serve]'")
+    keys = [*args.api_key, *filter(None, (key.strip() for key in os.environ.get(KEYS, "").split(",")))]
+    host = c.serve.host
+    if any(not key.isascii() or not key.isprintable() for key in keys):
+        raise UserError("an API key has characters other than ASCII letters, digits and signs")
+    with timings.phase("import the library"):
+        from llmjax.serve.app import make_app
+        from llmjax.serve.guard import LOOPBACK
+        from llmjax.serve.http import bind, serve
+        from llmjax.serve.server import Server
+
+    if host not in LOOPBACK and host != "::1" and not keys:
+        raise UserError(
+            f"serve.host={host} can be reached from other machines: give --api-key, or set {KEYS}, so that not everybody can use it"
+        )
+    listening = bind(host, args.port)
+    with listening:
+        port = listening.getsockname()[1]
+        models, make = _models(args, c)
+        server = Server(
+            models, make, c.serve, slots=c.infer.slots, feedback=args.workdir / "serve" / "preferences.jsonl",
+            log_texts=args.log_texts,
+        )  # fmt: skip
+        shown = f"[{host}]" if ":" in host else host
+        # A server for other machines has names that only its operator knows; there the keys protect it.
+        hosts = {*LOOPBACK, shown, *c.serve.hosts} if host in LOOPBACK or c.serve.hosts else {"*"}
+        app = make_app(server, hosts=hosts, keys=keys)
+        names = ", ".join(server.models)
+        serve(app, server, listening, lambda: print(f"serving {names} at http://{shown}:{port}", flush=True))
+    return 0
+
+
+def _models(args: argparse.Namespace, c: ConfigDict) -> tuple[list[Any], Any]:
+    """The models to serve, and the function that makes their engines."""
+    from llmjax.infer.command import engine_settings, request_settings
+    from llmjax.infer.engine import Engine
+    from llmjax.infer.language_model import load
+    from llmjax.objectives import OBJECTIVES
+    from llmjax.serve.server import LIKELIEST, Served
+    from llmjax.startup.cache import cache_of
+
+    served: list[Served] = []
+    for folder in (args.workdir, *args.also):
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder} is not a run: it has no config.json")
+        model = load(folder, mesh=c.infer.mesh, cache=cache_of(c))
+        name = args.name if args.name and folder == args.workdir else folder.resolve().name
+        if name in [one.name for one in served]:
+            raise UserError(f"two models are called {name}: rename a folder, or give --name")
+        writes = OBJECTIVES[model.config.objective.name].reads_left_to_right and not model.config.model.encoder_layers
+        room = model.config.model.max_length
+        own = c if folder == args.workdir else model.config
+        served.append(Served(name, model, request_settings(own), min(c.infer.length or room, room), writes))
+
+    def make() -> Mapping[str, Engine]:
+        engines = {}
+        for one in served:
+            if one.writes:
+                engines[one.name] = one.model.engine(length=one.room, likeliest=LIKELIEST, **engine_settings(c))
+                engines[one.name].warm_up()
+        return engines
+
+    return served, make
+
+
+VERBS = {
+    "serve": Verb(
+        "answer requests on this machine: OpenAI's interface, and a page to chat", _add, _serve,
+        after=" It prints its URL when it is ready; Ctrl-C waits for the answers and ends it.",
+    )
+}  # fmt: skip
