@@ -58,15 +58,15 @@ STAGES: dict[str, Stage] = {
         leaves=("prepare/train/*",),
     ),
     "tokenizer": Stage(
-        "llmjax.data.tokens:run", ("tokenizer", "data.record_tokens", "train.init_from"), ("prepare",),
+        "llmjax.data.tokens:run", ("tokenizer", "data.record_tokens", "data.replay", "train.init_from"), ("prepare",),
         "train the tokenizer and write token shards",
         check="llmjax.data.tokens:check",
         leaves=("tokenizer/tokens/index.json",),
     ),
     "train": Stage(
         "llmjax.train.pretrain:run",
-        ("seed", "data.mixture", "data.mixture_temperature", "data.max_epochs", "model", "objective", "optimizer",
-         "schedule", "train"), ("tokenizer",),
+        ("seed", "data.mixture", "data.mixture_temperature", "data.max_epochs", "data.replay", "data.replay_percent", "model",
+         "objective", "optimizer", "schedule", "train"), ("tokenizer",),
         "train the model, or go on from its last checkpoint",
         check="llmjax.eval.during_training:check",
         given=(("make_benchmarks", "llmjax.eval.during_training:make"),),
