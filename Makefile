@@ -43,7 +43,8 @@ test-all: $(VENV)/.installed-test
 
 # The tests that compare with Hugging Face's transformers live, on PyTorch; `make test` compares with stored answers.
 test-hf: $(VENV)/.installed-hf
-	$(PYTEST) $(PARALLEL) tests/test_hf_decoders.py tests/test_hf_encoders.py tests/test_hf_export.py tests/test_interop_command.py
+	$(PYTEST) $(PARALLEL) tests/test_hf_decoders.py tests/test_hf_encoders.py tests/test_hf_export.py tests/test_interop_command.py \
+		tests/test_adapters_peft.py
 
 # The preparation on Spark, against this machine's own engine; needs Java 17.
 test-spark: $(VENV)/.installed-spark
@@ -76,7 +77,7 @@ $(VENV)/.installed-test: requirements-test.lock $(VENV)/.installed
 
 $(VENV)/.installed-hf: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	.ci/uv $(VENV) install --quiet --python $(VENV)/bin/python -c requirements-test.lock transformers==5.23.0
+	.ci/uv $(VENV) install --quiet --python $(VENV)/bin/python -c requirements-test.lock transformers==5.23.0 peft==0.21.2
 	touch $@
 
 $(VENV)/.installed-spark: $(VENV)/.installed-test

@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from llmjax import human
+from llmjax.errors import UserError
 from llmjax.verb import Verb
 
 
@@ -23,11 +24,27 @@ def _add_import(verb: argparse.ArgumentParser) -> None:
         "--tokenizer", default="", metavar="PATH",
         help="the tokenizer's folder or file if it is not beside the weights, or none",
     )  # fmt: skip
+    verb.add_argument(
+        "--base",
+        type=Path,
+        metavar="RUN",
+        help="the run with the base of adapters in PEFT's format, which --from then has",
+    )
 
 
 def _import(args: argparse.Namespace, _: ConfigDict) -> int:
+    from llmjax.interop.peft import import_peft, is_peft
     from llmjax.interop.read import import_model
 
+    if is_peft(args.source) != (args.base is not None):
+        raise UserError(
+            f"{args.source} has adapters in PEFT's format: give --base RUN, the run with the model that they are of"
+            if args.base is None
+            else f"{args.source} has no adapter_config.json, so it needs no --base"
+        )
+    if args.base is not None:
+        print(import_peft(args.source, args.to, args.base))
+        return 0
     print(import_model(args.source, args.to, dtype=args.dtype, tokenizer=args.tokenizer))
     return 0
 
@@ -44,12 +61,19 @@ def _add_export(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--shard-size", default="5GB", metavar="SIZE", help="begin a new file after this much (default: 5GB)"
     )
+    verb.add_argument(
+        "--peft", action="store_true", help="write a run's adapters alone, in PEFT's format (default: merge them)"
+    )
 
 
 def _export(args: argparse.Namespace, _: ConfigDict) -> int:
     size = human.parse_size(args.shard_size)
+    from llmjax.interop.peft import export_peft
     from llmjax.interop.write import export_model
 
+    if args.peft:
+        print(export_peft(args.source, args.to, model_type=args.family))
+        return 0
     print(export_model(args.source, args.to, model_type=args.family, shard_bytes=size))
     return 0
 

@@ -19,9 +19,10 @@ from llmjax.interop.families import FAMILIES
 from llmjax.interop.generation import write_generation
 from llmjax.interop.mapping import Family, Row, to_theirs
 from llmjax.interop.matching import Shapes, uncovered
+from llmjax.interop.merged import MergedReader
 from llmjax.interop.read import parameters_of
-from llmjax.interop.stacked import StackedReader
 from llmjax.interop.tensors import Tensor, Writer, shard_names, write_index
+from llmjax.model import adapters
 from llmjax.train import folders
 
 SHARD_BYTES = 5_000_000_000
@@ -36,17 +37,24 @@ class Exported:
     files: int
     nbytes: int
     shift: float = 0.0  # of a reward model's scores here above those there, which have no bias
+    merged: int = 0  # adapters of single layers
+    lost: float = 0.0  # share of the numbers that adapters change which are as they were, because 16 bits are too few
 
     def __str__(self) -> str:
         files = "1 file" if self.files == 1 else f"{self.files} files"
         told = f"{self.folder}: {self.model_type}, {human.size(self.nbytes)} of weights in {files}"
+        if self.merged:
+            told += f"; {self.merged} adapters are merged"
+        if self.lost:
+            told += f", and {self.lost:.1%} of the numbers that they change are lost in bfloat16"
         return told + f"; its scores are ours less {self.shift:.6g}, and compare alike" * bool(self.shift)
 
 
 def export_model(source: Path, folder: Path, *, model_type: str = "", shard_bytes: int = SHARD_BYTES) -> Exported:
     """Write the model of a run (its newest checkpoint, the moving average where there is one) for transformers.
 
-    Layers are read, turned and written one matrix at a time. `folder` appears when everything is written.
+    Layers are read, turned and written one matrix at a time. Adapters are merged. `folder` appears when everything is
+    written.
 
     Args:
         source: a run, or one of its checkpoint folders.
@@ -63,11 +71,14 @@ def export_model(source: Path, folder: Path, *, model_type: str = "", shard_byte
     step = folders.newest(source)
     meta = folders.read_meta(step)
     c = config.from_json(json.dumps(meta["config"]))
+    weights = MergedReader(step)
+    if weights.base is not None:  # what the adapters were trained on says what it is
+        meta = folders.read_meta(weights.base.folder(step.parent))
     imported = meta.get("imported", {}).get("model_type", "")
+    c.model = adapters.plain(c.model)
     model = scoring.body(c)
     family, theirs = choose_family(model, model_type, imported)
     theirs = scoring.described(c, theirs)
-    weights = StackedReader(step, "ema" if (step / "ema").is_dir() else "params")
     rows = [*family.rows(model), *scoring.rows(c)]
     known = {path: tensor.shape for path, tensor in weights.params.items() if not scoring.left_out(c, path)}
     if wrong := uncovered(rows, known):
@@ -89,7 +100,9 @@ def export_model(source: Path, folder: Path, *, model_type: str = "", shard_byte
                 writer.close()
         write_index(unfinished, [shard.tensors for shard in shards])
     shift = float(weights.read("value/bias", None)) if c.objective.name == "reward" else 0.0
-    return Exported(folder, theirs["model_type"], len(shards), total, shift)
+    counts = weights.counts
+    lost = counts["lost"] / max(counts["numbers"], 1) if c.model.param_dtype == "bfloat16" else 0.0
+    return Exported(folder, theirs["model_type"], len(shards), total, shift, counts["merged"], lost)
 
 
 def choose_family(model: ConfigDict, model_type: str, imported: str) -> tuple[Family, dict[str, Any]]:

@@ -24,6 +24,7 @@ from flax import linen as nn
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from llmjax import config
 from llmjax.errors import UserError
 from llmjax.model import blockwise
 
@@ -50,7 +51,7 @@ def targeted(adapter: ConfigDict, path: str) -> bool:
 def plain(model: ConfigDict) -> ConfigDict:
     """The settings of a model without adapters, whose kernels are as they are stored."""
     c = ConfigDict(model.to_dict())
-    c.adapter.kind, c.adapter.base_format = "none", "stored"
+    c.adapter.update(config.base().model.adapter.to_dict())
     return c
 
 
