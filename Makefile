@@ -17,10 +17,15 @@ PARALLEL := -n auto --dist worksteal
 CORE := $(addprefix tests/test_,xla.py model.py optimizer.py objectives.py mesh.py sampling.py batches.py tokenizer.py \
 	storage.py cli.py recipe.py)
 
-.PHONY: quickstart plan test test-core test-slow test-all test-hf test-spark lint lock clean same-python
+.PHONY: quickstart assistant plan test test-core test-slow test-all test-hf test-spark lint lock clean same-python
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/llmjax run --config $(CONFIG)
+
+# The quickstart goes on: at most ten minutes more. What is done already is skipped.
+assistant: $(VENV)/.installed
+	$(VENV)/bin/llmjax run --config configs/quickstart.py
+	$(VENV)/bin/llmjax run --config configs/assistant.py
 
 # make plan CONFIG=configs/runs/llama2.py TOPOLOGY=v5p:8x8x8: with the TPU's compiler, on Linux x86-64.
 plan: $(VENV)/.installed-plan

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmjax import config, recipe
-from llmjax.agents import command as agents_command
+from llmjax.config.chains import CHAIN
 from llmjax.errors import Stopped, UserError
 from llmjax.eval import command as eval_command
 from llmjax.infer import command as infer_command
@@ -17,6 +17,8 @@ from llmjax.interop import command as interop_command
 from llmjax.parallel import processes
 from llmjax.post import command as post_command
 from llmjax.prepare import command as prepare_command
+from llmjax.recipe import chain
+from llmjax.recipe.stages import STAGES
 from llmjax.retrieve import command as retrieve_command
 from llmjax.scaling import command as scaling_command
 from llmjax.serve import command as serve_command
@@ -54,7 +56,6 @@ examples:
   llmjax laws points.csv --parameters N --tokens D --loss loss       a scaling law of many runs
   llmjax ask --db sales.sqlite 'Who bought most?'                    the SQL, which can only read, and its rows
   llmjax ask --docs papers/ 'What do they say of birds?'             an answer whose quotes were checked
-  llmjax agent --tools tools.py 'Sort my notes'                      your functions, called within permissions and a budget
   llmjax config                                                      all settings and their meanings
 """
 
@@ -81,9 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, overrides = _parse(sys.argv[1:] if argv is None else argv)
     timings.start(asked="timings" in args)
     try:
-        c = _config(args, overrides)
+        links = _chain(args, overrides)
+        c = next(iter(links.values())) if links else _config(args, overrides)
         status = VERBS[args.verb].run(args, c)
-        if status is None:
+        if links:
+            processes.start(heartbeat_seconds=c.parallel.heartbeat_seconds)
+            given = {name: [o.partition("=")[0] for o in config.of_link(name, links, overrides)] for name in links}
+            chain.run(links, args.workdir, given=given, again=args.again)
+            status = _tell(args, {})
+        elif status is None:
             if (
                 args.config
                 and (VERBS[args.verb].whole or args.verb == "train")
@@ -202,6 +209,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _chain(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, config.ConfigDict]:
+    """The links of the chain that `llmjax run` is asked for; {}: it is no chain."""
+    if args.verb != "run":
+        return {}
+    if args.config:
+        links = config.load_chain(args.config, overrides=overrides) if config.is_chain(args.config) else {}
+        args.workdir = args.workdir or (Path("runs") / Path(args.config.partition(":")[0]).stem if links else None)
+        return links
+    links = chain.read(args.workdir) if args.workdir and (args.workdir / CHAIN).is_file() else {}
+    return {name: config.override(c, config.of_link(name, links, overrides)) for name, c in links.items()}
+
+
 def _config(args: argparse.Namespace, overrides: Sequence[str]) -> config.ConfigDict:
     """The config that the arguments name; `args.workdir` becomes the folder of its run."""
     verb = VERBS[args.verb]
@@ -212,6 +231,10 @@ def _config(args: argparse.Namespace, overrides: Sequence[str]) -> config.Config
         return config.base()
     if args.verb == "report" and args.runs and args.workdir is None:
         args.workdir = args.runs[0]
+    if args.verb == "report" and args.workdir and (args.workdir / CHAIN).is_file():
+        return config.base()
+    if verb.config == "run" and args.workdir and args.verb != "report":
+        args.workdir = config.run_of(args.workdir)
     if args.config:
         c = config.load(args.config, overrides=overrides)
         if c.train.inherit_model and not args.config.endswith(".json"):
@@ -245,7 +268,11 @@ def _add_report(verb: argparse.ArgumentParser) -> None:
 
 
 def _report(args: argparse.Namespace, _: config.ConfigDict) -> int | None:
-    """`llmjax report RUN RUN ...` or `llmjax report STUDY`; with one run the stage is to run."""
+    """`llmjax report RUN RUN ...`, of a chain, or of a study; with one run the stage is to run."""
+    if args.workdir and (args.workdir / CHAIN).is_file():
+        chain.report(args.workdir)
+        print(chain.table(args.workdir))
+        return 0
     if len(args.runs) == 1 and (args.runs[0] / "study.json").is_file():
         from llmjax.sweep import cost, page
 
@@ -277,11 +304,14 @@ def _stages() -> dict[str, Verb]:
         "generate": (infer_command.add_generate, infer_command.generate),
         "report": (_add_report, _report),
     }
-    found = {"run": Verb("run the whole recipe (config.stages)", _add_again, lambda args, c: None, whole=True)}
-    for name, stage in (recipe.STAGES | {"rows": recipe.CONVERSATIONS["rows"]}).items():
-        add, run = more.get(name, (_add_again, lambda args, c: None))
+    about = "run the whole recipe (config.stages), or the recipes of a chain (get_chain)"
+    found = {"run": Verb(about, _add_again, lambda args, c: None, whole=True)}
+    for stage in STAGES:
+        if stage.name in found:
+            continue
+        add, run = more.get(stage.name, (_add_again, lambda args, c: None))
         after = f" Needs {' and '.join(stage.needs)} to have run." if stage.needs else ""
-        found[name] = Verb(stage.about, add, run, after=after)
+        found[stage.name] = Verb(stage.about, add, run, after=after)
     return found
 
 
@@ -295,7 +325,6 @@ VERBS: dict[str, Verb] = {
     **eval_command.VERBS,
     **post_command.VERBS,
     **retrieve_command.VERBS,
-    **agents_command.VERBS,
     **sweep_command.VERBS,
     "config": Verb(
         "list every setting, its value and its meaning", lambda verb: None, _print_settings, config="optional"

@@ -4,9 +4,10 @@ import jax
 import pytest
 from helpers import mesh_of, tiny_config
 
-from llmjax import config, recipe
+from llmjax import config
 from llmjax.config import changes
 from llmjax.model import transformer
+from llmjax.recipe.stages import stage_of
 from llmjax.train.optimizer import make_optimizer
 from llmjax.train.schedule import make_schedule
 from llmjax.train.step import init_state
@@ -14,7 +15,7 @@ from llmjax.train.step import init_state
 
 def of_the_training():
     """The settings of the stage `train` itself, without those of earlier stages."""
-    groups = recipe.STAGES["train"].keys
+    groups = stage_of(config.base(), "train").keys
     return [k for k in config.flatten(config.base().to_dict()) if any(f"{k}.".startswith(f"{g}.") for g in groups)]
 
 

@@ -16,7 +16,8 @@ import pytest
 import quickstart
 from helpers import WORDS
 
-from llmjax import cli, config, recipe
+from llmjax import cli, config
+from llmjax.recipe import stages
 
 ROOT = Path(__file__).parent.parent
 GUIDES = sorted(p for p in (ROOT / "docs").glob("*.md") if p.name != "README.md")
@@ -90,8 +91,9 @@ def test_every_llmjax_command_parses_and_names_configs_that_load(command, capsys
     overrides = [word.removeprefix("--config.") for word in words if word.startswith("--config.")]
     args = cli._parser().parse_args([word for word in words if not word.startswith("--config.")])
     if getattr(args, "config", None) and args.config.startswith("configs/") and args.config != "configs/mine.py:tiny":
-        config.load(str(ROOT / args.config), overrides=overrides)
-        needs = recipe.STAGES[args.verb].needs if args.verb in recipe.STAGES else ()
+        load = config.load_chain if config.is_chain(str(ROOT / args.config)) else config.load
+        load(str(ROOT / args.config), overrides=overrides)
+        needs = next((stage.needs for stage in stages.STAGES if stage.name == args.verb), ())
         assert not needs or args.workdir, f"llmjax {args.verb} needs {needs[0]} first: write llmjax run"
 
 
@@ -113,7 +115,7 @@ def test_every_setting_that_is_named_exists():
     wrong = []
     for path in (*PAGES, ROOT / "CHANGELOG.md", *SOURCES):
         text = text_of(path)
-        named = set(re.findall(r"--config\.([a-z_.0-9]+[a-z_0-9])", text)) - {"key"}
+        named = set(re.findall(r"--config\.(?:(?:base|sft|dpo|grpo)\.)?([a-z_.0-9]+[a-z_0-9])", text)) - {"key"}
         if path.suffix != ".py":
             named |= set(re.findall(rf"`((?:{sections})\.[a-z_.0-9]+)(?:=[^`]*)?`", text))
         files = (".py", ".json", ".jsonl")

@@ -11,6 +11,7 @@ from helpers import run_command, tiny_config
 
 from llmjax import cli, config, recipe, storage
 from llmjax.errors import UserError
+from llmjax.recipe import stages
 
 LEFT = {"prepare": "prepare/train/a.jsonl", "tokenizer": "tokenizer/tokens/index.json", "train": "checkpoints/8/x"}
 
@@ -23,7 +24,7 @@ def calls(monkeypatch):
     failing: set[str] = set()
     refusing: set[str] = set()
     module = types.ModuleType("stages_that_note_their_calls")
-    for name in recipe.STAGES:
+    for name in stages.all_names():
 
         def run(c, workdir, name=name):
             made.append(name)
@@ -45,17 +46,17 @@ def calls(monkeypatch):
         setattr(module, f"show_{name}", show)
         setattr(module, f"check_{name}", check)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    stages = {
-        k: dataclasses.replace(
+    noting = tuple(
+        dataclasses.replace(
             s,
-            function=f"{module.__name__}:{k}",
-            check=f"{module.__name__}:check_{k}",
-            show=s.show and f"{module.__name__}:show_{k}",
+            function=f"{module.__name__}:{s.name}",
+            check=f"{module.__name__}:check_{s.name}",
+            show=s.show and f"{module.__name__}:show_{s.name}",
             given=(),
         )
-        for k, s in recipe.STAGES.items()
-    }
-    monkeypatch.setattr(recipe, "STAGES", stages)
+        for s in stages.STAGES
+    )
+    monkeypatch.setattr(stages, "STAGES", noting)
     return types.SimpleNamespace(made=made, checked=checked, failing=failing, refusing=refusing)
 
 
@@ -280,9 +281,9 @@ def test_a_damaged_stages_file_can_be_deleted_as_its_error_says(calls, c, tmp_pa
 def test_an_imported_model_is_neither_retrained_nor_retokenized_in_place(calls, c, tmp_path):
     storage.write_json(tmp_path / "checkpoints" / "0" / "meta" / "metadata", {"config": {}, "imported": {}})
     (tmp_path / "checkpoints" / "0" / "params").mkdir()
-    for stages in (ALL, ("tokenizer",), ("train",)):
+    for names in (ALL, ("tokenizer",), ("train",)):
         with pytest.raises(UserError, match=r"holds an imported model.*train.init_from=|needs prepare|needs tokenizer"):
-            recipe.run(c, tmp_path, stages)
+            recipe.run(c, tmp_path, names)
     recipe.run(c, tmp_path, ("generate",))
     assert calls.made == ["generate"]
 
@@ -290,7 +291,7 @@ def test_an_imported_model_is_neither_retrained_nor_retokenized_in_place(calls, 
 def test_a_stage_without_its_predecessors_says_what_to_run_first(calls, c, tmp_path):
     with pytest.raises(UserError, match=r"eval needs train, which has not been run .* `llmjax train` first"):
         recipe.run(c, tmp_path, ("eval",))
-    with pytest.raises(ValueError, match="there is no stage 'trian'; stages are prepare"):
+    with pytest.raises(ValueError, match="there is no stage 'trian' of data.format=text; stages are prepare"):
         recipe.run(c, tmp_path, ("trian",))
     assert calls.made == []
 

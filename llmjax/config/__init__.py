@@ -6,6 +6,7 @@ result. Setting a key that is not in `base()` is an error that names the closest
 a default.
 """
 
+from llmjax.config.chains import is_chain, load_chain, of_link, run_of
 from llmjax.config.checks import CHOICES, check
 from llmjax.config.files import derivation, load, override, sweep
 from llmjax.config.model_checks import head_size
@@ -36,12 +37,16 @@ __all__ = [
     "flatten",
     "from_json",
     "head_size",
+    "is_chain",
     "large_run",
     "load",
+    "load_chain",
+    "of_link",
     "override",
     "parse_arg",
     "parse_duration",
     "post_run",
+    "run_of",
     "set_key",
     "sweep",
     "tiny_run",

@@ -27,7 +27,7 @@ def load(spec: str, *, overrides: Sequence[str] = ()) -> ConfigDict:
             type, or settings that contradict each other; the message says how to mend it.
     """
     file, colon, arg = spec.partition(":")
-    path = _found(file)
+    path = found(file)
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else " See the files in configs/."
@@ -40,8 +40,13 @@ def load(spec: str, *, overrides: Sequence[str] = ()) -> ConfigDict:
                 f"{path} is damaged ({error}): give --config with the file that it was made from"
             ) from error
     else:
-        get_config = _import_file(path).__dict__.get("get_config")
+        names = import_file(path).__dict__
+        get_config = names.get("get_config")
         if get_config is None:
+            if "get_chain" in names:
+                raise UserError(
+                    f"{file} is a chain of configs: give it to `llmjax run`, and to other verbs a link's --workdir"
+                )
             raise UserError(f"{file} has no function get_config(arg=''); see configs/quickstart.py for an example")
         c = get_config(arg) if colon else get_config()
         check_keys(c.to_dict())
@@ -62,26 +67,27 @@ def override(c: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 def derivation(spec: str) -> str:
     """The derivation of a config file's values: its `table(arg)`; "" if it has none."""
     file, _, arg = spec.partition(":")
-    table = None if file.endswith(".json") else _import_file(_found(file)).__dict__.get("table")
+    table = None if file.endswith(".json") else import_file(found(file)).__dict__.get("table")
     return table(arg) if table is not None else ""
 
 
 def sweep(spec: str) -> Any:
     """What a config file says of its sweep: the value of its `get_sweep(arg)`; None if it has none."""
     file, colon, arg = spec.partition(":")
-    made = None if file.endswith(".json") else _import_file(_found(file)).__dict__.get("get_sweep")
+    made = None if file.endswith(".json") else import_file(found(file)).__dict__.get("get_sweep")
     if made is None:
         return None
     return made(arg) if colon else made()
 
 
-def _found(file: str) -> Path:
+def found(file: str) -> Path:
     """The file of that name; outside of a checkout, configs/... of the installed package."""
     here, packaged = Path(file), Path(__file__).parents[1] / file
     return packaged if here.parts[:1] == ("configs",) and not here.parent.is_dir() else here
 
 
-def _import_file(path: Path) -> Any:
+def import_file(path: Path) -> Any:
+    """The module of a config file."""
     module_spec = importlib.util.spec_from_file_location(f"llmjax_config_{path.stem}", path)
     assert module_spec is not None
     assert module_spec.loader is not None

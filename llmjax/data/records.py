@@ -1,26 +1,33 @@
-"""Rows of small files that people make by hand or download: JSON lines, JSON, CSV and Parquet, each row a dict."""
+"""Rows of small files that people make by hand or download: JSON lines, JSON, CSV and Parquet, each row a dict.
+
+Some sources are no files: `MADE` names what is made of the standard library.
+"""
 
 import csv
 import glob
 import gzip
+import hashlib
+import importlib
 import json
+import platform
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from llmjax.errors import UserError
 
+MADE = {f"stdlib-{name}": f"llmjax.data.stdlib_questions:{name}" for name in ("answers", "pairs", "prompts", "test")}
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".csv", ".csv.gz")
 
 
 def files_of(sources: Iterable[str]) -> list[Path]:
-    """The files of `data.sources`: files, folders and globs. Raises UserError where there are none."""
+    """The files of `data.sources`: files, folders, globs and names of MADE. Raises UserError where there are none."""
     found: list[Path] = []
     for source in sources:
         path = Path(source).expanduser()
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
-        elif path.is_file():
+        elif path.is_file() or source in MADE:
             inside = [path]
         else:
             inside = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if name.endswith(SUFFIXES)]
@@ -33,6 +40,9 @@ def files_of(sources: Iterable[str]) -> list[Path]:
 def records(file: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     """(number from 1, row) of a file of any known suffix; a text in place of a row says why there is none."""
     name = file.name
+    if str(file) in MADE and not file.exists():
+        yield from enumerate(_made(name)(), start=1)
+        return
     if not name.endswith(SUFFIXES):
         raise UserError(f"{file}: conversations are read from {', '.join(SUFFIXES)}")
     try:
@@ -50,6 +60,19 @@ def records(file: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
                 yield from _whole(file, stream.read())
     except (OSError, EOFError, csv.Error) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
+
+
+def state(file: Path) -> list[Any]:
+    """What changes when the rows of a file may have changed: its name, size and time; for names of MADE, their makers."""
+    if str(file) in MADE and not file.exists():
+        source = Path(importlib.import_module(MADE[file.name].partition(":")[0]).__file__ or "").read_bytes()
+        return [file.name, platform.python_version(), hashlib.blake2b(source, digest_size=8).hexdigest()]
+    return [str(file), file.stat().st_size, file.stat().st_mtime_ns]
+
+
+def _made(name: str) -> Any:
+    module, _, function = MADE[name].partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def _lines(lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:

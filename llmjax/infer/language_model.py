@@ -295,7 +295,7 @@ def load(path: str | Path, *, step: int | None = None, mesh: str = "", cache: Ca
         UserError: when the run, the checkpoint or the tokenizer is missing or damaged, or the tokenizer is not the one that
             the checkpoint was trained with; the message says what to do.
     """
-    path = Path(path)
+    path = config.run_of(Path(path))
     if step is not None and (path / "checkpoints").is_dir():
         path = path / "checkpoints" / str(step)
     folder = folders.newest(path)

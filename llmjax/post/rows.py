@@ -27,7 +27,7 @@ from llmjax.data.packing import size_of
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.data.tokenizer_files import load_tokenizer, with_template
 from llmjax.errors import UserError
-from llmjax.post import classes, tools
+from llmjax.post import classes, rewards, tools
 
 SPLITS = ("train", "heldout")
 WORDS = re.compile(r"\w+")
@@ -75,6 +75,16 @@ class Store:
     def sizes(self) -> np.ndarray:
         """The tokens of each example."""
         return np.diff(self.start)
+
+
+def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
+    """Raise UserError for what is wrong whatever the rows and the model are."""
+    if not c.train.init_from:
+        raise UserError("conversations train a model further: give --config.train.init_from=RUN")
+    if c.objective.name == "policy":
+        rewards.parse(c.rollout.rewards)
+        tools.parse(c.rollout.tools)
+    _template(c)
 
 
 def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
@@ -281,18 +291,19 @@ def fingerprint(c: ConfigDict) -> str:
 
     Raises UserError when one is not there.
     """
-    files = [(file, file.stat()) for file in records.files_of(c.data.sources)]
-    parts = [[str(file), stat.st_size, stat.st_mtime_ns] for file, stat in files]
+    parts = [records.state(file) for file in records.files_of(c.data.sources)]
     return hashlib.blake2b(json.dumps([parts, _template(c)]).encode(), digest_size=16).hexdigest()
 
 
 def _template(c: ConfigDict) -> str:
     """The chat template of `data.chat_template`; "": the tokenizer's own."""
-    if not c.data.chat_template:
-        return ""
+    if not c.data.chat_template or "{" in c.data.chat_template:
+        return c.data.chat_template
     file = Path(c.data.chat_template)
     if not file.is_file():
-        raise UserError(f"data.chat_template={c.data.chat_template} is no file: give one with a Jinja template")
+        raise UserError(
+            f"data.chat_template={c.data.chat_template} is no file: give one with a Jinja template, or the template itself"
+        )
     return storage.read_text(file)
 
 

@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 from llmjax.data.source import Source, StatelessSource
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.data.tokenizer_files import load_tokenizer
-from llmjax.errors import UserError
 from llmjax.model import attention, transformer
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes
@@ -29,11 +28,9 @@ from llmjax.post import (
     heldout,
     policies,
     reference,
-    rewards,
     rows,
     teacher,
     texts,
-    tools,
 )
 from llmjax.train import initial, loop, pretrain
 from llmjax.train.heldout import Evaluate
@@ -72,12 +69,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
 
 
 def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
-    """Raise UserError for what the stage would refuse."""
-    if not c.train.init_from:
-        raise UserError("conversations train a model further: give --config.train.init_from=RUN")
-    if c.objective.name == "policy":
-        rewards.parse(c.rollout.rewards)
-        tools.parse(c.rollout.tools)
+    """Raise UserError for a model that cannot be trained further by this config."""
     if c.objective.name == "distill":
         teacher.check(c)
     texts.check(c)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from llmjax.config.chains import run_of
 from llmjax.errors import UserError
 
 FROZEN = "frozen"  # beside the checkpoints: the parameters that are not trained
@@ -36,6 +37,7 @@ def newest(run: Path, *, folders: Iterable[str] = ("checkpoints",)) -> Path:
     Raises:
         CheckpointError: when there is none.
     """
+    run = run_of(run)
     if (run / "meta").is_dir() and (run / "params").is_dir():
         return run
     for name in folders:

@@ -1,0 +1,206 @@
+"""A chain runs recipes that start from each other, checks all before any begins, and never trains on a start that changed."""
+
+import dataclasses
+import json
+import sys
+import types
+
+import pytest
+from helpers import tiny_config
+
+from llmjax import cli, config, recipe, storage
+from llmjax.errors import UserError
+from llmjax.recipe import chain, stages
+from llmjax.train import folders
+
+LEAVES = {"prepare": "prepare/train/a.jsonl", "tokenizer": "tokenizer/tokens/index.json", "train": "checkpoints/8/x"}
+STAGES = ("prepare", "tokenizer", "train")
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Stages that only say that they ran, as LINK/STAGE, and leave a file."""
+    made: list[str] = []
+    starts: dict[str, list[str]] = {}
+    failing: set[str] = set()
+    refusing: set[str] = set()
+    module = types.ModuleType("stages_of_links")
+    for name in stages.all_names():
+
+        def run(c, workdir, name=name):
+            made.append(f"{c.name}/{name}")
+            if f"{c.name}/{name}" in failing:
+                raise OSError("the stage was cut off")
+            storage.write_text(workdir / LEAVES.get(name, f"{name}/x"), "")
+            return {"loss": len(made)}
+
+        def check(c, workdir, *, fresh, name=name):
+            if name == "train":
+                starts.setdefault(c.name, []).append(c.train.init_from)
+            if f"{c.name}/{name}" in refusing:
+                raise UserError("the stage refuses")
+
+        setattr(module, name, run)
+        setattr(module, f"check_{name}", check)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    own = {"show": "", "given": ()}
+    noting = [
+        dataclasses.replace(s, function=f"stages_of_links:{s.name}", check=f"stages_of_links:check_{s.name}", **own)
+        for s in stages.STAGES
+    ]
+    monkeypatch.setattr(stages, "STAGES", tuple(noting))
+    return types.SimpleNamespace(made=made, starts=starts, failing=failing, refusing=refusing)
+
+
+@pytest.fixture
+def links(tiny_sources):
+    """base -> more -> last."""
+    made = {}
+    for name, start in (("base", ""), ("more", "base"), ("last", "more")):
+        made[name] = tiny_config(tiny_sources, name=name, stages=STAGES, train__init_from=start)
+    return made
+
+
+def run(links, workdir, *, again=False, **changes):
+    """Run a chain with `changes` of links, as LINK__KEY."""
+    changed = {name: config.from_json(config.to_json(c)) for name, c in links.items()}
+    for key, value in changes.items():
+        name, _, rest = key.partition("__")
+        config.set_key(changed[name], rest.replace("__", "."), value)
+    chain.run(changed, workdir, given={}, again=again)
+
+
+def all_of(*names):
+    return [f"{name}/{stage}" for name in names for stage in STAGES]
+
+
+def test_each_link_starts_from_the_one_it_names_and_is_skipped_when_it_is_done(calls, links, tmp_path, capsys):
+    run(links, tmp_path)
+    assert calls.made == all_of("base", "more", "last")
+    assert calls.starts["last"][-1] == str(tmp_path / "more")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["more/train/loss"] == 6 and results["last/train/loss"] == 9
+    assert json.loads((tmp_path / "last" / "config.json").read_text())["train"]["init_from"] == str(tmp_path / "more")
+    capsys.readouterr()
+    run(links, tmp_path)
+    assert len(calls.made) == 9
+    assert capsys.readouterr().out.count("train: done already") == 3
+
+
+def test_a_chain_that_was_cut_off_goes_on_where_it_was(calls, links, tmp_path):
+    calls.failing.add("more/train")
+    with pytest.raises(OSError, match="cut off"):
+        run(links, tmp_path)
+    assert calls.made == [*all_of("base"), *all_of("more")]
+    calls.failing.clear()
+    calls.made.clear()
+    run(links, tmp_path)
+    assert calls.made == ["more/train", *all_of("last")]
+
+
+def test_every_link_is_checked_before_the_first_one_begins(calls, links, tmp_path):
+    calls.refusing.add("last/tokenizer")
+    calls.refusing.add("last/prepare")
+    with pytest.raises(UserError, match="last: the stage refuses"):
+        run(links, tmp_path / "run")
+    assert calls.made == [] and not (tmp_path / "run").exists()
+    calls.refusing.clear()
+    with pytest.raises(UserError, match="last starts from more, which comes later"):
+        run({name: links[name] for name in ("base", "last", "more")}, tmp_path / "run")
+    with pytest.raises(UserError, match=r"last: .*no_such"):
+        run(links, tmp_path / "run", last__data__sources=("no_such.txt",))
+    assert calls.made == [] and not (tmp_path / "run").exists()
+
+
+def test_links_are_checked_against_the_trained_run_that_stands_behind_them(calls, links, tmp_path):
+    outside = str(tmp_path / "outside")
+    run(links, tmp_path / "run", base__train__init_from=outside)
+    assert calls.starts["last"] == [outside, str(tmp_path / "run" / "more")] * 1 + [str(tmp_path / "run" / "more")]
+    calls.starts.clear()
+    run(links, tmp_path / "other")  # nothing is trained yet, so that only what does not read a start is checked
+    assert calls.starts["base"][0] == "" and calls.starts["last"] == [str(tmp_path / "other" / "more")] * 2
+
+
+def test_a_link_whose_start_changed_is_another_training_which_only_again_replaces(calls, links, tmp_path, capsys):
+    run(links, tmp_path)
+    calls.made.clear()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"more: .* the model of train.init_from changed, .*--again"):
+        run(links, tmp_path, base__train__duration="12 steps")
+    assert calls.made == [] and before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    run(links, tmp_path, base__train__duration="12 steps", again=True)
+    assert calls.made == ["base/train", "more/tokenizer", "more/train", "last/tokenizer", "last/train"]
+    assert "train: goes on from step 8, although train.duration changed" in capsys.readouterr().out
+    assert (tmp_path / "more" / "before-1").is_dir() and not (tmp_path / "base" / "before-1").exists()
+    calls.made.clear()
+    run(links, tmp_path, base__train__duration="12 steps", base__train__log_every=3.0)  # which changes no model
+    run(links, tmp_path, base__train__duration="12 steps", last__seed=5, again=True)
+    assert calls.made == ["last/train"]
+
+
+def test_the_folder_of_a_chain_stands_for_its_last_finished_link(calls, links, tmp_path):
+    assert config.run_of(tmp_path) == tmp_path
+    calls.failing.add("last/train")
+    with pytest.raises(OSError, match="cut off"):
+        run(links, tmp_path)
+    assert config.run_of(tmp_path) == tmp_path / "more"
+    assert folders.newest(tmp_path) == tmp_path / "more" / "checkpoints" / "8"
+    calls.failing.clear()
+    run(links, tmp_path)
+    assert folders.newest(tmp_path) == tmp_path / "last" / "checkpoints" / "8"
+    assert chain.read(tmp_path)["more"].train.init_from == "base"  # so that the folder can be moved
+    storage.write_json(tmp_path / "empty" / "chain.json", {"links": {"base": {}}})
+    with pytest.raises(UserError, match="no link of the chain .* is finished"):
+        config.run_of(tmp_path / "empty")
+
+
+FILE = """
+from llmjax.config import base
+
+def get_chain(arg=""):
+    made = {}
+    for name, start in (("first", ""), ("second", "first")):
+        made[name] = base()
+        made[name].data.sources = (SOURCES,)
+        made[name].stages = ("prepare", "tokenizer", "train")
+        made[name].name, made[name].train.init_from = name, start
+    return made
+"""
+
+
+def test_the_command_runs_a_file_with_a_chain_and_its_folder_again(calls, tiny_sources, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pair.py").write_text(FILE.replace("SOURCES", repr(str(tiny_sources))))
+    given = ["--config.second.train.duration=9 steps", "--config.seed=3"]
+    assert cli.main(["run", "--config", "pair.py", *given]) == 0
+    assert calls.made == [f"{name}/{stage}" for name in ("first", "second") for stage in STAGES]
+    kept = chain.read(tmp_path / "runs" / "pair")
+    assert [(c.seed, c.train.duration) for c in kept.values()] == [(3, "1000 steps"), (3, "9 steps")]
+    assert cli.main(["run", "--workdir", "runs/pair"]) == 0
+    assert len(calls.made) == 6
+    assert cli.main(["tokenizer", "--workdir", "runs/pair"]) == 0  # another verb: of the last link
+    assert calls.made[6:] == [] and "runs/pair/second" in capsys.readouterr().out
+    assert cli.main(["eval", "--config", "pair.py"]) == 2
+    assert "is a chain of configs: give it to `llmjax run`" in capsys.readouterr().err
+    assert cli.main(["run", "--config", "pair.py", "--config.secnd.seed=3"]) == 2
+    (tmp_path / "wrong.py").write_text("def get_chain(arg=''):\n    return {'train': None}\n")
+    assert cli.main(["run", "--config", "wrong.py"]) == 2
+    assert "a link cannot be called 'train'" in capsys.readouterr().err
+
+
+def test_a_chain_is_worked_on_by_one_process(calls, links, tmp_path):
+    with storage.locked(tmp_path / ".lock"), pytest.raises(UserError, match="another process is working on"):
+        run(links, tmp_path)
+    assert calls.made == []
+
+
+def test_results_of_links_are_told_in_a_table(calls, links, tmp_path):
+    run(links, tmp_path)
+    assert chain.table(tmp_path) == ""  # there are none of those that it has columns for
+    storage.write_json(
+        tmp_path / "results.json", {"base/exact_match": 0.0, "more/exact_match": 0.5, "more/reward": 0.25}
+    )
+    assert [line.split() for line in chain.table(tmp_path).splitlines()] == [
+        ["exact_match", "reward"], ["base", "0.000"], ["more", "0.500", "0.250"], ["last"],
+    ]  # fmt: skip
+    assert recipe.run  # the recipe of each link
