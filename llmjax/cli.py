@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmjax import config, recipe
+from llmjax.agents import command as agents_command
 from llmjax.config.chains import CHAIN
 from llmjax.errors import Stopped, UserError
 from llmjax.eval import command as eval_command
@@ -56,6 +57,7 @@ examples:
   llmjax laws points.csv --parameters N --tokens D --loss loss       a scaling law of many runs
   llmjax ask --db sales.sqlite 'Who bought most?'                    the SQL, which can only read, and its rows
   llmjax ask --docs papers/ 'What do they say of birds?'             an answer whose quotes were checked
+  llmjax agent --tools tools.py 'Sort my notes'                      your functions, called within permissions and a budget
   llmjax config                                                      all settings and their meanings
 """
 
@@ -325,6 +327,7 @@ VERBS: dict[str, Verb] = {
     **eval_command.VERBS,
     **post_command.VERBS,
     **retrieve_command.VERBS,
+    **agents_command.VERBS,
     **sweep_command.VERBS,
     "config": Verb(
         "list every setting, its value and its meaning", lambda verb: None, _print_settings, config="optional"

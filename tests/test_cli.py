@@ -20,7 +20,7 @@ NEEDED = {
     "import": ("--from DIR", "--to RUN"), "export": ("--from RUN", "--to DIR"), "classify": ("--positive",), "rate": ("--to",),
     "sweep": ("--config.KEY=VALUE", "--workdir DIR", "--dry-run"),
     "laws": ("--parameters COLUMN", "--out FILE.json"),
-    **dict.fromkeys(("run", "prepare", "tokenizer", "rows", "train", "sft", "reward", "dpo", "grpo", "ppo"), ("--config.KEY=VALUE", "--workdir DIR", "--again")),
+    **dict.fromkeys(("run", "prepare", "tokenizer", "rows", "train", "cpt", "sft", "reward", "dpo", "grpo", "ppo"), ("--config.KEY=VALUE", "--workdir DIR", "--again")),
 }  # fmt: skip
 
 

@@ -76,7 +76,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "optimizer.clip_norm", "optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.weight_decay",
         "parallel.cpu_devices", "parallel.parts", "parallel.slices", "prepare.decontaminate_characters",
         "prepare.max_document_seconds", "prepare.perplexity_max", "prepare.workers", "schedule.drop_factor", "schedule.final", "train.log_every",
-        "train.rewind.factor", "train.rewind.skip", "train.rewind.steps",
+        "tokenizer.add_learnt", "train.rewind.factor", "train.rewind.skip", "train.rewind.steps",
     ),
     AT_LEAST_1: (
         "serve.choices",
@@ -116,7 +116,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
     ),
     SHARE_INSIDE: ("objective.distill.mix", "objective.mask_rate", "objective.predict_share"),
     Range(0, 100): ("data.rejected_percent",),
-    PERCENT: ("data.holdout_percent", "data.holdout_tail_percent"),
+    PERCENT: ("data.holdout_percent", "data.holdout_tail_percent", "data.replay_percent"),
     SEED: ("seed",),
     Range(0, 0.5, high_open=True): ("objective.preference.label_smoothing",),
     Range(1, 3): ("parallel.zero",),

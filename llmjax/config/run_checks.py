@@ -120,6 +120,20 @@ def _parallel(c: ConfigDict) -> Iterator[str]:
 
 def _data(c: ConfigDict) -> Iterator[str]:
     t = c.tokenizer
+    if c.data.replay and c.data.mixture:
+        yield (
+            f"data.replay={tuple(c.data.replay)} and data.mixture both say how often sources are read: leave one of them "
+            "empty"
+        )
+    if (t.add_tokens or t.add_learnt) and not (t.path or c.train.init_from):
+        yield (
+            "tokenizer.add_tokens and add_learnt add to a tokenizer that is there: give train.init_from or tokenizer.path"
+        )
+    if (t.add_tokens or t.add_learnt) and c.data.format != "text":
+        yield (
+            f"tokenizer.add_tokens and add_learnt are for text, and data.format={c.data.format}: add tokens by "
+            "continued pretraining first (configs/post/cpt.py)"
+        )
     if not c.data.sources:
         yield "data.sources is empty: give 'stdlib', files or folders"
     if t.kind in ("bpe", "unigram") and not t.path and t.vocab_size < SMALLEST_VOCABULARY:

@@ -26,6 +26,8 @@ def _data(c: ConfigDict) -> None:
     c.data.record_tokens = 4096  # tokens in a record of a token shard; does not limit the sequence length
     c.data.mixture = ()  # weights by source over training: ("0%: stdlib=1 notes=1", "80%: notes=1"); empty: by size
     c.data.mixture_temperature = 1.0  # without data.mixture: a source weighs size ** this (1: by size, 0: all alike)
+    c.data.replay = ()  # continued pretraining: the sources of general text; the others are the domain, and both are measured
+    c.data.replay_percent = 10.0  # of the rows that are general text; 0: it is measured, not trained on
     c.data.max_epochs = 0.0  # no source is read more often; the others fill its place; 0: no limit
 
 
@@ -80,6 +82,8 @@ def _tokenizer(c: ConfigDict) -> None:
     c.tokenizer.path = ""  # use this tokenizer instead: a SentencePiece .model, a tokenizer.json, or a folder; "": train one, or take train.init_from's
     c.tokenizer.train_bytes = 20_000_000  # train on at most this much text, taken evenly over the documents
     c.tokenizer.split_digits = True  # every digit is its own piece
+    c.tokenizer.add_tokens = ()  # continued pretraining: texts that become tokens, behind those of the tokenizer that is taken over
+    c.tokenizer.add_learnt = 0  # continued pretraining: so many tokens are learnt from the domain's text and added
 
 
 def _model(c: ConfigDict) -> None:
@@ -338,6 +342,7 @@ def _train(c: ConfigDict) -> None:
     c.train.max_bad_steps = 10  # end the run after so many updates in a row that were skipped for non-finite gradients
     c.train.hunt_nan = False  # run a step that is not finite again, and name the first layer that is bad; slows every step
     c.train.eval_every = "10%"  # held-out loss during training; "0 steps": off
+    c.train.eval_first = False  # measure also before the first step
     c.train.eval_batches = 8  # batches of held-out text for that
     c.train.log_every = 10.0  # seconds between progress lines where there is no terminal
     c.train.tensorboard = False  # also write TensorBoard event files (pip install llmjax[tensorboard])

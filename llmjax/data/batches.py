@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from llmjax.data import parallel_text
+from llmjax.data import parallel_text, replay
 from llmjax.data.generators import generator
 from llmjax.data.mixture import Mixture, capped, parse_mixture, tempered
 from llmjax.data.ramp import batch_sizes, sizes
@@ -239,6 +239,8 @@ class TrainBatches:
         if c.data.mixture and total_steps:
             steps = functools.partial(self._sizes.steps, total_steps=total_steps)
             stages = parse_mixture(c.data.mixture, sources=list(layouts), steps=steps)
+        elif c.data.replay and total_steps:
+            stages = [(0, replay.weights(c, self._counts))]
         else:
             stages = [(0, tempered(self._counts, c.data.mixture_temperature))]
         examples = [(self._sizes.first_row(step), weights) for step, weights in stages]

@@ -20,15 +20,17 @@ from array_record.python import array_record_module
 from ml_collections import ConfigDict
 
 from llmjax import config, progress, storage
-from llmjax.data import parallel_text
+from llmjax.data import extendable, parallel_text, replay
 from llmjax.data.documents import SPLITS, read_documents, shard_files
 from llmjax.data.tokenizer import Tokenizer
+from llmjax.data.tokenizer_extension import extend
 from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.data.tokenizer_training import train_tokenizer
 from llmjax.errors import UserError
 
 BATCH_BYTES = 4_000_000  # text that is encoded at once
 FILE_TOKENS = 1 << 26  # a new file is begun after this many tokens
+ADDING = ("add_tokens", "add_learnt")  # settings that add to the tokenizer that is taken over
 # group_size:1 is what makes single records readable at random; zstd nearly halves the files.
 WRITER_OPTIONS = "group_size:1,zstd:3"
 
@@ -50,10 +52,13 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
         raise UserError(f"there are no documents in {prepared / 'train'}: run `llmjax prepare` first")
     path = chosen(c)
     tokenizer = load_tokenizer(path) if path else _train(c, prepared)
-    trained = time.perf_counter()
     folder = workdir / "tokenizer"
     storage.remove(folder)
-    tokenizer.save(folder)
+    if extends(c):
+        tokenizer = _extend(c, tokenizer, prepared, folder)
+    else:
+        tokenizer.save(folder)
+    trained = time.perf_counter()
     splits = {}
     for split in SPLITS:
         splits[split] = {
@@ -106,6 +111,8 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
     if not path:
         return
     tokenizer, theirs = load_tokenizer(path), _of_initial(c)
+    if extends(c):
+        extendable.open_pieces(tokenizer)
     if theirs is not None and load_tokenizer(theirs).fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"tokenizer.path={path} is another tokenizer than that of train.init_from={c.train.init_from}, so every id "
@@ -129,12 +136,27 @@ def chosen(c: ConfigDict) -> str:
     file = theirs.parent / "config.json"
     run = config.from_json(file.read_text(encoding="utf-8")) if file.is_file() else config.base()
     for key, value in c.tokenizer.items():
-        if value not in (run.tokenizer[key], config.base().tokenizer[key]):
+        if key not in ADDING and value not in (run.tokenizer[key], config.base().tokenizer[key]):
             raise UserError(
                 f"train.init_from={c.train.init_from} needs the tokenizer that it was trained with, and tokenizer.{key}="
                 f"{value} asks for another: set --config.tokenizer.path={theirs}"
             )
     return str(theirs)
+
+
+def extends(c: ConfigDict) -> bool:
+    """Whether the stage adds tokens to the tokenizer that it takes over."""
+    return bool(c.tokenizer.add_tokens or c.tokenizer.add_learnt)
+
+
+def _extend(c: ConfigDict, base: Tokenizer, prepared: Path, folder: Path) -> Tokenizer:
+    """The tokenizer with `tokenizer.add_tokens` and tokens learnt from the sources that are not `data.replay`."""
+    sources = [source for source in shard_files(prepared / "train") if not replay.is_general(c, source)]
+    texts = (text for source in sources for text in read_texts(prepared, "train", source))
+    named, learnt = c.tokenizer.add_tokens, c.tokenizer.add_learnt
+    made = extend(base, texts, folder, named=named, learnt=learnt, split_digits=c.tokenizer.split_digits)
+    print(f"tokenizer: {made.vocab_size - base.vocab_size:,} tokens were added to {base.vocab_size:,}")
+    return made
 
 
 def _of_initial(c: ConfigDict) -> Path | None:

@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax import human, storage
+from llmjax.data import replay
 from llmjax.data.batches import heldout_batches
 from llmjax.data.tokens import Index, load_index, read_stream, read_texts
 from llmjax.errors import UserError
@@ -60,7 +61,9 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     if not OBJECTIVES[model.config.objective.name].reads_left_to_right:
         return {**_by_objective(c, model, index), "seconds": time.perf_counter() - began}
     results: dict[str, float | int | str] = {}
-    scores, compressed, raw, characters = [], 0, 0, 0
+    scores: dict[str, Score] = {}
+    characters: dict[str, int] = {}
+    compressed, raw = 0, 0
     for source in index.splits["heldout"]:
         stream = read_stream(index.folder, "heldout", source)
         documents = list(split_documents(stream, start_id=index.start_id, end_id=index.end_id))
@@ -82,10 +85,8 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
         if not model.tokenizer.exact:
             part = dataclasses.replace(part, bytes=len(text))
         assert part.bytes == len(text), (part.bytes, len(text))
-        scores.append(part)
-        count = sum(len(data.decode()) for data in texts)
-        characters += count
-        results |= {f"{name}/{source}": value for name, value in _numbers(part, count).items()}
+        scores[source], characters[source] = part, sum(len(data.decode()) for data in texts)
+        results |= {f"{name}/{source}": value for name, value in _numbers(part, characters[source]).items()}
         line = f"{source}: {part.bits_per_byte:.4f} bits per byte, perplexity {part.perplexity:.2f} a token, {human.size(part.bytes)}"
         if c.eval.xz:
             size = xz_bytes(text)
@@ -93,8 +94,12 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
             results[f"xz_bits_per_byte/{source}"] = 8 * size / max(len(text), 1)
             line += f"; xz -9e needs {8 * size / max(len(text), 1):.4f}"
         print(line)
-    whole = total_score(scores)
-    head = {**_numbers(whole, characters), "checkpoint_step": model.step}
+    for group, names in replay.groups(c, scores).items():
+        part = total_score(scores[name] for name in names)
+        numbers = _numbers(part, sum(characters[name] for name in names))
+        results |= {f"{name}/{group}": value for name, value in numbers.items()}
+        print(f"{group}: {part.bits_per_byte:.4f} bits per byte, perplexity {part.perplexity:.2f} a token")
+    head = {**_numbers(total_score(scores.values()), sum(characters.values())), "checkpoint_step": model.step}
     if c.eval.xz:
         head["xz_bits_per_byte"] = 8 * compressed / max(raw, 1)
     return {**head, **results, **_tasks(c, model, workdir), "seconds": time.perf_counter() - began}

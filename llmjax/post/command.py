@@ -1,4 +1,4 @@
-"""The verbs that train a model further: sft, task, reward, dpo, kto, distill, grpo and ppo.
+"""The verbs that train a model further: cpt, sft, task, reward, dpo, kto, distill, grpo and ppo.
 
 Each is a recipe with its own objective.
 """
@@ -52,6 +52,15 @@ def _checked(verb: str) -> Callable[[argparse.Namespace, ConfigDict], None]:
     return run
 
 
+def _continued(args: argparse.Namespace, c: ConfigDict) -> None:
+    """What `llmjax cpt` does before its recipe runs: it refuses a config that continues nothing."""
+    if c.data.format != "text" or not c.train.init_from:
+        raise UserError(
+            "llmjax cpt continues the training of a model on text: begin with configs/post/cpt.py, and give "
+            "--config.train.init_from=RUN"
+        )
+
+
 def _add_show(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--rows", type=number(int, AT_LEAST_1), default=5, metavar="N", help="so many examples (default: 5)"
@@ -80,4 +89,13 @@ def _show(args: argparse.Namespace, c: ConfigDict) -> int:
 VERBS = {
     name: Verb(about, _add, _checked(name), whole=True, after=" Needs --config.train.init_from=RUN and data.sources.")
     for name, (_, about) in OBJECTIVES.items()
-} | {"show": Verb("show token by token what the first rows of data.sources teach", _add_show, _show)}
+} | {
+    "cpt": Verb(
+        "continue the pretraining of a model on the text of a domain",
+        _add,
+        _continued,
+        whole=True,
+        after=" Needs --config.train.init_from=RUN and data.sources.",
+    ),
+    "show": Verb("show token by token what the first rows of data.sources teach", _add_show, _show),
+}

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from llmjax import config
 from llmjax.data import ramp
 from llmjax.data.batches import TrainBatches, tokens_per_epoch
+from llmjax.data.tokenizer_extension import read_extension
 from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.data.tokens import load_index
 from llmjax.errors import UserError
@@ -31,7 +32,8 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
         )
     tokenizer = load_tokenizer(workdir / "tokenizer") if workdir is not None else None
     if c.train.init_from:
-        initial.check(c, tokenizer)
+        extension = read_extension(workdir / "tokenizer") if workdir is not None else None
+        initial.check(c, tokenizer, extension=extension)
     if workdir is None or tokenizer is None:
         _check_without_tokens(c)
         return

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from llmjax.data import replay
 from llmjax.model.transformer import Transformer
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import placement
@@ -26,7 +27,9 @@ def make_heldout(
     mesh: Mesh,
     params: Any,
 ) -> Evaluate:
-    """parameters -> named numbers of fixed held-out batches, in total and by source; compiled before this returns.
+    """parameters -> named numbers of fixed held-out batches, in total, by source and by group (`data/replay.py`).
+
+    The program is compiled before this returns.
 
     heldout_loss (nats a predicted token), heldout_accuracy (share of predictions whose likeliest token is right) and,
     where the objective predicts every token of the text, heldout_bits_per_byte. Where weights are shares, all of them
@@ -58,6 +61,8 @@ def make_heldout(
         rows = numbers(total_score(scores.values()), sum(correct.values()))
         for source, score in scores.items():
             rows |= numbers(score, correct[source], f"/{source}")
+        for group, names in replay.groups(c, scores).items():
+            rows |= numbers(total_score(scores[n] for n in names), sum(correct[n] for n in names), f"/{group}")
         return rows
 
     return evaluate

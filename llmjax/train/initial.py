@@ -21,24 +21,32 @@ from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.config import changes
+from llmjax.data import tokens
 from llmjax.data.tokenizer import Tokenizer
+from llmjax.data.tokenizer_extension import Extension
 from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.errors import UserError
 from llmjax.model import adapters, blockwise, transformer
 from llmjax.parallel import placement
 from llmjax.parallel.placement import path_name
-from llmjax.train import base, checkpoint, derived, folders
+from llmjax.train import base, checkpoint, derived, folders, vocabulary
 from llmjax.train.frozen import HEADS
 
 
-def read(c: ConfigDict, abstract: Any) -> Any:
+def read(c: ConfigDict, abstract: Any, *, extension: Extension | None = None) -> Any:
     """The weights of `train.init_from` in the shapes, types and places of `abstract`; those that are new are left out.
 
     DoRA's magnitudes are never new: they begin with the norms of the kernels.
 
+    Args:
+        extension: what the run's tokenizer has beyond that of `train.init_from`.
+
     Raises UserError if they do not fit.
     """
     folder = folders.newest(Path(c.train.init_from))
+    if extension is not None:
+        stored = vocabulary.stored(abstract, rows=_model_of(folder, like=c).vocab_size)
+        return vocabulary.extended(read(c, stored), abstract, extension)
     new, wanted = new_parameters(c), traverse_util.flatten_dict(abstract, sep="/")
     norms = {name for name in new if name.endswith("/magnitude")}
     asked = traverse_util.unflatten_dict({name: leaf for name, leaf in wanted.items() if name not in new}, sep="/")
@@ -72,7 +80,7 @@ def base_of(c: ConfigDict, run: Path, frozen: Any) -> base.Base | None:
     Args:
         frozen: them, or their abstract form.
     """
-    if c.model.adapter.kind == "none" or not c.train.init_from:
+    if c.model.adapter.kind == "none" or not c.train.init_from or tokens.extends(c):
         return None
     folder = folders.newest(Path(c.train.init_from))
     names = traverse_util.flatten_dict(frozen, sep="/")
@@ -117,11 +125,12 @@ def _norms(flat: dict[str, Any], name: str, like: Any) -> jax.Array:
     return jax.jit(functools.partial(adapters.norms, path, shape=like.shape), out_shardings=like.sharding)(own)
 
 
-def check(c: ConfigDict, tokenizer: Tokenizer | None) -> None:
+def check(c: ConfigDict, tokenizer: Tokenizer | None, *, extension: Extension | None = None) -> None:
     """Raise UserError unless `train.init_from` is there, of the same shapes, and for the same tokenizer.
 
     Args:
         tokenizer: the run's own; None: it is yet to be made.
+        extension: what it was extended from.
     """
     where = c.train.init_from
     folder = folders.newest(Path(where))
@@ -130,14 +139,16 @@ def check(c: ConfigDict, tokenizer: Tokenizer | None) -> None:
     known = meta.get("tokenizer")
     if known is None and (run / "tokenizer").is_dir():  # an older checkpoint does not say
         known = load_tokenizer(run / "tokenizer").fingerprint
-    if tokenizer is not None and known not in (None, tokenizer.fingerprint):
+    before = extension.base if extension is not None else tokenizer.fingerprint if tokenizer is not None else known
+    if known not in (None, before):
         raise UserError(
             f"train.init_from={where} was trained with another tokenizer than this run has, so every id would mean "
             f"something else: set --config.tokenizer.path={run / 'tokenizer'}"
         )
     ours = c.copy_and_resolve_references()
     with ours.unlocked():
-        ours.model.vocab_size = c.model.vocab_size or theirs.model.vocab_size
+        given = 0 if tokens.extends(c) else c.model.vocab_size
+        ours.model.vocab_size = given or theirs.model.vocab_size
     adapters.check_targets(ours.model, _shapes(ours.model))
     new, there, here = new_parameters(ours), *(_shapes(adapters.plain(model)) for model in (theirs.model, ours.model))
     here = {name: shape for name, shape in here.items() if name not in new and _is_read(name, there)}
@@ -198,6 +209,8 @@ def inherited(c: ConfigDict, given: Collection[str], *, model: ConfigDict | None
     ours = config.flatten({"model": c.model.to_dict()})
     model = _model_of(folders.newest(Path(c.train.init_from))) if model is None else model
     theirs = config.flatten({"model": model.to_dict()})
+    if tokens.extends(c):
+        theirs.pop("model.vocab_size")
     taken = {key: value for key, value in theirs.items() if key not in given and ours[key] == defaults[key]}
     return config.override(c, [f"{key}={value!r}" for key, value in taken.items()])
 

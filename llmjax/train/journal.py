@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from llmjax import storage
 from llmjax.config import changes
 from llmjax.errors import Diverged
 from llmjax.model.count import flops_per_token
@@ -28,6 +29,9 @@ SAID = {
     "heldout_bits_per_byte": "{:.4f} bits per byte",
     "heldout_accuracy": "{:.2%} right",
 }
+
+
+BEFORE = Path("train") / "before.json"
 
 
 class Journal:
@@ -202,8 +206,15 @@ class Journal:
         said = [
             SAID.get(name, name.replace("{", "").replace("}", "") + " {:.4g}").format(v) for name, v in told.items()
         ]
-        self._progress.note(", ".join([f"step {row['step']:,}: loss {row['loss']:.3f}", *said]))
+        where = f"step {row['step']:,}: loss {row['loss']:.3f}" if row["step"] else "before the first step"
+        self._progress.note(", ".join([where, *said]))
         return {**row, **found}
+
+    def evaluate_first(self, state: State) -> None:
+        """Evaluate before the first step. `results` has the numbers, as "before/NAME"."""
+        found = self.evaluated(state, {"step": 0, "loss": math.nan})
+        numbers = {f"before/{name}": value for name, value in found.items() if name not in ("step", "loss")}
+        processes.broadcast_from_first(lambda: storage.write_json(self._workdir / BEFORE, numbers))
 
     # ------------------------------------------------------------------ the end
 
@@ -235,7 +246,14 @@ class Journal:
             "parameters_without_embeddings": parameters - embeddings,
             "device": meshes.describe(run.mesh),
             "checkpoint_step": total,
+            **processes.broadcast_from_first(self._measured_first),
         }
+
+    def _measured_first(self) -> dict[str, float]:
+        """The numbers of `evaluate_first`, which may have been in an earlier process."""
+        before = self._workdir / BEFORE
+        mend = "delete it, and the numbers from before the first step are left out"
+        return storage.read_json(before, mend=mend) if before.exists() else {}
 
     def _goodput(self, seconds: float) -> float:
         return seconds / max(time.time() - self._born, seconds, 1e-9)

@@ -84,6 +84,8 @@ def train(
     try:
         if step and not journal.has_row:
             journal.write(journal.last_row(state, evaluate=due_for_eval(step)))
+        if c.train.eval_first and not step and run.evaluate is not None:
+            journal.evaluate_first(state)
         clock.start()
         while step < total and not flags.stop:
             own = time.perf_counter()

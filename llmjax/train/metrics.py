@@ -42,6 +42,12 @@ def tail_mean(path: Path, name: str, *, count: int) -> float | str:
     return sum(values) / len(values) if values else "unknown"
 
 
+def last_heldout(path: Path) -> dict[str, float]:
+    """The numbers of the last row whose names begin with "heldout_"; {} if it was not evaluated."""
+    rows = storage.read_text(path).splitlines()
+    return {k: v for k, v in json.loads(rows[-1]).items() if k.startswith("heldout_") and v is not None} if rows else {}
+
+
 def keep_rows(path: Path, *, up_to: int) -> bool:
     """Drop the rows of steps after `up_to` from metrics.jsonl, and a last row that a kill cut off, in one replacement.
 

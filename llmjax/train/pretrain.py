@@ -17,6 +17,7 @@ from llmjax.data import ramp
 from llmjax.data.batches import TrainBatches, heldout_batches, tokens_per_epoch
 from llmjax.data.source import Source, StatelessSource
 from llmjax.data.tokenizer import Tokenizer
+from llmjax.data.tokenizer_extension import read_extension
 from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.data.tokens import load_index
 from llmjax.errors import UserError
@@ -25,7 +26,7 @@ from llmjax.objectives import OBJECTIVES, corruption, special_ids
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement, processes
 from llmjax.parallel.mesh import use_cpu_devices
-from llmjax.train import initial, loop, rewind
+from llmjax.train import initial, loop, metrics, rewind
 from llmjax.train.heldout import Evaluate, make_heldout
 
 # (config, module, tokenizer, mesh) -> (parameters -> named numbers)
@@ -41,7 +42,7 @@ def run(c: ConfigDict, workdir: Path, *, make_benchmarks: MakeBenchmarks | None 
     started = time.perf_counter()
     start_devices(c)
     tokens_folder = workdir / "tokenizer" / "tokens"
-    tokenizer = load_tokenizer(workdir / "tokenizer")
+    tokenizer, extension = load_tokenizer(workdir / "tokenizer"), read_extension(workdir / "tokenizer")
     c = resolve(c, tokenizer)
     change = corruption(c, tokenizer)
     index = load_index(tokens_folder)
@@ -76,7 +77,7 @@ def run(c: ConfigDict, workdir: Path, *, make_benchmarks: MakeBenchmarks | None 
 
     while True:
         try:
-            return loop.train(
+            results = loop.train(
                 c,
                 workdir,
                 module=module,
@@ -84,12 +85,14 @@ def run(c: ConfigDict, workdir: Path, *, make_benchmarks: MakeBenchmarks | None 
                 make_source=make_source,
                 tokens_per_epoch=epoch,
                 make_evaluate=make_evaluate if heldout or make_benchmarks else None,
-                initial_params=functools.partial(initial.read, c) if c.train.init_from else None,
+                initial_params=functools.partial(initial.read, c, extension=extension) if c.train.init_from else None,
                 notes={"tokenizer": tokenizer.fingerprint},
                 started=started,
             )
         except rewind.Spike as spike:
             processes.broadcast_from_first(functools.partial(rewind.go_back, workdir, c.train.rewind, spike))
+            continue
+        return results | processes.broadcast_from_first(lambda: metrics.last_heldout(workdir / "metrics.jsonl"))
 
 
 def start_devices(c: ConfigDict) -> None:

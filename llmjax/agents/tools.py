@@ -1,0 +1,193 @@
+"""Tools: Python functions with a JSON schema made of their signatures.
+
+    from llmjax.agents import tool
+
+    @tool(effect="read")
+    def weather(city: str, day: Literal["today", "tomorrow"] = "today") -> str:
+        '''The weather of a city.
+
+        Args:
+            city: its name in English.
+        '''
+
+The effect decides who must agree to a call: "read" runs freely, "write" asks unless writes are allowed, "ask" always asks.
+Types are str, int, float, bool, None, Literal, Enum, lists, dicts with text keys, unions, dataclasses and TypedDicts.
+"""
+
+import dataclasses
+import enum
+import importlib.util
+import inspect
+import json
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmjax.errors import UserError
+
+EFFECTS = ("read", "write", "ask")
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+PLAIN: dict[Any, dict[str, Any]] = {
+    str: {"type": "string"}, int: {"type": "integer"}, float: {"type": "number"}, bool: {"type": "boolean"}, type(None): {"type": "null"},
+}  # fmt: skip
+KINDS: dict[str, Any] = {
+    "string": str, "integer": int, "number": (int, float), "boolean": bool, "null": type(None), "array": list, "object": dict,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that a model may call."""
+
+    name: str
+    description: str
+    schema: Mapping[str, Any]  # of the arguments: an object without further properties
+    run: Callable[..., Any]
+    effect: str = "ask"
+    trusted: bool = False  # whether what it returns comes from the user, so that it cannot carry an attack
+
+
+def tool(*, effect: str, trusted: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Mark a function of a file of tools. See the module and `Tool`."""
+    if effect not in EFFECTS:
+        raise UserError(f"effect={effect!r} is not known: give one of {', '.join(EFFECTS)}")
+
+    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+        function.__tool__ = (effect, trusted)  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def from_function(function: Callable[..., Any], *, effect: str = "", trusted: bool = False) -> Tool:
+    """The tool of a function; without `effect` that of its mark, or "ask".
+
+    Raises UserError for a parameter without a type, or of one that JSON does not have.
+    """
+    name = function.__name__
+    if not NAME.fullmatch(name):
+        raise UserError(f"the tool {name!r} must have a name of letters, digits, _ and -, at most 64 of them")
+    marked = getattr(function, "__tool__", ("ask", False))
+    described, about = _described(inspect.getdoc(function) or "")
+    hints = typing.get_type_hints(function)
+    properties: dict[str, Any] = {}
+    required = []
+    for parameter in inspect.signature(function).parameters.values():
+        where = f"the parameter {parameter.name!r} of the tool {name!r}"
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            raise UserError(f"{where} must be a plain one with a name")
+        if parameter.name not in hints:
+            raise UserError(f"{where} has no type: write one, such as {parameter.name}: str")
+        properties[parameter.name] = schema_of(hints[parameter.name], where)
+        if parameter.name in about:
+            properties[parameter.name]["description"] = about[parameter.name]
+        if parameter.default is parameter.empty:
+            required.append(parameter.name)
+    schema = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    return Tool(name, described, schema, function, effect or marked[0], trusted or marked[1])
+
+
+def load(path: Path) -> list[Tool]:
+    """The tools of a Python file: its marked functions, or else all public functions that it defines.
+
+    The file is run. Raises UserError for a file without tools.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path} with tools")
+    spec = importlib.util.spec_from_file_location(f"llmjax_tools_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where types of the file are looked up
+    spec.loader.exec_module(module)
+    own = [f for f in vars(module).values() if inspect.isfunction(f) and f.__module__ == spec.name]
+    marked = [f for f in own if hasattr(f, "__tool__")] or [f for f in own if not f.__name__.startswith("_")]
+    if not marked:
+        raise UserError(f"{path} defines no function, so it has no tools")
+    return [from_function(function) for function in marked]
+
+
+def schema_of(hint: Any, where: str) -> dict[str, Any]:
+    """The JSON schema of a type. Raises UserError for one that JSON does not have."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return schema_of(arguments[0], where)
+    if hint in PLAIN:
+        return dict(PLAIN[hint])
+    if origin is typing.Literal:
+        return {"enum": list(arguments)}
+    if inspect.isclass(hint) and issubclass(hint, enum.Enum):
+        return {"enum": [one.value for one in hint]}
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [schema_of(one, where) for one in arguments]}
+    if hint is list or origin in (list, Sequence):
+        return {"type": "array", **({"items": schema_of(arguments[0], where)} if arguments else {})}
+    if origin in (dict, Mapping) and arguments[0] is str:
+        return {"type": "object", "additionalProperties": schema_of(arguments[1], where)}
+    if dataclasses.is_dataclass(hint) or typing.is_typeddict(hint):
+        hints = typing.get_type_hints(hint)
+        needed = (
+            [f.name for f in dataclasses.fields(hint) if f.default is f.default_factory is dataclasses.MISSING]
+            if dataclasses.is_dataclass(hint)
+            else sorted(hint.__required_keys__, key=list(hints).index)
+        )
+        properties = {name: schema_of(one, where) for name, one in hints.items()}
+        return {"type": "object", "properties": properties, "required": needed, "additionalProperties": False}
+    raise UserError(
+        f"{where} has the type {hint!r}, which JSON does not have: use one that llmjax/agents/tools.py lists"
+    )
+
+
+def problem(value: Any, schema: Mapping[str, Any], where: str = "arguments") -> str:
+    """Why a value is not of a schema that `schema_of` makes; "" if it is."""
+    if "anyOf" in schema:
+        found = [problem(value, one, where) for one in schema["anyOf"]]
+        return "" if "" in found else found[0]
+    if "enum" in schema:
+        same = any(value == one and type(value) is type(one) for one in schema["enum"])
+        return "" if same else f"{where} is {value!r}, which is none of {schema['enum']}"
+    kind = schema.get("type")
+    if kind is None:
+        return ""
+    if not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "boolean"):
+        return f"{where} is {value!r}, which is no {kind}"
+    if kind == "array" and "items" in schema:
+        return next((p for i, one in enumerate(value) if (p := problem(one, schema["items"], f"{where}[{i}]"))), "")
+    if kind == "object":
+        known, more = schema.get("properties", {}), schema.get("additionalProperties", True)
+        if missing := [name for name in schema.get("required", ()) if name not in value]:
+            return f"{where} lacks {missing[0]!r}"
+        for name, one in value.items():
+            if name not in known and more is False:
+                return f"{where} has {name!r}, which is none of {sorted(known)}"
+            inner = known.get(name, more)
+            if isinstance(inner, Mapping) and (found_one := problem(one, inner, f"{where}.{name}")):
+                return found_one
+    return ""
+
+
+def listed(tools: Sequence[Tool]) -> str:
+    """A line for each tool, as a model is shown them."""
+    return "\n".join(
+        f"- {one.name}: {one.description} Arguments: {json.dumps(one.schema['properties'])}" for one in tools
+    )
+
+
+def _described(doc: str) -> tuple[str, dict[str, str]]:
+    """The text above "Args:" of a docstring, and what it says of each parameter."""
+    head, _, rest = doc.partition("\nArgs:\n")
+    about: dict[str, str] = {}
+    name = ""
+    for line in rest.splitlines():
+        if line and not line.startswith(" "):
+            break
+        match = re.match(r"    (\w+)(?: \([^)]*\))?:\s*(.*)", line)
+        if match and not line.startswith("      "):
+            name, about[match[1]] = match[1], match[2].strip()
+        elif name and line.strip():
+            about[name] += f" {line.strip()}"
+    return " ".join(head.split()), about
