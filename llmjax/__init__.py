@@ -1,5 +1,6 @@
 """llmjax: the whole life cycle of a large language model in JAX, from raw text to a model you talk to."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,18 @@ if TYPE_CHECKING:
 xla.configure()
 
 
-def load(path: str | Path, *, step: int | None = None, mesh: str = "", cache: "Cache | None" = None) -> "LanguageModel":
+def load(
+    path: str | Path,
+    *,
+    step: int | None = None,
+    mesh: str = "",
+    cache: "Cache | None" = None,
+    adapters: Mapping[str, str | Path] | None = None,
+) -> "LanguageModel":
     """Read the model of a run or a checkpoint: `llmjax.infer.language_model.load`, which is imported only now."""
     from llmjax.startup import timings
 
     with timings.phase("import the library"):
         from llmjax.infer import language_model
 
-    return language_model.load(path, step=step, mesh=mesh, cache=cache)
+    return language_model.load(path, step=step, mesh=mesh, cache=cache, adapters=adapters)

@@ -11,6 +11,7 @@ from flax import traverse_util
 from helpers import few, mesh_of, prepare_steps, tiny_config, train
 
 import llmjax
+from llmjax.errors import UserError
 from llmjax.model import adapters, transformer
 from llmjax.parallel import mesh as meshes
 from llmjax.train import checkpoint, initial
@@ -106,3 +107,39 @@ def test_A1_A2_merged_computes_what_the_adapters_compute_and_writes_the_same_tex
     assert [one.tokens for one in texts[0]] == [one.tokens for one in texts[1]]
     nats = [np.concatenate([one.log_probabilities for one in text]) for text in texts]
     np.testing.assert_allclose(*nats, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_requests_of_several_adapters_are_answered_in_one_batch_as_each_alone(runs, trained, one_device):
+    """Also with DoRA, on tiles, with a common prefix; another adapter of the same rank compiles nothing."""
+    names = {"one": runs("lora"), "two": runs("dora")}
+    model = llmjax.load(trained, adapters=names)
+    prompt = tuple(range(10, 60))
+    greedy = {"ids": prompt, "max_new_tokens": 5, "temperature": 0.0}
+    alone = {
+        name: llmjax.load(run).generate([prompt], max_new_tokens=5, temperature=0.0)[0] for name, run in names.items()
+    }
+    alone[""] = llmjax.load(trained).generate([prompt], max_new_tokens=5, temperature=0.0)[0]
+    engine = model.engine(slots=3, length=128, adapter_slots=3)
+    engine.warm_up()
+    compiled = engine.programs.compiled()
+
+    def answers(order):
+        numbers = {engine.submit({**greedy, "adapter": name}): name for name in order}
+        return {numbers[number]: one for number, one in engine.run()}
+
+    for order in (("one", "", "two"), ("two", "one", "")):  # the second time with what is in the prefix cache
+        for name, one in answers(order).items():
+            np.testing.assert_allclose(one.log_probabilities, alone[name].log_probabilities, atol=2e-5)
+            assert one.tokens == alone[name].tokens, name
+    assert len({one.log_probabilities for one in alone.values()}) == 3  # the adapters do something
+    engine.load_adapter("three", model.adapters["two"])
+    np.testing.assert_allclose(
+        answers(("three",))["three"].log_probabilities, alone["two"].log_probabilities, atol=2e-5
+    )
+    assert engine.programs.compiled() == compiled
+    with pytest.raises(UserError, match="no adapter is called 'four'; there are one, three, two"):
+        engine.submit({**greedy, "adapter": "four"})
+    engine.submit({**greedy, "adapter": "one"})
+    with pytest.raises(UserError, match="requests are being answered with the adapter one"):
+        engine.unload_adapter("one")

@@ -28,7 +28,7 @@ from llmjax.model.transformer import Transformer
 from llmjax.parallel import mesh as meshes
 
 NEVER = -1e30  # the log-probability of a candidate that does not exist
-REFUSED = ("stop", "logit_bias", "repetition_penalty", "frequency_penalty", "presence_penalty", *CONSTRAINTS)
+REFUSED = ("adapter", "stop", "logit_bias", "repetition_penalty", "frequency_penalty", "presence_penalty", *CONSTRAINTS)
 
 
 class BeamSearch:

@@ -33,7 +33,34 @@ def add_generate(verb: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="FILE.jsonl",
         help="write the answers here; the same command again answers only the prompts without an answer",
     )  # fmt: skip
+    add_adapters(verb)
     add_constraints(verb)
+
+
+def add_adapters(verb: argparse.ArgumentParser) -> None:
+    """Add the argument that names adapters."""
+    verb.add_argument(
+        "--adapter", action="append", default=[], metavar="[NAME=]PATH",
+        help="answer with these adapters of the model: a run, or a folder in PEFT's format; may be repeated, for rows of "
+        "--prompts with the field adapter",
+    )  # fmt: skip
+
+
+def adapters_of(args: argparse.Namespace) -> dict[str, Path]:
+    """name -> folder of the adapters of a command. Raises UserError for a name that comes twice."""
+    found: dict[str, Path] = {}
+    for given in args.adapter:
+        name, _, path = given.rpartition("=")
+        name = name or Path(path).name
+        if name in found:
+            raise UserError(f"--adapter {given}: there are two of the name {name}; give one another, NAME=PATH")
+        found[name] = Path(path)
+    return found
+
+
+def _common_adapter(adapters: dict[str, Path]) -> dict[str, str]:
+    """The setting of requests that name no adapter: the only one, if there is one."""
+    return {"adapter": next(iter(adapters))} if len(adapters) == 1 else {}
 
 
 def add_constraints(verb: argparse.ArgumentParser) -> None:
@@ -61,6 +88,7 @@ def take_constraint(c: ConfigDict, args: argparse.Namespace) -> None:
 
 def _add_chat(chat: argparse.ArgumentParser) -> None:
     chat.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
+    add_adapters(chat)
     add_constraints(chat)
 
 
@@ -112,8 +140,11 @@ def generate(args: argparse.Namespace, c: ConfigDict) -> int | None:
         if args.prompt or args.out is None:
             raise UserError("--prompts needs --out FILE.jsonl for the answers, and no --prompt")
         return _files(c, args.workdir, args)
-    model = load(args.workdir, mesh=c.infer.mesh, cache=cache_of(c))
-    settings = {k: v for k, v in c.generate.to_dict().items() if k != "prompts"}
+    adapters = adapters_of(args)
+    if len(adapters) > 1:
+        raise UserError("--prompt is answered with one adapter: give one, or --prompts FILE with rows that name theirs")
+    model = load(args.workdir, mesh=c.infer.mesh, cache=cache_of(c), adapters=adapters)
+    settings = {k: v for k, v in c.generate.to_dict().items() if k != "prompts"} | _common_adapter(adapters)
     for prompt in args.prompt:
         print(prompt, end="\n\n" if args.chat else "", flush=True)
         given = chat_ids(model.tokenizer, [{"role": "user", "content": prompt}]) if args.chat else prompt
@@ -134,8 +165,10 @@ def _files(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
     if all(str(row.id) in done for row in rows):
         print(f"all {len(rows)} prompts are answered in {args.out}")
         return 0
-    model = load(workdir, mesh=c.infer.mesh, cache=cache_of(c))
-    rows = batch.with_requests(model.tokenizer, rows, request_settings(c), chat=args.chat)
+    adapters = adapters_of(args)
+    model = load(workdir, mesh=c.infer.mesh, cache=cache_of(c), adapters=adapters)
+    common = request_settings(c) | _common_adapter(adapters)
+    rows = batch.with_requests(model.tokenizer, rows, common, chat=args.chat)
     asked = [row.request for row in rows if row.request is not None and str(row.id) not in done]
     needed = [len(one.ids) + one.max_new_tokens for one in asked]
     fitting = [length for length in needed if length <= model.config.model.max_length]  # longer ones are refused
@@ -167,9 +200,12 @@ def _chat(args: argparse.Namespace, c: ConfigDict) -> int:
         from llmjax.startup.cache import cache_of
 
     take_constraint(c, args)
-    model = load(workdir, mesh=c.infer.mesh, cache=cache_of(c))
+    adapters = adapters_of(args)
+    if len(adapters) > 1:
+        raise UserError("a chat is with one adapter: give --adapter once")
+    model = load(workdir, mesh=c.infer.mesh, cache=cache_of(c), adapters=adapters)
     chat_ids(model.tokenizer, [{"role": "user", "content": "?"}])  # fails early without a chat template
-    settings = request_settings(c)
+    settings = request_settings(c) | _common_adapter(adapters)
     longest = c.infer.length or model.config.model.max_length
     longer = functools.partial(_chat_engine, model, engine_settings(c))
     settings["max_new_tokens"] = min(settings["max_new_tokens"], longest // 2)

@@ -21,6 +21,7 @@ import numpy as np
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer import speculative, weights
+from llmjax.infer.adapters import Adapter, Named, inserted
 from llmjax.infer.constrained import Constraints, Job
 from llmjax.infer.prefixes import ALIGN, KeptPrefixes, Prefixes, SlotPrefixes
 from llmjax.infer.request import Completion, Event, Request, check_fits, sampling_row, writable
@@ -28,6 +29,7 @@ from llmjax.infer.sample import settings
 from llmjax.infer.scheduler import Action, Copy, Keep, Place, Read, Restore, Scheduler
 from llmjax.infer.slots import Row, Slots, stop_row
 from llmjax.infer.steps import Written, programs
+from llmjax.model.adapters import linear_maps
 from llmjax.model.transformer import Transformer
 from llmjax.parallel import mesh as meshes
 from llmjax.startup import compiled, timings
@@ -56,6 +58,9 @@ class Engine:
         mesh: jax.sharding.Mesh | None = None,
         context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
         store: Store | None = None,
+        adapters: Mapping[str, Adapter] | None = None,
+        adapter_rank: int = 0,
+        adapter_slots: int = 0,
     ) -> None:
         """
         Args:
@@ -73,6 +78,8 @@ class Engine:
             weight_format: one of `weights.FORMATS`, or auto.
             mesh, context: where the parameters are, and the context for tracing (`placement.active`).
             store: keeps the programs and the prepared parameters between starts.
+            adapters: by name, for requests that name one; see `load_adapter`.
+            adapter_rank, adapter_slots: the largest rank, and how many there may be; 0: as those given.
 
         Raises UserError for settings that contradict each other.
         """
@@ -111,6 +118,12 @@ class Engine:
                 platform=jax.default_backend(), devices=devices, rows=self.count * (ahead + 1)
             )
         self._weight_format, self.version = weight_format, 0
+        self._named = Named(adapters or {}, rank=adapter_rank, count=adapter_slots)
+        if adapters and linear_maps(params):
+            raise UserError(
+                "this model has adapters of its own, beside which there can be no others: export it, which merges them, and "
+                "import it again"
+            )
         self._shapes = [jax.tree.map(_shape, own) for _, own in models]
         self.params: tuple[Any, ...] = ()
         self._read_params: tuple[Any, ...] = ()
@@ -151,7 +164,49 @@ class Engine:
         # Prompts are read with the caller's parameters, as tiles are for few rows. With int8 all must be the same model.
         read = self.params if self._weight_format == "int8" else placed
         self._read_params = (*read[: len(own)], *self._read_params[len(own) :])
+        self._plain = self.params[0], self._read_params[0]
+        self._own = placed[0]
+        self._insert_adapters()
         return tuple(one for one, _ in prepared)
+
+    def _insert_adapters(self) -> None:
+        """Put the adapters' arrays into the parameters, for decoding and for reading prompts."""
+        if not self._named.count:
+            return
+        where = jax.tree.leaves(self._places[0])[0]
+        if self._mesh is not None:
+            where = jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec())
+        stacks = self._named.stacks(self._own)
+        trees = []
+        for tree in self._plain:
+            for path, arrays in stacks.items():
+                tree = inserted(tree, path.split("/"), arrays)
+            trees.append(jax.tree.map(lambda x: jax.device_put(x, where) if isinstance(x, np.ndarray) else x, tree))
+        self.params, self._read_params = (trees[0], *self.params[1:]), (trees[1], *self._read_params[1:])
+
+    def load_adapter(self, name: str, adapter: Adapter) -> None:
+        """Add an adapter, or put it in the place of the one of this name. No program is compiled again.
+
+        Raises UserError for one that does not fit (`Named.put`), and while a request is being answered with that name.
+        """
+        self._check_unused(name)
+        self._named.put(name, adapter)
+        self._insert_adapters()
+
+    def unload_adapter(self, name: str) -> None:
+        """Remove an adapter. Raises UserError while a request is being answered with it, and for an unknown name."""
+        self._check_unused(name)
+        self._named.drop(name)
+        self._insert_adapters()
+
+    def _check_unused(self, name: str) -> None:
+        if name in self._scheduler.adapters:
+            raise UserError(f"requests are being answered with the adapter {name}: wait for them, or cancel them")
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters."""
+        return tuple(sorted(self._named.numbers))
 
     def _compile(self, prepared: tuple[Transformer, ...], *, most: int, top: int, store: Store | None) -> None:
         """Make the programs, which compile at their first call, and empty slots."""
@@ -256,7 +311,8 @@ class Engine:
         if request.constraint is not None and self.ahead:
             raise UserError("constrained decoding needs an engine without speculative decoding: set infer.ahead to 0")
         stop_row((*self.tokenizer.eos_ids, *request.stop_ids))
-        return self._scheduler.submit(request)
+        self._named.number(request.adapter)
+        return self._scheduler.submit(request, salt=self._named.salt(request.adapter))
 
     def compile(self, constraint: tuple[str, str]) -> Job:
         """Compile a constraint (`Request.constraint`) beside the engine. Any thread may ask.
@@ -325,12 +381,16 @@ class Engine:
         for row, ids in enumerate(chunk.tokens):
             counts_R[row] = len(ids)
             tokens_RL[row, : len(ids)] = ids
+        adapters_R = np.zeros(chunk.rows, np.int32)
+        for row, slot in enumerate(chunk.slots):
+            live = self._scheduler.slots[slot]
+            adapters_R[row] = self._named.number(live.request.adapter) if live is not None else 0
         source = None
         if chunk.sources is not None:
             source = {name: np.zeros((chunk.rows, self.source_length), np.int32) for name in ("tokens", "segments")}
             for row, ids in enumerate(chunk.sources):
                 source["tokens"][row, : len(ids)], source["segments"][row, : len(ids)] = ids, 1
-        return rows_R, tokens_RL, starts_R, counts_R, source
+        return rows_R, tokens_RL, starts_R, counts_R, adapters_R, source
 
     def _decode(self, keep_B: np.ndarray, limit_B: np.ndarray, words_BW: np.ndarray | None) -> Written:
         """One call of the decoding program: the tokens it wrote."""
@@ -364,6 +424,7 @@ class Engine:
             left=np.int32(request.max_new_tokens),
             seed=np.uint32(request.seed),
             number=np.int32(request.number),
+            adapter=np.int32(self._named.number(request.adapter)),
             sampling=settings(1, **sampling_row(request)),
             stop_J=stop_row((*self.tokenizer.eos_ids, *request.stop_ids)),
             bias_V=self._biased(request),

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,8 @@ from llmjax.data.hf_tokenizer import no_tokenizer
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.errors import UserError
+from llmjax.infer.adapters import Adapter
+from llmjax.infer.adapters import read as read_adapter
 from llmjax.infer.beam import BeamSearch
 from llmjax.infer.engine import Engine
 from llmjax.infer.generate import generate
@@ -56,6 +58,7 @@ class LanguageModel:
     mesh: jax.sharding.Mesh
     _eval_step: Callable[..., jax.Array] = field(repr=False)
     store: Store | None = field(default=None, repr=False)  # where its programs are kept between starts
+    adapters: Mapping[str, Adapter] = field(default_factory=dict, repr=False)  # by name, for `generate` and engines
 
     def logits(self, tokens_BL: Any) -> jax.Array:
         """logits_BLV float32 of token ids (B, L); rows are taken as they are, so begin them with <bos>.
@@ -129,6 +132,8 @@ class LanguageModel:
         given = self.config.generate.to_dict()
         given.pop("prompts")
         settings = {"seed": self.config.seed, **given, **settings}
+        if self.adapters:
+            settings["engine"] = {"adapters": self.adapters, **(settings.get("engine") or {})}
         params, more = self._placed(len(prompts))
         return generate(self.module, params, self.tokenizer, prompts, **more, **settings)
 
@@ -219,6 +224,7 @@ class LanguageModel:
         """An engine of this model for requests that come and go. See `infer.engine.Engine`."""
         self._check_reads_left_to_right("continue")
         params, more = self._placed(slots)
+        settings = {"adapters": self.adapters, **settings}
         return Engine(self.module, params, self.tokenizer, slots=slots, **more, **settings)
 
     def beam_search(self, *, beams: int, **settings: Any) -> BeamSearch:
@@ -281,7 +287,14 @@ def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def load(path: str | Path, *, step: int | None = None, mesh: str = "", cache: Cache | None = None) -> LanguageModel:
+def load(
+    path: str | Path,
+    *,
+    step: int | None = None,
+    mesh: str = "",
+    cache: Cache | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
+) -> LanguageModel:
     """Read a model.
 
     Args:
@@ -290,6 +303,7 @@ def load(path: str | Path, *, step: int | None = None, mesh: str = "", cache: Ca
         mesh: a line such as "tensor=2 data=-1"; empty: each copy of the model is on as few devices as hold it, and the
             copies work on different rows.
         cache: keeps the model's programs, and its weights as they can be mapped, for the next start (see startup/).
+        adapters: name -> a run of adapters that was trained on this model, or a folder in PEFT's format.
 
     Raises:
         UserError: when the run, the checkpoint or the tokenizer is missing or damaged, or the tokenizer is not the one that
@@ -324,10 +338,11 @@ def load(path: str | Path, *, step: int | None = None, mesh: str = "", cache: Ca
         module = placement.on_mesh(module, devices, c)
         places = placement.parameter_shardings(shapes, devices, rules=c.parallel.rules)
         params, weights = _weights(folder, shapes, places, cache)
+        named = {name: read_adapter(Path(where), folder, c.model) for name, where in (adapters or {}).items()}
     store = Store(cache, weights, f"{meshes.describe(devices)} {c.parallel.to_json()}") if cache else None
     make = functools.cache(functools.partial(_make_eval_step, module, c, store))
     return LanguageModel(
-        c, module, params, tokenizer, meta["step"], devices, lambda own, batch: make()(own, batch), store
+        c, module, params, tokenizer, meta["step"], devices, lambda own, batch: make()(own, batch), store, named
     )
 
 

@@ -29,12 +29,13 @@ class Prompt:
 
     ids: tuple[int, ...]
     source: tuple[int, ...] = ()
+    salt: bytes = b""  # what else decides the cache: the adapter
     at: int = 0  # tokens in the cache of its slot
     begun: bool = False  # whether anything, the source included, has been read
     marks: set[bytes] = field(default_factory=set)  # hashes of the prefixes at whose ends the cache is kept
 
     def __post_init__(self) -> None:
-        self.chain = chain(self.ids, self.source)
+        self.chain = chain(self.ids, self.source, self.salt)
 
     def has(self, length: int) -> bool:
         """Whether the cache of its slot has the prefix of this length."""
@@ -47,9 +48,9 @@ class Prompt:
         return next(ahead, len(self.ids))
 
 
-def chain(ids: Sequence[int], source: Sequence[int] = ()) -> list[tuple[int, bytes]]:
+def chain(ids: Sequence[int], source: Sequence[int] = (), salt: bytes = b"") -> list[tuple[int, bytes]]:
     """(length, hash) of each prefix, ascending: of the source alone, of whole blocks, and of everything."""
-    key = hashlib.blake2b(np.asarray(source, np.int32).tobytes(), digest_size=16).digest()
+    key = hashlib.blake2b(np.asarray(source, np.int32).tobytes() + salt, digest_size=16).digest()
     found = [(0, key)] if source else []
     data = np.asarray(ids, np.int32).tobytes()
     for end in [*range(ALIGN, len(ids) + 1, ALIGN), *([len(ids)] if len(ids) % ALIGN else [])]:
@@ -131,7 +132,7 @@ class SlotPrefixes(Prefixes):
             self._put(slot, [])
             return
         whole = prompt.chain if prompt.has(len(prompt.ids)) else []
-        self._put(slot, [*whole, *chain((*prompt.ids[: prompt.at], *written), prompt.source)])
+        self._put(slot, [*whole, *chain((*prompt.ids[: prompt.at], *written), prompt.source, prompt.salt)])
 
     def forget(self) -> None:
         for slot in range(len(self._has)):

@@ -68,6 +68,7 @@ class Request:
     regex: str = ""  # the whole text matches this expression
     grammar: str = ""  # the text is a sentence of this grammar, in Lark's notation
     source: tuple[int, ...] = ()  # the ids that the encoder of an encoder-decoder reads
+    adapter: str = ""  # the name of the adapter to answer with; "": the model without one of them
 
     def __post_init__(self) -> None:
         for name in NUMBERS:
@@ -76,6 +77,8 @@ class Request:
             self._set(name, _ids(name, getattr(self, name)))
         if not self.ids:
             raise UserError("ids must have at least one id")
+        if not isinstance(self.adapter, str):
+            raise UserError(f"adapter={_short(self.adapter)} must be the name of an adapter")
         self._set("stop", _stops(self.stop))
         self._set("logit_bias", _bias(self.logit_bias))
         self._set("json_schema", _schema(self.json_schema))

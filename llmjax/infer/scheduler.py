@@ -141,14 +141,19 @@ class Scheduler:
         """Whether there is work or news."""
         return bool(self._live)
 
-    def submit(self, request: Request) -> int:
-        """Put a request in the queue: its number."""
+    def submit(self, request: Request, *, salt: bytes = b"") -> int:
+        """Put a request in the queue: its number. `salt`: see `Prompt`."""
         number, self._numbers = self._numbers, self._numbers + 1
-        live = Live(number, request, self._text(request), Prompt(request.ids[:-1], request.source))
+        live = Live(number, request, self._text(request), Prompt(request.ids[:-1], request.source, salt))
         self._live[number] = live
         self.prefixes.expect(live.prompt)
         self._enqueue(live)
         return number
+
+    @property
+    def adapters(self) -> set[str]:
+        """The names of the adapters that requests need which have not ended."""
+        return {live.request.adapter for live in self._live.values()}
 
     def cancel(self, number: int) -> bool:
         """End a request now. False if it has ended, or is not known."""

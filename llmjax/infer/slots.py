@@ -31,6 +31,7 @@ class Slots:
     active_B: jax.Array  # bool, whether there is a text to write
     left_B: jax.Array  # int32, how many tokens may still be written
     key_B: jax.Array  # random keys; the position of each token is folded in
+    adapter_B: jax.Array  # int32, the number of its adapter (adapters.py)
     sampling: Sampling
     stop_BJ: jax.Array  # int32, ids that end the text; -1: none
     bias_BV: jax.Array  # float32, added to the logits; -inf for ids that are never written
@@ -48,6 +49,7 @@ class Row:
     left: Any
     seed: Any
     number: Any
+    adapter: Any
     sampling: Sampling  # of one row, arrays (1,)
     stop_J: Any
     bias_V: Any
@@ -73,6 +75,7 @@ def empty(
         active_B=jnp.zeros(count, bool),
         left_B=zeros_B,
         key_B=jax.vmap(jax.random.key)(zeros_B),
+        adapter_B=zeros_B,
         sampling=jax.tree.map(jnp.asarray, settings(count)),
         stop_BJ=jnp.full((count, STOP_IDS), -1, jnp.int32),
         bias_BV=jnp.zeros((count, V), jnp.float32),
@@ -96,6 +99,7 @@ def place(slots: Slots, slot: jax.Array, row: Row) -> Slots:
         active_B=put(slots.active_B, True),
         left_B=put(slots.left_B, row.left),
         key_B=put(slots.key_B, key),
+        adapter_B=put(slots.adapter_B, row.adapter),
         sampling=jax.tree.map(lambda all_B, one: put(all_B, one[0]), slots.sampling, row.sampling),
         stop_BJ=put(slots.stop_BJ, row.stop_J),
         bias_BV=put(slots.bias_BV, row.bias_V),

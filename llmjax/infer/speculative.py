@@ -147,7 +147,7 @@ def _distribution(slots: Slots, logits_BV: jax.Array, before_LB: jax.Array) -> j
 
 
 def _read(module: Transformer, params: Any, fed_LB: jax.Array, slots: Slots, valid_LB: jax.Array) -> tuple[Any, Any]:
-    with computing():
+    with computing(slots.adapter_B):
         made: Any = module.apply(
             {"params": params},
             fed_LB.T,

@@ -41,6 +41,7 @@ def prefill(
     tokens_RL: jax.Array,
     starts_R: jax.Array,
     counts_R: jax.Array,
+    adapters_R: jax.Array,
     source: dict[str, jax.Array] | None,
 ) -> Slots:
     """The slots with `counts` more tokens in the caches of some rows, from position `starts` on.
@@ -55,7 +56,7 @@ def prefill(
         apart = module.run_layers is one_by_one  # then the parameters are unstacked too
         row = jax.tree.map(lambda x: x.at[rows_R].get(mode="clip"), cache)
         row = row if apart else {**row, "layers": restack(module.c, row["layers"])}
-        with computing():
+        with computing(adapters_R):
             made: Any = module.apply(
                 {"params": own},
                 tokens_RL,
@@ -140,7 +141,7 @@ def decode(
 def _one_token(
     module: Transformer, params: Any, slots: Slots, words_BW: jax.Array, constrained: jax.Array
 ) -> tuple[Slots, jax.Array, jax.Array, jax.Array, jax.Array]:
-    with computing():
+    with computing(slots.adapter_B):
         made: Any = module.apply(
             {"params": params},
             slots.token_B[:, None],
