@@ -279,3 +279,29 @@ def test_a_batch_without_weight_has_no_loss_and_is_not_bad():
     row = {"step": 1, "loss": None, "grad_norm": 0.0, "target_tokens": 0.0, "skipped": 0}
     assert bin_rows([json.dumps(row).encode()]).bad_count == 0
     assert bin_rows([json.dumps({**row, "target_tokens": 5.0}).encode()]).bad_count == 1
+
+
+def test_a_run_with_rounds_of_samples_shows_them_with_rewards_and_advantages(tmp_path):
+    workdir = make_run(tmp_path / "run", steps=20)
+    rounds = {"rollout/reward": 0.5, "rollout/reward/exact_match": 0.25, "ratio": 1.0, "clipped": 0.0, "k1": 0.1, "k2": 0.1,
+              "k3": 0.1, "entropy": 2.0, "rollout/drift": 1e-7, "rollout/drift_max": 1e-6, "rollout/equal_groups": 0.5,
+              "rollout/length": 9.0, "rollout/longest": 12.0, "rollout/cut": 0.0}  # fmt: skip
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps({**row, **rounds}) + "\n" for row in rows))
+    answer = {"prompt": "2+3=", "answer": "<b>5", "finish": "eos", "reward": 1.0, "advantage": 0.75}
+    for number in (0, 7, 12):
+        write_json(workdir / "samples" / f"{number:06d}.json", [answer, {**answer, "answer": "6", "reward": None}])  # type: ignore[arg-type]
+    run(base(), workdir)
+    html, markdown = ((workdir / "report" / name).read_text() for name in ("index.html", "report.md"))
+    for title in (
+        "Reward",
+        "Clipped tokens",
+        "Divergence from the reference",
+        "Drift between trainer",
+        "Answers that were cut",
+    ):
+        assert title in html
+    for page in (html, markdown):
+        assert "Answers of round 0" in page and "Answers of round 12" in page and "Answers of round 7" not in page
+        assert "0.75" in page
+    assert "<b>5" not in html and "<b>5" not in markdown

@@ -73,6 +73,28 @@ def rows_of(draw: Draw, *, length: int, mask_cut: bool) -> dict[str, np.ndarray]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
+def drift_of(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """How far the trainer's log-probabilities are from the sampler's, raw: log r = old - sampler of each learnt token.
+
+    drift and drift_max: mean and largest |log r|, in nats. drift_ratio: the mean of r. drift_k3: the mean of r - 1 - log r.
+    drift_far: the share of tokens whose r is beyond 10 percent. drift_text_5, _50 and _95: quantiles of a text's log r,
+    summed over its tokens.
+    """
+    learnt_BL = rows["weights"] > 0
+    log_BL = np.where(learnt_BL, rows["old"] - rows["sampler"], 0).astype(np.float64)
+    log_r = log_BL[learnt_BL] if learnt_BL.any() else np.zeros(1)
+    r = np.exp(log_r)
+    texts = np.quantile(log_BL.sum(axis=1), (0.05, 0.5, 0.95))
+    return {
+        "drift": float(np.abs(log_r).mean()),
+        "drift_max": float(np.abs(log_r).max()),
+        "drift_ratio": float(r.mean()),
+        "drift_k3": float((r - 1 - log_r).mean()),
+        "drift_far": float((np.abs(r - 1) > 0.1).mean()),
+        **{f"drift_text_{name}": float(value) for name, value in zip((5, 50, 95), texts, strict=True)},
+    }
+
+
 def to_keep(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Rows of `rows_of` without their padding, and what belongs to learnt tokens for those alone.
 

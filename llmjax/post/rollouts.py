@@ -31,7 +31,7 @@ from llmjax.post.advantages import (
     token_rewards,
     whiten,
 )
-from llmjax.post.draws import Draw, from_kept, joined, rows_of, to_keep
+from llmjax.post.draws import Draw, drift_of, from_kept, joined, rows_of, to_keep
 from llmjax.post.rewards import Reward
 from llmjax.post.rows import Store
 from llmjax.post.tools import Tool
@@ -224,7 +224,6 @@ class RolloutSource:
         """What is logged of a round."""
         mask_BL, total = rows["weights"], draw.scored.total
         scored, lengths = ~np.isnan(total), draw.made.lengths
-        log_BL = (rows["old"] - rows["sampler"])[mask_BL > 0]
         ends = np.array(draw.made.finish)
         means = rewards.means(draw.scored)
         parts = {f"rollout/reward{'/' * bool(name)}{name}": mean for name, mean in means.items()}
@@ -238,9 +237,7 @@ class RolloutSource:
             "rollout/cut": float((ends == "length").mean()),
             "rollout/kl": float((rows["old"] - rows["reference"])[mask_BL > 0].sum() / len(mask_BL)),
             "rollout/kl_weight": self._kl_weight,
-            "rollout/drift": float(np.abs(log_BL).mean()) if len(log_BL) else 0.0,
-            "rollout/drift_max": float(np.abs(log_BL).max()) if len(log_BL) else 0.0,
-            "rollout/drift_ratio": float(np.exp(log_BL).mean()) if len(log_BL) else 1.0,
+            **{f"rollout/{name}": value for name, value in drift_of(rows).items()},
         }
 
     def _show(self, number: int, draw: Draw, rows: Mapping[str, np.ndarray]) -> None:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from llmjax.config import base, from_json
 from llmjax.config.changes import described
 from llmjax.errors import UserError
+from llmjax.report import rollouts
 from llmjax.report.curves import Curves, read_curves
 
 MAX_SAMPLES = 24  # samples on the page; the file has all of them
@@ -37,7 +38,7 @@ class Run:
     token_index: dict[str, Any]
     samples: list[Sample]
     samples_left_out: int
-    tables: list[dict[str, Any]]  # of the last evaluation in training: title, columns, rows
+    tables: list[dict[str, Any]]  # of the last evaluation in training, and of samples: title, columns, rows
     missing: list[str]  # stages without results
     notes: list[str] = field(default_factory=list)
 
@@ -74,7 +75,7 @@ def collect(workdir: Path, *, config: ConfigDict | None = None) -> Run:
         token_index=next((_read_json(path, notes) for path in indexes if path.is_file()), {}),
         samples=samples,
         samples_left_out=left_out,
-        tables=_read_tables(workdir / "train" / "heldout.json", notes),
+        tables=_read_tables(workdir / "train" / "heldout.json", notes) + rollouts.tables(workdir, notes),
         missing=[name for name, results in stages.items() if name in wanted and not results],
         notes=notes + (curves.notes if curves else []),
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from llmjax import human
 from llmjax.config import base, flatten
+from llmjax.report import rollouts
 from llmjax.report.collect import Run
 from llmjax.report.plots import Line, draw
 
@@ -159,6 +160,7 @@ def plots(run: Run, *, prefix: str = "") -> list[dict[str, Any]]:
     add("rate", "Learning rate", [("learning rate", "learning_rate")], y_label="learning rate", from_zero=True)
     norms = [("gradient", "grad_norm"), ("update", "update_norm"), ("parameters", "param_norm")]
     add("norms", "Norms", norms, y_label="global L2 norm", log_y=True, marks=marks)
+    drawn += rollouts.plots(curves, prefix=prefix)
     load = [("busiest expert", "expert_load_max")]
     add("experts", "Load of the busiest expert", load, y_label="relative to the mean", from_zero=True)
     dropped = [("dropped", "expert_dropped")]
