@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,16 +17,16 @@ import pytest
 from helpers import run_command, start_command, tiny_config
 
 import llmjax
-from llmjax import cli, config, recipe
+from llmjax import cli, config, recipe, storage
 from llmjax.errors import UserError
 from llmjax.parallel import mesh, reading
-from llmjax.post import rows
+from llmjax.post import rewards, rows
 from llmjax.train import hardware
 
 SUMS = [(a, b) for a in range(8) for b in range(8)]
 SMALL = (
-    "--config.train.sequence_length=16", "--config.train.batch_size=8", "--config.optimizer.learning_rate=1e-3",
-    "--config.data.holdout_percent=20", "--config.checkpoint.every=1 steps", "--config.checkpoint.every_seconds=0",
+    "--config.train.sequence_length=24", "--config.train.batch_size=8", "--config.optimizer.learning_rate=1e-3",
+    "--config.data.holdout_percent=20", "--config.checkpoint.every=1000 steps", "--config.checkpoint.every_seconds=0",
     "--config.schedule.name=constant", "--config.schedule.warmup=0 steps", "--config.checkpoint.keep=9",
 )  # fmt: skip
 
@@ -61,7 +62,7 @@ def folder(tmp_path_factory) -> Path:
     for name, records in files.items():
         (where / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     with contextlib.redirect_stdout(None):
-        recipe.run(tiny_config(texts), where / "base", ("prepare", "tokenizer", "train"))
+        recipe.run(tiny_config(texts, train__eval_every="0 steps"), where / "base", ("prepare", "tokenizer", "train"))
     assert (
         post(where, "sft", "base", "chats", "--config.train.duration=40 steps", "--config.train.eval_every=20 steps")
         == 0
@@ -97,7 +98,9 @@ def test_a_base_model_is_taught_and_is_a_run_like_any_other(folder, capsys):
     )
     assert "train: done already" in capsys.readouterr().out
     model = llmjax.load(folder / "sft")
-    assert model.config.model.width == 32 and model.generate(["1+1="])[0].text
+    assert model.config.model == llmjax.load(folder / "base").config.model  # no field of the architecture is lost
+    results = json.loads((folder / "sft" / "train" / "results.json").read_text())
+    assert results["heldout_loss"] == held[-1]
 
 
 def test_a_preference_run_starts_at_ln_2_and_learns_which_answer_is_better(folder):
@@ -124,12 +127,20 @@ def test_a_reward_model_orders_answers_and_scores_texts(folder):
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)  # the head begins at 0
     assert last["accuracy"] > first["accuracy"] and last["loss"] < 0.6
     model = llmjax.load(folder / "reward")
-    scores = model.reward(["1+1=2", "1+1=no", "2+3=5", "2+3=no"])
+    long = "1" * 30  # an answer keeps its score beside a longer text
+    scores = model.reward(["1+1=2", "1+1=no", "2+3=5", "2+3=no", long])
     assert scores[0] > scores[1] and scores[2] > scores[3]
-    # An answer keeps its score beside a longer text.
+    prompts = ["1+1=", "1+1=", "2+3=", "2+3=", ""]
+    apart = model.reward(["2", "no", "5", "no", long], prompts=prompts)
+    np.testing.assert_allclose(apart, scores, rtol=1e-5, atol=1e-6)
     held = rows.load(folder / "reward", "heldout").examples(0)[0]
     text = model.tokenizer.decode(held.ids)
-    np.testing.assert_allclose(model.reward([text]), model.reward(["1" * 30, text])[1:], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model.reward([text, long])[:1], model.reward([long, text])[1:], rtol=1e-5, atol=1e-6)
+    # Another policy's reward: read from the run, by name and with a weight.
+    made = rewards.parse([f"model:{folder / 'reward'}=0.5"])
+    found = rewards.score(made, ["2", "no", "5", "no", long], [{"prompt": prompt} for prompt in prompts])
+    np.testing.assert_allclose(found.total, 0.5 * scores, rtol=1e-5, atol=1e-6)
+    assert list(found.parts) == ["reward"]
     with pytest.raises(UserError, match="gives no rewards"):
         llmjax.load(folder / "sft").reward(["1+1=2"])
 
@@ -231,7 +242,7 @@ def test_a_teacher_is_its_own_student_and_a_students_own_answers_are_the_same_af
 GRPO = (
     "--config.rollout.rewards=['exact_match', 'last_number=0.5']", "--config.rollout.tokens=4", "--config.rollout.samples=4",
     "--config.rollout.updates=2", "--config.train.eval_every=2 steps", "--config.objective.policy.kl_weight=0.01",
-    "--config.train.micro_batches=2",
+    "--config.train.micro_batches=2", "--config.checkpoint.every=1 steps",
 )  # fmt: skip
 
 
@@ -245,7 +256,13 @@ def test_sampler_and_trainer_agree_and_a_run_that_stops_inside_a_round_ends_in_t
     assert {"heldout_reward", "heldout_reward/exact_match"} <= seen[-1].keys()
     assert len(json.loads((folder / "whole" / "samples" / "000001.json").read_text())) > 0
 
-    assert post(folder, "grpo", "sft", "prompts", *GRPO, "--config.train.duration=3 steps", name="cut") == 0
+    # As if it had been killed after step 3, inside the second round.
+    shutil.copytree(folder / "whole", folder / "cut")
+    for path in ("checkpoints/4", "train/results.json"):
+        storage.remove(folder / "cut" / path)
+    stages = json.loads((folder / "cut" / "stages.json").read_text())
+    stages["train"]["done"] = False
+    (folder / "cut" / "stages.json").write_text(json.dumps(stages))
     assert post(folder, "grpo", "sft", "prompts", *GRPO, "--config.train.duration=4 steps", name="cut") == 0
     whole, cut = (llmjax.load(folder / name).params for name in ("whole", "cut"))
     jax.tree.map(np.testing.assert_array_equal, whole, cut)
@@ -299,7 +316,9 @@ def test_rows_that_say_nothing_are_counted_and_too_many_are_an_error(folder, cap
     broken = folder / "broken.jsonl"
     good = [{"prompt": f"{i}+1=", "completion": str(i + 1)} for i in range(9)]
     broken.write_text("".join(json.dumps(row) + "\n" for row in [*good, {"prompt": "a", "completion": ""}]))
-    assert post(folder, "sft", "base", "broken", "--config.train.duration=1 steps", name="counted") == 0
+    given = (f"--config.train.init_from={folder / 'base'}", f"--config.data.sources=['{broken}']", *SMALL)
+    workdir = ("--workdir", str(folder / "counted"))
+    assert cli.main(["rows", "--config", "configs/post/sft.py", *given, *workdir]) == 0
     out = capsys.readouterr().out
     assert "1 not usable" in out and "completion is empty (broken.jsonl, row 10)" in out
     kept = [json.loads(line) for line in (folder / "counted" / "rows" / "rejected.jsonl").read_text().splitlines()]
@@ -337,7 +356,6 @@ def test_messages_are_learnt_by_a_given_template_which_the_model_then_chats_by(f
     more = (
         f"--config.data.chat_template={template}",
         "--config.train.duration=2 steps",
-        "--config.train.sequence_length=24",
     )
     assert post(folder, "sft", "base", "messages", *more, name="chats") == 0
     model = llmjax.load(folder / "chats")

@@ -1,0 +1,157 @@
+"""SIGKILLs while a model is taught: supervised, by preferences and by rewards of its own answers.
+
+    python benchmarks/post_kills.py --out results/post_kills.json
+
+Each of the three runs is killed ten times, at moments that are drawn over what it does: reading and starting, sampling a
+round, taking steps, writing a checkpoint. The same command goes on each time. At the end its parameters, and the losses of
+every step, are compared bit for bit with those of a run that nothing disturbed. A model of a few thousand parameters; about
+five seconds of a core for each start, ten minutes in all.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import ROOT, make_parser, write
+
+import llmjax
+
+STEPS = 40
+SMALL = (
+    "--config.train.sequence_length=16", "--config.train.batch_size=8", f"--config.train.duration={STEPS} steps",
+    "--config.optimizer.learning_rate=1e-3", "--config.data.holdout_percent=20", "--config.checkpoint.every=3 steps",
+    "--config.schedule.name=constant", "--config.schedule.warmup=0 steps", "--config.train.eval_every=1000 steps",
+)  # fmt: skip
+POLICY = (
+    "--config.rollout.rewards=['last_number']", "--config.rollout.tokens=6", "--config.rollout.samples=4",
+    "--config.rollout.updates=4", "--config.objective.policy.kl_weight=0.01",
+)  # fmt: skip
+RUNS: dict[str, tuple[str, tuple[str, ...]]] = {"sft": ("chats", ()), "dpo": ("pairs", ()), "grpo": ("prompts", POLICY)}
+BASE = (
+    "--config.tokenizer.kind=byte", "--config.model.layers=1", "--config.model.width=16", "--config.model.heads=2",
+    "--config.model.mlp_width=32", "--config.model.vocab_size=320", "--config.train.batch_size=8", "--config.train.sequence_length=16",
+    "--config.train.duration=20 steps", "--config.train.eval_every=0 steps", "--config.data.min_bytes=1",
+    "--config.data.holdout_percent=20", "--config.stages=('prepare','tokenizer','train')",
+)  # fmt: skip
+
+
+def main() -> int:
+    parser = make_parser(__doc__)
+    parser.add_argument("--kills", type=int, default=10, help="of each run")
+    parser.add_argument("--seconds", type=float, default=600, help="no kill begins later than this")
+    args = parser.parse_args()
+    began, results = time.monotonic(), {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_files(folder)
+        source = f"--config.data.sources=['{folder / 'texts'}']"
+        status = start(
+            folder, "run", "--config", "configs/quickstart.py", source, *BASE, "--workdir", folder / "base"
+        ).wait()
+        if status:
+            raise RuntimeError(f"the base model could not be trained: see {folder / 'log'}")
+        for number, (verb, (data, more)) in enumerate(RUNS.items()):
+            given = (verb, "--config", f"configs/post/{verb}.py", f"--config.train.init_from={folder / 'base'}",
+                     f"--config.data.sources=['{folder / data}.jsonl']", *SMALL, *more)  # fmt: skip
+            results[verb] = disturbed(folder, verb, given, seed=number, kills=args.kills, deadline=began + args.seconds)
+            print(verb, results[verb], flush=True)
+    exact = all(one["same_parameters"] and one["same_losses"] for one in results.values())
+    write(
+        {"exact": exact, "kills": sum(sum(one["kills"].values()) for one in results.values()), "runs": results},
+        args.out,
+    )
+    return 0 if exact else 1
+
+
+def write_files(folder: Path) -> None:
+    """Sums as texts, conversations, preferences and prompts."""
+    sums = [(a, b) for a in range(8) for b in range(8)]
+    (folder / "texts").mkdir()
+    for i in range(8):
+        (folder / "texts" / f"{i}.txt").write_text("".join(f"{a}+{b}={a + b}\n" for a, b in sums[i::8]))
+    rows: dict[str, list[dict[str, str]]] = {"chats": [], "pairs": [], "prompts": []}
+    for a, b in sums:
+        asked, answer = f"{a}+{b}=", str(a + b)
+        rows["chats"].append({"prompt": asked, "completion": answer})
+        rows["pairs"].append({"prompt": asked, "chosen": answer, "rejected": "no"})
+        rows["prompts"].append({"prompt": asked, "answer": answer})
+    for name, records in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def start(folder: Path, *command: str | Path) -> subprocess.Popen[bytes]:
+    """The command as a process whose output goes to FOLDER/log."""
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
+                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # fmt: skip
+    with (folder / "log").open("ab") as log:
+        words = [sys.executable, "-m", "llmjax", *map(str, command)]
+        return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+
+def disturbed(
+    folder: Path, verb: str, given: tuple[str, ...], *, seed: int, kills: int, deadline: float
+) -> dict[str, Any]:
+    """A run that is killed so often, compared with one that is not."""
+    whole, killed = folder / f"{verb}-whole", folder / f"{verb}-killed"
+    if start(folder, *given, "--workdir", whole).wait():
+        raise RuntimeError(f"{verb} failed undisturbed: {(folder / 'log').read_text()[-2000:]}")
+    draw, counts = random.Random(seed), {"start": 0, "rollout or update": 0, "save": 0}
+    for number in range(kills):
+        if time.monotonic() > deadline:
+            break
+        before, process = len(rows(killed)), start(folder, *given, "--workdir", killed)
+        # Every third kill waits for a checkpoint that is being written, the others for steps, and the first for neither.
+        saving = number % 3 == 2
+        until = before + draw.randrange(0, 4) if number else -1
+        while process.poll() is None and not (is_saving(killed) if saving else len(rows(killed)) > until):
+            time.sleep(0.001)
+        if not saving:
+            time.sleep(draw.random() * 0.1)
+        place = "save" if is_saving(killed) else "rollout or update" if len(rows(killed)) > before else "start"
+        if process.poll() is not None:
+            break  # it ended before its time had come
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        counts[place] += 1
+    if start(folder, *given, "--workdir", killed).wait():
+        raise RuntimeError(f"{verb} did not go on: {(folder / 'log').read_text()[-2000:]}")
+    a, b = (flat(llmjax.load(run).params) for run in (whole, killed))
+    losses = [[(row["step"], row["loss"]) for row in rows(run)] for run in (whole, killed)]
+    return {
+        "kills": counts,
+        "steps": STEPS,
+        "same_parameters": a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a),
+        "same_losses": losses[0] == losses[1] and len(losses[0]) == STEPS,
+    }
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """The whole rows of a run's metrics."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def is_saving(run: Path) -> bool:
+    """Whether a checkpoint is being written: orbax gives it its name when it is whole."""
+    folder = run / "checkpoints"
+    return folder.is_dir() and any("tmp" in path.name for path in folder.iterdir())
+
+
+def flat(tree: Any, name: str = "") -> dict[str, np.ndarray]:
+    """The arrays of a tree by their paths."""
+    if isinstance(tree, dict):
+        return {path: leaf for key, value in tree.items() for path, leaf in flat(value, f"{name}/{key}").items()}
+    return {name: np.asarray(tree)}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
