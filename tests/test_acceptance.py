@@ -22,7 +22,7 @@ from chats import CONVERSATIONS, TEMPLATES, TOOLS, chat_tokenizer
 from helpers import few, mesh_of, prepare_steps, tiny_config
 from ml_collections import ConfigDict
 
-from llmjax import config, recipe
+from llmjax import config
 from llmjax.data.chat import chat_ids
 from llmjax.data.conversations import Row, RowError
 from llmjax.data.examples import Example, examples_of, prompt_ids
@@ -37,6 +37,7 @@ from llmjax.objectives.losses import Predictions
 from llmjax.objectives.preference import LOSSES, Answers
 from llmjax.post import batches, heldout, rows
 from llmjax.post.rows import Group
+from llmjax.recipe import stages
 
 HERE = Path(__file__).parent
 HELD = "in the tests of heads, judges and other tasks"
@@ -249,13 +250,13 @@ def test_S11_a_conversation_is_cut_by_its_oldest_turn_when_it_is_one_token_too_l
 
 def test_S12_rows_are_made_anew_when_what_they_depend_on_changes():
     base = tiny_config(data__format="conversations")
-    before = recipe.dependencies(base, "rows", files="digest")
+    before = stages.dependencies(base, "rows", files="digest")
     changes = {"data__turns": "last", "data__chat_template": "other.jinja", "tokenizer__path": "another", "train__sequence_length": 32,
                "train__init_from": "another", "rollout__tools": ("math:sqrt",), "objective__name": "preference"}  # fmt: skip
     for key, value in changes.items():
         c = tiny_config(data__format="conversations", **{key: value})
-        assert recipe.dependencies(c, "rows", files="digest") != before, key
-    assert recipe.dependencies(base, "rows", files="of another template") != before
+        assert stages.dependencies(c, "rows", files="digest") != before, key
+    assert stages.dependencies(base, "rows", files="of another template") != before
 
 
 def test_an_answer_that_is_labelled_bad_is_not_learnt():
