@@ -190,6 +190,23 @@ def test_a_model_learns_the_classes_of_texts_which_the_report_tells(folder):
 
 
 @pytest.mark.slow
+def test_an_encoder_learns_the_classes_of_two_texts(folder):
+    c = tiny_config(folder / "texts", objective__name="masked", model__direction="bidirectional", model__types=2)
+    recipe.run(c, folder / "encoder", ("prepare", "tokenizer", "train"))
+    rows_of = [{"text": f"{a}", "text_b": f"{b}", "label": "more" if a > b else "not"} for a, b in SUMS]
+    (folder / "twos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of))
+    more = ("--config.train.duration=150 steps", "--config.optimizer.learning_rate=1e-2", "--config.model.pooler=true")
+    assert post(folder, "task", "encoder", "twos", *more, "--config.train.eval_every=150 steps", name="twos") == 0
+    results = json.loads((folder / "twos" / "results.json").read_text())
+    assert results["train/loss"] < 0.4 and results["train/accuracy"] > 0.6
+    model = llmjax.load(folder / "twos")
+    assert model.config.model.pooler and [one.label for one in model.classify([("7", "1"), ("1", "7")])] == [
+        "more",
+        "not",
+    ]
+
+
+@pytest.mark.slow
 def test_numbers_are_learnt_and_a_head_for_something_else_begins_anew(folder):
     files = [{"text": f"{a}+{b}=", "label": b} for a, b in SUMS]
     (folder / "numbers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in files))

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from llmjax.data.examples import Example
 from llmjax.data.tokenizer import Tokenizer
+from llmjax.errors import UserError
 from llmjax.eval import text_metrics
 from llmjax.infer.rollout import sample_rollouts
 from llmjax.model.transformer import Transformer
@@ -25,6 +26,11 @@ SHOWN = 24  # texts in the report
 def check(c: ConfigDict) -> None:
     """Raise UserError for texts that cannot be measured."""
     text_metrics.check(c.eval.texts)
+    if c.eval.texts and c.objective.name not in ("causal", "distill"):
+        raise UserError(
+            f"eval.texts compares what a model writes with held-out answers, and objective.name={c.objective.name} learns from "
+            "other rows: set it to ()"
+        )
 
 
 def make_heldout(
