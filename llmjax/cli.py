@@ -54,6 +54,7 @@ examples:
   llmjax plan --config configs/runs/llama2.py --topology v5p:8x8x8   does it fit, how fast is it, what does it cost
   llmjax sft --config configs/post/sft.py --config.train.init_from=runs/smollm2 --config.data.sources='["chats.jsonl"]'
   llmjax sweep --config configs/ablations/positions.py               arms with several seeds, against a control
+  llmjax budget --chips v5p:128 --days 7                             which model that buys, and what it will cost
   llmjax laws points.csv --parameters N --tokens D --loss loss       a scaling law of many runs
   llmjax ask --db sales.sqlite 'Who bought most?'                    the SQL, which can only read, and its rows
   llmjax ask --docs papers/ 'What do they say of birds?'             an answer whose quotes were checked

@@ -19,6 +19,7 @@ NEEDED = {
     "": (*VERBS, "--traceback", "--version"), "config": ("--config FILE",), "plan": ("--topology CHIP:SHAPE",),
     "import": ("--from DIR", "--to RUN"), "export": ("--from RUN", "--to DIR"), "classify": ("--positive",), "rate": ("--to",),
     "sweep": ("--config.KEY=VALUE", "--workdir DIR", "--dry-run"),
+    "budget": ("--flops N", "--out FILE.json"),
     "laws": ("--parameters COLUMN", "--out FILE.json"),
     **dict.fromkeys(("run", "prepare", "tokenizer", "rows", "train", "cpt", "sft", "reward", "dpo", "grpo", "ppo"), ("--config.KEY=VALUE", "--workdir DIR", "--again")),
 }  # fmt: skip

@@ -10,11 +10,11 @@ from scipy import optimize
 
 from llmjax import cli
 from llmjax.errors import UserError
-from llmjax.sweep import isoflops, laws
+from llmjax.sweep import isoflops, laws, published
 from llmjax.sweep.points import Points, read_runs, read_table
 
 DATA = Path("../shared/data/scaling")
-published = pytest.mark.skipif(not DATA.exists(), reason="needs published points")
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs published points")
 HOFFMANN = np.array([6.0073404, 6.0179186, 0.5267228, 0.33917084, 0.2849083])
 
 
@@ -50,7 +50,7 @@ def test_intervals_hold_the_truth_and_the_best_size_spends_the_budget():
         assert law.loss(n * factor, d / factor) > law.loss(n, d)
 
 
-@published
+@needs_data
 def test_chinchillas_points_give_the_optimum_and_the_known_resamples():
     fit = laws.fit(chinchilla(), drop_highest=5, resamples=3)
     assert (len(fit.points), len(fit.dropped)) == (240, 5)
@@ -62,7 +62,7 @@ def test_chinchillas_points_give_the_optimum_and_the_known_resamples():
     assert fit.law.best_tokens(5.76e23) / fit.law.best_size(5.76e23) == pytest.approx(17.9, abs=0.1)
 
 
-@published
+@needs_data
 def test_the_mean_of_the_losses_at_usual_tolerances_stops_where_it_began():
     points = chinchilla()
     points = points.taken(points.loss < np.sort(points.loss)[-5])
@@ -77,7 +77,7 @@ def test_the_mean_of_the_losses_at_usual_tolerances_stops_where_it_began():
     assert laws.objective(naive.x, n, d, y, laws.HUBER)[0] > 1.1 * laws.fit(points, resamples=0).law.objective
 
 
-@published
+@needs_data
 @pytest.mark.parametrize(("outliers", "exponent", "tokens"), [(True, 0.463, 16.1e12), (False, 0.500, None)])
 def test_llama_3s_budgets_grow_as_published(outliers, exponent, tokens):
     with (DATA / "isoflops_openathena.csv").open() as file:
@@ -147,3 +147,85 @@ def test_what_holds_no_law_is_refused_or_warned_of(tmp_path, capsys):
             read_table(tmp_path / "bad.csv", parameters="n", tokens="d", loss="l")
     with pytest.raises(UserError, match="is no finished run"):
         read_runs([tmp_path])
+
+
+# ------------------------------------------------------------------ other laws
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    with (DATA / name).open() as file:
+        return list(csv.DictReader(file))
+
+
+def numbers(rows: list[dict[str, str]], *columns: str) -> list[np.ndarray]:
+    return [np.array([float(row[column]) for row in rows]) for column in columns]
+
+
+STEPS = {  # Porian et al. 2024, RefinedWeb: the exponent of N ~ C^a, one correction at a time
+    "rw/base/long/kaplan/kaplan": 0.8338,
+    "rw/base/long/kaplan/standard": 0.7009,
+    "rw/base/short/kaplan/standard": 0.6035,
+    "rw/base/short/chinchilla/standard": 0.5714,
+    "rw/tuned/short/const/standard": 0.4970,
+}
+
+
+@needs_data
+@pytest.mark.parametrize("setting", STEPS)
+def test_the_five_steps_from_kaplans_exponent_to_chinchillas(setting):
+    optima = [row for row in rows_of("porian_optimal_pairs.csv") if row["setting"] == setting and row["N_opt"]]
+    flops, sizes = numbers(optima, "flops", "N_opt")
+    assert isoflops.growth(flops, sizes).exponent == pytest.approx(STEPS[setting], abs=0.002)
+    raw = [row for row in rows_of("porian_isoflop_points.csv") if row["setting"] == setting]
+    n, d, loss, budgets = numbers(raw, "params", "tokens", "loss", "flops")
+    found = isoflops.fit(Points(n, d, loss, ("",) * len(n)), budgets, curve="akima")
+    assert found.exponent == pytest.approx(STEPS[setting], abs=0.003)
+
+
+def test_kaplans_form_has_its_limits_and_its_exponent():
+    assert published.kaplan_loss(1e9, 1e30) == pytest.approx((8.8e13 / 1e9) ** 0.076)
+    assert published.kaplan_loss(1e30, 1e10) == pytest.approx((5.4e13 / 1e10) ** 0.095)
+    (low, small), (high, large) = published.kaplan_compute(1e20), published.kaplan_compute(1e22)
+    assert high < low and np.log(large / small) / np.log(100) == pytest.approx(0.73)
+    assert published.critical_batch(2.5) == pytest.approx(2e8 * 2.5 ** (-1 / 0.21))
+
+
+def test_repeated_tokens_are_worth_less_and_less():
+    """Muennighoff et al. 2023: four epochs cost almost nothing, sixteen keep half of the value, forty add nothing more."""
+    law = published.DataConstrained()
+    unique = 1e10
+    epochs = np.array([1.0, 4.0, 16.0, 40.0, 80.0])
+    effective = law.effective_tokens(epochs * unique, unique)
+    assert effective[0] == pytest.approx(unique)
+    worth = effective / (epochs * unique)
+    assert worth[1] > 0.9 and 0.4 < worth[2] < 0.75 and worth[3] < 0.4
+    assert effective[4] - effective[3] < 0.1 * effective[3]
+    losses = law.loss(1e9, epochs * unique, unique)
+    fresh = law.E + law.A * law.effective_parameters(1e9, unique) ** -law.alpha + law.B * (epochs * unique) ** -law.beta
+    assert np.all(np.diff(losses) < 0) and np.all(losses >= fresh) and losses[1] - fresh[1] < 0.01
+    assert law.effective_parameters(1e9, 1e15) == pytest.approx(1e9)  # enough data for it
+    assert law.effective_parameters(1e11, unique) < 0.1 * 1e11
+
+
+@needs_data
+def test_repetition_explains_what_a_law_of_fresh_tokens_does_not():
+    rows = rows_of("data_constrained_muennighoff.csv")
+    n, d, unique, loss = numbers(rows, "params", "tokens", "unique_tokens", "val_loss")
+    law = published.DataConstrained()
+    ignoring = law.E + law.A * n**-law.alpha + law.B * d**-law.beta
+    wrong, right = (float(np.median(np.abs(loss - one))) for one in (ignoring, law.loss(n, d, unique)))
+    assert wrong == pytest.approx(0.52, abs=0.02) and right == pytest.approx(0.22, abs=0.03)
+
+
+@needs_data
+def test_step_laws_rate_and_batch_are_near_the_best_of_its_grids():
+    grids: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in rows_of("steplaw_dense_lr_bs_loss.csv"):
+        grids.setdefault((row["N"], row["D"]), []).append(row)
+    lost = []
+    for (parameters, tokens), rows in grids.items():
+        rule = published.step_law(float(parameters), float(tokens))
+        rates, batches, loss = numbers(rows, "lr", "bs", "smooth loss")
+        near = np.log(rates / rule.rate) ** 2 + np.log(batches * 2048 / rule.batch_tokens) ** 2
+        lost.append(loss[np.argmin(near)] / loss.min() - 1)
+    assert len(lost) == 17 and np.mean(lost) == pytest.approx(0.00096, abs=2e-4) and max(lost) < 0.004

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ENOUGH = 20  # runs: four for each of the five constants
 BUDGETS = (1e18, 1e19, 1e20, 1e21, 1e22, 1e23, 1e24, 1e25)  # FLOPs of the table of best sizes
+CONSTANTS = ("E", "A", "B", "alpha", "beta")
 FAR = 10.0  # times the largest budget that was run, from where a prediction is marked
 
 
@@ -108,13 +109,15 @@ def trust(fit: "Fit") -> list[str]:
 
 
 def as_json(fit: "Fit") -> dict[str, Any]:
-    """The law and its intervals, 90 % of the resamples of each number, for JSON."""
-    names = ("E", "A", "B", "alpha", "beta", "exponent")
+    """The law, its resamples (each E, A, B, alpha, beta), and the intervals that hold 90 % of them, for JSON."""
+    names = (*CONSTANTS, "exponent")
     made: dict[str, Any] = {name: getattr(fit.law, name) for name in (*names, "objective")}
     if fit.resamples:
+        made["resampled"] = [[float(f"{getattr(one, name):.7g}") for name in CONSTANTS] for one in fit.resamples]
         made["intervals"] = {name: fit.interval(lambda one, name=name: getattr(one, name)) for name in names}  # type: ignore[misc]
     return made | {
         "runs": len(fit.points),
+        "largest_flops": float(fit.points.flops.max()),
         "dropped": fit.dropped,
         "error": fit.error,
         "agree": fit.agree,
