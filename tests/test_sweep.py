@@ -194,6 +194,25 @@ def test_failed_and_diverged_trials_are_shown_and_the_others_go_on(tmp_path, mon
     assert "the machine is on fire" in html and "2 diverged, 1 done, 1 failed" in html
 
 
+def test_retry_runs_what_failed_once_more(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def run_stages(folder, c, run):
+        ran.append(c.name)
+        if c.optimizer.name == "sgd":
+            raise UserError("the disk is full")
+        return {"bits_per_byte": 1.0}
+
+    monkeypatch.setattr(worker, "run_stages", run_stages)
+    planned(tmp_path, seeds=1)
+    words = ["sweep", "--workdir", str(tmp_path)]
+    assert cli.main(words) == 1 and cli.main(words) == 1
+    assert ran == ["control, seed 0", "sgd, seed 0"]
+    assert cli.main([*words, "--retry"]) == 1
+    assert ran == ["control, seed 0", "sgd, seed 0", "sgd, seed 0"]
+    assert "--retry runs them again" in capsys.readouterr().err
+
+
 def test_a_line_that_a_killed_worker_left_does_not_count(tmp_path, fake_runs):
     found = planned(tmp_path)
     work(found)
@@ -351,3 +370,11 @@ def test_a_study_is_read_as_it_was_written(tmp_path):
     (tmp_path / "study.json").write_text('{"config": {}}')
     with pytest.raises(UserError, match="damaged"):
         study.read(tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_workers_leave_the_table_of_a_study_that_was_left_alone(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "sweep_kills.py"
+    words = [sys.executable, str(script), "--small", "--pause", "6", "--out", str(tmp_path / "kills.json")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -51,7 +51,8 @@ def write(folder: Path) -> Path:
         "cost": _cost(found, arms, rows),
         "plots": _plots(found, arms),
     }
-    return page.write(folder / "report", template="study", story=story)[0]
+    with storage.locked(folder / ".report.lock"):  # two workers may end at the same time
+        return page.write(folder / "report", template="study", story=story)[0]
 
 
 def _cost(found: Study, arms: Sequence[Arm], rows: Mapping[str, Row]) -> list[str]:

@@ -15,7 +15,6 @@ process that has its lease (llmjax/storage.py).
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,11 +119,10 @@ def note(study: Study, trial: Trial, state: str, **more: Any) -> None:
     storage.append_line(study.folder / "trials.jsonl", json.dumps(row))
 
 
-def open_trials(study: Study, known: dict[str, Row], *, retry: Sequence[str] = ()) -> list[Trial]:
-    """The trials that have not ended, in order, each once. `retry`: states that count as not ended."""
+def open_trials(study: Study, known: dict[str, Row]) -> list[Trial]:
+    """The trials that have not ended, in order, each once."""
     found: dict[str, Trial] = {}
     for trial in study.trials:
-        state = known.get(trial.id, {}).get("state", "")
-        if state not in ENDED or state in retry:
+        if known.get(trial.id, {}).get("state") not in ENDED:
             found.setdefault(trial.id, trial)
     return list(found.values())

@@ -176,22 +176,25 @@ def _work(args: argparse.Namespace, found: "Study") -> None:
     """Run what is open, one trial after another, and write the table whenever one ends."""
     from llmjax.sweep import page, search, study, worker
 
-    again = {one.id for one in study.open_trials(found, study.rows(found.folder), retry=_retried(args))}
-    again -= {one.id for one in study.open_trials(found, study.rows(found.folder))}
+    before = study.rows(found.folder)
+    again = {name: row["time"] for name, row in before.items() if args.retry and row["state"] in ("failed", "diverged")}
     limit = _seconds(args.budget)
+
+    def is_open(row: "Row") -> bool:
+        return row.get("state") not in study.ENDED or again.get(row["trial"]) == row["time"]
 
     def wanted() -> "Sequence[Trial]":
         known = study.rows(found.folder)
         if limit and sum(row.get("seconds", 0.0) for row in known.values()) >= limit:
             return []
-        now = search.propose(found.folder)
-        return [
-            trial for trial in study.open_trials(now, known, retry=study.ENDED)
-            if known.get(trial.id, {}).get("state") not in study.ENDED or trial.id in again
-        ]  # fmt: skip
+        now = search.propose(found.folder) if found.search else found
+        if now.config.to_dict() != found.config.to_dict():
+            raise UserError(
+                f"another command has given {found.folder} another config: run this one in a folder of its own"
+            )
+        return study.open_trials(now, {name: row for name, row in known.items() if not is_open(row)})
 
     def ended(trial: "Trial") -> None:
-        again.discard(trial.id)
         page.write_results(found.folder)
         row = study.rows(found.folder)[trial.id]
         print(
@@ -199,10 +202,6 @@ def _work(args: argparse.Namespace, found: "Study") -> None:
         )
 
     worker.work(found, wanted=wanted, ended=ended)
-
-
-def _retried(args: argparse.Namespace) -> tuple[str, ...]:
-    return ("failed", "diverged") if args.retry else ()
 
 
 def _seconds(text: str) -> float:
