@@ -13,11 +13,9 @@ relevant ones removed.
 """
 
 import functools
-import gzip
 import json
 import os
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +23,11 @@ import common
 import numpy as np
 
 from llmjax.eval.statistics import compare_paired, mean
+from llmjax.retrieve.documents import embed
 from llmjax.retrieve.documents.ask import COVERAGE
-from llmjax.retrieve.documents.index import DEPTH, RRF, Index, fused
-from llmjax.retrieve.documents.measures import ndcg, recall
+from llmjax.retrieve.documents.index import DEPTH, RRF, Index
+from llmjax.retrieve.documents.task import Documents, Queries, read_documents, read_queries, scored, with_encoder
 
-Documents = list[tuple[str, str, str]]  # id, title, text
-Queries = list[tuple[str, list[str]]]  # text, ids of relevant documents
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
@@ -49,33 +46,6 @@ def main() -> None:
     common.write(results, args.out)
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
-
-
-def paragraphs(path: Path) -> list[dict[str, Any]]:
-    """The paragraphs of a file of SQuAD, in order."""
-    return [one for article in json.loads(path.read_text(encoding="utf-8"))["data"] for one in article["paragraphs"]]
-
-
-def read_documents(path: Path) -> Documents:
-    """The documents of a collection."""
-    if path.suffix == ".json":
-        return [(str(number), "", one["context"]) for number, one in enumerate(paragraphs(path))]
-    return [
-        (str(row["id"]), row.get("title", ""), row.get("text") or " ".join(row["sentences"])) for row in lines(path)
-    ]
-
-
-def read_queries(path: Path) -> Queries:
-    """The queries with the ids of what is relevant."""
-    if path.suffix == ".json":
-        return [(one["question"], [str(n)]) for n, paragraph in enumerate(paragraphs(path)) for one in paragraph["qas"]]
-    return [(row.get("claim") or row["question"], [str(one) for one in row["relevant"]]) for row in lines(path)]
-
-
 def measured(index: Index, documents: Documents, queries: Queries, encoder: Path | None) -> dict[str, Any]:
     """The scores of each ranking."""
     began = common.cpu_seconds()
@@ -89,45 +59,27 @@ def measured(index: Index, documents: Documents, queries: Queries, encoder: Path
     rankings = {"bm25": [index.lexical(text) for text, _ in queries]}
     results["queries_per_cpu_second"] = round(len(queries) / (common.cpu_seconds() - began), 1)
     if encoder is not None:
-        rankings |= with_encoder(index, queries, rankings["bm25"], encoder, results)
-    ids = {passage.block: passage.path for passage in index.passages([(n, 0.0) for n in range(1, len(documents) + 1)])}
-    scores: dict[str, list[float]] = {}
-    for name, found in rankings.items():
-        named = [[ids[block] for block, _ in ranking] for ranking in found]
-        pairs = list(zip(named, (relevant for _, relevant in queries), strict=True))
-        scores[name] = [ndcg(ranking, dict.fromkeys(relevant, 1.0)) for ranking, relevant in pairs]
-        results[name] = {"ndcg@10": estimate(scores[name])}
-        for k in (1, 10, 100):
-            results[name][f"recall@{k}"] = estimate([recall(ranking, relevant, k=k) for ranking, relevant in pairs])
+        import llmjax
+
+        encode = functools.partial(embed.encode, llmjax.load(encoder), length=128)
+        began = common.cpu_seconds()
+        rankings |= with_encoder(index, queries, rankings["bm25"], encode)
+        results["encoder_cpu_seconds"] = round(common.cpu_seconds() - began, 1)
+    scores = {name: scored(index, found, queries) for name, found in rankings.items()}
+    for name, own in scores.items():
+        results[name] = {measure: estimate(values) for measure, values in own.items()}
     if encoder is not None:
-        test = compare_paired(scores["bm25"], scores["fused"])
+        test = compare_paired(scores["bm25"]["ndcg@10"], scores["fused"]["ndcg@10"])
         results["fused_minus_bm25"] = {"ndcg@10": test.difference, "interval": test.interval, "p": test.bootstrap}
-    results["refusing"] = refusals(index, queries, rankings["bm25"], ids)
+    results["refusing"] = refusals(index, queries, rankings["bm25"])
     return results
 
 
-def with_encoder(
-    index: Index, queries: Queries, lexical: Any, encoder: Path, results: dict[str, Any]
-) -> dict[str, Any]:
-    """The rankings by an encoder's vectors, and fused with those by words."""
-    import llmjax
-    from llmjax.retrieve.documents import embed
-
-    model = llmjax.load(encoder)
-    encode = functools.partial(embed.encode, model, length=128)
-    began = time.perf_counter()
-    index.embed("encoder", encode)
-    results["embedding_seconds"] = round(time.perf_counter() - began, 1)
-    vectors = encode([text for text, _ in queries])
-    semantic = [index.semantic("encoder", vector) for vector in vectors]
-    return {"encoder": semantic, "fused": [fused(a, b)[:DEPTH] for a, b in zip(lexical, semantic, strict=True)]}
-
-
-def refusals(index: Index, queries: Queries, rankings: Any, ids: dict[int, str]) -> dict[str, Any]:
+def refusals(index: Index, queries: Queries, rankings: Any) -> dict[str, Any]:
     """Shares of questions that are refused by the coverage of their words, with and without the relevant documents."""
     covered: dict[str, list[float]] = {"answerable": [], "unanswerable": []}
     for (text, relevant), ranking in zip(queries, rankings, strict=True):
-        left = [pair for pair in ranking if ids[pair[0]] not in relevant]
+        left = [pair for pair in ranking if index.path_of(pair[0]) not in relevant]
         for name, some in (("answerable", ranking), ("unanswerable", left)):
             covered[name].append(index.coverage(text, index.passages(some[:6])))
     return {"threshold_used": COVERAGE} | {

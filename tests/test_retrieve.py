@@ -332,12 +332,58 @@ def test_measures_of_rankings_by_hand():
     assert measures.recall(["x", "a", "b"], {"a", "c"}, k=2) == 0.5
     assert measures.exact_match("The Vasa!", ["vasa"]) == 1.0
     assert measures.f1("the old ship Vasa", ["Vasa ship"]) == pytest.approx(2 * 2 / 5)
-    rows = [
-        {"citations": [{"path": "a", "sentence": "s"}], "dropped": [{"sentence": "t"}]},
-        {"citations": [{"path": "b", "sentence": "u"}], "dropped": []},
+
+
+def test_retrieval_and_citations_are_tasks_of_eval(tmp_path, monkeypatch):
+    from llmjax import cli  # registers them
+    from llmjax.eval import registered
+    from llmjax.retrieve.documents import embed, task
+
+    assert "ask" in cli.VERBS
+    corpus = [
+        ("v", "Vasa", "The ship sank in 1628."),
+        ("t", "Titanic", "The ship sank in 1912."),
+        ("k", "Kea", "A parrot sings."),
     ]
-    found = measures.citation_scores(rows, [{"a"}, {"x"}])
-    assert found == pytest.approx({"citation_recall": 2 / 3, "citation_precision": 2 / 3, "cited_relevant": 0.5})
+    (tmp_path / "my_corpus.jsonl").write_text(
+        "".join(json.dumps({"id": i, "title": t, "text": x}) + "\n" for i, t, x in corpus)
+    )
+    (tmp_path / "queries.jsonl").write_text(
+        '{"question": "When did the Vasa sink?", "relevant": ["v"]}\n{"question": "What sings?", "relevant": ["t"]}\n'
+    )
+
+    def encode(model, texts):
+        made = np.array([["Titanic" in text, "sings" in text, 1e-3] for text in texts], np.float32)
+        return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+    monkeypatch.setattr(embed, "encode", encode)
+    found = registered.evaluate("retrieval", None, [tmp_path]).metrics
+    assert (
+        found["bm25_recall@1"].value == 0.5
+        and found["encoder_recall@1"].value in (0.0, 0.5)
+        and found["fused_recall@100"].value == 1.0
+    )
+
+    class Model:
+        config = type("C", (), {"model": type("M", (), {"max_length": 64})})
+
+        def engine(self, **_):
+            return None
+
+    def run(engine, jobs):
+        for key, start in jobs:
+            number = 1 if key == 0 else 9
+            result, _ = asking.scripted(
+                start(), lambda asked, n=number: f'[{n}] "The ship sank in" The Vasa sank in 1628.'
+            )
+            yield asking.Finished(key, result)
+
+    monkeypatch.setattr(task.asking, "run", run)
+    score = registered.evaluate("citations", Model(), [tmp_path])
+    assert score.metrics["citation_precision"].value == 0.5 and score.metrics["cited_relevant"].value == 1.0
+    assert score.metrics["refused"].value == 0.5
+    with pytest.raises(UserError, match="one file .corpus"):
+        registered.evaluate("retrieval", None, [tmp_path / "none"])
 
 
 def test_a_missing_folder_is_an_error_that_names_it(tmp_path):
@@ -358,3 +404,27 @@ def test_rows_of_answers_are_json(folder, tmp_path):
         row = json.loads(json.dumps(answer.row()))
         assert row["citations"][0]["path"] == "deep/ships.txt" and row["refused"] is False
         assert textwrap.shorten(ask.text_of(answer), 60).startswith("The Vasa sank. [1]")
+
+
+def test_vectors_do_not_depend_on_the_batch_and_have_length_one():
+    import types
+
+    from networks import make, settings
+
+    from llmjax import config
+    from llmjax.data.tokenizer import byte_tokenizer
+    from llmjax.parallel import mesh as meshes
+    from llmjax.retrieve.documents import embed
+
+    c = config.base()
+    c.model = settings(vocab_size=320, max_length=64, direction="bidirectional")
+    module, params = make(c.model)
+    mesh = meshes.make_mesh("data=1", devices=embed.jax.devices()[:1])
+    model = types.SimpleNamespace(config=c, module=module, params=params, tokenizer=byte_tokenizer(), mesh=mesh, step=1)
+    texts = ["kea", "a carp that swims", "", "x" * 500]
+    together = embed.encode(model, texts, length=64)
+    alone = np.concatenate([embed.encode(model, [text], length=64) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(embed.encode(model, ["x" * 62]), together[3:], atol=1e-5)  # the rest is cut off
+    assert abs(together[0] @ together[1]) < 0.999

@@ -7,9 +7,11 @@ above add theirs to `TASKS`, so that no import goes up.
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llmjax.eval.leaderboard import TaskScore
-from llmjax.infer.language_model import LanguageModel
+if TYPE_CHECKING:
+    from llmjax.eval.leaderboard import TaskScore
+    from llmjax.infer.language_model import LanguageModel
 
 TASKS: dict[str, str] = {
     "bbq": "llmjax.eval.social_bias:bbq",
@@ -18,7 +20,7 @@ TASKS: dict[str, str] = {
 }
 
 
-def evaluate(name: str, model: LanguageModel, folders: Sequence[str | Path], *, limit: int = 0) -> TaskScore:
+def evaluate(name: str, model: "LanguageModel", folders: Sequence[str | Path], *, limit: int = 0) -> "TaskScore":
     """The score of a task of `TASKS`."""
     module, _, function = TASKS[name].partition(":")
     found: TaskScore = getattr(importlib.import_module(module), function)(model, folders, limit=limit)

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax.errors import UserError
+from llmjax.eval import registered
 from llmjax.startup import timings
 from llmjax.verb import Verb
 
@@ -159,3 +160,7 @@ VERBS = {
         _add, _ask, after=" The model is the run's (default: runs/assistant).",
     ),
 }  # fmt: skip
+registered.TASKS |= {
+    "retrieval": "llmjax.retrieve.documents.task:retrieval",
+    "citations": "llmjax.retrieve.documents.task:citations",
+}

@@ -280,7 +280,7 @@ class Index:
         """Add documents (path, title, text) of no file, each as one block: collections with a known division."""
         with self._writing():
             for path, title, text in documents:
-                self._add("", path, text, [Block(0, len(text))], title=title)
+                self._add("", path, text, [Block(0, len(text), title)], title="")
         self._vectors.clear()
 
     def _add(self, file: str, path: str, text: str, found: Sequence[Block], *, title: str) -> int:
@@ -358,6 +358,12 @@ class Index:
         best = np.lexsort((ids, -scores_N))[:k]
         return [(int(ids[i]), float(scores_N[i])) for i in best]
 
+    def path_of(self, block: int) -> str:
+        """The path of a block's document."""
+        sql = "SELECT d.path FROM blocks b JOIN documents d ON d.id = b.document WHERE b.id = ?"
+        (path,) = self._db.execute(sql, (block,)).fetchone()
+        return str(path)
+
     def passages(self, found: Sequence[tuple[int, float]]) -> list[Passage]:
         """The blocks of a ranking with their texts."""
         made = []
@@ -380,6 +386,7 @@ class Index:
             if word in ASKING_WORDS:
                 continue
             (have,) = self._db.execute("SELECT count(*) FROM words WHERE words MATCH ?", (f'"{word}"',)).fetchone()
+            have = max(have, 1)  # a word that occurs nowhere says no more than one that occurs once
             weights[word] = float(np.log((total - have + 0.5) / (have + 0.5) + 1))
         whole = sum(weights.values())
         if not whole:

@@ -1,14 +1,10 @@
-"""Measures of rankings and of citations.
-
-Citation recall and precision are those of ALCE (Gao et al. 2023), with the checks of `cite.py` as the judge.
-"""
+"""Measures of rankings, and of short answers as SQuAD counts them."""
 
 import math
 import re
 import string
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 
 def ndcg(found: Sequence[str], relevant: Mapping[str, float], *, k: int = 10) -> float:
@@ -21,23 +17,6 @@ def ndcg(found: Sequence[str], relevant: Mapping[str, float], *, k: int = 10) ->
 def recall(found: Sequence[str], relevant: Collection[str], *, k: int) -> float:
     """The share of the relevant items that are among the first k."""
     return len(set(found[:k]) & set(relevant)) / len(relevant) if relevant else 0.0
-
-
-def citation_scores(answers: Sequence[Mapping[str, Any]], relevant: Sequence[Collection[str]]) -> dict[str, float]:
-    """Over rows of answers: recall, the share of sentences with a citation that holds; precision, the share of citations
-    that hold; and the share of citations that are of a relevant document."""
-    held = sum(len(row["citations"]) for row in answers)
-    dropped = sum(len(row["dropped"]) for row in answers)
-    right = sum(
-        one["path"] in wanted for row, wanted in zip(answers, relevant, strict=True) for one in row["citations"]
-    )
-    sentences = sum(len({one["sentence"] for one in (*row["citations"], *row["dropped"])}) for row in answers)
-    cited = sum(len({one["sentence"] for one in row["citations"]}) for row in answers)
-    return {
-        "citation_recall": cited / sentences if sentences else 0.0,
-        "citation_precision": held / (held + dropped) if held + dropped else 0.0,
-        "cited_relevant": right / held if held else 0.0,
-    }
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
