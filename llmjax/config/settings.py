@@ -386,6 +386,8 @@ def _eval(c: ConfigDict) -> None:
     c.eval.temperature = 0.0  # humaneval, mbpp: of sampling; 0: greedy
     c.eval.prompts = ()  # files of prompts that the answers stage answers, and scores by rollout.rewards; see post/answers.py
     c.eval.baseline = ""  # a function "module:name" of the rows of eval.prompts, whose answers are scored beside the model's; "": none
+    c.eval.judge = ""  # mt_bench: who rates answers: the folder of a chat model's run, module:function, or a .jsonl of what a judge said
+    c.eval.judge_against = ""  # mt_bench: a .jsonl of other answers to compare with (question_id, turns); "": none
     c.eval.contamination = True  # look for the tasks' questions in the run's training text
 
 

@@ -1,17 +1,21 @@
-"""A model as the judge of two answers (Zheng et al. 2023), asked twice, with the answers in either order.
+"""A model as the judge of answers (Zheng et al. 2023): of two, asked twice, with the answers in either order, or of one.
 
-If the verdict depends on the order, it counts as a tie. If the judge gives no verdict, the judgement is missing, and does
-not count.
+If the verdict on two answers depends on the order, it counts as a tie. If the judge gives no verdict, the judgement is
+missing, and does not count. A judge is a function from questions to its answers: a model, a function of yours, or a file
+of what a judge said before (`ask_of`).
 """
 
+import importlib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from llmjax.data.chat import chat_ids
 from llmjax.errors import UserError
+from llmjax.eval import local_data
 from llmjax.eval.likelihood import context_length
 from llmjax.eval.ratings import Choice, Pair, Rating, rate
-from llmjax.infer.language_model import LanguageModel
+from llmjax.infer.language_model import LanguageModel, load
 from llmjax.infer.request import PLAIN
 
 PROMPT = """\
@@ -28,8 +32,20 @@ the order in which they stand here nor their length should count.
 {second}
 
 Which one is better? Reply with [[A]], [[B]], or [[C]] if they are equally good."""
+SINGLE = """\
+An assistant answered the request below. Rate the answer from 1 to 10: is it helpful, correct, relevant, deep enough and clear? \
+Its length alone should not count.{reference}
+
+{conversation}
+
+Explain shortly, then give the rating as [[N]], such as [[5]]."""
+REFERENCE = """ Compare it with the reference answer, and look for mistakes first.
+
+[Reference answer]
+{reference}"""
 TOGETHER = 16  # pairs that are judged in one call
 VERDICT = re.compile(r"\[\[([ABC])\]\]")
+RATING = re.compile(r"\[\[(10|[1-9])(?:\.0)?\]\]")
 Ask = Callable[[Sequence[str]], Sequence[str | None]]  # prompts -> the judge's answers; None: it failed
 
 
@@ -60,6 +76,41 @@ def verdict(text: str | None, *, first: int) -> Choice:
         return None
     [letter] = found
     return "tie" if letter == "C" else first if letter == "A" else 1 - first
+
+
+def rating_prompt(turns: Sequence[str], answers: Sequence[str], reference: str = "") -> str:
+    """The question for a rating of the last answer of a conversation. `reference`: the right answer to its last turn."""
+    said = [f"[Request]\n{turn}\n\n[Answer]\n{answer}" for turn, answer in zip(turns, answers, strict=True)]
+    told = REFERENCE.format(reference=reference) if reference else ""
+    last = " Rate the last answer; the others are its context." if len(said) > 1 else ""
+    return SINGLE.format(reference=last + told, conversation="\n\n".join(said))
+
+
+def rating(text: str | None) -> int | None:
+    """The rating from 1 to 10 in what a judge said; None if there is none or there are several."""
+    found = set(RATING.findall(text or ""))
+    return int(found.pop()) if len(found) == 1 else None
+
+
+def ask_of(where: str) -> Ask:
+    """The judge that a setting names: the folder of a run, a function (module:function), or a file of earlier answers.
+
+    The file is JSON Lines with prompt and text; a question that it lacks has no answer. Raises UserError for a name that is
+    none of these.
+    """
+    if Path(where).suffix == ".jsonl":
+        known = {row["prompt"]: row["text"] for row in local_data.read(Path(where))}
+        return lambda prompts: [known.get(prompt) for prompt in prompts]
+    if (Path(where) / "config.json").is_file():
+        return ask_model(load(where))
+    module, colon, name = where.partition(":")
+    try:
+        if colon:
+            found: Ask = getattr(importlib.import_module(module), name)
+            return found
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"the judge {where!r} cannot be imported: {error}") from error
+    raise UserError(f"the judge {where!r} is no run, no module:function and no .jsonl file of earlier answers")
 
 
 def ask_model(model: LanguageModel, *, max_new_tokens: int = 256) -> Ask:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from llmjax.infer.language_model import LanguageModel
 
 TASKS: dict[str, str] = {
+    "ifeval": "llmjax.eval.ifeval:evaluate",
+    "mt_bench_human": "llmjax.eval.mt_bench:human",
     "bbq": "llmjax.eval.social_bias:bbq",
     "crows_pairs": "llmjax.eval.social_bias:crows_pairs",
     "winobias": "llmjax.eval.social_bias:winobias",

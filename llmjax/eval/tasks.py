@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from llmjax import storage
 from llmjax.errors import UserError
-from llmjax.eval import code, contamination, harness, native, registered
+from llmjax.eval import code, contamination, harness, mt_bench, native, registered
 from llmjax.eval.contamination import Contamination
 from llmjax.eval.leaderboard import TaskScore, aggregates, expand
 from llmjax.eval.statistics import Estimate
@@ -62,7 +62,7 @@ def check(
     if programs and not allow_code_execution:
         raise UserError(f"{programs[0]}: {code.REFUSAL}")
     ours = [n for n in names if native.can_run(n) and n not in programs and c.eval.runner == "auto" and not c.eval.chat]
-    own = registered.TASKS if c.eval.runner == "auto" else ()
+    own = (*registered.TASKS, mt_bench.TASK) if c.eval.runner == "auto" else ()
     theirs = [n for n in names if n not in (*programs, *ours, *own)]
     if theirs:
         harness.require()
@@ -93,7 +93,11 @@ def evaluate(
             temperature=c.eval.temperature, seed=c.seed, on_written=counter("writing programs"), **settings,
         )  # fmt: skip
     for name in [name for name in names if name not in (*programs, *ours, *theirs)]:
-        scores[name] = registered.evaluate(name, model, folders, limit=c.eval.limit)
+        if name == mt_bench.TASK:
+            judged = {"where": c.eval.judge, "against": c.eval.judge_against}
+            scores[name] = mt_bench.evaluate(model, folders, limit=c.eval.limit, **judged)
+        else:
+            scores[name] = registered.evaluate(name, model, folders, limit=c.eval.limit)
     return {name: scores[name] for name in names}
 
 
