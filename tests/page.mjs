@@ -1,0 +1,62 @@
+// Runs the page's own modules on a document of plain objects: {name, attributes, children}. Reads cases from the standard
+// input, and writes what each of them became.
+
+import { readFileSync, mkdtempSync, copyFileSync, readdirSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+const folder = mkdtempSync(join(tmpdir(), "page-"));
+for (const name of readdirSync(process.argv[2])) copyFileSync(join(process.argv[2], name), join(folder, name));
+writeFileSync(join(folder, "package.json"), '{"type": "module"}');
+
+class Element {
+  constructor(name) {
+    Object.assign(this, { name, tagName: name.toUpperCase(), attributes: {}, children: [] });
+  }
+  append(...nodes) {
+    this.children.push(...nodes);
+  }
+  get childNodes() {
+    return this.children;
+  }
+  setAttribute(name, value) {
+    this.attributes[name] = value;
+  }
+  set className(value) {
+    this.attributes.class = value;
+  }
+  set textContent(value) {
+    this.children = [String(value)];
+  }
+  set innerHTML(value) {
+    throw new Error("innerHTML");
+  }
+}
+globalThis.document = { createElement: (name) => new Element(name), createElementNS: (_, name) => new Element(name) };
+
+const { markdown } = await import(join(folder, "markdown.js"));
+const store = await import(join(folder, "store.js"));
+const plain = (node) => (typeof node === "string" ? node : [node.name, node.attributes, ...node.children.map(plain)]);
+
+const { texts, chats } = JSON.parse(readFileSync(0, "utf8"));
+const found = { texts: texts.map((text) => markdown(text).map(plain)) };
+for (const text of texts) for (let end = 0; end < Math.min(text.length, 300); end++) markdown(text.slice(0, end));
+
+const chat = store.newChat();
+const asked = store.add(chat, -1, { role: "user", content: "a" });
+store.add(chat, asked, { role: "assistant", content: "b" });
+const second = store.add(chat, asked, { role: "assistant", content: "c" });
+store.add(chat, second, { role: "user", content: "d" });
+found.branch = store.branch(chat).map((place) => chat.nodes[place].content);
+chat.chosen[asked] = store.siblings(chat, second)[0];
+found.other = store.branch(chat).map((place) => chat.nodes[place].content);
+found.again = JSON.parse(store.exported(store.imported(store.exported([chat]))));
+found.refused = chats.map((text) => {
+  try {
+    store.imported(text);
+    return false;
+  } catch {
+    return true;
+  }
+});
+process.stdout.write(JSON.stringify(found));
