@@ -9,6 +9,7 @@ PYTHON ?= $(shell for p in $(PYTHONS) python3; do $$p -c 'import ensurepip, sys,
 VENV ?= .venv
 CONFIG ?= configs/quickstart.py
 TOPOLOGY ?= v5e:2x2
+RUN ?= runs/assistant
 PYTEST := $(VENV)/bin/python -m pytest
 PARALLEL := -n auto --dist worksteal
 
@@ -17,7 +18,7 @@ PARALLEL := -n auto --dist worksteal
 CORE := $(addprefix tests/test_,xla.py model.py optimizer.py objectives.py mesh.py sampling.py batches.py tokenizer.py \
 	storage.py cli.py recipe.py)
 
-.PHONY: quickstart assistant plan test test-core test-slow test-all test-hf test-spark lint lock clean same-python
+.PHONY: quickstart assistant chat plan test test-core test-slow test-all test-hf test-spark lint lock clean same-python
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/llmjax run --config $(CONFIG)
@@ -26,6 +27,10 @@ quickstart: $(VENV)/.installed
 assistant: $(VENV)/.installed
 	$(VENV)/bin/llmjax run --config configs/quickstart.py
 	$(VENV)/bin/llmjax run --config configs/assistant.py
+
+# The page and the server of a run: make chat RUN=runs/smollm2
+chat: $(VENV)/.installed-serve
+	$(VENV)/bin/llmjax serve --workdir $(RUN)
 
 # make plan CONFIG=configs/runs/llama2.py TOPOLOGY=v5p:8x8x8: with the TPU's compiler, on Linux x86-64.
 plan: $(VENV)/.installed-plan
@@ -87,6 +92,10 @@ $(VENV)/.installed-hf: $(VENV)/.installed-test
 
 $(VENV)/.installed-spark: $(VENV)/.installed-test
 	.ci/uv $(VENV) install --quiet --python $(VENV)/bin/python -c requirements-test.lock "pyspark>=4.1,<5" "pandas>=2.2" setuptools
+	touch $@
+
+$(VENV)/.installed-serve: $(VENV)/.installed
+	.ci/uv $(VENV) install --quiet --python $(VENV)/bin/python -c requirements-test.lock --editable '.[serve]'
 	touch $@
 
 $(VENV)/.installed-plan: requirements-plan.lock $(VENV)/.installed
