@@ -40,7 +40,6 @@ from llmjax.post.rows import Group
 from llmjax.recipe import stages
 
 HERE = Path(__file__).parent
-HELD = "in the tests of heads, judges and other tasks"
 ADAPTERS = "in the tests of adapters"
 # Row -> the file, and the tests in it whose names begin so; or who else holds it.
 WHERE = {
@@ -67,7 +66,7 @@ WHERE = {
     "P3": "test_acceptance.py::test_P1_P2_P3_P4_P8",
     "P4": "test_acceptance.py::test_P1_P2_P3_P4_P8",
     "P5": "test_acceptance.py::test_P5",
-    "P6": HELD,
+    "P6": "test_unpaired.py::test_P6",
     "P7": "test_acceptance.py::test_P7",
     "P8": "test_acceptance.py::test_P8",
     "G1": "test_advantages.py::test_groups_are_told_by_ids",

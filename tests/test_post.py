@@ -126,6 +126,9 @@ def test_a_reward_model_orders_answers_and_scores_texts(folder):
     first, *_, last = metrics(folder / "reward")
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)  # the head begins at 0
     assert last["accuracy"] > first["accuracy"] and last["loss"] < 0.6
+    results = json.loads((folder / "reward" / "results.json").read_text())
+    assert results["train/accuracy"] == last["heldout_accuracy"] and results["train/calibration_error"] < 0.5
+    assert "## Held-out pairs by margin" in (folder / "reward" / "report" / "report.md").read_text()
     model = llmjax.load(folder / "reward")
     long = "1" * 30  # an answer keeps its score beside a longer text
     scores = model.reward(["1+1=2", "1+1=no", "2+3=5", "2+3=no", long])
@@ -357,6 +360,11 @@ def test_show_prints_what_is_learnt_and_what_is_left_out(folder, capsys):
     out = capsys.readouterr().out
     assert "<bos>1+1=[[2<eos>]]" in out and "mixed.jsonl, row 1: 7 tokens, 2 learnt" in out
     assert "left out: mixed.jsonl, row 2" in out and not (folder / "no").exists()
+    labelled = (given[0], f"--config.data.sources=['{folder / 'labelled'}.jsonl']", *given[2:])
+    assert cli.main(["show", "--config", "configs/post/classify.py", *labelled]) == 0
+    out = capsys.readouterr().out
+    assert "labelled.jsonl, row 1, label small: 6 tokens, 0 learnt\n<bos>0+0=<eos>" in out
+    assert "64 prompts begin with 8 different words" in out
 
 
 TEMPLATE = (

@@ -20,7 +20,7 @@ def settings(**changes: float) -> ConfigDict:
     return ConfigDict({"beta": 0.1, "reward_shift": 0.0, **changes})
 
 
-def test_the_kl_is_the_mean_over_all_mismatched_answers_never_below_0_and_has_no_gradient():
+def test_P6_the_kl_is_the_mean_over_all_mismatched_answers_never_below_0_and_has_no_gradient():
     weights = jnp.array([1.0, 1, 1, 1, 0])
     assert float(unpaired.kl_of(jnp.array([2.0, 8, 4, 6, 99]), weights)) == 5.0
     assert float(unpaired.kl_of(jnp.array([2.0, -8, 4, -6, 99]), weights)) == 0.0
@@ -55,7 +55,7 @@ def single(number: int) -> Group:
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 8])
-def test_no_answer_is_matched_with_its_own_prompt_and_each_is_with_one_other(count):
+def test_P6_no_answer_is_matched_with_its_own_prompt_and_each_is_with_one_other(count):
     made = rows._with_mismatches([single(i) for i in range(count)])
     partners = []
     for i, group in enumerate(made):
@@ -92,6 +92,6 @@ def test_pairs_are_taken_apart_and_an_answer_without_a_label_is_left_out():
 
 
 @pytest.mark.parametrize("change", ["train.batch_size=1", "train.micro_batches=2"])
-def test_a_batch_that_has_no_mean_over_all_answers_is_refused(change):
+def test_P6_a_batch_that_has_no_mean_over_all_answers_is_refused(change):
     with pytest.raises(UserError, match="KL over the whole batch"):
         config.load("configs/post/kto.py", overrides=[change])

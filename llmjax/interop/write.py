@@ -155,6 +155,10 @@ def _write_texts(folder: Path, tokenizer_folder: Path, theirs: dict[str, Any], c
     if tokenizer_folder.is_dir():
         tokenizer = load_tokenizer(tokenizer_folder)
         ids = _save_tokenizer(tokenizer, folder)
+        if scoring.judges(c) and ids["pad_token_id"] in tokenizer.eos_ids:
+            ids["pad_token_id"] = (
+                None  # else transformers would take a text's end for padding, and read the token before
+            )
         theirs |= {key: i for key, i in ids.items() if i is not None and theirs.get(key) is None}
         path = folder / GENERATION_FILE
         known = json.loads(storage.read_text(path)) if path.is_file() else {}

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax.data.conversations import Rejected, Row, RowError
@@ -12,7 +13,7 @@ from llmjax.data.examples import Example, as_messages
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.eval import text_metrics
-from llmjax.post import rows
+from llmjax.post import classes, rows
 
 LEARNT, CONTROL, PLAIN = "\x1b[32m", "\x1b[35m", "\x1b[0m"  # green, magenta
 OPEN, CLOSE = "[[", "]]"  # around what is learnt, where there are no colours
@@ -32,6 +33,8 @@ def show(c: ConfigDict, *, count: int, colour: bool) -> Shown:
     Control tokens are shown by their names. Raises UserError as the rows stage does.
     """
     tokenizer = rows.tokenizer_of(c)
+    if c.objective.name == "classify":
+        c = classes.with_labels(c, [row for _, row in rows.read(c, [])])
     rejected: list[Rejected] = []
     lines: list[str] = []
     for example, title in _examples(c, tokenizer, rejected):
@@ -89,6 +92,10 @@ def _examples(c: ConfigDict, tokenizer: Tokenizer, rejected: list[Rejected]) -> 
             groups = rows.groups_of(tokenizer, row, c)
         except (RowError, UserError) as error:
             rejected.append(Rejected(file, row.number, str(error)))
+            continue
+        if c.objective.name == "classify":  # a text is judged as a whole, and none of its tokens is learnt
+            ids = groups[0].examples[0].ids[:-1]
+            yield Example(ids, np.zeros(len(ids), np.float32)), f"{file.name}, row {row.number}, label {row.label}"
             continue
         for group in groups:
             for example, rank in zip(group.examples, group.ranks, strict=True):
