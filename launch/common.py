@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PORT = 8476  # of the coordinator, on machines that only this job uses
 # With this variable a training that was told to stop ends with that status after it has saved: it is to start again.
 STOPPED = {"LLMJAX_STOPPED_STATUS": "75"}
-VERBS = ("run", "prepare", "tokenizer", "train", "eval", "generate", "report", "sweep")
+VERBS = (
+    "run", "prepare", "tokenizer", "train", "eval", "generate", "report", "sweep", "rows",
+    "cpt", "sft", "task", "reward", "dpo", "kto", "distill", "grpo", "ppo",
+)  # fmt: skip
 
 
 class Mistake(SystemExit):

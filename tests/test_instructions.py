@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers import tiny_config
 
+from llmjax.data.tokenizer import byte_tokenizer
 from llmjax.errors import UserError
-from llmjax.eval import constraints, ifeval, judge, mt_bench
+from llmjax.eval import constraints, ifeval, judge, mt_bench, needle
+from llmjax.eval.likelihood import Likelihood
 from llmjax.post import instructions
 
 # Verdicts of lm-evaluation-harness 0.4.13 (`lm_eval.tasks.ifeval.utils.process_results`, langdetect with the seed 0).
@@ -162,3 +165,31 @@ def test_the_agreement_of_a_judge_with_people_counts_ties_half():
     found = mt_bench.agreement(rows, ask)
     values = {name: estimate.value for name, estimate in found.metrics.items()}
     assert values == {"agreement": 0.5, "consistent": pytest.approx(2 / 3), "missing": 0.25}
+
+
+def test_a_needle_stands_at_every_depth_and_length_and_is_found_by_a_model_that_copies(monkeypatch):
+    seen = []
+
+    class Model:
+        tokenizer = byte_tokenizer()
+        config = tiny_config(model__max_length=512)
+
+    def copies(model, requests, *, max_length):
+        assert max_length == 512
+        seen.extend(requests)
+        texts = [(byte_tokenizer().decode(r.context), byte_tokenizer().decode(r.continuation)) for r in requests]
+        return [Likelihood(0.0 if end in context else -9.0, end in context) for context, end in texts]
+
+    monkeypatch.setattr(needle, "score_requests", copies)
+    found = needle.evaluate(Model(), (), limit=1)
+    assert {name: e.value for name, e in found.metrics.items()} == dict.fromkeys(found.metrics, 1.0)
+    assert {"acc_128", "acc_256", "acc_512"} <= found.metrics.keys() and len(found.items) == 15
+    assert {len(r.context) + len(r.continuation) for r in seen} == {128, 256, 512}
+    places = [
+        byte_tokenizer().decode(r.context).index(" The secret number")
+        for r in seen[-5 * needle.CHOICES :: needle.CHOICES]
+    ]
+    assert places == sorted(places) and places[0] < 4 and places[-1] > 350
+    Model.config = tiny_config(model__max_length=64)
+    with pytest.raises(UserError, match="too few for a fact and a question"):
+        needle.evaluate(Model(), (), limit=1)

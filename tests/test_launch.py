@@ -1,6 +1,7 @@
 """A dry run prints exactly what would run; what costs money asks first; a local job survives a lost process."""
 
 import os
+import runpy
 import shlex
 import signal
 import subprocess
@@ -256,3 +257,10 @@ def test_sigterm_is_passed_on_to_all_and_a_job_that_saved_ends_well(stand_in):
     assert output.count("saved") == 1
     assert all((logs / f"{i}.log").read_text().endswith("saved\n") for i in (1, 2))
     assert gone(stand_in)
+
+
+def test_every_verb_that_trains_can_be_launched():
+    from llmjax import cli
+
+    launched = runpy.run_path(str(ROOT / "launch" / "common.py"))["VERBS"]
+    assert {name for name, verb in cli.VERBS.items() if verb.whole} <= set(launched) <= set(cli.VERBS)

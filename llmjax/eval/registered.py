@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TASKS: dict[str, str] = {
     "ifeval": "llmjax.eval.ifeval:evaluate",
+    "needle": "llmjax.eval.needle:evaluate",
     "mt_bench_human": "llmjax.eval.mt_bench:human",
     "bbq": "llmjax.eval.social_bias:bbq",
     "crows_pairs": "llmjax.eval.social_bias:crows_pairs",
