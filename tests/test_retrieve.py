@@ -293,11 +293,12 @@ def test_the_grammar_permits_only_passages_that_are_shown_and_their_words(folder
         constraint = ask.grammar(passages)
         number = next(n for n, passage in enumerate(passages, 1) if "Vasa" in passage.text)
         other = 3 - number
-        good = f'[{number}] "Vasa sank in 1628" It sank in 1628.'
+        quote = "The ship Vasa sank in 1628 in Stockholm."
+        good = f'[{number}] "{quote}" It sank in 1628.'
         for text in (ask.NOTHING, good, f'{good}\n[{other}] "The carp swims." It swims.'):
             assert sql_grammar.accepts(constraint, text), text
         for text in (
-            f'[{other}] "Vasa sank in 1628" It sank.', '[9] "Vasa sank in 1628" It sank.', f'[{number}] "Vasa sank in 1629" It sank.',
+            f'[{other}] "{quote}" It sank.', f'[9] "{quote}" It sank.', f'[{number}] "{quote.replace("8", "9")}" It sank.',
             f'[{number}] "sank Vasa" It sank.', "It sank in 1628.", f"{good} [{number}]", f"{good}\n{ask.NOTHING}",
         ):  # fmt: skip
             assert not sql_grammar.accepts(constraint, text), text

@@ -1,7 +1,6 @@
 """A question to documents: search, an answer in which each sentence quotes a passage, and the check of every citation.
 
-The grammar of the answer permits only numbers of passages that were shown, and as a quote only words that follow one
-another in that passage. What the passages say is data: they stand between marks, and nothing in them can add a source.
+The grammar of the answer permits only numbers of passages that were shown, and as a quote only a sentence of that passage. What the passages say is data: they stand between marks, and nothing in them can add a source.
 A question that the passages do not cover is answered with "not in the documents", before a model is asked or by it.
 """
 
@@ -15,6 +14,7 @@ import numpy as np
 from llmjax.data.chat import Message
 from llmjax.infer.asking import Ask, Conversation
 from llmjax.retrieve.documents import cite
+from llmjax.retrieve.documents.blocks import sentences
 from llmjax.retrieve.documents.index import Index, Passage, fused
 
 NOTHING = "not in the documents"
@@ -112,11 +112,14 @@ def grammar(passages: Sequence[Passage]) -> str:
     lines = [
         f'start: "{NOTHING}" | claim ("\\n" claim){{0,{CLAIMS - 1}}}',
         "claim: (" + " | ".join(f"quote{n}" for n in range(1, len(passages) + 1)) + ') " " SENTENCE',
-        r"SENTENCE: /[^\s\[\]][^\n\[\]\x00-\x1f]{2,300}[.!?]/",
+        r"SENTENCE: /[^\s\[\]][^\n\[\]\x00-\x1f]{2,200}[.!?]/",
     ]
     for number, passage in enumerate(passages, start=1):
-        words = json.dumps({"substring_words": " ".join(passage.text.replace('"', "'").split())})
-        lines.append(f'quote{number}: "[{number}] \\"" QUOTE{number} "\\""\nQUOTE{number}: %regex {words}')
+        parts = [passage.text[a:b] for a, b in sentences(passage.text)]
+        quotes = [" ".join(part.replace('"', "'").split()) for part in parts if len(part.split()) >= cite.QUOTE_WORDS]
+        words = f"%regex {json.dumps({'substring_words': ' '.join(passage.text.replace(chr(34), chr(39)).split())})}"
+        written = " | ".join(json.dumps(quote, ensure_ascii=False) for quote in dict.fromkeys(quotes)) or words
+        lines.append(f'quote{number}: "[{number}] \\"" QUOTE{number} "\\""\nQUOTE{number}: {written}')
     return "\n".join(lines) + "\n"
 
 
@@ -124,7 +127,7 @@ def checked(text: str, passages: Sequence[Passage]) -> Answer:
     """The answer in a text, with every citation checked; those that fail are dropped."""
     kept: list[Citation] = []
     dropped: list[dict[str, str]] = []
-    sentences = []
+    shown: list[str] = []
     for number, quote, sentence in claims_of(text):
         reason, place = f"passage {number} was not shown", (-1, -1)
         if 1 <= number <= len(passages):
@@ -134,16 +137,16 @@ def checked(text: str, passages: Sequence[Passage]) -> Answer:
             reason = found.failed and f"{found.failed}: {found.detail}"
         if reason:
             dropped.append({"sentence": sentence, "quote": quote, "reason": reason})
-            sentences.append(f"{sentence} [not supported]")
+            shown.append(f"{sentence} [not supported]")
         else:
             kept.append(
                 Citation(number, passage.path, *place, passage.text[found.start : found.end], sentence, passage.heading)
             )
-            sentences.append(f"{sentence} [{number}]")
+            shown.append(f"{sentence} [{number}]")
     if not kept:
         reason = "no citation passed its check" if dropped else "the model found no answer in the passages"
         return Answer(NOTHING, dropped=tuple(dropped), refused=True, reason=reason, passages=tuple(passages))
-    return Answer(" ".join(sentences), tuple(kept), tuple(dropped), passages=tuple(passages))
+    return Answer(" ".join(shown), tuple(kept), tuple(dropped), passages=tuple(passages))
 
 
 def claims_of(text: str) -> list[tuple[int, str, str]]:
