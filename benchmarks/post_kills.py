@@ -2,8 +2,7 @@
 
     python benchmarks/post_kills.py --out results/post_kills.json
 
-Each of the three runs is killed ten times, at moments that are drawn over what it does: reading and starting, sampling a
-round, taking steps, writing a checkpoint. The same command goes on each time. At the end its parameters, and the losses of
+Each of the three runs is killed ten times: while it starts, samples a round, takes steps and writes a checkpoint. The same command goes on each time. At the end its parameters, and the losses of
 every step, are compared bit for bit with those of a run that nothing disturbed. A model of a few thousand parameters; about
 five seconds of a core for each start, ten minutes in all.
 """
@@ -24,10 +23,10 @@ from common import ROOT, make_parser, write
 
 import llmjax
 
-STEPS = 40
+STEPS = 60
 SMALL = (
     "--config.train.sequence_length=16", "--config.train.batch_size=8", f"--config.train.duration={STEPS} steps",
-    "--config.optimizer.learning_rate=1e-3", "--config.data.holdout_percent=20", "--config.checkpoint.every=3 steps",
+    "--config.optimizer.learning_rate=1e-3", "--config.data.holdout_percent=20", "--config.checkpoint.every=5 steps",
     "--config.schedule.name=constant", "--config.schedule.warmup=0 steps", "--config.train.eval_every=1000 steps",
 )  # fmt: skip
 POLICY = (
@@ -103,19 +102,19 @@ def disturbed(
     whole, killed = folder / f"{verb}-whole", folder / f"{verb}-killed"
     if start(folder, *given, "--workdir", whole).wait():
         raise RuntimeError(f"{verb} failed undisturbed: {(folder / 'log').read_text()[-2000:]}")
-    draw, counts = random.Random(seed), {"start": 0, "rollout or update": 0, "save": 0}
+    draw, counts = random.Random(seed), {"start": 0, "rollout": 0, "update": 0, "save": 0}
     for number in range(kills):
         if time.monotonic() > deadline:
             break
         before, process = len(rows(killed)), start(folder, *given, "--workdir", killed)
-        # Every third kill waits for a checkpoint that is being written, the others for steps, and the first for neither.
-        saving = number % 3 == 2
-        until = before + draw.randrange(0, 4) if number else -1
-        while process.poll() is None and not (is_saving(killed) if saving else len(rows(killed)) > until):
-            time.sleep(0.001)
-        if not saving:
-            time.sleep(draw.random() * 0.1)
-        place = "save" if is_saving(killed) else "rollout or update" if len(rows(killed)) > before else "start"
+        # The first kill comes before any step. Then they wait by turns for a step or a round, and for a checkpoint.
+        wanted = "start" if not number else ("save", "update", "rollout")[number % (3 if verb == "grpo" else 2)]
+        until = before + draw.randrange(1, 3)
+        while process.poll() is None and wanted not in ("start", doing(killed, until)):
+            time.sleep(0.0005)
+        if wanted == "start":
+            time.sleep(2 + draw.random())
+        place = doing(killed, before + 1)
         if process.poll() is not None:
             break  # it ended before its time had come
         process.send_signal(signal.SIGKILL)
@@ -131,6 +130,17 @@ def disturbed(
         "same_parameters": a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a),
         "same_losses": losses[0] == losses[1] and len(losses[0]) == STEPS,
     }
+
+
+def doing(run: Path, steps: int) -> str:
+    """What a run does: "start" before it has taken so many steps, then "save", "rollout" or "update"."""
+    taken = len(rows(run))
+    if taken < steps:
+        return "start"
+    if is_saving(run):
+        return "save"
+    rounds = len(list((run / "samples").glob("*.json")))  # each has four updates, and the row of the last one is late
+    return "rollout" if rounds and 4 * rounds <= taken + 1 else "update"
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
