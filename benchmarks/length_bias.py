@@ -1,0 +1,90 @@
+"""The length bias of the mean of means: what GRPO's own aggregation does to lengths that no reward asks for.
+
+    python benchmarks/length_bias.py --out results/length_bias.json
+
+The model of over_optimisation.py writes words, and a word is right if it begins with the letter a. Nothing else counts, so a
+good update leaves the lengths alone. With `sequence` each word's mean counts the same: a long wrong word is held back less a
+letter than a short one, and a short right word is pushed more than a long one, so wrong words grow and right words shrink.
+`constant` weighs every token the same (Dr. GRPO, Liu et al. 2025). About two minutes of a core for each of the runs.
+"""
+
+import json
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import make_parser, write
+from over_optimisation import POLICY, make_start, metrics, prompts, teach
+
+LAST = 20  # rounds
+
+
+def right(answer: str, row: Mapping[str, Any]) -> float:
+    """1 for a word that begins with a."""
+    return float(answer.strip()[:1] == "a")
+
+
+def wrong_length(answer: str, row: Mapping[str, Any]) -> float | None:
+    """The length of a wrong word; a right one has none."""
+    return None if right(answer, row) else float(len(answer))
+
+
+def right_length(answer: str, row: Mapping[str, Any]) -> float | None:
+    """The length of a right word; a wrong one has none."""
+    return float(len(answer)) if right(answer, row) else None
+
+
+def main() -> int:
+    parser = make_parser(__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=80, help="of each policy")
+    args = parser.parse_args()
+    functions = ["length_bias:right", "length_bias:right_length=0", "length_bias:wrong_length=0"]
+    runs = []
+    for seed in args.seeds:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            start = make_start(folder, seed)
+            for how in ("sequence", "constant"):
+                run = teach(
+                    folder, "grpo", start, prompts(), *POLICY, "--config.optimizer.learning_rate=3e-4",
+                    f"--config.rollout.rewards={functions}", f"--config.seed={seed}", f"--config.train.duration={args.steps} steps",
+                    f"--config.objective.policy.aggregate={how}", name=how,
+                )  # fmt: skip
+                runs.append({"seed": seed, "aggregate": how, **lengths(run)})
+                print(json.dumps(runs[-1]), flush=True)
+    write({"steps": args.steps, "summary": summary(runs), "runs": runs}, args.out)
+    return 0
+
+
+def lengths(run: Path) -> dict[str, float]:
+    """Mean lengths and rewards of the first rounds and of the last ones."""
+    rows = metrics(run)
+    found = {}
+    for name in ("right", "right_length", "wrong_length"):
+        values = [row[f"rollout/reward/{name}"] for row in rows if f"rollout/reward/{name}" in row]
+        found |= {
+            f"{name}_at_first": statistics.fmean(values[: LAST // 4]),
+            f"{name}_at_last": statistics.fmean(values[-LAST:]),
+        }
+    return found
+
+
+def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How much longer than right words wrong ones became, for each aggregation: mean, least and largest over the seeds."""
+    found = {}
+    for how in ("sequence", "constant"):
+        grown = [
+            (one["wrong_length_at_last"] - one["wrong_length_at_first"])
+            - (one["right_length_at_last"] - one["right_length_at_first"])
+            for one in runs
+            if one["aggregate"] == how
+        ]
+        found[how] = [statistics.fmean(grown), min(grown), max(grown)]
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

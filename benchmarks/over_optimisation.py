@@ -1,0 +1,191 @@
+"""A hidden gold reward under a learnt proxy: how far it rises, and where optimising the proxy makes it fall.
+
+    python benchmarks/over_optimisation.py --out results/over_optimisation.json
+
+A small model is taught random words over the letters a to d. The gold reward of a word is the share of its neighbours that
+follow each other in the circle a b c d, less what the word is longer than eight letters. A reward model sees pairs of
+random words, of which one in ten is labelled wrongly, and never the gold reward. Then GRPO optimises the reward model, with
+several weights of the KL to the start, and with none as the control; the gold reward only watches, with weight 0. Each run gives
+reward, gold reward and sqrt(KL) of every round (Gao et al. 2023). About three minutes of a core for each of the runs.
+"""
+
+import contextlib
+import io
+import itertools
+import json
+import random
+import statistics
+import string
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, make_parser, write
+
+from llmjax import cli
+
+LETTERS, LONGEST, ENOUGH = "abcd", 14, 8
+MODEL = (
+    "--config.tokenizer.kind=byte", "--config.model.layers=2", "--config.model.width=64", "--config.model.heads=4",
+    "--config.model.mlp_width=128", "--config.model.vocab_size=320", "--config.data.min_bytes=1", "--config.data.holdout_percent=5",
+    "--config.train.batch_size=32", "--config.train.sequence_length=24", "--config.train.duration=60 steps",
+    "--config.train.eval_every=0 steps", "--config.stages=('prepare','tokenizer','train')",
+)  # fmt: skip
+TAUGHT = (
+    "--config.data.pack=False", "--config.train.batch_size=64", "--config.train.sequence_length=24", "--config.data.holdout_percent=5",
+    "--config.schedule.name=constant", "--config.schedule.warmup=0 steps", "--config.checkpoint.every=100%",
+    "--config.train.eval_every=100%", "--config.stages=('rows','train')",
+)  # fmt: skip
+POLICY = (
+    "--config.rollout.samples=8", f"--config.rollout.tokens={LONGEST}", "--config.rollout.slots=64",
+    "--config.optimizer.learning_rate=1e-3",
+)  # fmt: skip
+
+
+def gold(answer: str, row: Mapping[str, Any]) -> float:
+    """The hidden reward of a word."""
+    word = answer.strip()
+    if len(word) < 2 or any(letter not in LETTERS for letter in word):
+        return 0.0
+    good = sum(LETTERS[(LETTERS.index(a) + 1) % 4] == b for a, b in itertools.pairwise(word))
+    return good / (len(word) - 1) - 0.15 * max(0, len(word) - ENOUGH)
+
+
+def main() -> int:
+    parser = make_parser(__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.02, 0.1], help="of the KL")
+    parser.add_argument("--steps", type=int, default=150, help="of each policy")
+    args = parser.parse_args()
+    runs = []
+    for seed in args.seeds:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            start = make_start(folder, seed)
+            rewarded = teach(folder, "reward", start, pairs(seed), f"--config.seed={seed}", "--config.optimizer.learning_rate=1e-3",
+                             "--config.train.duration=4 epochs")  # fmt: skip
+            accuracy = last(rewarded, "heldout_accuracy")
+            functions = [f"model:{rewarded}", "over_optimisation:gold=0"]
+            for weight in args.weights:
+                run = teach(
+                    folder, "grpo", start, prompts(), *POLICY, f"--config.rollout.rewards={functions}", f"--config.seed={seed}",
+                    f"--config.objective.policy.kl_weight={weight}", f"--config.train.duration={args.steps} steps", name=f"kl-{weight}",
+                )  # fmt: skip
+                runs.append({"seed": seed, "kl_weight": weight, "reward_model_accuracy": accuracy, **curve(run)})
+                print({key: value for key, value in runs[-1].items() if key != "rounds"}, flush=True)
+    write({"steps": args.steps, "summary": summary(runs), "runs": runs}, args.out)
+    return 0
+
+
+def make_start(folder: Path, seed: int) -> Path:
+    """A model that writes random words after a letter."""
+    draw = random.Random(seed)
+    texts = folder / "texts"
+    texts.mkdir()
+    for i in range(32):
+        (texts / f"{i}.txt").write_text(
+            "".join(f"{draw.choice(string.ascii_lowercase)}: {word(draw)}\n" for _ in range(60))
+        )
+    given = [f"--config.data.sources=['{texts}']", f"--config.seed={seed}", "--workdir", str(folder / "base")]
+    run(["run", "--config", str(ROOT / "configs" / "quickstart.py"), *MODEL, *given])
+    chats = [{"prompt": asked, "completion": word(draw)} for asked in questions() for _ in range(40)]
+    return teach(folder, "sft", folder / "base", chats, f"--config.seed={seed}", "--config.optimizer.learning_rate=2e-3",
+                 "--config.train.duration=6 epochs")  # fmt: skip
+
+
+def word(draw: random.Random) -> str:
+    return "".join(draw.choice(LETTERS) for _ in range(draw.randint(3, 10)))
+
+
+def questions() -> list[str]:
+    return [f"{letter}{number}: " for letter in string.ascii_lowercase for number in range(2)]
+
+
+def prompts() -> list[dict[str, str]]:
+    return [{"prompt": asked} for asked in questions()]
+
+
+def pairs(seed: int, count: int = 600) -> list[dict[str, str]]:
+    """Pairs of random words, the better one by the gold reward first, but for one in ten."""
+    draw, made = random.Random(f"pairs {seed}"), []
+    while len(made) < count:
+        one, other = word(draw), word(draw)
+        if gold(one, {}) == gold(other, {}):
+            continue
+        better, worse = (one, other) if gold(one, {}) > gold(other, {}) else (other, one)
+        if draw.random() < 0.1:
+            better, worse = worse, better
+        made.append({"prompt": draw.choice(questions()), "chosen": better, "rejected": worse})
+    return made
+
+
+def teach(folder: Path, verb: str, start: Path, rows: Sequence[Mapping[str, str]], *more: str, name: str = "") -> Path:
+    """Run a verb of post-training on rows: its run."""
+    workdir, file = folder / (name or verb), folder / f"{name or verb}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [f"--config.train.init_from={start}", f"--config.data.sources=['{file}']", "--workdir", str(workdir)]
+    run([verb, "--config", str(ROOT / "configs" / "post" / f"{verb}.py"), *TAUGHT, *more, *given])
+    return workdir
+
+
+def run(command: Sequence[str]) -> None:
+    """A command in this process, whose output is shown only when it fails."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        status = cli.main(list(command))
+    if status:
+        raise RuntimeError(f"llmjax {command[0]} ended with status {status}: {said.getvalue()[-2000:]}")
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def last(run: Path, name: str) -> float:
+    return float([row[name] for row in metrics(run) if name in row][-1])
+
+
+def curve(run: Path) -> dict[str, Any]:
+    """The rounds of a run as (sqrt(KL), reward, gold reward), and what they begin and end with."""
+    (proxy,) = {key for row in metrics(run) for key in row if key.startswith("rollout/reward/")} - {
+        "rollout/reward/gold"
+    }
+    rounds = [
+        (max(row["rollout/kl"], 0.0) ** 0.5, row[proxy], row["rollout/reward/gold"])
+        for row in metrics(run)
+        if "rollout/kl" in row
+    ]
+    smooth = [
+        tuple(map(statistics.fmean, zip(*rounds[max(0, i - 4) : i + 1], strict=True))) for i in range(len(rounds))
+    ]
+    best = max(range(len(smooth)), key=lambda i: smooth[i][2])
+    return {
+        "gold_at_first": rounds[0][2],
+        "gold_best": smooth[best][2],
+        "gold_at_last": smooth[-1][2],
+        "kl_at_best": smooth[best][0] ** 2,
+        "kl_at_last": smooth[-1][0] ** 2,
+        "proxy_at_first": rounds[0][1],
+        "proxy_at_last": smooth[-1][1],
+        "rounds": [[round(x, 4) for x in one] for one in smooth[:: max(1, len(smooth) // 50)]],
+    }
+
+
+def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """For each weight over the seeds: the rise of the gold reward, its fall from its best, and the KL; mean, least, largest."""
+    found = {}
+    for weight in sorted({one["kl_weight"] for one in runs}):
+        mine = [one for one in runs if one["kl_weight"] == weight]
+        columns = {
+            "rise": [one["gold_at_last"] - one["gold_at_first"] for one in mine],
+            "rise_to_best": [one["gold_best"] - one["gold_at_first"] for one in mine],
+            "fall_from_best": [one["gold_best"] - one["gold_at_last"] for one in mine],
+            "kl": [one["kl_at_last"] for one in mine],
+        }
+        found[str(weight)] = {name: [statistics.fmean(x), min(x), max(x)] for name, x in columns.items()}
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
