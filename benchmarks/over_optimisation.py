@@ -26,6 +26,7 @@ from common import ROOT, make_parser, write
 from llmjax import cli
 
 LETTERS, LONGEST, ENOUGH = "abcd", 14, 8
+UNFELT = 1e-9  # the control's weight of the KL: with 0 the reference is not read, and the KL not measured
 MODEL = (
     "--config.tokenizer.kind=byte", "--config.model.layers=2", "--config.model.width=64", "--config.model.heads=4",
     "--config.model.mlp_width=128", "--config.model.vocab_size=320", "--config.data.min_bytes=1", "--config.data.holdout_percent=5",
@@ -70,7 +71,7 @@ def main() -> int:
             for weight in args.weights:
                 run = teach(
                     folder, "grpo", start, prompts(), *POLICY, f"--config.rollout.rewards={functions}", f"--config.seed={seed}",
-                    f"--config.objective.policy.kl_weight={weight}", f"--config.train.duration={args.steps} steps", name=f"kl-{weight}",
+                    f"--config.objective.policy.kl_weight={max(weight, UNFELT)}", f"--config.train.duration={args.steps} steps", name=f"kl-{weight}",
                 )  # fmt: skip
                 runs.append({"seed": seed, "kl_weight": weight, "reward_model_accuracy": accuracy, **curve(run)})
                 print({key: value for key, value in runs[-1].items() if key != "rounds"}, flush=True)
