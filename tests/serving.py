@@ -61,12 +61,16 @@ class Client:
         """The result of a coroutine in the server's loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout=120)
 
-    def open(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> "Exchange":
-        """Send a request, and do not wait for the answer."""
+    def open(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, *, reads: bool = True
+    ) -> "Exchange":
+        """Send a request, and do not wait for the answer. Without `reads` nothing of it is read until `held` is set."""
         data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         given = {"host": "127.0.0.1:8000", **({"content-type": "application/json"} if data else {}), **(headers or {})}
         pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in given.items() if value != "-"]
         exchange = Exchange(self, method, path, data, pairs)
+        if not reads:
+            exchange.held.clear()
         asyncio.run_coroutine_threadsafe(exchange.talk(), self.loop)
         return exchange
 

@@ -155,7 +155,7 @@ def test_every_limit_of_fields_is_kept(client):
 def test_bug_1_a_call_that_is_cut_says_length_and_a_whole_one_tool_calls(client):
     fields = {"tools": [LOOK], "tool_choice": "required", "parallel_tool_calls": False, "seed": 3}
     reasons = set()
-    for count in (5, 30, 45, 52, 60, 80):
+    for count in (5, 45, 80):
         plain = client.chat(**fields, max_tokens=count).json["choices"][0]
         stream = joined(client.chat(**fields, max_tokens=count, stream=True).chunks)
         calls = plain["message"].get("tool_calls", [])
@@ -413,16 +413,16 @@ def test_bug_21_a_client_that_leaves_frees_its_slots(client, fields):
 
 
 def test_bug_22_what_finds_no_place_is_refused_before_it_is_tokenized(monkeypatch):
-    with serving(language_model(), queue=1, slots=1) as small:
+    with serving(language_model(), queue=1) as small:
         body = {"prompt": "hi", "max_tokens": 400, "logit_bias": {"2": -100}}
-        running = [small.open("POST", "/v1/completions", body) for _ in range(2)]
-        assert until(lambda: small.server.admission.taken == 2)
+        running = [small.open("POST", "/v1/completions", body) for _ in range(5)]
+        assert until(lambda: small.server.admission.taken == 5)
         monkeypatch.setattr(small.server, "prepare", None)
         refused = small.complete()
         assert refused.status == 429 and refused.error["type"] == "rate_limit_error"
         assert refused.headers["retry-after"] == "1"
-        assert small.complete(prompt=["a"] * 3).status == 400  # it never fits
-        assert [one.wait().status for one in running] == [200, 200]
+        assert small.complete(prompt=["a"] * 6).status == 400  # it never fits
+        assert [one.wait().status for one in running] == [200] * 5
 
 
 def test_bug_23_a_template_of_the_request_is_refused(client):

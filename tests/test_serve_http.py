@@ -87,6 +87,7 @@ def test_openais_client_raises_its_own_errors(openai):
         openai.chat.completions.create(model="other", messages=MESSAGES)
 
 
+@pytest.mark.slow
 def test_openais_client_reads_responses_whole_and_as_streams(openai):
     plain = openai.responses.create(
         model="tiny", input="hi", instructions="be kind", max_output_tokens=12, temperature=0
