@@ -40,7 +40,6 @@ from llmjax.post.rows import Group
 from llmjax.recipe import stages
 
 HERE = Path(__file__).parent
-ADAPTERS = "in the tests of adapters"
 # Row -> the file, and the tests in it whose names begin so; or who else holds it.
 WHERE = {
     "S1": "test_acceptance.py::test_S1",
@@ -80,7 +79,12 @@ WHERE = {
     "G9": "test_post_rewards.py::test_G9",
     "G10": "test_post_rollouts.py::test_G10",
     "G11": "test_post_rollouts.py::test_G11",
-    **{f"A{i}": ADAPTERS for i in range(1, 7)},
+    "A1": "test_adapters_peft.py::test_A1_adapters_of_peft",
+    "A2": "test_adapters.py::test_A1_A2_merged_computes",
+    "A3": "test_adapters.py::test_A3",
+    "A4": "test_adapters_peft.py::test_A4",
+    "A5": "test_adapters.py::test_A5",
+    "A6": "in the tests of continued pretraining",
     "O1": "test_post.py::test_sampler_and_trainer_agree_and_a_run_that_stops_inside_a_round_ends_in_the_same_bits",
     "O2": "test_post.py::test_a_base_model_is_taught_and_is_a_run_like_any_other",
     "O3": "test_acceptance.py::test_O3",

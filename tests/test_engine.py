@@ -209,10 +209,10 @@ def test_prompts_that_wait_are_read_side_by_side_and_those_that_share_a_beginnin
         seen = []
 
         def watched(
-            params: Any, slots: Any, rows_R: Any, tokens_RL: Any, starts_R: Any, counts_R: Any, source: Any
+            params: Any, slots: Any, rows_R: Any, tokens_RL: Any, starts_R: Any, counts_R: Any, *more: Any
         ) -> Any:
             seen.append(sorted(counts_R[rows_R < 8].tolist()))
-            return programs.prefill(params, slots, rows_R, tokens_RL, starts_R, counts_R, source)
+            return programs.prefill(params, slots, rows_R, tokens_RL, starts_R, counts_R, *more)
 
         programs = engine.programs
         engine.programs = programs._replace(prefill=watched)

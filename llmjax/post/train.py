@@ -80,6 +80,9 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
 def resolve(c: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
     """The config with what depends on the tokenizer filled in: model.vocab_size, and what a policy never samples."""
     c = pretrain.resolve(c, tokenizer)
+    if c.objective.name == "policy" or OBJECTIVES[c.objective.name].needs_reference:
+        with c.unlocked():  # an adapter that goes on may have it; the policy would not be what it is compared with
+            c.model.adapter.dropout = 0.0
     if c.objective.name not in ("policy", "distill"):
         return c
     with c.unlocked():
