@@ -158,6 +158,12 @@ PUBLISHED = [  # what distinguishes published configs, and what must be read fro
     ("bloom", {**BLOOM, "n_embed": 32, "num_attention_heads": 8, "n_head": None}, {"heads": 8, "mlp_width": 128}),
     ("falcon", {**FALCON, "multi_query": True, "bias": False}, {"kv_heads": 1, "shared_norm": True, "bias": ("norm",)}),
     ("opt", {**OPT, "do_layer_norm_before": False}, {"norm_place": "post", "final_norm": False, "position_offset": 2}),
+    # Dynamic scaling changes nothing up to max_position_embeddings (Hugging Face's formula at that length has factor 1).
+    (
+        "llama",
+        {**LLAMA, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+        {"rotary_scaling": "none", "rotary_factor": 1.0},
+    ),
     ("phi", BASE, {"rotary_fraction": 0.5, "bias": ("qkv", "out", "mlp", "norm", "head"), "activation": "gelu_tanh"}),
 ]
 
@@ -171,7 +177,13 @@ def test_what_a_config_leaves_out_is_as_the_model_type_has_it(
 
 
 REFUSED = [
-    ("llama", LLAMA, {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type='dynamic'.*'llama3'"),
+    ("llama", LLAMA, {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_type='longrope'.*'llama3'"),
+    (
+        "llama",
+        LLAMA,
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 8}},
+        "original_max_position_embeddings=8; supported",
+    ),
     (
         "llama",
         LLAMA,

@@ -14,7 +14,8 @@ from llmjax.errors import UserError
 from llmjax.interop.fields import Entry, Theirs, choose, number, only, refuse_unknown, typed
 from llmjax.model.positions import rotary_size
 
-KINDS = {"default": "none", "linear": "linear", "llama3": "llama3", "yarn": "yarn"}
+# Dynamic scaling begins beyond max_position_embeddings, which is the most that a model reads here.
+KINDS = {"default": "none", "dynamic": "none", "linear": "linear", "llama3": "llama3", "yarn": "yarn"}
 ORIGINAL = "original_max_position_embeddings"
 BASES, FRACTIONS = ("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")
 NAMES = ("rope_scaling", "rope_parameters", ORIGINAL)
@@ -104,11 +105,14 @@ def set_fraction(c: ConfigDict, fraction: float) -> None:
 def read_dictionary(c: ConfigDict, said: Mapping[str, Any], theirs: Theirs) -> None:
     """Set the keys of rotary scaling from rope_scaling or rope_parameters.
 
-    Raises UserError for kinds of scaling whose angles depend on the text's length (dynamic, longrope), and others.
+    Raises UserError for longrope and other kinds of scaling, and for dynamic scaling from another length than `max_length`.
     """
     where = "config.json's rope_scaling"
-    c.rotary_scaling = choose("rope_type", said.get("rope_type", said.get("type", "default")), KINDS)
-    known = (*KNOWN[c.rotary_scaling], *IN_ALL)
+    kind = said.get("rope_type", said.get("type", "default"))
+    c.rotary_scaling = choose("rope_type", kind, KINDS)
+    known = (*KNOWN[c.rotary_scaling], *IN_ALL, *(("factor",) if kind == "dynamic" else ()))
+    if kind == "dynamic":
+        only({**theirs, **said}, ORIGINAL, c.max_length)
     refuse_unknown(where, {name: value for name, value in said.items() if name not in known})
     if c.rotary_scaling == "none":
         return
