@@ -279,7 +279,7 @@ def _label(outputs_C: np.ndarray, labels: Sequence[str]) -> Label:
         return Label(float(outputs_C[0]), {})
     shares_C = np.exp(outputs_C - outputs_C.max())
     shares_C /= shares_C.sum()
-    return Label(labels[int(outputs_C.argmax())], dict(zip(labels, shares_C.tolist(), strict=True)))
+    return Label(labels[int(np.argmax(outputs_C))], dict(zip(labels, shares_C.tolist(), strict=True)))
 
 
 def _power_of_two(n: int) -> int:
