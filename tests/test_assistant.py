@@ -84,8 +84,9 @@ def test_the_chain_teaches_a_model_of_a_few_thousand_parameters(tiny_run, one_de
         "--config.eval.limit=6", "--config.rollout.tokens=4", "--config.train.batch_size=4", "--config.train.eval_batches=1",
         "--config.sft.train.duration=3 steps", "--config.dpo.train.duration=2 steps", "--config.grpo.train.duration=2 steps",
         "--config.rollout.samples=2", "--config.rollout.slots=4", "--config.rollout.rewards=['exact_match']",
-        f"--config.base.train.init_from={tiny_run}", "--config.model.max_length=512",
+        f"--config.base.train.init_from={tiny_run}", "--config.grpo.train.sequence_length=256",
     ]  # fmt: skip
+    assert cli.main(["train", "--workdir", str(tiny_run), "--config.train.duration=2 steps"]) == 0
     workdir = tmp_path / "assistant"
     command = ["run", "--config", "configs/assistant.py", "--workdir", str(workdir), *few]
     assert cli.main(command) == 0
