@@ -331,8 +331,6 @@ def test_measures_of_rankings_by_hand():
         (1 / np.log2(3)) / (1 + 1 / np.log2(3))
     )
     assert measures.recall(["x", "a", "b"], {"a", "c"}, k=2) == 0.5
-    assert measures.exact_match("The Vasa!", ["vasa"]) == 1.0
-    assert measures.f1("the old ship Vasa", ["Vasa ship"]) == pytest.approx(2 * 2 / 5)
 
 
 def test_retrieval_and_citations_are_tasks_of_eval(tmp_path, monkeypatch):
