@@ -205,3 +205,23 @@ def test_the_command_tells_its_url_answers_and_finishes_answers_before_it_ends(t
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if line.startswith("{")]
     assert [one["route"] for one in lines] == ["/ready", "/v1/completions"]
     assert lines[1]["completion_tokens"] == 20 and "def f" not in json.dumps(lines)
+
+
+@pytest.mark.slow
+def test_an_evaluation_harness_finds_over_http_what_it_finds_in_the_process(served):
+    """Its remote tokenizer and its prompt log-probabilities are the server's."""
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    from llmjax.eval.harness import make_model
+
+    pairs = [("the sky is", choice) for choice in (" blue", " a model", " red", " 12")] + [("one", " two"), ("x", "yz")]
+    asked = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    url = f"http://127.0.0.1:{served[1]}/v1/completions"
+    remote = LocalCompletionsAPI(base_url=url, model="tiny", tokenizer_backend="remote", batch_size=4, max_length=512)
+    found, expected = remote.loglikelihood(asked), make_model(language_model()).loglikelihood(asked)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert [total for total, _ in found] == pytest.approx([total for total, _ in expected], rel=1e-5)
+    ranked = [sorted(range(4), key=lambda i: rows[i][0]) for rows in (found, expected)]
+    assert ranked[0] == ranked[1]  # so every choice, and with it the score of a task, is the same
