@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from helpers import assert_same_bits, first_params, tiny_config
+from helpers import assert_same_bits, first_params, mesh_of, tiny_config
 from ml_collections import ConfigDict
 from test_acceptance import store
 
@@ -20,8 +20,8 @@ from llmjax.infer.engine import Engine
 from llmjax.infer.request import Completion
 from llmjax.infer.rollout import sample_rollouts
 from llmjax.model import transformer
-from llmjax.post import rewards
-from llmjax.post.draws import from_kept, to_keep
+from llmjax.post import policies, rewards
+from llmjax.post.draws import Draw, drift_of, from_kept, rows_of, to_keep
 from llmjax.post.rollouts import Forward, RolloutSource
 
 OURS = byte_tokenizer()
@@ -194,3 +194,24 @@ def test_drift_between_sampler_and_trainer_ends_a_run_in_float32(tmp_path):
     ours._forward = lambda params, rows: Forward(np.full(rows["tokens"].shape, -1.001, np.float32), None)
     with pytest.raises(RuntimeError, match="they are not the same model"):
         ours.batch(0, None)
+
+
+@pytest.mark.slow
+def test_a_round_has_the_same_tokens_and_no_drift_on_every_mesh():
+    found: dict[str, np.ndarray] = {}
+    for line in ("data=1", "data=2", "fsdp=2", "tensor=2", "pipeline=2", "context=2"):
+        c = settings(parallel__mesh=line, train__batch_size=4, train__sequence_length=16, rollout__slots=4,
+                     objective__policy__temperature=1.0, objective__policy__never=OURS.unsampled_ids, objective__vocab_size=OURS.vocab_size)  # fmt: skip
+        mesh, module = mesh_of(line), transformer.build(c.model)
+        places = policies.abstract_params(c, module, mesh)
+        params = jax.tree.map(
+            lambda x, like: jax.device_put(np.asarray(x), like.sharding), first_params(module), places
+        )
+        engine = policies.make_engine(c, module, OURS, mesh, length=16)
+        engine.load(params)
+        made = sample_rollouts(engine, [PROMPT], samples=4, max_new_tokens=8, seed=0)
+        draw = Draw([PROMPT] * 4, made, [""] * 4, rewards.Scored(np.zeros(4), {}), np.zeros(4))
+        rows = rows_of(draw, length=16, mask_cut=False)
+        rows["old"] = policies.make_forward(c, module, mesh)(params, rows).log_probs
+        assert drift_of(rows)["drift_max"] < 2e-5, line
+        np.testing.assert_array_equal(made.tokens, found.setdefault("data=1", made.tokens), err_msg=line)
