@@ -11,7 +11,8 @@ no docstring with the others. There are four kinds of questions:
 
 A call gives required parameters by position and the others by keyword, both in the order of the signature. As the people
 do who write examples, only some answers keep to that: others name every parameter, or give the values in the order in
-which they were told, which may be wrong. Preferences and rewards prefer the first form. Prompts have `check`, a program
+which they were told, which may be wrong. Preferences and rewards prefer the first form. Half of the calls to learn from
+have a name put together of two others, so that names are copied and not remembered. Prompts have `check`, a program
 that ends well when the variable `answer` is right enough: a call with these arguments, the name of a module, a value.
 """
 
@@ -21,7 +22,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -143,7 +144,7 @@ def answers() -> Iterator[dict[str, Any]]:
             continue
         kinds = ["call"] * CALLS + ["default", "module", "does"]
         for number, kind in enumerate(kinds):
-            asked = _ask(function, kind, number)
+            asked = _ask(_renamed(function, number) if kind == "call" else function, kind, number)
             if asked:
                 yield {"messages": [_said("user", asked["question"]), _said("assistant", asked["written"])]}
 
@@ -151,7 +152,7 @@ def answers() -> Iterator[dict[str, Any]]:
 def pairs() -> Iterator[dict[str, Any]]:
     """Preferences between two forms of the same call."""
     for function in functions():
-        asked = None if function.held_out else _ask(function, "call", CALLS)
+        asked = None if function.held_out else _ask(_renamed(function, CALLS), "call", CALLS)
         if asked and (others := [one for one in (asked["named"], asked["told"]) if one != asked["answer"]]):
             rejected = others[_number(f"rejected {function.name}") % len(others)]
             yield {
@@ -183,6 +184,7 @@ def _kind(function: Function) -> str:
 
 def _prompt(function: Function) -> dict[str, Any]:
     kind = _kind(function)
+    function = _renamed(function, CALLS + 1) if kind == "call" and not function.held_out else function
     asked = _ask(function, kind, CALLS + 1)
     assert asked is not None
     kept = {name: asked[name] for name in ("answer", "check")}
@@ -191,6 +193,21 @@ def _prompt(function: Function) -> dict[str, Any]:
 
 def _said(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
+
+
+def _renamed(function: Function, number: int) -> Function:
+    """Half of the calls to learn from are of a name put together of two others, so that names are copied, not remembered."""
+    rng = random.Random(_number(f"name {number} {function.name}"))
+    names, known = _names()
+    made = f"{rng.choice(names).split('_')[0]}_{rng.choice(names).split('_')[-1]}"
+    return function if rng.random() < 0.5 or _plain(made) in known else replace(function, name=made)
+
+
+@cache
+def _names() -> tuple[tuple[str, ...], frozenset[str]]:
+    """The names of the functions that are not held out; all names, without what two spellings differ by."""
+    every = functions()
+    return tuple(one.name for one in every if not one.held_out), frozenset(_plain(one.name) for one in every)
 
 
 # The kinds of questions.
