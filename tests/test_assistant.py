@@ -98,7 +98,7 @@ def test_the_chain_teaches_a_model_of_a_few_thousand_parameters(tiny_run, one_de
         assert len((workdir / link / "answers" / "answers.jsonl").read_text().splitlines()) == 6
     assert results["base/baseline_exact_match"] > 0
     assert (workdir / "report" / "index.html").is_file()
-    assert "exact_match" in (workdir / "report" / "report.md").read_text()
+    assert "exact\\_match" in (workdir / "report" / "report.md").read_text()
     model = llmjax.load(workdir)
     assert model.config.objective.name == "policy"
     assert model.chat([{"role": "user", "content": "Which module has `def f(a)`?"}], max_new_tokens=2).text is not None

@@ -12,7 +12,7 @@ from llmjax.report.collect import Run
 from llmjax.report.plots import SERIES, Line, draw
 
 LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "loss", "seconds", "skipped")
-HIGHER_IS_BETTER = ("tokens_per_second", "tokens_per_second_per_device", "mfu")
+HIGHER_IS_BETTER = ("tokens_per_second", "tokens_per_second_per_device", "mfu", "exact_match", "reward")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _better(name: str) -> str:
 
 def _number_rows(runs: Sequence[Run]) -> list[Row]:
     rows = []
-    order = ("eval", "train")
+    order = ("answers", "eval", "train")
     stages = list(dict.fromkeys([*order, *(stage for run in runs for stage in run.stages)]))
     for stage in stages:
         for name in dict.fromkeys(name for run in runs for name in run.stages.get(stage, {})):
