@@ -259,6 +259,7 @@ def test_the_state_has_the_bytes_that_its_arrays_have():
 
     assert compiler.state_bytes(abstract) == {
         "parameters": held(state.params),
+        "frozen": 0.0,
         "optimizer": held(state.opt_state),
         "average": held(state.ema),
     }

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 
 from flax import traverse_util
 from ml_collections import ConfigDict
@@ -23,19 +24,23 @@ def param_count(c: ConfigDict) -> int:
     return sum(math.prod(shape) for shape in parameter_shapes(c).values())
 
 
-def active_matrices(c: ConfigDict) -> float:
+def active_matrices(c: ConfigDict, *, chosen: Callable[[str], bool] = lambda path: True) -> float:
     """Numbers in the matrices that a token is multiplied with: the experts it is routed to, and the head even if tied.
+
+    Args:
+        chosen: whether the matrix of a path is counted; the path of a tied head is that of the embedding.
 
     Embedding lookups, norms and biases are left out. The extra blocks and heads of multi-token prediction count: training
     computes them.
     """
     total = 0.0
     for path, shape in parameter_shapes(c).items():
-        if path.endswith("kernel"):
+        if path.endswith("kernel") and chosen(path):
             routed = re.search(r"moe/(up|gate|down)/", path) is not None
             total += math.prod(shape) * (c.moe.active / c.moe.experts if routed else 1)
     head = c.vocab_size * (c.embedding_width or c.width)
-    return total + (head if c.tie_embeddings else 0) + (c.ahead - 1) * head
+    heads = c.ahead - 1 + (1 if c.tie_embeddings else 0)
+    return total + (heads * head if chosen("embedding" if c.tie_embeddings else "head/kernel") else 0)
 
 
 def flops_per_token(c: ConfigDict, *, sequence_length: int) -> float:

@@ -9,14 +9,17 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+from flax import traverse_util
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.config.model_checks import ATTENTION
 from llmjax.data.ramp import Stage
-from llmjax.model.count import active_matrices, flops_per_token
+from llmjax.model import adapters, blockwise
+from llmjax.model.count import active_matrices, flops_per_token, param_count, parameter_shapes
 from llmjax.model.layers import GATED, mlp_width
 from llmjax.model.moe import expert_width
 from llmjax.model.stacks import layer_slots, layer_stacks
@@ -24,10 +27,12 @@ from llmjax.parallel import pipeline
 from llmjax.parallel.mesh import ROWS
 from llmjax.scaling import compiler
 from llmjax.scaling.topology import Topology
+from llmjax.train.frozen import combine, is_trained
 from llmjax.train.step import trained_dtype
 
 NEVER_HOLD_SCORES = ("splash", "cudnn")  # attention kernels that never hold all scores
 BYTES = {"float32": 4, "bfloat16": 2}
+WITHOUT_LOGITS = ("reward", "classify")  # objectives that read a head of their own
 
 
 @dataclass(frozen=True)
@@ -105,17 +110,18 @@ def memory(c: ConfigDict, mesh: AbstractMesh, stage: Stage) -> dict[str, float]:
     m, act = c.model, BYTES[c.model.dtype]
     state = compiler.abstract_state(c, mesh)
     found = compiler.state_bytes(state)
-    trained = compiler.shard_bytes(state.params)
+    trained = found["parameters"]
     s, shape = sizes_of(c, mesh.shape, stage), mesh.shape
     stored = BYTES[trained_dtype(c)]
     divided = trained / (shape["fsdp"] if c.parallel.zero != 3 else 1)
-    whole = found["parameters"] * (shape["fsdp"] if c.parallel.zero == 3 else 1)  # not divided over fsdp
     gradients = (trained if c.parallel.zero != 2 else divided) * BYTES["float32"] / stored
     found["gradients"] = gradients * (2 if stage.micro_batches > 1 else 1)  # the sum so far, and the new ones
     # The compiler casts the whole stack before the loop over layers, and gathers each layer just before its use.
-    found["cast parameters"] = found["parameters"] * act / stored if act < stored else 0.0
-    one_layer = whole / stored * act / max(len(layer_slots(m)) / shape["pipeline"], 1)
-    found["gathered parameters"] = 2 * one_layer if shape["fsdp"] > 1 and c.parallel.zero == 3 else 0.0
+    found["cast parameters"] = (trained * act / stored if act < stored else 0.0) + _cast_frozen(c, found["frozen"])
+    gathers = shape["fsdp"] > 1 and c.parallel.zero == 3
+    layer_bytes = numbers(combine(state.params, state.frozen)) * act / max(len(layer_slots(m)) / shape["pipeline"], 1)
+    unpacked = m.adapter.base_format != "stored"  # kernels in few bits become whole before their use
+    found["gathered parameters"] = 2 * layer_bytes * (shape["fsdp"] if gathers else 1) * (gathers or unpacked)
     kept, at_once = _activations(c, s)
     if shape["pipeline"] > 1:
         at_once /= _parts(c, shape, stage)
@@ -123,9 +129,26 @@ def memory(c: ConfigDict, mesh: AbstractMesh, stage: Stage) -> dict[str, float]:
     found["activations of a layer"] = at_once
     chunks = c.objective.loss_chunks
     vocabulary = m.vocab_size / (shape["tensor"] * shape["pipeline"])
-    found["logits"] = 2 * 4 * s.tokens * vocabulary / chunks  # float32: logits and their gradient
+    # float32: logits and their gradient
+    found["logits"] = 0.0 if c.objective.name in WITHOUT_LOGITS else 2 * 4 * s.tokens * vocabulary / chunks
     found["peak"] = sum(found.values())
     return found
+
+
+def numbers(params: Any) -> float:
+    """Numbers of a tree of parameters on one device, however few bits they are kept in."""
+    found = 0.0
+    for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
+        if not path.endswith(f"/{blockwise.SCALE}"):
+            each = 2 if leaf.dtype == "uint8" else 1  # nf4 has two codes in a byte
+            found += each * math.prod(leaf.sharding.shard_shape(leaf.shape))
+    return found
+
+
+def _cast_frozen(c: ConfigDict, frozen: float) -> float:
+    """Bytes of the frozen parameters in the type of products, if that is another one."""
+    act, stored = BYTES[c.model.dtype], BYTES[c.model.param_dtype]
+    return frozen * act / stored if act < stored and c.model.adapter.base_format == "stored" else 0.0
 
 
 def _activations(c: ConfigDict, s: Sizes) -> tuple[float, float]:
@@ -150,33 +173,67 @@ def _parts(c: ConfigDict, mesh: Mapping[str, int], stage: Stage) -> int:
     return pipeline.parts(c, stages=mesh["pipeline"], rows=rows)
 
 
-_COSTS: dict[str, tuple[float, float]] = {}
+def parameter_count(c: ConfigDict) -> int:
+    """Numbers of the model with its adapters, however few bits they are kept in."""
+    return param_count(adapters.plain(c.model)) + _adapter_numbers(c.model)
 
 
-def token_flops(c: ConfigDict) -> tuple[float, float]:
-    """(model FLOPs of a token, FLOPs of the products with parameters among them)."""
-    key = json.dumps([compiler.shapes_key(c.model), c.train.sequence_length])
+def _adapter_numbers(model: ConfigDict) -> int:
+    shapes = parameter_shapes(model) if model.adapter.kind != "none" else {}
+    return sum(math.prod(shape) for path, shape in shapes.items() if adapters.is_adapter(path))
+
+
+class Flops(NamedTuple):
+    """FLOPs of a token."""
+
+    model: float  # forward and backward
+    products: float  # of these, those of the forward pass with parameters, without the head
+    attention: float  # of the forward pass
+    head: float  # of the forward pass
+
+    @property
+    def forward(self) -> float:
+        return self.products + self.attention + self.head
+
+
+_COSTS: dict[str, Flops] = {}
+
+
+def token_flops(c: ConfigDict) -> Flops:
+    """The FLOPs of a token in training. A frozen matrix costs 4 a number: it has no gradient of its own."""
+    o = c.optimizer
+    key = json.dumps([compiler.shapes_key(c.model), c.train.sequence_length, c.objective.name, o.train, o.freeze])
     if key not in _COSTS:
-        total = flops_per_token(c.model, sequence_length=c.train.sequence_length)
-        _COSTS[key] = total, 6.0 * active_matrices(c.model)
+        plain, trained = adapters.plain(c.model), is_trained(c)
+        matrices = active_matrices(plain)
+        attention = flops_per_token(plain, sequence_length=c.train.sequence_length) - 6.0 * matrices
+        head = float(plain.vocab_size * (plain.embedding_width or plain.width))
+        matrices -= head
+        frozen = active_matrices(plain, chosen=lambda path: not trained(path))
+        own = _adapter_numbers(c.model)
+        if c.objective.name in WITHOUT_LOGITS:
+            frozen -= 0.0 if trained("embedding" if plain.tie_embeddings else "head/kernel") else head
+            head = 0.0
+        model = 6.0 * (matrices + head + own) - 2.0 * frozen + attention
+        _COSTS[key] = Flops(model, 2.0 * (matrices + own), attention / 3, 2.0 * head)
     return _COSTS[key]
 
 
 def recomputed(c: ConfigDict) -> float:
     """FLOPs that the backward pass computes again, as a share of the model's."""
-    total, products = token_flops(c)
-    head = 6.0 * c.model.vocab_size * (c.model.embedding_width or c.model.width)
-    attention = total - products
+    flops = token_flops(c)
     if c.model.remat == "full":
-        return (products - head + attention) / 3 / total
-    return attention / 3 / total if c.model.remat != "none" else 0.0
+        return (flops.products + flops.attention) / flops.model
+    return flops.attention / flops.model if c.model.remat != "none" else 0.0
 
 
 def flows(c: ConfigDict, mesh: AbstractMesh, stage: Stage) -> list[Flow]:
     """The bytes that one device sends in a step, by reason."""
     m, act, shape, turns = c.model, BYTES[c.model.dtype], mesh.shape, stage.micro_batches
     s = sizes_of(c, shape, stage)
-    mine = compiler.shard_bytes(compiler.abstract_state(c, mesh).params) / BYTES[trained_dtype(c)]  # numbers
+    held = compiler.state_bytes(compiler.abstract_state(c, mesh))
+    mine = held["parameters"] / BYTES[trained_dtype(c)]  # numbers
+    read = mine * act + (_cast_frozen(c, held["frozen"]) or held["frozen"])  # bytes of the parameters that are gathered
     found = []
 
     def ring(axis: str) -> float:
@@ -186,7 +243,7 @@ def flows(c: ConfigDict, mesh: AbstractMesh, stage: Stage) -> list[Flow]:
     uses = turns * (_parts(c, shape, stage) * c.parallel.rounds if shape["pipeline"] > 1 else 1)
     if (n := shape["fsdp"]) > 1:
         if c.parallel.zero == 3:
-            found.append(Flow("all-gather", ("fsdp",), 2 * mine * n * act * ring("fsdp") * uses, True,
+            found.append(Flow("all-gather", ("fsdp",), 2 * read * n * ring("fsdp") * uses, True,
                               "parameters, forward and backward"))  # fmt: skip
             found.append(Flow("reduce-scatter", ("fsdp",), mine * n * act * ring("fsdp") * uses, True, "gradients"))
         else:
@@ -265,7 +322,7 @@ def plan(c: ConfigDict, topology: Topology, stage: Stage) -> Paper:
     held = memory(c, mesh, stage)
     sent = flows(c, mesh, stage)
     tokens = stage.rows * c.train.sequence_length
-    model = token_flops(c)[0] * tokens / topology.devices
+    model = token_flops(c).model * tokens / topology.devices
     flops = model * (1 + recomputed(c))
     idle = 0.0
     if shape["pipeline"] > 1:

@@ -28,6 +28,7 @@ def _add(verb: argparse.ArgumentParser) -> None:
         metavar="USD",
         help="price of one chip for an hour (default: the list price)",
     )
+    verb.add_argument("--paper", action="store_true", help="plan by formula, without the compiler (GPUs: always)")
     verb.add_argument("--search", action="store_true", help="try settings that may fit or be faster, and rank them")
     verb.add_argument(
         "--trials", type=number(int, AT_LEAST_1), default=8, metavar="N",
@@ -59,8 +60,8 @@ def run(args: argparse.Namespace, c: ConfigDict) -> int:
             "--search and --save-executable exclude each other: search first, then save the steps of one config"
         )
     if args.search:
-        with compiler_lock() if pods.chip.torus else nullcontext():
-            tried = search(c, pods, trials=args.trials, price=args.price)
+        with compiler_lock() if pods.chip.torus and not args.paper else nullcontext():
+            tried = search(c, pods, trials=args.trials, price=args.price, paper=args.paper)
         print(render.render_search(tried))
         found = best(tried)
         if found is None:
@@ -69,9 +70,9 @@ def run(args: argparse.Namespace, c: ConfigDict) -> int:
         changes, plan = found
         print(f"\nthe fastest that fits{' (as it is)' if not changes else ''}:\n")
     else:
-        if pods.chip.torus:
+        if pods.chip.torus and not args.paper:
             print("compiling: seconds for small models, minutes for large ones", file=sys.stderr)
-        plan = make_plan(c, pods, price=args.price, save=save)
+        plan = make_plan(c, pods, price=args.price, save=save, paper=args.paper)
     print(render.render(plan))
     if not plan["fits"]:
         print("\nadd --search to try what would fit: rematerialisation, more fsdp, smaller micro-batches, ...")

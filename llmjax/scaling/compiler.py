@@ -221,9 +221,10 @@ def shard_bytes(tree: Any) -> float:
 
 
 def state_bytes(abstract: State) -> dict[str, float]:
-    """Exact bytes of the state on one device: parameters, optimizer, average."""
+    """Exact bytes of the state on one device: trained and frozen parameters, optimizer, average."""
     return {
-        "parameters": shard_bytes((abstract.params, abstract.frozen)),
+        "parameters": shard_bytes(abstract.params),
+        "frozen": shard_bytes(abstract.frozen),
         "optimizer": shard_bytes(abstract.opt_state),
         "average": shard_bytes(abstract.ema),
     }

@@ -1,6 +1,7 @@
 """`llmjax plan`: memory, communication, time and cost of a run on a pod, as a dictionary that is written as JSON.
 
-For TPUs the real step is compiled and its program is read. For GPUs all numbers are by formula. Units are bytes, seconds,
+For TPUs the real step is compiled and its program is read. For GPUs all numbers are by formula, and so they are for TPUs
+where one asks for it. Units are bytes, seconds,
 FLOPs and US dollars, of one device unless the key says otherwise. A device is a chip; on TPU7x it is half a chip.
 """
 
@@ -16,10 +17,9 @@ from ml_collections import ConfigDict
 from llmjax import config, storage
 from llmjax.data.ramp import BatchSizes, Stage
 from llmjax.errors import UserError
-from llmjax.model.count import flops_per_token, param_count
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import pipeline
-from llmjax.scaling import analytic, compiler, hlo, timeline
+from llmjax.scaling import analytic, compiler, hlo, post, timeline
 from llmjax.scaling.collectives import axes_of
 from llmjax.scaling.topology import Topology, compiler_lock, devices, link_model
 from llmjax.train import executable
@@ -28,35 +28,46 @@ HOUR, DAY = 3600.0, 86400.0
 Plan = dict[str, Any]
 
 
-def make_plan(c: ConfigDict, topology: Topology, *, price: float | None = None, save: Path | None = None) -> Plan:
+def make_plan(
+    c: ConfigDict, topology: Topology, *, price: float | None = None, save: Path | None = None, paper: bool = False
+) -> Plan:
     """The plan of a run on a topology.
 
     Args:
         price: US dollars for an hour of one chip; None: the list price.
         save: write the compiled steps of all batch sizes of the run to this file.
+        paper: plan by formula where there is a compiler, too.
 
-    Raises UserError for a mesh that does not fit the devices, the model or the batch, and if steps cannot be saved.
+    Raises UserError for a mesh that does not fit the devices, the model or the batch, if steps cannot be saved, and for
+    rows of an objective that the compiler is not given.
     """
-    with compiler_lock() if topology.chip.torus else nullcontext():
-        return plan_locked(c, topology, price=price, save=save)
+    with compiler_lock() if topology.chip.torus and not paper else nullcontext():
+        return plan_locked(c, topology, price=price, save=save, paper=paper)
 
 
-def plan_locked(c: ConfigDict, topology: Topology, *, price: float | None = None, save: Path | None = None) -> Plan:
+def plan_locked(
+    c: ConfigDict, topology: Topology, *, price: float | None = None, save: Path | None = None, paper: bool = False
+) -> Plan:
     """`make_plan` for a caller that holds the compiler's lock."""
     tpu = topology.chip.torus > 0
+    if tpu and not paper and c.data.format == "conversations" and c.objective.name != "causal":
+        raise UserError(
+            f"the compiler is given rows of tokens, and those of objective.name={c.objective.name} hold more: plan by "
+            "formula, with --paper"
+        )
     c = compiler.resolve(c, platform="tpu" if tpu else "gpu")
     sizes = compiler.stages(c)
     stage = sizes.stages[-1]
     plan = _facts(c, topology, sizes, stage)
-    paper = analytic.plan(c, topology, stage)
-    plan["on_paper"] = {"memory": paper.memory, "seconds": paper.seconds}
-    if tpu:
+    formula = post.plan(c, topology, stage)
+    plan["on_paper"] = {"memory": formula.memory, "seconds": formula.seconds}
+    if tpu and not paper:
         mesh = _mesh(c, topology)
         _compile(plan, c, topology, mesh, sizes, stage, save)
     else:
         if save is not None:
-            raise UserError("--save-executable works for TPUs only: leave it out")
-        _on_paper(plan, paper, topology)
+            raise UserError("--save-executable works for TPUs only, and not with --paper: leave it out")
+        _on_paper(plan, formula)
     if plan["fits"]:
         plan["run"] = _run(plan, topology, sizes, price)
     return plan
@@ -71,7 +82,7 @@ def _facts(c: ConfigDict, topology: Topology, sizes: BatchSizes, stage: Stage) -
     """The numbers that need no compilation."""
     axes = compiler.abstract_mesh(c, devices=topology.devices).shape
     tokens = stage.rows * c.train.sequence_length
-    flops = flops_per_token(c.model, sequence_length=c.train.sequence_length)
+    flops = analytic.token_flops(c).model
     plan = {
         "config": c.name,
         "topology": str(topology),
@@ -89,7 +100,7 @@ def _facts(c: ConfigDict, topology: Topology, sizes: BatchSizes, stage: Stage) -
             "optimizer": c.optimizer.name,
             "duration": c.train.duration,
         },
-        "parameters": param_count(c.model),
+        "parameters": analytic.parameter_count(c),
         "tokens_per_step": tokens,
         "flops": {"model_per_token": flops, "model": flops * tokens / topology.devices},
         "available": topology.chip.usable / topology.chip.devices,
@@ -197,7 +208,7 @@ def read_program(plan: Plan, text: str, topology: Topology, mesh: Mesh) -> None:
     _mfu(plan)
 
 
-def _on_paper(plan: Plan, paper: analytic.Paper, topology: Topology) -> None:
+def _on_paper(plan: Plan, paper: analytic.Paper) -> None:
     plan["exact"] = False
     plan["memory"] = paper.memory
     plan["fits"] = paper.memory["peak"] <= plan["available"]

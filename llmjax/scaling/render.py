@@ -8,6 +8,7 @@ from llmjax import human
 Plan = dict[str, Any]
 PARTS = {  # of the memory table, in order
     "parameters": "parameters",
+    "frozen": "frozen parameters",
     "optimizer": "optimizer state",
     "average": "moving average",
     "gradients": "gradients",
@@ -16,6 +17,11 @@ PARTS = {  # of the memory table, in order
     "activations kept": "activations kept",
     "activations of a layer": "activations of a layer",
     "logits": "logits",
+    "reference": "reference",
+    "teacher": "teacher",
+    "engine's weights": "weights of the engine",
+    "engine's cache": "cache of the engine's slots",
+    "rollouts beyond an update": "rollouts, beyond the memory of an update",
 }
 
 
@@ -43,7 +49,7 @@ def render(plan: Plan) -> str:
         how = f"compiled in {human.duration(plan['seconds_to_compile'])}" if "seconds_to_compile" in plan else "refused"
         lines.append(f"  {how} by {plan['made_by']}")
     else:
-        lines.append("  on paper: there is no compiler for this chip here, so every number is by formula")
+        lines.append("  on paper: every number is by formula, not by a compiler")
     lines += ["", *_memory(plan)]
     if "seconds" in plan:
         lines += ["", *_sent(plan), "", *_time(plan)]
@@ -60,10 +66,10 @@ def _memory(plan: Plan) -> list[str]:
     m, available = plan["memory"], plan["available"]
     verdict = "fits" if plan["fits"] else f"DOES NOT FIT: {gib(plan.get('over_by', m['peak'] - available))} too much"
     lines = [f"memory of a chip: {gib(m['peak'])} of {gib(available)}, {verdict}"]
-    names = PARTS if not plan["exact"] else dict(list(PARTS.items())[:3])
+    names = PARTS if not plan["exact"] else dict(list(PARTS.items())[:4])
     lines += [f"  {gib(m[key]):>12}  {name}" for key, name in names.items() if m.get(key)]
     if "temporaries" in m:
-        padding = m["arguments"] - sum(m[key] for key in ("parameters", "optimizer", "average"))
+        padding = m["arguments"] - sum(m[key] for key in ("parameters", "frozen", "optimizer", "average"))
         lines.append(f"  {gib(m['temporaries']):>12}  gradients, activations and other temporaries")
         lines.append(f"  {gib(padding + m['outputs'] + m['code']):>12}  batch, layout of the state, code")
     if "evaluation" in m:
@@ -109,6 +115,9 @@ def _time(plan: Plan) -> list[str]:
         f"time of a step: at least {human.duration(t['step'])}, MFU at most {plan['mfu']:.1%} ({'roofline of every instruction' if plan['exact'] else 'by formula'}; "
         f"products alone {human.duration(t['products'])}, exposed collectives {human.duration(t['exposed'])})",
     ]
+    beside = {"rollouts": "rollouts", "forward": "forward passes beside the update"}
+    if found := [f"{name} {human.duration(t[key])}" for key, name in beside.items() if t.get(key)]:
+        lines.append(f"  of it {', '.join(found)}")
     if "compiler" in t:
         lines.append(
             f"  {human.duration(t['compiler'])}, MFU {plan['mfu_by_compiler']:.1%}, with the compiler's own estimate of the "

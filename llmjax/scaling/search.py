@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.errors import UserError
-from llmjax.scaling import analytic, compiler
+from llmjax.scaling import compiler, post
 from llmjax.scaling.plan import Plan, plan_locked
 from llmjax.scaling.render import slowest
 from llmjax.scaling.topology import Topology
@@ -77,7 +77,7 @@ def promising(c: ConfigDict, topology: Topology, *, count: int) -> list[Changes]
         try:
             made = compiler.resolve(changed(c, changes), platform=platform)
             sizes = compiler.stages(made)
-            paper = analytic.plan(made, topology, sizes.stages[-1])
+            paper = post.plan(made, topology, sizes.stages[-1])
         except UserError:  # heads that tensor does not divide, rows that the devices do not
             continue
         if changes and paper.memory["peak"] > SLACK * available:
@@ -87,11 +87,11 @@ def promising(c: ConfigDict, topology: Topology, *, count: int) -> list[Changes]
 
 
 def search(
-    c: ConfigDict, topology: Topology, *, trials: int, price: float | None = None
+    c: ConfigDict, topology: Topology, *, trials: int, price: float | None = None, paper: bool = False
 ) -> list[tuple[Changes, Plan | str]]:
     """Try the config and its most promising neighbours: (changes, plan or error), in the order tried.
 
-    The caller holds the lock of the compiler.
+    The caller holds the lock of the compiler. `paper` is that of `make_plan`.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -105,7 +105,7 @@ def search(
         task = bar.add_task("trying them", total=len(chosen))
         for changes in chosen:
             try:
-                tried.append((changes, plan_locked(changed(c, changes), topology, price=price)))
+                tried.append((changes, plan_locked(changed(c, changes), topology, price=price, paper=paper)))
             except UserError as error:
                 tried.append((changes, str(error)))
             bar.advance(task)

@@ -101,7 +101,7 @@ def fit(c: config.ConfigDict, pods: Topology) -> tuple[config.ConfigDict, Fit | 
         if paper.memory["peak"] > available:
             continue
         ideal = (
-            analytic.token_flops(resolved)[0]
+            analytic.token_flops(resolved).model
             * stage.rows
             * LENGTH
             / pods.devices
