@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from llmjax.config.model_checks import RECURRENT
 from llmjax.config.ranges import AT_LEAST_0, SHARE
+from llmjax.config.values import parse_duration
 
 # Objectives that say themselves who sees whom, or for which nothing may be hidden from a token.
 ANY_ORDER = ("masked", "translation", "unilm", "permutation", "prefix", "span")
@@ -162,4 +163,34 @@ def _answers(c: ConfigDict) -> Iterator[str]:
         )
 
 
-PARTS = (_shares, _directions, _parts_of_models, _data, _answers)
+def _sampled(c: ConfigDict) -> Iterator[str]:
+    """Of rows that are conversations, and of answers that are sampled."""
+    name, m, r, t = c.objective.name, c.model, c.rollout, c.train
+    if c.data.format == "conversations" and parse_duration(t.batch_ramp)[0]:
+        yield f"train.batch_ramp={t.batch_ramp!r} is for text: with data.format=conversations set it to '0 steps'"
+    own = name == "distill" and c.objective.distill.on_policy > 0
+    if name != "policy" and not own:
+        return
+    if t.rewind.factor:
+        yield (
+            "train.rewind.factor skips batches, and answers that are sampled depend on all steps before them: set it to 0"
+        )
+    texts = r.updates * t.batch_size
+    if name == "policy" and texts % r.samples:
+        yield (
+            f"a round has rollout.updates x train.batch_size = {r.updates} x {t.batch_size} = {texts} texts, which is no "
+            f"multiple of rollout.samples={r.samples}: change one of them"
+        )
+    if name == "policy" and m.moe.experts and m.moe.dispatch == "capacity":
+        yield (
+            "model.moe.dispatch=capacity drops tokens by what else is in a batch, so the sampler and the trainer are not one "
+            "model: set it to dropless"
+        )
+    if name == "policy" and m.norm == "batch":
+        yield (
+            "model.norm=batch takes statistics over the batch in training and kept ones in sampling, so they are not one "
+            "model: choose another norm"
+        )
+
+
+PARTS = (_shares, _directions, _parts_of_models, _data, _answers, _sampled)

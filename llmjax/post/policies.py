@@ -18,7 +18,7 @@ from llmjax.model import head
 from llmjax.model.transformer import Transformer
 from llmjax.objectives import losses
 from llmjax.objectives.log_probs import log_probs
-from llmjax.parallel import placement, processes
+from llmjax.parallel import placement
 from llmjax.post import rewards, tools
 from llmjax.post.reference import abstract_params, reference_params
 from llmjax.post.rewards import Reward
@@ -33,12 +33,7 @@ from llmjax.train.step import batch_shardings
 def stage(
     c: ConfigDict, workdir: Path, module: Transformer, tokenizer: Tokenizer, stores: Mapping[str, Store], mesh: Mesh
 ) -> dict[str, Any]:
-    """The source and the evaluation of a policy.
-
-    Raises UserError for several processes, whose engines do not share their answers.
-    """
-    if processes.count() > 1:
-        raise UserError("policies are trained by one process: start this command once, on the devices of one host")
+    """The source and the evaluation of a policy. Raises UserError for prompts that are too long."""
     longest = max(int(store.sizes.max()) for store in stores.values()) + c.rollout.tokens
     if longest > c.train.sequence_length:
         raise UserError(

@@ -68,8 +68,7 @@ class RolloutSource:
         called: Mapping[str, Tool] | None = None,
         reference: Any = None,
     ) -> None:
-        """Check the settings of a round.
-
+        """
         Args:
             workdir: gets samples/ROUND.json, some answers of each round with their rewards.
             engine: of the same model, idle; each round gives it its parameters.
@@ -78,19 +77,11 @@ class RolloutSource:
             functions: the rewards, by name.
             called: the tools that the model may call, by name.
             reference: parameters of the model that the policy should stay near; None: there is none.
-
-        Raises UserError for numbers that do not go together.
         """
         r = c.rollout
-        texts = r.updates * c.train.batch_size
-        if texts % r.samples:
-            raise UserError(
-                f"a round has rollout.updates x train.batch_size = {r.updates} x {c.train.batch_size} = {texts} texts, which is "
-                f"no multiple of rollout.samples={r.samples}: change one of them"
-            )
         self._c, self._workdir, self._engine, self._tokenizer, self._prompts = c, workdir, engine, tokenizer, prompts
         self._forward, self._reference, self._rewards, self._tools = forward, reference, functions, called or {}
-        self._groups = texts // r.samples
+        self._groups = r.updates * c.train.batch_size // r.samples
         self._left: dict[str, np.ndarray] = {}  # the round's rows from the next update on
         self._kl_weight = float(r.kl_weight)
         self._metrics: dict[str, float] = {}

@@ -22,7 +22,7 @@ from llmjax.infer.rollout import sample_rollouts
 from llmjax.model import transformer
 from llmjax.objectives import chunks, losses
 from llmjax.objectives.distill import Teacher, teacher_of
-from llmjax.parallel import placement, processes
+from llmjax.parallel import placement
 from llmjax.post import batches
 from llmjax.post.policies import make_engine
 from llmjax.post.reference import reference_params
@@ -51,12 +51,7 @@ def _folder(run: str) -> Path:
 
 
 def make_ask(c: ConfigDict, mesh: Mesh) -> Ask:
-    """Read the teacher onto the mesh; it computes rows by micro-batches, as they are trained.
-
-    Raises UserError for several processes, of which each would have to read the others' rows.
-    """
-    if processes.count() > 1:
-        raise UserError("distillation runs in one process: start this command once, on the devices of one host")
+    """Read the teacher onto the mesh; it computes rows by micro-batches, as they are trained."""
     d, theirs = c.objective.distill, c.copy_and_resolve_references()
     with theirs.unlocked():
         theirs.train.init_from = d.teacher

@@ -4,6 +4,7 @@ The objective decides what a row is (`rows.groups_of`) and where batches come fr
 preferences and rewards, sampled ones for policies.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -14,9 +15,11 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from llmjax.data.ramp import batch_sizes
 from llmjax.data.source import Source, StatelessSource
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.data.tokenizer_files import load_tokenizer
+from llmjax.errors import UserError
 from llmjax.model import attention, transformer
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes
@@ -32,7 +35,7 @@ from llmjax.post import (
     teacher,
     texts,
 )
-from llmjax.train import initial, loop, pretrain
+from llmjax.train import initial, loop, pretrain, setup
 from llmjax.train.heldout import Evaluate
 
 
@@ -69,7 +72,19 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
 
 
 def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
-    """Raise UserError for a model that cannot be trained further by this config."""
+    """Raise UserError for a model that cannot be trained further by this config, or not on these processes and meshes."""
+    alone = {"policy": "a policy is sampled", "distill": "a teacher is asked"}.get(c.objective.name)
+    if alone and processes.count() > 1:
+        raise UserError(f"{alone} by one process: start this command once, on the devices of one host")
+    sampled = c.objective.name == "policy" or (c.objective.name == "distill" and c.objective.distill.on_policy)
+    if sampled and c.rollout.tokens >= c.train.sequence_length:
+        raise UserError(
+            f"rollout.tokens={c.rollout.tokens} leaves no room for a prompt in train.sequence_length="
+            f"{c.train.sequence_length}: lower it, or raise the length"
+        )
+    axes = meshes.read_mesh(c.parallel.mesh)
+    # An axis of -1 is at least 1: what its fellows do not divide, all of them together do not either.
+    setup.check_rows(c, batch_sizes(c.train), ways=math.prod(axes[axis] for axis in meshes.ROWS if axes[axis] > 0))
     if c.objective.name == "distill":
         teacher.check(c)
     texts.check(c)
