@@ -54,6 +54,6 @@ def test_speed_is_of_the_best_call():
 
 
 def test_every_result_has_the_script_or_the_config_that_made_it():
-    for path in (ROOT / "results").glob("*.json"):
-        made = path.stem.partition("-")[0]
-        assert (ROOT / "benchmarks" / f"{made}.py").is_file() or (ROOT / "configs" / f"{made}.py").is_file(), path.name
+    makers = {path.stem for folder in ("benchmarks", "configs") for path in (ROOT / folder).glob("*.py")}
+    for path in (ROOT / "results").glob("*.json"):  # NAME.json, or NAME-VARIANT.json and NAME_VARIANT.json
+        assert any(path.stem == name or path.stem.startswith((f"{name}-", f"{name}_")) for name in makers), path.name

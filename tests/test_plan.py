@@ -390,14 +390,18 @@ def test_plans_know_the_batches_of_every_objective(objective):
 
 TPU = """
 import json, sys
+from argparse import Namespace
 from pathlib import Path
 from llmjax import config
 from llmjax.scaling.command import run
+def plan(c, **given):
+    asked = {"slices": 1, "price": None, "search": False, "trials": 8, "paper": False, "out": None, "save_executable": None}
+    return run(Namespace(**asked | given), c)
 spec, out = sys.argv[1:]
 tiny = config.load(spec, overrides=["parallel.mesh=fsdp=2 tensor=2", "model.remat=full", "model.vocab_size=320", "model.attention=dot_product"])
-status = run(tiny, topology="v5e:2x2", out=Path(out), save=Path(out).with_suffix(".steps"))
+status = plan(tiny, topology="v5e:2x2", out=Path(out), save_executable=Path(out).with_suffix(".steps"))
 large = config.load(spec, overrides=["parallel.mesh=fsdp=4", "model.attention=dot_product", "model.width=8192", "model.heads=64", "model.kv_heads=0", "model.head_size=128", "model.layers=16", "model.vocab_size=320"])
-print(json.dumps({"status": status, "too large": run(large, topology="v5e:2x2")}))
+print(json.dumps({"status": status, "too large": plan(large, topology="v5e:2x2")}))
 """  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
     llmjax plan --config configs/post/llama2_70b_lora.py --topology h100:8
     llmjax plan --config configs/post/llama2_70b_lora.py:nf4 --topology h100:1
-    llmjax import --from FOLDER --to runs/llama2-70b
-    python launch/slurm.py --nodes 1 --gpus 8 --time 24:00:00 -- sft --config configs/post/llama2_70b_lora.py --config.data.sources='["chats.jsonl"]' --workdir /shared/runs/llama2-70b-lora
+    llmjax import --from FOLDER --to /shared/runs/llama2-70b
+    python launch/slurm.py --nodes 1 --gpus 8 --time 24:00:00 -- sft --config configs/post/llama2_70b_lora.py --config.train.init_from=/shared/runs/llama2-70b --config.data.sources='["chats.jsonl"]' --workdir /shared/runs/llama2-70b-lora
 
 Rank 16 in all linear maps of the layers. The frozen model has no gradient and no optimizer state, and is divided over all
 devices. `:nf4` keeps its kernels in 4.5 bits, and one GPU of 80 GB trains it on rows of 2,048 tokens (Dettmers et al.

@@ -1,8 +1,8 @@
 """Group relative policy optimisation of Llama 3 8B on 8 GPUs of 80 GB: sampling and updates share the devices.
 
     llmjax plan --config configs/post/llama3_8b_grpo.py --topology h100:8
-    llmjax import --from FOLDER --to runs/llama3-8b
-    python launch/sky.py --name grpo --accelerators H100:8 --nodes 1 --bucket my-runs -- grpo --config configs/post/llama3_8b_grpo.py --config.data.sources='["problems.jsonl"]' --workdir /mnt/runs/llama3-8b-grpo
+    llmjax import --from FOLDER --to /mnt/runs/llama3-8b
+    python launch/sky.py --name grpo --accelerators H100:8 --nodes 1 --bucket my-runs -- grpo --config configs/post/llama3_8b_grpo.py --config.train.init_from=/mnt/runs/llama3-8b --config.data.sources='["problems.jsonl"]' --workdir /mnt/runs/llama3-8b-grpo
 
 A round has 16 prompts with 8 answers of up to 1,024 tokens each, scored by their last number, and gives two updates. One
 process holds all devices. The weights are divided over tensor, because decoding would gather weights that are divided

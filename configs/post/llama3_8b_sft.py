@@ -1,8 +1,8 @@
 """Supervised fine-tuning of Llama 3 8B, all parameters, on 8 GPUs of 80 GB.
 
     llmjax plan --config configs/post/llama3_8b_sft.py --topology h100:8
-    llmjax import --from FOLDER --to runs/llama3-8b
-    python launch/slurm.py --nodes 1 --gpus 8 --time 24:00:00 -- sft --config configs/post/llama3_8b_sft.py --config.data.sources='["chats.jsonl"]' --workdir /shared/runs/llama3-8b-sft
+    llmjax import --from FOLDER --to /shared/runs/llama3-8b
+    python launch/slurm.py --nodes 1 --gpus 8 --time 24:00:00 -- sft --config configs/post/llama3_8b_sft.py --config.train.init_from=/shared/runs/llama3-8b --config.data.sources='["chats.jsonl"]' --workdir /shared/runs/llama3-8b-sft
 
 Parameters, gradients and optimizer state are float32 and divided over all devices, and products are in bfloat16. Each
 device has one row of 4,096 tokens at a time, keeps the input of each layer and computes the rest again.
