@@ -15,7 +15,7 @@ import llmjax
 from llmjax import config
 from llmjax.errors import UserError
 from llmjax.interop import gguf as ours
-from llmjax.interop import tokenizer_json
+from llmjax.interop import gguf_metadata, tokenizer_json
 from llmjax.interop.families import FAMILIES
 from llmjax.interop.fields import meaning
 from llmjax.interop.read import import_model
@@ -40,8 +40,8 @@ KINDS = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3, "gemma2": GEMMA2, "gemm
 
 def as_converted(arch: str, theirs: Mapping[str, Any], name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
     """A tensor as llama.cpp's converter names and changes it."""
-    inner = ours.GEMMA_INNER if arch.startswith("gemma") else ours.INNER
-    renamed = {there: here for here, there in ours.OUTER.items()}.get(name, name)
+    inner = gguf_metadata.GEMMA_INNER if arch.startswith("gemma") else gguf_metadata.INNER
+    renamed = {there: here for here, there in gguf_metadata.OUTER.items()}.get(name, name)
     if name.startswith("model.layers."):
         _, _, block, part = name.split(".", 3)
         kind = part.rpartition(".")[2]
@@ -67,7 +67,7 @@ def write_gguf(
 ) -> Path:
     """A GGUF file of a model; `quantized` is the type of its matrices, `more` further metadata under the architecture."""
     writer = gguf.GGUFWriter(path, arch)
-    for key, name in ours.KEYS.items():
+    for key, name in gguf_metadata.KEYS.items():
         if name in theirs:
             add = writer.add_float32 if isinstance(theirs[name], float) else writer.add_uint32
             add(f"{arch}.{key}", theirs[name])
@@ -151,9 +151,9 @@ def test_llama3_scaling_is_read_from_its_factors(tmp_path):
         else:
             smooth = (8192 / wavelength - 1) / 3
             factors.append(1 / ((1 - smooth) / 32 + smooth))
-    assert ours.llama3_scaling(np.array(factors), base=500_000.0, size=64) == scaling
+    assert gguf_metadata.llama3_scaling(np.array(factors), base=500_000.0, size=64) == scaling
     with pytest.raises(ValueError, match=r"rope_freqs.weight.* not Llama 3's"):
-        ours.llama3_scaling(np.array(factors) + 0.1, base=500_000.0, size=64)
+        gguf_metadata.llama3_scaling(np.array(factors) + 0.1, base=500_000.0, size=64)
     tensors = {**random_tensors(LLAMA), "rope_freqs.weight": np.full(4, 8, np.float32)}
     file = write_gguf(tmp_path / "m.gguf", "llama", LLAMA, tensors, **{"rope.dimension_count": 8})
     with pytest.raises(ValueError, match=r"m.gguf cannot be imported: .* not Llama 3's"):

@@ -53,7 +53,13 @@ def _add_export(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--from", dest="source", type=Path, required=True, metavar="RUN", help="a run, or one of its checkpoint folders"
     )
-    verb.add_argument("--to", type=Path, required=True, metavar="DIR", help="the new folder, which must not exist")
+    verb.add_argument(
+        "--to", type=Path, required=True, metavar="DIR",
+        help="the new folder, or .gguf file for llama.cpp, which must not exist",
+    )  # fmt: skip
+    verb.add_argument(
+        "--type", default="", choices=("f16", "q8_0", "q4_0"), help="of the matrices of a .gguf file (default: f16)"
+    )
     verb.add_argument(
         "--family", default="", metavar="TYPE",
         help="the model_type to write, such as llama (default: as imported, or the first that can say the config)",
@@ -68,9 +74,17 @@ def _add_export(verb: argparse.ArgumentParser) -> None:
 
 def _export(args: argparse.Namespace, _: ConfigDict) -> int:
     size = human.parse_size(args.shard_size)
+    from llmjax.interop.gguf_write import export_gguf
     from llmjax.interop.peft import export_peft
     from llmjax.interop.write import export_model
 
+    if args.to.suffix == ".gguf":
+        if args.peft:
+            raise UserError("--peft writes a folder, not a .gguf file: leave it out to merge the adapters")
+        print(export_gguf(args.source, args.to, type_name=args.type or "f16", model_type=args.family))
+        return 0
+    if args.type:
+        raise UserError(f"--type is for .gguf files: give --to FILE.gguf instead of {args.to}")
     if args.peft:
         print(export_peft(args.source, args.to, model_type=args.family))
         return 0
@@ -81,7 +95,7 @@ def _export(args: argparse.Namespace, _: ConfigDict) -> int:
 VERBS = {
     "import": Verb("make a run of a Hugging Face model or a GGUF file", _add_import, _import, config="none"),
     "export": Verb(
-        "write a run's model as a folder that transformers loads with from_pretrained",
+        "write a run's model as a folder for transformers or a GGUF file for llama.cpp",
         _add_export,
         _export,
         config="none",

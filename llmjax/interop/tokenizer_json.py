@@ -52,6 +52,9 @@ def from_gguf(metadata: Mapping[str, Any], *, gemma: bool) -> dict[str, bytes]:
         )
     vocabulary = described["model"]["vocab"]
     types = has.get("token_type") or [NORMAL] * len(has["tokens"])
+    for place, (token, use) in enumerate(zip(has["tokens"], types, strict=True)):
+        if use == UNUSED and token == hole(place):
+            vocabulary.pop(token, None)
     described["added_tokens"] = [
         _added(i, token, special=kind == CONTROL)
         for i, (token, kind) in enumerate(zip(has["tokens"], types, strict=True))
@@ -160,7 +163,7 @@ def of_ours(tokenizer: Tokenizer) -> dict[str, bytes]:
         }
     else:
         ranks = {token: -score for token, score in zip(tokens, scores, strict=True)} if kind == "bpe" else {}
-        learnt = {token: rank for token, rank in ranks.items() if not _is_byte(token) and token not in SPECIALS}
+        learnt = {token: rank for token, rank in ranks.items() if not is_byte(token) and token not in SPECIALS}
         merges = implied_merges(learnt)
         model = _bpe(tokens, merges, unk_token=unk, fuse_unk=True, byte_fallback=True)
     described = _description(
@@ -199,7 +202,12 @@ def _our_pieces(tokenizer: Tokenizer) -> tuple[list[str], list[float], str]:
     return [p.piece for p in pieces], [p.score for p in pieces], kinds[model.trainer_spec.model_type]
 
 
-def _is_byte(token: str) -> bool:
+def hole(i: int) -> str:
+    """What llama.cpp's converter calls an id that the tokenizer lacks and the embeddings have."""
+    return f"[PAD{i}]"
+
+
+def is_byte(token: str) -> bool:
     return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
 

@@ -68,22 +68,14 @@ def export_model(source: Path, folder: Path, *, model_type: str = "", shard_byte
     """
     if shard_bytes < 1:
         raise UserError("--shard-size must be at least 1 byte, such as 5GB")
-    step = folders.newest(source)
-    meta = folders.read_meta(step)
-    c = config.from_json(json.dumps(meta["config"]))
-    weights = MergedReader(step)
-    if weights.base is not None:  # what the adapters were trained on says what it is
-        meta = folders.read_meta(weights.base.folder(step.parent))
-    imported = meta.get("imported", {}).get("model_type", "")
-    c.model = adapters.plain(c.model)
+    step, c, weights, imported = open_run(source)
     model = scoring.body(c)
     family, theirs = choose_family(model, model_type, imported)
     theirs = scoring.described(c, theirs)
     rows = [*family.rows(model), *scoring.rows(c)]
-    known = {path: tensor.shape for path, tensor in weights.params.items() if not scoring.left_out(c, path)}
-    if wrong := uncovered(rows, known):
-        lines = "\n".join(f"  {path} {about}" for path, about in wrong)
-        raise UserError(f"the checkpoint {step} does not fit its config as a {theirs['model_type']} model:\n{lines}")
+    require_covered(
+        rows, weights, c, f"the checkpoint {step} does not fit its config as a {theirs['model_type']} model"
+    )
     shards = plan(rows, parameters_of(c.model), shard_bytes)  # in the config's types: averages are float32 always
     total = sum(tensor.nbytes for shard in shards for tensor in shard.tensors.values())
     with storage.staged(folder, purpose="--to") as unfinished:
@@ -100,9 +92,27 @@ def export_model(source: Path, folder: Path, *, model_type: str = "", shard_byte
                 writer.close()
         write_index(unfinished, [shard.tensors for shard in shards])
     shift = float(weights.read("value/bias", None)) if c.objective.name == "reward" else 0.0
-    counts = weights.counts
-    lost = counts["lost"] / max(counts["numbers"], 1) if c.model.param_dtype == "bfloat16" else 0.0
-    return Exported(folder, theirs["model_type"], len(shards), total, shift, counts["merged"], lost)
+    lost = weights.counts["lost"] / max(weights.counts["numbers"], 1) if c.model.param_dtype == "bfloat16" else 0.0
+    return Exported(folder, theirs["model_type"], len(shards), total, shift, weights.counts["merged"], lost)
+
+
+def open_run(source: Path) -> tuple[Path, ConfigDict, MergedReader, str]:
+    """The checkpoint to export, its config without adapters, its weights, and the model_type that it was imported as or ""."""
+    step = folders.newest(source)
+    meta = folders.read_meta(step)
+    c = config.from_json(json.dumps(meta["config"]))
+    weights = MergedReader(step)
+    if weights.base is not None:  # what the adapters were trained on says what it is
+        meta = folders.read_meta(weights.base.folder(step.parent))
+    c.model = adapters.plain(c.model)
+    return step, c, weights, meta.get("imported", {}).get("model_type", "")
+
+
+def require_covered(rows: Iterable[Row], weights: MergedReader, c: ConfigDict, otherwise: str) -> None:
+    """Raise UserError, which begins with `otherwise`, unless rows write every parameter that is exported."""
+    known = {path: tensor.shape for path, tensor in weights.params.items() if not scoring.left_out(c, path)}
+    if wrong := uncovered(rows, known):
+        raise UserError(f"{otherwise}:\n" + "\n".join(f"  {path} {about}" for path, about in wrong))
 
 
 def choose_family(model: ConfigDict, model_type: str, imported: str) -> tuple[Family, dict[str, Any]]:
