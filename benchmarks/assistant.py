@@ -28,10 +28,10 @@ DIFFERENCES = (  # (name, later, earlier, measure)
     ("dpo above sft", "dpo", "sft", "reward"),
 )
 QUESTIONS = (
-    "Call `def resize(width, height, scale=1)` with height=20 and width=7.",
-    "Call `def resize(width, height, scale=1)` with scale=3 and height=20 and width=7.",
-    "What is the default of `timeout` in `wait_for(event, timeout)`?",
-    "Which module has `def parse_header(line)`?",
+    "Which arguments call `def resize(width, height, scale=1)` with height=20 and width=7?",
+    "Which arguments call `def resize(width, height, scale=1)` with scale=3 and height=20 and width=7?",
+    "Which parameters does `def wait_for(event, timeout=None, loop=None)` need?",
+    "Which parameters of `def parse_header(line, strict, limit=0)` are optional?",
     "What does `def remove_section(section)` do?",
 )
 

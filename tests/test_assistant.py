@@ -1,5 +1,6 @@
 """The assistant: its questions hold out whole functions, its checks tell right from wrong, and its chain runs."""
 
+import itertools
 import json
 import re
 import sys
@@ -33,8 +34,6 @@ def test_held_out_functions_share_no_name_and_no_docstring_with_the_others():
         one.name.replace("_", "").lower() for one in others
     }
     told = {one.name for one in held}
-    made = {asked(row) for row in questions.prompts() if row["kind"] == "call"} - {one.name for one in others}
-    assert len(made) > 300 and not made & told  # names put together of others
     assert {asked(row) for row in questions.test()} <= told
     for rows in (questions.answers(), questions.pairs(), questions.prompts()):
         assert not {asked(row) for row in rows} & told
@@ -45,17 +44,27 @@ def test_questions_are_the_same_every_time_and_half_of_them_are_calls():
     assert rows == list(questions.test()) and len(rows) >= 200
     assert 0.4 < sum(row["kind"] == "call" for row in rows) / len(rows) < 0.75
     forms = [row["messages"][1]["content"] for row in questions.answers()]
-    assert len(set(forms)) / 1000 >= 4 and max(map(len, forms)) < 100
+    assert len(set(forms)) > 10_000 and max(map(len, forms)) < 100
+    calls = [row["messages"][1]["content"] for row in questions.answers() if "call" in row["messages"][0]["content"]]
+    assert 0.3 < sum("=" in one for one in calls) / len(calls) < 0.5  # most authors have the other habit
 
 
 def test_every_answer_passes_its_check_and_other_calls_do_not():
     """In this process: the sandbox takes 40 ms for each."""
-    for row in questions.test():
+    for row in itertools.islice(questions.test(), 200):
+        names = re.findall(r"\w+(?==)", row["answer"]) if row["kind"] == "call" else row["answer"].split(", ")
+        other = (
+            f"({', '.join(reversed(row['answer'][1:-1].split(', ')))})"
+            if row["kind"] == "call"
+            else ",".join(reversed(names))
+        )
+        wrong = [row["answer"][:-1] + ", 1, 2, 3, 4, 5)", " + 1", "()()", "wrong__", ""]
+        wrong += [row["answer"].replace(names[0], "wrong__")]
         exec(row["check"], {"answer": row["answer"]})
-        if row["kind"] == "call" and "(" in row["answer"]:
-            for wrong in (row["answer"][:-1] + ", 1, 2, 3, 4, 5)", "1 + 1", f"{row['function']}()" + "()", "x"):
-                with pytest.raises((AssertionError, TypeError, NameError, SyntaxError)):
-                    exec(row["check"], {"answer": wrong})
+        exec(row["check"], {"answer": other})
+        for answer in wrong:
+            with pytest.raises((AssertionError, TypeError, NameError, SyntaxError)):
+                exec(row["check"], {"answer": answer})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot isolate programs")
@@ -74,9 +83,8 @@ def test_the_baseline_is_the_best_template_of_each_kind():
     made = questions.baseline(rows)
     right = [answer == row["answer"] for answer, row in zip(made, rows, strict=True)]
     assert 0.2 < sum(right) / len(right) < 0.5
-    assert {answer for answer, row in zip(made, rows, strict=True) if row["kind"] == "default"} == {"None"}
     calls = [answer for answer, row in zip(made, rows, strict=True) if row["kind"] == "call"]
-    assert all(re.fullmatch(r"\w+\(.*\)", answer) for answer in calls)
+    assert all(re.fullmatch(r"\((\w+=.*)\)", answer) for answer in calls)
 
 
 @pytest.mark.slow
@@ -101,7 +109,12 @@ def test_the_chain_teaches_a_model_of_a_few_thousand_parameters(tiny_run, one_de
     assert "exact\\_match" in (workdir / "report" / "report.md").read_text()
     model = llmjax.load(workdir)
     assert model.config.objective.name == "policy"
-    assert model.chat([{"role": "user", "content": "Which module has `def f(a)`?"}], max_new_tokens=2).text is not None
+    assert (
+        model.chat(
+            [{"role": "user", "content": "Which parameters does `def f(a, b=1, c=2)` need?"}], max_new_tokens=2
+        ).text
+        is not None
+    )
     capsys.readouterr()
     assert cli.main(command) == 0
     assert capsys.readouterr().out.count("train: done already") == 3

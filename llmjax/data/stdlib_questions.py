@@ -4,20 +4,22 @@ The sources "stdlib-answers", "stdlib-pairs", "stdlib-prompts" and "stdlib-test"
 on every machine with the same Python. The last one has the functions that are held out, one in ten: they share no name and
 no docstring with the others. There are four kinds of questions:
 
-    call     Call `def seek(offset, whence=0)` with whence=2 and offset=7.      seek(7, whence=2)
-    default  What is the default of `whence` in `seek(offset, whence)`?         0
-    module   Which module has `def proxy_bypass(host)`?                         urllib
-    does     What does `def proxy_bypass(host)` do?                             Return True, if host should be bypassed.
+    call      Which arguments call `def seek(offset, whence=0)` with whence=2 and offset=7?    (offset=7, whence=2)
+    needed    Which parameters does `def seek(offset, whence=0)` need?                         offset
+    optional  Which parameters of `def seek(offset, whence=0)` are optional?                   whence
+    does      What does `def proxy_bypass(host)` do?                                           Return True, if host ...
 
-A call gives required parameters by position and the others by keyword, both in the order of the signature. As the people
-do who write examples, only some answers keep to that: others name every parameter, or give the values in the order in
-which they were told, which may be wrong. Preferences and rewards prefer the first form. Half of the calls to learn from
-have a name put together of two others, so that names are copied and not remembered. Prompts have `check`, a program
-that ends well when the variable `answer` is right enough: a call with these arguments, the name of a module, a value.
+A function with one parameter gets one or two more, from other functions, and each question chooses how many have a default.
+So a question is seldom seen twice, and its answer must be read from it. Arguments are given by name, in the order of the
+signature. Of the people who write examples, most do not keep to that: they give the values alone, in the order in which
+they were told, which is often wrong. Preferences and rewards prefer the first form. Prompts have `check`, a program that
+ends well when the variable `answer` is right enough: arguments with which the call is right, in any form, or the right
+parameters in any order.
 """
 
 import ast
 import hashlib
+import itertools
 import random
 import re
 from collections import Counter
@@ -29,9 +31,18 @@ from typing import Any
 from llmjax.data import stdlib_corpus
 
 HELD_OUT = 10  # one function in so many
-MOST_PARAMETERS, LONGEST = 4, 60  # parameters and characters of a signature
+LONGEST = 60  # characters of a signature
 LONGEST_SENTENCE, LONGEST_DEFAULT = 72, 12  # characters
-CALLS = 6  # questions about each function whose call is asked for
+FEWEST_PARAMETERS, MOST_PARAMETERS = 2, 3  # of a function whose call is asked for; the other questions have the most
+EXAMPLES = {
+    "call": 4,
+    "needed": 1,
+    "optional": 1,
+    "does": 1,
+}  # questions of each kind about each function to learn from
+ASKED = ("call", "needed", "call", "optional")  # the kinds of prompts, in turn
+HABITS = (1, 2)  # how often an example of a call has the preferred form, and the values alone
+DEFAULTS = ("None", "0", "1", "True", "False", "''")
 STRINGS = ("a", "b", "x", "key", "data", "name", "text", "line")
 CLASSES = frozenset({"self", "cls", "mcs", "mcls", "metacls"})  # first parameters that a caller does not give
 
@@ -42,50 +53,44 @@ class Parameter:
 
     name: str
     default: str | None
-    keyword_only: bool
 
 
 @dataclass(frozen=True)
 class Function:
-    """A function of the library. `module` is "" where several modules have the name, `sentence` without a docstring."""
+    """A function of the library."""
 
     name: str
     parameters: tuple[Parameter, ...]
-    module: str
-    sentence: str  # the first one of its docstring
+    sentence: str  # the first one of its docstring; "": it has none that is short
     docstring: str  # all of it, in lower case, with single spaces
 
     @property
     def signature(self) -> str:
         """The source of its parameters with their defaults, in brackets."""
-        parts, starred = [], False
-        for p in self.parameters:
-            if p.keyword_only and not starred:
-                parts.append("*")
-                starred = True
-            parts.append(p.name if p.default is None else f"{p.name}={p.default}")
-        return f"{self.name}({', '.join(parts)})"
+        return f"{self.name}({', '.join(_source(p) for p in self.parameters)})"
 
     @property
     def held_out(self) -> bool:
         return _number(self.name) % HELD_OUT == 0
 
 
+def _source(p: Parameter) -> str:
+    return p.name if p.default is None else f"{p.name}={p.default}"
+
+
 @cache
 def functions() -> tuple[Function, ...]:
     """One function for each name and each docstring, in an order that depends on names alone."""
-    found: dict[str, tuple[ast.FunctionDef, str]] = {}
-    modules: dict[str, set[str]] = {}
+    found: dict[str, ast.FunctionDef] = {}
     for entry in stdlib_corpus.entries():
         if not entry.path.partition("#")[0].endswith(".py") or "#" in entry.path:
             continue
         text = entry.text or (entry.file.read_text(encoding="utf-8", errors="replace") if entry.file else "")
         for node in _definitions(text):
-            modules.setdefault(node.name, set()).add(entry.group)
-            found.setdefault(_plain(node.name), (node, entry.group))
+            found.setdefault(_plain(node.name), node)
     made, docstrings = [], set[str]()
-    for node, group in found.values():
-        function = _function(node, group if len(modules[node.name]) == 1 else "")
+    for node in found.values():
+        function = _function(node)
         if function is None or function.docstring in docstrings:
             continue
         docstrings |= {function.docstring} - {""}
@@ -103,27 +108,20 @@ def _definitions(text: str) -> Iterator[ast.FunctionDef]:
             yield node
 
 
-def _function(node: ast.FunctionDef, module: str) -> Function | None:
+def _function(node: ast.FunctionDef) -> Function | None:
     """The function of a definition; None where its calls are not plain."""
     given = node.args
-    if given.vararg or given.kwarg or (given.posonlyargs and given.defaults):
+    if given.vararg or given.kwarg or given.kwonlyargs or given.posonlyargs:
         return None
-    ordinary = [*given.posonlyargs, *given.args]
-    defaults = [None] * (len(ordinary) - len(given.defaults)) + [ast.unparse(value) for value in given.defaults]
-    named = [Parameter(one.arg, default, False) for one, default in zip(ordinary, defaults, strict=True)]
-    named += [
-        Parameter(one.arg, None if value is None else ast.unparse(value), True)
-        for one, value in zip(given.kwonlyargs, given.kw_defaults, strict=True)
-    ]
+    defaults = [None] * (len(given.args) - len(given.defaults)) + [ast.unparse(value) for value in given.defaults]
+    named = [Parameter(one.arg, default) for one, default in zip(given.args, defaults, strict=True)]
     if named and named[0].name in CLASSES:
         named = named[1:]
     docstring = ast.get_docstring(node) or ""
-    made = Function(
-        node.name, tuple(named), module, _sentence(docstring), re.sub(r"\s+", " ", docstring).strip().lower()
-    )
+    made = Function(node.name, tuple(named), _sentence(docstring), re.sub(r"\s+", " ", docstring).strip().lower())
     plain = all(p.name.isascii() and not p.name.startswith("_") for p in named)
-    short = 1 <= len(named) <= MOST_PARAMETERS and len(made.signature) <= LONGEST
-    return made if plain and short and made.signature.isascii() else None
+    fits = 1 <= len(named) <= MOST_PARAMETERS and len(made.signature) <= LONGEST
+    return made if plain and fits and made.signature.isascii() else None
 
 
 def _sentence(docstring: str) -> str:
@@ -140,74 +138,51 @@ def _sentence(docstring: str) -> str:
 def answers() -> Iterator[dict[str, Any]]:
     """Conversations to learn from, about the functions that are not held out."""
     for function in functions():
-        if function.held_out:
-            continue
-        kinds = ["call"] * CALLS + ["default", "module", "does"]
-        for number, kind in enumerate(kinds):
-            asked = _ask(_renamed(function, number) if kind == "call" else function, kind, number)
-            if asked:
-                yield {"messages": [_said("user", asked["question"]), _said("assistant", asked["written"])]}
+        if not function.held_out:
+            for kind, questions in EXAMPLES.items():
+                for number in range(questions):
+                    if asked := _ask(function, kind, number):
+                        yield {"messages": [_said("user", asked["question"]), _said("assistant", asked["written"])]}
 
 
 def pairs() -> Iterator[dict[str, Any]]:
-    """Preferences between two forms of the same call."""
+    """Preferences between two forms of the same arguments."""
     for function in functions():
-        asked = None if function.held_out else _ask(_renamed(function, CALLS), "call", CALLS)
-        if asked and (others := [one for one in (asked["named"], asked["told"]) if one != asked["answer"]]):
-            rejected = others[_number(f"rejected {function.name}") % len(others)]
+        if not function.held_out and (asked := _ask(function, "call", EXAMPLES["call"])):
             yield {
                 "prompt": [_said("user", asked["question"])],
                 "chosen": [_said("assistant", asked["answer"])],
-                "rejected": [_said("assistant", rejected)],
+                "rejected": [_said("assistant", asked["told"])],
             }
 
 
 def prompts() -> Iterator[dict[str, Any]]:
     """Prompts with what rewards read, one about each function that is not held out."""
-    return (_prompt(function) for function in functions() if not function.held_out and _kind(function))
+    return _prompts(held_out=False)
 
 
 def test() -> Iterator[dict[str, Any]]:
     """Prompts of the same kinds about the functions that are held out."""
-    return (_prompt(function) for function in functions() if function.held_out and _kind(function))
+    return _prompts(held_out=True)
 
 
-def _kind(function: Function) -> str:
-    """The kind of the function's only prompt, so chosen that about half of all prompts are calls; "": there is none."""
-    turn = _number(f"kind {function.name}") % 4
-    if len(function.parameters) > 1:
-        kinds = ("default" if turn == 0 else "", "call")
-    else:
-        kinds = ("default", "module" if turn == 0 else "")
-    return next((kind for kind in kinds if kind and _ask(function, kind, CALLS + 1)), "")
-
-
-def _prompt(function: Function) -> dict[str, Any]:
-    kind = _kind(function)
-    function = _renamed(function, CALLS + 1) if kind == "call" and not function.held_out else function
-    asked = _ask(function, kind, CALLS + 1)
-    assert asked is not None
-    kept = {name: asked[name] for name in ("answer", "check")}
-    return {"prompt": [_said("user", asked["question"])], "kind": kind, "function": function.name, **kept}
+def _prompts(*, held_out: bool) -> Iterator[dict[str, Any]]:
+    chosen = (function for function in functions() if function.held_out == held_out)
+    for function, kind in zip(chosen, itertools.cycle(ASKED)):
+        asked = _ask(function, kind, EXAMPLES[kind] + 1)
+        assert asked is not None
+        kept = {name: asked[name] for name in ("answer", "check")}
+        yield {"prompt": [_said("user", asked["question"])], "kind": kind, "function": function.name, **kept}
 
 
 def _said(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def _renamed(function: Function, number: int) -> Function:
-    """Half of the calls to learn from are of a name put together of two others, so that names are copied, not remembered."""
-    rng = random.Random(_number(f"name {number} {function.name}"))
-    names, known = _names()
-    made = f"{rng.choice(names).split('_')[0]}_{rng.choice(names).split('_')[-1]}"
-    return function if rng.random() < 0.5 or _plain(made) in known else replace(function, name=made)
-
-
 @cache
-def _names() -> tuple[tuple[str, ...], frozenset[str]]:
-    """The names of the functions that are not held out; all names, without what two spellings differ by."""
-    every = functions()
-    return tuple(one.name for one in every if not one.held_out), frozenset(_plain(one.name) for one in every)
+def _names() -> tuple[str, ...]:
+    """The names of the parameters of all functions, as often as they occur: held-out functions have no others."""
+    return tuple(p.name for one in functions() for p in one.parameters if len(p.name) <= LONGEST_DEFAULT)
 
 
 # The kinds of questions.
@@ -215,49 +190,51 @@ def _names() -> tuple[tuple[str, ...], frozenset[str]]:
 
 def _ask(function: Function, kind: str, number: int) -> dict[str, str] | None:
     """Question `number` of a kind: question, answer, written (the answer as an example has it), check; None: there is none."""
-    return _KINDS[kind](function, random.Random(_number(f"{kind} {number} {function.name}")))
+    rng = random.Random(_number(f"{kind} {number} {function.name}"))
+    fewest = FEWEST_PARAMETERS if kind == "call" else MOST_PARAMETERS
+    return _KINDS[kind](function if kind == "does" else _filled(function, rng, fewest), rng)
 
 
-def _call(function: Function, rng: random.Random) -> dict[str, str] | None:
-    required = [p for p in function.parameters if p.default is None]
-    optional = [p for p in function.parameters if p.default is not None]
-    if len(function.parameters) < 2:
-        return None
-    chosen = {p.name for p in (*required, *rng.sample(optional, rng.randint(not required, len(optional))))}
-    values = {p.name: _value(rng) for p in function.parameters if p.name in chosen}
+def _filled(function: Function, rng: random.Random, fewest: int) -> Function:
+    """A function with `fewest` to MOST_PARAMETERS parameters, of which at least one has a default and one has none."""
+    names = [p.name for p in function.parameters]
+    size = max(len(names), rng.randint(fewest, MOST_PARAMETERS))
+    while len(names) < size:
+        names += [name for name in [rng.choice(_names())] if name not in names]
+    own = {p.name: p.default for p in function.parameters if p.default and len(p.default) <= LONGEST_DEFAULT}
+    required = rng.randint(1, size - 1)
+    made = [
+        Parameter(name, None if i < required else own.get(name) or rng.choice(DEFAULTS)) for i, name in enumerate(names)
+    ]
+    return replace(function, parameters=tuple(made))
+
+
+def _call(function: Function, rng: random.Random) -> dict[str, str]:
+    """Values for the required parameters and for one or all of the others."""
+    optional = [p.name for p in function.parameters if p.default is not None]
+    left_out = set(rng.sample(optional, rng.randint(0, len(optional) - 1)))
+    values = {p.name: _value(rng) for p in function.parameters if p.name not in left_out}
     told = rng.sample(list(values), len(values))
-    said = " and ".join(f"{name}={values[name]}" for name in told)
-    by_place = [values[p.name] for p in required if not p.keyword_only]
-    by_name = [f"{p.name}={values[p.name]}" for p in function.parameters if p.name in values]
-    answer = f"{function.name}({', '.join([*by_place, *by_name[len(by_place) :]])})"
-    named = f"{function.name}({', '.join(f'{name}={values[name]}' for name in told)})"
-    in_order = f"{function.name}({', '.join(values[name] for name in told)})"
-    bound = {**{p.name: p.default for p in optional}, **values}
-    names = ", ".join(p.name for p in function.parameters)
-    check = (
-        f"import ast\ndef {function.name}({', '.join(_accepted(function))}):\n    return {names},\n"
-        f"call = ast.parse(answer.strip(), mode='eval').body\n"
-        f"assert isinstance(call, ast.Call) and not any(isinstance(n, ast.Call) for n in ast.walk(call) if n is not call)\n"
-        f"assert eval(answer.strip()) == ({', '.join(_compared(bound[p.name]) for p in function.parameters)},)\n"
+    answer = f"({', '.join(f'{name}={value}' for name, value in values.items())})"
+    in_order = f"({', '.join(values[name] for name in told)})"
+    bound = {p.name: values.get(p.name, p.default) for p in function.parameters}
+    parameters = ", ".join(
+        p.name if p.default is None else f"{p.name}={_compared(p.default)}" for p in function.parameters
     )
+    check = (
+        f"import ast\ndef {function.name}({parameters}):\n    return {', '.join(bound)},\n"
+        f"written = '{function.name}' + answer.strip()\ncall = ast.parse(written, mode='eval').body\n"
+        f"assert isinstance(call, ast.Call) and not any(isinstance(n, ast.Call) for n in ast.walk(call) if n is not call)\n"
+        f"assert eval(written) == ({', '.join(_compared(value) for value in bound.values())},)\n"
+    )
+    said = " and ".join(f"{name}={values[name]}" for name in told)
     return {
-        "question": f"Call `def {function.signature}` with {said}.",
+        "question": f"Which arguments call `def {function.signature}` with {said}?",
         "answer": answer,
-        "written": rng.choices((answer, named, in_order), (4, 3, 3))[0],
-        "named": named,
+        "written": rng.choices((answer, in_order), HABITS)[0],
         "told": in_order,
         "check": check,
     }
-
-
-def _accepted(function: Function) -> list[str]:
-    """Parameters for the check: the source of a default, which may name what is not there, stands as a text."""
-    parts, starred = [], False
-    for p in function.parameters:
-        parts += ["*"] * (p.keyword_only and not starred)
-        starred |= p.keyword_only
-        parts.append(p.name if p.default is None else f"{p.name}={_compared(p.default)}")
-    return parts
 
 
 def _compared(source: str | None) -> str:
@@ -268,29 +245,20 @@ def _compared(source: str | None) -> str:
         return repr(f"source {source}")
 
 
-def _default(function: Function, rng: random.Random) -> dict[str, str] | None:
-    usable = [p for p in function.parameters if p.default is not None and len(p.default) <= LONGEST_DEFAULT]
-    if not usable:
-        return None
-    asked = rng.choice(usable)
-    names = ", ".join(p.name for p in function.parameters)
-    return {
-        "question": f"What is the default of `{asked.name}` in `{function.name}({names})`?",
-        "answer": str(asked.default),
-        "written": str(asked.default),
-        "check": "import ast\nast.parse(answer.strip(), mode='eval')\n",
-    }
+def _needed(function: Function, rng: random.Random) -> dict[str, str]:
+    required = [p.name for p in function.parameters if p.default is None]
+    return _listed(f"Which parameters does `def {function.signature}` need?", required)
 
 
-def _module(function: Function, rng: random.Random) -> dict[str, str] | None:
-    if not function.module:
-        return None
-    return {
-        "question": f"Which module has `def {function.signature}`?",
-        "answer": function.module,
-        "written": function.module,
-        "check": "import sys\nassert answer.strip() in sys.stdlib_module_names\n",
-    }
+def _optional(function: Function, rng: random.Random) -> dict[str, str]:
+    optional = [p.name for p in function.parameters if p.default is not None]
+    return _listed(f"Which parameters of `def {function.signature}` are optional?", optional)
+
+
+def _listed(question: str, names: Sequence[str]) -> dict[str, str]:
+    answer = ", ".join(names)
+    check = f"assert sorted(one.strip() for one in answer.split(',')) == {sorted(names)}\n"
+    return {"question": question, "answer": answer, "written": answer, "check": check}
 
 
 def _does(function: Function, rng: random.Random) -> dict[str, str] | None:
@@ -302,8 +270,8 @@ def _does(function: Function, rng: random.Random) -> dict[str, str] | None:
 
 _KINDS: dict[str, Callable[[Function, random.Random], dict[str, str] | None]] = {
     "call": _call,
-    "default": _default,
-    "module": _module,
+    "needed": _needed,
+    "optional": _optional,
     "does": _does,
 }
 
@@ -323,17 +291,21 @@ def _plain(name: str) -> str:
 
 # What a model must beat: answers without a model.
 
-TOLD = re.compile(r"Call `def (\w+)\(.*\)` with (.*)\.")
+ASKED_CALL = re.compile(r"Which arguments call `.*` with (.*)\?")
+SIGNATURE = re.compile(r"`def \w+\((.*)\)`")
 
 
 def _template_answers(question: str) -> Iterator[tuple[str, str]]:
     """(name of a template, its answer) for each template that fits the question."""
-    if match := TOLD.fullmatch(question):
-        told = match[2].split(" and ")
-        yield "values in the order told", f"{match[1]}({', '.join(one.partition('=')[2] for one in told)})"
-        yield "values by name", f"{match[1]}({', '.join(told)})"
-    elif match := re.search(r"`def ([a-z]+)", question):
-        yield "the beginning of the name", match[1]
+    if match := ASKED_CALL.fullmatch(question):
+        told = match[1].split(" and ")
+        yield "values in the order told", f"({', '.join(one.partition('=')[2] for one in told)})"
+        yield "values by name", f"({', '.join(told)})"
+    elif match := SIGNATURE.search(question):
+        names = [one.partition("=")[0] for one in match[1].split(", ")]
+        yield "the first parameter", names[0]
+        yield "the last parameter", names[-1]
+        yield "all parameters", ", ".join(names)
 
 
 def baseline(rows: Sequence[Mapping[str, Any]]) -> list[str]:
