@@ -163,6 +163,7 @@ def test_single_answers_are_learnt_from_as_good_or_bad(folder):
     )
 
 
+@pytest.mark.slow
 def test_a_model_learns_the_classes_of_texts_which_the_report_tells(folder):
     more = (
         "--config.train.duration=40 steps",
