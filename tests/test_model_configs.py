@@ -247,7 +247,9 @@ def test_every_choice_there_is_stands_in_the_table_of_ablations():
     defaults = config.flatten(config.base().to_dict())
     for key, choices in config.CHOICES.items():
         if key not in elsewhere and not key.startswith(POST) and not key.startswith(("prepare.", "eval.", "infer.")):
-            missing = [v for v in choices if f"{key}={v}" not in lines and v not in (defaults[key], "classify", *ANSWERS)]
+            missing = [
+                v for v in choices if f"{key}={v}" not in lines and v not in (defaults[key], "classify", *ANSWERS)
+            ]
             assert not missing, f"{key}: {missing}"
 
 

@@ -41,7 +41,7 @@ EXAMPLES = {
     "does": 1,
 }  # questions of each kind about each function to learn from
 ASKED = ("call", "needed", "call", "optional")  # the kinds of prompts, in turn
-HABITS = (1, 2)  # how often an example of a call has the preferred form, and the values alone
+HABITS = (2, 3)  # how often an example of a call has the preferred form, and the values alone
 DEFAULTS = ("None", "0", "1", "True", "False", "''")
 STRINGS = ("a", "b", "x", "key", "data", "name", "text", "line")
 CLASSES = frozenset({"self", "cls", "mcs", "mcls", "metacls"})  # first parameters that a caller does not give
