@@ -9,7 +9,7 @@ The budget of each is 6 x parameters x tokens of what was chosen. The law is the
 import sys
 from pathlib import Path
 
-from common import ROOT, make_parser, write
+from common import ROOT, make_parser, replaced, write
 
 from llmjax import human
 from llmjax.sweep import budget
@@ -26,7 +26,6 @@ CHOSEN = {
     "Llama 3.1 405B": (405e9, 15.6e12),
 }
 DOCS = ROOT / "docs" / "laws.md"
-START, END = "<!-- budgets: written by benchmarks/budget.py -->", "<!-- end -->"
 
 
 def main() -> int:
@@ -59,9 +58,7 @@ def main() -> int:
             f"{theirs['loss']:.3f}, {mine['loss']['value']:.3f} | {row['flops_for_the_same_loss']:.0%} |"
         )
     print("\n".join(lines))
-    text = DOCS.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    DOCS.write_text(f"{before}{START}\n" + "\n".join(lines) + f"\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    DOCS.write_text(replaced(DOCS.read_text(encoding="utf-8"), "budgets", "\n".join(lines) + "\n"), encoding="utf-8")
     write({"law": laws.name, "rows": rows}, args.out)
     return 0
 

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import resource
 import shlex
 import subprocess
@@ -73,6 +74,14 @@ def write(results: Mapping[str, Any], out: Path | None) -> None:
         whole |= {key: value for key, value in results.items() if key not in whole}
         out.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"written: {out}")
+
+
+def replaced(text: str, part: str, content: str) -> str:
+    """A page's text with the part between its two marks, `<!-- PART: ... -->` and `<!-- end -->`, replaced."""
+    pattern = rf"(<!-- {part}: [^>]*-->\n).*?(<!-- end -->)"
+    new, count = re.subn(pattern, lambda found: found[1] + content + found[2], text, flags=re.DOTALL)
+    assert count == 1, f"the page has no part {part!r}"
+    return new
 
 
 def command() -> str:

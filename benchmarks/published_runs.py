@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, make_parser, write
+from common import ROOT, make_parser, replaced, write
 
 from llmjax import config, human
 from llmjax.parallel.chips import CHIPS
@@ -22,7 +22,6 @@ from llmjax.sweep import budget
 # Peak FLOP/s of a chip that no plan is made for: NVIDIA's data sheet, float16 with tensor cores.
 OLDER = {"v100": 125e12}
 DOCS = ROOT / "docs" / "plan.md"
-START, END = "<!-- published runs: written by benchmarks/published_runs.py -->", "<!-- end -->"
 YEAR = 365.25 * 24
 
 
@@ -136,9 +135,9 @@ def main() -> int:
         *(line_of(name, row) for name, row in rows.items()),
     ]
     print("\n".join(lines))
-    text = DOCS.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    DOCS.write_text(f"{before}{START}\n" + "\n".join(lines) + f"\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    DOCS.write_text(
+        replaced(DOCS.read_text(encoding="utf-8"), "published runs", "\n".join(lines) + "\n"), encoding="utf-8"
+    )
     write({"assumed_share_of_peak": budget.MFU, "rows": rows}, args.out)
     return 0
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import ROOT
+from common import ROOT, replaced
 
 from llmjax.report.curves import Curve, read_curves
 from llmjax.report.plots import Line, draw
@@ -128,14 +128,6 @@ def sample(run: Path) -> str:
     )  # two blank lines end a function
     code = "\n".join(line.rstrip() for line in lines).rstrip()
     return f"<!-- fmt: off -->\n```python\n{code}\n```\n<!-- fmt: on -->\n"  # ruff leaves it as it was written
-
-
-def replaced(text: str, part: str, content: str) -> str:
-    """The text with the part between its two marks replaced."""
-    pattern = rf"(<!-- {part}: [^>]*-->\n).*?(<!-- end -->)"
-    new, count = re.subn(pattern, lambda found: found[1] + content + found[2], text, flags=re.DOTALL)
-    assert count == 1, f"README.md has no part {part!r}"
-    return new
 
 
 def main() -> None:

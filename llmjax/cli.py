@@ -225,8 +225,9 @@ def _chain(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, conf
 
 
 def _config(args: argparse.Namespace, overrides: Sequence[str]) -> config.ConfigDict:
-    """The config that the arguments name; `args.workdir` becomes the folder of its run."""
+    """The config that the arguments name; `args.workdir` becomes the folder of its run, and `args.named` is what was given."""
     verb = VERBS[args.verb]
+    args.named = getattr(args, "workdir", None)
     if verb.config == "none" and overrides:
         raise UserError(f"llmjax {args.verb} has no settings: leave --config.{overrides[0].partition('=')[0]} out")
     of_study = args.verb == "report" and len(args.runs) == 1 and (args.runs[0] / "study.json").is_file()

@@ -12,7 +12,9 @@ from hf import GOLDEN, weights
 
 import llmjax
 from llmjax.errors import UserError
-from llmjax.interop.peft import CONFIG, WEIGHTS, export_peft, import_peft, read_peft
+from llmjax.interop.peft import import_peft, read_peft
+from llmjax.interop.peft_places import CONFIG, WEIGHTS
+from llmjax.interop.peft_write import export_peft
 from llmjax.interop.read import import_model
 from llmjax.interop.tensors import Safetensors, Tensor, Writer
 from llmjax.interop.write import export_model

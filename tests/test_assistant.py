@@ -1,5 +1,6 @@
 """The assistant: its questions hold out whole functions, its checks tell right from wrong, and its chain runs."""
 
+import argparse
 import itertools
 import json
 import re
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import llmjax
-from llmjax import cli, config, recipe
+from llmjax import cli, config
 from llmjax.data import stdlib_questions as questions
 from llmjax.eval import sandbox
 from llmjax.post import program_reward, rewards
+from llmjax.serve import command as serve
 
 ROOT = Path(__file__).parents[1]
 NAME = re.compile(r"`(?:def )?(\w+)\(")
@@ -121,4 +123,9 @@ def test_the_chain_teaches_a_model_of_a_few_thousand_parameters(tiny_run, one_de
     assert cli.main(["report", str(workdir)]) == 0
     assert cli.main(["generate", "--workdir", str(workdir), "--chat", "--prompt", "hello"]) == 0
     assert cli.main(["export", "--from", str(workdir), "--to", str(tmp_path / "exported")]) == 0
-    assert recipe.run and config.run_of(workdir) == workdir / "grpo"
+    assert config.run_of(workdir) == workdir / "grpo"
+    asked = argparse.Namespace(named=workdir, workdir=workdir / "grpo", also=[workdir / "sft"], name=None)
+    served, _ = serve._models(
+        asked, model.config
+    )  # the name that a client gives is that of the folder which was served
+    assert [one.name for one in served] == ["assistant", "sft"]

@@ -2,7 +2,8 @@
 
     llmjax sweep --config configs/ablations/sparse.py
 
-Three paired seeds against the quickstart's settings, about a minute of two cores a run. Results: results/ablations.json.
+Three paired seeds against the quickstart's settings, about a minute of two cores a run. Not run yet:
+`python benchmarks/ablations.py` runs the whole shelf and writes results/ablations.json.
 """
 
 from typing import Any

@@ -59,13 +59,9 @@ def _agent(args: argparse.Namespace, c: ConfigDict) -> int:
     if args.replay:
         return _replay(args.replay, given)
     from llmjax.infer import asking, filters
-    from llmjax.infer.command import engine_settings
-    from llmjax.infer.language_model import load
-    from llmjax.startup.cache import cache_of
+    from llmjax.infer.command import open_engine
 
-    model = load(args.workdir, mesh=c.infer.mesh, cache=cache_of(c))
-    length = c.infer.length or min(LENGTH, model.config.model.max_length)
-    engine = model.engine(length=length, **{**engine_settings(c), "slots": 1})
+    engine = open_engine(args.workdir, c, length=LENGTH, slots=1)
     budget = react.Budget(args.calls, args.seconds, args.tokens)
     transcript = args.transcript or args.workdir / "agent" / "transcript.jsonl"
     setting = {"budget": vars(budget), "writes": args.allow_writes}

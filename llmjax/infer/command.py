@@ -117,6 +117,17 @@ def engine_settings(c: ConfigDict) -> dict[str, Any]:
     return {"slots": c.infer.slots, "steps": c.infer.steps, "weight_format": c.infer.weights, "ahead": c.infer.ahead}
 
 
+def open_engine(workdir: Path, c: ConfigDict, *, length: int, slots: int) -> Any:
+    """The engine of a run, for at most `slots` conversations of `length` tokens, where the settings and the model permit."""
+    from llmjax.infer.language_model import load
+    from llmjax.startup.cache import cache_of
+
+    model = load(workdir, mesh=c.infer.mesh, cache=cache_of(c))
+    settings = engine_settings(c)
+    settings["slots"] = min(settings["slots"], slots)
+    return model.engine(length=c.infer.length or min(length, model.config.model.max_length), **settings)
+
+
 def request_settings(c: ConfigDict) -> dict[str, Any]:
     """The settings of a request in `c.generate`."""
     given = {k: v for k, v in c.generate.to_dict().items() if k not in ("prompts", "beams", "length_penalty")}

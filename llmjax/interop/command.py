@@ -75,7 +75,7 @@ def _add_export(verb: argparse.ArgumentParser) -> None:
 def _export(args: argparse.Namespace, _: ConfigDict) -> int:
     size = human.parse_size(args.shard_size)
     from llmjax.interop.gguf_write import export_gguf
-    from llmjax.interop.peft import export_peft
+    from llmjax.interop.peft_write import export_peft
     from llmjax.interop.write import export_model
 
     if args.to.suffix == ".gguf":

@@ -63,6 +63,7 @@ def _ask(args: argparse.Namespace, c: ConfigDict) -> int:
         raise UserError("--questions and --out belong together: the answers to the questions are written to --out")
     with timings.phase("import the library"):
         from llmjax.infer import filters
+        from llmjax.infer.command import open_engine
         from llmjax.retrieve import questions
 
     start, show = _database(args) if args.db else _documents(args)
@@ -70,7 +71,7 @@ def _ask(args: argparse.Namespace, c: ConfigDict) -> int:
         return _replay(args, start)
     given = questions.read(args.questions) if args.questions else [questions.Question(1, args.question)]
     setting = {"today": datetime.date.today().isoformat()}
-    engine = _engine(args, c, slots=len(given))
+    engine = open_engine(args.workdir, c, length=LENGTH, slots=len(given))
     transcript = args.transcript or (
         args.out.with_suffix(".transcript.jsonl") if args.out else args.workdir / "ask" / "transcript.jsonl"
     )
@@ -129,17 +130,6 @@ def _documents(args: argparse.Namespace) -> tuple[Any, Any]:
         encoder = ask.Encoder(embed.name_of(args.encoder, model), functools.partial(embed.encode, model))
         index.embed(encoder.name, encoder.encode, tell=counter("embedding", " passages"))
     return lambda question, setting: ask.ask(index, question, encoder=encoder), ask.text_of
-
-
-def _engine(args: argparse.Namespace, c: ConfigDict, *, slots: int) -> Any:
-    from llmjax.infer.command import engine_settings
-    from llmjax.infer.language_model import load
-    from llmjax.startup.cache import cache_of
-
-    model = load(args.workdir, mesh=c.infer.mesh, cache=cache_of(c))
-    settings = engine_settings(c)
-    settings["slots"] = min(settings["slots"], slots)
-    return model.engine(length=c.infer.length or min(LENGTH, model.config.model.max_length), **settings)
 
 
 def _replay(args: argparse.Namespace, start: Any) -> int:

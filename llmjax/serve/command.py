@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from llmjax.config import run_of
 from llmjax.config.ranges import Range, number
 from llmjax.errors import UserError
 from llmjax.startup import timings
@@ -81,16 +82,17 @@ def _models(args: argparse.Namespace, c: ConfigDict) -> tuple[list[Any], Any]:
     from llmjax.startup.cache import cache_of
 
     served: list[Served] = []
-    for folder in (args.workdir, *args.also):
+    for named in (args.named or args.workdir, *args.also):
+        folder, first = run_of(named), not served
         if not (folder / "config.json").is_file():
-            raise UserError(f"{folder} is not a run: it has no config.json")
+            raise UserError(f"{named} is not a run: it has no config.json")
         model = load(folder, mesh=c.infer.mesh, cache=cache_of(c))
-        name = args.name if args.name and folder == args.workdir else folder.resolve().name
+        name = args.name if args.name and first else named.resolve().name
         if name in [one.name for one in served]:
             raise UserError(f"two models are called {name}: rename a folder, or give --name")
         writes = OBJECTIVES[model.config.objective.name].reads_left_to_right and not model.config.model.encoder_layers
         room = model.config.model.max_length
-        own = c if folder == args.workdir else model.config
+        own = c if first else model.config
         served.append(Served(name, model, request_settings(own), min(c.infer.length or room, room), writes))
 
     def make() -> Mapping[str, Engine]:
