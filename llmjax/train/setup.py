@@ -110,6 +110,10 @@ def prepare(
             "many, or another --workdir"
         )
     source = make_source(total)
+    if c.train.rewind.factor and not source.stateless:
+        raise UserError(
+            "train.rewind.factor skips batches, which those that depend on the run so far do not allow: set it to 0"
+        )
     source.restore(restored.source)
     jax.block_until_ready(state)
     found = processes.broadcast_from_first(lambda: [[skip.step, skip.batches] for skip in skips_of(workdir, meta)])
