@@ -23,7 +23,7 @@ from llmjax.infer.language_model import LanguageModel
 from llmjax.parallel import mesh as meshes
 from llmjax.serve.app import make_app
 from llmjax.serve.guard import LOOPBACK
-from llmjax.serve.http import bind, configured
+from llmjax.serve.http import SPARE, bind, configured
 from llmjax.serve.server import LIKELIEST, Served, Server
 
 ROOM, SLOTS = 512, 4
@@ -197,7 +197,7 @@ def until(true: Callable[[], Any], seconds: float = 30.0) -> bool:
 def listening(client: Client) -> Iterator[int]:
     """The port of a real HTTP server with the application of a client."""
     socket = bind("127.0.0.1", 0)
-    server = uvicorn.Server(configured(client.app, client.server))
+    server = uvicorn.Server(configured(client.app, connections=client.server.admission.places + SPARE))
     serve = asyncio.run_coroutine_threadsafe(server.serve([socket]), client.loop)
     try:
         assert until(lambda: server.started or serve.done())

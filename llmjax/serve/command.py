@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,36 +73,18 @@ def _serve(args: argparse.Namespace, c: ConfigDict) -> int:
 
 def _models(args: argparse.Namespace, c: ConfigDict) -> tuple[list[Any], Any]:
     """The models to serve, and the function that makes their engines."""
-    from llmjax.infer.command import engine_settings, request_settings
-    from llmjax.infer.engine import Engine
-    from llmjax.infer.language_model import load
-    from llmjax.objectives import OBJECTIVES
-    from llmjax.serve.server import LIKELIEST, Served
-    from llmjax.startup.cache import cache_of
+    from llmjax.serve.models import engines, open_model
 
-    served: list[Served] = []
+    served: list[Any] = []
     for named in (args.named or args.workdir, *args.also):
         folder, first = run_of(named), not served
         if not (folder / "config.json").is_file():
             raise UserError(f"{named} is not a run: it has no config.json")
-        model = load(folder, mesh=c.infer.mesh, cache=cache_of(c))
         name = args.name if args.name and first else named.resolve().name
         if name in [one.name for one in served]:
             raise UserError(f"two models are called {name}: rename a folder, or give --name")
-        writes = OBJECTIVES[model.config.objective.name].reads_left_to_right and not model.config.model.encoder_layers
-        room = model.config.model.max_length
-        own = c if first else model.config
-        served.append(Served(name, model, request_settings(own), min(c.infer.length or room, room), writes))
-
-    def make() -> Mapping[str, Engine]:
-        engines = {}
-        for one in served:
-            if one.writes:
-                engines[one.name] = one.model.engine(length=one.room, likeliest=LIKELIEST, **engine_settings(c))
-                engines[one.name].warm_up()
-        return engines
-
-    return served, make
+        served.append(open_model(folder, c, name=name, own=c if first else None))
+    return served, lambda: engines(served, c)
 
 
 VERBS = {

@@ -137,8 +137,8 @@ def bind(host: str, port: int) -> socket.socket:
     return made
 
 
-def configured(app: ASGIApp, server: Server) -> uvicorn.Config:
-    """uvicorn's settings for an application."""
+def configured(app: ASGIApp, *, connections: int) -> uvicorn.Config:
+    """uvicorn's settings for an application with at most so many connections."""
     return uvicorn.Config(
         app,
         http=Protocol,
@@ -149,11 +149,12 @@ def configured(app: ASGIApp, server: Server) -> uvicorn.Config:
         server_header=False,
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=5,
-        limit_concurrency=server.admission.places + SPARE,
+        limit_concurrency=connections,
         proxy_headers=False,
     )
 
 
 def serve(app: ASGIApp, server: Server, listening: socket.socket, on_ready: Callable[[], None]) -> None:
     """Serve until a signal. Raises what stopped the worker."""
-    asyncio.run(HttpServer(configured(app, server), server).run_until_end([listening], on_ready))
+    config = configured(app, connections=server.admission.places + SPARE)
+    asyncio.run(HttpServer(config, server).run_until_end([listening], on_ready))
