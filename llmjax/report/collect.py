@@ -43,8 +43,12 @@ class Run:
     notes: list[str] = field(default_factory=list)
 
 
-def collect(workdir: Path, *, config: ConfigDict | None = None) -> Run:
-    """Read the run in `workdir`. `config` is used only if there is no WORKDIR/config.json.
+def collect(workdir: Path, *, config: ConfigDict | None = None, curves: Curves | None = None) -> Run:
+    """Read the run in `workdir`, which may be going on.
+
+    Args:
+        config: used only if there is no WORKDIR/config.json.
+        curves: of its metrics.jsonl, if they are read already.
 
     Raises:
         UserError: if the folder is not there or is not a run.
@@ -61,7 +65,7 @@ def collect(workdir: Path, *, config: ConfigDict | None = None) -> Run:
     stages = {name: _read_json(workdir / name / "results.json", notes) for name in names if name != "report"}
     for change in _read_json(workdir / "stages.json", notes).get("train", {}).get("changes", ()):
         notes.append(f"Training went on from step {change['step']:,} although {described(change['settings'])}.")
-    curves = read_curves(workdir / "metrics.jsonl")
+    curves = read_curves(workdir / "metrics.jsonl") if curves is None else curves
     wanted = list(config.stages) if config else default_stages
     samples, left_out = _read_samples(workdir / "generate" / "samples.jsonl", notes)
     indexes = [workdir / "tokenizer" / "tokens" / "index.json", workdir / "tokens" / "index.json"]
@@ -88,36 +92,36 @@ _WHAT_A_RUN_IS = (
 
 
 def _read_config(path: Path, notes: list[str]) -> ConfigDict | None:
-    if not path.is_file():
-        notes.append("The run has no config.json: its settings are not known exactly.")
-        return None
     try:
         return from_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # a run of another version still has curves
+    except (FileNotFoundError, NotADirectoryError):
+        notes.append("The run has no config.json: its settings are not known exactly.")
+        return None
+    except (OSError, ValueError) as error:  # a run of another version still has curves
         notes.append(f"config.json cannot be read by this version of llmjax: {error}")
         return None
 
 
 def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
         notes.append(f"{path.parent.name}/{path.name} cannot be read ({error}) and is left out.")
         return {}
     return tree if isinstance(tree, dict) else {}
 
 
 def _read_tables(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
     try:
         return [
             {"title": str(one["title"]), "columns": list(one["columns"]), "rows": [list(row) for row in one["rows"]]}
             for one in json.loads(path.read_text(encoding="utf-8"))
         ]
-    except (ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
         notes.append(f"train/heldout.json cannot be read ({error!r}) and is left out.")
         return []
 
@@ -126,18 +130,19 @@ def _read_samples(path: Path, notes: list[str]) -> tuple[list[Sample], int]:
     """(the first samples, how many more there are)."""
     samples: list[Sample] = []
     left_out = damaged = 0
-    if not path.is_file():
-        return samples, 0
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if len(samples) >= MAX_SAMPLES:
-                left_out += 1
-                continue
-            try:
-                row = json.loads(line)
-                samples.append(Sample(row["prompt"], row["text"], row.get("finish", "")))
-            except (ValueError, KeyError, TypeError):
-                damaged += 1
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if len(samples) >= MAX_SAMPLES:
+                    left_out += 1
+                    continue
+                try:
+                    row = json.loads(line)
+                    samples.append(Sample(row["prompt"], row["text"], row.get("finish", "")))
+                except (ValueError, KeyError, TypeError):
+                    damaged += 1
+    except (FileNotFoundError, NotADirectoryError):
+        return [], 0
     if damaged:
         notes.append(f"{damaged:,} lines of generate/samples.jsonl could not be read and are left out.")
     return samples, left_out

@@ -46,7 +46,7 @@ def write_comparison(runs: Sequence[Run], out: Path) -> Path:
             "give each run's folder once, as in llmjax report runs/a runs/b"
         )
     labels = _labels(runs)
-    rows = _number_rows(runs)
+    rows = number_rows(runs)
     story: dict[str, Any] = {
         "labels": labels,
         "runs": list(runs),
@@ -54,7 +54,7 @@ def write_comparison(runs: Sequence[Run], out: Path) -> Path:
         "rows": [row for row in rows if _better(row.name)],
         "other_rows": [row for row in rows if not _better(row.name)],
         "plots": _plots(runs, labels),
-        "settings": _setting_rows(runs),
+        "settings": setting_rows(runs),
         "without_config": [label for label, run in zip(labels, runs, strict=True) if run.config is None],
         "colors": [f"var(--series-{i % len(SERIES) + 1})" for i in range(len(runs))],
     }
@@ -81,7 +81,8 @@ def _better(name: str) -> str:
     return "lower"
 
 
-def _number_rows(runs: Sequence[Run]) -> list[Row]:
+def number_rows(runs: Sequence[Run]) -> list[Row]:
+    """The numbers of the stages that differ, or have a better direction, with changes relative to the first run."""
     rows = []
     order = ("answers", "eval", "train")
     stages = list(dict.fromkeys([*order, *(stage for run in runs for stage in run.stages)]))
@@ -130,7 +131,7 @@ def _plots(runs: Sequence[Run], labels: Sequence[str]) -> list[dict[str, Any]]:
     return drawn
 
 
-def _setting_rows(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, bool]]]]:
+def setting_rows(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, bool]]]]:
     """The keys with a difference: (key, [(value of a run, whether it differs from the first run's)])."""
     known = [run.config for run in runs if run.config is not None]
     if not known:

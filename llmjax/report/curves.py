@@ -49,26 +49,16 @@ class _Bins:
             self.flush()
 
     def flush(self) -> None:
-        if not self.pending:
-            return
-        steps = np.array([row["step"] for row in self.pending])
-        summary = {}
-        for name in {name: None for row in self.pending for name in row}:
-            values = np.array([row.get(name, math.nan) for row in self.pending])
-            keep = np.isfinite(values)
-            if keep.any():
-                kept = values[keep]
-                summary[name] = np.array([kept.min(), kept.sum(), kept.max(), keep.sum(), steps[keep].sum()])
-        self.bins.append(summary)
+        self.bins.append(_summary(self.pending))
         self.pending = []
         if len(self.bins) >= 2 * MAX_BINS:
             self.bins = [_merge(a, b) for a, b in zip(self.bins[::2], self.bins[1::2], strict=True)]
             self.stride *= 2
 
     def curves(self) -> dict[str, Curve]:
-        self.flush()
+        """The curves of what was added so far; more may be added afterwards."""
         table: dict[str, list[np.ndarray]] = {}
-        for summary in self.bins:
+        for summary in [*self.bins, *([_summary(self.pending)] if self.pending else [])]:
             for name, values in summary.items():
                 table.setdefault(name, []).append(values)
         curves = {}
@@ -76,6 +66,19 @@ class _Bins:
             low, total, high, number, steps = np.array(rows).T
             curves[name] = Curve(step=steps / number, low=low, mean=total / number, high=high)
         return curves
+
+
+def _summary(rows: list[dict[str, float]]) -> dict[str, np.ndarray]:
+    """Name -> (low, sum, high, count, sum of steps) of the finite values."""
+    steps = np.array([row["step"] for row in rows])
+    summary = {}
+    for name in {name: None for row in rows for name in row}:
+        values = np.array([row.get(name, math.nan) for row in rows])
+        keep = np.isfinite(values)
+        if keep.any():
+            kept = values[keep]
+            summary[name] = np.array([kept.min(), kept.sum(), kept.max(), keep.sum(), steps[keep].sum()])
+    return summary
 
 
 def _merge(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -88,63 +91,81 @@ def _merge(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.n
 
 def read_curves(path: Path) -> Curves | None:
     """Read metrics.jsonl; None if there is no such file. A torn or damaged line is left out and noted, never an error."""
-    if not path.is_file():
+    try:
+        with path.open("rb") as file:
+            return bin_rows(file)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    with path.open("rb") as file:
-        return bin_rows(file)
 
 
 def bin_rows(lines: Iterable[bytes]) -> Curves:
     """The curves of JSON lines in the order of their steps."""
-    train, heldout = _Bins(), _Bins()  # apart, because held-out rows are few and should not be merged as often
-    last: dict[str, float] = {}
-    bad_steps: list[int] = []
-    bad_count = rows = 0
-    skipped_before = 0.0
-    notes: list[str] = []
-    for row in _rows(lines, notes):
-        rows += 1
-        skipped = row.get("skipped", 0.0)
-        # A batch without weight has no loss, and is not bad.
-        trained = [row[name] for name in ("loss", "grad_norm") if name in row and row.get("target_tokens", 1)]
-        if skipped > skipped_before or not all(map(math.isfinite, trained)):
-            bad_count += 1
-            if len(bad_steps) < MAX_MARKS:
-                bad_steps.append(int(row["step"]))
-        if math.isfinite(skipped):
-            skipped_before = skipped
-        if any(name.startswith("heldout") for name in row):
-            heldout.add({k: v for k, v in row.items() if k.startswith("heldout") or k == "step"})
-        train.add({k: v for k, v in row.items() if not k.startswith("heldout")})
-        for name, value in row.items():
-            if math.isfinite(value):
-                last[name] = value
-    by_name = {**train.curves(), **{k: v for k, v in heldout.curves().items() if k != "step"}}
-    return Curves(by_name=by_name, rows=rows, last=last, bad_steps=bad_steps, bad_count=bad_count, notes=notes)
+    reader = CurveReader()
+    reader.add(lines)
+    return reader.curves()
 
 
-def _rows(lines: Iterable[bytes], notes: list[str]) -> Iterator[dict[str, float]]:
-    """The readable rows, numbers only (null is NaN); what is wrong with the others is appended to `notes` at the end."""
-    damaged, torn = 0, False
-    for line in lines:
-        if not line.strip():
-            continue
-        torn = False
-        try:
-            row = json.loads(line)
-            step = row["step"]
-        except (ValueError, KeyError, TypeError):
-            torn = not line.endswith(b"\n")
-            damaged += 1
-            continue
-        if isinstance(step, int):
-            yield {k: math.nan if v is None else v for k, v in row.items() if v is None or isinstance(v, (int, float))}
-        else:
-            damaged += 1
-    if torn:
-        damaged -= 1
-        notes.append(
-            "The last line of metrics.jsonl is cut off: the process was killed (or is still writing). It is left out."
-        )
-    if damaged:
-        notes.append(f"{damaged:,} lines of metrics.jsonl could not be read and are left out.")
+class CurveReader:
+    """The curves of JSON lines that come in parts, in the order of their steps."""
+
+    def __init__(self) -> None:
+        self._train, self._heldout = _Bins(), _Bins()  # apart: held-out rows are few and should not be merged as often
+        self._last: dict[str, float] = {}
+        self._bad_steps: list[int] = []
+        self._bad_count = self._rows = self._damaged = 0
+        self._skipped = 0.0  # updates, before the next row
+        self._torn = False
+
+    def add(self, lines: Iterable[bytes]) -> None:
+        """Take more lines."""
+        for row in self._readable(lines):
+            self._rows += 1
+            skipped = row.get("skipped", 0.0)
+            # A batch without weight has no loss, and is not bad.
+            trained = [row[name] for name in ("loss", "grad_norm") if name in row and row.get("target_tokens", 1)]
+            if skipped > self._skipped or not all(map(math.isfinite, trained)):
+                self._bad_count += 1
+                if len(self._bad_steps) < MAX_MARKS:
+                    self._bad_steps.append(int(row["step"]))
+            if math.isfinite(skipped):
+                self._skipped = skipped
+            if any(name.startswith("heldout") for name in row):
+                self._heldout.add({k: v for k, v in row.items() if k.startswith("heldout") or k == "step"})
+            self._train.add({k: v for k, v in row.items() if not k.startswith("heldout")})
+            self._last |= {name: value for name, value in row.items() if math.isfinite(value)}
+
+    def curves(self) -> Curves:
+        """The curves so far."""
+        heldout = {k: v for k, v in self._heldout.curves().items() if k != "step"}
+        notes, damaged = list[str](), self._damaged
+        if self._torn:
+            damaged -= 1
+            notes.append(
+                "The last line of metrics.jsonl is cut off: the process was killed (or is still writing). It is left out."
+            )
+        if damaged:
+            notes.append(f"{damaged:,} lines of metrics.jsonl could not be read and are left out.")
+        return Curves(
+            by_name={**self._train.curves(), **heldout}, rows=self._rows, last=dict(self._last),
+            bad_steps=list(self._bad_steps), bad_count=self._bad_count, notes=notes,
+        )  # fmt: skip
+
+    def _readable(self, lines: Iterable[bytes]) -> Iterator[dict[str, float]]:
+        """The rows that can be read, numbers only (null is NaN); the others are counted."""
+        for line in lines:
+            if not line.strip():
+                continue
+            self._torn = False
+            try:
+                row = json.loads(line)
+                step = row["step"]
+            except (ValueError, KeyError, TypeError):
+                self._torn = not line.endswith(b"\n")
+                self._damaged += 1
+                continue
+            if isinstance(step, int):
+                yield {
+                    k: math.nan if v is None else v for k, v in row.items() if v is None or isinstance(v, (int, float))
+                }
+            else:
+                self._damaged += 1

@@ -52,7 +52,7 @@ def tables(workdir: Path, notes: list[str]) -> list[dict[str, Any]]:
         try:
             rows = [[_short(one[name]) for name in COLUMNS] for one in json.loads(file.read_text("utf-8"))[:SHOWN]]
             found.append({"title": f"Answers of round {int(file.stem):,}", "columns": list(COLUMNS), "rows": rows})
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             notes.append(f"samples/{file.name} cannot be read ({error}) and is left out.")
     return found
 
