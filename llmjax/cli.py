@@ -24,6 +24,7 @@ from llmjax.retrieve import command as retrieve_command
 from llmjax.scaling import command as scaling_command
 from llmjax.serve import command as serve_command
 from llmjax.startup import timings
+from llmjax.studio import command as studio_command
 from llmjax.sweep import command as sweep_command
 from llmjax.verb import Verb
 from llmjax.version import __version__
@@ -59,6 +60,7 @@ examples:
   llmjax ask --db sales.sqlite 'Who bought most?'                    the SQL, which can only read, and its rows
   llmjax ask --docs papers/ 'What do they say of birds?'             an answer whose quotes were checked
   llmjax agent --tools tools.py 'Sort my notes'                      your functions, called within permissions and a budget
+  llmjax studio runs                                                 curves, batches, samples and data of runs, on a page
   llmjax config                                                      all settings and their meanings
 """
 
@@ -331,6 +333,7 @@ VERBS: dict[str, Verb] = {
     **retrieve_command.VERBS,
     **agents_command.VERBS,
     **sweep_command.VERBS,
+    **studio_command.VERBS,
     "config": Verb(
         "list every setting, its value and its meaning", lambda verb: None, _print_settings, config="optional"
     ),

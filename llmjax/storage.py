@@ -237,6 +237,18 @@ def locked(path: Path, *, otherwise: str = "", waiting: str = "") -> Iterator[No
         yield
 
 
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock file `path`. It looks for a moment, and then waits for nobody."""
+    try:
+        with path.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # it is missing, or its file system has no locks
+        return False
+    return False
+
+
 def swap(path: Path, *, before: bytes | None, after: bytes | None) -> bool:
     """Compare and swap: replace the content of a file only if it is `before`. Of several processes one succeeds.
 

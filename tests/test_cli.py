@@ -18,6 +18,7 @@ VERBS = tuple(cli.VERBS)
 NEEDED = {
     "": (*VERBS, "--traceback", "--version"), "config": ("--config FILE",), "plan": ("--topology CHIP:SHAPE",),
     "import": ("--from DIR", "--to RUN"), "export": ("--from RUN", "--to DIR"), "classify": ("--positive",), "rate": ("--to",),
+    "studio": ("--data DIR", "--port N", "--accelerator"),
     "sweep": ("--config.KEY=VALUE", "--workdir DIR", "--dry-run"),
     "budget": ("--flops N", "--out FILE.json"),
     "laws": ("--parameters COLUMN", "--out FILE.json"),

@@ -15,7 +15,7 @@ not train run in the first process alone, on its own devices, while the others w
 import json
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from llmjax import config, human, storage
 from llmjax.config import changes
-from llmjax.errors import UserError
+from llmjax.errors import Stopped, UserError
 from llmjax.parallel import processes
 from llmjax.recipe import record, stages
 from llmjax.recipe.decide import Decision, Task, decide
@@ -34,6 +34,7 @@ from llmjax.recipe.stages import FILES, READING, function, identity, stage_of
 __all__ = ["Results", "adopt", "check", "claim", "identity", "is_finished", "run", "stage_of"]
 
 Results = dict[str, float | int | str]
+ERROR_CHARACTERS = 500  # of an error's first line, which stages.json keeps
 
 
 def run(c: ConfigDict, workdir: Path, names: Sequence[str], *, start: str = "", again: bool = False) -> Results:
@@ -65,9 +66,14 @@ def run(c: ConfigDict, workdir: Path, names: Sequence[str], *, start: str = "", 
             began = time.perf_counter()
             given = {argument: function(where)(c) for argument, where in stage.given}
             made = partial(function(stage.function), **given)
-            results = (
-                made(c, workdir) if stage.everywhere else processes.broadcast_from_first(partial(made, c, workdir))
-            )
+            try:
+                results = (
+                    made(c, workdir) if stage.everywhere else processes.broadcast_from_first(partial(made, c, workdir))
+                )
+            except Exception as error:
+                if processes.is_first() and not isinstance(error, Stopped):
+                    _fail(workdir, name, error)
+                raise
             processes.broadcast_from_first(partial(_end, workdir, name, results))
             processes.say(f"== {name} took {human.duration(time.perf_counter() - began)}")
         if task.stages != ("report",):  # settings that no stage depends on
@@ -187,6 +193,13 @@ def _end(workdir: Path, stage: str, results: Results) -> None:
     storage.write_json(workdir / stage / "results.json", results)
     if stage != "report":
         record.note(workdir, stage, record.read(workdir)[stage] | {"done": True})
+
+
+def _fail(workdir: Path, stage: str, error: Exception) -> None:
+    """Note why a stage ended, for those who look at the run. The next start of the stage replaces the note."""
+    said = f"{error.__class__.__name__}: {error}".partition("\n")[0][:ERROR_CHARACTERS]
+    with suppress(OSError):  # a full disk may be the error
+        record.note(workdir, stage, record.read(workdir)[stage] | {"error": said})
 
 
 def _merge(workdir: Path) -> Results:

@@ -1,6 +1,6 @@
 """What a run's folder says of its stages: WORKDIR/stages.json, what they left, and the training in it.
 
-stages.json keeps the settings with which each stage was started, and whether it was finished.
+stages.json keeps the settings with which each stage was started, and whether it was finished or ended with an error.
 """
 
 import itertools
