@@ -347,8 +347,8 @@ def test_leaks_are_found_whatever_case_and_punctuation_and_their_extent_is_told(
     # The next words, most and more, differ at once after "mo".
     assert rows[2, "arc"]["characters"] == len(common + " mo") and rows[2, "arc"]["words"] == 15
     assert rows[3, "hellaswag"]["field"] == "question and answer"
-    assert decontaminate.leaked(table).tolist() == [1, 2, 3, 4]  # of an answer alone, 50 characters are asked for
-    assert decontaminate.leaked(table, characters=30).tolist() == [1, 2, 3, 4, 5]
+    assert decontaminate.leaked(table).tolist() == [1, 2, 3, 4]  # of an answer alone, 100 characters are asked for
+    assert decontaminate.leaked(table, characters=20).tolist() == [1, 2, 3, 4, 5]
 
 
 def test_an_edited_question_is_still_found_and_half_a_proverb_is_not(benchmark_index):

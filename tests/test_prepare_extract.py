@@ -2,11 +2,14 @@
 
 # ruff: noqa: E402, RUF001  (libraries that may be missing come first; letters of many scripts are the subject)
 
+import codecs
 import gzip
 import io
 import os
+import re
 import types
 import zlib
+from email.header import Header
 from email.message import EmailMessage
 from pathlib import Path
 
@@ -18,10 +21,11 @@ pytest.importorskip("pyarrow")
 pytest.importorskip("resiliparse")
 pytest.importorskip("pypdfium2")
 brotli = pytest.importorskip("brotli")
+zstandard = pytest.importorskip("zstandard")
 pytest.importorskip("fastwarc")
 
 from llmjax.prepare.documents import make_batch
-from llmjax.prepare.formats import RejectedError, html, isolated, mail, pdf, warc
+from llmjax.prepare.formats import RejectedError, charsets, extraction, html, isolated, mail, pdf, warc
 from llmjax.prepare.steps import extract
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -141,6 +145,41 @@ def test_a_declared_charset_goes_before_utf8_that_few_characters_confirm_and_not
     declared = f"<html><meta charset=iso-2022-jp><body><p>{japanese * 9}</p>".encode("iso-2022-jp")
     assert run(("html", declared))[0][0] == japanese * 9
     assert run(("text", japanese.encode("iso-2022-jp")))[0][0] == japanese  # detected by its escapes
+
+
+def test_every_label_of_the_web_names_its_encoding():
+    for line in (FIXTURES / "charset_labels.txt").read_text().splitlines()[1:]:
+        name, _, labels = line.partition(" = ")
+        assert {codecs.lookup(charsets.codec_of(label.upper())).name for label in labels.split()} == {
+            codecs.lookup(name).name
+        }
+    for label in ("no-such", "rot13", "idna", "unicode_escape", "cp037", "utf\0", ""):  # cp037 is no ASCII
+        assert charsets.codec_of(label) == ""
+
+
+KOREAN, CHINESE = (
+    "밤사이 강물이 불어나 마을 사람들은 의자를 학교 위층으로 옮겼다. ",
+    "夜里河水上涨镇上的人们把椅子搬到学校的楼上",
+)
+
+
+@pytest.mark.parametrize(
+    ("media", "data", "text"),
+    [
+        ("text; charset=csiso2022kr", KOREAN.encode("iso2022_kr"), KOREAN),
+        ("text; charset=windows-949", KOREAN.encode("cp949"), KOREAN),
+        ("text; charset=win-1251", RUSSIAN.encode("cp1251"), RUSSIAN),
+        ("text; charset=utf-16", CHINESE.encode("utf-16-le") + b" \0", CHINESE + " "),  # few NULs on one side
+        ("text; charset=utf-16", SWEDISH.encode(), SWEDISH),  # no NUL, so it is not in UTF-16
+        ("text; charset=gbk", (CHINESE * 20).encode("gbk") + b"\xff", CHINESE * 20 + "\ufffd"),
+        ("text", SWEDISH.encode("utf-16")[:-1], SWEDISH[:-1] + "\ufffd"),  # cut within a character
+        ("html", f"<meta charset=utf-16><body><p>{SWEDISH}</p>".encode(), SWEDISH.strip()),
+        ("html", f"<!-- <meta charset=gbk> --><meta charset=shift_jis><p>{'川は増水した' * 9}</p>".encode("cp932"), "川は増水した" * 9),
+    ],
+)  # fmt: skip
+def test_declared_encodings_of_every_kind_are_believed_as_far_as_the_bytes_allow(media, data, text):
+    [(found, reason, _)] = run((media, data), encodings=("utf-8",))
+    assert (found, reason) == (text, "")
 
 
 @pytest.mark.parametrize("text", [SWEDISH, RUSSIAN, "川は夜のうちに増水した。" * 20])
@@ -341,6 +380,33 @@ def test_a_document_that_takes_too_long_or_crashes_the_parser_costs_itself():
         isolated.call(divmod, 1, 0, seconds=0)
 
 
+def test_a_parser_in_rust_that_gives_up_costs_its_document(monkeypatch):
+    class PanicException(BaseException):  # as pyo3's, which no module names
+        pass
+
+    def extract_badly(*_):
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(extraction.html, "extract", extract_badly)
+    assert run(("html", b"<p>x"))[0][1] == "broken: the parser ended with 'index out of bounds'"
+
+
+def test_ligatures_of_pdf_are_letters():
+    content = b"BT /F1 12 Tf 72 700 Td (The of\x01cial e\x02ect of \x03ow, a\x04x, e\x05) Tj ET"
+    table = b"".join(b"<%02x> <FB%02x> " % pair for pair in ((1, 1), (2, 0), (3, 2), (4, 3), (5, 4)))
+    table = b"1 begincodespacerange <00> <FF> endcodespacerange 5 beginbfchar %s endbfchar " % table
+    table += b"1 beginbfrange <20> <7E> <0020> endbfrange"
+    for font in (b"/Encoding << /Differences [1 /fi /ff /fl /ffi /ffl] >>", b"/ToUnicode 6 0 R"):
+        objects = [
+            b"<< /Type /Catalog /Pages 2 0 R >>", b"<< /Type /Pages /Count 1 /Kids [3 0 R] >>",
+            b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
+            b"<< /Length %d >>\nstream\n%s\nendstream" % (len(content), content),
+            b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica %s >>" % font,
+            b"<< /Length %d >>\nstream\n%s\nendstream" % (len(table), table),
+        ]  # fmt: skip
+        assert run(("pdf", pdf_of(objects)))[0][0] == "The official effect of flow, affix, effl"
+
+
 def test_a_text_longer_than_a_document_may_be_is_a_reject():
     [row] = run(("html", b"<ul><li>a" * 3_000), max_document_bytes=1_000_000, html="all")
     assert row[:2] == (None, "too large: text of more than prepare.max_document_bytes=1,000,000")
@@ -390,6 +456,37 @@ def test_mail_is_read_by_the_charset_that_it_declares():
         assert run(("mail", head.encode() + text.encode(codec)))[0][:2] == (text + "\n", "")
 
 
+def test_the_subject_is_read_by_the_charset_that_its_words_declare_or_that_of_the_body():
+    text = "これは日本語の手紙です"
+    for label, codec in (("cp932", "cp932"), ("x-sjis", "cp932"), ("ISO-2022-JP", "iso2022_jp"), ("utf-8", "utf-8")):
+        subject = Header(text, codec).encode().replace(codec, label, 1)
+        assert run(("mail", f"Subject: {subject}\n\nbody\n".encode()))[0][0] == f"{text}\n\nbody\n", label
+        head = f"Subject: {text}\nContent-Type: text/plain; charset={label}\n\nbody\n".encode(codec)
+        assert run(("mail", head))[0][0] == f"{text}\n\nbody\n", label
+
+
+def test_mail_whose_plain_part_is_empty_gives_that_of_html():
+    message = EmailMessage()
+    message.set_content(" \n")
+    message.add_alternative("<p>the html</p>", subtype="html")
+    assert run(("mail", message.as_bytes()))[0][0] == "the html\n"
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["html", "mail", "text", "pdf"]), st.binary(max_size=60), st.integers(0, 2000), st.booleans())
+def test_whatever_the_bytes_are_the_parsers_give_text_or_a_reason(kind, noise, at, is_cut):
+    message = EmailMessage()
+    message["Subject"], message["To"] = "Grüße aus der Stadt", "a@b.org"
+    message.set_content("Schöne Grüße\n", cte="quoted-printable")
+    message.add_alternative("<p>the html</p>", subtype="html")
+    whole = {"html": page("<table><tr><td>a<ul><li>b</ul></table>").encode(), "mail": message.as_bytes(),
+             "text": SWEDISH.encode(), "pdf": make_pdf([["one line"]] * 2)}[kind]  # fmt: skip
+    data = whole[:at] + noise + (b"" if is_cut else whole[at + len(noise) :])
+    [(text, reason, _)] = run((kind, data))
+    assert (text is None) == bool(reason)
+
+
 def test_a_mailbox_is_read_message_by_message_however_large_it_is():
     message = b"From a@b.c Sat Jan  3 01:05:34 1996\nSubject: Hello\nMessage-ID: <%d@b.c>\n\n>From here on\n\n"
     box = message % 1 + message.replace(b"here", b"h" * 200) % 2 + message % 3
@@ -409,17 +506,23 @@ def page_number(number):
     return f"<html><body><article>{''.join(sentences)}</article></body></html>".encode()
 
 
+def warc_record(number, head, body):
+    """A record of WARC: the number of its page, header lines of HTTP, the body."""
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html" + head + b"\r\n\r\n" + body
+    return (
+        b"WARC/1.0\r\nWARC-Type: response\r\nWARC-Record-ID: <urn:uuid:%032d>\r\nWARC-Date: 2024-01-01T00:00:00Z\r\n"
+        b"WARC-Target-URI: http://site%d.org/\r\nContent-Type: application/http; msgtype=response\r\n"
+        b"Content-Length: %d\r\n\r\n%s\r\n\r\n" % (number, number, len(http), http)
+    )
+
+
 def warc_file(*responses):
     """A WARC file of (header lines, body) pairs of HTTP."""
-    records = []
-    for number, (head, body) in enumerate(responses):
-        http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html" + head + b"\r\n\r\n" + body
-        records.append(
-            b"WARC/1.0\r\nWARC-Type: response\r\nWARC-Record-ID: <urn:uuid:%032d>\r\nWARC-Date: 2024-01-01T00:00:00Z\r\n"
-            b"WARC-Target-URI: http://site%d.org/\r\nContent-Type: application/http; msgtype=response\r\n"
-            b"Content-Length: %d\r\n\r\n%s\r\n\r\n" % (number, number, len(http), http)
-        )
-    return b"".join(map(gzip.compress, records))
+    return b"".join(gzip.compress(warc_record(number, *response)) for number, response in enumerate(responses))
+
+
+def read_warc(data, *, max_bytes=1_000_000):
+    return list(warc.read(io.BytesIO(data), "a", max_bytes=max_bytes))
 
 
 def chunked(body):
@@ -433,6 +536,7 @@ def raw_deflate(body):
 
 
 GZIP, CHUNKED = b"\r\nContent-Encoding: gzip", b"\r\nTransfer-Encoding: chunked"
+ZSTD = b"\r\nContent-Encoding: zstd"
 PAGE = page_number(1)
 
 
@@ -442,6 +546,11 @@ PAGE = page_number(1)
         (GZIP, gzip.compress(PAGE), ""),
         (CHUNKED, chunked(PAGE), ""),
         (CHUNKED + GZIP, chunked(gzip.compress(PAGE)), ""),
+        (GZIP, gzip.compress(PAGE[:99]) + gzip.compress(PAGE[99:]) + b"\0\0", ""),  # of several members, and padded
+        (ZSTD, zstandard.compress(PAGE), ""),
+        (ZSTD, zstandard.compress(PAGE[:99]) + zstandard.compress(PAGE[99:]), ""),
+        (ZSTD, zstandard.compress(PAGE)[:-9], "broken record: zstd: cut off"),
+        (ZSTD, zstandard.compress(bytes(3_000_000)), "too large: more than"),
         (b"\r\nContent-Encoding: deflate", zlib.compress(PAGE), ""),
         (b"\r\nContent-Encoding: deflate", raw_deflate(PAGE), ""),
         (b"\r\nContent-Encoding: br", brotli.compress(PAGE), ""),
@@ -456,18 +565,65 @@ PAGE = page_number(1)
         (CHUNKED, chunked(PAGE)[:-40], "broken record: chunked"),
     ],
 )
-def test_an_odd_record_of_a_warc_file_costs_itself_and_not_the_file(tmp_path, head, body, reason):
-    file = tmp_path / "a.warc.gz"
-    file.write_bytes(warc_file((b"", page_number(0)), (head, body), (b"", page_number(2))))
-    rows = list(warc.read(str(file), "a", max_bytes=1_000_000))
+def test_an_odd_record_of_a_warc_file_costs_itself_and_not_the_file(head, body, reason):
+    rows = read_warc(warc_file((b"", page_number(0)), (head, body), (b"", page_number(2))))
     assert [row.get("data") for row in rows] == [page_number(0), None if reason else PAGE, page_number(2)]
     assert rows[1].get("reason", "").startswith(reason) and bool(rows[1].get("reason")) == bool(reason)
 
 
-def test_a_page_is_read_by_the_charset_of_its_http_header(tmp_path):
+def with_length(record, length):
+    return re.sub(rb"Content-Length: \d+", b"Content-Length: " + length, record, count=1)
+
+
+RECORD = warc_record(2, b"", PAGE)
+PACKED = gzip.compress(RECORD)
+
+
+@pytest.mark.parametrize(
+    ("odd", "is_packed", "reasons"),
+    [
+        (with_length(RECORD, b"100"), False, ["broken warc: "]),
+        (with_length(RECORD, b"%d" % (len(RECORD) + 400)), False, ["broken warc: "]),  # into the next record
+        (with_length(RECORD, b"1000000000000"), False, ["too large"]),  # over all records
+        (with_length(RECORD, b"90000"), False, ["broken warc: "]),
+        (with_length(RECORD, b"-5"), False, ["broken warc: "]),
+        (RECORD.replace(b"Content-Length", b"Content-Size"), False, ["broken warc: "]),
+        (RECORD.replace(b"WARC/1.0", b"WRAC/1.0", 1), False, ["broken warc: "]),
+        (b"garbage between records\r\n\r\n" * 3, False, ["broken warc: "]),
+        (PACKED[:200] + b"x" * 20 + PACKED[220:], True, ["broken warc: "]),
+        (PACKED[:-9], True, ["broken warc: "]),
+        (PACKED[:-6] + b"\xff\xff" + PACKED[-4:], True, ["broken warc: "]),  # the checksum
+        (bytes(50), True, ["broken warc: "]),
+        (gzip.compress(b""), True, []),
+        (RECORD, True, []),  # a record that is not packed among those that are
+    ],
+)
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress])
+def test_the_records_behind_a_damaged_one_are_read(odd, is_packed, reasons, pack):
+    """The odd record is packed as the others are, unless it is packed (or not) already."""
+    if is_packed and pack is not gzip.compress:
+        pytest.skip("packed by gzip")
+    filler = [warc_record(n, b"", page_number(n) * 300) for n in (3, 4)]  # more than max_bytes together
+    good = [warc_record(0, b"", page_number(0)), warc_record(1, b"", page_number(1))]
+    data = b"".join(map(pack, good)) + (odd if is_packed else pack(odd)) + b"".join(map(pack, filler))
+    rows = read_warc(data, max_bytes=300_000)
+    pages = [row["url"] for row in rows if not row.get("reason")]
+    expected = [0, 1, *([2] if odd is RECORD else []), 3, 4]
+    assert pages == [f"http://site{n}.org/" for n in expected]
+    found = [row["reason"] for row in rows if row.get("reason")]
+    assert [reason[: len(start)] for reason, start in zip(found, reasons, strict=True)] == reasons
+
+
+def test_what_is_behind_the_last_record_and_no_record_is_told():
+    whole = warc_file((b"", PAGE))
+    assert [row.get("reason", "")[:12] for row in read_warc(whole + b"garbage")] == ["", "broken warc:"]
+    assert [row["reason"][:12] for row in read_warc(b"no record at all")] == ["broken warc:"]
+    assert read_warc(b"") == []
+
+
+def test_a_page_is_read_by_the_charset_of_its_http_header():
     text = "これは日本語のページです。川は夜のうちに増水した。" * 3
     body = f"<html><body><p>{text}</p></body></html>".encode("shift_jis")
-    (tmp_path / "a.warc.gz").write_bytes(warc_file((b"; charset=Shift_JIS", body)))
-    [row] = warc.read(str(tmp_path / "a.warc.gz"), "a", max_bytes=1_000_000)
+    [row] = read_warc(warc_file((b"; charset=Shift_JIS", body)))
     assert row["format"] == "html; charset=Shift_JIS"
     assert run((row["format"], row["data"]), encodings=("utf-8",))[0][:2] == (text, "")

@@ -372,6 +372,7 @@ def test_personal_data_is_masked_by_its_class(label):
      "@property def f(self): return self.x@self.w", "icon@2x.png and @user and a @ b", "sk-learn and task-based-on-something-else-2",
      "550e8400-e29b-41d4-a716-446655440000", "d41d8cd98f00b204e9800998ecf8427e", "01 02 03 04 05", "+1.12345679e+10, +12345678", "OID 2.5.29.15",
      "call(1234567), call 1234567 times, call 10000000 times", "foo@bar.md, np.dot(a@b.to), y = self.q@self.k.id",
+     "y = x@self.net, return q@k.me, w = jnp.exp(a@np.co)",
      "phone 3310 3410 5110, fax 1200 2400 9600, the cell 1 2 3 4 5 6 7 8", "icon@2x.app", "ISBN 0-306-40615-2",
      "lines 100-200-3000 of 415-555 pages", "1/2/3/4/5/6/7/8 and 12-34-56-78", "0x4111111111111111", "0 1 2 3 4 5 6 7 8 9 10"],
 )  # fmt: skip

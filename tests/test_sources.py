@@ -255,11 +255,15 @@ def test_rows_of_json_are_read_in_lines_in_an_array_and_packed_in_every_way(tmp_
         (b'[{"text": "one"}\n', 1, ["broken JSON: the array does not end"]),
         (b'{\n"title": "settings"}', 0, ["no text field: row 1"]),
         (b"[" * 100_000, 0, ["broken JSON: row 1"]),
+        (b'[{"text": "a\\xb"}, {"text": [1, {"x": "]}\\""}}, foo, {"text": "b"}]', 1, ["broken JSON: row"] * 3),
+        (b'{"text": "a"}\n{"text" "b"}\n{"text": "c"}\n}\n{"text": "d"}', 3, ["broken JSON: line"] * 2),
+        (b'[{"text": "' + b"x" * 2_500_000 + b'"}, {"text": "after"}]', 1, ["too large"]),
+        (b'[{"x": "' + b"[\\\"" * 800_000 + b'"}, {"text": "after"}]', 1, ["too large"]),  # over several blocks
     ],
 )  # fmt: skip
 def test_what_is_broken_in_json_costs_itself_or_the_rest_of_the_file(tmp_path, content, kept, reasons):
     (tmp_path / "a.json").write_bytes(content)
-    documents = read(tmp_path / "a.json")
+    documents = read(tmp_path / "a.json", max_bytes=2_000_000)
     assert sum(not d.reason for d in documents) == kept
     assert [d.reason[: len(r)] for d, r in zip([d for d in documents if d.reason], reasons, strict=True)] == reasons
 
@@ -279,6 +283,32 @@ def test_csv_is_read_by_the_names_of_its_first_line(tmp_path):
     (tmp_path / "a.csv").write_text('n,text\n1,good\n2,"never ' + "closed\n" * 200)
     documents = read(tmp_path / "a.csv", max_bytes=500)
     assert [d.reason[:10] for d in documents] == ["", "broken csv"]
+
+
+def test_a_bad_byte_in_a_row_is_counted_and_costs_a_character(tmp_path):
+    text = "Det var en g\u00e5ng en \u00e4lg som \u00e5t \u00e4pplen i tr\u00e4dg\u00e5rden. " * 9
+    bad = json.dumps({"text": text}, ensure_ascii=False).encode().replace("\u00e4pplen".encode(), b"\xe4pplen", 1)
+    cells = {"cells": [{"cell_type": "markdown", "source": text}], "metadata": None}
+    files = {
+        "a.jsonl": b'{"text": "before"}\n' + bad + b'\n{"text": "after"}',
+        "b.json": b'[{"text": "before"}, ' + bad + b', {"text": "after"}]',
+        "c.csv": b"text\nbefore\n" + text.encode().replace("\u00e4pplen".encode(), b"\xe4pplen", 1) + b"\nafter\n",
+        "d.ipynb": json.dumps(cells, ensure_ascii=False).encode().replace("\u00e4pplen".encode(), b"\xe4pplen", 1),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        documents = read(tmp_path / name)
+        assert [d.reason for d in documents] == [""] * len(documents), name
+        (found,) = (d for d in documents if "lg som" in d.text)
+        assert found.text.strip() == text.replace("\u00e4pplen", "\ufffdpplen", 1).strip()
+        assert found.facts == '{"extract.bad_bytes": 1}', name
+        assert name == "d.ipynb" or [d.text for d in (documents[0], documents[-1])] == ["before", "after"]
+
+
+def test_a_line_of_csv_that_does_not_end_is_refused_before_it_is_held(tmp_path):
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"n,text\n1,one\n" + b"a," * 2_000_000))
+    documents = read(tmp_path / "a.csv.gz", max_bytes=1000)
+    assert [d.reason.partition(";")[0] for d in documents] == ["", "broken csv: row 2: a line of more than 1,000 bytes"]
 
 
 def test_a_notebook_is_its_prose_and_its_code(tmp_path):
@@ -318,6 +348,84 @@ def test_a_folder_that_datasets_saved_is_read_and_so_are_fields_within_fields(tm
     assert read(tmp_path / "saved")[0].reason.startswith("broken arrow")
 
 
+def test_a_row_of_a_table_that_python_cannot_hold_costs_no_other(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = ["one", "caf\u00e9 " * 40, "three"]
+    data = [text.encode() for text in texts]
+    data[1] = data[1].replace("\u00e9".encode(), b"\xe9", 1)
+    offsets = [0, *(sum(map(len, data[: n + 1])) for n in range(3))]
+    buffers = [None, pyarrow.array(offsets, pyarrow.int32()).buffers()[1], pyarrow.py_buffer(b"".join(data))]
+    strings = pyarrow.Array.from_buffers(pyarrow.string(), 3, buffers)  # as other programs write them: not checked
+    told = pyarrow.array([{"license": f"l{n}", "at": 10**18 + n} for n in range(3)],
+                         pyarrow.struct([("license", pyarrow.string()), ("at", pyarrow.timestamp("ns"))]))  # fmt: skip
+    late = pyarrow.array([1 << 60] * 3, pyarrow.timestamp("us"))  # a year that Python has not
+    table = pyarrow.table({"text": strings, "metadata": told, "url": late,
+                           "nested": pyarrow.StructArray.from_arrays([strings], ["text"]), "raw": data})  # fmt: skip
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pyarrow.ipc.new_file(str(tmp_path / "b.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    for name in ("a.parquet", "b.arrow"):
+        for field in ("text", "nested.text", "raw"):
+            documents = read(tmp_path / name, text_field=field)
+            assert [d.text for d in documents] == [texts[0], texts[1].replace("\u00e9", "\ufffd", 1), texts[2]], field
+            assert documents[1].facts == '{"extract.bad_bytes": 1}' and [d.licence for d in documents] == [
+                "l0",
+                "l1",
+                "l2",
+            ]
+
+
+def test_a_damaged_row_group_costs_itself(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"text": [f"text {n} " * 9 for n in range(9)]})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=3, use_dictionary=False, compression="zstd")
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    start = parquet.ParquetFile(tmp_path / "a.parquet").metadata.row_group(1).column(0).data_page_offset
+    data[start : start + 60] = b"x" * 60
+    (tmp_path / "a.parquet").write_bytes(data)
+    documents = read(tmp_path)
+    assert [d.path for d in documents if not d.reason] == [f"a.parquet:{n}" for n in (1, 2, 3, 7, 8, 9)]
+    assert [d.reason[:14] for d in documents if d.reason] == ["broken parquet"]
+
+
+def test_files_without_a_known_suffix_are_looked_at_before_they_are_taken_for_text(tmp_path):
+    lines = b"".join(json.dumps({"text": f"row {n}"}).encode() + b"\n" for n in range(3))
+    files = {
+        "a.jl": lines, "b.part": gzip.compress(b"plain"), "c.data": b'[{"text": "row 0"}]',
+        "d.page": b"<!DOCTYPE html><body><p>a page</p>", "e.log": b"{not JSON}\nlines of a log",
+    }  # fmt: skip
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "part-00000.gz").write_bytes(gzip.compress(lines))
+    assert [d.text for d in read(f"a={tmp_path}/*.jl", f"b={tmp_path}/*.gz", tmp_path / "c.data")] == [
+        *("row 0", "row 1", "row 2") * 2, "row 0",
+    ]  # fmt: skip
+    assert [d.text for d in read(tmp_path / "d.page", tmp_path / "e.log")] == ["a page", files["e.log"].decode()]
+    assert read(tmp_path / "b.part")[0].reason.startswith("binary")
+
+
+def test_archives_of_pages_are_read_however_they_are_packed(tmp_path):
+    pytest.importorskip("fastwarc")
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\na page"
+    head = b"WARC/1.0\r\nWARC-Type: response\r\nWARC-Record-ID: <urn:uuid:1>\r\nContent-Type: application/http\r\n"
+    record = head + b"Content-Length: %d\r\n\r\n%s\r\n\r\n" % (len(http), http)
+    for suffix, pack in {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}.items():
+        (tmp_path / f"a.warc{suffix}").write_bytes(pack(record * 2))
+        assert [d.text for d in read(tmp_path / f"a.warc{suffix}")] == ["a page"] * 2
+
+
+def test_packed_tables_and_caches_of_datasets_are_not_read(tmp_path):
+    (tmp_path / "a.parquet.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match="packed parquet file is not read: unpack it"):
+        read(tmp_path / "a.parquet.gz")
+    (tmp_path / "cache-0123.arrow").write_bytes(b"")
+    (tmp_path / "a.txt").write_text("text")
+    assert [d.text for d in read(tmp_path)] == ["text"]
+    assert resolve_sources([str(tmp_path)])[0].skipped == {".parquet.gz": 1, "cache": 1}
+
+
 def test_few_rows_of_parquet_are_decoded_at_once_where_rows_are_large(tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
     pyarrow = pytest.importorskip("pyarrow")
@@ -350,14 +458,23 @@ def test_text_that_is_too_large_for_a_document_is_cut_at_line_ends(tmp_path):
     lines = [f"line number {n}\n" for n in range(100)]
     (tmp_path / "a.txt").write_text("".join(lines))
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress("".join(lines).encode()))
-    (tmp_path / "c.txt").write_text("x" * 1000)
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"x" * 1000))  # it may go on for ever
     documents = read(tmp_path, max_bytes=200)
     for name in ("a.txt", "b.txt.gz"):
         own = [d for d in documents if d.path.startswith(name)]
         assert "".join(d.text for d in own) == "".join(lines) and len(own) > 5
         assert all(d.size <= 200 and d.text.endswith("\n") and d.group == name for d in own)
         assert [d.path for d in own] == [f"{name}@{sum(d.size for d in own[:n])}" for n in range(len(own))]
-    assert documents[-1].reason.startswith("too large") and documents[-1].path == "c.txt"
+    assert documents[-1].reason.startswith("too large") and documents[-1].path == "c.txt.gz"
+
+
+@pytest.mark.parametrize("text", ["many words and no line end " * 40, "\u6cb3\u6c34\u4e0a\u6da8" * 80, "x" * 1000])
+def test_large_text_without_line_ends_is_cut_at_blanks_or_between_characters(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    documents = read(tmp_path, max_bytes=200)
+    assert "".join(d.text for d in documents) == text and not any(d.reason for d in documents)
+    assert all(d.size <= 200 and "\ufffd" not in d.text for d in documents)
+    assert " " not in text or all(d.text.endswith(" ") for d in documents)
 
 
 def test_a_link_to_a_folder_around_it_is_not_gone_through(tmp_path):

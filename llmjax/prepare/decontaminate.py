@@ -28,78 +28,17 @@ HALF = 0.5  # an item is reported if runs of SHORT words cover this share of it
 SHARED = 3  # a run in more items of a benchmark than this is an instruction, not a question
 NEARLY_ALL = 0.83  # a text with this share of a question has the question, edited
 GOES_ON = 2  # with this many equal words beyond its runs a text has the question, edited
-UNSPACED_LETTERS = 2  # a character of a script without spaces counts as this many letters
+IDEOGRAPH_LETTERS = 2  # a character of Chinese or Japanese counts as this many letters
+EAST_ASIAN = 0x2E80  # the first of them
+ANSWER = 2  # an answer without its question, often a plain fact, must be so many times as long
 # Interrogatives. A text that only quotes what a question quotes ("We hold these truths ... Who wrote this?") lacks them.
-ASKING = frozenset(
-    [
-        "who",
-        "whom",
-        "whose",
-        "what",
-        "which",
-        "when",
-        "where",
-        "why",
-        "how",
-        "wer",
-        "wen",
-        "wem",
-        "was",
-        "wann",
-        "wo",
-        "warum",
-        "wie",
-        "welche",
-        "welcher",
-        "welches",
-        "qui",
-        "que",
-        "quoi",
-        "quel",
-        "quelle",
-        "quels",
-        "quelles",
-        "quand",
-        "où",
-        "pourquoi",
-        "comment",
-        "combien",
-        "quién",
-        "qué",
-        "cuál",
-        "cuándo",
-        "dónde",
-        "cómo",
-        "cuánto",
-        "cosa",
-        "quale",
-        "quando",
-        "perché",
-        "quanto",
-        "quem",
-        "qual",
-        "onde",
-        "кто",
-        "что",
-        "какой",
-        "какая",
-        "какие",
-        "когда",
-        "где",
-        "почему",
-        "как",
-        "сколько",
-        "谁",
-        "誰",
-        "什",
-        "哪",
-        "何",
-        "几",
-        "幾",
-        "吗",
-        "嗎",
-    ]
+_ASKING = (
+    "who whom whose what which when where why how wer wen wem was wann wo warum wie welche welcher welches qui que "
+    "quoi quel quelle quels quelles quand où pourquoi comment combien quién qué cuál cuándo dónde cómo cuánto cosa "
+    "quale quando perché quanto quem qual onde кто что какой какая какие когда где почему как сколько 谁 誰 什 哪 何 几 幾 吗 "
+    "嗎"
 )
+ASKING = frozenset(_ASKING.split())
 QUESTION_KEYS = (
     "question", "query", "ctx", "prompt", "problem", "instruction", "input", "sentence", "passage", "context", "text",
 )  # fmt: skip
@@ -116,10 +55,9 @@ SCHEMA = pa.schema(
         ("share", pa.float64()),  # of the field's words
         ("own", pa.int64()),  # characters of all words in common, at the same place or in runs
         ("same", pa.float64()),  # share of these words
-        (
-            "asks",
-            pa.bool_(),
-        ),  # whether they include an interrogative, if the field has one, or the text is an edit of the field
+        ("marked", pa.bool_()),  # whether the field has a question mark
+        ("states", pa.bool_()),  # whether it has no interrogative
+        ("asks", pa.bool_()),  # whether the common words include one, or the text is an edit of a field with one
         ("characters", pa.int64()),  # of the longest common text, case and punctuation aside
         ("text", pa.string()),  # the words of the document that are in it
     ]
@@ -135,12 +73,13 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """One text of one item, as words; `asking` are those that ask, by their places."""
+    """One text of one item, as words; `asking` are those that ask, by their places, if it has a question mark."""
 
     benchmark: str
     item: str
     field: str
     words: tuple[str, ...]
+    is_marked: bool
     asking: frozenset[int]
 
 
@@ -265,9 +204,9 @@ def index(benchmarks: Mapping[str, Iterable[Item]], *, words: int = 13) -> Index
             for name, text in item.fields.items():
                 hashes, _, plain = _words(text)
                 if len(hashes) >= SHORT:
-                    is_question = "?" in text or "\uff1f" in text
-                    asking = frozenset(i for i, word in enumerate(plain) if is_question and word in ASKING)
-                    entries.append(Entry(benchmark, item.id, name, plain, asking))
+                    is_marked = "?" in text or "\uff1f" in text
+                    asking = frozenset(i for i, word in enumerate(plain) if is_marked and word in ASKING)
+                    entries.append(Entry(benchmark, item.id, name, plain, is_marked, asking))
                     grams.append(np.empty(len(hashes), np.uint64))
                     grams[-1] = grams[-1][: rolling(hashes, len(hashes), SHORT, grams[-1])]
                     runs.update(grams[-1].tolist())
@@ -361,7 +300,9 @@ def _in_text(text: str, hits: Sequence[tuple[int, int]], index: Index) -> Iterat
             "share": share,
             "own": sum(_letters(entry.words[i]) for i in same) - 1,
             "same": len(same) / len(entry.words),
-            "asks": not entry.asking or bool(entry.asking & same) or len(same - covered) >= GOES_ON,
+            "marked": entry.is_marked,
+            "states": not entry.asking,
+            "asks": bool(entry.asking & same) or (bool(entry.asking) and len(same - covered) >= GOES_ON),
             "characters": length,
             "text": raw[spans[first, 0] : spans[last, 1]].decode(),
         }
@@ -397,12 +338,15 @@ def _most_in_a_row(numbers: Sequence[int]) -> int:
 
 
 def _letters(word: str) -> int:
-    """Characters of a word and the blank behind it. Words of unspaced scripts are single characters without a blank."""
-    return UNSPACED_LETTERS if _is_unspaced(word) else len(word) + 1
+    """Characters of a word and the blank behind it. Words of unspaced scripts are single letters without a blank."""
+    if not _is_unspaced(word):
+        return len(word) + 1
+    return IDEOGRAPH_LETTERS if ord(word[0]) >= EAST_ASIAN else 1
 
 
 def _is_unspaced(word: str) -> bool:
-    return len(word) == 1 and any(first <= ord(word) <= last for first, last in UNSPACED)
+    """Whether a word is a letter of a script without spaces, with its marks."""
+    return any(first <= ord(word[0]) <= last for first, last in UNSPACED)
 
 
 def _common_end(a: str, b: str) -> int:
@@ -426,15 +370,20 @@ def leaked(table: pa.Table, *, characters: int = 50, share: float = 0.3, words: 
 
     A leak is a common text of `characters` characters (as in GPT-4's report, Achiam et al. 2023, appendix C) that is
     `share` of the item or has `words` words. Half of a question is one too if its common words have `characters` characters,
-    so that lightly edited questions are found. The interrogative of a question must be among the common words, or nearly
-    all words: a law, a proverb or a famous sentence that a question quotes is no leak. For a question that is there
-    as a whole, half of `characters` is enough.
+    so that lightly edited questions are found. Of a question that is asked as a whole, half of `characters` is enough.
+
+    A text may have what an item quotes, or a fact that it is about: a law, a proverb, a famous sentence. So the
+    interrogative of a question must be among the common words, or nearly all of the item. The rest of a long passage
+    (`words`) identifies it too, if the item asks nothing. An answer alone must be `ANSWER` times as long.
     """
-    covered, length = table["share"].to_numpy(), table["characters"].to_numpy()
-    much = (length >= characters) & ((covered >= share) | (table["words"].to_numpy() >= words))
-    questions = np.array([name.startswith("question") for name in table["field"].to_pylist()], bool)
-    own, same, asks = (table[name].to_numpy() for name in ("own", "same", "asks"))
+    covered, same, own = (table[name].to_numpy() for name in ("share", "same", "own"))
+    marked, states, asks = (table[name].to_numpy() for name in ("marked", "states", "asks"))
+    fields = table["field"].to_pylist()
+    questions = np.array([name.startswith("question") for name in fields], bool)
+    least = np.where(np.array(fields, object) == "answer", ANSWER * characters, characters)
+    is_long, nearly_all = table["words"].to_numpy() >= words, same >= NEARLY_ALL
+    much = (table["characters"].to_numpy() >= least) & ((covered >= share) | is_long)
     half = questions & (covered >= HALF) & (own >= characters)
-    whole = questions & (2 * own >= characters) & ((covered == 1) | (asks & (same >= NEARLY_ALL)))
-    quotes = questions & ~asks & (same < NEARLY_ALL)
+    whole = questions & (2 * own >= characters) & ((asks & nearly_all) | (marked & (covered == 1)))
+    quotes = questions & ~asks & ~nearly_all & ~(states & is_long)
     return np.unique(table["row"].to_numpy()[((much | half) & ~quotes) | whole])

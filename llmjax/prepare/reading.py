@@ -9,6 +9,7 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,12 @@ from llmjax.prepare.parts import Item, Part
 BATCH_BYTES = 8_000_000
 BATCH_ROWS = 4096
 SNIFFED_BYTES = 1 << 16
+MARKS = {b"PAR1": "parquet", b"ARROW1": "arrow", b"%PDF-": "pdf", b"WARC/": "warc"}
+BEGINNINGS = (
+    (re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:\[\s*)?\{\s*\"[^\"\n]*\"\s*:"), "json"),
+    (re.compile(rb"(?i)(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)\b"), "html"),
+    (mail.BEGIN, "mailbox"),
+)
 BOMB_FACTOR = 16  # a compressed line that goes on for so many times the limit is not skipped but ends its file
 
 
@@ -80,19 +87,20 @@ def _pairs(item: Item) -> Iterator[Row]:
 
 def _file(item: Item, reading: Reading) -> Iterator[Row]:
     kind, compression = sources.format_of(item.file)
+    if kind in ("", "json") or sources.suffix_of(item.file).startswith(".jl"):  # Julia, or lines of JSON
+        kind = _kind_of(_beginning(item, compression)) or kind
     if kind == "parquet":
         yield from rows.parquet_rows(item, reading)
     elif kind == "arrow":
         yield from rows.arrow_rows(item, reading)
-    elif kind == "warc":
-        yield from warc.read(item.file, item.path, max_bytes=reading.max_bytes)
     else:
         try:
-            if kind == "json":
-                kind = "rows" if rows.is_json_lines(_beginning(item, compression)) else kind
             with sources.open_file(item.file) as raw:
                 opened = _decompressed(raw, compression)
-                if kind == "rows":
+                if kind == "warc":  # gzip and Zstandard are those of single records
+                    archive = opened if compression in (".bz2", ".xz") else raw
+                    yield from warc.read(archive, item.path, max_bytes=reading.max_bytes)
+                elif kind == "rows":
                     raw.seek(item.start)
                     lines = _lines(opened, item, reading, compression)
                     yield from rows.json_lines(lines, item, reading)
@@ -117,7 +125,7 @@ def _documents(opened: Any, item: Item, kind: str, reading: Reading) -> Iterator
     data = opened.read(reading.max_bytes + 1)
     if len(data) > reading.max_bytes:
         if kind in ("", "text") and b"\0" not in data[:SNIFFED_BYTES]:
-            yield from _pieces(opened, data, item, reading)
+            yield from _pieces(opened, data, item, reading, is_packed=bool(sources.format_of(item.file)[1]))
         else:
             yield rejected(item.path, reading.too_large, data)
     elif kind == "notebook":
@@ -126,11 +134,14 @@ def _documents(opened: Any, item: Item, kind: str, reading: Reading) -> Iterator
         yield {"path": item.path, "group": item.path, "format": kind or "text", "data": data}
 
 
-def _pieces(opened: Any, data: bytes, item: Item, reading: Reading) -> Iterator[Row]:
-    """Text as documents of at most `max_bytes` that end with a line; they are held out together."""
+def _pieces(opened: Any, data: bytes, item: Item, reading: Reading, *, is_packed: bool) -> Iterator[Row]:
+    """Text as documents of at most `max_bytes`, which end with a line, else a word; they are held out together.
+
+    A packed file without line ends and blanks may unpack to any size: it ends there.
+    """
     at = 0
     while data:
-        end = len(data) if len(data) <= reading.max_bytes else data.rfind(b"\n", 0, reading.max_bytes) + 1
+        end = len(data) if len(data) <= reading.max_bytes else _cut(data[: reading.max_bytes], is_packed=is_packed)
         if not end:
             where = f"{item.path}@{at}" if at else item.path
             yield rejected(where, f"{reading.too_large} without a line end", data, offset=at)
@@ -141,10 +152,37 @@ def _pieces(opened: Any, data: bytes, item: Item, reading: Reading) -> Iterator[
         data += opened.read(reading.max_bytes + 1 - len(data))
 
 
+def _cut(data: bytes, *, is_packed: bool) -> int:
+    """Where text is cut: behind the last line end, else the last blank, else before a character; 0: nowhere."""
+    end = data.rfind(b"\n") + 1 or max(data.rfind(b" "), data.rfind(b"\t")) + 1
+    if end or is_packed:
+        return end
+    start = len(data) - 1  # of the last character, in UTF-8
+    while start > max(len(data) - 4, 0) and data[start] & 0xC0 == 0x80:
+        start -= 1
+    return start if start and data[start] >= 0xC0 else len(data)
+
+
 def _beginning(item: Item, compression: str) -> bytes:
+    """The first bytes of a file, b"" if they cannot be unpacked."""
     with sources.open_file(item.file) as raw:
-        found: bytes = _decompressed(raw, compression).read(SNIFFED_BYTES)
+        try:
+            found: bytes = _decompressed(raw, compression).read(SNIFFED_BYTES)
+        except _damages(compression) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise
+            return b""
     return found
+
+
+def _kind_of(beginning: bytes) -> str:
+    """The kind of a file, a value of FORMATS, by its first bytes; "" for text and all else."""
+    for mark, kind in MARKS.items():
+        if beginning.startswith(mark):
+            return kind
+    if rows.is_json_lines(beginning):
+        return "rows"
+    return next((kind for pattern, kind in BEGINNINGS if pattern.match(beginning)), "")
 
 
 def _decompressed(raw: Any, compression: str) -> Any:

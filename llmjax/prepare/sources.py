@@ -31,7 +31,7 @@ CODE_SUFFIXES = (
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", *CODE_SUFFIXES)
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 MAIL_SUFFIXES = (".eml", ".mbox")
-ROW_SUFFIXES = (".jsonl", ".ndjson")
+ROW_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines")
 WARC_SUFFIXES = (".warc", ".wet")
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 FORMATS = {
@@ -52,6 +52,8 @@ FORMATS = {
 # Among the files of a folder these are mostly settings and figures: they are read where a source names them, or packed.
 NAMED = (".json", ".csv", ".tsv")
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", *(f".tar{end}" for end in COMPRESSED))
+TABLES = ("parquet", "arrow")  # read from several places at once, so not while they are unpacked
+CACHES = ("cache-", "tmp")  # beginnings of the names of files that `datasets` makes beside those of a saved data set
 MODULES = {"html": "resiliparse", "warc": "fastwarc", "pdf": "pypdfium2"}  # of the extra `data`
 STDLIB = ("stdlib", "stdlib-tests")
 Kind = Literal["stdlib", "file", "folder", "glob", "parallel", "url", "earlier"]
@@ -308,13 +310,20 @@ def _check_archives(files: Iterable[str]) -> None:
     for file in files:
         if suffix_of(file) in ARCHIVES:
             raise UserError(f"data.sources: {file}: archives are not read: unpack it, and give the folder")
+        kind, compression = format_of(file)
+        if kind in TABLES and compression:
+            raise UserError(f"data.sources: {file}: a packed {kind} file is not read: unpack it")
 
 
 def _is_known(file: str, skipped: collections.Counter[str]) -> bool:
-    known = bool(format_of(file)[0]) and suffix_of(file) not in NAMED
-    if not known:
+    kind, compression = format_of(file)
+    if kind == "arrow" and posixpath.basename(file).startswith(CACHES):
+        skipped["cache"] += 1
+        return False
+    is_known = bool(kind) and suffix_of(file) not in NAMED and not (kind in TABLES and compression)
+    if not is_known:
         skipped[suffix_of(file) or "no suffix"] += 1
-    return known
+    return is_known
 
 
 def _no_files(where: str, skipped: collections.Counter[str]) -> NoReturn:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from llmjax.prepare.formats import RejectedError, html, isolated, mail, pdf
+from llmjax.prepare.formats import RejectedError, html, is_panic, isolated, mail, pdf
 from llmjax.prepare.formats.text import decode
 
 LARGE = 200_000  # bytes; no smaller page or mail takes a parser more than a few seconds
@@ -42,7 +42,12 @@ def text_of(data: bytes, media: str, options: Options) -> Text:
     if kind == "pdf" or (kind in ("html", "mail") and is_large):
         result: Text = isolated.call(_read, data, kind, declared, options, seconds=options.max_document_seconds)
         return result
-    return _read(data, kind, declared, options)
+    try:
+        return _read(data, kind, declared, options)
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        raise RejectedError(f"broken: the parser ended with {str(error)[:100]!r}") from error
 
 
 def _read(data: bytes, kind: str, declared: str, options: Options) -> Text:

@@ -4,15 +4,19 @@ import email
 import email.policy
 import re
 from collections.abc import Iterator
+from email.errors import MessageError
 from typing import Any
 
 from llmjax.prepare.formats import RejectedError, html
+from llmjax.prepare.formats.charsets import codec_of
 from llmjax.prepare.formats.text import decode, line_ends
 
 # A line "From ADDRESS DATE" after an empty line begins a message (RFC 4155); quoted ones in bodies are ">From ".
 BEGIN = re.compile(rb"From [^\n]*\d{4}\r?\n")
 THREAD = re.compile(rb"^(References|In-Reply-To|Message-ID):\s*(<[^>\s]+>)", re.MULTILINE | re.IGNORECASE)
 LINE_BYTES = 1 << 20  # longer lines are read in pieces
+SUBJECT_CHARACTERS = 2_000
+_ENCODED = re.compile(r"=\?([\w.:-]{1,40})(?:\*[\w-]{0,20})?\?([BbQq])\?")  # an encoded word begins so (RFC 2047)
 
 
 def messages(opened: Any, path: str, *, max_bytes: int) -> Iterator[dict[str, Any]]:
@@ -66,19 +70,36 @@ def text_of(data: bytes, encodings: tuple[str, ...] = ("utf-8",)) -> tuple[str, 
     """
     try:
         message = email.message_from_bytes(data, policy=email.policy.default)
-        subject = " ".join(str(message.get("subject", "")).split())
-        part = message.get_body(preferencelist=("plain", "html"))
-        payload = part.get_payload(decode=True) if part is not None else b""
-        kind = part.get_content_type() if part is not None else ""
-        declared = part.get_content_charset() if part is not None else None
-    except (RecursionError, LookupError, ValueError, TypeError, AttributeError, AssertionError, IndexError) as error:
+        for kind in ("plain", "html"):  # some mail has an empty part of plain text
+            part = message.get_body(preferencelist=(kind,))
+            body, facts = _body(part, encodings) if part is not None else ("", {})
+            if body.strip():
+                subject = _subject(message, encodings)
+                return (f"{subject}\n\n{body}\n" if subject else f"{body}\n"), facts
+    except (RecursionError, MessageError, LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise RejectedError(f"mail: broken, {type(error).__name__}") from error
-    body, facts = "", dict[str, int]()
-    if isinstance(payload, bytes) and payload:
-        body, facts = decode(payload, encodings, declared=declared or "", markup=kind == "text/html")
-        if kind == "text/html":
-            body, _ = html.extract(body, "all")
-    body = line_ends(body).strip("\n")
-    if not body.strip():
-        raise RejectedError("mail: no text")
-    return (f"{subject}\n\n{body}\n" if subject else f"{body}\n"), facts
+    raise RejectedError("mail: no text")
+
+
+def _body(part: Any, encodings: tuple[str, ...]) -> tuple[str, dict[str, int]]:
+    """The text of a part of a message, and facts about its encoding."""
+    payload, is_html = part.get_payload(decode=True), part.get_content_type() == "text/html"
+    if not isinstance(payload, bytes) or not payload:
+        return "", {}
+    text, facts = decode(payload, encodings, declared=part.get_content_charset() or "", markup=is_html)
+    if is_html:
+        text, _ = html.extract(text, "all")
+    return line_ends(text).strip("\n"), facts
+
+
+def _subject(message: Any, encodings: tuple[str, ...]) -> str:
+    """The subject: encoded words by the charset that each declares, other bytes by that of the body."""
+    raw = next((str(value) for name, value in message.raw_items() if name.lower() == "subject"), "")
+    data = raw[:SUBJECT_CHARACTERS].encode("utf-8", "surrogateescape")
+    declared = next((part.get_content_charset() for part in message.walk() if part.get_content_charset()), "")
+    try:
+        raw, _ = decode(data, encodings, declared=declared)
+    except RejectedError:
+        raw = data.decode("utf-8", "replace")
+    words = _ENCODED.sub(lambda match: f"=?{codec_of(match[1]) or match[1]}?{match[2]}?", raw)
+    return " ".join(str(email.policy.default.header_factory("subject", " ".join(words.split()))).split())

@@ -6,10 +6,10 @@ row can be found, one more rejected row says so.
 
 import codecs
 import csv
-import io
+import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,16 @@ import pyarrow as pa
 
 from llmjax.prepare import sources
 from llmjax.prepare.documents import beginning, text_id
+from llmjax.prepare.formats.text import nearly_utf8
 from llmjax.prepare.parts import Item
 
 BOM = "\ufeff"
 BLOCK_BYTES = 1 << 20
 BATCH_BYTES = 8_000_000  # of the rows of a Parquet file that are decoded at once
 BATCH_ROWS = 1024
+LONGEST_WORD = 16  # characters of a JSON token beside numbers and strings that the end of a block may cut in two
 SEPARATORS = re.compile(r"[\s,]*")
+_BRACKETS = re.compile(r'\\.|["\[\]{},]', re.DOTALL)
 ORIGINS = {
     "url": ("url", "source_url", "uri"),
     "licence": ("licence", "license"),
@@ -31,6 +34,7 @@ ORIGINS = {
 }
 ORIGIN_COLUMNS = (*(name for names in ORIGINS.values() for name in names), "meta", "metadata")
 MISSING = object()
+EMPTY: Mapping[str, int] = {}
 Row = dict[str, Any]
 
 
@@ -69,16 +73,14 @@ def rejected(path: str, reason: str, data: bytes = b"", **columns: Any) -> Row:
     return {"path": path, "group": path, "text": beginning(data), "size": len(data), "reason": reason, **columns}
 
 
-def value_of(row: Mapping[str, Any], name: str) -> Any:
+def value_of(row: Any, name: str) -> Any:
     """The value of a field, or MISSING; "content.text" is the field text of content, unless a field has the whole name."""
+    if not isinstance(row, Mapping) or not name:
+        return MISSING
     if name in row:
         return row[name]
-    value: Any = row
-    for key in name.split("."):
-        if not isinstance(value, Mapping) or key not in value:
-            return MISSING
-        value = value[key]
-    return value
+    first, _, rest = name.partition(".")
+    return value_of(row.get(first), rest)
 
 
 def names_in(row: Mapping[str, Any]) -> Iterator[str]:
@@ -89,13 +91,13 @@ def names_in(row: Mapping[str, Any]) -> Iterator[str]:
 
 def document(
     row: Any, item: Item, number: int, reading: Reading, *, unit: str = "row", data: bytes = b"",
-    names: Collection[str] = (),
+    names: Collection[str] = (), facts: Mapping[str, int] = EMPTY,
 ) -> Row:  # fmt: skip
-    """The document of a row, or why it has none.
+    """The document of a row, or why it has none. A text that is bytes is decoded later, by the step extract.
 
     Args:
         unit: what the number is of. data: the row as it stands in the file.
-        names: of all fields, where `row` does not have all.
+        names: of all fields, where `row` does not have all. facts: about the text.
     """
     where = f"{item.path}:{number}"
     if not isinstance(row, dict):
@@ -106,25 +108,43 @@ def document(
     if text is MISSING:
         reason = f"no text field: {unit} {number} lacks {reading.text_field!r}"
         return rejected(where, reason, data, offset=number)
+    if isinstance(text, bytes):
+        too_large = {"data": None, **rejected(where, reading.too_large, text, offset=number)}
+        columns = {"offset": number, "format": "text", "data": text, **origin(row)}
+        group = hashlib.blake2b(text, digest_size=16).hexdigest()
+        return too_large if len(text) > reading.max_bytes else {"path": where, "group": group, **columns}
     if not isinstance(text, str):
         reason = f"text is no string: {unit} {number} holds {type(text).__name__}"
         return rejected(where, reason, data or repr(text).encode(), offset=number)
     if len(text) > reading.max_bytes:
         return rejected(where, reading.too_large, text.encode("utf-8", "replace"), offset=number)
-    return _text_row(text, where, number, origin(row))
+    return _text_row(text, where, number, origin(row), facts)
 
 
-def _text_row(text: str, where: str, number: int, columns: Mapping[str, str]) -> Row:
+def _text_row(text: str, where: str, number: int, columns: Mapping[str, str], facts: Mapping[str, int]) -> Row:
     """A row of a text as it stands in a file of rows: without a byte order mark, with "\\n" line ends."""
     text = text.removeprefix(BOM).replace("\r\n", "\n").replace("\r", "\n")
     try:
         data = text.encode()
     except UnicodeEncodeError as error:
-        reason = f"invalid Unicode: lone surrogate at character {error.start}"
-        return rejected(where, reason, text.encode("utf-8", "replace"), offset=number)
+        nearly = nearly_utf8(_escaped(text))
+        if nearly is None:
+            reason = f"invalid Unicode: lone surrogate at character {error.start}"
+            return rejected(where, reason, text.encode("utf-8", "replace"), offset=number)
+        text, facts = nearly
+        data = text.encode()
     if "\0" in text:
         return rejected(where, f"binary: NUL at byte {data.index(0)}", data, offset=number)
-    return {"path": where, "group": text_id(text).hex(), "offset": number, "text": text, **columns}
+    row = {"path": where, "group": text_id(text).hex(), "offset": number, "text": text, **columns}
+    return {**row, "facts": json.dumps(facts)} if facts else row
+
+
+def _escaped(text: str) -> bytes:
+    """The bytes of a text in which bad bytes are surrogates (`surrogateescape`); b"" if it has other surrogates."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return b""
 
 
 def origin(row: Mapping[str, Any]) -> dict[str, str]:
@@ -148,13 +168,18 @@ def json_lines(lines: Iterator[bytes | str], item: Item, reading: Reading) -> It
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode())
+            content, facts = line.decode(), EMPTY
         except UnicodeDecodeError as error:
-            yield rejected(where, f"invalid UTF-8: at byte {error.start} of line {number}", line, offset=number)
+            if (nearly := nearly_utf8(line)) is None:
+                yield rejected(where, f"invalid UTF-8: at byte {error.start} of line {number}", line, offset=number)
+                continue
+            content, facts = nearly
+        try:
+            row = json.loads(content)
         except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
             yield rejected(where, f"broken JSON: line {number}: {error}", line, offset=number)
         else:
-            yield document(row, item, number, reading, unit="line", data=line)
+            yield document(row, item, number, reading, unit="line", data=line, facts=facts)
 
 
 def is_json_lines(beginning: bytes) -> bool:
@@ -169,11 +194,17 @@ def is_json_lines(beginning: bytes) -> bool:
 def json_values(opened: Any, item: Item, reading: Reading) -> Iterator[Row]:
     """A document for each element of one JSON array, or for each of several JSON values that follow one another.
 
-    After a value that is broken or too large no other can be found, so the file ends there.
+    A value that is broken or too large is a rejected row. The next one is looked for where its brackets end.
     """
     decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
     parser, text, at, number = json.JSONDecoder(), "", 0, 1
     is_array, is_begun, is_whole = False, False, False
+
+    def more(size: int) -> None:
+        nonlocal text, at, is_whole
+        block = opened.read(max(BLOCK_BYTES, size))
+        text, at, is_whole = text[at:] + decode(block, not block), 0, not block
+
     while True:
         separators = SEPARATORS.match(text, at)
         at = separators.end() if separators else at
@@ -181,32 +212,81 @@ def json_values(opened: Any, item: Item, reading: Reading) -> Iterator[Row]:
             is_begun, is_array = True, text[at] == "["
             at += is_array
             continue
-        if is_whole and (at == len(text) or (is_array and text[at] == "]")):
-            if is_array and at == len(text):
+        if at < len(text) and is_array and text[at] == "]":
+            return
+        if is_whole and at == len(text):
+            if is_array:
                 yield rejected(f"{item.path}:{number}", "broken JSON: the array does not end")
             return
+        is_large = len(text) - at > reading.max_bytes
         try:
             value, end = parser.raw_decode(text, at)
-            reason = ""
+            reason, is_cut = "", end == len(text)  # a number may go on
         except (ValueError, RecursionError) as error:
-            reason = f"broken JSON: row {number}: {error}"
-        if not reason and (end < len(text) or is_whole):  # else a number may go on
+            reason, is_cut = f"broken JSON: row {number}: {error}", _is_cut(error, len(text))
+        if is_cut and not (is_large or is_whole):
+            more(len(text) - at)  # as much again, so that no value is parsed more than a few times
+        elif not reason and (is_whole or not is_cut):
             yield document(value, item, number, reading)
             number, at = number + 1, end
-        elif is_whole or len(text) - at > reading.max_bytes:
-            data = text[at:].encode("utf-8", "surrogateescape")
-            yield rejected(f"{item.path}:{number}", reason if is_whole else reading.too_large, data, offset=number)
-            return
-        else:  # as much again, so that no value is parsed more than a few times
-            block = opened.read(max(BLOCK_BYTES, len(text) - at))
-            text, at, is_whole = text[at:] + decode(block, not block), 0, not block
+        else:
+            end, left = _end_of_value(text, at)
+            data = text[at : end if end >= 0 else len(text)].encode("utf-8", "replace")
+            is_large = len(data) > reading.max_bytes
+            yield rejected(f"{item.path}:{number}", reading.too_large if is_large else reason, data, offset=number)
+            while end < 0 and not is_whole:
+                at = len(text)
+                more(0)
+                end, left = _end_of_value(text, at, left)
+            if end < 0:
+                return
+            number, at = number + 1, max(end, at + 1)
+
+
+def _is_cut(error: Exception, size: int) -> bool:
+    """Whether JSON cannot be parsed because the text of so many characters ends too early."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.msg.startswith("Unterminated string") or error.pos > size - LONGEST_WORD
+
+
+def _end_of_value(text: str, at: int, opened: str = "") -> tuple[int, str]:
+    """Where a JSON value ends, by its brackets and strings, however broken it is; -1: not in this text.
+
+    Args:
+        opened: the brackets, and the quotation mark at the end, that are open at `at`. Those at the end are returned too.
+    """
+    for match in _BRACKETS.finditer(text, at):
+        mark = match[0]
+        if opened.endswith('"'):
+            opened = opened[:-1] if mark == '"' else opened
+        elif mark in '"[{':
+            opened += mark
+        elif mark in "]}":
+            if not opened:
+                return match.start(), ""
+            place = opened.rfind("[" if mark == "]" else "{")  # brackets within it that were not closed go too
+            opened = opened[: max(place, 0)]
+            if not opened:
+                return match.end(), ""
+        elif mark == "," and not opened:
+            return match.start(), ""
+    return -1, opened
+
+
+def _within(opened: Any, limit: int) -> Iterator[str]:
+    """The lines of an open file, with bad bytes as surrogates. csv.Error for a line of more than so many bytes."""
+    decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
+    while line := opened.readline(limit + 1):
+        if len(line) > limit:
+            raise csv.Error(f"a line of more than {limit:,} bytes")
+        yield decode(line)
 
 
 def csv_rows(opened: Any, item: Item, reading: Reading, *, delimiter: str) -> Iterator[Row]:
     """A document for each row below the line of names."""
     csv.field_size_limit(min(reading.max_bytes, 2**31 - 1))
-    lines = io.TextIOWrapper(opened, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    rows = csv.DictReader(lines, delimiter=delimiter, restkey="")
+    rows = csv.DictReader(_within(opened, reading.max_bytes), delimiter=delimiter, restkey="")
     number = 0
     try:
         for number, row in enumerate(rows, start=1):
@@ -221,7 +301,7 @@ def csv_rows(opened: Any, item: Item, reading: Reading, *, delimiter: str) -> It
 
 
 def parquet_rows(item: Item, reading: Reading) -> Iterator[Row]:
-    """A document for each row of the row groups of an item."""
+    """A document for each row of the row groups of an item. A damaged row group is one rejected row."""
     import pyarrow.parquet
 
     try:
@@ -232,13 +312,11 @@ def parquet_rows(item: Item, reading: Reading) -> Iterator[Row]:
             groups = range(item.start, item.stop if item.stop >= 0 else table.metadata.num_row_groups)
             number, names, wanted = item.first, _names(table.schema_arrow), _wanted(table.schema_arrow, reading)
             for group in groups:
-                size = _rows_at_once(
-                    table.metadata.row_group(group).num_rows, table.metadata.row_group(group).total_byte_size
-                )
-                for batch in table.iter_batches(size, row_groups=[group], columns=wanted):
-                    for row in batch.to_pylist() if wanted else [{}] * batch.num_rows:
-                        number += 1
-                        yield document(row, item, number, reading, names=names)
+                count = table.metadata.row_group(group).num_rows
+                size = _rows_at_once(count, table.metadata.row_group(group).total_byte_size)
+                batches = table.iter_batches(size, row_groups=[group], columns=wanted)
+                yield from _documents(batches, item, number, reading, names, "parquet")
+                number += count
     except (pa.ArrowException, OSError) as error:
         yield _broken_arrow(error, item, "parquet")
 
@@ -251,16 +329,55 @@ def arrow_rows(item: Item, reading: Reading) -> Iterator[Row]:
             opened.seek(0)
             read = pa.ipc.open_file(opened) if is_file else pa.ipc.open_stream(opened)
             batches = (read.get_batch(n) for n in range(read.num_record_batches)) if is_file else read
-            number, names, wanted = item.first, _names(read.schema), _wanted(read.schema, reading)
-            for batch in batches:
-                size = _rows_at_once(batch.num_rows, batch.nbytes)
-                for start in range(0, batch.num_rows, size):
-                    some = batch.slice(start, size)
-                    for row in some.select(wanted).to_pylist() if wanted else [{}] * some.num_rows:
-                        number += 1
-                        yield document(row, item, number, reading, names=names)
+            names, wanted = _names(read.schema), _wanted(read.schema, reading)
+            pieces = (
+                batch.slice(start, _rows_at_once(batch.num_rows, batch.nbytes)).select(wanted)
+                for batch in batches
+                for start in range(0, batch.num_rows, _rows_at_once(batch.num_rows, batch.nbytes))
+            )
+            yield from _documents(pieces, item, item.first, reading, names, "arrow")
     except (pa.ArrowException, OSError) as error:
         yield _broken_arrow(error, item, "arrow")
+
+
+def _documents(
+    batches: Iterable[pa.RecordBatch], item: Item, number: int, reading: Reading, names: Sequence[str], kind: str
+) -> Iterator[Row]:
+    """The documents of some record batches, whose first row has the number behind `number`."""
+    try:
+        for batch in batches:
+            for row in _values(batch):
+                number += 1
+                yield document(row, item, number, reading, names=names)
+    except (pa.ArrowException, OSError) as error:
+        yield _broken_arrow(error, item, kind, after=number)
+
+
+def _values(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows of a batch. A value that Python cannot hold is left out; strings that are no UTF-8 are bytes."""
+    if not batch.num_columns:
+        return [{}] * batch.num_rows
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except (ValueError, OverflowError):  # bad UTF-8, or a time beyond those of Python
+        return [
+            {name: value for name in batch.schema.names if (value := _value(batch[name][n])) is not MISSING}
+            for n in range(batch.num_rows)
+        ]
+    return rows
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    """The value of an Arrow scalar, MISSING where Python cannot hold it."""
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        if not isinstance(scalar, pa.StructScalar):
+            return scalar.as_buffer().to_pybytes() if hasattr(scalar, "as_buffer") else MISSING
+    except (ValueError, OverflowError):
+        if not isinstance(scalar, pa.StructScalar):
+            return MISSING
+    return {name: value for name in scalar if (value := _value(scalar[name])) is not MISSING}
 
 
 def _wanted(schema: pa.Schema, reading: Reading) -> list[str]:
@@ -283,7 +400,8 @@ def _rows_at_once(rows: int, size: int) -> int:
     return max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(size, 1)))
 
 
-def _broken_arrow(error: Exception, item: Item, kind: str) -> Row:
+def _broken_arrow(error: Exception, item: Item, kind: str, *, after: int = 0) -> Row:
     if isinstance(error, OSError) and error.errno:  # the disk's fault, not the file's
         raise error
-    return rejected(item.path, f"broken {kind}: {str(error).splitlines()[0]}")
+    where = f"{item.path}:{after + 1}" if after else item.path
+    return rejected(where, f"broken {kind}: {(str(error).splitlines() or [type(error).__name__])[0]}")

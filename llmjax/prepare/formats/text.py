@@ -1,18 +1,17 @@
 """Decoding: the encoding of some bytes, and whether they are text at all."""
 
 import codecs
-import functools
 import re
 
 from llmjax.errors import UserError
-from llmjax.prepare.formats import RejectedError
+from llmjax.prepare.formats import RejectedError, charsets
 from llmjax.prepare.formats.code_pages import legacy_codec
 
 DETECTED_BYTES = 131_072  # a guess looks at this many bytes; all bytes must then decode without error
 DETECT = "detect"
-DECLARED_BYTES = 8192  # a page declares its encoding within this many bytes
 CONTROL_SHARE = 0.02  # more control characters than this, or a NUL, and the document is binary
-BAD_SHARE = 0.001  # a text may have this share of bytes that are no characters
+BAD_SHARE = 0.001  # a text may have this share of bytes that are no characters, but always one
+LEAST_PER_BAD = 100  # bytes of a text for each bad one
 SURE_CHARACTERS = 10  # this many characters of UTF-8 beyond ASCII do not come about by chance in another encoding
 _BOMS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -23,36 +22,6 @@ _BOMS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
 )
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\x1b\b"))  # escapes and backspaces are in logs and manual pages
 _MAGIC = (b"%PDF-", b"\x7fELF", b"\x89PNG", b"GIF8", b"PK\x03\x04", b"\x1f\x8b", b"\xff\xd8\xff", b"\x28\xb5\x2f\xfd")
-_DECLARED = re.compile(
-    rb"(?i)<meta\b[^<>]{0,500}?\bcharset\s{0,9}=\s{0,9}[\"']?\s{0,9}([\w.:-]{2,40})"
-    rb"|<\?xml\b[^<>]{0,200}\bencoding\s{0,9}=\s{0,9}[\"']([\w.:-]{2,40})"
-)
-# On the web and in mail the label of an encoding means a larger encoding that contains it (WHATWG, Encoding Standard,
-# section 4.2). The names are Python's. _LABELS are labels that Python does not know.
-_CODECS = {
-    "ascii": "cp1252", "iso8859-1": "cp1252", "iso8859-9": "cp1254", "iso8859-11": "cp874", "tis-620": "cp874",
-    "gb2312": "gb18030", "gbk": "gb18030", "big5": "big5hkscs", "shift_jis": "cp932", "euc_kr": "cp949",
-    "iso2022_jp": "iso2022_jp_ext",
-}  # fmt: skip
-_LABELS = {
-    "iso-8859-8-i": "iso8859-8", "x-sjis": "shift_jis", "windows-31j": "shift_jis", "x-gbk": "gbk", "gb_2312": "gbk",
-    "gb_2312-80": "gbk", "cn-big5": "big5", "x-x-big5": "big5", "x-euc-jp": "euc_jp", "ks_c_5601-1989": "euc_kr",
-    "x-cp1250": "cp1250", "x-cp1251": "cp1251", "x-cp1252": "cp1252", "x-mac-roman": "mac_roman",
-    "x-mac-cyrillic": "mac_cyrillic", "dos-874": "cp874", "windows-874": "cp874", "koi": "koi8-r", "koi8": "koi8-r",
-    "unicode-1-1-utf-8": "utf-8",
-}  # fmt: skip
-
-
-@functools.lru_cache(maxsize=1000)
-def codec_of(label: str) -> str:
-    """Python's name of the encoding that a page or a message calls by a label; "" for a label that nobody knows."""
-    label = label.strip(" \t\"'").lower()
-    try:
-        name = codecs.lookup(_LABELS.get(label, label)).name
-        b"a".decode(name)
-    except (LookupError, UnicodeError, ValueError, AssertionError):  # not a text encoding, or a NUL in the label
-        return ""
-    return _CODECS.get(name, name)
 
 
 def line_ends(text: str) -> str:
@@ -77,32 +46,39 @@ def decode(
         RejectedError: "binary: ..." for NULs or many control characters, "invalid UTF-8: at byte N" or "wrong encoding: ..."
             if nothing decodes.
     """
-    for mark, name in _BOMS:
-        if data.startswith(mark):
-            try:
-                return data[len(mark) :].decode(name), {}
-            except UnicodeDecodeError:
-                break
     detect = DETECT in encodings
+    said = charsets.declared(data, declared, markup=markup)
+    for mark, name in _BOMS:
+        if data.startswith(mark) and (found := _nearly(data[len(mark) :], name)):
+            return found
     nul = data.find(0)
     if nul >= 0:
-        is_wide = (detect and nul < DETECTED_BYTES) or "utf-16" in declared.lower()
-        text = _wide(data) if is_wide else None
-        if text is None:
-            raise RejectedError(f"binary: NUL at byte {nul}")
-        return text, {"extract.guessed_encoding": 1}
-    if looks_binary(data):
+        wide = [name for name in said if name in charsets.WIDE]
+        guess = _wide(data) if wide or ((detect or markup) and nul < DETECTED_BYTES) else ""
+        for name in (*wide, *filter(None, [guess])):
+            if found := _nearly(data, name):
+                return found[0], found[1] if name in wide else {**found[1], "extract.guessed_encoding": 1}
+        raise RejectedError(f"binary: NUL at byte {nul}")
+    is_shifted = b"\x1b$)C" in data  # ISO-2022-KR: shift-out and shift-in are controls of every word
+    if looks_binary(data.translate(None, b"\x0e\x0f") if is_shifted else data):
         raise RejectedError("binary: control characters")
     given = [codecs.lookup(name).name for name in encodings if name != DETECT]
-    said = _declared(data, declared, markup=markup, detect=detect)
+    said = [name for name in said if name not in charsets.WIDE]  # there is no NUL, so it is not in these
+    if b"\x1b$" in data and (markup or detect):  # these 7-bit bytes are UTF-8 too
+        said.append("iso2022_kr" if is_shifted else "iso2022_jp_ext")
+    if said and _is_utf8(data, rather_than=said[0]):
+        said.insert(0, "utf-8")
     failed = 0
     for name in (*said, *given):
         try:
             return data.decode(name), {}
         except UnicodeError as error:
             failed = max(failed, getattr(error, "start", 0))
-    if "utf-8" in (*said, *given) and (nearly := _nearly_utf8(data)):
+    if "utf-8" in (*said, *given) and (nearly := nearly_utf8(data)):
         return nearly
+    for name in said:  # but of UTF-8 with few characters beyond ASCII a guess that explains every byte is likelier
+        if name != "utf-8" and (found := _nearly(data, name)):
+            return found
     if detect or markup:
         for name in _guesses(data, markup=markup):
             try:
@@ -112,10 +88,8 @@ def decode(
             if _controls_of(text) <= CONTROL_SHARE * len(text):
                 return text, {"extract.guessed_encoding": 1}
     for name in (*said, *given):
-        text = data.decode(name, "replace")
-        bad = text.count("\ufffd")
-        if bad <= BAD_SHARE * len(data):
-            return text, {"extract.bad_bytes": bad}
+        if found := _nearly(data, name):
+            return found
     if given == ["utf-8"] and not detect:
         raise RejectedError(f"invalid UTF-8: at byte {failed}")
     raise RejectedError(f"wrong encoding: neither {', '.join(given)}{' nor any that is known' if detect else ''}")
@@ -127,33 +101,40 @@ def looks_binary(data: bytes) -> bool:
     return data.startswith(_MAGIC) or controls > CONTROL_SHARE * len(data)
 
 
-def _declared(data: bytes, header: str, *, markup: bool, detect: bool) -> list[str]:
-    """The encodings that the header and the page declare, after UTF-8 if the bytes are surely in it."""
-    labels = [header]
-    if markup and (found := _DECLARED.search(data, 0, DECLARED_BYTES)):
-        labels.append((found[1] or found[2]).decode("ascii", "replace"))
-    names = [name for name in map(codec_of, labels) if name]
-    if b"\x1b$" in data and (markup or detect):  # these 7-bit bytes are UTF-8 too
-        names.append("iso2022_jp_ext")
-    if not names or data.isascii():
-        return names
+def _is_utf8(data: bytes, *, rather_than: str) -> bool:
+    """Whether bytes beyond ASCII are surely UTF-8, although another encoding is declared."""
+    if data.isascii():
+        return False
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        return names
+        return False
     beyond = sum(not c.isascii() for c in text[:DETECTED_BYTES])
-    any_byte = len(bytes(range(128, 256)).decode(names[0], "replace")) == 128  # a code page: it decodes any bytes
-    return ["utf-8", *names] if any_byte or beyond >= SURE_CHARACTERS else names
+    any_byte = len(bytes(range(128, 256)).decode(rather_than, "replace")) == 128  # a code page: it decodes any bytes
+    return any_byte or beyond >= SURE_CHARACTERS
 
 
-def _nearly_utf8(data: bytes) -> tuple[str, dict[str, int]] | None:
+def nearly_utf8(data: bytes) -> tuple[str, dict[str, int]] | None:
     """The text if it is UTF-8 with few bad bytes, as where a file was cut: many more characters beyond ASCII are right."""
-    text = data.decode("utf-8", "replace")
-    bad = text.count("\ufffd") - data.count("\ufffd".encode())
-    right = sum(not c.isascii() for c in text) - bad
-    if bad <= max(1, BAD_SHARE * len(data)) and right >= SURE_CHARACTERS * bad:
-        return text, {"extract.bad_bytes": bad}
+    text, facts = _nearly(data, "utf-8") or ("", {})
+    bad = facts.get("extract.bad_bytes", 0)
+    if text and sum(not c.isascii() for c in text) >= (SURE_CHARACTERS + 1) * bad:
+        return text, facts
     return None
+
+
+def _nearly(data: bytes, name: str) -> tuple[str, dict[str, int]] | None:
+    """The text in an encoding, with U+FFFD for its bad bytes, and their number, if these are few."""
+    facts = {}
+    try:
+        text = data.decode(name)
+    except UnicodeError:
+        text = data.decode(name, "replace")
+        bad = max(1, text.count("\ufffd") - data.count("\ufffd".encode()))
+        if bad > max(1, BAD_SHARE * len(data)) or bad * LEAST_PER_BAD > len(data):
+            return None
+        facts["extract.bad_bytes"] = bad
+    return (text, facts) if _controls_of(text) <= CONTROL_SHARE * len(text) else None
 
 
 def _controls_of(text: str) -> int:
@@ -194,15 +175,11 @@ def _decodes(data: bytes, name: str) -> bool:
     return True
 
 
-def _wide(data: bytes) -> str | None:
-    """The text if the bytes are UTF-16 without a mark: NULs on one side of the pairs only, and no control characters."""
+def _wide(data: bytes) -> str:
+    """The encoding if the bytes are UTF-16 without a mark, else "": NULs are on one side of the pairs only."""
     head = data[: DETECTED_BYTES & ~1]
     even, odd = head[::2].count(0), head[1::2].count(0)
     few, many = sorted((even, odd))
-    if len(data) % 2 or many < 0.2 * (len(head) // 2) or few > 0.01 * many:
-        return None
-    try:
-        text = data.decode("utf-16-le" if odd > even else "utf-16-be")
-    except UnicodeDecodeError:
-        return None
-    return None if _controls_of(text) > CONTROL_SHARE * len(text) else text
+    if many < 0.2 * (len(head) // 2) or few > 0.01 * many:
+        return ""
+    return "utf-16-le" if odd > even else "utf-16-be"

@@ -124,41 +124,12 @@ _SPELT_EMAIL = re.compile(
 _CLONES = ("git", "hg", "svn")  # git@host:path names a service, not a person
 # Domains that are also suffixes of files ("notes@v2.md"), or attributes of objects ("dot(a@b.to)").
 _FILE_ENDINGS = frozenset(["md", "mov", "py", "rs", "sh", "zip"])
-_ATTRIBUTES = frozenset(
-    [
-        "app",
-        "as",
-        "at",
-        "call",
-        "cash",
-        "center",
-        "channel",
-        "data",
-        "date",
-        "dot",
-        "fit",
-        "group",
-        "id",
-        "in",
-        "is",
-        "it",
-        "link",
-        "map",
-        "name",
-        "next",
-        "no",
-        "now",
-        "open",
-        "plus",
-        "read",
-        "run",
-        "select",
-        "show",
-        "so",
-        "to",
-        "zip",
-    ]
+_ATTRIBUTE_NAMES = (
+    "app as at call cash center channel data date dot fit group id in is it link map name next no now open "
+    "plus read run select show so to zip"
 )
+_ATTRIBUTES = frozenset(_ATTRIBUTE_NAMES.split())
+_OBJECTS = frozenset(["self", "cls", "this", "np", "jnp", "tf", "torch", "math"])  # names of code, not of hosts
 _WRITTEN_TO = re.compile(r"(?i)(?:mailto:|[\"'<]|\b(?:e-?mail|mail|contact|write to|reach|from:|to:|cc:)[\s:]{0,3})$")
 
 
@@ -177,7 +148,10 @@ def _is_email(match: re.Match[str]) -> bool:
         return True
     if domain in _FILE_ENDINGS and host.count(".") == 1:
         return False
-    return not (domain in _ATTRIBUTES and is_code(match.string))
+    if host.partition(".")[0] in _OBJECTS:
+        return False
+    is_product = domain in _ATTRIBUTES or max(len(local), len(host) - 1) <= 2  # of matrices: "a@b.to", "q@k.me"
+    return not (is_product and is_code(match.string))
 
 
 def _mask_email(text: str) -> tuple[str, int]:
