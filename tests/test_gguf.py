@@ -63,9 +63,16 @@ def write_gguf(
     tensors: Mapping[str, np.ndarray],
     *,
     quantized: Any = None,
+    raw: tuple[np.ndarray, Any] | None = None,
     **more: Any,
 ) -> Path:
-    """A GGUF file of a model; `quantized` is the type of its matrices, `more` further metadata under the architecture."""
+    """A GGUF file of a model.
+
+    Args:
+        quantized: the type of its matrices.
+        raw: bytes of the output head, and their type.
+        more: further metadata under the architecture.
+    """
     writer = gguf.GGUFWriter(path, arch)
     for key, name in gguf_metadata.KEYS.items():
         if name in theirs:
@@ -85,6 +92,8 @@ def write_gguf(
             writer.add_tensor(renamed, data, raw_dtype=quantized)
         else:
             writer.add_tensor(renamed, np.ascontiguousarray(changed))
+    if raw is not None:
+        writer.add_tensor("output.weight", raw[0], raw_dtype=raw[1])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -187,15 +196,25 @@ def test_without_a_number_of_key_heads_there_are_as_many_as_heads(tmp_path):
     )
 
 
-def test_a_type_that_the_package_cannot_unpack_is_named(tmp_path, monkeypatch):
-    file = ours.open_file(write_gguf(tmp_path / "m.gguf", "llama", LLAMA, random_tensors(LLAMA)))
-
-    def refuse(*_: Any) -> None:
-        raise NotImplementedError
-
-    monkeypatch.setattr(gguf.quants, "dequantize", refuse)
-    with pytest.raises(UserError, match="token_embd.weight is stored as F32, which .* cannot unpack: get the file"):
-        file.read("model.embed_tokens.weight")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # random bytes are also infinities
+@pytest.mark.parametrize("kind", gguf.GGMLQuantizationType, ids=lambda kind: kind.name)
+def test_every_type_is_read_as_the_package_unpacks_it_or_refused_by_name(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(ours, "BLOCK_BYTES", 5000)  # several blocks
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    stored = np.random.default_rng(0).integers(0, 256, (6, 512 // block * size), np.uint8)
+    path = tmp_path / "m.gguf"
+    write_gguf(path, "llama", LLAMA, {"model.embed_tokens.weight": np.zeros((300, 32), np.float32)}, raw=(stored, kind))
+    try:
+        expected = gguf.quants.dequantize(stored, kind)
+    except NotImplementedError:
+        with pytest.raises(
+            UserError, match=rf"output.weight is stored as {kind.name}, which .* cannot unpack: get the f"
+        ):
+            ours.open_file(path)
+        return
+    found = ours.open_file(path).read("lm_head.weight")
+    assert found.dtype == (ml_dtypes.bfloat16 if kind.name == "BF16" else np.float32)
+    np.testing.assert_array_equal(found.astype(np.float32).view(np.uint32), expected.astype(np.float32).view(np.uint32))
 
 
 @pytest.mark.parametrize(

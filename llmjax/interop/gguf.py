@@ -6,7 +6,7 @@ have the two halves of each head's rotation interleaved, Gemma's norms have 1 ad
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class GgufFile:
         if self._metadata.get(f"{self._architecture}.expert_count"):
             raise UserError("it has experts; of sparse models the safetensors can be imported")
         self._stored = {}
+        _require_known(reader.tensors)
         for tensor in reader.tensors:
             if tensor.name != ROPE_FACTORS:
                 self._stored[their_name(tensor.name, self._architecture)] = tensor
@@ -75,13 +76,7 @@ class GgufFile:
             flat = np.empty((len(tensor.data), math.prod(wanted.shape) // len(tensor.data)), wanted.dtype)
             rows = max(1, BLOCK_BYTES // (flat.shape[1] * flat.itemsize))
             for start in range(0, len(flat), rows):
-                try:
-                    part = gguf.quants.dequantize(tensor.data[start : start + rows], tensor.tensor_type)
-                except NotImplementedError as error:
-                    raise UserError(
-                        f"its tensor {tensor.name} is stored as {tensor.tensor_type.name}, which the package `gguf` "
-                        "cannot unpack: get the file in another type, or the model's safetensors"
-                    ) from error
+                part = gguf.quants.dequantize(tensor.data[start : start + rows], tensor.tensor_type)
                 flat[start : start + rows] = part.reshape(-1, flat.shape[1])
             array = flat
         array = array.reshape(wanted.shape)
@@ -96,6 +91,21 @@ class GgufFile:
     def tokenizer_files(self) -> dict[str, bytes]:
         """tokenizer.json and tokenizer_config.json."""
         return tokenizer_json.from_gguf(self._metadata, gemma=self._architecture.startswith("gemma"))
+
+
+def _require_known(tensors: Iterable[Any]) -> None:
+    """UserError that names a tensor whose type the package does not unpack: it is given a block of zeros of each type."""
+    import gguf
+
+    for kind, tensor in {tensor.tensor_type: tensor for tensor in tensors}.items():
+        _, size = gguf.GGML_QUANT_SIZES[kind]
+        try:
+            gguf.quants.dequantize(np.zeros((1, size), np.uint8), kind)
+        except NotImplementedError as error:
+            raise UserError(
+                f"its tensor {tensor.name} is stored as {kind.name}, which the package `gguf` cannot unpack: get the file in "
+                "another type, or the model's safetensors"
+            ) from error
 
 
 def deinterleave(array: np.ndarray, heads: int) -> np.ndarray:
