@@ -34,9 +34,11 @@ LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
 DEEPSEEK = {**BASE, "kv_lora_rank": 24, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10}
 DEEPSEEK |= {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 2, "moe_intermediate_size": 24}
 DEEPSEEK |= {"first_k_dense_replace": 1, "num_key_value_heads": 4}
+GROUPS = {"n_routed_experts": 12, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 4}
 DEEPSEEK_YARN = {**YARN, "mscale": 0.7, "mscale_all_dim": 0.7}
 GEMMA = {**LLAMA, "head_dim": 16, "query_pre_attn_scalar": 24}
 BLOOM = {"vocab_size": 61, "hidden_size": 32, "n_layer": 3, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
+GPT_OSS = {**LLAMA, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 5}
 GPT2 = {
     "vocab_size": 61,
     "n_embd": 32,
@@ -79,6 +81,15 @@ def unpadded(run: Callable[..., Any]) -> Callable[..., Any]:
     return without
 
 
+def by_long_factors(c: Any, params: Any, batch: Any) -> Any:
+    """Our logits as transformers has them for texts beyond the length of the first training."""
+    c = c.copy_and_resolve_references()
+    c.max_length = round(c.rotary_original_length * c.rotary_factor)
+    return ours_causal(c, params, batch)
+
+
+LONGROPE = {"rope_type": "longrope", "rope_theta": 500.0, "short_factor": [1.0, 1.3, 1.5, 2.0]}
+LONGROPE |= {"long_factor": [1.1, 4.0, 7.0, 11.5]}
 DECODERS: tuple[Case, ...] = (
     *_cases(
         "llama",
@@ -136,6 +147,8 @@ DECODERS: tuple[Case, ...] = (
         {**LLAMA, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
         first_dense={"mlp_only_layers": [0], "norm_topk_prob": True},
         every_second={"num_hidden_layers": 5, "decoder_sparse_step": 2},
+        some_dense={"num_hidden_layers": 7, "mlp_only_layers": [1, 2, 5]},
+        some_of_every_second={"num_hidden_layers": 7, "decoder_sparse_step": 2, "mlp_only_layers": [0, 3]},
         window={"use_sliding_window": True, "sliding_window": 6, "num_experts_per_tok": 1},
     ),
     *_cases(
@@ -254,6 +267,22 @@ DECODERS: tuple[Case, ...] = (
             "tie_word_embeddings": True,
             "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
         },
+        longrope_short={
+            "max_position_embeddings": 2048,
+            "rope_parameters": {**LONGROPE, "original_max_position_embeddings": 256},
+        },
+    ),
+    *_cases(
+        "phi3",
+        "Phi3Config",
+        "Phi3ForCausalLM",
+        LLAMA,
+        about={"ours": by_long_factors},
+        longrope_long={
+            "hidden_size": 64,
+            "max_position_embeddings": 256,
+            "rope_parameters": {**LONGROPE, "original_max_position_embeddings": 16, "partial_rotary_factor": 0.5},
+        },
     ),
     *_cases(
         "starcoder2",
@@ -313,6 +342,15 @@ DECODERS: tuple[Case, ...] = (
         yarn={"head_dim": 32, "rope_parameters": {"full_attention": YARN, "sliding_attention": PLAIN}},
     ),
     *_cases(
+        "gpt_oss",
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        GPT_OSS,
+        sinks={"num_hidden_layers": 5},
+        all_windows={"layer_types": ["sliding_attention"] * 3, "attention_bias": False, "num_experts_per_tok": 3},
+        yarn={"rope_parameters": {**YARN, "truncate": True}, "tie_word_embeddings": True, "num_key_value_heads": 1},
+    ),
+    *_cases(
         "granite",
         "GraniteConfig",
         "GraniteForCausalLM",
@@ -356,6 +394,7 @@ DECODERS: tuple[Case, ...] = (
         {**DEEPSEEK, "topk_group": 1, "n_group": 1, "rope_parameters": DEEPSEEK_YARN},
         sigmoid={"q_lora_rank": 20, "routed_scaling_factor": 2.5},
         plain={"q_lora_rank": None, "rope_parameters": PLAIN, "norm_topk_prob": False, "routed_scaling_factor": 1.0},
+        groups={"q_lora_rank": None, "routed_scaling_factor": 1.0, **GROUPS},
     ),
     *_cases(
         "deepseek_v2",
@@ -364,5 +403,6 @@ DECODERS: tuple[Case, ...] = (
         {**DEEPSEEK, "topk_group": 1, "n_group": 1, "topk_method": "greedy", "norm_topk_prob": False},
         softmax={"q_lora_rank": None, "routed_scaling_factor": 1.0},
         yarn={"q_lora_rank": 20, "routed_scaling_factor": 4.0, "rope_parameters": DEEPSEEK_YARN},
+        groups={"q_lora_rank": 20, "routed_scaling_factor": 1.0, "topk_method": "group_limited_greedy", **GROUPS},
     ),
 )

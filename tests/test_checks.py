@@ -21,6 +21,8 @@ MOE = {"moe__experts": 4}
 BOTH_WAYS = {"direction": "bidirectional", "objective__name": "masked"}
 SPAN = {"encoder_layers": 2, "objective__name": "span"}
 LATENT = {"latent__kv_rank": 8, "latent__rotary_size": 4, "latent__value_size": 6}
+LONGROPE = {"rotary_scaling": "longrope", "rotary_factor": 4.0, "rotary_original_length": 8}
+LONGROPE |= {"rotary_short_factors": (1.0,) * 4, "rotary_long_factors": (1.0, 2.0, 4.0, 4.0)}
 XLNET = {"position": "xlnet", "two_stream": True, "objective__name": "permutation"}
 
 
@@ -65,6 +67,7 @@ REFUSED = [
     ({"attention": "blocked", "position": "t5"}, "cannot do model.position=t5"),
     ({"attention": "splash", "position": "alibi"}, "splash cannot do model.position=alibi"),
     ({"attention": "cudnn", "attention_soft_cap": 30.0}, "set model.attention to auto or reference or splash"),
+    ({"attention": "blocked", "attention_sinks": True}, "cannot do model.attention_sinks=True: set model.attention to auto or reference or splash"),
     ({"attention": "cudnn"}, "model.attention=cudnn computes in bfloat16"),
     ({"attention": "cudnn", "dtype": "bfloat16", "head_size": 12}, "heads of a multiple of 8 up to 128, not 12"),
     ({"attention": "splash", "objective__name": "prefix"}, "which model.attention=splash cannot"),
@@ -83,6 +86,10 @@ REFUSED = [
     ({"rotary_scaling": "yarn", "rotary_factor": 4.0}, "needs model.rotary_original_length"),
     ({"rotary_scaling": "llama3", "rotary_factor": 8.0, "rotary_original_length": 64, "rotary_fast": 1.0}, "must be below model.rotary_fast"),
     ({"rotary_scaling": "ntk", "rotary_factor": 2.0, "rotary_fraction": 0.25}, "needs two rotated pairs, not 1"),
+    ({"rotary_scaling": "longrope"}, "model.rotary_scaling=longrope needs model.rotary_original_length"),
+    ({**LONGROPE, "rotary_short_factors": (1.0,)}, "model.rotary_short_factors has 1 numbers; model.rotary_scaling=longrope needs 4 above 0"),
+    ({**LONGROPE, "rotary_long_factors": (1.0, 1.0, 1.0, 0.0)}, "model.rotary_long_factors has 4 numbers; model.rotary_scaling=longrope needs 4 above 0"),
+    ({**LONGROPE, "max_length": 8, "train__sequence_length": 16}, "train.sequence_length=16 is more than the 8 longrope positions; raise model.max_length"),
     ({"rotary_scaling": "linear", "rotary_factor": 2.0, "position": "alibi"}, "has no effect on model.position=alibi"),
     ({"pattern": ("global", "nope"), "position": "alibi"}, "has nope, layers without rotary positions"),
     ({"latent__kv_rank": 8}, "model.latent.rotary_size=64 must be even and below the size of a head, 8"),
@@ -121,6 +128,12 @@ REFUSED = [
     ({**MOE, "moe__first": 2}, "leave no sparse layer among 2"),
     ({**MOE, "moe__every": 3}, "leave no sparse layer among 2"),
     ({**MOE, "moe__every": 0}, "model.moe.every=0 must be at least 1"),
+    ({**MOE, "moe__dense": (2,)}, "model.moe.dense has 2; its numbers are those of layers, from 0 to 1"),
+    ({**MOE, "moe__dense": (0, 1)}, "model.moe.dense=(0, 1) leaves no sparse layer among 2"),
+    ({**MOE, "moe__groups": 3}, "model.moe.groups=3 must divide model.moe.experts=4"),
+    ({**MOE, "moe__groups": 2, "moe__active_groups": 3}, "model.moe.active_groups=3 must be at most model.moe.groups=2"),
+    ({**MOE, "moe__groups": 4}, "model.moe.active=2 is more than the experts in model.moe.active_groups=1 groups"),
+    ({**MOE, "moe__groups": 2, "moe__group_score": 3}, "model.moe.group_score=3 is more than the 2 experts of a group"),
     ({**MOE, "moe__capacity_factor": 0.0}, "model.moe.capacity_factor=0.0 must be above 0"),
     ({**MOE, "moe__jitter": 1.0}, "model.moe.jitter=1.0"),
     # recurrent layers
@@ -206,7 +219,7 @@ POOL = {  # model settings and values to draw from; others stay as they are
     "activation": ("gelu", "relu2", "swiglu", "geglu_tanh", "silu"), "bias": ((), ("qkv",), ("qkv", "out", "mlp", "norm", "head")),
     "norm": ("rms", "layer", "batch", "none"), "norm_place": ("pre", "post", "sandwich"), "norm_zero_centered": (True, False),
     "residual_scale": (0.0, 1.0, 1.5), "embedding_norm": (True, False), "final_norm": (True, False), "qk_norm": (True, False),
-    "attention_scale": (0.0, 0.1), "attention_soft_cap": (0.0, 5.0), "logit_soft_cap": (0.0, 5.0), "logit_scale": (1.0, 0.5),
+    "attention_scale": (0.0, 0.1), "attention_soft_cap": (0.0, 5.0), "attention_sinks": (False, True), "logit_soft_cap": (0.0, 5.0), "logit_scale": (1.0, 0.5),
     "position": ("rotary", "learned", "sinusoidal", "alibi", "t5", "xlnet", "none"), "rotary_fraction": (1.0, 0.5),
     "rotary_scaling": ("none", "none", "linear", "ntk", "llama3", "yarn"), "rotary_factor": (1.0, 4.0),
     "rotary_original_length": (0, 64), "rotary_local_base": (0.0, 100.0), "position_offset": (0, 2), "relative_buckets": (2, 8),
@@ -216,7 +229,7 @@ POOL = {  # model settings and values to draw from; others stay as they are
     "init": ("gpt2", "xavier", "lecun", "t5", "t_fixup", "mup", "orthogonal", "deepnorm"), "dtype": ("float32", "bfloat16"),
     "param_dtype": ("float32", "bfloat16"), "remat": ("none", "full", "selective"), "scan_unroll": (1, 2),
     "attention": ("auto", "reference", "dot_product", "blocked"), "moe__experts": (0, 4), "moe__active": (1, 2), "moe__shared": (0, 1),
-    "moe__first": (0, 1), "moe__every": (1, 2), "moe__score": ("softmax", "sigmoid"), "moe__normalize": (True, False),
+    "moe__first": (0, 1), "moe__every": (1, 2), "moe__dense": ((), (1,)), "moe__groups": (1, 2), "moe__active_groups": (1, 2), "moe__score": ("softmax", "sigmoid"), "moe__normalize": (True, False),
     "moe__dispatch": ("dropless", "capacity"), "moe__bias_rate": (0.0, 0.01), "moe__jitter": (0.0, 0.1),
     "recurrent__heads": (0, 2), "recurrent__width": (0, 48), "recurrent__state_size": (4,), "recurrent__chunk": (4,),
     "optimizer__name": ("adamw", "muon", "adafactor", "lion", "sgd"),

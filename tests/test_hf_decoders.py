@@ -24,12 +24,27 @@ from hf import (
     read_params,
     stored_case,
 )
-from hf_decoders import BASE, BLOOM, DECODERS, DEEPSEEK, FALCON, GEMMA, GPT2, LLAMA, LLAMA3, OPT, YARN
+from hf_decoders import (
+    BASE,
+    BLOOM,
+    DECODERS,
+    DEEPSEEK,
+    FALCON,
+    GEMMA,
+    GPT2,
+    GPT_OSS,
+    LLAMA,
+    LLAMA3,
+    LONGROPE,
+    OPT,
+    RECURRENT_GEMMA,
+    YARN,
+)
 
 from llmjax import config
 from llmjax.interop import mapping
 from llmjax.interop.families import FAMILIES
-from llmjax.interop.fields import meaning
+from llmjax.interop.fields import get, meaning
 
 CASES = {case.name: case for case in DECODERS}
 FIRST = {case.family: case.name for case in reversed(DECODERS)}  # stored, the others are run beside transformers
@@ -164,6 +179,48 @@ PUBLISHED = [  # what distinguishes published configs, and what must be read fro
         {**LLAMA, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
         {"rotary_scaling": "none", "rotary_factor": 1.0},
     ),
+    (
+        "smollm3",
+        {**LLAMA, "max_window_layers": 28, "sliding_window": None, "use_sliding_window": False, "pretraining_tp": 2},
+        {"pattern": ("global",)},
+    ),
+    (
+        "phi3",
+        {**LLAMA, "full_attn_mod": 1, "interpolate_factor": 1, "sliding_window": 262_144},
+        {"pattern": ("global",)},
+    ),
+    ("recurrent_gemma", {**RECURRENT_GEMMA, "_block_types": ["attention"]}, {"pattern": ("local",)}),
+    (
+        "starcoder2",
+        {
+            **LLAMA,
+            "mlp_type": "default",
+            "norm_type": "layer_norm",
+            "activation_function": "gelu",
+            "scale_attn_weights": True,
+        },
+        {"activation": "gelu_tanh"},
+    ),
+    (
+        "gpt_oss",
+        {**GPT_OSS, "experts_per_token": 2, "initial_context_length": 4096, "swiglu_limit": 7.0},
+        {"rotary_scaling": "yarn", "rotary_factor": 32.0, "rotary_truncate": False, "pattern": ("local", "global")},
+    ),
+    (
+        "qwen3_moe",
+        {**LLAMA, "num_hidden_layers": 6, "mlp_only_layers": [0, 3], "decoder_sparse_step": 2},
+        {"moe.first": 0, "moe.every": 2, "moe.dense": (3,)},
+    ),
+    (
+        "deepseek_v3",
+        {**DEEPSEEK, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5, "num_nextn_predict_layers": 1},
+        {"moe.groups": 2, "moe.active_groups": 1, "moe.group_score": 2, "moe.score": "sigmoid"},
+    ),
+    (
+        "phi3",
+        {**LLAMA, "rope_scaling": LONGROPE, "original_max_position_embeddings": 64},
+        {"rotary_scaling": "longrope", "rotary_factor": 4.0, "max_length": 64, "rotary_attention_factor": 0.0},
+    ),
     ("phi", BASE, {"rotary_fraction": 0.5, "bias": ("qkv", "out", "mlp", "norm", "head"), "activation": "gelu_tanh"}),
 ]
 
@@ -173,11 +230,23 @@ def test_what_a_config_leaves_out_is_as_the_model_type_has_it(
     model_type: str, fields: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     c = FAMILIES[model_type].read_config({"model_type": model_type, **fields})
-    assert {key: c[key] for key in expected} == expected
+    assert {key: get(c, key) for key in expected} == expected
 
 
 REFUSED = [
-    ("llama", LLAMA, {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_type='longrope'.*'llama3'"),
+    ("llama", LLAMA, {"rope_scaling": {"rope_type": "stretch", "factor": 2.0}}, "rope_type='stretch'.*'llama3'"),
+    (
+        "phi3",
+        LLAMA,
+        {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
+        "lacks original_max_position_embeddings",
+    ),
+    (
+        "phi3",
+        LLAMA,
+        {"rope_scaling": {"type": "su", "short_factor": 1.0}, "original_max_position_embeddings": 64},
+        "short_factor=1.0, which is no list",
+    ),
     (
         "llama",
         LLAMA,
@@ -190,13 +259,19 @@ REFUSED = [
         {"rope_parameters": {**YARN, "attention_factor": "1"}},
         "attention_factor='1', which is no number",
     ),
-    ("deepseek_v3", DEEPSEEK, {"n_group": 8, "routed_scaling_factor": 2.5}, "n_group=8; supported: 1"),
-    ("llama", LLAMA, {"rope_parameters": {**YARN, "truncate": False}}, "truncate=False"),
+    (
+        "deepseek_v2",
+        DEEPSEEK,
+        {"topk_method": "noaux_tc", "routed_scaling_factor": 2.5},
+        "topk_method='noaux_tc'; supp",
+    ),
+    ("llama", LLAMA, {"rope_parameters": {**YARN, "truncate": "no"}}, "truncate='no', which is neither"),
+    ("gpt_oss", GPT_OSS, {"swiglu_limit": 6.0}, "swiglu_limit=6.0; supported: 7.0"),
     ("llama", LLAMA, {"hidden_act": "tanh"}, "hidden_act='tanh'.*'silu'"),
-    ("llama", LLAMA, {"quantization_config": {"bits": 4}}, "quantization_config.*unquantized"),
+    ("llama", LLAMA, {"quantization_config": {"bits": 4}}, "quantization_config=.*not understood"),
     ("mistral", LLAMA, {"attention_bias": True}, "attention_bias=True.*supported: False"),
     ("qwen2", LLAMA, {"layer_types": ["linear_attention"] * 3}, "layer_types='linear_attention'.*'full_attention'"),
-    ("qwen3_moe", {**LLAMA, "num_experts": 4}, {"mlp_only_layers": [1]}, r"mlp_only_layers=\[1\].*the first layers"),
+    ("qwen3_moe", {**LLAMA, "num_experts": 4}, {"mlp_only_layers": ["1"]}, r"mlp_only_layers=\['1'\]; supported"),
     ("gemma2", GEMMA, {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
     ("gemma3_text", GEMMA, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
     ("gpt2", GPT2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
@@ -220,7 +295,7 @@ REFUSED = [
     ),
     ("llama", LLAMA, {"sliding_window": 16}, "sliding_window=16, which is not understood"),
     ("mixtral", LLAMA, {"norm_topk_prob": False}, "norm_topk_prob=False.*supported: True"),
-    ("bert", {}, {"architectures": ["BertModel"], "quantization_config": {"bits": 8}}, "quantization_config"),
+    ("bert", BASE, {"architectures": ["BertModel"], "quantization_config": {"bits": 8}}, "quantization_config"),
     (
         "llama",
         LLAMA,

@@ -1,5 +1,6 @@
 """Every family: what is imported writes transformers' greedy text; exported again it answers the same, bit for bit."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -74,6 +75,24 @@ def test_a_model_that_judges_texts_says_the_same_in_transformers(tmp_path: Path,
         wanted = np.asarray(head.classes(model.module, model.params, hidden_BLD))[0, -1]
         assert list(again.config.id2label.values()) == (["no", "so", "yes"] if task == "classify" else ["LABEL_0"])
     np.testing.assert_allclose(said, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
+def test_a_model_that_judges_in_transformers_says_the_same_here(tmp_path: Path, name: str, count: int):
+    case = next(case for case in FIRST if case.family == name)
+    kind = case.model.replace("ForCausalLM", "").replace("LMHeadModel", "") + "ForSequenceClassification"
+    judge = dataclasses.replace(case, model=kind, fields={**case.fields, "num_labels": count})
+    there, theirs, _ = make_theirs(judge, tmp_path / "made", seed=0)
+    import_model(tmp_path / "made", tmp_path / "run", tokenizer="none")
+    ids = np.random.default_rng(0).integers(5, theirs["vocab_size"] - 5, (1, 12))
+    with torch.no_grad():
+        said = there(torch.tensor(ids)).logits.numpy()[0]
+    model = llmjax.load(tmp_path / "run")
+    hidden_BLD = model.module.apply({"params": model.params}, ids.astype(np.int32), output="hidden")
+    ours = head.values if count == 1 else head.classes
+    found = np.asarray(ours(model.module, model.params, hidden_BLD))[0, -1].reshape(-1)
+    np.testing.assert_allclose(found, said, rtol=1e-4, atol=1e-5)
 
 
 def judge_of(run: Path, folder: Path, task: str) -> None:

@@ -16,8 +16,9 @@ from llmjax.interop import read, tensors, write
 from llmjax.interop.generation import OFF, read_generation
 from llmjax.interop.read import import_model
 from llmjax.interop.stacked import StackedWriter
-from llmjax.interop.tensors import Tensor
+from llmjax.interop.tensors import Tensor, open_folder
 from llmjax.interop.write import export_model
+from llmjax.model.positions import rotary_frequencies
 
 BF16 = ml_dtypes.bfloat16
 BASE = {name: config.base().generate[name] for name in OFF}
@@ -152,6 +153,20 @@ def test_a_models_own_generation_defaults_come_and_go_with_it(tmp_path, generati
     assert {**BASE, **read_generation(again)} == {name: found[name] for name in BASE}
 
 
+def test_generation_defaults_that_have_no_setting_are_told(tmp_path):
+    source = write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA))
+    fields = {
+        "num_beams": 4,
+        "no_repeat_ngram_size": 0,
+        "do_sample": False,
+        "suppress_tokens": [5],
+        "max_new_tokens": 9,
+    }
+    (source / "generation_config.json").write_text(json.dumps(fields))
+    told = str(import_model(source, tmp_path / "run", tokenizer="none"))
+    assert told.endswith("of its generation_config.json num_beams=4, suppress_tokens=[5] is not used")
+
+
 def test_a_generation_default_that_is_no_number_is_named(tmp_path):
     source = write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA))
     (source / "generation_config.json").write_text('{"temperature": "hot"}')
@@ -185,6 +200,62 @@ def test_the_command_imports_generates_and_exports(tmp_path, one_device, capsys)
     assert json.loads((out / "config.json").read_text())["eos_token_id"] == [257, 258]
     assert cli.main(["export", "--from", str(run), "--to", str(out / "x"), "--shard-size", "many"]) == 2
     assert "'many' is not understood" in capsys.readouterr().err
+
+
+PHI3 = {
+    **LLAMA, "model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "max_position_embeddings": 256,
+    "original_max_position_embeddings": 64,
+    "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.2, 1.5, 2.0], "long_factor": [1.0, 4.0, 8.0, 16.0]},
+}  # fmt: skip
+
+
+def test_longrope_has_short_factors_up_to_the_first_length_and_long_ones_when_asked_for_more(tmp_path, capsys):
+    source = write_model(tmp_path / "hf", PHI3, random_tensors(PHI3))
+    command = ["import", "--from", str(source), "--tokenizer", "none", "--to"]
+    assert cli.main([*command, str(tmp_path / "short")]) == 0
+    assert "up to 64 tokens, by its short factors (up to 256 with --max-length)" in capsys.readouterr().out
+    short = llmjax.load(tmp_path / "short")
+    with pytest.raises(UserError, match="more than the 64 longrope positions of the model"):
+        short.generate([[1] * 60], max_new_tokens=5)
+    assert cli.main([*command, str(tmp_path / "long"), "--max-length", "65"]) == 0
+    assert "up to 65 tokens, by its long factors\n" in capsys.readouterr().out
+    long = llmjax.load(tmp_path / "long")
+    frequencies, factor = rotary_frequencies(long.config.model)
+    np.testing.assert_allclose(rotary_frequencies(short.config.model)[0] / frequencies, [1, 4 / 1.2, 8 / 1.5, 8])
+    assert factor == pytest.approx((1 + np.log(4) / np.log(64)) ** 0.5)
+    assert cli.main([*command, str(tmp_path / "none"), "--max-length", "257"]) == 2
+    assert "--max-length 257 must be from 1 to the 256 tokens" in capsys.readouterr().err
+    export_model(tmp_path / "long", tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (written["max_position_embeddings"], written["original_max_position_embeddings"]) == (256, 64)
+    assert written["rope_scaling"]["long_factor"] == PHI3["rope_scaling"]["long_factor"]
+
+
+def test_a_length_is_asked_of_longrope_alone(tmp_path):
+    source = write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA))
+    with pytest.raises(UserError, match="--max-length is for models with longrope positions"):
+        import_model(source, tmp_path / "run", tokenizer="none", max_length=32)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("names", [{"0": "LABEL_0"}, {"0": "no", "1": "so", "2": "yes"}])
+def test_a_model_that_judges_comes_and_goes_as_it_is(tmp_path, names):
+    theirs = {**LLAMA, "architectures": ["LlamaForSequenceClassification"], "id2label": names}
+    weights = {name: array for name, array in random_tensors(LLAMA).items() if name != "lm_head.weight"}
+    weights["score.weight"] = np.random.default_rng(1).normal(size=(len(names), 32)).astype(np.float32)
+    told = import_model(write_model(tmp_path / "hf", theirs, weights), tmp_path / "run", tokenizer="none").told
+    assert told == f"; it judges texts: {'no, so, yes' if len(names) == 3 else 'a reward'}"
+    model = llmjax.load(tmp_path / "run")
+    assert model.config.objective.name == ("classify" if len(names) == 3 else "reward")
+    score = model.params["classifier"]["kernel"] if len(names) == 3 else model.params["value"]["kernel"][:, None]
+    np.testing.assert_array_equal(score.T, weights["score.weight"])
+    export_model(tmp_path / "run", tmp_path / "out")
+    written = open_folder(tmp_path / "out")
+    assert written.tensors.keys() == weights.keys()
+    for name, array in weights.items():
+        np.testing.assert_array_equal(written.read(name), array)
+    again = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (again["architectures"], again["id2label"]) == (theirs["architectures"], names)
 
 
 def test_a_model_without_a_tokenizer_takes_ids_only(tmp_path, one_device):

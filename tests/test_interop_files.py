@@ -39,7 +39,8 @@ BF16 = ml_dtypes.bfloat16
 def test_files_are_those_of_the_safetensors_package_both_ways(tmp_path):
     numpy = pytest.importorskip("safetensors.numpy")
     rng = np.random.default_rng(0)
-    arrays = {code: rng.normal(size=(3, 5)).astype(dtype) for code, dtype in tensors.DTYPES.items()}
+    by_numpy = {code: dtype for code, dtype in tensors.DTYPES.items() if not code.startswith("F8")}
+    arrays = {code: rng.normal(size=(3, 5)).astype(dtype) for code, dtype in by_numpy.items()}
     arrays |= {"scalar": np.array(3, np.float32), "empty": np.zeros((0, 4), np.float32)}
     writer = tensors.Writer(tmp_path / "a", {name: Tensor(x.dtype, x.shape) for name, x in arrays.items()})
     for name, array in arrays.items():
@@ -61,7 +62,7 @@ def test_files_are_those_of_the_safetensors_package_both_ways(tmp_path):
         (lambda data: data[:-1], "ends at byte"),
         (lambda data: data[:40], "header is"),
         (lambda data: b"", "header is"),
-        (lambda data: data.replace(b'"F32"', b'"F31"'), "type F31"),
+        (lambda data: data.replace(b'"F32"', b'"F31"'), "in the type F31; known are F64, F32"),
         (lambda data: data.replace(b"[3,3]", b"[3,4]"), r"shape \(3, 4\) takes 48 bytes and has 36"),
         (lambda data: data[:8] + b"x" + data[9:], "no complete safetensors file"),
     ],
@@ -72,9 +73,7 @@ def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path, damage, message):
     writer.write("x", np.ones((3, 3), np.float32))
     writer.close()
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(
-        ValueError, match=f"model.safetensors is no complete .*{message}" if "no complete" not in message else message
-    ):
+    with pytest.raises(ValueError, match=f"model.safetensors .*{message}" if "no complete" not in message else message):
         open_folder(tmp_path)
 
 

@@ -56,11 +56,14 @@ def test_splash_attention_and_its_gradients_equal_the_reference_on_packed_rows(p
     monkeypatch.setattr(kernels_splash, "BLOCKS", (128,))
     segments_BL = rows_of(ROWS)
     made = Pattern(segments_BL, segments_BL, **PATTERNS[pattern])
-    more = {"scale": 0.3, "soft_cap": 5.0} if groups == 2 else {}
     arguments = inputs(groups=groups)
-    run = jax.jit(functools.partial(with_gradients, lambda q, k, v: SPLASH(q, k, v, made, **more)))
+
+    def more(q_BLHK):
+        return {"scale": 0.3, "soft_cap": 5.0, "sinks_H": q_BLHK[0, 0, :, 0]} if groups == 2 else {}
+
+    run = jax.jit(functools.partial(with_gradients, lambda q, k, v: SPLASH(q, k, v, made, **more(q))))
     plain = jax.jit(
-        functools.partial(with_gradients, lambda q, k, v: attention.reference(q, k, v, made.mask(), **more))
+        functools.partial(with_gradients, lambda q, k, v: attention.reference(q, k, v, made.mask(), **more(q)))
     )
     close(run(*arguments), plain(*arguments), 2e-5)
 
@@ -82,11 +85,15 @@ def test_splash_attention_on_a_mesh_equals_the_reference(line, monkeypatch):
     segments_BL = rows_of([[256], [100, 156]], 256)
     pattern = Pattern(segments_BL, segments_BL, causal=True, window=150)
     arguments = inputs(queries=256, keys=256, rows=2)  # with tensor=4 each device needs one half of a group
-    plain = jax.jit(functools.partial(with_gradients, lambda q, k, v: attention.reference(q, k, v, pattern.mask())))
-    expected = plain(*arguments)
+    plain = functools.partial(
+        with_gradients, lambda q, k, v: attention.reference(q, k, v, pattern.mask(), sinks_H=q[0, 0, :, 0])
+    )
+    expected = jax.jit(plain)(*arguments)
     c = tiny_config(model__kv_heads=2)
     with placement.active(mesh_of(line), c):
-        run = jax.jit(functools.partial(with_gradients, lambda q, k, v: SPLASH(q, k, v, pattern)))
+        run = jax.jit(
+            functools.partial(with_gradients, lambda q, k, v: SPLASH(q, k, v, pattern, sinks_H=q[0, 0, :, 0]))
+        )
         close(run(*arguments), expected, 2e-5)
 
 

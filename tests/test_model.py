@@ -175,6 +175,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "activation": ("gelu", "relu2", "swiglu"),
     "attention": ("auto", "reference"),
     "attention_scale": (0.0, 0.3),
+    "attention_sinks": (False, True),
     "attention_soft_cap": (0.0, 2.0),
     "block": ("serial", "parallel"),
     "kv_heads": (0, 2, 1),

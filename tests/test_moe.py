@@ -14,7 +14,7 @@ from ml_collections import FrozenConfigDict
 
 from llmjax import config
 from llmjax.model import moe, routing
-from llmjax.model.layers import ACTIVATIONS
+from llmjax.model.layers import ACTIVATIONS, activated
 from llmjax.model.moe import MoE
 from llmjax.model.transformer import build
 from llmjax.parallel import placement
@@ -541,3 +541,31 @@ def test_a_model_with_sparse_layers_places_every_parameter_sows_by_layer_and_mov
     loads_NE = sown["routing"]["layers"]["moe"]["usage"][0].loads
     assert loads_NE.shape == (2, E)
     np.testing.assert_allclose(gradients["layers"]["moe"]["expert_bias"], loads_NE - 8, atol=1e-4)
+
+
+@pytest.mark.parametrize(("groups", "active", "best"), [(4, 2, 1), (4, 2, 2), (2, 1, 2), (4, 4, 1)])
+def test_a_token_chooses_among_the_experts_of_its_best_groups(groups, active, best):
+    c = tiny_config(
+        model__moe__experts=8, model__moe__active=2, model__moe__groups=groups, model__moe__active_groups=active,
+        model__moe__group_score=best,
+    ).model.moe  # fmt: skip
+    scores_BLE = np.random.default_rng(0).uniform(size=(2, 9, 8)).astype(np.float32)
+    found, weights = routing.choose(jnp.asarray(scores_BLE), jnp.ones((2, 9), bool), c)
+    for row, column in np.ndindex(2, 9):
+        by_group = np.sort(scores_BLE[row, column].reshape(groups, -1), axis=1)[:, ::-1]
+        kept = np.argsort(by_group[:, :best].sum(axis=1))[::-1][:active]
+        allowed = [e for e in range(8) if e // (8 // groups) in kept]
+        chosen = sorted(allowed, key=lambda e: -scores_BLE[row, column, e])[:2]
+        assert found[row, column].tolist() == chosen
+        expected = scores_BLE[row, column, chosen] / scores_BLE[row, column, chosen].sum()
+        np.testing.assert_allclose(weights[row, column], expected, rtol=1e-5)
+
+
+def test_the_clamped_gate_is_bounded_above_and_its_partner_on_both_sides():
+    values = np.array([-40.0, -7.5, -1.0, 0.0, 0.5, 6.9, 7.1, 40.0])
+    up, gate = map(np.ravel, np.meshgrid(values, values))
+    small = np.minimum(gate, 7)
+    expected = (np.clip(up, -7, 7) + 1) * small / (1 + np.exp(-1.702 * small))
+    c = tiny_config(model__activation="swiglu_clamped").model
+    found = activated(c, jnp.asarray(up, jnp.float32), jnp.asarray(gate, jnp.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

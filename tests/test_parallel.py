@@ -76,7 +76,12 @@ CASES = {
     "context, ring, ALiBi": ("data=2 context=2", {"model__position": "alibi"}, {"parallel__context": "ring"}),
     "context, ring, window, soft cap": (
         "context=2",
-        {"model__pattern": ("local",), "model__window": 5, "model__attention_soft_cap": 5.0},
+        {
+            "model__pattern": ("local",),
+            "model__window": 5,
+            "model__attention_soft_cap": 5.0,
+            "model__attention_sinks": True,
+        },
         {"parallel__context": "ring"},
     ),
     "context, ring, ALiBi, window, soft cap": (
@@ -86,6 +91,7 @@ CASES = {
             "model__pattern": ("local",),
             "model__window": 5,
             "model__attention_soft_cap": 5.0,
+            "model__attention_sinks": True,
         },
         {"parallel__context": "ring"},
     ),

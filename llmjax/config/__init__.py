@@ -9,7 +9,7 @@ a default.
 from llmjax.config.chains import is_chain, load_chain, of_link, run_of
 from llmjax.config.checks import CHOICES, check
 from llmjax.config.files import derivation, load, override, sweep
-from llmjax.config.model_checks import head_size
+from llmjax.config.model_checks import bounded_positions, head_size
 from llmjax.config.runs import ablation_run, large_run, post_run, tiny_run
 from llmjax.config.settings import base, comments
 from llmjax.config.values import (
@@ -29,6 +29,7 @@ __all__ = [
     "ConfigDict",
     "ablation_run",
     "base",
+    "bounded_positions",
     "check",
     "comments",
     "derivation",

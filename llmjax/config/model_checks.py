@@ -10,15 +10,35 @@ from ml_collections import ConfigDict
 
 ATTENTION = ("global", "local", "nope")
 RECURRENT = ("rnn", "lstm", "rglru", "mamba2")
-BIASES = ("qkv", "out", "mlp", "norm", "head")
+BIASES = ("qkv", "out", "mlp", "norm", "head", "router")
 RELATIVE = ("alibi", "t5", "xlnet")  # positions that are added to the attention scores
 KERNELS = {  # what an attention kernel can do beyond masks and scales
-    "reference": ("attention_soft_cap", "position", "attention_dropout"),
+    "reference": ("attention_soft_cap", "position", "attention_dropout", "attention_sinks"),
     "dot_product": ("position",),
     "blocked": (),
     "cudnn": (),  # its bias would have no gradient
-    "splash": ("attention_soft_cap",),
+    "splash": ("attention_soft_cap", "attention_sinks"),
 }
+
+
+def beyond_scores(model: ConfigDict) -> dict[str, bool]:
+    """The settings that not every attention kernel can do, and whether the model has them."""
+    return {
+        "attention_soft_cap": model.attention_soft_cap > 0,
+        "position": model.position in RELATIVE,
+        "attention_dropout": model.attention_dropout > 0,
+        "attention_sinks": model.attention_sinks,
+    }
+
+
+def bounded_positions(model: ConfigDict) -> str:
+    """The kind of positions that end at `model.max_length`, for messages; "": they do not end there.
+
+    Beyond it longrope has other factors, with which the tokens before would be others too.
+    """
+    if model.position == "rotary" and model.rotary_scaling == "longrope":
+        return "longrope"
+    return "learned" if model.position == "learned" else ""
 
 
 def head_size(model: ConfigDict) -> int:
@@ -74,12 +94,7 @@ def _attention(c: ConfigDict) -> Iterator[str]:
         yield f"model.width={m.width} is not a multiple of model.heads={m.heads}; change one or set model.head_size"
     if m.kv_heads > 0 and m.heads % m.kv_heads != 0:
         yield f"model.kv_heads={m.kv_heads} must divide model.heads={m.heads}"
-    asked = {
-        "attention_soft_cap": m.attention_soft_cap > 0,
-        "position": m.position in RELATIVE,
-        "attention_dropout": m.attention_dropout > 0,
-    }
-    for key, needed in asked.items():
+    for key, needed in beyond_scores(m).items():
         able = [name for name, can in KERNELS.items() if key in can]
         if needed and m.attention != "auto" and m.attention not in able:
             yield (
@@ -142,12 +157,19 @@ def _positions(c: ConfigDict) -> Iterator[str]:
         if rotated < 2:
             yield f"model.rotary_fraction={m.rotary_fraction} of a head of {size} is not one pair of dimensions: raise it"
         scaling = m.rotary_scaling
-        if scaling != "none" and m.rotary_factor <= 1:
+        if scaling not in ("none", "longrope") and m.rotary_factor <= 1:
             yield f"model.rotary_scaling={scaling} needs model.rotary_factor above 1, not {m.rotary_factor}"
-        if scaling in ("yarn", "llama3") and m.rotary_original_length < 1:
+        if scaling in ("yarn", "llama3", "longrope") and m.rotary_original_length < 1:
             yield f"model.rotary_scaling={scaling} needs model.rotary_original_length, the length of the first training"
         if scaling in ("yarn", "llama3") and m.rotary_slow >= m.rotary_fast:
             yield f"model.rotary_slow={m.rotary_slow} must be below model.rotary_fast={m.rotary_fast}"
+        for key in ("rotary_short_factors", "rotary_long_factors") if scaling == "longrope" else ():
+            given = m[key]
+            if len(given) != rotated // 2 or not all(isinstance(x, int | float) and x > 0 for x in given):
+                yield (
+                    f"model.{key} has {len(given)} numbers; model.rotary_scaling=longrope needs {rotated // 2} above 0, one for "
+                    "each rotated pair"
+                )
         if scaling == "ntk" and rotated < 4:
             yield f"model.rotary_scaling=ntk needs two rotated pairs, not {rotated // 2}"
     if m.rotary_scaling != "none" and m.position != "rotary":
@@ -225,6 +247,22 @@ def _sparse(c: ConfigDict) -> Iterator[str]:
             f"model.moe.first={moe.first} and model.moe.every={moe.every} leave no sparse layer among {m.layers}: lower one "
             "of them, or set model.moe.experts=0"
         )
+    wrong = [i for i in moe.dense if not isinstance(i, int) or not 0 <= i < m.layers]
+    if wrong:
+        yield f"model.moe.dense has {wrong[0]!r}; its numbers are those of layers, from 0 to {m.layers - 1}"
+    elif not any(i not in moe.dense for i in range(moe.first + moe.every - 1, m.layers, moe.every)):
+        yield f"model.moe.dense={moe.dense} leaves no sparse layer among {m.layers}: remove one that would be sparse"
+    if moe.experts % moe.groups:
+        yield f"model.moe.groups={moe.groups} must divide model.moe.experts={moe.experts}"
+    elif moe.active_groups > moe.groups:
+        yield f"model.moe.active_groups={moe.active_groups} must be at most model.moe.groups={moe.groups}"
+    elif moe.active > moe.active_groups * moe.experts // moe.groups:
+        yield (
+            f"model.moe.active={moe.active} is more than the experts in model.moe.active_groups={moe.active_groups} groups: "
+            "lower it, or raise that"
+        )
+    elif moe.group_score > moe.experts // moe.groups:
+        yield f"model.moe.group_score={moe.group_score} is more than the {moe.experts // moe.groups} experts of a group"
     if moe.normalize and moe.active == 1:
         yield (
             "model.moe.normalize makes the score of a single active expert 1 whatever the router says, which then learns "

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from llmjax.config.model_checks import bounded_positions
 from llmjax.config.values import duration, flatten, parse_duration
 
 DURATIONS = (
@@ -37,9 +38,10 @@ def _training(c: ConfigDict) -> Iterator[str]:
             f"train.batch_ramp={t.batch_ramp!r} grows batches from train.batch_start={t.batch_start} to "
             f"train.batch_size={t.batch_size}: lower batch_start, or set train.batch_ramp='0 steps'"
         )
-    if m.position == "learned" and t.sequence_length > m.max_length:
+    bounded = bounded_positions(m)
+    if bounded and t.sequence_length > m.max_length:
         yield (
-            f"train.sequence_length={t.sequence_length} is more than the {m.max_length} learned positions; raise "
+            f"train.sequence_length={t.sequence_length} is more than the {m.max_length} {bounded} positions; raise "
             "model.max_length"
         )
     if 0 < t.rewind.factor <= 1:
@@ -151,8 +153,8 @@ def _evaluation(c: ConfigDict) -> Iterator[str]:
             f"eval.stride={e.stride} would leave tokens out between windows of {window}: set it to at most {window}, or to "
             "0 for half a window"
         )
-    if m.position == "learned" and window > m.max_length:
-        yield f"eval.sequence_length={window} is more than the model's {m.max_length} learned positions: lower it"
+    if (bounded := bounded_positions(m)) and window > m.max_length:
+        yield f"eval.sequence_length={window} is more than the model's {m.max_length} {bounded} positions: lower it"
     if not all(isinstance(k, int) and 1 <= k <= e.samples for k in e.pass_at):
         yield f"eval.pass_at={e.pass_at} must be whole numbers from 1 to eval.samples={e.samples}"
 

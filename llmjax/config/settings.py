@@ -103,8 +103,8 @@ def _model(c: ConfigDict) -> None:
     c.model.block = "serial"  # serial: attention, then MLP; parallel: both read the same input and are added
     c.model.shared_norm = True  # parallel blocks: one norm for both branches (Falcon-7B, PaLM), or one each (Falcon-40B)
     c.model.mlp = "dense"  # dense (or experts, see model.moe), or none
-    c.model.activation = "swiglu"  # gelu (exact), gelu_tanh, relu, relu2, silu; gated: swiglu, geglu, geglu_tanh, reglu
-    c.model.bias = ()  # the parts that have biases: qkv, out, mlp, norm, head
+    c.model.activation = "swiglu"  # gelu (exact), gelu_tanh, relu, relu2, silu; gated: swiglu, geglu, geglu_tanh, reglu, swiglu_clamped (gpt-oss)
+    c.model.bias = ()  # the parts that have biases: qkv, out, mlp, norm, head, router
     c.model.norm = "rms"  # rms, layer, batch or none
     c.model.norm_place = "pre"  # pre, post (after the sum), sandwich (before and after each branch) or after (each branch, OLMo 2)
     c.model.norm_epsilon = 1e-5  # added to the variance in every norm
@@ -119,6 +119,7 @@ def _model(c: ConfigDict) -> None:
     c.model.qk_norm_over = "head"  # what that norm is over: each head, or all heads of a token together (heads, OLMo 2)
     c.model.attention_scale = 0.0  # multiplies the scores; 0: 1/sqrt(K)
     c.model.attention_soft_cap = 0.0  # scores = cap * tanh(scores / cap); 0: off
+    c.model.attention_sinks = False  # each head has a learnt score of one more key, whose value is zero (gpt-oss)
     c.model.two_stream = False  # add a stream of queries that do not see their own token (XLNet), for objective permutation
     c.model.latent = ConfigDict()
     c.model.latent.kv_rank = 0  # size of the vector that keys and values are made of (multi-head latent attention, DeepSeek-V2); 0: they are made of the input
@@ -127,17 +128,20 @@ def _model(c: ConfigDict) -> None:
     c.model.latent.value_size = 128  # dimensions of a head's values, at most the head size
     # positions
     c.model.position = "rotary"  # rotary, learned, sinusoidal, alibi, t5, xlnet (both relative) or none
-    c.model.max_length = 1024  # rows of the learned position table, and the default size of the decoding cache
+    c.model.max_length = 1024  # rows of the learned position table, and the default size of the decoding cache; longrope chooses its factors by it
     c.model.position_offset = 0  # rows of the learned position table before position 0 (2 in OPT and RoBERTa)
     c.model.rotary_base = 10_000.0  # the longest wavelength is 2 pi times this, in tokens
     c.model.rotary_fraction = 1.0  # share of each head that is rotated
     c.model.rotary_local_base = 0.0  # another base, without scaling, in layers with local attention; 0: the same
-    c.model.rotary_scaling = "none"  # stretch rotary positions to longer texts: none, linear, ntk, yarn, llama3
+    c.model.rotary_scaling = "none"  # stretch rotary positions to longer texts: none, linear, ntk, yarn, llama3, longrope
     c.model.rotary_factor = 1.0  # by how much
-    c.model.rotary_original_length = 0  # yarn, llama3: the length of the first training
+    c.model.rotary_original_length = 0  # yarn, llama3, longrope: the length of the first training
+    c.model.rotary_short_factors = ()  # longrope: what the frequency of each pair is divided by, where max_length is at most that length
+    c.model.rotary_long_factors = ()  # longrope: and where it is longer
     c.model.rotary_slow = 1.0  # yarn, llama3: frequencies with fewer turns over that length are divided by the factor
     c.model.rotary_fast = 32.0  # yarn, llama3: frequencies with more turns are left alone (32 in YaRN, 4 in Llama 3)
-    c.model.rotary_attention_factor = 0.0  # yarn: times cosines and sines; 0: 0.1 ln(rotary_factor) + 1, as in the paper
+    c.model.rotary_truncate = True  # yarn: the ramp between both begins and ends at a whole pair of dimensions
+    c.model.rotary_attention_factor = 0.0  # yarn, longrope: times cosines and sines; 0: 0.1 ln(rotary_factor) + 1, or sqrt(1 + ln(rotary_factor) / ln(rotary_original_length)), as in the papers
     c.model.alibi_scale = 1.0  # times ALiBi's slopes
     c.model.alibi_rounded = False  # round slopes, positions and their products to bfloat16 (Falcon-RW)
     c.model.relative_buckets = 32  # t5: number of distances that are told apart
@@ -191,7 +195,11 @@ def _model(c: ConfigDict) -> None:
     c.model.moe.width = 0  # F of one expert; 0: as the dense MLP's
     c.model.moe.first = 0  # dense layers at the start
     c.model.moe.every = 1  # after those, every so-many-th layer is sparse
+    c.model.moe.dense = ()  # and of these the layers of these numbers, from 0, are dense all the same
     c.model.moe.score = "softmax"  # from the router's logits to scores: softmax or sigmoid
+    c.model.moe.groups = 1  # equal groups of the experts, of which a token first chooses some (DeepSeek)
+    c.model.moe.active_groups = 1  # groups that each token chooses
+    c.model.moe.group_score = 1  # a group is as good as the sum of its so many best experts (1 in DeepSeek-V2, 2 in V3)
     c.model.moe.normalize = True  # the scores of the chosen experts are divided by their sum
     c.model.moe.scale = 1.0  # times the routed experts' output
     c.model.moe.dispatch = "dropless"  # dropless (sorted by expert), or capacity (each expert takes so many tokens, the rest is dropped)

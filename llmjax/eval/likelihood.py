@@ -168,8 +168,8 @@ def _check(model: LanguageModel, requests: Sequence[ScoringRequest], limit: int)
             f"tasks need a model that predicts text from left to right, which objective.name={name} does not"
         )
     c = model.config.model
-    if c.position == "learned" and limit > c.max_length:
-        raise UserError(f"a length of {limit} is more than the model's {c.max_length} learned positions: lower it")
+    if (kind := config.bounded_positions(c)) and limit > c.max_length:
+        raise UserError(f"a length of {limit} is more than the model's {c.max_length} {kind} positions: lower it")
     for number, request in enumerate(requests):
         if not len(request.context) or not len(request.continuation):
             raise UserError(f"request {number} has no context or no continuation: give at least one token of each")

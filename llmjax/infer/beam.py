@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llmjax import config
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer.request import CONSTRAINTS, Completion, Event, Request, check_fits, writable
@@ -62,7 +63,7 @@ class BeamSearch:
         self.source_length, self._context = source_length, context
         self._ways = 1 if mesh is None else meshes.row_ways(mesh)
         self._length = 1 << (length - 1).bit_length()
-        self.limit = min(length, module.c.max_length) if module.c.position == "learned" else length
+        self.limit = min(length, module.c.max_length) if config.bounded_positions(module.c) else length
         with context():
             self._module, self._params = prepare(module, params, "stored")
         self._waiting: OrderedDict[int, Request] = OrderedDict()

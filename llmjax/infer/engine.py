@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from llmjax import config
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer import speculative, weights
@@ -103,7 +104,7 @@ class Engine:
         ways = 1 if mesh is None else meshes.row_ways(mesh)
         self.count = -(-slots // ways) * ways
         self.capacity = -(-length // ALIGN) * ALIGN
-        if c.position == "learned":
+        if config.bounded_positions(c):
             self.limit = min(self.capacity, c.max_length)
         else:
             self.limit = self.capacity

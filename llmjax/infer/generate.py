@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from llmjax import config
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer.beam import BeamSearch
@@ -83,7 +84,7 @@ def generate(
     if not prompts:
         return []
     length = round_up(max(len(one.ids) + one.max_new_tokens for one in requests), least=SMALLEST_LENGTH)
-    if module.c.position == "learned":
+    if config.bounded_positions(module.c):
         length = min(length, module.c.max_length)
     shape: dict[str, Any] = {"length": length, "mesh": mesh, "context": context}
     shape["source_length"] = -(-max(len(one.source) for one in requests) // ALIGN) * ALIGN

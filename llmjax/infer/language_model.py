@@ -103,9 +103,9 @@ class LanguageModel:
         self._check_reads_left_to_right("be scored with")
         length = sequence_length or self.config.train.sequence_length
         model = self.config.model
-        if model.position == "learned" and length > model.max_length:
+        if (kind := config.bounded_positions(model)) and length > model.max_length:
             raise UserError(
-                f"eval.sequence_length={length} is more than the model's {model.max_length} learned positions: lower it"
+                f"eval.sequence_length={length} is more than the model's {model.max_length} {kind} positions: lower it"
             )
         from llmjax.train.step import batch_shardings
 
@@ -170,10 +170,10 @@ class LanguageModel:
         rows = [self._ids_to_score(text, prompt) for text, prompt in zip(texts, asked, strict=True)]
         length = _power_of_two(max(map(len, rows), default=1))
         model, size = self.config.model, -(-batch_size // self._rows) * self._rows
-        if model.position == "learned":
+        if kind := config.bounded_positions(model):
             length = min(length, model.max_length)
             if any(len(ids) > length for ids in rows):
-                raise UserError(f"a text has more than the {length} learned positions of the reward model: shorten it")
+                raise UserError(f"a text has more than the {length} {kind} positions of the reward model: shorten it")
         found = []
         for first in range(0, len(rows), size):
             part = rows[first : first + size]

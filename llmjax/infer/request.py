@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from llmjax import storage
+from llmjax import config, storage
 from llmjax.config.ranges import SHARE, SHARE_ABOVE_0, Range
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
@@ -280,13 +280,13 @@ def check_fits(request: Request, c: ConfigDict, *, limit: int, source_length: in
     if max(request.ids) >= V:
         raise UserError(f"{name} must have ids from 0 to {V - 1}")
     if len(request.ids) + request.max_new_tokens > limit:
-        learned = c.position == "learned" and limit == c.max_length
+        bounded = limit == c.max_length and config.bounded_positions(c)
         raise UserError(
             f"{name} has {len(request.ids)} tokens (<bos> included), which with max_new_tokens={request.max_new_tokens} "
             f"is more than the {limit} "
-            + ("learned positions of the model" if learned else "that a slot of the engine holds")
+            + (f"{bounded} positions of the model" if bounded else "that a slot of the engine holds")
             + ": shorten the prompt or lower max_new_tokens"
-            + ("" if learned else ", or give the engine a larger length (infer.length)")
+            + ("" if bounded else ", or give the engine a larger length (infer.length)")
         )
     if len(request.source) > source_length or (source_length > 0) != bool(request.source):
         raise UserError(f"the source has {len(request.source)} tokens, of 1 to {source_length} for this engine")

@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from llmjax import human
+from llmjax.config.ranges import AT_LEAST_1, number
 from llmjax.errors import UserError
 from llmjax.verb import Verb
 
@@ -23,6 +24,10 @@ def _add_import(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--tokenizer", default="", metavar="PATH",
         help="the tokenizer's folder or file if it is not beside the weights, or none",
+    )  # fmt: skip
+    verb.add_argument(
+        "--max-length", type=number(int, AT_LEAST_1), default=0, metavar="N",
+        help="of models with longrope positions (Phi 3 and 4): the most tokens to read, which chooses their factors",
     )  # fmt: skip
     verb.add_argument(
         "--base",
@@ -45,7 +50,8 @@ def _import(args: argparse.Namespace, _: ConfigDict) -> int:
     if args.base is not None:
         print(import_peft(args.source, args.to, args.base))
         return 0
-    print(import_model(args.source, args.to, dtype=args.dtype, tokenizer=args.tokenizer))
+    settings = {"dtype": args.dtype, "tokenizer": args.tokenizer, "max_length": args.max_length}
+    print(import_model(args.source, args.to, **settings))
     return 0
 
 

@@ -7,12 +7,7 @@ from ml_collections import ConfigDict
 
 from llmjax.interop.mapping import Row, Slot, linear
 from llmjax.model.layers import mlp_width
-from llmjax.model.stacks import layer_slots, layer_stacks
-
-
-def sparse_layers(c: ConfigDict) -> list[bool]:
-    """Which layers have experts."""
-    return [sparse for stack in layer_stacks(c) for _ in range(stack.repeats) for _, sparse in stack.kinds]
+from llmjax.model.stacks import layer_slots, sparse_layers
 
 
 def expert_rows(names: str, c: ConfigDict, path: str, n: int, layer: str) -> Iterator[Row]:

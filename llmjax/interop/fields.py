@@ -17,6 +17,7 @@ from llmjax.config.model_checks import ATTENTION, BIASES
 from llmjax.errors import UserError
 from llmjax.model.init import attention_scale, logit_scale, residual_scale
 from llmjax.model.layers import mlp_width
+from llmjax.model.stacks import sparse_layers
 
 Theirs = Mapping[str, Any]
 Default = Any  # a value, or a function of the settings that were read before
@@ -196,10 +197,6 @@ def read_fields(entries: Iterable[Entry], theirs: Theirs, *, defaults: Theirs | 
 
     Raises UserError that names every field that is missing or not understood, or one whose value is not supported.
     """
-    if theirs.get("quantization_config"):
-        raise UserError(
-            "config.json has a quantization_config; supported: unquantized weights (float32, bfloat16, float16)"
-        )
     entries = tuple(entries)
     nullable = {name for entry in entries for name in entry.nullable}
     said = {**(defaults or {}), **{k: v for k, v in theirs.items() if v is not None or k in nullable}}
@@ -299,7 +296,8 @@ def resolved(c: ConfigDict) -> ConfigDict:
     c.embedding_width, c.moe.width = c.embedding_width or c.width, c.moe.width or c.mlp_width
     c.recurrent.heads = c.recurrent.heads or c.heads
     c.recurrent.width = c.recurrent.width or (2 if "mamba2" in c.pattern else 1) * c.width
-    c.bias = tuple(part for part in BIASES if part in c.bias and (part != "norm" or c.norm != "rms"))  # rms has none
+    none = {"norm": c.norm == "rms", "router": c.moe.experts == 0}  # parts that have no bias, whatever c.bias says
+    c.bias = tuple(part for part in BIASES if part in c.bias and not none.get(part))
     c.attention_scale, c.logit_scale, c.residual_scale = attention_scale(c), logit_scale(c), residual_scale(c)
     c.init = config.base().model.init
     return c
@@ -311,11 +309,17 @@ def meaning(c: ConfigDict) -> dict[str, Any]:
     said = {k: v for k, v in config.flatten(c.to_dict()).items() if k not in NOT_EXPORTED}
     kinds = {c.pattern[i % len(c.pattern)] for i in range(c.layers)}
     said["pattern"] = tuple(c.pattern[i % len(c.pattern)] for i in range(c.layers))
+    said["moe.layers"] = sparse_layers(c)  # what these say
+    for name in ("moe.first", "moe.every", "moe.dense"):
+        del said[name]
     idle = {
         "rotary_": c.position != "rotary",
         "rotary_factor": c.rotary_scaling == "none",
-        "rotary_original_length": c.rotary_scaling not in ("llama3", "yarn"),
-        "rotary_attention_factor": c.rotary_scaling != "yarn",
+        "rotary_original_length": c.rotary_scaling not in ("llama3", "yarn", "longrope"),
+        "rotary_attention_factor": c.rotary_scaling not in ("yarn", "longrope"),
+        "rotary_short_factors": c.rotary_scaling != "longrope",
+        "rotary_long_factors": c.rotary_scaling != "longrope",
+        "rotary_truncate": c.rotary_scaling != "yarn",
         "latent.": c.latent.kv_rank == 0,
         "rotary_fraction": c.latent.kv_rank > 0,
         "rotary_slow": c.rotary_scaling not in ("llama3", "yarn"),
@@ -327,6 +331,7 @@ def meaning(c: ConfigDict) -> dict[str, Any]:
         "max_length": c.position != "learned",  # otherwise only the default size of a cache
         "window": "local" not in kinds,
         "moe.": c.moe.experts == 0,
+        **dict.fromkeys(("moe.active_groups", "moe.group_score"), c.moe.groups == 1),
         "moe.capacity_factor": c.moe.dispatch != "capacity",
         "recurrent.": not kinds - set(ATTENTION),
         **dict.fromkeys(("recurrent.state_size", "recurrent.groups", "recurrent.chunk"), "mamba2" not in kinds),

@@ -14,6 +14,19 @@ FILE = "generation_config.json"
 # The fields, which have the same names here, and the values that change nothing.
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0}
 ALWAYS = ("temperature", "top_k", "top_p")  # written even then: transformers takes 50 for a top_k that is missing
+# Other fields by which texts would differ, and the values that change nothing. A run has no settings for them.
+NOT_READ = {
+    **dict.fromkeys(("num_beams", "num_beam_groups", "guidance_scale", "encoder_repetition_penalty"), 1),
+    **dict.fromkeys(("min_length", "min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), 0),
+    **dict.fromkeys(("diversity_penalty", "penalty_alpha", "epsilon_cutoff", "eta_cutoff", "top_h"), 0),
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias"), ()),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), ()),
+}
+
+
+def not_read(theirs: Theirs) -> list[str]:
+    """The fields, with their values, by which transformers would write other texts than the run does."""
+    return [f"{n}={theirs[n]!r}" for n, off in NOT_READ.items() if theirs.get(n) not in (None, off, [])]
 
 
 def read_generation(theirs: Theirs) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """`llmjax import` makes a run of a Hugging Face model or of a GGUF file."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -17,9 +18,10 @@ from llmjax.data import hf_tokenizer
 from llmjax.data.tokenizer import BYTE_FILE, MODEL_FILE, Tokenizer
 from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.errors import UserError
-from llmjax.interop import gguf, tensors
+from llmjax.interop import gguf, scoring, tensors
+from llmjax.interop.dequantize import dequantized
 from llmjax.interop.families import FAMILIES
-from llmjax.interop.generation import read_generation
+from llmjax.interop.generation import not_read, read_generation
 from llmjax.interop.mapping import Family, Row, to_ours
 from llmjax.interop.matching import fit
 from llmjax.interop.stacked import StackedWriter
@@ -28,6 +30,7 @@ from llmjax.model import transformer
 from llmjax.parallel.placement import path_name
 
 DTYPES = ("float32", "bfloat16")
+FLOATS = ("bfloat16", "float16", "float32", "float64")  # what a model's tensors can be stored in without a scale
 TOKENIZER_FILES = (BYTE_FILE, MODEL_FILE, *hf_tokenizer.SENTENCEPIECE_FILES)
 
 
@@ -40,13 +43,14 @@ class Imported:
     parameters: int
     dtype: str
     tokenizer: Tokenizer | None
+    told: str = ""  # what a user should know of how the model was read
 
     def __str__(self) -> str:
         ids = f"a tokenizer of {self.tokenizer.vocab_size:,} ids" if self.tokenizer else "no tokenizer"
-        return f"{self.run}: {self.model_type}, {human.count(self.parameters)} parameters in {self.dtype}, {ids}"
+        return f"{self.run}: {self.model_type}, {human.count(self.parameters)} parameters in {self.dtype}, {ids}{self.told}"
 
 
-def import_model(source: Path, run: Path, *, dtype: str = "", tokenizer: str = "") -> Imported:
+def import_model(source: Path, run: Path, *, dtype: str = "", tokenizer: str = "", max_length: int = 0) -> Imported:
     """Read the model of a folder or GGUF file into the new run folder `run`, tensor by tensor.
 
     No more than the tensors of one layer's matrix are in memory at a time, with what is needed to turn and compress
@@ -58,6 +62,8 @@ def import_model(source: Path, run: Path, *, dtype: str = "", tokenizer: str = "
         dtype: of the parameters, float32 or bfloat16; empty: as stored, and float32 for float16, quantized weights and
             files of several types.
         tokenizer: a folder or file with the tokenizer if it is not beside the weights, or "none".
+        max_length: of models with longrope positions, the most tokens that they read, which chooses their factors; 0: those
+            of the first training.
 
     Raises:
         UserError: for files that are missing, damaged, not supported or do not fit each other; the message says which.
@@ -78,15 +84,27 @@ def import_model(source: Path, run: Path, *, dtype: str = "", tokenizer: str = "
     model_type = str(theirs["model_type"])
     family = FAMILIES[model_type]
     try:
+        theirs, weights = dequantized(theirs, weights)
         model = family.read_config(theirs)
+        told = _set_length(model, max_length)
     except UserError as error:
         raise UserError(f"the config.json of {source} cannot be imported: {error}") from error
     model.param_dtype = model.dtype = dtype or _stored_dtype(weights, family)
     generation = {} if source.is_file() else hf_tokenizer.read_beside(source)[hf_tokenizer.GENERATION_FILE]
     c = run_config(model, name=run.name, generation=read_generation(generation))
+    if unread := not_read(generation):
+        told += f"; of its {hf_tokenizer.GENERATION_FILE} {', '.join(unread)} is not used"
+    names = scoring.outputs(theirs) if model.direction == "causal" else []
+    if names:
+        c = scoring.judging(c, names)
+        config.check(c)
+        told += f"; it judges texts: {', '.join(names) if len(names) > 1 else 'a reward'}"
     params = parameters_of(c.model)
+    rows_of = family.rows
+    family = dataclasses.replace(family, rows=lambda model: [*rows_of(model), *scoring.rows(c)])
     found = fit(family, c.model, weights.tensors, {path: tensor.shape for path, tensor in params.items()})
     rows = [row for row in found if row.ours]
+    _require_floats(weights, rows)
     for row in found:
         if not row.ours and len(row.theirs) == 2:
             _require_equal(weights, *row.theirs)
@@ -104,7 +122,22 @@ def import_model(source: Path, run: Path, *, dtype: str = "", tokenizer: str = "
         notes = {"imported": {"model_type": model_type}} | ({"tokenizer": known.fingerprint} if known else {})
         _write_checkpoint(folder / "checkpoints" / "0", c, params, rows, weights, notes)
     size = sum(math.prod(tensor.shape) for tensor in params.values())
-    return Imported(run, model_type, size, c.model.param_dtype, known)
+    return Imported(run, model_type, size, c.model.param_dtype, known, told)
+
+
+def _set_length(model: ConfigDict, asked: int) -> str:
+    """Set the most tokens that a model with longrope reads, and say how many that are. UserError for other models."""
+    if model.rotary_scaling != "longrope":
+        if asked:
+            raise UserError("--max-length is for models with longrope positions, which compute by it: leave it out")
+        return ""
+    longest = round(model.rotary_original_length * model.rotary_factor)
+    if not 0 <= asked <= longest:
+        raise UserError(f"--max-length {asked} must be from 1 to the {longest:,} tokens that the model was trained for")
+    model.max_length = asked or model.max_length
+    which = "long" if model.max_length > model.rotary_original_length else "short"
+    told = f"; it reads texts of up to {model.max_length:,} tokens, by its {which} factors"
+    return told + f" (up to {longest:,} with --max-length)" * (which == "short")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -158,10 +191,19 @@ def parameters_of(model: ConfigDict) -> dict[str, Tensor]:
 
 def _stored_dtype(weights: Source, family: Family) -> str:
     """bfloat16 when all floats of a file are, else float32, which holds any of them exactly."""
-    floats = {
-        t.dtype.name for t in weights.tensors.values() if t.dtype.name in ("bfloat16", "float16", "float32", "float64")
-    }
+    floats = {t.dtype.name for t in weights.tensors.values() if t.dtype.name in FLOATS}
     return "bfloat16" if floats == {"bfloat16"} else "float32"
+
+
+def _require_floats(weights: Source, rows: list[Row]) -> None:
+    """UserError that names a tensor which is stored in numbers that need a scale, and for which nothing gives one."""
+    names = (name for row in rows for name in row.theirs if weights.tensors[name].dtype.name not in FLOATS)
+    if (name := next(names, None)) is not None:
+        raise UserError(
+            f"the tensor {name} is stored as {weights.tensors[name].dtype.name}, and neither its folder nor "
+            "quantization_config in config.json says what its numbers stand for: get the model in float32, bfloat16 or "
+            "float16"
+        )
 
 
 def _require_equal(weights: Source, name: str, repeats: str) -> None:

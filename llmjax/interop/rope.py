@@ -11,11 +11,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax.errors import UserError
-from llmjax.interop.fields import Entry, Theirs, choose, number, only, refuse_unknown, typed
+from llmjax.interop.fields import Entry, Theirs, choose, flag, number, only, refuse_unknown, typed
 from llmjax.model.positions import rotary_size
 
 # Dynamic scaling begins beyond max_position_embeddings, which is the most that a model reads here.
 KINDS = {"default": "none", "dynamic": "none", "linear": "linear", "llama3": "llama3", "yarn": "yarn"}
+KINDS |= {"longrope": "longrope", "su": "longrope"}  # the older name
 ORIGINAL = "original_max_position_embeddings"
 BASES, FRACTIONS = ("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")
 NAMES = ("rope_scaling", "rope_parameters", ORIGINAL)
@@ -25,6 +26,7 @@ KNOWN = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor", "beta_slow", "beta_fast", "truncate", "attention_factor", "mscale", "mscale_all_dim"),
+    "longrope": ("factor", "attention_factor", "short_factor", "long_factor"),
 }
 IN_ALL = ("rope_type", "type", ORIGINAL, "finetuned", *BASES, *FRACTIONS)
 
@@ -49,6 +51,9 @@ def rope(
 
     def write(c: ConfigDict) -> dict[str, Any]:
         more = {fraction_name: c.rotary_fraction} if fraction_name else {}
+        if c.rotary_scaling == "longrope":
+            more["max_position_embeddings"] = round(c.rotary_original_length * c.rotary_factor)
+            more[ORIGINAL] = c.rotary_original_length
         return {base_name: c.rotary_base, "rope_scaling": scaling(c), **more}
 
     return Entry((*NAMES, *BASES, *FRACTIONS), read, write)
@@ -105,7 +110,7 @@ def set_fraction(c: ConfigDict, fraction: float) -> None:
 def read_dictionary(c: ConfigDict, said: Mapping[str, Any], theirs: Theirs) -> None:
     """Set the keys of rotary scaling from rope_scaling or rope_parameters.
 
-    Raises UserError for longrope and other kinds of scaling, and for dynamic scaling from another length than `max_length`.
+    Raises UserError for other kinds of scaling, and for dynamic scaling from another length than `max_length`.
     """
     where = "config.json's rope_scaling"
     kind = said.get("rope_type", said.get("type", "default"))
@@ -118,24 +123,47 @@ def read_dictionary(c: ConfigDict, said: Mapping[str, Any], theirs: Theirs) -> N
         return
     given = theirs.get(ORIGINAL, said.get(ORIGINAL))
     length = given or c.max_length
+    c.rotary_original_length = length if c.rotary_scaling != "linear" else c.rotary_original_length
+    if c.rotary_scaling == "longrope":
+        _read_longrope(c, said, given, where)
+        return
     c.rotary_factor = float(number(said, "factor", c.max_length / length if given else None, where=where))
     if c.rotary_scaling == "linear":
         return
-    c.rotary_original_length = length
     if c.rotary_scaling == "llama3":
         c.rotary_slow = float(number(said, "low_freq_factor", where=where))
         c.rotary_fast = float(number(said, "high_freq_factor", where=where))
         return
     c.rotary_slow = float(number(said, "beta_slow", 1))
     c.rotary_fast = float(number(said, "beta_fast", 32))
-    only(said, "truncate", True)
-    factor = said.get("attention_factor")
-    if factor is not None:
-        factor = float(typed("attention_factor", factor, float, where=where))
+    c.rotary_truncate = flag(said, "truncate", True, where=where)
+    factor = _attention_factor(said, where)
     if factor is None and said.get("mscale") and said.get("mscale_all_dim"):
         factor = temperature(c.rotary_factor, said["mscale"]) / temperature(c.rotary_factor, said["mscale_all_dim"])
     if factor is not None and not math.isclose(factor, temperature(c.rotary_factor), rel_tol=1e-6):
         c.rotary_attention_factor = float(factor)
+
+
+def _attention_factor(said: Mapping[str, Any], where: str) -> float | None:
+    given = said.get("attention_factor")
+    return None if given is None else float(typed("attention_factor", given, float, where=where))
+
+
+def _read_longrope(c: ConfigDict, said: Mapping[str, Any], original: Any, where: str) -> None:
+    """Both sets of factors; `max_length` becomes the original length, so that texts are read as transformers reads them.
+
+    A larger one, up to rotary_factor times the original, chooses the factors of longer texts.
+    """
+    if original is None:
+        raise UserError(f"{where} is longrope, and config.json lacks {ORIGINAL}; add it as in the published config")
+    c.rotary_factor = c.max_length / typed(ORIGINAL, original, int)
+    for name, ours in (("short_factor", "rotary_short_factors"), ("long_factor", "rotary_long_factors")):
+        values = said.get(name)
+        if not isinstance(values, list):
+            raise UserError(f"{where} has {name}={values!r}, which is no list of numbers")
+        c[ours] = tuple(float(typed(name, value, float, where=where)) for value in values)
+    c.rotary_attention_factor = _attention_factor(said, where) or 0.0
+    c.max_length = c.rotary_original_length
 
 
 def temperature(factor: float, scale: float = 1.0) -> float:
@@ -149,11 +177,15 @@ def scaling(c: ConfigDict) -> dict[str, Any] | None:
         raise UserError(f"model.position={c.position!r} cannot be written as rope_theta; it must be rotary")
     if c.rotary_scaling == "none":
         return None
-    said = {"rope_type": c.rotary_scaling, "factor": c.rotary_factor}
+    said: dict[str, Any] = {"rope_type": c.rotary_scaling, "factor": c.rotary_factor}
     if c.rotary_scaling == "llama3":
         said |= {"low_freq_factor": c.rotary_slow, "high_freq_factor": c.rotary_fast}
     elif c.rotary_scaling == "yarn":
         said |= {"beta_slow": c.rotary_slow, "beta_fast": c.rotary_fast}
+        said |= {} if c.rotary_truncate else {"truncate": False}
+        said |= {"attention_factor": c.rotary_attention_factor} if c.rotary_attention_factor else {}
+    elif c.rotary_scaling == "longrope":
+        said |= {"short_factor": list(c.rotary_short_factors), "long_factor": list(c.rotary_long_factors)}
         said |= {"attention_factor": c.rotary_attention_factor} if c.rotary_attention_factor else {}
     return said | ({} if c.rotary_scaling == "linear" else {ORIGINAL: c.rotary_original_length})
 

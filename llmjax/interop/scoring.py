@@ -1,4 +1,4 @@
-"""Models that judge a whole text, for transformers: reward models and classifiers as ...ForSequenceClassification.
+"""Models that judge a whole text, in and out: reward models and classifiers as transformers' ...ForSequenceClassification.
 
 There a decoder's last token that is no padding is read by the matrix `score`, without a bias. The output head is left out.
 Encoders have their own classes, whose heads are rows of their families.
@@ -16,7 +16,7 @@ from llmjax.interop.mapping import Row, Slot, linear
 
 # model_types with such a class.
 SCORED = (
-    "bloom", "falcon", "gemma", "gemma2", "glm", "glm4", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "opt", "phi", "phi3",
+    "bloom", "falcon", "gemma", "gemma2", "glm", "glm4", "gpt2", "gpt_neox", "gpt_oss", "llama", "mistral", "mixtral", "opt", "phi", "phi3",
     "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
 )  # fmt: skip
 LANGUAGE_HEAD = re.compile(r"^(head|head_bias|head_transform|head_norm|output_projection)(/|$)")
@@ -26,6 +26,30 @@ CRITIC = re.compile(r"^value/")
 def judges(c: ConfigDict) -> bool:
     """Whether a run's model judges whole texts, rather than writes them."""
     return c.objective.name in ("reward", "classify")
+
+
+def outputs(theirs: Mapping[str, Any]) -> list[str]:
+    """The names of what a ...ForSequenceClassification with this config.json says of a text; none: it is of another class."""
+    if not str((theirs.get("architectures") or [""])[0]).endswith("ForSequenceClassification"):
+        return []
+    names = theirs.get("id2label") or {}
+    count = len(names) or theirs.get("num_labels") or 2  # transformers' default
+    return [str(names.get(str(i), f"LABEL_{i}")) for i in range(count)]
+
+
+def judging(c: ConfigDict, names: list[str]) -> ConfigDict:
+    """The config of a run whose model writes, as that of a decoder which judges: a reward model, or a classifier of `names`."""
+    made = c.copy_and_resolve_references()
+    with made.unlocked():
+        made.data.format = "conversations"
+        if len(names) == 1:
+            made.objective.name, made.model.value_head = "reward", True
+        else:
+            made.objective.name, made.model.classes = "classify", len(names)
+            made.objective.classify.labels = tuple(names)
+        made.model = body(made)
+        made.model.value_head, made.model.classes = len(names) == 1, len(names) if len(names) > 1 else 0
+    return made
 
 
 def body(c: ConfigDict) -> ConfigDict:

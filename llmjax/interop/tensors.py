@@ -24,6 +24,12 @@ DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
     "I16": np.dtype("<i2"),
@@ -87,25 +93,29 @@ def _header(file: Path) -> dict[str, tuple[Tensor, int]]:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):
-                raise UserError(f"its header is {length:,} bytes long and the file {size:,}")
+                raise ValueError(f"its header is {length:,} bytes long and the file {size:,}")
             entries = json.loads(stream.read(length))
         entries.pop("__metadata__", None)
-        return {name: _entry(name, entry, start=8 + length, size=size) for name, entry in entries.items()}
+        unknown = {name: entry["dtype"] for name, entry in entries.items() if entry["dtype"] not in DTYPES}
+        if not unknown:
+            return {name: _entry(name, entry, start=8 + length, size=size) for name, entry in entries.items()}
     except FileNotFoundError:
         raise UserError(f"there is no file {file}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is no complete safetensors file ({error}): get it again") from error
+    name, kind = next(iter(unknown.items()))
+    raise UserError(
+        f"{file} has {name} in the type {kind}; known are {', '.join(DTYPES)}: get the model in one of them"
+    )
 
 
 def _entry(name: str, entry: Mapping[str, Any], *, start: int, size: int) -> tuple[Tensor, int]:
-    if entry["dtype"] not in DTYPES:
-        raise UserError(f"{name} has the type {entry['dtype']}; known are {', '.join(DTYPES)}")
     tensor = Tensor(DTYPES[entry["dtype"]], tuple(entry["shape"]))
     begin, end = entry["data_offsets"]
     if end - begin != tensor.nbytes:
-        raise UserError(f"{name} of shape {tensor.shape} takes {tensor.nbytes:,} bytes and has {end - begin:,}")
+        raise ValueError(f"{name} of shape {tensor.shape} takes {tensor.nbytes:,} bytes and has {end - begin:,}")
     if begin < 0 or start + end > size:
-        raise UserError(f"{name} ends at byte {start + end:,} and the file at {size:,}")
+        raise ValueError(f"{name} ends at byte {start + end:,} and the file at {size:,}")
     return tensor, start + begin
 
 

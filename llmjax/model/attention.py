@@ -41,6 +41,7 @@ def reference(
     scale: float = 0.0,
     soft_cap: float = 0.0,
     bias_BHLM: jax.Array | None = None,
+    sinks_H: jax.Array | None = None,
     dropout: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """Attention as in the paper (Vaswani et al. 2017), softmax in float32; groups of H/G queries share keys and values.
@@ -49,6 +50,7 @@ def reference(
         scale: times the products of queries and keys; 0: 1/sqrt(K).
         soft_cap: scores become cap * tanh(scores / cap) (Gemma 2); 0: off.
         bias_BHLM: float32, added to the scores after that; B and H may be 1.
+        sinks_H: float32, see `softmax`.
         dropout: applied to the weights.
     """
     B, L, H, K = q_BLHK.shape
@@ -60,10 +62,24 @@ def reference(
     if bias_BHLM is not None:
         scores = scores + bias_BHLM.reshape(bias_BHLM.shape[0], G, H // G, *bias_BHLM.shape[2:])
     scores = jnp.where(mask_BLM[:, None, None], scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1)
+    weights = softmax(scores, None if sinks_H is None else sinks_H.reshape(1, G, H // G, 1, 1))
     if dropout is not None:
         weights = dropout(weights)
     return jnp.einsum("bgrlm,bmgk->blgrk", weights.astype(v_BMGK.dtype), v_BMGK).reshape(B, L, H, K)
+
+
+def softmax(scores: jax.Array, sinks: jax.Array | None = None) -> jax.Array:
+    """Weights from scores (..., M), over the last dimension.
+
+    sinks: the score (..., 1) of one more key, whose value is zero: a head that finds nothing can attend to it (gpt-oss;
+        Xiao et al. 2023). It is not scaled, capped or masked.
+    """
+    if sinks is None:
+        return jax.nn.softmax(scores, axis=-1)
+    # What is subtracted cancels.
+    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sinks))
+    e = jnp.exp(scores - largest)
+    return e / (jnp.sum(e, axis=-1, keepdims=True) + jnp.exp(sinks - largest))
 
 
 DECODE_QUERIES = 512  # at most so many queries hold their scores with the whole cache at once
@@ -78,6 +94,7 @@ def decode_attention(
     scale: float = 0.0,
     soft_cap: float = 0.0,
     bias_BHLM: jax.Array | None = None,
+    sinks_H: jax.Array | None = None,
 ) -> jax.Array:
     """`reference` for keys and values in the cache's layout (B, G, M, K), read in place."""
     B, L, H, K = q_BLHK.shape
@@ -89,7 +106,8 @@ def decode_attention(
         scores = soft_cap * jnp.tanh(scores / soft_cap)
     if bias_BHLM is not None:
         scores = scores + jnp.broadcast_to(bias_BHLM, scores.shape)
-    weights = jax.nn.softmax(jnp.where(mask_BLM[:, None], scores, -1e30), axis=-1).astype(v_BGMK.dtype)
+    sinks = None if sinks_H is None else sinks_H.reshape(1, H, 1, 1)
+    weights = softmax(jnp.where(mask_BLM[:, None], scores, -1e30), sinks).astype(v_BGMK.dtype)
     y = jnp.einsum("bgrm,bgmk->bgrk", weights.reshape(B, G, H // G * L, -1), v_BGMK)
     return y.reshape(B, H, L, K).transpose(0, 2, 1, 3)
 
@@ -158,12 +176,13 @@ def splash(
     *,
     scale: float = 0.0,
     soft_cap: float = 0.0,
+    sinks_H: jax.Array | None = None,
 ) -> jax.Array:
     """JAX's Pallas kernel for TPU; see kernels_splash.py, which is imported when it is used."""
     from llmjax.model import kernels_splash
 
     return kernels_splash.attention(
-        q_BLHK, k_BMGK, v_BMGK, pattern, interpret=platform() != "tpu", scale=scale, soft_cap=soft_cap
+        q_BLHK, k_BMGK, v_BMGK, pattern, interpret=platform() != "tpu", scale=scale, soft_cap=soft_cap, sinks_H=sinks_H
     )
 
 
@@ -174,7 +193,7 @@ KERNELS: dict[str, Callable[..., jax.Array]] = {
     "cudnn": cudnn,
 }
 BY_PATTERN: dict[str, Callable[..., jax.Array]] = {"splash": splash}
-# (q_BLHK, k_BMGK, v_BMGK, view, *, scale, soft_cap, bias_BHLM, dropout) -> y_BLHK
+# (q_BLHK, k_BMGK, v_BMGK, view, *, scale, soft_cap, bias_BHLM, sinks_H, dropout) -> y_BLHK
 Attend = Callable[..., jax.Array]
 FASTEST = {  # on CPU as measured, on TPU by the memory of compiled programs (results/attention.json)
     "cpu": ("blocked", "dot_product", "reference"),
@@ -207,11 +226,7 @@ def choose(c: ConfigDict, *, platform: str, any_mask: bool = False) -> Choice:
         return Choice(c.attention)
     elif platform == "gpu":
         passed_over.append(("cudnn", "is only taken when model.attention=cudnn asks for it"))
-    asked = {
-        "attention_soft_cap": c.attention_soft_cap > 0,
-        "position": c.position in model_checks.RELATIVE,
-        "attention_dropout": c.attention_dropout > 0,
-    }
+    asked = model_checks.beyond_scores(c)
     for name in FASTEST.get(platform, FASTEST["gpu"]):
         able = model_checks.KERNELS[name]
         lacking = [f"model.{key}={c[key]}" for key, needed in asked.items() if needed and key not in able]
@@ -321,7 +336,14 @@ class Attention(nn.Module):
         if q_BLHK.shape[1] <= DECODE_QUERIES:
             scale, cap = attention_scale(self.c), self.c.attention_soft_cap
             y_BLHK = decode_attention(
-                q_BLHK, k_BGMK, v_BGMK, view.mask(), scale=scale, soft_cap=cap, bias_BHLM=bias_BHLM
+                q_BLHK,
+                k_BGMK,
+                v_BGMK,
+                view.mask(),
+                scale=scale,
+                soft_cap=cap,
+                bias_BHLM=bias_BHLM,
+                sinks_H=self._sinks(),
             )
         else:
             y_BLHK = self._attend(q_BLHK, k_BGMK.swapaxes(1, 2), v_BGMK.swapaxes(1, 2), view, bias_BHLM)
@@ -333,6 +355,13 @@ class Attention(nn.Module):
         if self.c.qk_norm_over == "head":
             return norm(x_BLHK)
         return norm(x_BLHK.reshape(*x_BLHK.shape[:2], -1)).reshape(x_BLHK.shape)
+
+    def _sinks(self) -> jax.Array | None:
+        """sinks_H, float32."""
+        if not self.c.attention_sinks:
+            return None
+        sinks_H = self.param("sinks", nn.initializers.zeros, (self.c.heads,), layers.dtype_of(self.c.param_dtype))
+        return sinks_H.astype(jnp.float32)
 
     def _out(self, y_BLHK: jax.Array) -> jax.Array:
         out = Linear(self.c, (self.c.width,), "outward", inputs=2, bias="out" in self.c.bias, name="out")
@@ -350,6 +379,8 @@ class Attention(nn.Module):
             more["bias_BHLM"] = bias_BHLM
         if c.attention_soft_cap:
             more["soft_cap"] = c.attention_soft_cap
+        if c.attention_sinks:
+            more["sinks_H"] = self._sinks()
         if c.attention_dropout and not self.deterministic:
             key = self.make_rng("dropout")
             more["dropout"] = lambda weights: layers.drop(weights, c.attention_dropout, key)

@@ -30,6 +30,7 @@ def attention(
     interpret: bool,
     scale: float = 0.0,
     soft_cap: float = 0.0,
+    sinks_H: jax.Array | None = None,
 ) -> jax.Array:
     """`attention.reference` for a pattern: y_BLHK.
 
@@ -39,6 +40,7 @@ def attention(
         interpret: run the kernel step by step in JAX, which other platforms than TPU need.
         scale: times the products of queries and keys; 0: 1/sqrt(K).
         soft_cap: scores become cap * tanh(scores / cap) (Gemma 2); 0: off.
+        sinks_H: float32, see `attention.softmax`.
     """
     (L, H, K), M = q_BLHK.shape[1:], k_BMGK.shape[1]
     axes = divided("BLH", q_BLHK.shape[:3])
@@ -63,15 +65,25 @@ def attention(
         interpret=interpret,
     )
 
-    def run(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, queries_BL: jax.Array, keys_BM: jax.Array) -> Any:
+    def run(
+        kernel: Any,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        queries_BL: jax.Array,
+        keys_BM: jax.Array,
+        *sinks: jax.Array,
+    ) -> Any:
         ids = splash.SegmentIds(queries_BL, keys_BM)
-        return jax.vmap(kernel)(q, k, v, ids)
+        return jax.vmap(lambda *row: kernel(*row, *sinks))(q, k, v, ids)
 
     # What the kernel knows of blocks is (1, blocks of queries, blocks of keys), and of queries (L): a band has no other
     # parts. `kernel.manual_sharding_spec` says the same, but not where other axes are manual already.
     L_axes = axes["L"] or None
     parts = jax.tree.map(lambda x: PartitionSpec(L_axes) if x.ndim == 1 else PartitionSpec(None, L_axes), kernel)
-    y_BHLK = run_manual(run, (kernel, q, k, v, *segments), (parts, "BHLK", "BHMK", "BHMK", "BL", "BM"), "BHLK", axes)
+    sinks = () if sinks_H is None else (sinks_H,)
+    dimensions = (parts, "BHLK", "BHMK", "BHMK", "BL", "BM", *("H" for _ in sinks))
+    y_BHLK = run_manual(run, (kernel, q, k, v, *segments, *sinks), dimensions, "BHLK", axes)
     return y_BHLK[:, :, :L].transpose(0, 2, 1, 3)
 
 

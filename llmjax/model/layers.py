@@ -14,6 +14,14 @@ from llmjax.model import adapters, blockwise, kernels, kernels_quantized
 from llmjax.model.init import initializer
 from llmjax.model.observed import observe
 
+CLAMP = 7.0  # the largest gate of swiglu_clamped
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """GELU by a sigmoid (Hendrycks & Gimpel 2016, section 2)."""
+    return x * nn.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": kernels.gelu,
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),
@@ -21,11 +29,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu2": lambda x: jnp.square(nn.relu(x)),  # So et al. 2021, Primer
     "silu": nn.silu,
     "swiglu": nn.silu,  # Shazeer 2020: the gate's activation
+    "swiglu_clamped": lambda gate: quick_gelu(jnp.minimum(gate, CLAMP)),  # gpt-oss, see `activated`
     "geglu": kernels.gelu,
     "geglu_tanh": functools.partial(nn.gelu, approximate=True),
     "reglu": nn.relu,
 }
-GATED = ("swiglu", "geglu", "geglu_tanh", "reglu")
+GATED = ("swiglu", "swiglu_clamped", "geglu", "geglu_tanh", "reglu")
 
 
 def constrain(x: jax.Array, dimensions: str) -> jax.Array:
@@ -185,6 +194,18 @@ def mlp_width(c: ConfigDict) -> int:
     return -(-8 * c.width // 3 // 64) * 64 if c.activation in GATED else 4 * c.width
 
 
+def activated(c: ConfigDict, up: jax.Array, gate: jax.Array | None = None) -> jax.Array:
+    """What `down` reads: the activation of `up`, or with a gate `up` times the activation of `gate`.
+
+    swiglu_clamped (gpt-oss, OpenAI 2025) also clips `up` to CLAMP on both sides and adds 1 to it.
+    """
+    if gate is None:
+        return ACTIVATIONS[c.activation](up)
+    if c.activation == "swiglu_clamped":
+        up = jnp.clip(up, -CLAMP, CLAMP) + 1.0
+    return up * ACTIVATIONS[c.activation](gate)
+
+
 class MLP(nn.Module):
     """The feed-forward branch: up, activation (times a gate's), down. x_BLD -> y_BLD."""
 
@@ -195,11 +216,9 @@ class MLP(nn.Module):
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         c, bias = self.c, "mlp" in self.c.bias
         width = self.width or mlp_width(c)
-        activation = ACTIVATIONS[c.activation]
         h_BLF = Linear(c, (width,), "inward", bias=bias, name="up")(x_BLD)
+        gate_BLF = None
         if c.activation in GATED:
-            h_BLF = h_BLF * activation(Linear(c, (width,), "inward", bias=bias, name="gate")(x_BLD))
-        else:
-            h_BLF = activation(h_BLF)
-        h_BLF = constrain(h_BLF, "BLF")
+            gate_BLF = Linear(c, (width,), "inward", bias=bias, name="gate")(x_BLD)
+        h_BLF = constrain(activated(c, h_BLF, gate_BLF), "BLF")
         return Linear(c, (c.width,), "outward", bias=bias, name="down")(h_BLF)

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from llmjax.model import routing
 from llmjax.model.init import initializer
-from llmjax.model.layers import ACTIVATIONS, GATED, MLP, Linear, dtype_of, mlp_width
+from llmjax.model.layers import GATED, MLP, Linear, activated, dtype_of, mlp_width
 from llmjax.model.observed import observe
 from llmjax.model.per_device import axes_of, per_device, platform, run_manual, summable
 from llmjax.model.routing import Assignment
@@ -61,7 +61,8 @@ class MoE(nn.Module):
         E, D, F = moe.experts, c.width, expert_width(c)
         # ------------------------------------------------------------------ which experts
         # Float32 until top-k: rounding changes which experts are chosen (Fedus et al. 2021, section 2.4).
-        router_DE = Weights(c, (D, E), "inward", name="router")()["kernel"].astype(jnp.float32)
+        router = Weights(c, (D, E), "inward", "router" in c.bias, name="router")()
+        router_DE = router["kernel"].astype(jnp.float32)
         seen_BLD = x_BLD.astype(jnp.float32)
         if moe.jitter and not self.deterministic:
             noise = jax.random.uniform(
@@ -69,6 +70,8 @@ class MoE(nn.Module):
             )
             seen_BLD = seen_BLD * noise
         logits_BLE = jnp.matmul(seen_BLD, router_DE, precision=jax.lax.Precision.HIGHEST)
+        if "bias" in router:
+            logits_BLE = logits_BLE + router["bias"].astype(jnp.float32)[None, None]
         scores_BLE = routing.scores(logits_BLE, moe)
         bias_E = None
         if moe.bias_rate:
@@ -197,9 +200,8 @@ def mlp(
             y = y + own_PE.astype(x.dtype) @ weights[name]["bias"]
         return y
 
-    h_PF, activation = linear("up", x_PD), ACTIVATIONS[c.activation]
-    h_PF = h_PF * activation(linear("gate", x_PD)) if "gate" in weights else activation(h_PF)
-    return linear("down", h_PF)
+    gate_PF = linear("gate", x_PD) if "gate" in weights else None
+    return linear("down", activated(c, linear("up", x_PD), gate_PF))
 
 
 def reference(
@@ -218,8 +220,7 @@ def reference(
             y = x @ own[name]["kernel"]
             return y + own[name]["bias"][None, None] if "bias" in own[name] else y
 
-        h_BLF, activation = linear("up", x_BLD), ACTIVATIONS[c.activation]
-        h_BLF = h_BLF * activation(linear("gate", x_BLD)) if "gate" in own else activation(h_BLF)
+        h_BLF = activated(c, linear("up", x_BLD), linear("gate", x_BLD) if "gate" in own else None)
         weight_BL = jnp.sum(jnp.where(experts_BLJ == e, weights_BLJ, 0.0), axis=-1)
         y_BLD = y_BLD + weight_BL[..., None] * linear("down", h_BLF)
     return y_BLD

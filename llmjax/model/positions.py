@@ -28,6 +28,10 @@ def rotary_frequencies(c: ConfigDict, *, local: bool = False) -> tuple[np.ndarra
     stretched by the factor and the fastest hardly ("NTK-aware" scaling). yarn: pairs with few turns over the original
     length are divided, those with many kept, a ramp between in the index of the pair, and scores scaled by
     (0.1 ln factor + 1)^2 (Peng et al. 2023 and its code). llama3: the same idea with the ramp in the number of turns.
+    longrope: each pair is divided by a factor of its own (Ding et al. 2024). There are two sets, for texts up to the
+    original length and for longer ones. `max_length` chooses, so that all positions of a text have the same. That is what
+    transformers computes of a whole text. While it writes it starts with the short set, and reads the text again with the
+    long one when it passes the border.
     """
     size = rotary_size(c)
     base = c.rotary_local_base if local and c.rotary_local_base else c.rotary_base
@@ -45,13 +49,19 @@ def rotary_frequencies(c: ConfigDict, *, local: bool = False) -> tuple[np.ndarra
         turns = length * frequencies / (2 * math.pi)
         kept = np.clip((turns - c.rotary_slow) / (c.rotary_fast - c.rotary_slow), 0, 1)
         return frequencies * (kept + (1 - kept) / factor), 1.0
+    if c.rotary_scaling == "longrope":
+        factors = c.rotary_long_factors if c.max_length > length else c.rotary_short_factors
+        stretch = math.sqrt(1 + math.log(factor) / math.log(length)) if factor > 1 else 1.0
+        return frequencies / np.asarray(factors), c.rotary_attention_factor or stretch
     assert c.rotary_scaling == "yarn", c.rotary_scaling
 
     def pair_with(turns: float) -> float:  # the pair that turns so often over the original length
         return size * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
-    low = max(math.floor(pair_with(c.rotary_fast)), 0)
-    high = min(math.ceil(pair_with(c.rotary_slow)), size - 1)
+    low, high = pair_with(c.rotary_fast), pair_with(c.rotary_slow)
+    if c.rotary_truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, size - 1)
     divided = np.clip((np.arange(size // 2) - low) / max(high - low, 0.001), 0, 1)
     temperature = c.rotary_attention_factor or (0.1 * math.log(factor) + 1 if factor > 1 else 1.0)
     return frequencies * (1 - divided + divided / factor), temperature

@@ -8,15 +8,15 @@ first, then token: x = j * T + t), `T` tokens, `P` slots, the rows that experts 
 | Switch (Fedus et al. 2021) | 1 | softmax | no: the probability scales the output, or the router would not learn | loss (batch) |
 | GShard (Lepikhin et al. 2020) | 2 | softmax | yes | loss (batch) |
 | Mixtral (Jiang et al. 2024) | 2 | softmax; of the chosen logits, which is the same as of all, divided by the chosen's sum | yes | loss (layers) |
-| DeepSeekMoE, V2 (Dai et al. 2024) | many small, and shared ones | softmax | no | loss (row) |
-| DeepSeek-V3 (2024) | many small, and shared ones | sigmoid | yes, times a scale | a bias on the choice alone, and a small loss (row) |
+| DeepSeekMoE, V2 (Dai et al. 2024) | many small, perhaps of a few groups, and shared ones | softmax | no | loss (row) |
+| DeepSeek-V3 (2024) | many small of a few groups, and shared ones | sigmoid | yes, times a scale | a bias on the choice alone, and a small loss (row) |
 | Qwen3 (Yang et al. 2025) | many small | softmax | yes | loss (layers) |
 
 With batch and row the losses of the layers are added up. With layers there is one loss for all, as in transformers.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,11 @@ def choose(
     wanted_BLE = scores_BLE if bias_E is None else scores_BLE + bias_E[None, None]
     # Device by device: the compiler would gather the scores of the whole batch on each device for top-k.
     wanted_BLE = jax.lax.stop_gradient(wanted_BLE)
-    experts_BLJ = per_device(lambda wanted, _: jax.lax.top_k(wanted, moe.active)[1], (wanted_BLE,), ("BLE",))
+
+    def best(wanted_BLE: jax.Array, _: Any) -> jax.Array:
+        return jax.lax.top_k(in_best_groups(wanted_BLE, moe), moe.active)[1]
+
+    experts_BLJ = per_device(best, (wanted_BLE,), ("BLE",))
     # A masked sum, not a gather, whose derivative would be a scatter.
     chosen_BLJE = experts_BLJ[..., None] == jnp.arange(experts)[None, None, None]
     weights_BLJ = jnp.sum(jnp.where(chosen_BLJE, scores_BLE[:, :, None], 0.0), axis=-1)
@@ -56,6 +60,18 @@ def choose(
         weights_BLJ = weights_BLJ / (jnp.sum(weights_BLJ, axis=-1, keepdims=True) + NEVER_ZERO)
     weights_BLJ = jnp.where(valid_BL[..., None], weights_BLJ * moe.scale, 0.0)
     return jnp.where(valid_BL[..., None], experts_BLJ, experts), weights_BLJ
+
+
+def in_best_groups(wanted_BLE: jax.Array, moe: ConfigDict) -> jax.Array:
+    """The scores of experts in the groups that each token chooses, and -inf for the others (DeepSeek-V2 and V3)."""
+    if moe.groups == moe.active_groups:
+        return wanted_BLE
+    B, L, E = wanted_BLE.shape
+    groups_BLGE = wanted_BLE.reshape(B, L, moe.groups, E // moe.groups)
+    scores_BLG = jnp.sum(jax.lax.top_k(groups_BLGE, moe.group_score)[0], axis=-1)
+    chosen_BLA = jax.lax.top_k(scores_BLG, moe.active_groups)[1]
+    kept_BLG = jnp.any(chosen_BLA[..., None] == jnp.arange(moe.groups)[None, None, None], axis=2)
+    return jnp.where(kept_BLG[..., None], groups_BLGE, -jnp.inf).reshape(B, L, E)
 
 
 def loads(experts_BLJ: jax.Array, experts: int) -> jax.Array:

@@ -33,7 +33,7 @@ def layer_stacks(c: ConfigDict, *, encoder: bool = False) -> list[Stack]:
 
     def kind(layer: int) -> Kind:
         sparse = c.moe.experts > 0 and layer >= first and (layer - first + 1) % c.moe.every == 0
-        return pattern[layer % len(pattern)], sparse
+        return pattern[layer % len(pattern)], sparse and layer not in c.moe.dense
 
     kinds = [kind(layer) for layer in range(count)]
     first = min(first, count) if c.moe.experts else 0
@@ -52,6 +52,11 @@ def layer_stacks(c: ConfigDict, *, encoder: bool = False) -> list[Stack]:
             same = len(set(part)) == 1  # then every layer is a repetition of its own
             found.append(Stack(name, (part[0],) if same else tuple(part), times * len(part) if same else times, start))
     return found
+
+
+def sparse_layers(c: ConfigDict) -> list[bool]:
+    """Which layers have experts."""
+    return [sparse for stack in layer_stacks(c) for _ in range(stack.repeats) for _, sparse in stack.kinds]
 
 
 def layer_slots(c: ConfigDict, *, encoder: bool = False) -> list[tuple[str, int]]:

@@ -40,6 +40,7 @@ def ring(
     scale: float = 0.0,
     soft_cap: float = 0.0,
     bias_BHLM: jax.Array | None = None,
+    sinks_H: jax.Array | None = None,
     dropout: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """`attention.reference` over a mesh whose axis `context` divides L and M, one device's keys and values at a time.
@@ -59,8 +60,8 @@ def ring(
         )
     along = PartitionSpec(None, AXIS)
     # Each device is told its number: the compiler takes no part of a derivative that has no operand but `axis_index`.
-    arguments: list[Any] = [jnp.arange(ways), q_BLHK, k_BMGK, v_BMGK]
-    where = [PartitionSpec(AXIS), *[along] * 3]
+    arguments: list[Any] = [jnp.arange(ways), q_BLHK, k_BMGK, v_BMGK, sinks_H]
+    where = [PartitionSpec(AXIS), *[along] * 3, PartitionSpec()]
     band = None
     if view.pattern is not None and bias_BHLM is None:
         halves = view.pattern.causal and length % (2 * ways) == 0
@@ -101,6 +102,7 @@ def _on_device(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
+    sinks_H: jax.Array | None,
     *rest: jax.Array,
     ways: int,
     band: Band | None,
@@ -111,6 +113,7 @@ def _on_device(
 
     Args:
         number: (1,), the device's place in the ring.
+        sinks_H: see `attention.softmax`.
         rest: with a band the segments of queries and keys, else the mask and maybe a bias, of this device's queries.
     """
     (B, L, H, K), G = q.shape, k.shape[2]
@@ -158,6 +161,10 @@ def _on_device(
 
     none = jnp.zeros((B, G, H // G, L), jnp.float32)
     start = Sums(none - 1e30, none, jnp.zeros((B, G, H // G, L, K), jnp.float32))
+    if sinks_H is not None:  # a first key that every query sees, whose value is zero
+        sinks = none + sinks_H.reshape(1, G, H // G, 1)
+        largest = jax.lax.stop_gradient(sinks)
+        start = start._replace(largest=largest, weight=jnp.exp(sinks - largest))
     (_, _, sums), _ = jax.lax.scan(jax.checkpoint(step), (k, v, start), jnp.arange(ways))
     # A query that sees nothing is padding; it gets zeros.
     y = sums.total / jnp.maximum(sums.weight, 1e-30)[..., None]

@@ -46,6 +46,7 @@ TABLE: tuple[Row, ...] = (
     (LAYER + r"(attention|cross)/(query|key|value|position)/kernel$", (None, "fsdp", "tensor", None)),  # N D H K
     (LAYER + r"(attention|cross)/(query|key|value)/bias$", (None, "tensor", None)),  # N H K
     (LAYER + r"attention/(query_down|latent_down|rotary_key)/kernel$", (None, "fsdp", None)),  # N D R
+    (LAYER + r"(attention|cross)/sinks$", (None, "tensor")),  # N H
     (LAYER + r"attention/(content|position|type)_bias$", (None, "tensor", None)),  # N H K
     (LAYER + r"attention/type_embedding$", (None, None, "tensor", None)),  # N 2 H K
     (LAYER + r"(attention|cross)/out/kernel$", (None, "tensor", None, "fsdp")),  # N H K D
@@ -54,7 +55,7 @@ TABLE: tuple[Row, ...] = (
     (LAYER + r"(mlp|moe/shared)/down/kernel$", (None, "tensor", "fsdp")),  # N F D
     (LAYER + r"(attention/out|cross/out|mlp/down|moe/shared/down)/bias$", (None, None)),  # N D
     (LAYER + r"moe/(router|shared_gate)/kernel$", (None, "fsdp", None)),  # N D E
-    (LAYER + r"moe/expert_bias$", (None, None)),  # N E
+    (LAYER + r"moe/(expert_bias|router/bias)$", (None, None)),  # N E
     (LAYER + r"moe/(up|gate)/kernel$", (None, "expert", "fsdp", "tensor")),  # N E D F
     (LAYER + r"moe/(up|gate)/bias$", (None, "expert", "tensor")),  # N E F
     (LAYER + r"moe/down/kernel$", (None, "expert", "tensor", "fsdp")),  # N E F D

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax import config
-from llmjax.interop.experts import expert_rows, fused_expert_rows, sparse_layers
+from llmjax.interop.experts import expert_rows, fused_expert_rows
 from llmjax.interop.families.gpt import head
 from llmjax.interop.families.llama import SILU, SIZES
 from llmjax.interop.fields import Entry, Theirs, constants, field, fixed, ignored, number, only, settings, typed
@@ -20,7 +20,7 @@ from llmjax.interop.fused import concatenated, reordered
 from llmjax.interop.mapping import Arrays, Family, Row, Slot, linear, norm, same
 from llmjax.interop.rope import rope, temperature
 from llmjax.model.layers import mlp_width
-from llmjax.model.stacks import layer_slots
+from llmjax.model.stacks import layer_slots, sparse_layers
 
 BIAS_RATE = 0.001  # of the bias that balances experts; no config.json says it
 
@@ -63,6 +63,20 @@ def _rope() -> Entry:
     return Entry(one.names, read, write)
 
 
+def _choice() -> Entry:
+    """V2 chooses among all experts, whatever n_group says, or among those of the groups with the best expert."""
+
+    def read(c: ConfigDict, theirs: Theirs) -> None:
+        only(theirs, "topk_method", "greedy", "group_limited_greedy")
+        if theirs.get("topk_method", "greedy") == "greedy":
+            c.moe.groups = c.moe.active_groups = 1
+
+    def write(c: ConfigDict) -> dict[str, Any]:
+        return {"topk_method": "greedy" if c.moe.groups == 1 else "group_limited_greedy"}
+
+    return Entry(("topk_method",), read, write)
+
+
 COMMON = (
     *(e for e in SIZES if not {"rms_norm_eps", "head_dim", "num_key_value_heads"} & set(e.names)),
     SILU,
@@ -79,27 +93,26 @@ COMMON = (
     field("moe_intermediate_size", "moe.width"),
     field("first_k_dense_replace", "moe.first"),
     field("routed_scaling_factor", "moe.scale"),
-    fixed("n_group", 1),
-    fixed("topk_group", 1),
+    field("n_group", "moe.groups", 1),
+    field("topk_group", "moe.active_groups", 1),
     fixed("moe_layer_freq", 1),
     fixed("rms_norm_eps", 1e-6),  # of the inner norms it is this always
     fixed("attention_bias", False),
     fixed("mlp_bias", False),
     ignored("head_dim qk_head_dim aux_loss_alpha seq_aux ep_size num_nextn_predict_layers"),
-    constants(n_group=1, topk_group=1),
 )
 V2 = (
-    constants(architectures=["DeepseekV2ForCausalLM"], topk_method="greedy"),
+    constants(architectures=["DeepseekV2ForCausalLM"]),
     *COMMON,
     settings(**{"moe.normalize": False}),
     fixed("norm_topk_prob", False),
-    fixed("topk_method", "greedy"),
+    _choice(),
     fixed("scoring_func", "softmax"),
 )
 V3 = (
     constants(architectures=["DeepseekV3ForCausalLM"]),
     *COMMON,
-    settings(**{"moe.score": "sigmoid", "moe.bias_rate": BIAS_RATE}),
+    settings(**{"moe.score": "sigmoid", "moe.bias_rate": BIAS_RATE, "moe.group_score": 2}),
     field("norm_topk_prob", "moe.normalize", True),
     fixed("topk_method", "noaux_tc"),
     fixed("scoring_func", "sigmoid"),
@@ -180,7 +193,8 @@ def _family(model_type: str, entries: tuple[Entry, ...]) -> Family:
         (model_type,),
         entries,
         rows,
-        ignored=(r"rotary_emb\.inv_freq$",),
+        # Layer 61 of V3 predicts further tokens in training alone. transformers leaves it out too.
+        ignored=(r"rotary_emb\.inv_freq$", r"^model\.layers\.61\."),
         renames=((r"^(?=(embed_tokens|layers|norm)\.)", "model."),),
         other_rows=functools.partial(fused_expert_rows, EXPERTS),
     )

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.errors import UserError
-from llmjax.interop.experts import expert_rows, fused_expert_rows, sparse_layers
+from llmjax.interop.experts import expert_rows, fused_expert_rows
 from llmjax.interop.fields import (
     GATED_ACTIVATIONS,
     Entry,
@@ -23,6 +23,7 @@ from llmjax.interop.fields import (
     field,
     fixed,
     flag,
+    ignored,
     only,
     settings,
     typed,
@@ -30,7 +31,7 @@ from llmjax.interop.fields import (
 from llmjax.interop.mapping import Family, Row, linear, same, tied
 from llmjax.interop.rope import rope
 from llmjax.model.layers import mlp_width
-from llmjax.model.stacks import layer_slots, layer_stacks
+from llmjax.model.stacks import layer_slots, sparse_layers
 
 # The sizes, and what else every one of them has.
 SIZES = (
@@ -82,6 +83,8 @@ def windows(which: str, *, switched: bool = False, periodic: bool = False, full:
     def read(c: ConfigDict, theirs: Theirs) -> None:
         types = theirs.get("layer_types")
         window = theirs.get("sliding_window") if not switched or flag(theirs, "use_sliding_window") else None
+        if which == "all" and window and typed("sliding_window", window, int) >= c.max_length:
+            window = None  # every token is within it
         if which != "some":
             window = window if which == "all" else None
             kinds = ["local" if window else "global"] * c.layers
@@ -134,7 +137,7 @@ def set_pattern(c: ConfigDict, kinds: list[str]) -> None:
 
 def written_balance(c: ConfigDict) -> float:
     """The weight of their balance loss, which is one for all layers and k at balance, that is worth ours at balance."""
-    sparse = sum(stack.repeats * sum(sparse for _, sparse in stack.kinds) for stack in layer_stacks(c))
+    sparse = sum(sparse_layers(c))
     return float(c.moe.balance_loss * (1 if c.moe.balance_over == "layers" else sparse / c.moe.active))
 
 
@@ -151,20 +154,29 @@ def experts(name: str, count: int, active: int) -> tuple[Entry, ...]:
 
 
 def dense_layers() -> Entry:
-    """The layers without experts: the first ones, and all but every so many of the rest."""
+    """The layers without experts: all but every so many, and the ones that mlp_only_layers lists."""
 
     def read(c: ConfigDict, theirs: Theirs) -> None:
-        c.moe.every = typed("decoder_sparse_step", theirs.get("decoder_sparse_step") or 1, int)
-        dense = theirs.get("mlp_only_layers") or []
-        if sorted(dense) != list(range(len(dense))) or (dense and c.moe.every > 1):
+        c.moe.every = step = typed("decoder_sparse_step", theirs.get("decoder_sparse_step") or 1, int)
+        listed = theirs.get("mlp_only_layers") or []
+        if step < 1 or not all(isinstance(i, int) for i in listed):
             raise UserError(
-                f"config.json has mlp_only_layers={dense} with decoder_sparse_step={c.moe.every}; "
-                "supported: the first layers, with a step of 1"
+                f"config.json has decoder_sparse_step={step}, mlp_only_layers={listed}; supported: a step of at least 1, and "
+                "numbers of layers"
             )
-        c.moe.first = len(dense)
+        dense = [i for i in range(step - 1, c.layers, step) if i in listed]
+        if step == 1 and dense == list(range(len(dense))):
+            c.moe.first = len(dense)
+        else:
+            c.moe.dense = tuple(dense)
 
     def write(c: ConfigDict) -> dict[str, Any]:
-        return {"decoder_sparse_step": c.moe.every, "mlp_only_layers": list(range(c.moe.first))}
+        step = c.moe.every if c.moe.first == 0 else 1
+        sparse = sparse_layers(c)
+        return {
+            "decoder_sparse_step": step,
+            "mlp_only_layers": [i for i in range(step - 1, c.layers, step) if not sparse[i]],
+        }
 
     return Entry(("decoder_sparse_step", "mlp_only_layers"), read, write)
 
@@ -343,6 +355,9 @@ FAMILIES: tuple[Family, ...] = (
         constants(pad_token_id=None),  # without it the class has one that smaller vocabularies lack
         biases(attention="asked", mlp=True),
         windows("none"),
+        fixed("sliding_window", None),
+        fixed("use_sliding_window", False),
+        ignored("max_window_layers"),
         _unrotated(),
         rope(base=2e6),
         defaults={"num_key_value_heads": 4, "tie_word_embeddings": True},

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from llmjax import config
 from llmjax.interop.families.gpt import head
 from llmjax.interop.families.llama import SILU, SIZES, biases, decoder, windows
-from llmjax.interop.fields import constants, field
+from llmjax.interop.fields import constants, field, fixed
 from llmjax.interop.fused import concatenated
 from llmjax.interop.mapping import Family, Row, linear, norm, same
 from llmjax.interop.rope import rope
@@ -21,6 +21,8 @@ PHI3 = (
     SILU,
     biases(),
     windows("all"),
+    fixed("full_attn_mod", 1),
+    fixed("interpolate_factor", 1),
     field("resid_pdrop", "dropout", 0.0),
     field("embd_pdrop", "embedding_dropout", 0.0),
     rope(fraction_name="partial_rotary_factor"),

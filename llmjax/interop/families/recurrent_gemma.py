@@ -25,7 +25,8 @@ def _pattern() -> Entry:
     """Which layers are recurrent: block_types, repeated."""
 
     def read(c: ConfigDict, theirs: Theirs) -> None:
-        types = theirs.get("block_types") or ("recurrent", "recurrent", "attention")
+        usual = ("recurrent", "recurrent", "attention")
+        types = theirs.get("block_types") or theirs.get("_block_types") or usual  # as published, with an underscore
         kinds = [choose("block_types", name, KINDS) for name in types]
         set_pattern(c, [kinds[i % len(kinds)] for i in range(c.layers)])
 
@@ -33,7 +34,7 @@ def _pattern() -> Entry:
         names = {ours: theirs for theirs, ours in KINDS.items()}
         return {"block_types": [names.get(kind, kind) for kind in c.pattern]}
 
-    return Entry(("block_types",), read, write)
+    return Entry(("block_types", "_block_types"), read, write)
 
 
 RECURRENT_GEMMA = (

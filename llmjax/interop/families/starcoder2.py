@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from llmjax import config
 from llmjax.interop.families.gpt import BIASED, head
 from llmjax.interop.families.llama import SIZES, decoder, windows
-from llmjax.interop.fields import ACTIVATIONS, constants, field, settings
+from llmjax.interop.fields import ACTIVATIONS, constants, field, fixed, ignored, settings
 from llmjax.interop.mapping import Family, Row, linear, norm, same
 from llmjax.interop.rope import rope
 from llmjax.model.layers import mlp_width
@@ -23,6 +23,11 @@ STARCODER2 = (
     field("residual_dropout", "dropout", 0.0),
     field("embedding_dropout", "embedding_dropout", 0.0),
     windows("all"),
+    fixed("mlp_type", "default"),
+    fixed("norm_type", "layer_norm"),
+    fixed("scale_attn_weights", True),
+    # The class reads hidden_act and norm_epsilon, and takes softmaxes in float32 always.
+    ignored("activation_function layer_norm_epsilon attention_softmax_in_fp32 scale_attention_softmax_in_fp32"),
     rope(),
 )
 
