@@ -1,6 +1,7 @@
 """Weights that are published in 4 and 8 bits become what they stand for, bit for bit; other forms are refused by name."""
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,14 @@ def test_a_float8_matrix_is_its_numbers_times_their_scales(form: str, tmp_path: 
     assert_equal(imported(source, tmp_path / "run"), expected_params(LLAMA, whole))
 
 
+def test_what_modelopt_says_in_a_file_of_its_own_is_read(tmp_path: Path) -> None:
+    stored, whole = in_float8("modelopt")
+    source = write_model(tmp_path / "hf", LLAMA, stored)
+    said = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}}
+    (source / "hf_quant_config.json").write_text(json.dumps(said))
+    assert_equal(imported(source, tmp_path / "run"), expected_params(LLAMA, whole))
+
+
 class Weights:
     def __init__(self, **arrays: np.ndarray) -> None:
         self.arrays = arrays
@@ -132,6 +141,7 @@ def test_experts_in_mxfp4_become_the_model_of_their_numbers(tmp_path: Path) -> N
         (compressed(num_bits=4), "group_0 has weights of type='float', num_bits=4"),
         (compressed(type="int"), "type='int', num_bits=8"),
         (compressed(symmetric=False), "symmetric=False"),
+        (compressed() | {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity of format='sparse-24-bitmask'"),
     ],
 )
 def test_other_forms_are_refused_by_name(said: dict[str, Any], message: str) -> None:

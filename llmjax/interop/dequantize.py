@@ -60,6 +60,10 @@ def _block_size(said: Mapping[str, Any], method: str) -> tuple[int, int] | None:
     if method == "modelopt" and (kind := said.get("quant_algo")) != "FP8":
         raise UserError(f"config.json has a quantization_config with quant_algo={kind!r}; supported: 'FP8'")
     if method == "compressed-tensors":
+        if (kind := (said.get("sparsity_config") or {}).get("format", "dense")) != "dense":
+            raise UserError(
+                f"config.json has a quantization_config with sparsity of format={kind!r}; supported: 'dense'"
+            )
         sizes = set()
         for name, group in (said.get("config_groups") or {}).items():
             form = group.get("weights") or {}

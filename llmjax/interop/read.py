@@ -31,6 +31,7 @@ from llmjax.parallel.placement import path_name
 
 DTYPES = ("float32", "bfloat16")
 FLOATS = ("bfloat16", "float16", "float32", "float64")  # what a model's tensors can be stored in without a scale
+QUANTIZATION_FILE = "hf_quant_config.json"  # where older files of ModelOpt say it
 TOKENIZER_FILES = (BYTE_FILE, MODEL_FILE, *hf_tokenizer.SENTENCEPIECE_FILES)
 
 
@@ -149,16 +150,25 @@ def read_config(folder: Path) -> dict[str, Any]:
         if found := sorted(folder.glob("*.gguf")):
             raise UserError(f"{folder} has no config.json; to import the GGUF file give it itself: --from {found[0]}")
         raise UserError(f"{folder} has no config.json: it is not the folder of a Hugging Face model")
-    try:
-        theirs: dict[str, Any] = json.loads(storage.read_text(path))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): get it again") from error
+    theirs = _read_json(path)
+    beside = folder / QUANTIZATION_FILE
+    if beside.is_file() and not theirs.get("quantization_config"):
+        said = _read_json(beside).get("quantization")
+        theirs["quantization_config"] = {"quant_method": "modelopt", **(said or {})}
     if theirs.get("model_type") not in FAMILIES:
         raise UserError(
             f"{path} has model_type {theirs.get('model_type')!r}, which is not known here; known are "
             + ", ".join(sorted(FAMILIES))
         )
     return theirs
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(storage.read_text(path))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): get it again") from error
+    return found
 
 
 def run_config(model: ConfigDict, *, name: str, generation: Mapping[str, float] | None = None) -> ConfigDict:

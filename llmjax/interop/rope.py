@@ -156,7 +156,7 @@ def _read_longrope(c: ConfigDict, said: Mapping[str, Any], original: Any, where:
     """
     if original is None:
         raise UserError(f"{where} is longrope, and config.json lacks {ORIGINAL}; add it as in the published config")
-    c.rotary_factor = c.max_length / typed(ORIGINAL, original, int)
+    c.rotary_factor = float(number(said, "factor", c.max_length / typed(ORIGINAL, original, int), where=where))
     for name, ours in (("short_factor", "rotary_short_factors"), ("long_factor", "rotary_long_factors")):
         values = said.get(name)
         if not isinstance(values, list):
