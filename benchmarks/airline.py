@@ -27,7 +27,7 @@ from typing import Any, Literal, TypedDict
 
 import common
 
-from llmjax.agents import tool, tools
+from llmjax.agents import schemas, tool, tools
 from llmjax.agents.react import Budget, Trace, react
 from llmjax.eval.statistics import mean
 from llmjax.infer import asking
@@ -341,7 +341,7 @@ def replay(data: Mapping[str, Any], task: Mapping[str, Any]) -> tuple[str, list[
     known = {one.name: one for one in world.tools()}
     for action in actions_of(task):
         one = known[action["name"]]
-        wrong = tools.problem(action["arguments"], one.schema)
+        wrong = schemas.problem(action["arguments"], one.schema)
         try:
             if not wrong:
                 one.run(**copy.deepcopy(action["arguments"]))

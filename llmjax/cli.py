@@ -61,6 +61,7 @@ examples:
   llmjax ask --docs papers/ 'What do they say of birds?'             an answer whose quotes were checked
   llmjax agent --tools tools.py 'Sort my notes'                      your functions, called within permissions and a budget
   llmjax studio runs                                                 curves, batches, samples and data of runs, on a page
+  llmjax mcp --tools tools.py --docs my_notes/                       an MCP server for other programs
   llmjax config                                                      all settings and their meanings
 """
 

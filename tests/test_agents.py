@@ -12,7 +12,7 @@ import pytest
 from networks import make, settings
 
 from llmjax import cli
-from llmjax.agents import react, tool, tools
+from llmjax.agents import react, schemas, tool, tools
 from llmjax.agents.react import Budget
 from llmjax.data.tokenizer import byte_tokenizer
 from llmjax.errors import UserError
@@ -138,7 +138,7 @@ def test_arguments_are_checked_against_the_schema(arguments, wrong):
         "type": "object", "properties": {name: tools.schema_of(hint, name) for name, hint in hints.items()}, "required": ["place", "guests"],
         "additionalProperties": False,
     }  # fmt: skip
-    found = tools.problem(arguments, schema)
+    found = schemas.problem(arguments, schema)
     assert (found == "") == (wrong == "") and wrong in found
 
 

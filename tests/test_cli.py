@@ -20,6 +20,7 @@ NEEDED = {
     "import": ("--from DIR", "--to RUN"), "export": ("--from RUN", "--to DIR"), "classify": ("--positive",), "rate": ("--to",),
     "studio": ("--data DIR", "--port N", "--accelerator"),
     "sweep": ("--config.KEY=VALUE", "--workdir DIR", "--dry-run"),
+    "mcp": ("--workdir DIR", "--tools FILE", "--port N"),
     "budget": ("--flops N", "--out FILE.json"),
     "laws": ("--parameters COLUMN", "--out FILE.json"),
     **dict.fromkeys(("run", "prepare", "tokenizer", "rows", "train", "cpt", "sft", "reward", "dpo", "grpo", "ppo"), ("--config.KEY=VALUE", "--workdir DIR", "--again")),

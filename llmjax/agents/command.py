@@ -1,8 +1,10 @@
 """The command `llmjax agent`. Imports are late, so that --help is quick."""
 
 import argparse
+import contextlib
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,7 @@ LENGTH = 4096  # tokens of a task, where infer.length and the model permit
 def _add(verb: argparse.ArgumentParser) -> None:
     verb.set_defaults(workdir=WORKDIR)
     verb.add_argument("goal", nargs="?", metavar="GOAL", help="what the agent is to do")
-    verb.add_argument(
-        "--tools", type=Path, metavar="FILE.py", required=True, help="a Python file whose functions are the tools; see docs/agents.md"
-    )  # fmt: skip
+    _add_tools(verb, needed=True)
     verb.add_argument("--allow-writes", action="store_true", help="let tools that write run without a question, until text of a stranger was read")  # fmt: skip
     verb.add_argument(
         "--calls", type=number(int, AT_LEAST_1), default=10, metavar="N", help="the most calls (default: 10)"
@@ -49,15 +49,40 @@ def _add(verb: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_tools(verb: argparse.ArgumentParser, *, needed: bool) -> None:
+    verb.add_argument(
+        "--tools", action="append", default=[], metavar="FILE", required=needed,
+        help="a Python file whose functions are the tools, an OpenAPI file (FILE@URL: another base URL), or a JSON file of "
+        "mcpServers; may be repeated; see docs/agents.md",
+    )  # fmt: skip
+    verb.add_argument(
+        "--allow-host", action="append", default=[], metavar="HOST[:PORT]", help="a host that tools of OpenAPI files and MCP servers may call; may be repeated"
+    )  # fmt: skip
+    verb.add_argument(
+        "--header", action="append", default=[], metavar="NAME=VARIABLE", help="send this header to APIs, with the value of an environment variable, which the model never sees; may be repeated"
+    )  # fmt: skip
+    verb.add_argument(
+        "--permit", action="append", default=[], metavar="TOOL=EFFECT", help="treat a tool as one with the effect read, write or ask, or deny it; * fits any name; may be repeated"
+    )  # fmt: skip
+
+
+def _opened(args: argparse.Namespace, pins: Path | None = None) -> Any:
+    """The tools of a command while their servers are connected."""
+    from llmjax.agents import sources
+
+    headers = sources.headers_of(args.header)
+    return sources.opened(args.tools, allowed=args.allow_host, headers=headers, permits=args.permit, pins=pins)
+
+
 def _agent(args: argparse.Namespace, c: ConfigDict) -> int:
     if (args.goal is None) == (args.replay is None):
         raise UserError("give a goal, such as 'Which of my notes are of May?', or --replay FILE.jsonl")
-    with timings.phase("import the library"):
-        from llmjax.agents import react, tools
+    with timings.phase("import the library"), _opened(args, args.workdir / "agent" / "tools.json") as given:
+        return _replay(args.replay, given) if args.replay else _act(args, c, given)
 
-    given = tools.load(args.tools)
-    if args.replay:
-        return _replay(args.replay, given)
+
+def _act(args: argparse.Namespace, c: ConfigDict, given: Any) -> int:
+    from llmjax.agents import react
     from llmjax.infer import asking, filters
     from llmjax.infer.command import open_engine
 
@@ -122,6 +147,60 @@ def _replay(path: Path, given: Any) -> int:
     return 1 if different else 0
 
 
+def _add_mcp(verb: argparse.ArgumentParser) -> None:
+    _add_tools(verb, needed=False)
+    verb.add_argument("--allow-writes", action="store_true", help="also offer tools that write")
+    verb.add_argument("--docs", type=Path, metavar="DIR", help="offer a search in these documents")
+    verb.add_argument(
+        "--index", type=Path, metavar="DIR", help="keep the index of --docs here (default: it is made at each start)"
+    )
+    verb.add_argument("--workdir", type=Path, metavar="DIR", help="offer the model of this run")
+    verb.add_argument(
+        "--port", type=number(int, Range(0, 65535)), metavar="N", help="serve streamable HTTP on this machine; 0: a free port (default: stdio)"
+    )  # fmt: skip
+
+
+def _mcp(args: argparse.Namespace, c: ConfigDict) -> int:
+    if not (args.tools or args.docs or args.workdir):
+        raise UserError("say what to offer: --tools FILE, --docs DIR or --workdir RUN")
+    from llmjax.agents import mcp_server
+
+    with _opened(args) as given, contextlib.ExitStack() as stack:
+        with contextlib.redirect_stdout(sys.stderr):  # over stdio the output belongs to the protocol
+            found = [*given, *_documents(args, stack), *_model(args, c)]
+            server = mcp_server.make_server(mcp_server.offered(found, writes=args.allow_writes))
+        if args.port is None:
+            mcp_server.serve_stdio(server)
+        else:
+            mcp_server.serve_http(server, args.port)
+    return 0
+
+
+def _documents(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Any]:
+    """The tool that searches --docs, whose index is brought up to date."""
+    if args.docs is None:
+        return []
+    from llmjax.agents import mcp_server
+    from llmjax.retrieve.documents.index import Index
+
+    folder = args.index or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    with Index(folder) as index:
+        index.update(args.docs)
+    return [mcp_server.documents_tool(folder)]
+
+
+def _model(args: argparse.Namespace, c: ConfigDict) -> list[Any]:
+    """The tool that asks the model of --workdir."""
+    if args.workdir is None:
+        return []
+    from llmjax.agents import mcp_server
+    from llmjax.config import run_of
+    from llmjax.infer.command import open_engine
+
+    engine = open_engine(run_of(args.workdir), c, length=LENGTH, slots=1)
+    return [mcp_server.model_tool(engine, max_new_tokens=c.generate.max_new_tokens)]
+
+
 def _line(text: str) -> str:
     shown = "".join(c if c.isprintable() else " " for c in text)
     return shown if len(shown) <= 100 else f"{shown[:99]}\u2026"
@@ -129,7 +208,10 @@ def _line(text: str) -> str:
 
 VERBS = {
     "agent": Verb(
-        "let a model act by calling your Python functions, within permissions and a budget",
+        "let a model act by calling functions, APIs and MCP servers, within permissions and a budget",
         _add, _agent, after=" The model is the run's (default: runs/assistant).",
+    ),
+    "mcp": Verb(
+        "offer tools, a search in documents or a model to other programs, as an MCP server", _add_mcp, _mcp, config="optional",
     ),
 }  # fmt: skip

@@ -4,18 +4,19 @@ Every step is JSON under a schema that has the tools by name with the schemas of
 argument that does not exist cannot be written, and a result cannot be made up: it is not the model's turn. The call is
 checked once more before it runs. Results are data: they stand between marks, cut to a length, in a message that says so.
 Once a result of a tool that is not trusted has been read, a call that writes is asked for with its arguments, even where
-writes are allowed.
+writes are allowed. A call that leaves this machine is asked for once anything was read that does not come from where it goes.
 """
 
 import json
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmjax.agents.tools import Tool, listed, problem
+from llmjax.agents.schemas import problem, undescribed
+from llmjax.agents.tools import Tool, listed
 from llmjax.data.chat import Message
 from llmjax.infer.asking import Ask, Conversation
 
@@ -104,6 +105,7 @@ def react(
     clock = clock or (lambda: time.monotonic() - began)
     known = {tool.name: tool for tool in tools}
     trace, tainted, written = Trace(goal), False, 0
+    origins: set[str] = set()  # of all that was read
     turns: list[tuple[str, str, str]] = []  # what the model wrote, the tool, its result
     system = "\n\n".join(filter(None, [policy, SYSTEM + listed(tools)]))
     while True:
@@ -128,9 +130,13 @@ def react(
             trace.answer, trace.ended = step["answer"], trace.ended or "answer"
             return trace
         call = Call(step["tool"], step["arguments"])
-        done = _act(call, known, writes=writes and not tainted, approve=approve, execute=execute, seconds=left)
+        done = _act(
+            call, known, writes=writes and not tainted, origins=origins, approve=approve, execute=execute, seconds=left
+        )
         trace.steps.append(done)
-        tainted = tainted or (done.verdict in ("allowed", "agreed") and not known[call.name].trusted)
+        if done.verdict in ("allowed", "agreed"):
+            tainted = tainted or not known[call.name].trusted
+            origins.add(known[call.name].origin)
         turns.append((text, call.name, done.result))
 
 
@@ -139,7 +145,7 @@ def step_schema(tools: Sequence[Tool]) -> dict[str, Any]:
     thought = {"type": "string", "maxLength": THOUGHT_LENGTH}
     answer = {"thought": thought, "answer": {"type": "string", "maxLength": ANSWER_LENGTH}}
     ways: list[dict[str, Any]] = [
-        *({"thought": thought, "tool": {"const": one.name}, "arguments": _plain(one.schema)} for one in tools),
+        *({"thought": thought, "tool": {"const": one.name}, "arguments": undescribed(one.schema)} for one in tools),
         answer,
     ]
     return {
@@ -187,14 +193,16 @@ def replayed(row: Mapping[str, Any], goal: str, tools: Sequence[Tool], **setting
 
 
 def _act(
-    call: Call, known: Mapping[str, Tool], *, writes: bool, approve: Approve, execute: Execute, seconds: float
-) -> Step:
+    call: Call, known: Mapping[str, Tool], *, writes: bool, origins: Set[str], approve: Approve, execute: Execute,
+    seconds: float,
+) -> Step:  # fmt: skip
     """Check a call, ask for it where it must be, and run it."""
     tool = known.get(call.name)
     wrong = f"there is no tool {call.name!r}" if tool is None else problem(call.arguments, tool.schema)
     if wrong or tool is None:
         return Step(call, f"wrong: {wrong}", wrong, failed=True)
     free = tool.effect == "read" or (tool.effect == "write" and writes)
+    free = free and (not tool.origin or origins <= {tool.origin})
     if not free and not approve(tool, call):
         return Step(call, "denied", "The user does not agree to this call.", failed=True)
     result, failed = execute(tool, call, seconds)
@@ -235,16 +243,3 @@ def _parsed(text: str) -> dict[str, Any] | None:
     if not isinstance(step, dict) or not (isinstance(step.get("answer"), str) or {"tool", "arguments"} <= step.keys()):
         return None
     return step
-
-
-def _plain(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema without descriptions, which constrain nothing."""
-    kept = {key: value for key, value in schema.items() if key != "description"}
-    if "properties" in kept:
-        kept["properties"] = {name: _plain(one) for name, one in kept["properties"].items()}
-    for key in ("items", "additionalProperties"):
-        if isinstance(kept.get(key), Mapping):
-            kept[key] = _plain(kept[key])
-    if "anyOf" in kept:
-        kept["anyOf"] = [_plain(one) for one in kept["anyOf"]]
-    return kept

@@ -35,9 +35,10 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 PLAIN: dict[Any, dict[str, Any]] = {
     str: {"type": "string"}, int: {"type": "integer"}, float: {"type": "number"}, bool: {"type": "boolean"}, type(None): {"type": "null"},
 }  # fmt: skip
-KINDS: dict[str, Any] = {
-    "string": str, "integer": int, "number": (int, float), "boolean": bool, "null": type(None), "array": list, "object": dict,
-}  # fmt: skip
+
+
+class FailedError(Exception):
+    """A call without a usable result."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Tool:
     run: Callable[..., Any]
     effect: str = "ask"
     trusted: bool = False  # whether what it returns comes from the user, so that it cannot carry an attack
+    origin: str = ""  # the server that its arguments go to; "": they stay on this machine
 
 
 def tool(*, effect: str, trusted: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -140,34 +142,6 @@ def schema_of(hint: Any, where: str) -> dict[str, Any]:
     raise UserError(
         f"{where} has the type {hint!r}, which JSON does not have: use one that llmjax/agents/tools.py lists"
     )
-
-
-def problem(value: Any, schema: Mapping[str, Any], where: str = "arguments") -> str:
-    """Why a value is not of a schema that `schema_of` makes; "" if it is."""
-    if "anyOf" in schema:
-        found = [problem(value, one, where) for one in schema["anyOf"]]
-        return "" if "" in found else found[0]
-    if "enum" in schema:
-        same = any(value == one and type(value) is type(one) for one in schema["enum"])
-        return "" if same else f"{where} is {value!r}, which is none of {schema['enum']}"
-    kind = schema.get("type")
-    if kind is None:
-        return ""
-    if not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "boolean"):
-        return f"{where} is {value!r}, which is no {kind}"
-    if kind == "array" and "items" in schema:
-        return next((p for i, one in enumerate(value) if (p := problem(one, schema["items"], f"{where}[{i}]"))), "")
-    if kind == "object":
-        known, more = schema.get("properties", {}), schema.get("additionalProperties", True)
-        if missing := [name for name in schema.get("required", ()) if name not in value]:
-            return f"{where} lacks {missing[0]!r}"
-        for name, one in value.items():
-            if name not in known and more is False:
-                return f"{where} has {name!r}, which is none of {sorted(known)}"
-            inner = known.get(name, more)
-            if isinstance(inner, Mapping) and (found_one := problem(one, inner, f"{where}.{name}")):
-                return found_one
-    return ""
 
 
 def listed(tools: Sequence[Tool]) -> str:
