@@ -283,7 +283,7 @@ def test_a_trace_can_be_made_again_without_running_a_tool():
     trace, transcript = acted(box, *texts, approve=lambda one, wanted: wanted.name == "send")
     row = json.loads(json.dumps(trace.row()))
     other = Mailbox("something else")
-    again = asking.replay(react.replayed(row, "go", other.tools()), json.loads(json.dumps(transcript)))
+    again = asking.replay(react.react("go", other.tools(), **react.recorded(row)), json.loads(json.dumps(transcript)))
     assert again.row() == row and other.sent == [] and box.sent == ["Ann"]
 
 

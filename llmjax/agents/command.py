@@ -13,10 +13,13 @@ from ml_collections import ConfigDict
 from llmjax import storage
 from llmjax.config.ranges import AT_LEAST_1, Range, number
 from llmjax.errors import UserError
+from llmjax.eval import registered
 from llmjax.startup import timings
 from llmjax.verb import Verb
 
 WORKDIR = Path("runs/assistant")
+METHODS = ("react", "vote", "dfs", "plan")  # those of `methods`, which imports jax
+ENDS = {"gave up": "every way was given up"}
 LENGTH = 4096  # tokens of a task, where infer.length and the model permit
 
 
@@ -25,6 +28,13 @@ def _add(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("goal", nargs="?", metavar="GOAL", help="what the agent is to do")
     _add_tools(verb, needed=True)
     verb.add_argument("--allow-writes", action="store_true", help="let tools that write run without a question, until text of a stranger was read")  # fmt: skip
+    verb.add_argument(
+        "--method", choices=METHODS, default="react", help="react: one way; vote: several tries, which only read; dfs: a search over "
+        "calls, which goes back; plan: all calls are written before any result is read (default: react)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--tries", type=number(int, AT_LEAST_1), default=4, metavar="N", help="tries of a vote; of dfs the most calls that are tried at one place (default: 4)"
+    )  # fmt: skip
     verb.add_argument(
         "--calls", type=number(int, AT_LEAST_1), default=10, metavar="N", help="the most calls (default: 10)"
     )
@@ -82,34 +92,39 @@ def _agent(args: argparse.Namespace, c: ConfigDict) -> int:
 
 
 def _act(args: argparse.Namespace, c: ConfigDict, given: Any) -> int:
-    from llmjax.agents import react
+    from llmjax.agents import methods, react
     from llmjax.infer import asking, filters
     from llmjax.infer.command import open_engine
 
     engine = open_engine(args.workdir, c, length=LENGTH, slots=1)
     budget = react.Budget(args.calls, args.seconds, args.tokens)
     transcript = args.transcript or args.workdir / "agent" / "transcript.jsonl"
-    setting = {"budget": vars(budget), "writes": args.allow_writes}
+    setting = {"method": args.method, "tries": args.tries, "writes": args.allow_writes}
 
     def start() -> Any:
-        return react.react(args.goal, given, budget=budget, writes=args.allow_writes, approve=_approve)
+        return methods.run(goal=args.goal, world=methods.World(given), budget=budget, approve=_approve, **setting)
 
     rules = filters.load(args.filters) if args.filters else ()
     (one,) = asking.run(engine, [(None, start)], rules=rules, log=transcript.with_name("filters.jsonl"))
-    made = {"error": one.error} if one.result is None else one.result.row()
+    trace = None if one.result is None else one.result[0]
+    made = {"error": one.error} if trace is None else trace.row()
+    setting["budget"] = vars(budget)
     row = {"goal": args.goal, "setting": setting, "asked": one.transcript, "answer": made}
     with storage.appending(transcript) as file:
         file.write(json.dumps(row) + "\n")
-    if one.result is None:
+    if trace is None:
         raise UserError(one.error)
-    for step in one.result.steps:
+    for step in trace.steps:
+        arguments = json.dumps(dict(step.call.arguments))
+        print(f"{step.call.name}({arguments}): {step.verdict}: {_line(step.result)}", file=sys.stderr)
+    if trace.ended != "answer":
+        print(f"({ENDS.get(trace.ended, f'the budget of {trace.ended} is used up')})", file=sys.stderr)
+    if trace.read:
         print(
-            f"{step.call.name}({json.dumps(dict(step.call.arguments))}): {step.verdict}: {_line(step.result)}",
+            f"(the answer may repeat what others wrote: it was written after reading {', '.join(trace.read)})",
             file=sys.stderr,
         )
-    if one.result.ended != "answer":
-        print(f"(the budget of {one.result.ended} is used up)", file=sys.stderr)
-    print(one.result.answer)
+    print(trace.answer)
     return 0
 
 
@@ -122,7 +137,7 @@ def _approve(tool: Any, call: Any) -> bool:
 
 
 def _replay(path: Path, given: Any) -> int:
-    from llmjax.agents import react
+    from llmjax.agents import methods, react
     from llmjax.infer import asking
 
     same = different = 0
@@ -134,10 +149,10 @@ def _replay(path: Path, given: Any) -> int:
             raise UserError(f"{path}:{number_} is no row of a transcript: {error}") from error
         if "error" in before:
             continue
-        budget = react.Budget(**setting["budget"])
-        conversation = react.replayed(before, goal, given, budget=budget, writes=setting["writes"])
+        settings = {**setting, "budget": react.Budget(**setting["budget"]), **react.recorded(before)}
         try:
-            now = json.loads(json.dumps(asking.replay(conversation, asked).row()))
+            trace, _ = asking.replay(methods.run(goal=goal, world=methods.World(given), **settings), asked)
+            now: Any = json.loads(json.dumps(trace.row()))
         except UserError as error:
             now = str(error)
         same, different = same + (now == before), different + (now != before)
@@ -215,3 +230,11 @@ VERBS = {
         "offer tools, a search in documents or a model to other programs, as an MCP server", _add_mcp, _mcp, config="optional",
     ),
 }  # fmt: skip
+registered.TASKS |= {
+    "bfcl_simple": "llmjax.agents.bfcl:simple",
+    "bfcl_multiple": "llmjax.agents.bfcl:multiple",
+    "bfcl_parallel": "llmjax.agents.bfcl:parallel",
+    "bfcl_parallel_multiple": "llmjax.agents.bfcl:parallel_multiple",
+    "bfcl_irrelevance": "llmjax.agents.bfcl:irrelevance",
+    "bfcl_live_simple": "llmjax.agents.bfcl:live_simple",
+}

@@ -11,7 +11,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ Tools:
 STEP_TOKENS = 256  # the most of a step
 RESULT_LENGTHS = (4000, 1000, 200)  # characters of a result that are shown, fewer where a prompt does not fit
 THOUGHT_LENGTH, ANSWER_LENGTH = 300, 2000
+UNFINISHED = "That is no whole step. Write a shorter one."
 
 
 @dataclass(frozen=True)
@@ -56,97 +57,152 @@ class Step:
     verdict: str  # allowed, agreed, denied, or wrong: ...
     result: str = ""
     failed: bool = False
+    branch: int = 0  # the number of the try, or of the branch of a search
 
 
 @dataclass
 class Trace:
-    """What an agent did: every step, the answer, and why it ended."""
+    """What an agent did: every call of every branch, the answer, and why it ended."""
 
     goal: str
     steps: list[Step] = field(default_factory=list)
     answer: str = ""
-    ended: str = ""  # answer, calls, seconds or tokens
+    ended: str = ""  # answer, gave up, calls, seconds or tokens
+    branch: int = 0  # that the answer is of
     clock: list[float] = field(default_factory=list)  # seconds at the beginning of each turn
+    read: list[str] = field(default_factory=list)  # tools whose text, which is not trusted, was read
 
     def row(self) -> dict[str, Any]:
         """The trace as a row of a file."""
         steps = [
-            {"tool": s.call.name, "arguments": dict(s.call.arguments), "verdict": s.verdict, "result": s.result, "failed": s.failed}
+            {"tool": s.call.name, "arguments": dict(s.call.arguments), "verdict": s.verdict, "result": s.result, "failed": s.failed, "branch": s.branch}
             for s in self.steps
         ]  # fmt: skip
-        return {"answer": self.answer, "ended": self.ended, "steps": steps, "clock": self.clock}
+        kept = {name: getattr(self, name) for name in ("answer", "ended", "branch", "read", "clock")}
+        return {**kept, "steps": steps}
 
 
 Approve = Callable[[Tool, Call], bool]
 Execute = Callable[[Tool, Call, float], tuple[str, bool]]  # seconds left -> (result, whether it failed)
+Turns = Sequence[tuple[str, str, str]]  # what the model wrote, the tool, its result
 
 
-def react(
-    goal: str,
-    tools: Sequence[Tool],
-    *,
-    budget: Budget | None = None,
-    writes: bool = False,
-    approve: Approve = lambda tool, call: False,
-    policy: str = "",
-    execute: Execute | None = None,
-    clock: Callable[[], float] | None = None,
-) -> Conversation[Trace]:
-    """The conversation of an agent with a goal.
+@dataclass
+class Session:
+    """What the branches of one task share: the goal, the budget and what is spent of it, permissions, the trace.
 
     Args:
         writes: whether tools that write run without being asked for, as long as nothing untrusted was read.
         approve: asks the user whether a call may run.
         policy: rules of the task, a part of the system message.
-        execute, clock: run tools and tell the seconds; others than the usual ones make a trace again (`replayed`).
+        execute, clock: run tools and tell the seconds; others than the usual ones make a trace again (`recorded`).
     """
-    budget, execute = budget or Budget(), execute or run_tool
-    began = time.monotonic()
-    clock = clock or (lambda: time.monotonic() - began)
-    known = {tool.name: tool for tool in tools}
-    trace, tainted, written = Trace(goal), False, 0
-    origins: set[str] = set()  # of all that was read
-    turns: list[tuple[str, str, str]] = []  # what the model wrote, the tool, its result
-    system = "\n\n".join(filter(None, [policy, SYSTEM + listed(tools)]))
-    while True:
-        trace.clock.append(clock())
-        left = budget.seconds - trace.clock[-1]
-        trace.ended = (
-            "calls" if len(turns) >= budget.calls else "seconds" if left <= 0
-            else "tokens" if written + 2 * STEP_TOKENS > budget.tokens else ""
+
+    goal: str
+    budget: Budget = field(default_factory=Budget)
+    writes: bool = False
+    approve: Approve = lambda tool, call: False
+    policy: str = ""
+    execute: Execute = lambda tool, call, seconds: run_tool(tool, call, seconds)
+    clock: Callable[[], float] | None = None
+    trace: Trace = field(init=False)
+    calls: int = 0
+    written: int = 0  # tokens, counted as if every step were as long as it may be
+    branch: int = 0
+    origins: set[str] = field(default_factory=set)  # of all that was read
+
+    def __post_init__(self) -> None:
+        self.trace = Trace(self.goal)
+        began = time.monotonic()
+        self.clock = self.clock or (lambda: time.monotonic() - began)
+
+    def begin_turn(self) -> str:
+        """The part of the budget that is used up before a turn, or ""."""
+        assert self.clock is not None
+        self.trace.clock.append(self.clock())
+        return (
+            "calls" if self.calls >= self.budget.calls else "seconds" if self.trace.clock[-1] >= self.budget.seconds
+            else "tokens" if self.written + 2 * STEP_TOKENS > self.budget.tokens else ""
         )  # fmt: skip
-        schema = step_schema([] if trace.ended else tools)
+
+    def step(
+        self, turns: Turns, tools: Sequence[Tool], *, may_call: bool = True, may_give_up: bool = False, note: str = "",
+        temperature: float = 0.0, seed: int = 0,
+    ) -> Conversation[tuple[str, dict[str, Any] | None]]:  # fmt: skip
+        """The text of the next step, and the step: a call, an answer, or giving up. None: the text is no whole step."""
+        schema = step_schema(tools if may_call else [], may_give_up=may_call and may_give_up)
         text = yield Ask(
-            "step", _prompts(system, goal, turns), json_schema=json.dumps(schema), max_new_tokens=STEP_TOKENS
-        )
-        written += STEP_TOKENS
-        step = _parsed(text)
+            "step", self.prompts(turns, tools, note), json_schema=json.dumps(schema), max_new_tokens=STEP_TOKENS,
+            temperature=temperature, seed=seed,
+        )  # fmt: skip
+        self.written += STEP_TOKENS
+        return text, _parsed(text)
+
+    def prompts(self, turns: Turns, tools: Sequence[Tool], note: str = "") -> tuple[list[Message], ...]:
+        """The prompts of a turn, see `Ask`, with a note to the model at the end."""
+        system = "\n\n".join(filter(None, [self.policy, SYSTEM + listed(tools)]))
+        return _prompts(system, self.goal, turns, note)
+
+    def act(self, call: Call, tools: Sequence[Tool], *, planned: bool = False) -> Step:
+        """Check a call, ask for it where it must be, and run it; of a planned call nothing comes from what was read."""
+        self.calls += 1
+        tool = next((one for one in tools if one.name == call.name), None)
+        wrong = f"there is no tool {call.name!r}" if tool is None else problem(call.arguments, tool.schema)
+        if wrong or tool is None:
+            step = Step(call, f"wrong: {wrong}", wrong, failed=True)
+        else:
+            free = tool.effect == "read" or (
+                tool.effect == "write" and self.writes and (planned or not self.trace.read)
+            )
+            free = free and (planned or not tool.origin or self.origins <= {tool.origin})
+            if free or self.approve(tool, call):
+                result, failed = self.execute(tool, call, self.budget.seconds - self.trace.clock[-1])
+                step = Step(call, "allowed" if free else "agreed", result, failed)
+                self.origins.add(tool.origin)
+                self.trace.read += [tool.name] * (not tool.trusted and tool.name not in self.trace.read)
+            else:
+                step = Step(call, "denied", "The user does not agree to this call.", failed=True)
+        step.branch = self.branch
+        self.trace.steps.append(step)
+        return step
+
+
+def react(goal: str, tools: Sequence[Tool], **settings: Any) -> Conversation[Trace]:
+    """The conversation of an agent with a goal. `settings` are those of `Session`."""
+    session = Session(goal, **settings)
+    session.trace.answer, session.trace.ended = yield from branch(session, tools)
+    return session.trace
+
+
+def branch(
+    session: Session, tools: Sequence[Tool], *, may_give_up: bool = False, **sampling: Any
+) -> Conversation[tuple[str, str]]:
+    """One way from the goal to an answer: (the answer, why it ended). `sampling`: see `Session.step`."""
+    turns: list[tuple[str, str, str]] = []
+    while True:
+        used_up = session.begin_turn()
+        text, step = yield from session.step(turns, tools, may_call=not used_up, may_give_up=may_give_up, **sampling)
         if step is None:
-            if trace.ended:
-                return trace
-            turns.append((text, "", "That is no whole step. Write a shorter one."))
-            continue
-        if "answer" in step:
-            trace.answer, trace.ended = step["answer"], trace.ended or "answer"
-            return trace
-        call = Call(step["tool"], step["arguments"])
-        done = _act(
-            call, known, writes=writes and not tainted, origins=origins, approve=approve, execute=execute, seconds=left
-        )
-        trace.steps.append(done)
-        if done.verdict in ("allowed", "agreed"):
-            tainted = tainted or not known[call.name].trusted
-            origins.add(known[call.name].origin)
-        turns.append((text, call.name, done.result))
+            if used_up:
+                return "", used_up
+            turns.append((text, "", UNFINISHED))
+        elif "answer" in step:
+            return step["answer"], used_up or "answer"
+        elif "give_up" in step:
+            return "", "gave up"
+        else:
+            call = Call(step["tool"], step["arguments"])
+            turns.append((text, call.name, session.act(call, tools).result))
 
 
-def step_schema(tools: Sequence[Tool]) -> dict[str, Any]:
+def step_schema(tools: Sequence[Tool], *, may_give_up: bool = False) -> dict[str, Any]:
     """The schema of a step; without tools only an answer is one."""
     thought = {"type": "string", "maxLength": THOUGHT_LENGTH}
     answer = {"thought": thought, "answer": {"type": "string", "maxLength": ANSWER_LENGTH}}
     ways: list[dict[str, Any]] = [
         *({"thought": thought, "tool": {"const": one.name}, "arguments": undescribed(one.schema)} for one in tools),
         answer,
+        *([{"thought": thought, "give_up": {"const": True}}] if may_give_up else []),
     ]
     return {
         "anyOf": [
@@ -177,8 +233,8 @@ def run_tool(tool: Tool, call: Call, seconds: float) -> tuple[str, bool]:
     return found[0] if found else (f"the tool took more than {seconds:.0f} s", True)
 
 
-def replayed(row: Mapping[str, Any], goal: str, tools: Sequence[Tool], **settings: Any) -> Conversation[Trace]:
-    """The conversation of a trace again: no tool runs, each returns what it returned."""
+def recorded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a session that make the trace of a row again: no tool runs, each returns what it returned."""
     results = iter([step for step in row["steps"] if step["verdict"] in ("allowed", "agreed")])
     asked = iter([step["verdict"] == "agreed" for step in row["steps"] if step["verdict"] in ("agreed", "denied")])
     moments = iter(row["clock"])
@@ -187,29 +243,10 @@ def replayed(row: Mapping[str, Any], goal: str, tools: Sequence[Tool], **setting
         step = next(results)
         return step["result"], step["failed"]
 
-    return react(
-        goal, tools, execute=execute, clock=lambda: next(moments), approve=lambda tool, call: next(asked), **settings
-    )
+    return {"execute": execute, "clock": lambda: next(moments), "approve": lambda tool, call: next(asked)}
 
 
-def _act(
-    call: Call, known: Mapping[str, Tool], *, writes: bool, origins: Set[str], approve: Approve, execute: Execute,
-    seconds: float,
-) -> Step:  # fmt: skip
-    """Check a call, ask for it where it must be, and run it."""
-    tool = known.get(call.name)
-    wrong = f"there is no tool {call.name!r}" if tool is None else problem(call.arguments, tool.schema)
-    if wrong or tool is None:
-        return Step(call, f"wrong: {wrong}", wrong, failed=True)
-    free = tool.effect == "read" or (tool.effect == "write" and writes)
-    free = free and (not tool.origin or origins <= {tool.origin})
-    if not free and not approve(tool, call):
-        return Step(call, "denied", "The user does not agree to this call.", failed=True)
-    result, failed = execute(tool, call, seconds)
-    return Step(call, "allowed" if free else "agreed", result, failed)
-
-
-def _prompts(system: str, goal: str, turns: Sequence[tuple[str, str, str]]) -> tuple[list[Message], ...]:
+def _prompts(system: str, goal: str, turns: Turns, note: str = "") -> tuple[list[Message], ...]:
     """The prompts of a turn, with results cut to fewer and fewer characters, and at last without the oldest turns."""
     made = []
     for length, kept in (
@@ -221,6 +258,8 @@ def _prompts(system: str, goal: str, turns: Sequence[tuple[str, str, str]]) -> t
         for text, name, result in turns[max(len(turns) - kept, 0) :]:
             messages.append({"role": "assistant", "content": text})
             messages.append({"role": "user", "content": _shown(name, result, length)})
+        if note:
+            messages[-1] = {"role": "user", "content": f"{messages[-1]['content']}\n\n{note}"}
         made.append(messages)
     return tuple(made)
 
@@ -240,6 +279,7 @@ def _parsed(text: str) -> dict[str, Any] | None:
         step = json.loads(text)
     except ValueError:
         return None
-    if not isinstance(step, dict) or not (isinstance(step.get("answer"), str) or {"tool", "arguments"} <= step.keys()):
+    if not isinstance(step, dict):
         return None
-    return step
+    known = isinstance(step.get("answer"), str) or {"tool", "arguments"} <= step.keys() or step.get("give_up") is True
+    return step if known else None

@@ -90,7 +90,11 @@ class _Narrowing:
         if ways:
             found = [_without(self.of(one, seen), "description") for one in ways]
             return described | ({} if {} in found else {"anyOf": found})
-        if "const" in schema or isinstance(schema.get("enum"), list):
+        enum = schema.get("enum")
+        if kind == "array" and isinstance(enum, list) and not any(isinstance(one, list) for one in enum):
+            # A common slip: the values of the items stand beside them.
+            return described | {"type": "array", "items": {"enum": list(enum)}}
+        if "const" in schema or isinstance(enum, list):
             return described | {"enum": [schema["const"]] if "const" in schema else list(schema["enum"])}
         kind = TYPES.get(str(kind), kind)
         if kind is None:
