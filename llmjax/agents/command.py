@@ -28,6 +28,7 @@ def _add(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("goal", nargs="?", metavar="GOAL", help="what the agent is to do")
     _add_tools(verb, needed=True)
     verb.add_argument("--allow-writes", action="store_true", help="let tools that write run without a question, until text of a stranger was read")  # fmt: skip
+    verb.add_argument("--probe", action="store_true", help="first call each tool that reads with the example of its OpenAPI file, and leave out those that fail")  # fmt: skip
     verb.add_argument(
         "--method", choices=METHODS, default="react", help="react: one way; vote: several tries, which only read; dfs: a search over "
         "calls, which goes back; plan: all calls are written before any result is read (default: react)",
@@ -88,7 +89,19 @@ def _agent(args: argparse.Namespace, c: ConfigDict) -> int:
     if (args.goal is None) == (args.replay is None):
         raise UserError("give a goal, such as 'Which of my notes are of May?', or --replay FILE.jsonl")
     with timings.phase("import the library"), _opened(args, args.workdir / "agent" / "tools.json") as given:
-        return _replay(args.replay, given) if args.replay else _act(args, c, given)
+        return _replay(args.replay, given) if args.replay else _act(args, c, _probed(given) if args.probe else given)
+
+
+def _probed(given: Any) -> Any:
+    """The tools without those that are broken."""
+    from llmjax.agents import probes
+
+    found = probes.probe(given)
+    for one in found:
+        print(f"{one.tool}: {one.verdict}{': ' * bool(one.error)}{_line(one.error)}", file=sys.stderr)
+    if not (left := probes.without_broken(given, found)):
+        raise UserError("every tool is broken")
+    return left
 
 
 def _act(args: argparse.Namespace, c: ConfigDict, given: Any) -> int:

@@ -119,7 +119,8 @@ def _operations(document: Mapping[str, Any], api: Api, origin: str) -> Iterator[
             answer = next((_followed(answers[code], document) for code in answers if str(code).startswith("2")), {})
             operation = Operation(method.upper(), path, places, narrowed(_json(answer), document, closed=False), keyed)
             described = " ".join(str(one.get("summary") or one.get("description") or name).split())
-            yield Tool(name, described, schema, functools.partial(_call, api, operation), effect, origin=origin)
+            run = functools.partial(_call, api, operation)
+            yield Tool(name, described, schema, run, effect, origin=origin, example=_example(parameters, schema))
 
 
 def _arguments(
@@ -146,6 +147,18 @@ def _arguments(
         needed += ["body"] * bool(body.get("required"))
     schema = {"type": "object", "properties": properties, "required": needed, "additionalProperties": False}
     return schema, places, keyed
+
+
+def _example(parameters: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The arguments that the file gives as examples; None if one that is needed has none."""
+    found = {}
+    for name in schema["properties"]:
+        each = parameters.get(name, {})
+        inner = each.get("schema", {})
+        value = each.get("example", inner.get("example", inner.get("default")) if isinstance(inner, Mapping) else None)
+        if value is not None:
+            found[name] = value
+    return found if found.keys() >= set(schema["required"]) else None
 
 
 def _followed(value: Any, document: Mapping[str, Any]) -> Mapping[str, Any]:

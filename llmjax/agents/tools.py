@@ -52,6 +52,7 @@ class Tool:
     effect: str = "ask"
     trusted: bool = False  # whether what it returns comes from the user, so that it cannot carry an attack
     origin: str = ""  # the server that its arguments go to; "": they stay on this machine
+    example: Mapping[str, Any] | None = None  # arguments that it takes, for `probes`
 
 
 def tool(*, effect: str, trusted: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
