@@ -1,19 +1,25 @@
 """Plans of famous runs: does each fit its pod, what does it need, and how far is the estimate from the published figure?
 
     python benchmarks/plans.py [NAME ...] [--folder results/plans] [--table]
+    python benchmarks/plans.py --variants [RUN/VARIANT ...]
 
 Every plan is `llmjax plan` in a process of its own (one at a time holds the TPU's compiler) and is kept as
 results/plans/NAME.json. table.md is made of all plans that are there (`--table` plans nothing and only makes the
-table). Estimates are rooflines: the peak FLOP/s, the bandwidths and nothing else. Published numbers are measurements.
+table). `--variants` plans the same runs with other options of the compiler, meshes, policies and batches, without the
+measurement of held-out text: each adds a row to variants.json when it is done, and those that are there are not planned
+again. Estimates are rooflines: the peak FLOP/s, the bandwidths and nothing else. Published numbers are measurements.
 Where authors did not give MFU, it is computed here from what they gave, with 6 FLOPs a parameter and token.
 """
 
 import argparse
 import json
+import resource
+import shlex
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +89,81 @@ RUNS = {
         "products do not reach the peak; Megatron waits for its all-reduces and recomputes everything",
     ),
 }  # fmt: skip
+
+
+OVERLAP = "parallel.compiler=('overlap',)"
+GATHERS = "parallel.compiler=('overlap','gathers')"
+ROW = (
+    "parallel.mesh=fsdp=-1",
+    "train.micro_batches=1",
+)  # as in the published rows: all chips hold one copy, no accumulation
+LLAMA = ("llama2.py", "v5p:8x8x8", 1)
+# "512 chips" of the published row are 512 cores, 256 chips: four rows of a chip are then Llama 2's batch of 4M tokens.
+LLAMA_ROW = ("llama2.py", "v5p:4x8x8", 1)
+MIXTRAL = ("mixtral.py", "v5p:4x8x8", 1)
+MIXTRAL_ROW = ("mixtral.py", "v5p:4x4x8", 1)  # "256 chips" likewise; 36 rows of a chip, bfloat16 weights
+MIXTRAL_SHAPE = (
+    *ROW,
+    "train.batch_size=4608",
+    "model.remat=full",
+    "model.param_dtype=bfloat16",
+    "objective.loss_chunks=16",
+)
+PALM = ("palm.py", "v4:12x16x16", 2)
+# RUN/VARIANT -> config, topology, slices, changes
+VARIANTS: dict[str, tuple[str, str, int, tuple[str, ...]]] = {
+    "llama2/as it was": (*LLAMA, ()),
+    "llama2/overlap": (*LLAMA, (OVERLAP,)),
+    "llama2/fsdp all, overlap, gathers": (*LLAMA, ("parallel.mesh=fsdp=-1", GATHERS)),
+    "llama2/published shape, overlap": (*LLAMA_ROW, (*ROW, "model.remat=save_dot_except_mlpwi", OVERLAP)),
+    "llama2/published shape, overlap, gathers": (*LLAMA_ROW, (*ROW, "model.remat=save_dot_except_mlpwi", GATHERS)),
+    "mixtral/overlap": (*MIXTRAL, (OVERLAP,)),
+    "mixtral/published shape, overlap, gathers": (*MIXTRAL_ROW, (*MIXTRAL_SHAPE, GATHERS)),
+    "palm/overlap": (*PALM, (OVERLAP,)),
+    "palm/features, no accumulation, overlap": (*PALM, ("parallel.features=True", "train.micro_batches=1", OVERLAP)),
+}
+
+
+def variant(key: str, folder: Path) -> None:
+    """Plan one variant, and add its row."""
+    spec, topology, slices, changes = VARIANTS[key]
+    out = folder / ".variant.json"
+    command = [
+        "llmjax", "plan", "--config", f"configs/runs/{spec}", "--topology", topology, "--slices", str(slices),
+        *(f"--config.{change}" for change in changes),
+    ]  # fmt: skip
+    print("$", " ".join(command), flush=True)
+    words = [sys.executable, "-m", "llmjax", *command[1:], "--config.train.eval_batches=0", "--out", str(out)]
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(words, cwd=ROOT, check=False, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    row: dict[str, Any] = {"variant": key, "command": shlex.join(command)}
+    if done.returncode not in (0, 3):
+        row["error"] = done.stderr.strip().splitlines()[-1][:500]
+    else:
+        made = json.loads(out.read_text())
+        out.unlink()
+        waited = [one for one in made.get("collectives", ()) if one["exposed"] > 0.005 * made["seconds"]["compiler"]]
+        row |= {
+            "fits": made["fits"], "gib": made["memory"]["peak"] / 2**30, "available_gib": made["available"] / 2**30,
+            **({"seconds": made["seconds"], "tokens_per_second_per_chip": made["tokens_per_step"] / made["seconds"]["compiler"]
+                / made["chips"], "mfu_by_compiler": made["mfu_by_compiler"], "mfu": made["mfu"],
+                "recomputed": made["flops"]["recomputed"] / made["flops"]["model"], "waited_for": waited,
+                "compiler_options": made["compiler_options"]} if "seconds" in made else {}),
+        }  # fmt: skip
+    row |= {
+        "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "wall_seconds": time.perf_counter() - start,
+    }
+    path = folder / "variants.json"
+    kept = [one for one in read_variants(folder) if one["variant"] != key]
+    path.write_text(json.dumps([*kept, row], indent=1) + "\n")
+
+
+def read_variants(folder: Path) -> list[dict[str, Any]]:
+    """The rows that are there."""
+    path = folder / "variants.json"
+    return json.loads(path.read_text()) if path.exists() else []
 
 
 def plan(name: str, folder: Path) -> None:
@@ -175,12 +256,18 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RUNS)} (default: all)")
     parser.add_argument("--folder", type=Path, default=ROOT / "results" / "plans")
     parser.add_argument("--table", action="store_true", help="only write the table of what is there")
+    parser.add_argument("--variants", action="store_true", help="plan variants that are not there yet")
     args = parser.parse_args()
-    unknown = [name for name in args.names if name not in RUNS]
+    known: Iterable[str] = VARIANTS if args.variants else RUNS
+    unknown = [name for name in args.names if name not in known]
     if unknown:
-        parser.error(f"{unknown[0]} is not one of {', '.join(RUNS)}")
+        parser.error(f"{unknown[0]} is not one of {', '.join(known)}")
     args.folder.mkdir(parents=True, exist_ok=True)
-    for name in [] if args.table else args.names or RUNS:
+    if args.variants:
+        there = {row["variant"] for row in read_variants(args.folder) if "error" not in row}
+        for key in args.names or [key for key in VARIANTS if key not in there]:
+            variant(key, args.folder)
+    for name in [] if args.table or args.variants else args.names or RUNS:
         plan(name, args.folder)
     (args.folder / "table.md").write_text(table(args.folder))
     print(table(args.folder))

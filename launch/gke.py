@@ -3,10 +3,14 @@
     python launch/gke.py --name llama --image REGION-docker.pkg.dev/P/llmjax/llmjax --tpu v5p:4x4x4 --slices 2 \\
         --claim runs -- run --config configs/models/llama.py:llama3-8b --workdir /mnt/runs/llama
 
-The image holds this repository in /llmjax, installed with the tpu (or gpu) extra. --claim names a PersistentVolumeClaim
-that many pods may write, mounted at /mnt/runs: Filestore, or a bucket through its CSI driver. A preempted pod gets
-SIGTERM and all pods save; JobSet then starts all of them again from the last checkpoint, at most --restarts times.
---gpus N instead of --tpu makes pods of N GPUs. --dry-run prints the manifest.
+The image holds this repository in /llmjax, installed with the tpu (or gpu) extra; launch/Dockerfile makes it. --claim names
+a PersistentVolumeClaim that many pods may write, mounted at /mnt/runs: Filestore, or a bucket through its CSI driver. A
+preempted pod gets SIGTERM and all pods save; JobSet then starts all of them again from the last checkpoint, at most
+--restarts times. --gpus N instead of --tpu makes pods of N GPUs. --dry-run prints the manifest.
+
+A pod on a spot node has 15 seconds to save, whatever its manifest says. Node pools of GKE 1.35 and later can be made with up
+to 120: say so with --grace. What was not saved in that time is done again from the last checkpoint, so save often
+(checkpoint.every_seconds). `llmjax plan` says how large a checkpoint is.
 """
 
 import argparse
@@ -21,6 +25,9 @@ import common
 from common import scalar
 
 MOUNT = "/mnt/runs"
+SPOT = "cloud.google.com/gke-spot"
+# cloud.google.com/kubernetes-engine/docs/concepts/spot-vms: of a pod that is no part of the system
+SPOT_SECONDS, LONGEST_SPOT_SECONDS = 15, 120
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ spec:
               hostNetwork: {host_network}
               dnsPolicy: {dns}
               nodeSelector: {selector}
+              tolerations: {tolerations}
               containers:
                 - name: llmjax
                   image: {image}
@@ -131,14 +139,19 @@ def manifest(args: argparse.Namespace, command: Sequence[str]) -> str:
             "LLMJAX_PROCESSES": str(hosts),
         }
         annotations = {}
+    tolerations = []
     if args.spot:
-        selector["cloud.google.com/gke-spot"] = "true"
+        selector[SPOT] = "true"
+        tolerations = [{"key": SPOT, "operator": "Equal", "value": "true", "effect": "NoSchedule"}]
+    if args.reservation:
+        selector["cloud.google.com/reservation-name"] = args.reservation
     return MANIFEST.format(
         name=scalar(args.name),
         restarts=args.restarts,
         slices=args.slices,
         hosts=hosts,
-        grace=args.grace,
+        grace=args.grace or (SPOT_SECONDS if args.spot else 300),
+        tolerations=scalar(tolerations),
         selector=scalar(selector),
         image=scalar(args.image),
         command=scalar(["python", "-m", "llmjax", *command]),
@@ -165,13 +178,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--nodes", type=int, default=1, help="number of pods with GPUs")
     parser.add_argument("--accelerator", default="nvidia-h100-80gb", help="node label of the GPUs")
     parser.add_argument("--claim", default="runs", help=f"PersistentVolumeClaim to mount at {MOUNT}")
-    parser.add_argument("--spot", action="store_true", help="use cheaper machines that may be preempted")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--spot", action="store_true", help="use cheaper machines that may be preempted")
+    which.add_argument("--reservation", default="", metavar="NAME", help="take the machines of this reservation")
     parser.add_argument("--restarts", type=int, default=100)
-    parser.add_argument("--grace", type=int, default=300, help="seconds to save before a pod is removed")
+    parser.add_argument(
+        "--grace", type=int, default=0, help="seconds to save before a pod is removed (default: 300; with --spot 15)"
+    )
     parser.add_argument("--yes", action="store_true", help="do not ask before something that costs money")
     args, command = common.parse(parser, argv)
     if not common.workdir(command).startswith(f"{MOUNT}/"):
         raise common.Mistake(f"--workdir must be below {MOUNT}, the volume that all pods see")
+    if args.spot and args.grace > LONGEST_SPOT_SECONDS:
+        raise common.Mistake(
+            f"--grace {args.grace}: a pod on a spot node has {SPOT_SECONDS} seconds, or up to {LONGEST_SPOT_SECONDS} where its "
+            "node pool was made so"
+        )
     text, apply = manifest(args, command), ["kubectl", "apply", "-f", "-"]
     if args.dry_run:
         print(f"{text}# {common.line(apply)}")

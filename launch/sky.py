@@ -5,7 +5,7 @@
 
 SkyPilot finds the machines and copies this folder to them. When machines are preempted it finds others, and the training
 goes on from its last checkpoint in the bucket, which all nodes see as /mnt/runs. A TPU slice is one accelerator:
-tpu-v5p-8:1.
+tpu-v5p-8:1. Reservations are named in SkyPilot's own settings: specific_reservations in ~/.sky/config.yaml.
 """
 
 import argparse
@@ -27,6 +27,7 @@ resources:
   use_spot: {spot}
   job_recovery:
     max_restarts_on_errors: {restarts}
+    recover_on_exit_codes: [{stopped}]  # told to stop, and saved: no error
 file_mounts:
   {mount}:
     name: {bucket}
@@ -66,6 +67,7 @@ def task(args: argparse.Namespace, command: Sequence[str]) -> str:
         accelerators=scalar(args.accelerators),
         spot=scalar(args.spot),
         restarts=args.restarts,
+        stopped=next(iter(common.STOPPED.values())),
         mount=MOUNT,
         bucket=scalar(args.bucket),
         extra="tpu" if args.accelerators.startswith("tpu-") else "gpu",

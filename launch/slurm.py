@@ -38,6 +38,8 @@ export {stopped_status}
 
 # The time limit is near: all processes save and end, and the job is queued again.
 trap 'touch "$folder/stopped"; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
+# Slurm may send the signal of a preemption to this shell too, which has to stay, to have the job queued again.
+trap : TERM
 # A process that was told to stop, and has saved, leaves a mark. It ends with 0, or srun would kill the others.
 process='"$@"; status=$?; if [ "$status" -eq {stopped} ]; then touch "$0"; status=0; fi; exit "$status"'
 
@@ -64,7 +66,8 @@ exit "$status"
 
 def script(args: argparse.Namespace, command: Sequence[str]) -> str:
     """The text of the batch script."""
-    more = [("account", args.account), ("partition", args.partition), ("constraint", args.constraint)]
+    names = ("account", "partition", "qos", "reservation", "constraint")
+    more = [(name, getattr(args, name)) for name in names]
     return SCRIPT.format(
         name=args.name,
         nodes=args.nodes,
@@ -97,9 +100,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--restarts", type=int, default=10, help="how often a run of the job may start again after an error"
     )
-    parser.add_argument("--account", default="")
-    parser.add_argument("--partition", default="")
-    parser.add_argument("--constraint", default="")
+    for name in ("account", "partition", "qos", "reservation", "constraint"):
+        parser.add_argument(f"--{name}", default="", help=f"sbatch's --{name}")
     parser.add_argument(
         "--root", type=Path, default=common.ROOT, help="this repository, with .venv, as the nodes see it"
     )

@@ -34,8 +34,19 @@ MOUNT = "/mnt/runs"
 POLL_SECONDS = 30
 GONE = ("SUSPENDED", "SUSPENDING", "FAILED", "DELETING")  # states of a request without machines
 SILENT = 20  # polls in a row without an answer, after which the request counts as gone
-# In the home folder of a host: llmjax/ (the code), llmjax.log, llmjax.status (the exit status, after the end).
-STATUS = "cat llmjax.status 2>/dev/null || (pgrep -f '[l]lmjax.cli' > /dev/null && echo running || echo lost)"
+# In the home folder of a host: llmjax/ (the code), llmjax.log, llmjax.pid (the session of the command), llmjax.status (its
+# exit status, after the end).
+STATUS = 'cat llmjax.status 2>/dev/null || (kill -0 "$(cat llmjax.pid)" 2>/dev/null && echo running || echo lost)'
+# End an earlier start and wait until it is gone: the TPU is in use until then. libtpu's lock file may outlive it.
+END = """\
+if pid=$(cat llmjax.pid 2>/dev/null); then
+  kill -KILL -- "-$pid" 2>/dev/null
+  for i in $(seq 60); do kill -0 -- "-$pid" 2>/dev/null || break; sleep 1; done
+  kill -0 -- "-$pid" 2>/dev/null || rm -f llmjax.pid
+fi
+lock=/tmp/libtpu_lockfile
+[ ! -e "$lock" ] || fuser -s "$lock" || sudo rm -f "$lock"
+"""
 
 
 def flags(args: argparse.Namespace) -> list[str]:
@@ -56,8 +67,10 @@ def create(args: argparse.Namespace) -> list[str]:
     runtime = args.runtime or RUNTIMES[args.type.partition("-")[0]]
     more = ["--spot"] if args.spot else []
     more += ["--reserved"] if args.reserved else []
+    more += [f"--reservation={args.reservation}"] if args.reservation else []
+    release = ["alpha"] if args.reservation else []  # the option is not in the released command
     return [
-        "gcloud", "compute", "tpus", "queued-resources", "create", args.name, *which,
+        "gcloud", *release, "compute", "tpus", "queued-resources", "create", args.name, *which,
         f"--accelerator-type={args.type}", f"--runtime-version={runtime}", *more, *flags(args),
     ]  # fmt: skip
 
@@ -105,7 +118,7 @@ def install_script(disk: str) -> str:
 def start_script(command: Sequence[str]) -> str:
     """The script that starts the command on a host and leaves it running. JAX finds the other hosts."""
     words = line([".venv/bin/python", "-m", "llmjax", *command], env={"LLMJAX_CLUSTER": "tpu", **common.STOPPED})
-    body = f"cd ~/llmjax; {words} >> ~/llmjax.log 2>&1; echo $? > ~/llmjax.status"
+    body = f"echo $$ > ~/llmjax.pid; cd ~/llmjax; {words} >> ~/llmjax.log 2>&1; echo $? > ~/llmjax.status"
     return f"rm -f llmjax.status; {line(['setsid', 'nohup', 'bash', '-c', body])} > /dev/null 2>&1 < /dev/null &"
 
 
@@ -127,7 +140,7 @@ def prepare(args: argparse.Namespace, code: Path) -> list[list[str]]:
 
 def begin(args: argparse.Namespace, command: Sequence[str]) -> list[list[str]]:
     """The commands that end processes of an earlier start, and start the training on every host."""
-    end = [ssh(args, node, "pkill -KILL -f '[l]lmjax.cli' || true") for node in nodes(args)]
+    end = [ssh(args, node, END) for node in nodes(args)]
     return [*end, *(ssh(args, node, start_script(command)) for node in nodes(args))]
 
 
@@ -196,8 +209,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--project", required=True)
     parser.add_argument("--disk", required=True, help=f"HOST:/PATH or gs://BUCKET, which all hosts see as {MOUNT}")
     parser.add_argument("--runtime", default="", help="software of the machines (default: by type)")
-    parser.add_argument("--spot", action="store_true", help="use cheaper machines that may be preempted")
-    parser.add_argument("--reserved", action="store_true", help="take the machines from the project's reservation")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--spot", action="store_true", help="use cheaper machines that may be preempted")
+    which.add_argument("--reserved", action="store_true", help="take the machines from any reservation of the project")
+    which.add_argument("--reservation", default="", metavar="NAME", help="take the machines of this reservation")
     parser.add_argument("--commit", default="HEAD", help="the commit to copy to the hosts")
     parser.add_argument("--restarts", type=int, default=100)
     parser.add_argument("--poll", type=float, default=POLL_SECONDS, help="seconds between polls")

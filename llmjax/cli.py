@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         c = next(iter(links.values())) if links else _config(args, overrides)
         status = VERBS[args.verb].run(args, c)
         if links:
-            processes.start(heartbeat_seconds=c.parallel.heartbeat_seconds)
+            processes.start(heartbeat_seconds=c.parallel.heartbeat_seconds, start_seconds=c.parallel.start_seconds)
             given = {name: [o.partition("=")[0] for o in config.of_link(name, links, overrides)] for name in links}
             chain.run(links, args.workdir, given=given, again=args.again)
             status = _tell(args, {})
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 and (table := config.derivation(args.config))
             ):
                 print(table)
-            processes.start(heartbeat_seconds=c.parallel.heartbeat_seconds)
+            processes.start(heartbeat_seconds=c.parallel.heartbeat_seconds, start_seconds=c.parallel.start_seconds)
             whole = VERBS[args.verb].whole
             stages = c.stages if whole else (args.verb,)
             results = recipe.run(c, args.workdir, stages, again=getattr(args, "again", False))

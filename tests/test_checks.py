@@ -227,7 +227,7 @@ POOL = {  # model settings and values to draw from; others stay as they are
     "head_transform": (True, False), "pooler": (True, False), "classes": (0, 3), "dropout": (0.0, 0.2), "embedding_dropout": (0.0, 0.2),
     "attention_dropout": (0.0, 0.2), "layer_drop": (0.0, 0.2), "dropout_shape": ("constant", "linear"),
     "init": ("gpt2", "xavier", "lecun", "t5", "t_fixup", "mup", "orthogonal", "deepnorm"), "dtype": ("float32", "bfloat16"),
-    "param_dtype": ("float32", "bfloat16"), "remat": ("none", "full", "selective"), "scan_unroll": (1, 2),
+    "param_dtype": ("float32", "bfloat16"), "remat": ("none", "full", "selective", "save_dot_except_mlpwi"), "scan_unroll": (1, 2),
     "attention": ("auto", "reference", "dot_product", "blocked"), "moe__experts": (0, 4), "moe__active": (1, 2), "moe__shared": (0, 1),
     "moe__first": (0, 1), "moe__every": (1, 2), "moe__dense": ((), (1,)), "moe__groups": (1, 2), "moe__active_groups": (1, 2), "moe__score": ("softmax", "sigmoid"), "moe__normalize": (True, False),
     "moe__dispatch": ("dropless", "capacity"), "moe__bias_rate": (0.0, 0.01), "moe__jitter": (0.0, 0.1),

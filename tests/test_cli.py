@@ -199,8 +199,8 @@ def test_a_full_disk_is_the_machines_fault_exit_status_1(config_file, monkeypatc
 def test_four_calls_lead_from_the_command_to_the_step(tiny_run, one_device, monkeypatch):
     stacks, real = [], executable.compile_once
 
-    def compile_once(lowered, *, mesh):
-        program = real(lowered, mesh=mesh)
+    def compile_once(lowered, **given):
+        program = real(lowered, **given)
 
         def step(*arguments):
             ours = [

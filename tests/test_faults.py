@@ -388,7 +388,7 @@ SCRIPT = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[1])
 from llmjax.parallel import processes
-processes.start(heartbeat_seconds=100)
+processes.start(heartbeat_seconds=100, start_seconds=100)
 import test_faults
 getattr(test_faults, sys.argv[2])(pathlib.Path(sys.argv[3]))
 processes.end(0)

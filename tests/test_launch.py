@@ -1,12 +1,15 @@
 """A dry run prints exactly what would run; what costs money asks first; a local job survives a lost process."""
 
 import os
+import re
 import runpy
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,14 +20,17 @@ TRAIN = ("--", "train", "--config", "configs/models/llama.py:llama3-8b", "--work
 
 CALLS = {
     "local": ("local.py", "-n", "2", "--devices-per-process", "1", "--port", "1234"),
-    "slurm": ("slurm.py", "--nodes", "4", "--gpus", "8", "--account", "a1", "--partition", "gpu", "--root", "/shared/code"),
-    "gke-tpu": ("gke.py", "--name", "llama", "--image", "pkg.dev/p/llmjax:1", "--tpu", "v5p:4x4x4", "--slices", "2"),
+    "slurm": ("slurm.py", "--nodes", "4", "--gpus", "8", "--account", "a1", "--partition", "gpu",
+              "--qos", "high", "--reservation", "r1", "--root", "/shared/code"),
+    "gke-tpu": ("gke.py", "--name", "llama", "--image", "pkg.dev/p/llmjax:1", "--tpu", "v5p:4x4x4", "--slices", "2", "--reservation", "r1"),
     "gke-gpu": ("gke.py", "--name", "llama", "--image", "pkg.dev/p/llmjax:1", "--gpus", "8", "--nodes", "4", "--spot"),
     "sky-gpu": ("sky.py", "--accelerators", "H100:8", "--nodes", "2", "--bucket", "b", "--root", "/home/me/code"),
     "sky-tpu": ("sky.py", "--accelerators", "tpu-v5p-8:1", "--bucket", "b", "--spot", "--root", "/home/me/code"),
     "tpu-vm": ("tpu_vm.py", "--name", "llama", "--type", "v5p-64", "--zone", "us-east5-a", "--project", "p", "--disk", "10.0.0.2:/runs"),
     "tpu-vm-slices": ("tpu_vm.py", "--name", "llama", "--type", "v5litepod-256", "--slices", "2", "--zone", "z", "--project", "p",
                       "--disk", "gs://bucket", "--reserved", "--keep"),
+    "tpu-vm-reservation": ("tpu_vm.py", "--name", "llama", "--type", "v6e-8", "--zone", "z", "--project", "p", "--disk", "gs://bucket",
+                           "--reservation", "r1"),
 }  # fmt: skip
 
 
@@ -123,14 +129,53 @@ exit 0
     assert "preempted; starting again (1 of" in done.stderr
 
 
-@pytest.mark.parametrize("state", ["RUNNING", "CANCELLED", "done"])
+def test_a_host_of_a_pod_says_whether_its_command_runs_and_ends_all_of_it(tmp_path):
+    """The launcher asks by the session of the command: its name would be that of any other one too."""
+    vm = runpy.run_path(str(ROOT / "launch" / "tpu_vm.py"))
+    (tmp_path / "llmjax" / ".venv" / "bin").mkdir(parents=True)
+    python, lock = tmp_path / "llmjax" / ".venv" / "bin" / "python", tmp_path / "lock"
+    fake(tmp_path, "fuser", body="exit 1")
+    fake(tmp_path, "sudo", body='"$@"')
+    env = os.environ | {"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def on_host(script):
+        script = script.replace("/tmp/libtpu_lockfile", str(lock))
+        return subprocess.run(
+            ["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=30
+        ).stdout.strip()
+
+    def started(body):
+        fake(python.parent, "python", body=f"{body}")
+        (tmp_path / "llmjax.pid").unlink(missing_ok=True)
+        on_host(vm["start_script"](["train"]))
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "llmjax.pid").exists() or not (tmp_path / "llmjax.pid").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return int((tmp_path / "llmjax.pid").read_text())
+
+    started("sleep 60")
+    assert on_host(vm["STATUS"]) == "running"
+    lock.touch()
+    on_host(vm["END"])
+    assert on_host(vm["STATUS"]) == "lost"
+    assert not lock.exists() and not (tmp_path / "llmjax.pid").exists()
+    started("exit 3")
+    deadline = time.monotonic() + 20
+    while (found := on_host(vm["STATUS"])) == "running" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert found == "3"
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "CANCELLED", "done", "signalled"])
 def test_a_slurm_job_that_was_told_to_stop_is_queued_again_unless_it_was_cancelled(state, tmp_path):
-    """What Slurm preempts gets SIGTERM, saves and ends with status 75; so does what its user cancels."""
+    """What Slurm preempts gets SIGTERM, saves and ends with status 75; so does what its user cancels. The shell may get it too."""
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     fake(tmp_path / ".venv" / "bin", "python", body="exit 0" if state == "done" else 'exit "$LLMJAX_STOPPED_STATUS"')
     calls = fake(tmp_path, "scontrol", body="")
-    fake(tmp_path, "squeue", body=f"echo {state}")
-    fake(tmp_path, "srun", body='while [[ "$1" == --* ]]; do shift; done; "$@"')
+    fake(tmp_path, "squeue", body=f"echo {'RUNNING' if state == 'signalled' else state}")
+    signal_shell = "kill -TERM $PPID; sleep 0.2;" if state == "signalled" else ""
+    fake(tmp_path, "srun", body=f'{signal_shell}while [[ "$1" == --* ]]; do shift; done; "$@"')
     script = tmp_path / "job.sh"
     command = ("--", "train", "--workdir", tmp_path / "it's one")
     done = launch("slurm.py", "--nodes", 2, "--root", tmp_path, "--out", script, "--yes", *command,
@@ -138,7 +183,7 @@ def test_a_slurm_job_that_was_told_to_stop_is_queued_again_unless_it_was_cancell
     assert done.returncode == 0, done.stderr
     env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
     subprocess.run(["bash", script], env=env, check=True, timeout=30)
-    assert ("scontrol requeue 7" in calls.read_text()) == (state == "RUNNING")
+    assert ("scontrol requeue 7" in calls.read_text()) == (state in ("RUNNING", "signalled"))
     assert calls.read_text().count("srun") == 1
 
 
@@ -150,6 +195,7 @@ def test_a_slurm_job_that_was_told_to_stop_is_queued_again_unless_it_was_cancell
         (("local.py", "-n", "2", "--", "train", "--config", "x.py"), "needs --workdir"),
         (("local.py", "-n", "0", "--", "train", "--workdir", "x"), "at least one process"),
         ((*CALLS["gke-tpu"], "--", "train", "--workdir", "runs/x"), "--workdir must be below /mnt/runs"),
+        ((*CALLS["gke-gpu"], "--grace", "300", *TRAIN), "a pod on a spot node has 15 seconds, or up to 120"),
         (("gke.py", "--name", "a", "--image", "i", "--tpu", "v5p", *TRAIN), "write TYPE:TOPOLOGY such as v5p:4x4x4"),
         (
             ("gke.py", "--name", "a", "--image", "i", "--tpu", "v5p:3x3x3", *TRAIN),
@@ -257,6 +303,24 @@ def test_sigterm_is_passed_on_to_all_and_a_job_that_saved_ends_well(stand_in):
     assert output.count("saved") == 1
     assert all((logs / f"{i}.log").read_text().endswith("saved\n") for i in (1, 2))
     assert gone(stand_in)
+
+
+def test_the_steps_of_the_image_name_what_is_there():
+    text = (ROOT / "launch" / "Dockerfile").read_text()
+    steps = [line.split(maxsplit=1) for line in text.replace("\\\n", " ").splitlines() if line and line[0] not in "# "]
+    copied = [word for step, rest in steps if step == "COPY" for word in rest.split()[:-1]]
+    assert {"requirements.lock", "pyproject.toml", "llmjax", "configs"} <= set(copied)
+    assert all((ROOT / path).exists() for path in copied)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["readme"] in copied and set(project["license-files"]) <= set(copied)
+    named = {extra for line in re.findall(r'extras="?([\w,$]+)', text) for extra in line.split(",")} - {"$ACCELERATOR"}
+    assert named | {"tpu", "gpu"} <= project["optional-dependencies"].keys()
+    base = re.search(r"^FROM python:(3\.\d+)", text, re.MULTILINE)[1]
+    assert f"Programming Language :: Python :: {base}" in project["classifiers"]
+    (directory,) = [rest for step, rest in steps if step == "WORKDIR"]
+    assert f"workingDir: {directory}\n" in (ROOT / "launch" / "gke.py").read_text()
+    if hadolint := shutil.which("hadolint"):
+        subprocess.run([hadolint, str(ROOT / "launch" / "Dockerfile")], check=True)
 
 
 def test_every_verb_that_trains_can_be_launched():

@@ -275,8 +275,10 @@ def loss_and_gradient(c: config.ConfigDict) -> tuple[jax.Array, Any]:
     few(
         [
             {"remat": "full"},
-            {"remat": "selective", "attention": "blocked", "scan_unroll": 2},
+            {"remat": "save_dot_except_mlpwi", "attention": "blocked", "scan_unroll": 2},
             {"remat": "selective"},
+            {"remat": "minimal_with_context"},
+            {"remat": "save_out_proj"},
             {"remat": "full", "attention": "blocked"},
             {"scan_unroll": 2},
         ],

@@ -98,6 +98,7 @@ CASES = {
     "context, ring, tensor": ("data=2 context=2 tensor=2", {"model__kv_heads": 2}, {"parallel__context": "ring"}),
     "context, recurrent": ("context=4", HYBRID, {}),
     "sequence": ("fsdp=2 tensor=4", {}, {"parallel__sequence": True}),
+    "features": ("fsdp=2 tensor=4", {}, {"parallel__features": True}),
     "expert, dropless": ("expert=4", MOE, {}),
     "expert, capacity": ("expert=2 tensor=2", {**MOE, "model__moe__dispatch": "capacity"}, {}),
     "expert, context, capacity": ("expert=2 context=2", {**MOE, "model__moe__dispatch": "capacity"}, {}),
@@ -115,6 +116,7 @@ ENOUGH = (
     "pipeline, uneven rounds",
     "context, ring, ALiBi, window, soft cap",
     "sequence",
+    "features",
     "pipeline, expert, tensor",
     "pipeline, context ring",
 )
@@ -342,6 +344,8 @@ def test_processes_read_the_rows_that_their_devices_hold(monkeypatch, sizes, pro
         ({"parallel__rounds": 2}, "give the mesh the axis pipeline"),
         ({"parallel__mesh": "pipeline=2", "model__norm": "batch"}, "model.norm=batch takes statistics"),
         ({"parallel__sequence": True}, "parallel.sequence divides positions over tensor"),
+        ({"parallel__features": True, "parallel__mesh": "tensor=3"}, "features divides model.width=32 over tensor=3"),
+        ({"parallel__features": True, "parallel__sequence": True, "parallel__mesh": "tensor=2"}, "set one to False"),
         (
             {"parallel__mesh": "context=2", "parallel__context": "ring", "model__attention_dropout": 0.1},
             "parallel.context=ring never has the weights",

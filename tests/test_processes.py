@@ -75,7 +75,21 @@ def test_an_environment_that_cannot_be_is_refused_with_what_to_set(env, message)
 
 
 def test_alone_nothing_happens():
-    assert processes.start(heartbeat_seconds=10) is None
+    assert processes.start(heartbeat_seconds=10, start_seconds=10) is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "local", "found"),
+    [
+        ("0,1,2,3", 4, [2]),  # all of the job's GPUs on this node: the process's own one
+        ("3", 4, [0]),  # its own alone, whatever its number
+        ("0,1,2,3,4,5,6,7", 4, [4, 5]),  # two for each process
+        ("", 4, None),
+        ("0,1,2", 4, None),  # JAX's own rule, which then says what is missing
+    ],
+)
+def test_a_process_of_slurm_takes_its_share_of_the_gpus_that_it_sees(visible, local, found):
+    assert processes.own_gpus({"CUDA_VISIBLE_DEVICES": visible, "SLURM_LOCALID": "2"}, local=local) == found
     assert (processes.count(), processes.index(), processes.is_first(), processes.cpu_share()) == (1, 0, True, 0)
     assert processes.broadcast_from_first(lambda: {1: 2}) == {1: 2}
     assert processes.failures(None) == []

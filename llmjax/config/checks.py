@@ -62,7 +62,17 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
     "model.quantization": ("none", "int8", "fp8"),
-    "model.remat": ("none", "full", "selective"),
+    "model.remat": (
+        "none",
+        "full",
+        "selective",
+        "minimal_with_context",
+        "save_qkv_proj",
+        "save_out_proj",
+        "save_dot_except_mlp",
+        "save_dot_with_context_except_mlp",
+        "save_dot_except_mlpwi",
+    ),
     "model.attention": ("auto", "reference", "dot_product", "blocked", "cudnn", "splash"),
     "objective.name": (
         "causal",

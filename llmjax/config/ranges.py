@@ -87,7 +87,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "model.max_length", "model.moe.active", "model.moe.active_groups", "model.moe.every", "model.moe.group_score", "model.moe.groups", "model.recurrent.chunk", "model.recurrent.conv_width",
         "model.recurrent.groups", "model.recurrent.state_size", "model.relative_buckets", "model.relative_max_distance",
         "model.scan_unroll", "model.vocab_multiple", "model.width", "model.window", "objective.loss_chunks",
-        "objective.recurrence", "objective.span_length", "parallel.heartbeat_seconds", "parallel.rounds",
+        "objective.recurrence", "objective.span_length", "parallel.heartbeat_seconds", "parallel.rounds", "parallel.start_seconds",
         "prepare.decontaminate_words", "prepare.max_document_bytes", "prepare.memory_bytes", "prepare.near_bands",
         "prepare.near_rows", "prepare.near_words", "prepare.substring_tokens", "tokenizer.train_bytes",
         "tokenizer.vocab_size",

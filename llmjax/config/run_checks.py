@@ -113,10 +113,19 @@ def _parallel(c: ConfigDict) -> Iterator[str]:
             "parallel.context=ring never has the weights of attention that model.attention_dropout acts on: set it to 0, "
             "or parallel.context=gather"
         )
-    if p.sequence and not divided("tensor"):
+    for name, parts in (("sequence", "positions"), ("features", "features")):
+        if p[name] and not divided("tensor"):
+            yield (
+                f"parallel.{name} divides {parts} over tensor, which parallel.mesh={p.mesh!r} does not have: set it to "
+                "False"
+            )
+    if p.sequence and p.features:
+        yield "parallel.sequence and parallel.features both divide the residual stream over tensor: set one to False"
+    tensor = re.search(r"\btensor=(\d+)", p.mesh)
+    if p.features and tensor and c.model.width % int(tensor[1]):
         yield (
-            f"parallel.sequence divides positions over tensor, which parallel.mesh={p.mesh!r} does not have: set it to "
-            "False"
+            f"parallel.features divides model.width={c.model.width} over tensor={tensor[1]}, which does not divide it: "
+            "change one of them, or set parallel.features=False"
         )
 
 

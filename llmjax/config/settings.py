@@ -174,7 +174,7 @@ def _model(c: ConfigDict) -> None:
     c.model.dtype = "float32"  # compute in float32 or bfloat16
     c.model.param_dtype = "float32"  # parameters are stored in float32, or bfloat16 with stochastic rounding; optimizer state is float32 always
     c.model.quantization = "none"  # matrix products of the blocks, but not of experts, in none, int8 or fp8 (pip install llmjax[quantized])
-    c.model.remat = "none"  # rematerialise per layer: none, full, or selective (keep the matrix products, recompute the rest)
+    c.model.remat = "none"  # rematerialise per layer: none, full, selective (keep the matrix products), or MaxText's policies by name, such as save_qkv_proj: model/block.py, REMAT_POLICIES
     c.model.scan_unroll = 1  # layers per iteration of the scan; model.layers or more: fully unrolled (faster steps, slower compile)
     c.model.attention = "auto"  # reference, dot_product (jax.nn), blocked (CPU), splash (TPU), cudnn (GPU), or auto: chosen once and printed
 
@@ -302,12 +302,15 @@ def _parallel(c: ConfigDict) -> None:
     c.parallel.slices = 0  # pods joined by the data-centre network, which the first axes cross; 0: as the devices say
     c.parallel.zero = 3  # what fsdp divides: 1: optimizer state; 2: gradients too; 3: parameters too
     c.parallel.sequence = False  # divide the positions of the residual stream over tensor, where it would be whole
+    c.parallel.features = False  # divide its features instead, where tensor does not divide the positions
     c.parallel.context = "gather"  # attention over positions divided by the axis context: gather keys and values, or a ring
     c.parallel.rounds = 1  # pipeline: turns of each part through the stages; 1: GPipe, more: circular schedule, less bubble
     c.parallel.parts = 0  # pipeline: parts of a micro-batch that follow each other through the stages; 0: 4 a stage, as rows allow
     c.parallel.rules = ()  # rows (regex, (axis, ...)) before the placement table in parallel/placement.py
+    c.parallel.compiler = ()  # options of XLA's compiler: sets by name (overlap, gathers, data_parallel, vmem, ...), each with a row for every chip in parallel/compiler_options.py, and xla_NAME=VALUE
     c.parallel.cpu_devices = 0  # CPU devices to make without an accelerator; 0: as many of the cores as divide the batch
     c.parallel.heartbeat_seconds = 10  # several processes: one that is silent for so long is lost, and the others end
+    c.parallel.start_seconds = 1800  # several processes: time for all to find each other; a large gang starts slowly after a preemption
 
 
 def _optimizer(c: ConfigDict) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from ml_collections import ConfigDict
 
 from llmjax import config
@@ -306,7 +307,7 @@ class Attention(nn.Module):
         if view.distance_BLM is not None:
             q_BLHK, bias_BHLM = relative_scores(self, q_BLHK, view, k_BMGK.shape[1])
         y_BLHK = self._attend(q_BLHK, k_BMGK, v_BMGK, view, bias_BHLM)
-        return self._out(y_BLHK), None
+        return self._out(checkpoint_name(y_BLHK, "context")), None
 
     def _cached(
         self,

@@ -177,9 +177,23 @@ class Block(nn.Module):
         return layers.drop(y_BLD, self._rate(self.c.dropout, state), self.make_rng("dropout"))
 
 
+# What a layer keeps for its backward pass beside its input: names of `Linear`s, and "context", which attention returns. The
+# policies have MaxText's names, whose "minimal" is "selective": all products with parameters.
+REMAT_NAMES = {
+    "save_qkv_proj": ("query", "key", "value"),
+    "save_out_proj": ("out",),
+    "save_dot_except_mlp": ("query", "key", "value", "out"),
+    "save_dot_with_context_except_mlp": ("query", "key", "value", "context", "out"),
+    "save_dot_except_mlpwi": ("query", "key", "value", "out", "down"),
+}
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "selective": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "minimal_with_context": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("context"),
+    ),
+    **{name: jax.checkpoint_policies.save_only_these_names(*kept) for name, kept in REMAT_NAMES.items()},
 }
 
 

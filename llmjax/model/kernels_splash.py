@@ -62,6 +62,7 @@ def attention(
         head_shards=1,
         q_seq_shards=query_ways,
         attn_logits_soft_cap=soft_cap or None,
+        residual_checkpoint_name="context",
         interpret=interpret,
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from ml_collections import ConfigDict
 
 from llmjax.model import adapters, blockwise, kernels, kernels_quantized
@@ -87,7 +88,7 @@ class Linear(nn.Module):
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, self.features, dtype_of(self.c.param_dtype))
             y = y + jnp.expand_dims(bias.astype(dtype), range(y.ndim - bias.ndim))
-        return y
+        return checkpoint_name(y, self.name or self.kind)  # by which block.REMAT_POLICIES keep it
 
     def _few_bits(self, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array] | None:
         """The codes and scales of a kernel of this shape that is in few bits; None: it is not."""

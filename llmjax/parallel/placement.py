@@ -220,7 +220,8 @@ def activation_rules(mesh: Mesh, c: ConfigDict) -> tuple[tuple[str, Axes], ...]:
     """The letters' axes for flax's logical rules, for a config.
 
     Key and value heads that tensor does not divide stay whole. With `parallel.sequence` the positions of the residual
-    stream are divided over tensor too, where heads or features do not need it (Korthikanti et al. 2022).
+    stream are divided over tensor too, where heads or features do not need it (Korthikanti et al. 2022). With
+    `parallel.features` its features are, as in PaLM: also where tensor does not divide the positions.
     """
     rules: list[tuple[str, Axes]] = []
     for letter, axes in ACTIVATIONS:
@@ -228,6 +229,8 @@ def activation_rules(mesh: Mesh, c: ConfigDict) -> tuple[tuple[str, Axes], ...]:
             axes = None
         if letter == "L" and c.parallel.sequence:
             rules.append(("L", ("context", "tensor")))
+        if letter == "D" and c.parallel.features:
+            rules.append(("D", "tensor"))
         rules.append((letter, axes))
     return tuple(rules)
 

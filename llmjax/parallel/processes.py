@@ -30,7 +30,6 @@ STOPPED = (
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
 POLL_MILLISECONDS = 60_000  # of one request to the coordinator, which is then repeated
-START_SECONDS = 300  # for the processes to find each other
 BARRIER_SECONDS = 3600  # for all of them to read a checkpoint, or to compile
 
 
@@ -86,11 +85,26 @@ def _explicit(env: Mapping[str, str]) -> Cluster | None:
     return Cluster("explicit", count, index, given[COORDINATOR], local) if count > 1 else None
 
 
-def start(*, heartbeat_seconds: int) -> Cluster | None:
+def own_gpus(env: Mapping[str, str], *, local: int) -> list[int] | None:
+    """The GPUs of a process of Slurm among those that it sees: an equal part of them; None: it does not say.
+
+    JAX takes GPU i in the i-th process of a node. That is not there where Slurm shows each process its own GPU alone, and
+    leaves the others idle where a process has several.
+    """
+    visible = [name for name in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if len(visible) == 1:
+        return [0]
+    each, rest = divmod(len(visible), local)
+    first = int(env["SLURM_LOCALID"]) * each
+    return list(range(first, first + each)) if each and not rest else None
+
+
+def start(*, heartbeat_seconds: int, start_seconds: int) -> Cluster | None:
     """Join the job, once, before JAX starts; None where this process is alone.
 
     Args:
         heartbeat_seconds: a process that sends no heartbeat for so long is lost, and the others end.
+        start_seconds: for the processes to find each other.
 
     Raises:
         UserError: for an environment that `detect` cannot read.
@@ -112,13 +126,15 @@ def start(*, heartbeat_seconds: int) -> Cluster | None:
             cluster_detection_method="deactivate" if found.kind == "explicit" else None,
             heartbeat_timeout_seconds=heartbeat_seconds,
             shutdown_timeout_seconds=heartbeat_seconds,
-            initialization_timeout=START_SECONDS,
+            initialization_timeout=start_seconds,
+            local_device_ids=own_gpus(os.environ, local=found.local) if found.kind == "slurm" else None,
         )
     except RuntimeError as error:
         where = found.coordinator or f"the coordinator that {found.kind} names"
         raise ConnectionError(
             f"process {found.index} of {found.count} did not find the others through {where} "
-            f"({str(error).strip().splitlines()[0]}): check that all were started and that the port is free"
+            f"({str(error).strip().splitlines()[0]}): check that all were started within "
+            f"parallel.start_seconds={start_seconds} and that the port is free"
         ) from error
     if found.count is None:  # a TPU pod; asking starts JAX on it
         found = Cluster(found.kind, jax.process_count(), jax.process_index())

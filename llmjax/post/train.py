@@ -22,8 +22,8 @@ from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.errors import UserError
 from llmjax.model import attention, transformer
 from llmjax.objectives import OBJECTIVES
+from llmjax.parallel import compiler_options, processes
 from llmjax.parallel import mesh as meshes
-from llmjax.parallel import processes
 from llmjax.post import (
     batches,
     calibration,
@@ -83,6 +83,7 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
             f"{c.train.sequence_length}: lower it, or raise the length"
         )
     axes = meshes.read_mesh(c.parallel.mesh)
+    compiler_options.check(c.parallel.compiler)
     # An axis of -1 is at least 1: what its fellows do not divide, all of them together do not either.
     setup.check_rows(c, batch_sizes(c.train), ways=math.prod(axes[axis] for axis in meshes.ROWS if axes[axis] > 0))
     if c.objective.name == "distill":

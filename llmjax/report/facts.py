@@ -103,6 +103,8 @@ def sentence(run: Run) -> str:
     device = number(run, "train", "device") or number(run, "train", "devices")
     if device is not None:
         parts.append(f"on {device}" + (" device(s)" if isinstance(device, int) else ""))
+    if (options := number(run, "train", "compiler_options")) not in (None, "none"):
+        parts.append(f"with the compiler's options {options}")
     return " ".join(parts)
 
 

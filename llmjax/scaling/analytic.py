@@ -7,6 +7,7 @@ rematerialisation policy keeps (Chen et al. 2016, Korthikanti et al. 2022). Coll
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from llmjax import config
 from llmjax.config.model_checks import ATTENTION
 from llmjax.data.ramp import Stage
 from llmjax.model import adapters, blockwise
+from llmjax.model.block import REMAT_NAMES
 from llmjax.model.count import active_matrices, flops_per_token, param_count, parameter_shapes
 from llmjax.model.layers import GATED, mlp_width
 from llmjax.model.moe import expert_width
@@ -32,6 +34,7 @@ from llmjax.train.step import trained_dtype
 
 NEVER_HOLD_SCORES = ("splash", "cudnn")  # attention kernels that never hold all scores
 BYTES = {"float32": 4, "bfloat16": 2}
+EXPERTS = "/moe/"  # in the paths of experts, whose grouped products have no names
 WITHOUT_LOGITS = ("reward", "classify")  # objectives that read a head of their own
 
 
@@ -67,6 +70,8 @@ class Sizes:
     attending: float  # layers with attention among these
     stream: float  # bytes of the residual stream of those tokens
     inner: float  # bytes inside a layer: queries, keys, values, features
+    query: float  # of these, bytes of the queries, and of what attention returns
+    keys: float  # of these, bytes of keys and values
     experts: float  # of these, bytes of rows at the experts; no policy keeps their grouped products
     outer: float  # bytes of the result of a branch, which is not divided over tensor
     scores: float  # bytes of one float32 array of attention scores
@@ -96,8 +101,10 @@ def sizes_of(c: ConfigDict, mesh: Mapping[str, int], stage: Stage) -> Sizes:
         length=length,
         layers=count / mesh["pipeline"],
         attending=attending / mesh["pipeline"],
-        stream=tokens * m.width * act / (tensor if c.parallel.sequence else 1),
+        stream=tokens * m.width * act / (tensor if c.parallel.sequence or c.parallel.features else 1),
         inner=tokens * act * (heads + gates * width / tensor + moved),
+        query=tokens * act * m.heads / tensor * size,
+        keys=tokens * act * 2 * shared * size,
         experts=tokens * act * (gates * width / tensor + moved) if m.moe.experts else 0.0,
         outer=tokens * m.width * act,
         scores=4 * rows * m.heads / tensor * length * c.train.sequence_length,
@@ -158,12 +165,17 @@ def _activations(c: ConfigDict, s: Sizes) -> tuple[float, float]:
     # Beside the results of products: those of norms, rotations, attention and activation.
     everything = 2 * (s.inner + s.outer + s.stream) + s.update
     attention = 0.0 if flash else s.scores * (1 + act / 4)  # scores, and the weights in the type of the products
+    products = s.stream + s.inner - s.experts + s.outer
     kept = {
         "none": s.stream + everything + attention,
-        "selective": s.stream + s.inner - s.experts + s.outer,
+        "selective": products,
+        "minimal_with_context": products + s.query,
         "full": s.stream,
     }
-    mine = kept.get(c.model.remat, kept["selective"])  # another policy keeps no more than the products
+    # Of a sum's last term ("down") the backward pass needs nothing.
+    sizes = {"query": s.query, "key": s.keys / 2, "value": s.keys / 2, "context": s.query, "out": s.outer, "down": 0.0}
+    kept |= {name: s.stream + sum(sizes[one] for one in names) for name, names in REMAT_NAMES.items()}
+    mine = kept[c.model.remat]
     backward = everything + (0.0 if flash else 2 * attention)  # the layer again, and gradients
     return mine, backward + (attention if c.model.remat != "none" else 0.0)
 
@@ -219,12 +231,25 @@ def token_flops(c: ConfigDict) -> Flops:
     return _COSTS[key]
 
 
+def is_layer(path: str) -> bool:
+    """Whether a parameter belongs to a layer, and not to the embeddings or the head."""
+    return re.match(r"(encoder/)?(first|layers|last)/", path) is not None
+
+
 def recomputed(c: ConfigDict) -> float:
     """FLOPs that the backward pass computes again, as a share of the model's."""
-    flops = token_flops(c)
-    if c.model.remat == "full":
-        return (flops.products + flops.attention) / flops.model
-    return flops.attention / flops.model if c.model.remat != "none" else 0.0
+    flops, remat, kept = token_flops(c), c.model.remat, REMAT_NAMES.get(c.model.remat)
+    if remat == "none":
+        return 0.0
+    again = flops.products if remat == "full" else 0.0
+    if kept is not None:
+        again = 2.0 * active_matrices(
+            adapters.plain(c.model),
+            chosen=lambda path: is_layer(path) and (EXPERTS in path or path.split("/")[-2] not in kept),
+        )
+    with_context = remat == "minimal_with_context" or "context" in (kept or ())
+    attention = 0.0 if with_context and c.model.attention in NEVER_HOLD_SCORES else flops.attention
+    return (again + attention) / flops.model
 
 
 def flows(c: ConfigDict, mesh: AbstractMesh, stage: Stage) -> list[Flow]:

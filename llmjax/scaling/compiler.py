@@ -24,8 +24,8 @@ from llmjax.data.ramp import BatchSizes, Stage, batch_sizes
 from llmjax.errors import UserError
 from llmjax.model import attention, transformer
 from llmjax.objectives import OBJECTIVES, corruption
+from llmjax.parallel import compiler_options, placement
 from llmjax.parallel import mesh as meshes
-from llmjax.parallel import placement
 from llmjax.train.frozen import combine
 from llmjax.train.heldout import lower_heldout_step
 from llmjax.train.optimizer import make_optimizer
@@ -159,7 +159,7 @@ def compile_stage(c: ConfigDict, mesh: Mesh, sizes: BatchSizes, stage: Stage) ->
     batch = abstract_batch(c, mesh, rows=stage.rows)
     lowered = lower_step(step, abstract, batch, key, mesh=mesh, c=c)
     traced = time.perf_counter()
-    compiled = _compile(lowered)
+    compiled = _compile(lowered, c, mesh)
     return Compiled(stage, abstract, lowered, compiled, traced - start, time.perf_counter() - traced)
 
 
@@ -173,13 +173,15 @@ def evaluation_bytes(c: ConfigDict, mesh: Mesh, made: Compiled) -> float:
     params = combine(state.params if state.ema is None else state.ema, state.frozen)
     batch = abstract_batch(c, mesh, rows=stage.rows // stage.micro_batches)
     module = placement.on_mesh(transformer.build(c.model), mesh, c)
-    said = compiled_bytes(_compile(lower_heldout_step(c, module, params, batch, mesh=mesh)))
+    said = compiled_bytes(_compile(lower_heldout_step(c, module, params, batch, mesh=mesh), c, mesh))
     return shard_bytes(state) + said["peak"] - shard_bytes(params)
 
 
-def _compile(lowered: jax.stages.Lowered) -> Any:
+def _compile(lowered: jax.stages.Lowered, c: ConfigDict, mesh: Mesh) -> Any:
     try:
-        return lowered.compile()
+        return compiler_options.compile_with(
+            lowered, compiler_options.choose(c.parallel.compiler, mesh.devices.flat[0])
+        )
     except jax.errors.JaxRuntimeError as error:
         refusal = read_refusal(str(error))
         if refusal is None:

@@ -5,26 +5,29 @@ where one asks for it. Units are bytes, seconds,
 FLOPs and US dollars, of one device unless the key says otherwise. A device is a chip; on TPU7x it is half a chip.
 """
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from llmjax import config, storage
 from llmjax.data.ramp import BatchSizes, Stage
 from llmjax.errors import UserError
+from llmjax.parallel import compiler_options, pipeline
 from llmjax.parallel import mesh as meshes
-from llmjax.parallel import pipeline
 from llmjax.scaling import analytic, compiler, hlo, post, timeline
 from llmjax.scaling.collectives import axes_of
 from llmjax.scaling.topology import Topology, compiler_lock, devices, link_model
 from llmjax.train import executable
 
 HOUR, DAY = 3600.0, 86400.0
+CHIPS_OF_HOST = 4  # of a TPU slice of several hosts
 Plan = dict[str, Any]
 
 
@@ -61,6 +64,7 @@ def plan_locked(
     plan = _facts(c, topology, sizes, stage)
     formula = post.plan(c, topology, stage)
     plan["on_paper"] = {"memory": formula.memory, "seconds": formula.seconds}
+    plan["checkpoint"] = _checkpoint(c, topology)
     if tpu and not paper:
         mesh = _mesh(c, topology)
         _compile(plan, c, topology, mesh, sizes, stage, save)
@@ -97,6 +101,7 @@ def _facts(c: ConfigDict, topology: Topology, sizes: BatchSizes, stage: Stage) -
             "attention": c.model.attention,
             "zero": c.parallel.zero,
             "sequence_over_tensor": c.parallel.sequence,
+            "features_over_tensor": c.parallel.features,
             "optimizer": c.optimizer.name,
             "duration": c.train.duration,
         },
@@ -127,6 +132,8 @@ def _compile(
     """Add the numbers of the compiler."""
     plan["made_by"] = f"jax {metadata.version('jax')}, libtpu {metadata.version('libtpu')}"
     plan["exact"] = True
+    options = compiler_options.choose(c.parallel.compiler, mesh.devices.flat[0])
+    plan["compiler_options"] = {"chosen": list(c.parallel.compiler), "options": options}
     try:
         made = compiler.compile_stage(c, mesh, sizes, stage)
     except compiler.DoesNotFitError as refusal:
@@ -151,7 +158,7 @@ def _compile(
         for other in sizes.stages[:-1]:
             one = compiler.compile_stage(c, mesh, sizes, other)
             programs[executable.name_of(other)] = (one.lowered, one.compiled)
-        plan["executable"] = {"file": str(save), "bytes": executable.save(save, programs, mesh=mesh)}
+        plan["executable"] = {"file": str(save), "bytes": executable.save(save, programs, mesh=mesh, options=options)}
 
 
 def _evaluation(plan: Plan, c: ConfigDict, mesh: Mesh, made: compiler.Compiled) -> None:
@@ -229,8 +236,20 @@ def _mfu(plan: Plan) -> None:
         plan["mfu_by_compiler"] = ideal / plan["seconds"]["compiler"]
 
 
+def _checkpoint(c: ConfigDict, topology: Topology) -> dict[str, float]:
+    """Bytes of a checkpoint: the state, once, in all and from each host if hosts write equal parts."""
+    state = compiler.abstract_state(c, compiler.abstract_mesh(c, devices=topology.devices))
+    kept = (state.params, state.opt_state, state.ema)
+    size = float(sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept)))
+    hosts = max(1, topology.chips // (topology.chip.node or CHIPS_OF_HOST))
+    return {"bytes": size, "hosts": hosts, "bytes_of_host": size / hosts}
+
+
 def _run(plan: Plan, topology: Topology, sizes: BatchSizes, price: float | None) -> dict[str, Any]:
-    """Steps, days, price and energy of the whole run. Small batches of a ramp count with the same speed for each token."""
+    """Steps, and at least so many days, dollars and watt-hours, of the whole run: no step takes less time than planned.
+
+    Small batches of a ramp count with the same speed for each token.
+    """
     total = sizes.steps(plan["settings"]["duration"])
     tokens = sizes.tokens(total)
     seconds = tokens / plan["tokens_per_step"] * max(plan["seconds"]["step"], plan["seconds"].get("compiler", 0.0))

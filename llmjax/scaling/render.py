@@ -39,7 +39,8 @@ def render(plan: Plan) -> str:
         f"({plan['chips']:,} chips{_devices(plan)}), mesh {mesh}",
         f"  {s['rows']:,} rows of {s['sequence_length']:,} tokens a step in {s['micro_batches']} micro-batch{'es' if s['micro_batches'] > 1 else ''}, "
         f"remat {s['remat']}, attention {s['attention']}, zero {s['zero']}"
-        f"{', residual stream over tensor' if s['sequence_over_tensor'] else ''}, {s['optimizer']}",
+        f"{', residual stream over tensor' if s['sequence_over_tensor'] or s['features_over_tensor'] else ''}, "
+        f"{s['optimizer']}",
     ]
     if "pipeline" in plan:
         p = plan["pipeline"]
@@ -48,13 +49,16 @@ def render(plan: Plan) -> str:
     if plan["exact"]:
         how = f"compiled in {human.duration(plan['seconds_to_compile'])}" if "seconds_to_compile" in plan else "refused"
         lines.append(f"  {how} by {plan['made_by']}")
+        if chosen := plan["compiler_options"]["chosen"]:
+            options = " ".join(f"{name}={value}" for name, value in plan["compiler_options"]["options"].items())
+            lines.append(f"  compiler options {' '.join(chosen)}: {options or 'none for this chip'}")
     else:
         lines.append("  on paper: every number is by formula, not by a compiler")
     lines += ["", *_memory(plan)]
     if "seconds" in plan:
         lines += ["", *_sent(plan), "", *_time(plan)]
     if plan["fits"]:
-        lines += ["", *_run(plan)]
+        lines += ["", *_run(plan), _checkpoint(plan)]
     return "\n".join(lines)
 
 
@@ -132,19 +136,28 @@ def _time(plan: Plan) -> list[str]:
     return lines
 
 
+def _checkpoint(plan: Plan) -> str:
+    """The size of a checkpoint beside the shortest notice before machines are taken away."""
+    made, seconds = plan["checkpoint"], 15
+    return (
+        f"a checkpoint: {gib(made['bytes'])}, {gib(made['bytes_of_host'])} from each of {made['hosts']:,} hosts; to save it "
+        f"within the {seconds} s of a spot pod a host must write {human.size(made['bytes_of_host'] / seconds)}/s"
+    )
+
+
 def _run(plan: Plan) -> list[str]:
     r = plan["run"]
     energy = (
         f"{r['megawatt_hours']:,.1f} MWh" if r["megawatt_hours"] < 1000 else f"{r['megawatt_hours'] / 1000:,.1f} GWh"
     )
-    cost = f"${r['price']:,.0f} at ${r['price_per_chip_hour']:.2f} a chip-hour ({r['price_source']})" if r["price"] else (
+    cost = f"at least ${r['price']:,.0f} at ${r['price_per_chip_hour']:.2f} a chip-hour ({r['price_source']})" if r["price"] else (
         "no price is known for this chip: give --price"
     )  # fmt: skip
     return [
-        f"the run: {r['steps']:,} steps, {human.count(r['tokens'])} tokens, {r['days']:.1f} days without a failure, "
-        f"{r['tokens_per_second_per_chip']:,.0f} tokens/s a chip",
-        f"  {human.count(r['chip_hours'])} chip-hours, {cost}",
-        f"  {energy} if every chip draws {r['watts']:.0f} W all the time ({r['watts_source']}), without cooling",
+        f"the run: {r['steps']:,} steps, {human.count(r['tokens'])} tokens, at least {r['days']:.1f} days without a failure, "
+        f"at most {r['tokens_per_second_per_chip']:,.0f} tokens/s a chip",
+        f"  at least {human.count(r['chip_hours'])} chip-hours, {cost}",
+        f"  at least {energy} if every chip draws {r['watts']:.0f} W all the time ({r['watts_source']}), without cooling",
     ]
 
 

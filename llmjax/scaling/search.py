@@ -20,6 +20,7 @@ from llmjax.scaling.render import slowest
 from llmjax.scaling.topology import Topology
 
 Changes = dict[str, Any]
+POLICIES = ("none", "selective", "save_dot_except_mlpwi", "save_qkv_proj", "full")
 SLACK = 1.3  # settings that need more than this share of the memory by formula are not tried
 
 
@@ -37,7 +38,7 @@ def neighbours(c: ConfigDict, topology: Topology) -> Iterator[Changes]:
     axes = {k: v for k, v in compiler.abstract_mesh(c, devices=topology.devices).shape.items() if v > 1}
     micro = c.train.micro_batches
     for mesh, remat, parts in itertools.product(
-        meshes_near(axes), ("none", "selective", "full"), (micro, micro * 2, micro * 4, micro // 2, micro // 4)
+        meshes_near(axes), POLICIES, (micro, micro * 2, micro * 4, micro // 2, micro // 4)
     ):
         sequences = (False, True) if mesh.get("tensor", 1) > 1 else (c.parallel.sequence,)
         levels = sorted({3, c.parallel.zero}) if mesh.get("fsdp", 1) > 1 else (c.parallel.zero,)

@@ -224,7 +224,8 @@ def _one(args: argparse.Namespace, c: ConfigDict) -> int:
     mine = [trial for trial in found.trials if trial.run == args.workdir.name]
     if not mine:
         raise UserError(f"{found.folder} has no trial whose run is {args.workdir.name}: run its sweep again")
-    processes.start(heartbeat_seconds=found.config.parallel.heartbeat_seconds)
+    parallel = found.config.parallel
+    processes.start(heartbeat_seconds=parallel.heartbeat_seconds, start_seconds=parallel.start_seconds)
 
     def wanted() -> "Sequence[Trial]":
         known = processes.broadcast_from_first(lambda: sorted(study.rows(found.folder).items()))

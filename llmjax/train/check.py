@@ -13,6 +13,7 @@ from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.data.tokens import load_index
 from llmjax.errors import UserError
 from llmjax.objectives import OBJECTIVES, corruption
+from llmjax.parallel import compiler_options
 from llmjax.parallel import mesh as meshes
 from llmjax.train import budget as budgets
 from llmjax.train import folders, initial, pretrain, setup
@@ -54,6 +55,7 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
             f"{trained:,}: give a duration that is not shorter, another --workdir, or --again, which moves that training "
             "away and starts anew"
         )
+    compiler_options.check(c.parallel.compiler)
     pretrain.start_devices(c)
     mesh = meshes.make_mesh(c.parallel.mesh, slices=c.parallel.slices)
     setup.check_rows(c, sizes, ways=meshes.row_ways(mesh))
@@ -62,6 +64,7 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
 def _check_without_tokens(c: ConfigDict) -> None:
     """Raise UserError for what is wrong whatever the text and the devices are."""
     axes = meshes.read_mesh(c.parallel.mesh)
+    compiler_options.check(c.parallel.compiler)
     units = {config.parse_duration(value)[1] for value in (c.train.duration, c.train.batch_ramp)}
     if "epoch" in units and len(ramp.sizes(c.train)) > 1:
         return

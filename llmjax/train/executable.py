@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from llmjax import storage
 from llmjax.data.ramp import Stage
 from llmjax.errors import UserError
+from llmjax.parallel.compiler_options import Options, compile_with
 
 FORMAT = 2
 KEPT_PROGRAMS = 8  # compiled steps of this process, for a loop that starts again
@@ -32,8 +33,8 @@ def name_of(stage: Stage) -> str:
     return f"{stage.rows} rows in {stage.micro_batches}"
 
 
-def _compiled_for(mesh: Mesh) -> dict[str, Any]:
-    """What a compiled program depends on beside the traced step: versions, and the kind and number of devices."""
+def _compiled_for(mesh: Mesh, options: Options) -> dict[str, Any]:
+    """What a compiled program depends on beside the traced step: versions, the compiler's options, the devices."""
     devices = mesh.devices.flat
     return {
         "jax": jax.__version__,
@@ -41,6 +42,7 @@ def _compiled_for(mesh: Mesh) -> dict[str, Any]:
         "device": devices[0].device_kind,
         "devices": mesh.size,
         "slices": len({getattr(device, "slice_index", 0) or 0 for device in devices}),
+        "options": dict(sorted(options.items())),
     }
 
 
@@ -49,8 +51,8 @@ def program_hash(lowered: jax.stages.Lowered) -> str:
     return hashlib.sha256(lowered.as_text().encode()).hexdigest()
 
 
-def compile_once(lowered: jax.stages.Lowered, *, mesh: Mesh) -> Any:
-    """`lowered.compile()`, or the program that this process last compiled from the same text for the same devices.
+def compile_once(lowered: jax.stages.Lowered, *, mesh: Mesh, options: Options) -> Any:
+    """`compile_with`, or the program that this process last compiled from the same text for the same devices.
 
     A run that goes back from a spike starts its loop again without compiling again.
     """
@@ -59,14 +61,15 @@ def compile_once(lowered: jax.stages.Lowered, *, mesh: Mesh) -> Any:
         tuple(device.id for device in mesh.devices.flat),
         str(jax.tree.structure(lowered.args_info)),
         str(lowered.out_tree),
+        tuple(sorted(options.items())),
     )
-    _compiled[key] = _compiled.pop(key, None) or lowered.compile()
+    _compiled[key] = _compiled.pop(key, None) or compile_with(lowered, options)
     while len(_compiled) > KEPT_PROGRAMS:
         _compiled.pop(next(iter(_compiled)))
     return _compiled[key]
 
 
-def save(path: Path, programs: Mapping[str, tuple[jax.stages.Lowered, Any]], *, mesh: Mesh) -> int:
+def save(path: Path, programs: Mapping[str, tuple[jax.stages.Lowered, Any]], *, mesh: Mesh, options: Options) -> int:
     """Write compiled steps by name, with the hashes of their traced programs; returns the size in bytes."""
     payloads, entries, offset = [], {}, 0
     for name, (lowered, compiled) in programs.items():
@@ -74,7 +77,7 @@ def save(path: Path, programs: Mapping[str, tuple[jax.stages.Lowered, Any]], *, 
         payloads.append(payload)
         entries[name] = {"hash": program_hash(lowered), "offset": offset, "size": len(payload)}
         offset += len(payload)
-    header = json.dumps({"format": FORMAT, "for": _compiled_for(mesh), "programs": entries}).encode() + b"\n"
+    header = json.dumps({"format": FORMAT, "for": _compiled_for(mesh, options), "programs": entries}).encode() + b"\n"
     with storage.writing(path) as file:
         file.write(header)
         for payload in payloads:
@@ -82,7 +85,7 @@ def save(path: Path, programs: Mapping[str, tuple[jax.stages.Lowered, Any]], *, 
     return len(header) + offset
 
 
-def load(path: Path, name: str, lowered: jax.stages.Lowered, *, mesh: Mesh) -> Any:
+def load(path: Path, name: str, lowered: jax.stages.Lowered, *, mesh: Mesh, options: Options) -> Any:
     """The compiled step of that name, to be called as `lowered.compile()` would be.
 
     Raises UserError when the file is missing or damaged, or was made with other versions, for other devices, or of
@@ -100,11 +103,11 @@ def load(path: Path, name: str, lowered: jax.stages.Lowered, *, mesh: Mesh) -> A
         start = file.tell()
         if not known:
             raise UserError(f"train.executable={str(path)!r} was written by another version of llmjax{again}")
-        here = _compiled_for(mesh)
+        before = {"options": {}} | header["for"]  # older files were made without
         if differing := [
-            f"{key} was {header['for'][key]!r} and is {value!r}"
-            for key, value in here.items()
-            if header["for"][key] != value
+            f"{key} was {before[key]!r} and is {value!r}"
+            for key, value in _compiled_for(mesh, options).items()
+            if before[key] != value
         ]:
             raise UserError(
                 f"train.executable={str(path)!r} was compiled for something else: {', '.join(differing)}{again}"

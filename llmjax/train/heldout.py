@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from llmjax.data import replay
 from llmjax.model.transformer import Transformer
 from llmjax.objectives import OBJECTIVES
-from llmjax.parallel import placement
+from llmjax.parallel import compiler_options, placement
 from llmjax.train.score import Score, total_score
 from llmjax.train.step import batch_shardings, make_heldout_step
 
@@ -43,7 +43,8 @@ def make_heldout(
     """
     in_bytes = OBJECTIVES[c.objective.name].predicts_all
     first = next(batch for batches in heldout.values() for batch in batches)
-    sums_of = compiled(lambda like: lower_heldout_step(c, module, params, like, mesh=mesh), first, mesh)
+    options = compiler_options.choose(c.parallel.compiler, mesh.devices.flat[0])
+    sums_of = compiled(lambda like: lower_heldout_step(c, module, params, like, mesh=mesh), first, mesh, options)
 
     def evaluate(params: Any) -> dict[str, float]:
         scores, correct = {}, {}
@@ -69,15 +70,20 @@ def make_heldout(
 
 
 def compiled(
-    lower: Callable[[dict[str, Any]], jax.stages.Lowered], batch: Mapping[str, np.ndarray], mesh: Mesh
+    lower: Callable[[dict[str, Any]], jax.stages.Lowered],
+    batch: Mapping[str, np.ndarray],
+    mesh: Mesh,
+    options: compiler_options.Options,
 ) -> Callable[[Any, Mapping[str, np.ndarray]], Any]:
     """(parameters, host batch) -> the scalars of a step as floats, for batches of the shapes of `batch`.
 
     Args:
         lower: from the abstract batch to the step, traced.
+        options: of the compiler.
     """
     sharding = batch_shardings(mesh)
-    step = lower({k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in batch.items()}).compile()
+    like = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in batch.items()}
+    step = compiler_options.compile_with(lower(like), options)
 
     def run(params: Any, batch: Mapping[str, np.ndarray]) -> Any:
         on_mesh = {k: jax.make_array_from_callback(v.shape, sharding, v.__getitem__) for k, v in batch.items()}

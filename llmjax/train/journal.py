@@ -14,8 +14,8 @@ from llmjax import storage
 from llmjax.config import changes
 from llmjax.errors import Diverged
 from llmjax.model.count import flops_per_token
+from llmjax.parallel import compiler_options, placement, processes
 from llmjax.parallel import mesh as meshes
-from llmjax.parallel import placement, processes
 from llmjax.train import checkpoint, folders, metrics
 from llmjax.train.frozen import combine
 from llmjax.train.rewind import Spike, Spikes
@@ -226,6 +226,7 @@ class Journal:
         embeddings = sum(leaf.size for path, leaf in leaves if "embedding" in placement.path_name(path))
         seconds = self.clock.seconds
         rate = sizes.tokens(total) / max(seconds, 1e-9)
+        options = compiler_options.choose(self._c.parallel.compiler, run.mesh.devices.flat[0])
         return {
             "steps": total,
             "duration": self._c.train.duration,
@@ -245,6 +246,7 @@ class Journal:
             "parameters": parameters,
             "parameters_without_embeddings": parameters - embeddings,
             "device": meshes.describe(run.mesh),
+            "compiler_options": " ".join(f"{name}={value}" for name, value in options.items()) or "none",
             "checkpoint_step": total,
             **processes.broadcast_from_first(self._measured_first),
         }

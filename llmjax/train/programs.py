@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from llmjax.data.ramp import BatchSizes, Stage
 from llmjax.model.transformer import Transformer
 from llmjax.objectives import Objective
+from llmjax.parallel import compiler_options
 from llmjax.train import budget, executable
 from llmjax.train.optimizer import make_optimizer
 from llmjax.train.schedule import Milestones, milestones, schedule_of
@@ -63,9 +64,10 @@ class Programs:
         else:
             step = self._step(stage, milestones(self.c.schedule, total_steps=total_steps, sizes=self.sizes))
         lowered = lower_step(step, self.abstract, like, *arguments, mesh=self.mesh, c=self.c)
+        options = compiler_options.choose(self.c.parallel.compiler, self.mesh.devices.flat[0])
         if file := self.c.train.executable:
-            return executable.load(Path(file), executable.name_of(stage), lowered, mesh=self.mesh)
-        return executable.compile_once(lowered, mesh=self.mesh)
+            return executable.load(Path(file), executable.name_of(stage), lowered, mesh=self.mesh, options=options)
+        return executable.compile_once(lowered, mesh=self.mesh, options=options)
 
     def _step(self, stage: Stage, at: Milestones) -> Callable[..., Any]:
         c, schedule = self.c, schedule_of(self.c.schedule, at)

@@ -24,8 +24,8 @@ from llmjax.errors import UserError
 from llmjax.model import init
 from llmjax.model.transformer import Transformer
 from llmjax.objectives import Objective
+from llmjax.parallel import compiler_options, pipeline, placement, processes
 from llmjax.parallel import mesh as meshes
-from llmjax.parallel import pipeline, placement, processes
 from llmjax.train import base, checkpoint, hardware, initial
 from llmjax.train import budget as budgets
 from llmjax.train import optimizer as optimizers
@@ -147,6 +147,8 @@ def _devices(c: ConfigDict, sizes: BatchSizes) -> tuple[Mesh, float]:
     check_rows(c, sizes, ways=meshes.row_ways(mesh))
     peak, peak_source = hardware.peak_flops(jax.devices()[0], device_count=mesh.size)
     processes.say(f"devices: {meshes.describe(mesh)}; peak {human.count(peak)}FLOP/s ({peak_source})")
+    if c.parallel.compiler:
+        processes.say(f"compiler options: {compiler_options.describe(c.parallel.compiler, mesh.devices.flat[0])}")
     for stage in sizes.stages:
         if said := pipeline.describe(c, mesh, rows=stage.rows // stage.micro_batches):
             processes.say(f"pipeline: {said}")
