@@ -18,7 +18,7 @@ PARALLEL := -n auto --dist worksteal
 CORE := $(addprefix tests/test_,xla.py model.py optimizer.py objectives.py mesh.py sampling.py batches.py tokenizer.py \
 	storage.py cli.py recipe.py)
 
-.PHONY: quickstart assistant chat plan test test-core test-slow test-all test-hf test-spark lint lock clean same-python
+.PHONY: quickstart assistant chat plan test test-core test-slow test-all test-hf test-browser test-spark lint lock clean same-python
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/llmjax run --config $(CONFIG)
@@ -56,6 +56,10 @@ test-hf: $(VENV)/.installed-hf
 	$(PYTEST) $(PARALLEL) tests/test_hf_decoders.py tests/test_hf_encoders.py tests/test_hf_export.py tests/test_interop_command.py \
 		tests/test_adapters_peft.py
 
+# The pages in this machine's Chromium (Debian: apt install chromium). Screenshots are in runs/screenshots.
+test-browser: $(VENV)/.installed-browser
+	LLMJAX_SCREENSHOTS=runs/screenshots $(PYTEST) -n 0 tests/test_serve_browser.py
+
 # The preparation on Spark, against this machine's own engine; needs Java 17.
 test-spark: $(VENV)/.installed-spark
 	$(PYTEST) tests/test_prepare_spark.py
@@ -88,6 +92,10 @@ $(VENV)/.installed-test: requirements-test.lock $(VENV)/.installed
 $(VENV)/.installed-hf: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	.ci/uv $(VENV) install --quiet --python $(VENV)/bin/python -c requirements-test.lock transformers==5.23.0 peft==0.21.2
+	touch $@
+
+$(VENV)/.installed-browser: $(VENV)/.installed-test
+	.ci/uv $(VENV) install --quiet --python $(VENV)/bin/python -c requirements-test.lock "playwright>=1.60,<2" axe-playwright-python==0.1.8
 	touch $@
 
 $(VENV)/.installed-spark: $(VENV)/.installed-test

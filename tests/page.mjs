@@ -34,13 +34,24 @@ class Element {
 }
 globalThis.document = { createElement: (name) => new Element(name), createElementNS: (_, name) => new Element(name) };
 
-const { markdown } = await import(join(folder, "markdown.js"));
+const { lastBlock, markdown } = await import(join(folder, "markdown.js"));
 const store = await import(join(folder, "store.js"));
 const plain = (node) => (typeof node === "string" ? node : [node.name, node.attributes, ...node.children.map(plain)]);
 
 const { texts, chats } = JSON.parse(readFileSync(0, "utf8"));
 const found = { texts: texts.map((text) => markdown(text).map(plain)) };
 for (const text of texts) for (let end = 0; end < Math.min(text.length, 300); end++) markdown(text.slice(0, end));
+
+// A text that grows: what stands before its last block is made once, and is what it is in the whole.
+const long = texts.slice(0, 9).filter((text) => !text.endsWith("open")).join("\n\n");
+found.grown = [];
+for (let end = 0, from = 0; end <= long.length; end++) {
+  const next = lastBlock(long.slice(0, end), from);
+  found.grown.push(...markdown(long.slice(from, next)).map(plain));
+  if (end === long.length) found.grown.push(...markdown(long.slice(next)).map(plain));
+  from = next;
+}
+found.long = markdown(long).map(plain);
 
 const chat = store.newChat();
 const asked = store.add(chat, -1, { role: "user", content: "a" });

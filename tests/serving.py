@@ -24,7 +24,7 @@ from llmjax.parallel import mesh as meshes
 from llmjax.serve.app import make_app
 from llmjax.serve.guard import LOOPBACK
 from llmjax.serve.http import SPARE, bind, configured
-from llmjax.serve.server import LIKELIEST, Served, Server
+from llmjax.serve.server import LIKELIEST, Served, Server, with_adapters
 
 ROOM, SLOTS = 512, 4
 TEMPLATE = (
@@ -224,7 +224,12 @@ def serving(
     def engines() -> dict[str, Any]:
         return {
             "tiny": model.engine(
-                slots=slots, length=ROOM, steps=steps, chunks=(32, 256), likeliest=LIKELIEST, weight_format="stored"
+                slots=slots,
+                length=model.config.model.max_length,
+                steps=steps,
+                chunks=(32, 256),
+                likeliest=LIKELIEST,
+                weight_format="stored",
             )
         }
 
@@ -233,7 +238,9 @@ def serving(
     thread.start()
 
     async def begin() -> Client:
-        server = Server([served], make_engines or engines, c.serve, slots=slots, feedback=feedback)
+        server = Server(
+            [served, *with_adapters(served)], make_engines or engines, c.serve, slots=slots, feedback=feedback
+        )
         server.log = lambda **facts: None  # type: ignore[method-assign]
         server.start()
         return Client(make_app(server, hosts=LOOPBACK, keys=keys), server, loop)

@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("starlette")
 
+from helpers import WORDS
 from serving import language_model, listening, serving, until
 
 from llmjax.serve import http
@@ -225,3 +226,22 @@ def test_an_evaluation_harness_finds_over_http_what_it_finds_in_the_process(serv
     assert [total for total, _ in found] == pytest.approx([total for total, _ in expected], rel=1e-5)
     ranked = [sorted(range(4), key=lambda i: rows[i][0]) for rows in (found, expected)]
     assert ranked[0] == ranked[1]  # so every choice, and with it the score of a task, is the same
+
+
+@pytest.mark.slow  # the harness takes ten seconds to start
+def test_a_task_of_the_harness_over_http_has_the_score_of_the_process_to_the_last_digit(served, tmp_path):
+    pytest.importorskip("lm_eval")
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    from llmjax.eval import harness
+
+    rows = [{"question": f"is it {w}", "passage": f"it is {w}", "idx": i, "label": i % 2} for i, w in enumerate(WORDS)]
+    (tmp_path / "boolq_validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    url = f"http://127.0.0.1:{served[1]}/v1/completions"
+    remote = LocalCompletionsAPI(base_url=url, model="tiny", tokenizer_backend="remote", batch_size=4, max_length=512)
+    found, expected = (
+        harness.evaluate(model, ["boolq"], [tmp_path])["boolq"]
+        for model in (remote, harness.make_model(language_model()))
+    )
+    assert found.metrics["acc"] == expected.metrics["acc"] and found.metrics["acc"].count == len(WORDS)
+    assert [one["acc"] for one in found.items] == [one["acc"] for one in expected.items]

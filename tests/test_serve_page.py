@@ -101,6 +101,10 @@ def test_markdown_is_read(shown):
     assert names[7] == ["p", "code"] and names[8] == ["p"]
 
 
+def test_a_text_that_grows_is_made_block_by_block_and_becomes_what_it_is_at_once(shown):
+    assert shown["grown"] == shown["long"]
+
+
 def test_edited_messages_are_branches_and_a_file_brings_them_back(shown):
     assert shown["branch"] == ["a", "c", "d"] and shown["other"] == ["a", "b"]
     (chat,) = shown["again"]["chats"]
@@ -147,5 +151,5 @@ def test_the_page_is_whole_and_everything_on_it_has_a_name():
     roles = {attributes["id"]: attributes for _, attributes, _ in page.elements if "id" in attributes}
     assert roles["log"]["role"] == "log" and roles["log"]["aria-live"] == "off"  # nobody hears every token
     assert roles["status"]["aria-live"] == "polite" and roles["error"]["role"] == "alert"
-    script = (STATIC / "app.js").read_text()
-    assert {name for name in ids if name not in script and name not in ("help-title", "chats", "settings")} == set()
+    script = "".join(path.read_text() for path in STATIC.glob("*.js"))
+    assert {name for name in ids if f'"{name}"' not in script and name not in ("help-title", "settings")} == set()

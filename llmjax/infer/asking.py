@@ -84,7 +84,7 @@ def run(
         while True:
             try:
                 asked = next(one.conversation) if text is None else one.conversation.send(text)
-                kept, ids = _fitting(engine, asked)
+                kept, ids = fitting(engine.tokenizer, engine.limit, asked)
                 settings = {name: value for name, value in kept.items() if name != "messages"}
                 request = Request(ids=tuple(ids), **settings)
                 for message in kept["messages"]:
@@ -180,15 +180,18 @@ def ids_of(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     return prompt_ids(tokenizer, ["\n\n".join(str(message["content"]) for message in messages) + "\n"])[0]
 
 
-def _fitting(engine: Engine, asked: Ask) -> tuple[dict[str, Any], list[int]]:
-    """What is asked with the first prompt that fits the engine with the text, and the prompt's ids."""
+def fitting(tokenizer: Tokenizer, limit: int, asked: Ask) -> tuple[dict[str, Any], list[int]]:
+    """What is asked with the first prompt that fits `limit` tokens with the text, and the prompt's ids.
+
+    Raises UserError if none does.
+    """
     for number, messages in enumerate(asked.prompts):
-        ids = ids_of(engine.tokenizer, messages)
-        if len(ids) + asked.max_new_tokens <= engine.limit:
+        ids = ids_of(tokenizer, messages)
+        if len(ids) + asked.max_new_tokens <= limit:
             return _kept(asked, number), ids
     raise UserError(
         f"the shortest prompt ({asked.purpose}) has {len(ids)} tokens, which with {asked.max_new_tokens} to write is more "
-        f"than the {engine.limit} of the engine: set infer.length, or use a model with a longer context"
+        f"than the {limit} of the engine: set infer.length, or use a model with a longer context"
     )
 
 

@@ -37,13 +37,13 @@ def add_generate(verb: argparse.ArgumentParser) -> None:
     add_constraints(verb)
 
 
-def add_adapters(verb: argparse.ArgumentParser) -> None:
+def add_adapters(
+    verb: argparse.ArgumentParser,
+    meaning: str = "answer with these adapters of the model: a run, or a folder in PEFT's format; may be repeated, for "
+    "rows of --prompts with the field adapter",
+) -> None:
     """Add the argument that names adapters."""
-    verb.add_argument(
-        "--adapter", action="append", default=[], metavar="[NAME=]PATH",
-        help="answer with these adapters of the model: a run, or a folder in PEFT's format; may be repeated, for rows of "
-        "--prompts with the field adapter",
-    )  # fmt: skip
+    verb.add_argument("--adapter", action="append", default=[], metavar="[NAME=]PATH", help=meaning)
 
 
 def adapters_of(args: argparse.Namespace) -> dict[str, Path]:

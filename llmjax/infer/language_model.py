@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from llmjax import config
@@ -28,6 +29,7 @@ from llmjax.infer.generate import generate
 from llmjax.infer.request import Completion
 from llmjax.infer.score import score
 from llmjax.model import head, transformer
+from llmjax.model.adapters import merged
 from llmjax.objectives import OBJECTIVES, classify
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement
@@ -226,6 +228,24 @@ class LanguageModel:
         params, more = self._placed(slots)
         settings = {"adapters": self.adapters, **settings}
         return Engine(self.module, params, self.tokenizer, slots=slots, **more, **settings)
+
+    def merged(self, adapter: str) -> "LanguageModel":
+        """The model without adapters that computes what one of them computes, for reading whole texts.
+
+        Its kernels are merged in float32 and kept in the type and the place of this model's. Raises UserError for an
+        unknown name.
+        """
+        if adapter not in self.adapters:
+            raise UserError(f"no adapter is called {adapter!r}; there are {', '.join(sorted(self.adapters)) or 'none'}")
+        given = self.adapters[adapter]
+        flat = traverse_util.flatten_dict(self.params, sep="/")
+        arrays = {path: jnp.asarray(array) for path, array in given.arrays.items()}
+        both = traverse_util.unflatten_dict({**flat, **arrays}, sep="/")
+        params = jax.tree.map(
+            lambda own, made: own if made is own else jax.device_put(made.astype(own.dtype), own.sharding),
+            self.params, merged(given.settings, both),
+        )  # fmt: skip
+        return dataclasses.replace(self, params=params, adapters={}, store=None)
 
     def beam_search(self, *, beams: int, **settings: Any) -> BeamSearch:
         """Beam search with this model, asked as an engine is. See `infer.beam.BeamSearch`."""

@@ -15,10 +15,23 @@ from starlette.types import ASGIApp
 from llmjax import storage
 from llmjax.data.tokenizer import check_characters
 from llmjax.serve.calls import Call, Endpoint, Handler
-from llmjax.serve.chat import chat, checked
+from llmjax.serve.chat import chat, checked, checked_variables
 from llmjax.serve.completions import completions, fim
+from llmjax.serve.documents import ask_files
 from llmjax.serve.guard import Access, Guard
-from llmjax.serve.messages import DetokenizeBody, FeedbackBody, TokenizeBody, read
+from llmjax.serve.messages import (
+    AskBody,
+    Body,
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    EmbeddingsBody,
+    FeedbackBody,
+    RerankBody,
+    ResponsesBody,
+    TokenizeBody,
+)
+from llmjax.serve.openapi import document
 from llmjax.serve.refusals import Refusal, unsupported
 from llmjax.serve.responses import responses
 from llmjax.serve.server import Served, Server
@@ -47,30 +60,16 @@ def make_app(server: Server, *, hosts: Collection[str], keys: Collection[str] = 
         hosts: names by which the server may be asked.
         keys: API keys; empty: nobody needs one.
     """
-    posts: dict[str, Handler] = {
-        "/v1/chat/completions": chat,
-        "/v1/completions": completions,
-        "/v1/responses": responses,
-        "/v1/embeddings": embeddings,
-        "/v1/rerank": rerank,
-        "/v1/fim/completions": fim,
-        "/tokenize": tokenize,
-        "/detokenize": detokenize,
-        "/feedback": feedback,
-    }
-    gets: dict[str, Handler] = {
-        "/v1/models": models,
-        "/v1/models/{model:path}": model,
-        "/tokenizer_info": tokenizer_info,
-        "/health": health,
-        "/ready": ready,
-        "/metrics": metrics,
-    }
     files = {f"/{path.name}": path for path in sorted(STATIC.iterdir())}
     files["/"] = STATIC / "index.html"
-    gets |= dict.fromkeys(files, _file_of(files))
+    described = document(POSTS, GETS)
+
+    async def openapi(call: Call) -> None:
+        await call.reply.json(described)
+
+    gets = {**GETS, "/openapi.json": openapi, **dict.fromkeys(files, _file_of(files))}
     routes = [
-        *(Route(path, Endpoint(server, handler), methods=["POST"]) for path, handler in posts.items()),
+        *(Route(path, Endpoint(server, handler), methods=["POST"]) for path, (handler, _) in POSTS.items()),
         *(Route(path, Endpoint(server, handler), methods=["GET"]) for path, handler in gets.items()),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
@@ -118,7 +117,7 @@ async def metrics(call: Call) -> None:
 def _described(served: Served) -> dict[str, Any]:
     return {
         "id": served.name, "object": "model", "created": served.created, "owned_by": "llmjax",
-        "max_model_len": served.room,
+        "max_model_len": served.room, "parent": served.parent or None,
     }  # fmt: skip
 
 
@@ -134,7 +133,7 @@ async def model(call: Call) -> None:
 
 async def tokenizer_info(call: Call) -> None:
     """The named tokens and the chat template, as evaluation harnesses ask for them."""
-    tokenizer = call.server.model(None).model.tokenizer
+    tokenizer = call.server.model(call.query("model")).model.tokenizer
     named = tokenizer.named_tokens
     tokens = {f"{name}_token": named.get(name) for name in ("eos", "bos", "pad", "unk")}
     await call.reply.json(
@@ -144,12 +143,14 @@ async def tokenizer_info(call: Call) -> None:
 
 async def tokenize(call: Call) -> None:
     """The ids of a text, or of a conversation as the template writes it. Control tokens in a text become their ids."""
-    body = read(call.body, TokenizeBody)
+    body = call.read(TokenizeBody)
     served = call.server.model(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise Refusal(400, "give prompt or messages", param="prompt")
     if body.messages is not None:
-        ids = await call.server.prepare(served.chat, checked(body.messages), (), {})
+        messages, variables = checked(body.messages), checked_variables(body.chat_template_kwargs)
+        reply = body.add_generation_prompt is not False
+        ids = await call.server.prepare(served.chat, messages, (), {**variables, "reply": reply})
     else:
         ids = await call.server.prepare(_plain_ids, served, body.prompt, body.add_special_tokens is not False)
     await call.reply.json({"tokens": ids, "count": len(ids), "max_model_len": served.room})
@@ -163,7 +164,7 @@ def _plain_ids(served: Served, text: str, prefix: bool) -> list[int]:
 
 async def detokenize(call: Call) -> None:
     """The text of ids."""
-    body = read(call.body, DetokenizeBody)
+    body = call.read(DetokenizeBody)
     tokenizer = call.server.model(body.model).model.tokenizer
     if wrong := [i for i in body.tokens if not 0 <= i < tokenizer.vocab_size]:
         raise Refusal(400, f"the id {wrong[0]} is not from 0 to {tokenizer.vocab_size - 1}", param="tokens")
@@ -172,7 +173,7 @@ async def detokenize(call: Call) -> None:
 
 async def feedback(call: Call) -> None:
     """Keep a rated answer as a row that `llmjax dpo` reads: a preference of two, or one that is good or bad."""
-    body = read(call.body, FeedbackBody)
+    body = call.read(FeedbackBody)
     path = call.server.feedback
     if path is None:
         raise unsupported("feedback", "the server keeps no rated answers")
@@ -190,3 +191,25 @@ async def feedback(call: Call) -> None:
 
 def _answer(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
+
+
+POSTS: dict[str, tuple[Handler, type[Body]]] = {
+    "/v1/chat/completions": (chat, ChatBody),
+    "/v1/completions": (completions, CompletionBody),
+    "/v1/responses": (responses, ResponsesBody),
+    "/v1/embeddings": (embeddings, EmbeddingsBody),
+    "/v1/rerank": (rerank, RerankBody),
+    "/v1/fim/completions": (fim, CompletionBody),
+    "/ask": (ask_files, AskBody),
+    "/tokenize": (tokenize, TokenizeBody),
+    "/detokenize": (detokenize, DetokenizeBody),
+    "/feedback": (feedback, FeedbackBody),
+}
+GETS: dict[str, Handler] = {
+    "/v1/models": models,
+    "/v1/models/{model:path}": model,
+    "/tokenizer_info": tokenizer_info,
+    "/health": health,
+    "/ready": ready,
+    "/metrics": metrics,
+}

@@ -9,9 +9,11 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from llmjax.errors import UserError
+from llmjax.serve import messages
 from llmjax.serve.refusals import Refusal, encoded, of_user_error
 
 if TYPE_CHECKING:
@@ -92,9 +94,17 @@ class Call:
         self.key: str = scope.get("llmjax.key", "")
         self.facts: dict[str, Any] = {}
 
+    def read(self, kind: type[messages.T]) -> messages.T:
+        """The fields of the body. Raises Refusal that names the field which is wrong."""
+        return messages.read(self.body, kind, on_unknown=self.server.log_unknown)
+
     def header(self, name: str) -> str:
         """A header of the request, or ""."""
         return header(self.scope, name)
+
+    def query(self, name: str) -> str | None:
+        """A parameter of the address."""
+        return Request(self.scope).query_params.get(name)
 
 
 Handler = Callable[[Call], Awaitable[None]]

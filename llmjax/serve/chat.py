@@ -12,7 +12,7 @@ from llmjax.serve.calls import Call
 from llmjax.serve.choices import Delta, Written, usage
 from llmjax.serve.fields import choices_of, form_of, likeliest_of, requests_of, schema_of
 from llmjax.serve.log_probs import chat_form
-from llmjax.serve.messages import ChatBody, Sampled, read
+from llmjax.serve.messages import ChatBody, Sampled
 from llmjax.serve.refusals import Refusal
 from llmjax.serve.server import Served, new_id
 from llmjax.serve.tickets import Ticket
@@ -26,7 +26,7 @@ OWN_VARIABLES = {"chat_template", "messages", "tools", "tokenizer", "reply", "ad
 
 async def chat(call: Call) -> None:
     """Answer a conversation."""
-    body = read(call.body, ChatBody)
+    body = call.read(ChatBody)
     served = call.server.writer(body.model)
     count = choices_of(body, call.server.settings.choices)
     top = likeliest_of("top_logprobs", body.top_logprobs)
@@ -34,8 +34,7 @@ async def chat(call: Call) -> None:
         raise Refusal(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     tools = chosen(body.tools, body.tool_choice, body.parallel_tool_calls)
     messages = checked(body.messages)
-    for name in (body.chat_template_kwargs or {}).keys() & OWN_VARIABLES:
-        raise Refusal(400, f"{name} cannot be given to the template", param=f"chat_template_kwargs.{name}")
+    checked_variables(body.chat_template_kwargs)
     with call.server.ticket(served, count, call.key) as ticket:
         written = await asked(call, served, body, messages, tools, count, ticket)
         await send(written, served, body, log_probs=bool(body.logprobs), top=top)
@@ -91,6 +90,13 @@ async def asked(
     if call.server.log_texts:
         call.facts["messages"] = list(messages)
     return Asked(call, ticket, texts, [len(ids)])
+
+
+def checked_variables(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The variables of a request for the template. Raises Refusal for those that the server gives."""
+    for name in (given or {}).keys() & OWN_VARIABLES:
+        raise Refusal(400, f"{name} cannot be given to the template", param=f"chat_template_kwargs.{name}")
+    return dict(given or {})
 
 
 def checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from llmjax.config import run_of
 from llmjax.config.ranges import Range, number
 from llmjax.errors import UserError
+from llmjax.infer.command import adapters_of, add_adapters
 from llmjax.startup import timings
 from llmjax.verb import Verb
 
@@ -30,6 +31,10 @@ def _add(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--also", action="append", type=Path, default=[], metavar="DIR", help="serve the model of this run too; may be repeated"
     )  # fmt: skip
+    add_adapters(
+        verb,
+        "serve these adapters of the model of --workdir too, under their names: a run, or a folder in PEFT's format; may be repeated",
+    )
     verb.add_argument("--name", metavar="NAME", help="what the model is called (default: the name of the run's folder)")
     verb.add_argument(
         "--log-texts", action="store_true", help="write prompts and answers to the log, which leaves them out"
@@ -74,16 +79,20 @@ def _serve(args: argparse.Namespace, c: ConfigDict) -> int:
 def _models(args: argparse.Namespace, c: ConfigDict) -> tuple[list[Any], Any]:
     """The models to serve, and the function that makes their engines."""
     from llmjax.serve.models import engines, open_model
+    from llmjax.serve.server import with_adapters
 
     served: list[Any] = []
+    adapters = adapters_of(args)
     for named in (args.named or args.workdir, *args.also):
         folder, first = run_of(named), not served
         if not (folder / "config.json").is_file():
             raise UserError(f"{named} is not a run: it has no config.json")
         name = args.name if args.name and first else named.resolve().name
-        if name in [one.name for one in served]:
-            raise UserError(f"two models are called {name}: rename a folder, or give --name")
-        served.append(open_model(folder, c, name=name, own=c if first else None))
+        one = open_model(folder, c, name=name, own=c if first else None, adapters=adapters if first else None)
+        served += [one, *with_adapters(one)]
+    if len({one.name for one in served}) < len(served):
+        names = ", ".join(one.name for one in served)
+        raise UserError(f"two of {names} have one name: rename a folder, or give --name or --adapter NAME=PATH")
     return served, lambda: engines(served, c)
 
 

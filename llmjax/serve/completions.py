@@ -14,7 +14,7 @@ from llmjax.serve.calls import Call
 from llmjax.serve.choices import Written, usage
 from llmjax.serve.fields import MOST_LIKELIEST, choices_of, likeliest_of, requests_of
 from llmjax.serve.log_probs import Placed, completion_form
-from llmjax.serve.messages import CompletionBody, read
+from llmjax.serve.messages import CompletionBody
 from llmjax.serve.refusals import Refusal, unsupported
 from llmjax.serve.server import Served, new_id
 from llmjax.serve.tickets import Ticket
@@ -32,7 +32,7 @@ class Echo:
 
 async def completions(call: Call) -> None:
     """Continue plain prompts."""
-    body = read(call.body, CompletionBody)
+    body = call.read(CompletionBody)
     served = call.server.writer(body.model)
     count = choices_of(body, call.server.settings.choices)
     top = None if body.logprobs is None else likeliest_of("logprobs", body.logprobs)
@@ -51,7 +51,7 @@ async def completions(call: Call) -> None:
 
 async def fim(call: Call) -> None:
     """Write what stands between a prompt and a suffix; the answer has the form of chat completions, as editors read it."""
-    body = read(call.body, CompletionBody)
+    body = call.read(CompletionBody)
     served = call.server.writer(body.model)
     count = choices_of(body, call.server.settings.choices)
     with call.server.ticket(served, count, call.key) as ticket:
@@ -100,7 +100,7 @@ async def _echoes(
     if top is None:
         return [Echo(text, None) for text in texts]
     kept = 1 if top <= 1 else MOST_LIKELIEST  # few programs
-    scores = await call.server.compute(lambda: token_scores(served.model, rows, likeliest=kept))
+    scores = await call.server.compute(served, lambda model: token_scores(model, rows, likeliest=kept))
     return [Echo(text, _placed(served, row, one)) for text, row, one in zip(texts, rows, scores, strict=True)]
 
 

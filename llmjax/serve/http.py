@@ -1,6 +1,7 @@
 """The HTTP server: uvicorn on httptools, with limits of time and size for headers, and an end that waits for answers."""
 
 import asyncio
+import resource
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -18,7 +19,8 @@ from llmjax.serve.server import Server
 HEADER_SECONDS = 10.0  # for the headers of a request to arrive
 IDLE_SECONDS = 75  # between the requests of a connection
 WATCH_SECONDS = 1.0
-SPARE = 256  # connections beside those of texts that are written or wait
+SPARE = 4096  # connections beside those of texts that are written or wait: they are answered with 429
+MOST_FILES = 65536  # open files that the process asks for, one for each connection
 
 
 class Protocol(HttpToolsProtocol):
@@ -154,7 +156,16 @@ def configured(app: ASGIApp, *, connections: int) -> uvicorn.Config:
     )
 
 
+def _allow_files() -> None:
+    """Let the process have as many open files as it may: many systems begin with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def serve(app: ASGIApp, server: Server, listening: socket.socket, on_ready: Callable[[], None]) -> None:
     """Serve until a signal. Raises what stopped the worker."""
+    _allow_files()
     config = configured(app, connections=server.admission.places + SPARE)
     asyncio.run(HttpServer(config, server).run_until_end([listening], on_ready))

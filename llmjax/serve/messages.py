@@ -24,6 +24,8 @@ class Body(msgspec.Struct, kw_only=True):
     """What every request may have."""
 
     model: str | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
 
 
 class StreamOptions(msgspec.Struct):
@@ -61,7 +63,6 @@ class Sampled(Body, kw_only=True):
     stream_options: StreamOptions | None = None
     structured_outputs: Guided | None = None
     response_format: dict[str, Any] | None = None
-    user: str | None = None
 
 
 class Function(msgspec.Struct):
@@ -103,12 +104,22 @@ class CompletionBody(Sampled, kw_only=True):
     best_of: int | None = None
 
 
+class FlatTool(msgspec.Struct, omit_defaults=True):
+    """A tool of `/v1/responses`. Types other than function are skipped."""
+
+    type: str
+    name: str | None = None
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
 class ResponsesBody(Body, kw_only=True):
     """POST /v1/responses."""
 
     input: str | list[dict[str, Any]]
     instructions: str | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: list[FlatTool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     max_output_tokens: int | None = None
@@ -140,6 +151,7 @@ class TokenizeBody(Body, kw_only=True):
 
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
 
@@ -148,6 +160,20 @@ class DetokenizeBody(Body, kw_only=True):
     """POST /detokenize."""
 
     tokens: list[int]
+
+
+class GivenFile(msgspec.Struct):
+    """A text with the name that citations give it."""
+
+    name: str
+    text: str
+
+
+class AskBody(Body, kw_only=True):
+    """POST /ask: a question to files."""
+
+    question: str
+    files: list[GivenFile]
 
 
 class FeedbackBody(Body, kw_only=True):
@@ -173,11 +199,25 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "conversation": ((), "nothing is stored: send the whole conversation as input"),
     "background": ((False,), "answers are not kept for later"),
     "use_beam_search": ((False,), "the server samples"),
+    "guided_json": ((), "give structured_outputs"),
+    "guided_regex": ((), "give structured_outputs"),
+    "guided_grammar": ((), "give structured_outputs"),
+    "guided_choice": ((), "give structured_outputs"),
+    "grammar": ((), "give structured_outputs"),
+    "ignore_eos": ((False,), "logit_bias forbids tokens"),
+    "min_tokens": ((0,), "logit_bias forbids tokens"),
+    "bad_words": (([],), "logit_bias forbids tokens"),
+    "prompt_logprobs": ((), "give echo and logprobs to /v1/completions"),
+    "continue_final_message": ((False,), "give the text to /v1/completions"),
 }
 
 
-def read(data: bytes, kind: type[T]) -> T:
-    """The body of a request. Raises Refusal that names the field which is wrong."""
+def read(data: bytes, kind: type[T], *, on_unknown: Callable[[str], None] = lambda name: None) -> T:
+    """The body of a request. Raises Refusal that names the field which is wrong.
+
+    Args:
+        on_unknown: told the name of each field that is ignored.
+    """
     value = parse(data)
     if not isinstance(value, dict):
         raise Refusal(400, "the body must be a JSON object", code="invalid_json")
@@ -185,6 +225,8 @@ def read(data: bytes, kind: type[T]) -> T:
     for name, (harmless, why) in REFUSED.items():
         if name in given and given[name] not in harmless:
             raise unsupported(name, why)
+    for name in given.keys() - REFUSED.keys() - set(kind.__struct_fields__):
+        on_unknown(name)
     try:
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:

@@ -13,14 +13,17 @@ from llmjax.serve.server import LIKELIEST, Served
 from llmjax.startup.cache import cache_of
 
 
-def open_model(folder: Path, c: ConfigDict, *, name: str, own: ConfigDict | None = None) -> Served:
+def open_model(
+    folder: Path, c: ConfigDict, *, name: str, own: ConfigDict | None = None, adapters: Mapping[str, Path] | None = None
+) -> Served:
     """Load the model of a run or of a checkpoint.
 
     Args:
         c: the settings of the engine, under `infer`.
         own: the settings of requests that give none, under `generate`; None: those of the run.
+        adapters: name -> folder of adapters of the model; see `server.with_adapters`.
     """
-    model = load(folder, mesh=c.infer.mesh, cache=cache_of(c))
+    model = load(folder, mesh=c.infer.mesh, cache=cache_of(c), adapters=adapters)
     writes = OBJECTIVES[model.config.objective.name].reads_left_to_right and not model.config.model.encoder_layers
     room = model.config.model.max_length
     settings = request_settings(own if own is not None else model.config)
@@ -31,7 +34,7 @@ def engines(models: Sequence[Served], c: ConfigDict) -> Mapping[str, Engine]:
     """The engines of the models that write, by name, compiled."""
     found = {}
     for one in models:
-        if one.writes:
+        if one.writes and not one.adapter:
             found[one.name] = one.model.engine(length=one.room, likeliest=LIKELIEST, **engine_settings(c))
             found[one.name].warm_up()
     return found

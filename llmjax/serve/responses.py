@@ -4,12 +4,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from llmjax.serve import answering
 from llmjax.serve import chat as chats
 from llmjax.serve.answering import Asked
 from llmjax.serve.calls import Call
 from llmjax.serve.choices import Written, usage
-from llmjax.serve.messages import ChatBody, Function, ResponsesBody, Tool, read
+from llmjax.serve.messages import ChatBody, Function, ResponsesBody, Tool
 from llmjax.serve.refusals import Refusal
 from llmjax.serve.server import Served, new_id
 from llmjax.serve.tools import chosen
@@ -19,7 +21,7 @@ SKIPPED = ("reasoning", "item_reference")  # items of the input that tell the mo
 
 async def responses(call: Call) -> None:
     """Answer a conversation in the form of responses."""
-    body = read(call.body, ResponsesBody)
+    body = call.read(ResponsesBody)
     served = call.server.writer(body.model)
     asked_as = _as_chat(body)
     tools = chosen(asked_as.tools, asked_as.tool_choice, asked_as.parallel_tool_calls)
@@ -45,17 +47,19 @@ def _as_chat(body: ResponsesBody) -> ChatBody:
     if not messages or all(message["role"] == "system" for message in messages):
         messages.append({"role": "user", "content": ""})  # clients look with an empty input whether a server is there
     form = (body.text or {}).get("format")
-    if isinstance(form, dict) and form.get("type") == "json_schema":
+    if form is not None and not isinstance(form, dict):
+        raise Refusal(400, "text.format must be an object with a type", param="text.format")
+    if form is not None and form.get("type") == "json_schema":
         form = {"type": "json_schema", "json_schema": {"name": form.get("name"), "schema": form.get("schema")}}
     # Types of tools that only one client knows are skipped, as its own servers do.
     tools = [
-        Tool("function", Function(str(tool.get("name")), tool.get("description"), tool.get("parameters")))
+        Tool("function", Function(tool.name or "", tool.description, tool.parameters))
         for tool in body.tools or []
-        if tool.get("type") == "function"
+        if tool.type == "function"
     ]
     return ChatBody(
         model=body.model, messages=messages, max_completion_tokens=body.max_output_tokens,
-        temperature=body.temperature, top_p=body.top_p, response_format=form if isinstance(form, dict) else None,
+        temperature=body.temperature, top_p=body.top_p, response_format=form,
         tools=tools, tool_choice=body.tool_choice if tools else None, parallel_tool_calls=body.parallel_tool_calls,
     )  # fmt: skip
 
@@ -112,7 +116,8 @@ def _whole(
         "max_output_tokens": body.max_output_tokens, "model": body.model or served.name, "output": items or [],
         "parallel_tool_calls": body.parallel_tool_calls is not False, "previous_response_id": None, "store": False,
         "temperature": body.temperature, "top_p": body.top_p, "tool_choice": body.tool_choice or "auto",
-        "tools": body.tools or [], "text": body.text or {"format": {"type": "text"}}, "usage": None, "metadata": {},
+        "tools": msgspec.to_builtins(body.tools or []), "text": body.text or {"format": {"type": "text"}}, "usage": None,
+        "metadata": body.metadata or {},
     }  # fmt: skip
     if items is not None:
         counts = usage(asked.prompts, asked.texts)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from llmjax.version import __version__
 T = TypeVar("T")
 PREPARING_SECONDS = 20.0  # for a prompt to be written by its template and tokenized
 PREPARING_THREADS = 4
+MOST_UNKNOWN = 1000  # names of fields in the log
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,14 @@ class Served:
     defaults: Mapping[str, Any]  # settings of `Request` for fields that a request leaves out
     room: int  # tokens of prompt and text together
     writes: bool = True  # whether it writes texts; an encoder only reads them
+    adapter: str = ""  # of the model, that answers
+    parent: str = ""  # the name of the model without the adapter
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def engine(self) -> str:
+        """The name of the engine that writes its texts."""
+        return self.parent or self.name
 
     @property
     def names(self) -> Names:
@@ -73,6 +81,14 @@ class Served:
     def prompt(self, text: str | Sequence[int]) -> list[int]:
         """The ids of a plain prompt."""
         return prompt_ids(self.model.tokenizer, [text])[0]
+
+
+def with_adapters(served: Served) -> list[Served]:
+    """A model with each of its adapters, under their names."""
+    return [
+        replace(served, name=name, defaults={**served.defaults, "adapter": name}, adapter=name, parent=served.name)
+        for name in served.model.adapters
+    ]
 
 
 class Server:
@@ -107,6 +123,8 @@ class Server:
         self.draining = False
         self.changed = asyncio.Event()  # the worker is ready, or has ended
         self._tickets: set[Ticket] = set()
+        self._unknown: set[str] = set()  # fields that were ignored
+        self._merged = ("", models[0].model)  # the last model whose adapter was merged, by its name
         self._threads = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="prompts")
 
     # ------------------------------------------------------------------ life
@@ -173,7 +191,7 @@ class Server:
         """Places for so many texts. Raises Refusal when the server is not ready, or busy."""
         self.check_ready()
         limits = Deadlines(self.settings.first_seconds, self.settings.seconds)
-        return Held(self, Ticket(self.worker, served.name, self.admission.enter(count, key), limits))
+        return Held(self, Ticket(self.worker, served.engine, self.admission.enter(count, key), limits))
 
     async def prepare(self, function: Callable[..., T], *arguments: Any) -> T:
         """What a function returns, called in a thread beside the loop. Raises Refusal for mistakes of the request."""
@@ -185,11 +203,26 @@ class Server:
             except TimeoutError:
                 raise UserError(f"the prompt could not be prepared within {PREPARING_SECONDS:.0f} s") from None
 
-    async def compute(self, function: Callable[[], T]) -> T:
+    async def compute(self, served: Served, function: Callable[[LanguageModel], T]) -> T:
         """What a function returns that computes with a model, between two steps of the engines."""
         self.check_ready()
         with refused():
-            return await self.worker.call(function)
+            return await self.worker.call(lambda: function(self._reading(served)))
+
+    def _reading(self, served: Served) -> LanguageModel:
+        """The model that reads whole texts. An adapter is merged into it; only the last of these is kept in memory."""
+        if not served.adapter:
+            return served.model
+        if self._merged[0] != served.name:
+            self._merged = ("", served.model)
+            self._merged = (served.name, served.model.merged(served.adapter))
+        return self._merged[1]
+
+    def log_unknown(self, name: str) -> None:
+        """Note a field that is ignored, once."""
+        if name not in self._unknown and len(self._unknown) < MOST_UNKNOWN:
+            self._unknown.add(name)
+            self.log(ignored_field=name[:64])
 
     def log(self, **facts: Any) -> None:
         """Write a line of JSON to the log, which is the standard error."""

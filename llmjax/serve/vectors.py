@@ -9,7 +9,7 @@ import numpy as np
 from llmjax.infer.given import embed
 from llmjax.serve.calls import Call
 from llmjax.serve.completions import prompts_of
-from llmjax.serve.messages import EmbeddingsBody, RerankBody, read
+from llmjax.serve.messages import EmbeddingsBody, RerankBody
 from llmjax.serve.refusals import Refusal, unsupported
 from llmjax.serve.server import Served, new_id
 
@@ -18,7 +18,7 @@ MOST_TEXTS = 256
 
 async def embeddings(call: Call) -> None:
     """The vectors of texts."""
-    body = read(call.body, EmbeddingsBody)
+    body = call.read(EmbeddingsBody)
     served = call.server.model(body.model)
     width = served.model.config.model.width
     if body.dimensions not in (None, width):
@@ -35,7 +35,7 @@ async def embeddings(call: Call) -> None:
 
 async def rerank(call: Call) -> None:
     """Documents in the order of the cosine of their vectors with the query's."""
-    body = read(call.body, RerankBody)
+    body = call.read(RerankBody)
     served = call.server.model(body.model)
     if not body.documents or (body.top_n is not None and body.top_n < 1):
         raise Refusal(400, "documents must have a text, and top_n must be at least 1", param="documents")
@@ -71,7 +71,7 @@ async def _vectors(
                 400, f"a text has {longest} tokens, and the model reads {served.room}", code="context_length_exceeded",
                 param=param,
             )  # fmt: skip
-        vectors = await call.server.compute(lambda: embed(served.model, rows))
+        vectors = await call.server.compute(served, lambda model: embed(model, rows))
     finally:
         place.leave()
     tokens = sum(map(len, rows))

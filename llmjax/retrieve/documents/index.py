@@ -283,6 +283,13 @@ class Index:
                 self._add("", path, text, [Block(0, len(text), title)], title="")
         self._vectors.clear()
 
+    def add_texts(self, texts: Iterable[tuple[str, str]]) -> None:
+        """Add texts (path, text) of no file, cut as files are."""
+        with self._writing():
+            for path, text in texts:
+                self._add("", path, text, cutting.cut(text), title=path)
+        self._vectors.clear()
+
     def _add(self, file: str, path: str, text: str, found: Sequence[Block], *, title: str) -> int:
         document = self._db.execute("INSERT INTO documents VALUES (NULL, ?, ?, ?)", (file, path, text)).lastrowid
         name = re.sub(r"\.\w+(:\d+)?$", "", title) if file else title

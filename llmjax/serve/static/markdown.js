@@ -35,6 +35,20 @@ export function markdown(source, onCode = () => []) {
   return blocks(source.replace(/\r\n?/g, "\n").split("\n"), onCode, 0);
 }
 
+// Where the last block of a text begins that may still grow; `from` is the beginning of a block.
+export function lastBlock(source, from) {
+  let [at, found, fence, blank] = [from, from, "", false];
+  for (const line of source.slice(from).split("\n")) {
+    if (!fence && blank && /^[^\s>*+\d-]/.test(line)) found = at;
+    const mark = /^ {0,3}(`{3,}|~{3,})/.exec(line)?.[1] ?? "";
+    if (!fence) fence = mark;
+    else if (mark.startsWith(fence)) fence = "";
+    blank = !line.trim();
+    at += line.length + 1;
+  }
+  return found;
+}
+
 function blocks(lines, onCode, depth) {
   const found = [];
   if (depth > DEEPEST) return [element("p", lines.join("\n"))];

@@ -57,13 +57,28 @@ export function imported(text) {
     const chat = { ...newChat(), title: String(given.title).slice(0, 200), system: String(given.system ?? "") };
     given.nodes.forEach((node, place) => {
       if (!["user", "assistant"].includes(node.role) || !(Number.isInteger(node.parent) && node.parent >= -1 && node.parent < place)) throw new Error("a message is damaged");
-      add(chat, node.parent, { role: node.role, content: String(node.content) });
+      const made = { role: node.role, content: String(node.content) };
+      if (typeof node.model === "string") made.model = node.model.slice(0, 200);
+      if (["stop", "length", "stopped"].includes(node.finish)) made.finish = node.finish;
+      if (typeof node.rated === "boolean") made.rated = node.rated;
+      add(chat, node.parent, made);
     });
+    for (const [parent, place] of Object.entries(given.chosen ?? {})) {
+      if (chat.nodes[place]?.parent === Number(parent)) chat.chosen[parent] = place;
+    }
     return chat;
   });
 }
 
 export function exported(chats) {
-  const nodes = (chat) => chat.nodes.map(({ role, content, parent }) => ({ role, content, parent }));
-  return JSON.stringify({ chats: chats.map((chat) => ({ title: chat.title, system: chat.system, nodes: nodes(chat) })) }, null, 1);
+  const nodes = (chat) => chat.nodes.map(({ role, content, parent, model, finish, rated }) => ({ role, content, parent, model, finish, rated }));
+  const rows = chats.map((chat) => ({ title: chat.title, system: chat.system, chosen: chat.chosen, nodes: nodes(chat) }));
+  return JSON.stringify({ chats: rows }, null, 1);
+}
+
+// The branch that is shown, for reading.
+export function asMarkdown(chat) {
+  const said = branch(chat).map((place) => chat.nodes[place]);
+  const parts = said.map((node) => `## ${node.role === "user" ? "You" : node.model || "Model"}\n\n${node.content}\n`);
+  return [`# ${chat.title}\n`, ...(chat.system ? [`## System\n\n${chat.system}\n`] : []), ...parts].join("\n");
 }

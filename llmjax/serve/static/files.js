@@ -1,0 +1,84 @@
+// Files of a chat: while it has some, its questions are answered from them, with quotes that the server has checked.
+
+import { ask } from "./api.js";
+import { button, by, complain, element, say } from "./dom.js";
+import { keep, state } from "./state.js";
+
+const MOST_BYTES = 3 << 20; // of all files together; the server takes 4 MiB of JSON
+
+const sizeOf = (bytes) => (bytes < 1024 ? `${bytes} B` : bytes < 1 << 20 ? `${(bytes / 1024).toFixed(1)} kB` : `${(bytes / (1 << 20)).toFixed(1)} MB`);
+
+export async function addFiles(given) {
+  const { chat } = state;
+  complain();
+  for (const file of given) {
+    try {
+      const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
+      const whole = (chat.files ?? []).reduce((sum, one) => sum + one.size, file.size);
+      if (text.includes("\0")) throw new TypeError("no text");
+      if (whole > MOST_BYTES) throw new Error(`all files together may have ${sizeOf(MOST_BYTES)}`);
+      const made = { name: file.name.slice(0, 200), size: file.size, text };
+      chat.files = [...(chat.files ?? []).filter((one) => one.name !== made.name), made];
+      ask("tokenize", { prompt: text }).then(async (answer) => {
+        made.tokens = (await answer.json()).count;
+        drawFiles();
+      }, complain);
+    } catch (error) {
+      complain(error instanceof TypeError ? `${file.name} is no text in UTF-8` : `${file.name}: ${error.message}`);
+    }
+  }
+  if (chat.nodes.length) keep(chat);
+  drawFiles();
+  say(`${chat.files?.length ?? 0} files`);
+}
+
+export function drawFiles() {
+  const { chat } = state;
+  const rows = (chat.files ?? []).map((one) => {
+    const drop = button("Remove", () => {
+      chat.files = chat.files.filter((other) => other !== one);
+      if (chat.nodes.length) keep(chat);
+      drawFiles();
+      by("message").focus();
+    });
+    drop.setAttribute("aria-label", `Remove ${one.name}`);
+    const about = `${one.name}, ${sizeOf(one.size)}${one.tokens === undefined ? "" : `, ${one.tokens.toLocaleString("en")} tokens`}`;
+    return element("li", {}, element("span", { textContent: about }), drop);
+  });
+  by("files").replaceChildren(...rows);
+  by("files-note").hidden = !rows.length;
+}
+
+// Ask the files of a chat the question at a place; the answer comes into the node.
+export async function askFiles({ chat, parent, node, signal }) {
+  const files = chat.files.map(({ name, text }) => ({ name, text }));
+  const found = await (await ask("ask", { question: chat.nodes[parent].content, files, model: node.model }, signal)).json();
+  node.content = found.answer;
+  node.finish = "stop";
+  node.sources = { citations: found.citations, dropped: found.dropped, passages: found.passages, reason: found.reason };
+}
+
+// Each citation as a button, which opens its passage with the quote marked.
+export function sourcesView({ citations, dropped, passages, reason }) {
+  const view = element("div", { className: "sources" });
+  const opened = element("blockquote", { className: "passage", hidden: true });
+  const buttons = citations.map((one) => {
+    const made = button(`[${one.number}] ${one.path}`, () => {
+      const on = made.getAttribute("aria-expanded") !== "true";
+      for (const other of buttons) other.setAttribute("aria-expanded", "false");
+      made.setAttribute("aria-expanded", String(on));
+      opened.hidden = !on;
+      const passage = passages[one.number - 1];
+      const [start, end] = [one.start - passage.start, one.end - passage.start];
+      const characters = [...passage.text]; // the server counts whole characters
+      const part = (from, to) => characters.slice(from, to).join("");
+      opened.replaceChildren(part(0, start), element("mark", { textContent: part(start, end) }), part(end));
+    });
+    made.setAttribute("aria-expanded", "false");
+    return made;
+  });
+  view.append(...buttons, opened);
+  if (reason) view.append(element("p", { className: "note", textContent: reason }));
+  if (dropped.length) view.append(element("p", { className: "note", textContent: `${dropped.length} citations did not pass their check and were dropped` }));
+  return view;
+}

@@ -1,0 +1,140 @@
+"""Adapters of a model are models of the server, chosen by their names; and what the server says of itself."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from flax import traverse_util
+
+pytest.importorskip("starlette")
+pytest.importorskip("llguidance")
+
+from networks import make
+from serving import ROOM, language_model, serving
+
+from llmjax.infer.adapters import Adapter
+from llmjax.model.adapters import is_adapter
+from llmjax.serve.app import GETS, POSTS
+
+
+def adapter(seed: int) -> Adapter:
+    """Random adapters of the attention of the tiny model."""
+    c = language_model().config.model.copy_and_resolve_references()
+    with c.unlocked():
+        c.adapter.update({"kind": "lora", "rank": 2, "alpha": 4.0, "targets": ("query", "value")})
+    flat = traverse_util.flatten_dict(make(c)[1], sep="/")
+    rng = np.random.default_rng(seed)
+    return Adapter(
+        c.adapter, {path: rng.normal(size=x.shape).astype(np.float32) for path, x in flat.items() if is_adapter(path)}
+    )
+
+
+@pytest.fixture(scope="module")
+def client():
+    model = dataclasses.replace(language_model(), adapters={"one": adapter(1), "voices/two": adapter(2)})
+    with serving(model) as made:
+        yield made
+
+
+def test_adapters_are_listed_as_models_and_an_unknown_name_is_refused_with_the_list(client):
+    listed = client.get("/v1/models").json["data"]
+    assert [(one["id"], one["parent"]) for one in listed] == [("tiny", None), ("one", "tiny"), ("voices/two", "tiny")]
+    assert client.get("/v1/models/voices/two").json["max_model_len"] == ROOM
+    refused = client.complete(model="three")
+    assert refused.status == 404 and "tiny, one, voices/two" in refused.error["message"]
+
+
+def test_each_model_writes_and_scores_and_embeds_with_its_own_adapter(client):
+    """The engine computes with adapters beside the kernels, and scores are those of merged kernels."""
+    prompt, scores, vectors = [5, 9, 30, 40], {}, {}
+    asked = {
+        "prompt": prompt,
+        "max_tokens": 6,
+        "logprobs": 0,
+        "temperature": 0,
+        "structured_outputs": {"regex": "[a-z]{6}"},
+    }
+    together = {name: client.open("POST", "/v1/completions", {**asked, "model": name}) for name in client.server.models}
+    for name, exchange in together.items():
+        written = exchange.wait().json["choices"][0]["logprobs"]
+        ids = [client.post("/tokenize", {"prompt": token}).json["tokens"][0] for token in written["tokens"]]
+        echoed = client.complete(model=name, prompt=[*prompt, *ids], max_tokens=0, echo=True, logprobs=0).json
+        scores[name] = echoed["choices"][0]["logprobs"]["token_logprobs"][len(prompt) :]
+        np.testing.assert_allclose(scores[name], written["token_logprobs"], atol=2e-5)
+        vectors[name] = client.post("/v1/embeddings", {"model": name, "input": [prompt]}).json["data"][0]["embedding"]
+    assert len({tuple(one) for one in scores.values()}) == len({tuple(one) for one in vectors.values()}) == 3
+
+
+def test_fields_that_are_ignored_are_named_in_the_log_once(client, monkeypatch):
+    lines = []
+    monkeypatch.setattr(client.server, "log", lambda **facts: lines.append(facts))
+    for _ in range(2):
+        assert client.chat(service_tier="auto", user="me", metadata={"a": "b"}, max_tokens=1).status == 200
+    assert [one["ignored_field"] for one in lines if "ignored_field" in one] == ["service_tier"]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"guided_json": {}}, {"guided_choice": ["a"]}, {"ignore_eos": True}, {"min_tokens": 3}, {"bad_words": ["a"]}]
+)  # fmt: skip
+def test_fields_of_other_servers_that_would_change_the_answer_are_refused_by_name(client, fields):
+    (name,) = fields
+    assert client.chat(**fields).error["param"] == name
+
+
+def test_a_conversation_is_tokenized_with_or_without_the_beginning_of_the_answer(client):
+    messages = [{"role": "user", "content": "a"}]
+    whole, cut = (
+        client.post("/tokenize", {"messages": messages, "add_generation_prompt": reply}).json["tokens"]
+        for reply in (None, False)
+    )
+    assert whole[: len(cut)] == cut and bytes(i - 4 for i in whole[len(cut) :]) == b"assistant: "
+    assert client.get("/tokenizer_info?model=one").json["eos_token"] == "<eos>"
+    assert client.get("/tokenizer_info?model=no").status == 404
+
+
+def test_tools_of_responses_that_are_malformed_are_refused(client):
+    for tool in ({"type": "function", "name": "f", "parameters": "x"}, {"type": "function"}, {"name": "f"}, 3):
+        assert client.post("/v1/responses", {"input": "a", "tools": [tool]}).status == 400, tool
+    assert client.post("/v1/responses", {"input": "a", "text": {"format": "json"}}).error["param"] == "text.format"
+
+
+def test_the_interface_is_described_as_it_is(client):
+    described = client.get("/openapi.json").json
+    assert described["openapi"] == "3.1.0"
+    assert described["paths"].keys() == {path.replace(":path}", "}") for path in [*POSTS, *GETS]}
+    schemas = described["components"]["schemas"]
+    assert schemas["ChatBody"]["required"] == ["messages"] and "temperature" in schemas["ChatBody"]["properties"]
+    for path, (handler, kind) in POSTS.items():
+        operation = described["paths"][path]["post"]
+        assert operation["summary"] and operation["operationId"] == handler.__name__
+        assert operation["requestBody"]["content"]["application/json"]["schema"] == {
+            "$ref": f"#/components/schemas/{kind.__name__}"
+        }
+
+
+TEXT = "The Vasa was a ship. She sank in 1628 before Stockholm.\n\nShe lay there for many years.\n"
+
+
+def test_a_question_to_files_is_refused_where_they_hold_nothing(client):
+    files = [{"name": "ships.md", "text": TEXT}]
+    answer = client.post("/ask", {"question": "Who wrote Faust?", "files": files}).json
+    assert answer["refused"] and answer["answer"] == "not in the documents" and answer["citations"] == []
+    for wrong in ({"files": []}, {"files": files * 2}, {"question": " "}, {"files": [{"name": "a"}]}, {"model": "no"}):
+        assert client.post("/ask", {"question": "ship?", "files": files, **wrong}).status in (400, 404), wrong
+    assert (
+        client.post("/ask", {"question": "Who sank?", "files": files}).error["param"] is None
+    )  # too long for 512 tokens
+
+
+@pytest.mark.slow
+def test_an_answer_from_files_quotes_them_at_its_places():
+    """A random model writes nonsense, and the grammar and the checks still hold."""
+    with serving(language_model(model__max_length=2048)) as roomy:
+        files = [{"name": "../ships.md", "text": TEXT}, {"name": "b", "text": '\x00 "quoted" <script>'}]
+        answer = roomy.post("/ask", {"question": "When did the Vasa sink?", "files": files})
+    assert answer.status == 200
+    value = answer.json
+    assert value["usage"]["completion_tokens"] > 0 and value["passages"][0]["path"] == "../ships.md"
+    for one in value["citations"]:
+        assert TEXT[one["start"] : one["end"]] == one["quote"]
+    assert all(one["reason"] for one in value["dropped"])
