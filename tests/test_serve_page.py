@@ -31,7 +31,7 @@ ELEMENTS = {
     "tr", "th", "td", "strong", "em", "del", "a", "math", "mrow", "mi", "mo", "mn", "mtext", "msup", "msub", "msubsup", "mfrac",
     "msqrt", "mover", "mspace",
 }  # fmt: skip
-ATTRIBUTES = {"class", "href", "title", "rel", "target", "start", "display", "width", "linethickness"}
+ATTRIBUTES = {"class", "href", "title", "rel", "target", "start", "display", "width", "linethickness", "tabindex"}
 TEXTS = [
     "Hello **bold** and *soft*, `code`, ~~gone~~ \\*plain\\*.\nNext line",
     "## Title #\n\n1. one\n2. two\n   - inner\n\n---\n\n> quoted",
@@ -90,8 +90,10 @@ def test_markdown_is_read(shown):
     names = [[node[0] for node in nodes(tree)] for tree in trees[: len(TEXTS)]]
     assert names[0] == ["p", "strong", "em", "code", "del"]
     assert names[1] == ["h4", "ol", "li", "li", "ul", "li", "hr", "blockquote", "p"]
-    assert trees[2] == [["div", {"class": "code"}, ["pre", {}, ["code", {}, "print('a')"]]]]
-    assert trees[3] == [["div", {"class": "code"}, ["pre", {}, ["code", {}, "open"]]]]  # a fence that is still open
+    assert trees[2] == [["div", {"class": "code"}, ["pre", {"tabindex": "0"}, ["code", {}, "print('a')"]]]]
+    assert trees[3] == [
+        ["div", {"class": "code"}, ["pre", {"tabindex": "0"}, ["code", {}, "open"]]]
+    ]  # a fence that is still open
     assert names[4] == ["table", "thead", "tr", "th", "th", "tbody", "tr", "td", "td", "em"]
     assert [node[1]["href"] for node in nodes(trees[5]) if node[0] == "a"] == [
         "https://example.org/a_(b)",

@@ -44,7 +44,9 @@ export async function answer(parent) {
   if (!places.length && before !== undefined) chat.chosen[parent] = before;
   keep(chat);
   if (chat !== state.chat) return;
+  const low = atBottom();
   draw();
+  if (low) toBottom();
   if (places.length > 1 && !failed.length) vote(places, shown);
   say(failed.length ? "answer stopped" : "answer complete");
   by("message").focus();

@@ -30,6 +30,12 @@ function element(name, ...children) {
   return node;
 }
 
+// What is wider than the page scrolls, also by the keyboard.
+function reachable(node) {
+  node.setAttribute("tabindex", "0");
+  return node;
+}
+
 // The blocks of a text, as a list of nodes. `onCode(code, language)` makes the bar above a block of code.
 export function markdown(source, onCode = () => []) {
   return blocks(source.replace(/\r\n?/g, "\n").split("\n"), onCode, 0);
@@ -64,7 +70,7 @@ function blocks(lines, onCode, depth) {
       let end = at + 1;
       while (end < lines.length && !closes(lines[end])) end++; // a fence that is still open reaches to the end
       const code = lines.slice(at + 1, end).join("\n");
-      found.push(element("div", ...onCode(code, language), element("pre", element("code", code))));
+      found.push(element("div", ...onCode(code, language), reachable(element("pre", element("code", code)))));
       found.at(-1).className = "code";
       at = end + 1;
     } else if ((match = /^\s*(\$\$|\\\[)/.exec(line))) {
@@ -73,7 +79,7 @@ function blocks(lines, onCode, depth) {
       let end = at;
       while (!tex.includes(close) && end + 1 < lines.length && lines[end + 1].trim()) tex += `\n${lines[++end]}`;
       const cut = tex.indexOf(close);
-      found.push(element("div", math(cut < 0 ? tex : tex.slice(0, cut), true)));
+      found.push(reachable(element("div", math(cut < 0 ? tex : tex.slice(0, cut), true))));
       found.at(-1).className = "formula";
       const rest = cut < 0 ? "" : tex.slice(cut + close.length);
       if (rest.trim()) found.push(element("p", ...inline(rest, depth)));
@@ -134,7 +140,7 @@ function list(lines, start, first, onCode, depth) {
 function table(lines, depth) {
   const cells = (line) => line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim());
   const row = (line, name) => element("tr", ...cells(line).map((cell) => element(name, ...inline(cell, depth))));
-  return element("table", element("thead", row(lines[0], "th")), element("tbody", ...lines.slice(2).map((line) => row(line, "td"))));
+  return reachable(element("table", element("thead", row(lines[0], "th")), element("tbody", ...lines.slice(2).map((line) => row(line, "td")))));
 }
 
 function inline(text, depth) {
