@@ -20,6 +20,7 @@ from llmjax.post import command as post_command
 from llmjax.prepare import command as prepare_command
 from llmjax.recipe import chain
 from llmjax.recipe.stages import STAGES
+from llmjax.report import command as report_command
 from llmjax.retrieve import command as retrieve_command
 from llmjax.scaling import command as scaling_command
 from llmjax.serve import command as serve_command
@@ -335,6 +336,7 @@ VERBS: dict[str, Verb] = {
     **agents_command.VERBS,
     **sweep_command.VERBS,
     **studio_command.VERBS,
+    **report_command.VERBS,
     "config": Verb(
         "list every setting, its value and its meaning", lambda verb: None, _print_settings, config="optional"
     ),

@@ -19,6 +19,7 @@ NEEDED = {
     "": (*VERBS, "--traceback", "--version"), "config": ("--config FILE",), "plan": ("--topology CHIP:SHAPE",),
     "import": ("--from DIR", "--to RUN"), "export": ("--from RUN", "--to DIR"), "classify": ("--positive",), "rate": ("--to",),
     "studio": ("--data DIR", "--port N", "--accelerator"),
+    "card": ("--license ID", "--workdir DIR", "--watts W"),
     "sweep": ("--config.KEY=VALUE", "--workdir DIR", "--dry-run"),
     "mcp": ("--workdir DIR", "--tools FILE", "--port N"),
     "budget": ("--flops N", "--out FILE.json"),

@@ -1,8 +1,8 @@
 """Reports: a run, or several runs side by side, as one HTML page and one Markdown page without other files.
 
 `collect` reads the folder of a run and `curves` its metrics, `facts` selects the numbers, `plots` draws, `page` renders
-one run, and `comparison` several. A report reads only files of the run, so it also works for a run that is going on, that
-was killed, or that another machine made. The same files give the same bytes.
+one run, and `comparison` several. `cards` writes model cards and data cards. A report reads only files of the run, so it
+also works for a run that is going on, that was killed, or that another machine made. The same files give the same bytes.
 """
 
 from collections.abc import Sequence

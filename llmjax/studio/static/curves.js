@@ -112,7 +112,7 @@ export function live(names, { onState = () => {}, signal }) {
     h("label", {}, "smoothing ", h("input", { type: "range", min: 0, max: 0.99, step: 0.01, value: 0, on: { input: (event) => { view.smooth = Number(event.target.value); draw(); } } })),
     h("label", {}, h("input", { type: "checkbox", on: { change: (event) => { view.log = event.target.checked; draw(); } } }), " log y"),
     h("button", { type: "button", on: { click: () => { view.range = null; draw(); } } }, "Show all"),
-    h("span", { class: "quiet" }, "drag to zoom"));
+    h("span", { class: "quiet mouse" }, "drag to zoom"));
   poll(read, signal);
   addEventListener("resize", draw, { signal });
   return h("div", {}, controls, plots, more);

@@ -45,7 +45,7 @@ export function row(run, keys, chosen, onChoose) {
     h("td", { class: "box" }, box),
     h("td", { class: "name" }, h("a", { href: link(run.kind, { name: run.name }) }, run.name || "."), run.title && !run.name.endsWith(run.title) ? h("span", { class: "quiet" }, ` ${run.title}`) : null),
     h("td", {}, pill(run.state || run.kind, run.error), progress),
-    h("td", { class: "n" }, isRun ? [short(run.step), run.steps && run.steps !== run.step ? h("span", { class: "quiet" }, ` / ${short(run.steps)}`) : null] : null),
+    h("td", { class: "n" }, isRun && Number.isFinite(run.step) ? [short(run.step), run.steps && run.steps !== run.step ? h("span", { class: "quiet" }, ` / ${short(run.steps)}`) : null] : null),
     h("td", { class: "n" }, short(run.loss)),
     h("td", { class: "n" }, short(run.heldout), run.heldout_name && Number.isFinite(run.heldout) ? h("span", { class: "quiet" }, ` ${run.heldout_name}`) : null),
     h("td", { class: "n" }, short(run.tokens)), h("td", { class: "n" }, short(run.speed)), h("td", { class: "n" }, short(run.parameters)),

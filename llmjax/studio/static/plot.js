@@ -75,6 +75,7 @@ export function plot({ title, unit, xLabel, lines, marks = [], view, log = false
   const all = inside.flatMap((line) => line.xs);
   let [x0, x1] = view.range ?? [all.reduce((a, b) => Math.min(a, b)), all.reduce((a, b) => Math.max(a, b))];
   if (x1 <= x0) x1 = x0 + 1;
+  if (!view.range) [x0, x1] = [x0 - (x1 - x0) * 0.01, x1 + (x1 - x0) * 0.01]; // room for the dots at the ends
   const right = width - MARGIN.right, bottom = height - MARGIN.bottom;
   const px = (x) => MARGIN.left + ((x - x0) / (x1 - x0)) * (right - MARGIN.left);
   const py = (y) => bottom - (((logY ? Math.log10(y) : y) - ys[0]) / (ys[1] - ys[0])) * (bottom - MARGIN.top);
