@@ -211,6 +211,7 @@ def test_a_spike_goes_back_skips_its_batches_and_the_run_ends_as_if_they_had_not
     jax.tree.map(np.testing.assert_array_equal, mine, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_after_too_many_spikes_the_command_goes_on_as_it_advises(tiny_run, monkeypatch, capsys):
     real = TrainBatches.batch

@@ -154,7 +154,7 @@ def test_a_decoder_sees_the_source_of_its_own_document_and_its_past():
 
 # The others have the same programs, of causal (see test_train.py) and masked ones (see test_objectives_recipe.py).
 @pytest.mark.parametrize(
-    "case", few(["unilm", "permutation in parts", "prefix", "span", "multi_token", "masked", "span without encoder"], 5)
+    "case", few(["unilm", "permutation in parts", "span", "multi_token", "prefix", "masked", "span without encoder"], 4)
 )
 def test_every_objective_is_learnt_and_measured(case):
     c = setting(
@@ -176,7 +176,7 @@ def test_every_objective_is_learnt_and_measured(case):
     assert after["nats"] < 0.8 * before["nats"]
 
 
-@pytest.mark.parametrize("case", few(["permutation in parts", "span"]))
+@pytest.mark.parametrize("case", few(["permutation", "permutation in parts", "span"]))
 def test_rows_of_any_shape_are_spread_over_meshes_and_micro_batches(case):
     losses = []
     for mesh, parts in (("data=1", 1), ("fsdp=2 tensor=2", 2)):

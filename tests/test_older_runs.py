@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import assert_same_bits, few, tiny_config
+from helpers import few
 
 import llmjax
 from llmjax import cli, config, recipe
@@ -116,21 +116,6 @@ def test_the_advice_of_a_training_that_fails_works(run, one_device, capsys):
     assert [row["step"] for row in rows_of(run)] == list(range(1, 13)) and not list(run.glob("before-*"))
     noted = json.loads((run / "stages.json").read_text())["train"]["changes"]
     assert [sorted(note["settings"])[0] for note in noted] == ["optimizer.learning_rate"] * 2
-
-
-@pytest.mark.slow
-def test_a_training_that_was_extended_is_the_one_that_was_as_long_from_the_start(tiny_run, tiny_sources, one_device):
-    """With a schedule that does not depend on the duration, bit for bit."""
-    other = Path(shutil.copytree(tiny_run, tiny_run.parent / "other"))
-
-    def train(workdir, duration):
-        c = tiny_config(tiny_sources, train__duration=duration, schedule__name="constant", schedule__warmup="2 steps")
-        recipe.run(c.lock(), workdir, ("train",))
-        return llmjax.load(workdir).params
-
-    train(tiny_run, "4 steps")
-    assert_same_bits(train(tiny_run, "6 steps"), train(other, "6 steps"))
-    assert [row["loss"] for row in rows_of(tiny_run)] == [row["loss"] for row in rows_of(other)]
 
 
 @pytest.mark.parametrize(

@@ -111,14 +111,13 @@ CASES = {
 }
 
 
-# The others' parts are in these, or in test_moe.py: they run with `-m slow`.
+# Every axis once; the others, which combine them, run with `-m slow`.
 ENOUGH = (
     "pipeline, uneven rounds",
     "context, ring, ALiBi, window, soft cap",
     "sequence",
     "features",
-    "pipeline, expert, tensor",
-    "pipeline, context ring",
+    "expert, dropless",
 )
 
 
@@ -142,6 +141,7 @@ def test_zero_decides_what_fsdp_divides_and_changes_no_loss(zero):
     assert {x.addressable_shards[0].data.shape for x in moments} == {(2, 8, 32)}
 
 
+@pytest.mark.slow  # test_objectives.py has micro-batches, and the gradients of pipelines are compared above
 def test_a_pipeline_trains_with_micro_batches_as_one_device_does():
     changes = {"model__layers": 4, "train__micro_batches": 2, "train__batch_size": 16}
     expected, _ = losses_of(tiny_config(**changes), mesh_of("data=1"), steps=3)

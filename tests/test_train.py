@@ -125,6 +125,7 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_results_still_has_numb
     assert [row["step"] for row in rows_of(trained_copy)] == list(range(1, 9))
 
 
+@pytest.mark.slow  # test_older_runs.py extends a run of an older version
 @pytest.mark.usefixtures("one_device")
 def test_a_run_extended_by_half_after_its_end_is_the_run_that_was_longer_from_the_start(trained_copy, tmp_path):
     longer = steady(train__duration="12 steps")
@@ -371,9 +372,7 @@ def poisoned(c, *steps):
     return batch
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in ("adamw", "muon") else pytest.mark.slow) for n in OPTIMIZERS]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "muon" else pytest.mark.slow) for n in OPTIMIZERS])
 def test_every_optimizer_learns_skips_a_nan_batch_and_comes_back_from_a_checkpoint(name, tmp_path):
     rate = {"sgd": 0.3, "lion": 3e-3, "adafactor": 0.1}.get(name, 1e-2)  # adafactor's is relative
     c = tiny_config(optimizer__name=name, optimizer__learning_rate=rate, train__duration="30 steps", train__ema=0.9)
