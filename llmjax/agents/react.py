@@ -265,10 +265,13 @@ def _prompts(system: str, goal: str, turns: Turns, note: str = "") -> tuple[list
 
 
 def _shown(name: str, result: str, length: int) -> str:
-    """A result as the model reads it. Marks within it are written otherwise, so that it cannot end the data."""
+    """A result as the model reads it. Marks within it are written otherwise, so that it cannot end the data.
+
+    Tag characters, which repeat ASCII invisibly, are left out.
+    """
     if not name:
         return result
-    text = re.sub(r"<(/?data)", r"&lt;\1", result)
+    text = re.sub(r"<(/?data)", r"&lt;\1", re.sub("[\U000e0000-\U000e007f]", "", result), flags=re.IGNORECASE)
     cut = f"\u2026 ({len(text):,} characters)" if len(text) > length else ""
     return f"Result of {name}:\n<data>\n{text[:length]}{cut}\n</data>"
 
