@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llmjax import config, recipe
 from llmjax.agents import command as agents_command
+from llmjax.apply import command as apply_command
 from llmjax.config.chains import CHAIN
 from llmjax.errors import Stopped, UserError
 from llmjax.eval import command as eval_command
@@ -62,6 +63,7 @@ examples:
   llmjax ask --docs papers/ 'What do they say of birds?'             an answer whose quotes were checked
   llmjax agent --tools tools.py 'Sort my notes'                      your functions, called within permissions and a budget
   llmjax studio runs                                                 curves, batches, samples and data of runs, on a page
+  llmjax apply summarize --rows texts.jsonl --out summaries.jsonl    each sentence quotes the text
   llmjax mcp --tools tools.py --docs my_notes/                       an MCP server for other programs
   llmjax config                                                      all settings and their meanings
 """
@@ -334,6 +336,7 @@ VERBS: dict[str, Verb] = {
     **post_command.VERBS,
     **retrieve_command.VERBS,
     **agents_command.VERBS,
+    **apply_command.VERBS,
     **sweep_command.VERBS,
     **studio_command.VERBS,
     **report_command.VERBS,
