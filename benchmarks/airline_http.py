@@ -36,7 +36,7 @@ from llmjax.eval.statistics import mean
 from llmjax.infer import asking
 
 FAULTS = ("gone", "hangs", "schema", "stale", "flaky")
-SECONDS = 0.15  # of a request
+SECONDS = 0.5  # of a request
 EXAMPLES = {
     "user_id": "mia_li_3668", "reservation_id": "4WQ150", "origin": "JFK", "destination": "SEA", "date": "2024-05-20",
     "expression": "1 + 1", "thought": "hm", "summary": "none",
@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--data", type=Path, metavar="DIR")
     parser.add_argument(
-        "--slack", type=int, default=3, metavar="N", help="calls beyond the reference actions (default: 3)"
+        "--slack", type=int, default=1, metavar="N", help="calls beyond the reference actions (default: 1)"
     )
     args = parser.parse_args()
     openapi.PAUSE = 0.01
@@ -218,7 +218,7 @@ def main() -> None:
     tasks = json.loads(args.tasks.read_text(encoding="utf-8"))
     results: dict[str, Any] = {"tasks": len(tasks), "slack": args.slack, "faults": FAULTS}
     for name, filtered in (("without filter", False), ("with filter", True)):
-        with ThreadPoolExecutor(4) as pool:  # they mostly wait for time-outs
+        with ThreadPoolExecutor(8) as pool:  # they mostly wait for time-outs
             jobs = [
                 pool.submit(attempt, data, task, replay(data, task)[0], slack=args.slack, filtered=filtered, seed=seed)
                 for seed, task in enumerate(tasks)
