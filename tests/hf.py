@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+import llmjax
 from llmjax.interop import mapping
 from llmjax.interop.families import FAMILIES
 from llmjax.interop.mapping import Family, Row
+from llmjax.interop.read import import_model
 from llmjax.model.transformer import build, param_shapes
 
 Arrays = dict[str, np.ndarray]
@@ -93,6 +95,7 @@ class Case:
     length: int = 200  # of the long texts
     attention: str = "eager"  # their implementation
     centre: float = 1.0  # around which norms' scales lie; 0 where what is stored is the scale minus 1
+    importing: dict[str, Any] = field(default_factory=dict)  # settings of the import
 
     @property
     def name(self) -> str:
@@ -182,6 +185,19 @@ def compare(case: Case, folder: Path, *, seed: int, length: int) -> dict[str, An
         "deviation": float(theirs.std()),
         "outputs": ours.size,
     }
+
+
+def greedy_texts(case: Case, folder: Path, *, seed: int, new: int = 12) -> tuple[list[int], list[int]]:
+    """What both sides write after a prompt, the likeliest token each time: ours, with a cache, and theirs."""
+    import torch
+
+    model, *_ = make_theirs(case, folder / "made", seed)
+    import_model(folder / "made", folder / "run", tokenizer="none", **case.importing)
+    prompt = list(range(5, 14))  # with the new tokens longer than the windows of the cases
+    model.generation_config.eos_token_id = None
+    theirs = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=new)[0, len(prompt) :].tolist()
+    ours = llmjax.load(folder / "run").generate([prompt], max_new_tokens=new, temperature=0.0, top_p=1.0)[0].tokens
+    return list(ours), theirs
 
 
 def golden(case: Case, *, update: Callable[[], Path] | None = None) -> tuple[np.ndarray, np.ndarray]:

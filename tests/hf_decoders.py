@@ -277,11 +277,11 @@ DECODERS: tuple[Case, ...] = (
         "Phi3Config",
         "Phi3ForCausalLM",
         LLAMA,
-        about={"ours": by_long_factors},
+        about={"ours": by_long_factors, "importing": {"max_length": 256}},
         longrope_long={
             "hidden_size": 64,
             "max_position_embeddings": 256,
-            "rope_parameters": {**LONGROPE, "original_max_position_embeddings": 16, "partial_rotary_factor": 0.5},
+            "rope_parameters": {**LONGROPE, "original_max_position_embeddings": 8, "partial_rotary_factor": 0.5},
         },
     ),
     *_cases(
@@ -314,6 +314,7 @@ DECODERS: tuple[Case, ...] = (
         "Mamba2ForCausalLM",
         {**MAMBA2, "state_size": 8, "conv_kernel": 4, "chunk_size": 16, "n_groups": 1},
         plain={},
+        groups={"n_groups": 2},
         tied={"num_heads": 8, "head_dim": 8, "conv_kernel": 3, "tie_word_embeddings": True},
     ),
     *_cases(

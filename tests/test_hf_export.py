@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from flax import traverse_util
-from hf import Case, family_of, inputs, make_theirs
+from hf import Case, family_of, greedy_texts, inputs, make_theirs
 from hf_decoders import DECODERS
 from hf_encoders import ENCODERS
 
@@ -42,13 +42,8 @@ def test_what_is_exported_loads_in_transformers_and_answers_the_same(case: Case,
 
 @pytest.mark.parametrize("case", [case for case in FIRST if case in DECODERS], ids=lambda case: case.name)
 def test_what_is_imported_writes_the_same_greedy_text(case: Case, tmp_path: Path):
-    model, *_ = make_theirs(case, tmp_path / "made", seed=0)
-    import_model(tmp_path / "made", tmp_path / "run", tokenizer="none")
-    prompt, new = list(range(5, 14)), 12  # longer than the windows of the cases
-    model.generation_config.eos_token_id = None
-    theirs = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=new)[0, len(prompt) :].tolist()
-    ours = llmjax.load(tmp_path / "run").generate([prompt], max_new_tokens=new, temperature=0.0, top_p=1.0)[0].tokens
-    assert list(ours) == theirs
+    ours, theirs = greedy_texts(case, tmp_path, seed=0)
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("task", ["reward", "classify", "number"])

@@ -1,4 +1,7 @@
-"""Mamba 2 (Dao & Gu 2024): layers of state space mixers alone, whose five projections are one tensor."""
+"""Mamba 2 (Dao & Gu 2024): layers of state space mixers alone, whose five projections are one tensor.
+
+The norm before the output is over each group of heads, as in the paper and in transformers 5.
+"""
 
 import math
 from collections.abc import Iterator
@@ -17,10 +20,7 @@ from llmjax.model.stacks import layer_slots
 
 
 def _inner_width() -> Entry:
-    """The inner width: `expand` times the width, and as many heads of `head_dim` as it has.
-
-    With several groups of heads their norm before the output is over all of them, and the paper's over each.
-    """
+    """The inner width: `expand` times the width, and as many heads of `head_dim` as it has."""
 
     def read(c: ConfigDict, theirs: Theirs) -> None:
         c.recurrent.width = int(number(theirs, "expand", 2) * c.width)
@@ -30,8 +30,6 @@ def _inner_width() -> Entry:
                 f"config.json has num_heads={c.recurrent.heads} and head_dim={size}, which is not expand * hidden_size, "
                 f"{c.recurrent.width}"
             )
-        if c.recurrent.groups != 1:
-            raise UserError(f"config.json has n_groups={c.recurrent.groups}; supported: 1")
 
     def write(c: ConfigDict) -> dict[str, Any]:
         width = mamba2.width(c)
