@@ -349,7 +349,7 @@ DECODERS: tuple[Case, ...] = (
         GPT_OSS,
         sinks={"num_hidden_layers": 5},
         all_windows={"layer_types": ["sliding_attention"] * 3, "attention_bias": False, "num_experts_per_tok": 3},
-        yarn={"rope_parameters": {**YARN, "truncate": True}, "tie_word_embeddings": True, "num_key_value_heads": 1},
+        yarn={"rope_parameters": YARN, "tie_word_embeddings": True, "num_key_value_heads": 1},
     ),
     *_cases(
         "granite",

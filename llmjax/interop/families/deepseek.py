@@ -57,7 +57,10 @@ def _rope() -> Entry:
         if c.rotary_scaling == "yarn" and not math.isclose(scale, 1.0):
             slope = temperature(c.rotary_factor) - 1.0
             own = said["rope_scaling"].pop("attention_factor", temperature(c.rotary_factor))
-            said["rope_scaling"] |= {"mscale": (own * scale - 1) / slope, "mscale_all_dim": (scale - 1) / slope}
+            said["rope_scaling"] |= {
+                "mscale": round((own * scale - 1) / slope, 12),
+                "mscale_all_dim": round((scale - 1) / slope, 12),
+            }
         return said
 
     return Entry(one.names, read, write)
