@@ -226,7 +226,7 @@ POOL = {  # model settings and values to draw from; others stay as they are
     "tie_embeddings": (True, False), "embedding_scale": (1.0, 4.0), "types": (0, 6), "languages": (0, 3),
     "head_transform": (True, False), "pooler": (True, False), "classes": (0, 3), "dropout": (0.0, 0.2), "embedding_dropout": (0.0, 0.2),
     "attention_dropout": (0.0, 0.2), "layer_drop": (0.0, 0.2), "dropout_shape": ("constant", "linear"),
-    "init": ("gpt2", "xavier", "lecun", "t5", "t_fixup", "mup", "orthogonal", "deepnorm"), "dtype": ("float32", "bfloat16"),
+    "init": ("gpt2", "xavier", "lecun", "t5", "t_fixup", "mup", "completep", "orthogonal", "deepnorm"), "dtype": ("float32", "bfloat16"),
     "param_dtype": ("float32", "bfloat16"), "remat": ("none", "full", "selective", "save_dot_except_mlpwi"), "scan_unroll": (1, 2),
     "attention": ("auto", "reference", "dot_product", "blocked"), "moe__experts": (0, 4), "moe__active": (1, 2), "moe__shared": (0, 1),
     "moe__first": (0, 1), "moe__every": (1, 2), "moe__dense": ((), (1,)), "moe__groups": (1, 2), "moe__active_groups": (1, 2), "moe__score": ("softmax", "sigmoid"), "moe__normalize": (True, False),

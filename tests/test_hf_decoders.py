@@ -347,7 +347,8 @@ def test_models_that_cannot_be_written_are_refused_by_setting(
 
 
 @pytest.mark.parametrize(
-    ("key", "init"), [("attention_scale", "mup"), ("logit_scale", "mup"), ("residual_scale", "deepnorm")]
+    ("key", "init"),
+    [("attention_scale", "mup"), ("logit_scale", "mup"), ("branch_scale", "completep"), ("residual_scale", "deepnorm")],
 )
 def test_scales_that_the_initialisation_decides_are_not_lost_in_an_export(key: str, init: str) -> None:
     c = FAMILIES["llama"].read_config({"model_type": "llama", **LLAMA})

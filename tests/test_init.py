@@ -9,7 +9,7 @@ import pytest
 from helpers import few, first_params, losses_of, make_batch, mesh_of, prepare_steps, tiny_config
 from networks import logits_of
 
-from llmjax.model import init, transformer
+from llmjax.model import init, parametrization, transformer
 from llmjax.parallel import placement
 
 D, H, K, F, V, T, N, M = 64, 4, 16, 128, 320, 96, 3, 5  # T: rows of the position table; N decoder, M encoder layers
@@ -217,11 +217,11 @@ def test_mups_variances_multipliers_and_scales_follow_its_table():
         "embedding": 0.02, "query/kernel": 0.02 / 2, "up/kernel": 0.02 / 2, "router/kernel": 0.02 / 4,
         "attention/out/kernel": 0.02 / 2 / math.sqrt(8), "down/kernel": 0.02 / 2 / math.sqrt(8),
     })  # fmt: skip
-    assert init.logit_scale(c.model) == 3 / 4
-    assert init.attention_scale(c.model) == 1 / K
+    assert parametrization.logit_scale(c.model) == 3 / 4
+    assert parametrization.attention_scale(c.model) == 1 / K
     c.model.init = "gpt2"
-    assert init.logit_scale(c.model) == 3
-    assert init.attention_scale(c.model) == K**-0.5
+    assert parametrization.logit_scale(c.model) == 3
+    assert parametrization.attention_scale(c.model) == K**-0.5
 
 
 def test_mups_scales_reach_the_scores_and_the_logits():

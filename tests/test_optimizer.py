@@ -13,9 +13,10 @@ from helpers import assert_same_bits, few, losses_of, make_batch, mesh_of, prepa
 
 from llmjax.model import transformer
 from llmjax.model.observed import is_observed
+from llmjax.model.parametrization import scales
 from llmjax.parallel import placement
 from llmjax.train import optimizer
-from llmjax.train.optimizer import apply_updates, is_matrix, make_optimizer, muon_dimensions, rate_factor, updated_by
+from llmjax.train.optimizer import apply_updates, is_matrix, make_optimizer, muon_dimensions, updated_by
 
 OPTIMIZERS = ("adamw", "muon", "adafactor", "lion", "sgd")
 GOLDEN = Path(__file__).parent / "golden" / "optimizer-groups.txt"
@@ -51,6 +52,7 @@ def shapes_of(c):
 def describe(c):
     """A line for each kind of parameter: path, shape, rule under AdamW and Muon, muP's factor, decay, Muon's matrices."""
     params = shapes_of(c)
+    twice = tiny_config(model__init="mup", model__mup_base_width=c.model.width // 2).model
     lines = []
     leaves = jax.tree_util.tree_leaves_with_path(params)
     flat = jax.tree.structure(params).flatten_up_to(muon_dimensions(params))
@@ -61,7 +63,7 @@ def describe(c):
         if dimensions is not None:
             sides = dimensions.reduction_axis, dimensions.output_axis
             matrices = " x ".join("".join(f"[{leaf.shape[i]}]" for i in side) for side in sides)
-        factor = "" if rate_factor(name, ratio=2.0) == 1 else "rate / width ratio"
+        factor = "" if scales(twice, name).rate == 1 else "rate / width ratio"
         name, shape = re.sub(r"(first|layers|last)/(\d+/)?", "layers/", name), str(leaf.shape)
         if name.startswith("layers"):
             shape = shape.replace(f"({leaf.shape[0]},", "(N,", 1)
@@ -111,8 +113,9 @@ def test_the_printed_table_says_rates_factors_decay_and_observed_parameters():
     c = tiny_config(**{**CONFIGS["hybrid"], "model__pattern": ("global",)}, model__init="mup", model__mup_base_width=8)
     lines = optimizer.table(c.optimizer, shapes_of(c), model=c.model).splitlines()
     assert {line.split(": ", 1)[1] for line in lines} == {
-        "adamw, learning rate 0.01, weight decay 0.1", "adamw, learning rate 0.01 x 0.25, weight decay 0.1",
-        "adamw, learning rate 0.01, no weight decay", "bias that balances the experts, step 0.001",
+        "adamw, learning rate 0.01, weight decay 0.1, epsilon 1e-08 x 0.25",
+        "adamw, learning rate 0.01 x 0.25, weight decay 0.1 x 4, epsilon 1e-08 x 0.25",
+        "adamw, learning rate 0.01, no weight decay, epsilon 1e-08 x 0.25", "bias that balances the experts, step 0.001",
     }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.direction": ("causal", "bidirectional"),
     "model.position": ("rotary", "learned", "sinusoidal", "alibi", "t5", "xlnet", "none"),
     "model.rotary_scaling": ("none", "linear", "ntk", "yarn", "llama3", "longrope"),
-    "model.init": ("gpt2", "xavier", "lecun", "t5", "t_fixup", "mup", "orthogonal", "deepnorm"),
+    "model.init": ("gpt2", "xavier", "lecun", "t5", "t_fixup", "mup", "completep", "orthogonal", "deepnorm"),
     "model.dropout_shape": ("constant", "linear"),
     "model.adapter.kind": ("none", "lora", "dora"),
     "model.adapter.scale": ("rank", "root"),

@@ -304,15 +304,29 @@ def _initialisation(c: ConfigDict) -> Iterator[str]:
             "model.init=deepnorm scales the residual stream up for a norm after each sum: set model.norm_place=post, and a "
             "norm"
         )
-    if m.init == "mup" and m.embedding_width not in (0, m.width):
-        yield "model.init=mup wants embeddings as wide as the model: set model.embedding_width=0"
+    if m.init in ("mup", "completep"):
+        yield from _transferred(c)
+
+
+def _transferred(c: ConfigDict) -> Iterator[str]:
+    """What the table of muP and CompleteP (model/parametrization.py) has no row for."""
+    m = c.model
+    if m.embedding_width not in (0, m.width):
+        yield f"model.init={m.init} wants embeddings as wide as the model: set model.embedding_width=0"
     for kind in ("rglru", "mamba2"):
-        if m.init == "mup" and kind in m.pattern:
-            yield f"model.init=mup has no rule for the gates of {kind}: set another model.init or model.pattern"
-    if m.init == "mup" and c.optimizer.name == "sgd":
+        if kind in m.pattern:
+            yield f"model.init={m.init} has no rule for the gates of {kind}: set another model.init or model.pattern"
+    if c.optimizer.name == "sgd":
         yield (
-            "model.init=mup has the learning rates of Adam-like optimizers: set optimizer.name to adamw, lion, adafactor "
-            "or muon"
+            f"model.init={m.init} has the learning rates of Adam-like optimizers: set optimizer.name to adamw, lion, "
+            "adafactor or muon"
+        )
+    if m.init == "completep" and m.encoder_layers:
+        yield "model.init=completep has one depth, and an encoder-decoder has two: set model.init=mup"
+    if m.init == "completep" and m.norm_place == "post":
+        yield (
+            "model.init=completep divides what branches add, which a norm after the sum would undo: set "
+            "model.norm_place=pre, sandwich or after"
         )
 
 

@@ -98,7 +98,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "serve.stall_seconds",
         "generate.repetition_penalty", "model.adapter.alpha", "objective.policy.correction_high", "objective.policy.gate_negative",
         "objective.policy.gate_positive", "objective.policy.ratio_cap", "rollout.temperature",
-        "objective.preference.beta", "objective.distill.temperature", "objective.unpaired.beta", "objective.preference.temperature", "model.init_std", "model.moe.capacity_factor", "model.mup_base_width",
+        "objective.preference.beta", "objective.distill.temperature", "objective.unpaired.beta", "objective.preference.temperature", "model.init_std", "model.moe.capacity_factor", "model.mup_base_layers", "model.mup_base_width",
         "model.norm_epsilon", "model.rotary_base", "model.rotary_factor", "model.rotary_fast", "model.rotary_slow",
         "optimizer.epsilon",
     ),
@@ -107,7 +107,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "prepare.quality_min", "prepare.toxic_words_max", "prepare.toxicity_max", "rollout.discount", "rollout.trace",
     ),
     SHARE_ABOVE_0: (
-        "generate.top_p", "generate.typical_p", "optimizer.layer_decay", "model.rotary_fraction", "objective.preference.alpha",
+        "generate.top_p", "generate.typical_p", "optimizer.layer_decay", "model.mup_depth_power", "model.rotary_fraction", "objective.preference.alpha",
         "objective.preference.length_weight", "prepare.near_jaccard",
     ),
     SHARE_BELOW_1: (

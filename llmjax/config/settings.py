@@ -167,9 +167,11 @@ def _model(c: ConfigDict) -> None:
     c.model.layer_drop = 0.0  # share of the blocks skipped in a step
     c.model.dropout_shape = "constant"  # over the layers: constant, or linear from 0 to the rate (LIMA)
     # initialisation
-    c.model.init = "gpt2"  # the table in model/init.py: gpt2, xavier, lecun, t5, t_fixup, mup, orthogonal, deepnorm
-    c.model.init_std = 0.02  # standard deviation of the gpt2 and mup initialisers
-    c.model.mup_base_width = 256  # mup: the width at which learning rates were chosen
+    c.model.init = "gpt2"  # the table in model/init.py: gpt2, xavier, lecun, t5, t_fixup, mup, completep, orthogonal, deepnorm
+    c.model.init_std = 0.02  # standard deviation of the gpt2, mup and completep initialisers
+    c.model.mup_base_width = 256  # mup, completep: the width at which learning rates were chosen (model/parametrization.py)
+    c.model.mup_base_layers = 4  # completep: the layers at which they were chosen
+    c.model.mup_depth_power = 1.0  # completep: branches are divided by this power of layers / base layers; 0.5: depth-muP
     # numbers and speed
     c.model.dtype = "float32"  # compute in float32 or bfloat16
     c.model.param_dtype = "float32"  # parameters are stored in float32, or bfloat16 with stochastic rounding; optimizer state is float32 always

@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 from llmjax import config
 from llmjax.config.model_checks import ATTENTION, BIASES
 from llmjax.errors import UserError
-from llmjax.model.init import attention_scale, logit_scale, residual_scale
+from llmjax.model.init import residual_scale
 from llmjax.model.layers import mlp_width
+from llmjax.model.parametrization import attention_scale, branch_scale, logit_scale
 from llmjax.model.stacks import sparse_layers
 
 Theirs = Mapping[str, Any]
@@ -52,6 +53,8 @@ NOT_EXPORTED = (
     "init",
     "init_std",
     "mup_base_width",
+    "mup_base_layers",
+    "mup_depth_power",
     "dtype",
     "param_dtype",
     "remat",
@@ -299,6 +302,7 @@ def resolved(c: ConfigDict) -> ConfigDict:
     none = {"norm": c.norm == "rms", "router": c.moe.experts == 0}  # parts that have no bias, whatever c.bias says
     c.bias = tuple(part for part in BIASES if part in c.bias and not none.get(part))
     c.attention_scale, c.logit_scale, c.residual_scale = attention_scale(c), logit_scale(c), residual_scale(c)
+    c.branch_scale = branch_scale(c)
     c.init = config.base().model.init
     return c
 

@@ -23,8 +23,8 @@ from llmjax.config import model_checks
 from llmjax.model import kernels, latent, layers
 from llmjax.model import positions as P
 from llmjax.model.cache import write_ring, write_slice, write_slot
-from llmjax.model.init import attention_scale
 from llmjax.model.layers import Linear, constrain
+from llmjax.model.parametrization import attention_scale
 from llmjax.model.per_device import heads_per_device, platform
 from llmjax.model.two_stream import relative_scores
 from llmjax.model.views import Pattern, View

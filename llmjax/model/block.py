@@ -16,6 +16,7 @@ from llmjax.model.attention import Attend, Attention
 from llmjax.model.init import residual_scale
 from llmjax.model.layers import MLP, Norm, constrain
 from llmjax.model.moe import MoE
+from llmjax.model.parametrization import branch_scale
 from llmjax.model.stacks import Kind, Stack, layer_stacks
 from llmjax.model.views import View
 
@@ -170,8 +171,9 @@ class Block(nn.Module):
 
     def _output(self, y_BLD: jax.Array, state: dict[str, Any]) -> jax.Array:
         """What a branch adds to the residual stream: scaled, with dropout."""
-        if self.c.branch_scale != 1:
-            y_BLD = y_BLD * jnp.asarray(self.c.branch_scale, y_BLD.dtype)
+        scale = branch_scale(self.c)
+        if scale != 1:
+            y_BLD = y_BLD * jnp.asarray(scale, y_BLD.dtype)
         if self.deterministic or not self.c.dropout:
             return y_BLD
         return layers.drop(y_BLD, self._rate(self.c.dropout, state), self.make_rng("dropout"))

@@ -8,8 +8,8 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from llmjax.model.embedding import embedding_table
-from llmjax.model.init import logit_scale
 from llmjax.model.layers import ACTIVATIONS, Linear, Norm, constrain, dtype_of
+from llmjax.model.parametrization import logit_scale
 
 
 class Head(nn.Module):

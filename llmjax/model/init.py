@@ -13,7 +13,7 @@ its queries. Norm scales start at one and biases at zero in every scheme.
 | t5 | 1 / sqrt(inputs); queries: / sqrt(K) more; wants attention_scale=1 | 1, relative 1 / sqrt(D) | Raffel et al. 2020 |
 | t_fixup | xavier; values, outputs, MLP times (9 N)^-1/4, in an encoder 0.67 N^-1/4 | (9 N)^-1/4 / sqrt(D) | Huang et al. 2020 |
 | deepnorm | xavier, normal; values, outputs, MLP times beta; residual_scale=1 becomes alpha | 1 / sqrt(D) | Wang et al. 2022 |
-| mup | gpt2 at the base width, / sqrt(width / base width) elsewhere; head and classifier 0 | init_std | Yang et al. 2021 |
+| mup, completep | gpt2 at the base, times the std of the table in parametrization.py; head and classifier 0 | init_std | Yang et al. 2021 |
 | orthogonal | orthonormal rows or columns, whichever are fewer | 1 / sqrt(D) | Saxe et al. 2013 |
 
 Numbers are standard deviations of normal distributions unless said otherwise. Examples of whole recipes:
@@ -22,10 +22,11 @@ Numbers are standard deviations of normal distributions unless said otherwise. E
     DeepNorm   model.init=deepnorm model.norm=layer model.norm_place=post
     T5         model.init=t5 model.attention_scale=1 (and model.logit_scale of 1/sqrt(width) where the head is tied)
     muP        model.init=mup model.mup_base_width=256: rates found at width 256 hold at every width
+    CompleteP  model.init=completep model.mup_base_width=256 model.mup_base_layers=4: and at every depth
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -33,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from llmjax import config
+from llmjax.model.parametrization import SCHEMES, Scales, depth_ratio, scales
 
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
@@ -82,16 +83,10 @@ def std(c: ConfigDict, kind: str, shape: tuple[int, ...], *, inputs: int = 1, pa
         return _looked_up_std(c, kind, shape)
     part, encoder = path.rpartition("/")[2], path.startswith("encoder/")
     fan_in, fan_out = math.prod(shape[:inputs]), math.prod(shape[inputs:])
-    if c.init in ("gpt2", "mup"):
-        deviation = c.init_std / math.sqrt(branches(c, encoder=encoder)) if kind == "outward" else c.init_std
-        if c.init == "gpt2":
-            return deviation
-        if kind == "head":
-            return (
-                0.0  # appendix D.2 of the paper: what readouts start with is an effect of the width, so they start at 0
-            )
-        wider = width_ratio(c)
-        return deviation / (wider if part == "router" else math.sqrt(wider))  # the router's outputs do not grow
+    if c.init == "gpt2" or c.init in SCHEMES:
+        added = branches(c, encoder=encoder) / depth_ratio(c)
+        deviation = c.init_std / math.sqrt(added) if kind == "outward" else c.init_std
+        return deviation * scales(c, f"{path}/kernel").std
     if c.init in ("xavier", "t_fixup", "deepnorm"):
         gain = branch_gain(c, encoder=encoder) if kind == "outward" or part in SCALED_PARTS else 1.0
         return gain * math.sqrt(2 / (fan_in + fan_out))
@@ -103,8 +98,8 @@ def std(c: ConfigDict, kind: str, shape: tuple[int, ...], *, inputs: int = 1, pa
 
 
 def _looked_up_std(c: ConfigDict, kind: str, shape: tuple[int, ...]) -> float:
-    if c.init in ("gpt2", "mup"):
-        return c.init_std
+    if c.init == "gpt2" or c.init in SCHEMES:
+        return float(c.init_std)
     if kind == "relative":
         return 1 / math.sqrt(c.width)
     if c.init in ("lecun", "t5"):
@@ -151,37 +146,27 @@ def residual_scale(c: ConfigDict, *, encoder: bool = False) -> float:
     return c.residual_scale
 
 
-def attention_scale(c: ConfigDict) -> float:
-    """The factor on attention scores: as set, or 1/sqrt(K); under muP 1/K, because queries and keys are correlated."""
-    size = config.head_size(c)
-    return c.attention_scale or (1 / size if c.init == "mup" else size**-0.5)
-
-
-def logit_scale(c: ConfigDict) -> float:
-    """The factor on the logits: as set, and under muP divided by width / base width."""
-    return c.logit_scale / width_ratio(c)
-
-
-def width_ratio(c: ConfigDict) -> float:
-    """muP's one number: the width relative to that at which learning rates were chosen; 1 in other schemes.
-
-    It assumes that heads x head size and the MLP's width grow as the width does.
-    """
-    return c.width / c.mup_base_width if c.init == "mup" else 1.0
-
-
 def _axes(entry: Any, mesh: Any) -> str:
     """The axes that divide a dimension, as text."""
     axes = (entry,) if isinstance(entry, str) else tuple(entry or ())
     return "+".join(axis for axis in axes if mesh.shape[axis] > 1) or "."
 
 
-def parameter_table(params: Any, *, shardings: Any = None) -> str:
+def parameter_table(params: Any, *, shardings: Any = None, factors: Mapping[str, Scales] | None = None) -> str:
     """Path, shape, type, mean and standard deviation (and placement) of every parameter, as text.
 
     The statistics are measured from the arrays, so the table shows the parameters as they are.
+
+    Args:
+        factors: by path, of muP or CompleteP; shown behind the rest, without that of the start, which std shows.
     """
-    rows = [("parameter", "shape", "count", "dtype", "mean", "std", "placement" if shardings is not None else "")]
+    shown = ("multiplier", "rate", "decay", "epsilon") if factors else ()
+    rows = [
+        (
+            "parameter", "shape", "count", "dtype", "mean", "std", "placement" if shardings is not None else "",
+            *(f"x {name}" for name in shown),
+        )
+    ]  # fmt: skip
     places = jax.tree.leaves(shardings) if shardings is not None else None
     total = 0
     statistics = jax.device_get(
@@ -192,10 +177,12 @@ def parameter_table(params: Any, *, shardings: Any = None) -> str:
         spec = "" if places is None else " ".join(_axes(entry, places[i].mesh) for entry in places[i].spec)
         mean, deviation = statistics[2 * i], statistics[2 * i + 1]
         total += leaf.size
+        own = () if factors is None else tuple(f"{getattr(factors[name], column):.4g}" for column in shown)
+        size = f"{leaf.size:,}"
         rows.append(
-            (name, str(tuple(leaf.shape)), f"{leaf.size:,}", str(leaf.dtype), f"{mean:+.4f}", f"{deviation:.4f}", spec)
+            (name, str(tuple(leaf.shape)), size, str(leaf.dtype), f"{mean:+.4f}", f"{deviation:.4f}", spec, *own)
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(7)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(
         [

@@ -5,6 +5,7 @@ scanned over repetitions of that pattern. There are up to three stacks: `first` 
 `layers`, and `last` (what is left when the pattern does not divide the layers).
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+# The path of a parameter of a layer; "ahead" are the blocks of multi-token prediction.
+IN_LAYERS = re.compile(r"(encoder/)?(first|layers|last|ahead)/")
 Kind = tuple[str, bool]  # what mixes tokens, and whether the MLP is sparse
 
 

@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.model import positions as P
-from llmjax.model.init import attention_scale, initializer
+from llmjax.model.init import initializer
 from llmjax.model.layers import Linear, dtype_of
+from llmjax.model.parametrization import attention_scale
 from llmjax.model.stacks import per_layer
 from llmjax.model.views import Keys, Tokens, View, visible
 

@@ -24,12 +24,11 @@ from optax import contrib
 
 from llmjax.errors import UserError
 from llmjax.model import observed
-from llmjax.model.init import width_ratio
-from llmjax.model.stacks import layer_slots
+from llmjax.model.parametrization import Scales, is_base, scales
+from llmjax.model.stacks import IN_LAYERS, layer_slots
 from llmjax.parallel.placement import path_name
 from llmjax.train import adafactor
 
-IN_LAYERS = re.compile(r"(encoder/)?(first|layers|last|ahead)/")
 AVERAGE_RATE = 0.1  # share of the distance to the observed statistics, each step
 
 
@@ -111,18 +110,34 @@ def updated_by(params: Any, *, optimizer: str) -> Any:
     return jax.tree_util.tree_map_with_path(rule, params, *(() if muon is None else (muon,)))
 
 
-def rate_factor(name: str, *, ratio: float, optimizer: str = "adamw") -> float:
-    """muP's factor on the learning rate of a parameter (Yang et al. 2021, Table 8, Adam): 1 / width ratio for kernels.
+def scales_of(c: ConfigDict, params: Any, *, model: ConfigDict | None) -> dict[str, Scales]:
+    """Path -> the factors of muP or CompleteP on each parameter; {}: all rates, decays and epsilons are as set.
 
-    The head has a multiplier in the forward pass instead, and one dimension of embeddings and vectors never grows. Muon
-    needs no factor: its updates have the right size at every width. Adafactor's updates have the size of the parameter,
-    which muP's initialisation already makes smaller: by sqrt(ratio), the router's by ratio.
+    Args:
+        c: the settings under `optimizer`.
+        model: the model's settings; None: none are known.
     """
-    if not (is_matrix(name) and name.endswith("kernel") and name != "head/kernel"):
-        return 1.0
-    if optimizer == "adafactor" and name != "classifier/kernel":  # which starts at 0
-        return 1.0 if name.endswith("router/kernel") else ratio**-0.5
-    return 1 / ratio
+    if model is None or is_base(model):
+        return {}
+    rules = jax.tree_util.tree_leaves_with_path(updated_by(params, optimizer=c.name))
+    return {path_name(path): scales(model, path_name(path), optimizer=rule) for path, rule in rules}
+
+
+def scale_by_adam(b1: float, b2: float, epsilon: Callable[[str], float]) -> optax.GradientTransformation:
+    """`optax.scale_by_adam`, with its state, and an epsilon for each parameter by its path."""
+    plain = optax.scale_by_adam(b1=b1, b2=b2)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        _, state = plain.update(grads, state, params)
+        mean = optax.tree.bias_correction(state.mu, b1, state.count)
+        square = optax.tree.bias_correction(state.nu, b2, state.count)
+
+        def one(path: Any, m: jax.Array, v: jax.Array) -> jax.Array:
+            return m / (jnp.sqrt(v) + epsilon(path_name(path)))
+
+        return jax.tree_util.tree_map_with_path(one, mean, square), state
+
+    return optax.GradientTransformation(plain.init, update)
 
 
 def in_float32(rule: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -172,22 +187,23 @@ def make_optimizer(
     The step clips by the global norm (Pascanu et al. 2013), because it needs the norm anyway.
 
     Args:
-        model: the model's settings, for muP's factors and the step of the experts' bias; None: use neither.
+        model: the model's settings, for the factors of muP and CompleteP and the step of the experts' bias; None: use
+            neither.
     """
-    ratio = 1.0 if model is None else width_ratio(model)
+    moved = model is not None and not is_base(model)
 
     def rate(step: jax.Array) -> jax.Array:
         return c.learning_rate * schedule(step)
 
-    def chain(*rule: optax.GradientTransformation) -> optax.GradientTransformation:
-        """The rule, muP's factors if they are not 1, decay, and the rate. The factors do not change the decay."""
+    def scaled(updates: Any, optimizer: str) -> Any:
+        """Times the factors of muP or CompleteP, which `decay` does not get: its product with the rate stays."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, u: u * scales(model, path_name(path), optimizer=optimizer).rate, updates
+        )
 
-        def scale(updates: Any, _: Any) -> Any:
-            return jax.tree_util.tree_map_with_path(
-                lambda path, u: u * rate_factor(path_name(path), ratio=ratio, optimizer=c.name), updates
-            )
-
-        factors = () if ratio == 1 else (optax.stateless(scale),)
+    def chain(*rule: optax.GradientTransformation, by: str) -> optax.GradientTransformation:
+        """The rule of that name, its factors if they are not 1, decay, and the rate."""
+        factors = (optax.stateless(lambda updates, _: scaled(updates, by)),) if moved else ()
         decay = optax.add_decayed_weights(c.weight_decay, mask=matrices)
         return optax.chain(*rule, *factors, decay, optax.scale_by_learning_rate(rate))
 
@@ -198,7 +214,10 @@ def make_optimizer(
         ),
     }
     if c.name in ("adamw", "muon"):
-        rules["adamw"] = chain(optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.epsilon))
+        adam = optax.scale_by_adam(b1=c.beta1, b2=c.beta2, eps=c.epsilon)
+        if moved:
+            adam = scale_by_adam(c.beta1, c.beta2, lambda name: c.epsilon * scales(model, name).epsilon)
+        rules["adamw"] = chain(adam, by="adamw")
     if c.name == "muon":  # Jordan et al. 2024
         muon = contrib.muon(
             lambda step: c.muon_learning_rate * schedule(step),
@@ -208,28 +227,28 @@ def make_optimizer(
         )
         # Not contrib.muon's own AdamW for the rest, which decays norm scales and biases too.
         sharded = optax.stateless(lambda updates, _: jax.tree.map(shard_layers, updates))
-        rules["muon"] = optax.chain(sharded, muon)
+        muon = optax.chain(sharded, muon)
+        rules["muon"] = _followed(muon, lambda updates: scaled(updates, "muon")) if moved else muon
     elif c.name == "adafactor":  # Shazeer & Stern 2018
-        rules["adafactor"] = chain(
-            adafactor.scale_by_factored_rms(stack_dimensions), adafactor.scale_by_parameter(stack_dimensions)
-        )
+        factored, sized = adafactor.scale_by_factored_rms, adafactor.scale_by_parameter
+        rules["adafactor"] = chain(factored(stack_dimensions), sized(stack_dimensions), by="adafactor")
     elif c.name == "lion":  # Chen et al. 2023
-        rules["lion"] = chain(optax.scale_by_lion(b1=c.beta1, b2=c.beta2))
+        rules["lion"] = chain(optax.scale_by_lion(b1=c.beta1, b2=c.beta2), by="lion")
     elif c.name == "sgd":  # with momentum
-        rules["sgd"] = chain(optax.trace(decay=c.beta1))
+        rules["sgd"] = chain(optax.trace(decay=c.beta1), by="sgd")
     rule: Any = optax.partition(rules, lambda params: updated_by(params, optimizer=c.name))
-    return in_float32(_with_own_rates(rule, c, model) if c.rates or c.layer_decay != 1 else rule)
+    if c.rates or c.layer_decay != 1:
+        own = own_rate(c, model)
+        rule = _followed(rule, lambda updates: jax.tree_util.tree_map_with_path(own, updates))
+    return in_float32(rule)
 
 
-def _with_own_rates(
-    rule: optax.GradientTransformation, c: ConfigDict, model: ConfigDict | None
-) -> optax.GradientTransformation:
-    """The rule, whose updates are times their parameters' factors. The state is that of the rule alone."""
-    scaled = own_rate(c, model)
+def _followed(rule: optax.GradientTransformation, change: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """The rule, whose updates are changed. The state is that of the rule alone."""
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         updates, state = rule.update(grads, state, params)
-        return jax.tree_util.tree_map_with_path(scaled, updates), state
+        return change(updates), state
 
     return optax.GradientTransformation(rule.init, update)
 
@@ -279,22 +298,25 @@ def _bias_rate(model: ConfigDict | None) -> float:
 
 def table(c: ConfigDict, params: Any, *, model: ConfigDict | None = None) -> str:
     """Which rule updates how many parameters, in a few lines."""
-    ratio = 1.0 if model is None else width_ratio(model)
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+    leaves, moved = jax.tree_util.tree_leaves_with_path(params), scales_of(c, params, model=model)
     groups: dict[str, int] = {}
     for (path, leaf), by in zip(leaves, jax.tree.leaves(updated_by(params, optimizer=c.name)), strict=True):
-        key = _group(c, path_name(path), by, ratio, model)
+        key = _group(c, path_name(path), by, moved.get(path_name(path), Scales()), model)
         groups[key] = groups.get(key, 0) + math.prod(leaf.shape)
     return "\n".join(f"{count:>15,} parameters: {what}" for what, count in groups.items())
 
 
-def _group(c: ConfigDict, name: str, by: str, ratio: float, model: ConfigDict | None) -> str:
+def _group(c: ConfigDict, name: str, by: str, factors: Scales, model: ConfigDict | None) -> str:
     if by == "average":
         return f"running averages of what is observed, rate {AVERAGE_RATE:g}"
     if by == "balance":
         return f"bias that balances the experts, step {_bias_rate(model):g}"
+
+    def times(value: float, factor: float) -> str:
+        return f"{value:g}{f' x {factor:g}' if factor != 1 else ''}"
+
     peak = c.muon_learning_rate if by == "muon" else c.learning_rate
-    factor = 1.0 if by == "muon" else rate_factor(name, ratio=ratio, optimizer=by)
     relative = " of the parameter" if by == "adafactor" else ""
-    decay = f"weight decay {c.weight_decay:g}" if is_matrix(name) else "no weight decay"
-    return f"{by}, learning rate {peak:g}{f' x {factor:g}' if factor != 1 else ''}{relative}, {decay}"
+    decay = f"weight decay {times(c.weight_decay, factors.decay)}" if is_matrix(name) else "no weight decay"
+    epsilon = f", epsilon {times(c.epsilon, factors.epsilon)}" if by == "adamw" and factors.epsilon != 1 else ""
+    return f"{by}, learning rate {times(peak, factors.rate)}{relative}, {decay}{epsilon}"

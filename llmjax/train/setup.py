@@ -255,6 +255,7 @@ def _state(
     else:
         checkpoint.save_frozen(folder, state.frozen)
     whole = combine(state.params, state.frozen)
-    processes.say(init.parameter_table(whole, shardings=jax.tree.map(lambda x: x.sharding, whole)))
+    factors = optimizers.scales_of(c.optimizer, whole, model=c.model)
+    processes.say(init.parameter_table(whole, shardings=jax.tree.map(lambda x: x.sharding, whole), factors=factors))
     processes.say(optimizers.table(c.optimizer, state.params, model=c.model))
     return Restored(state, {"step": 0, "train_seconds": 0.0}, {})
