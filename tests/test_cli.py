@@ -23,6 +23,7 @@ NEEDED = {
     "sweep": ("--config.KEY=VALUE", "--workdir DIR", "--dry-run"),
     "mcp": ("--workdir DIR", "--tools FILE", "--port N"),
     "budget": ("--flops N", "--out FILE.json"),
+    "coordcheck": ("--config.KEY=VALUE", "--widths N,N,...", "--layers N,N,..."),
     "laws": ("--parameters COLUMN", "--out FILE.json"),
     **dict.fromkeys(("run", "prepare", "tokenizer", "rows", "train", "cpt", "sft", "reward", "dpo", "grpo", "ppo"), ("--config.KEY=VALUE", "--workdir DIR", "--again")),
 }  # fmt: skip

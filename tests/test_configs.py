@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 SPECS = (
     "quickstart.py", "quickstart.py:hour", "shakespeare.py", "dial.py:d2", "dial.py:d12",
-    "data/web.py", "data/web.py:strict", "data/pile.py", "assistant.py",
+    "data/web.py", "data/web.py:strict", "data/pile.py", "assistant.py", "transfer.py",
 )  # fmt: skip
 
 

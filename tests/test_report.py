@@ -14,7 +14,7 @@ import pytest
 from llmjax import human
 from llmjax.config import base, to_json
 from llmjax.report import compare, run
-from llmjax.report.curves import MAX_BINS, Curve, bin_rows
+from llmjax.report.curves import MAX_BINS, Curve, against, bin_rows
 from llmjax.report.plots import Line, draw
 
 SAMPLE = {
@@ -136,7 +136,7 @@ def test_page_asks_nothing_from_outside_and_its_drawings_are_valid_and_have_uniq
     assert not re.findall(r"(?:src|srcset|@import|<script|<link[^>]*stylesheet)[ =(]", html)
     assert set(re.findall(r'href="([^"#]*)"', html)) <= {"data:,", "report.md"}
     drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
-    assert len(drawings) == 6
+    assert len(drawings) == 7 and "Loss by dollar" not in html  # the price is not known
     for drawing in drawings:
         ElementTree.fromstring(drawing)
     assert re.search(r"<text[^>]*>0\.000[28]</text>", html), "the learning rate's ticks keep their digits"
@@ -249,6 +249,21 @@ def test_long_runs_are_binned_without_losing_extremes_or_rows() -> None:
     assert (loss.step[1:] > loss.step[:-1]).all() and curves.last["step"] == steps
 
 
+def test_losses_are_drawn_by_second_and_where_the_price_is_known_by_dollar(tmp_path: Path) -> None:
+    workdir = make_run(tmp_path / "run", steps=100)
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rows = [row | {"dollars": row["train_seconds"] * 2} for row in rows]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = pages(workdir)[0]
+    assert "Loss by second" in page and "Loss by dollar" in page
+    curves = bin_rows(json.dumps(row).encode() for row in rows)
+    loss = against(curves, "heldout_loss", "dollars")
+    np.testing.assert_allclose(loss.step, curves.by_name["heldout_loss"].step * 0.078, rtol=1e-3)
+    np.testing.assert_array_equal(loss.mean, curves.by_name["heldout_loss"].mean)
+    assert against(curves, "loss", "step") is curves.by_name["loss"]
+    assert against(curves, "nothing", "step") is against(curves, "loss", "nothing") is None
+
+
 def test_comparison_marks_the_best_and_shows_only_settings_that_differ(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", name="adamw")
     b = make_run(tmp_path / "b", name="low", level=1.8, learning_rate=3e-4)
@@ -258,7 +273,7 @@ def test_comparison_marks_the_best_and_shows_only_settings_that_differ(tmp_path:
     assert "| eval | bits_per_byte | 1.600 | **1.440** (-10.0%) | 1.760 (+10.0%) |" in markdown
     assert "| optimizer.learning_rate | 0.001 | 0.0003 | 0.003 |" in markdown
     assert "optimizer.beta1" not in markdown
-    assert page.read_text().count("<svg") == 5
+    assert page.read_text().count("<svg") == 6
 
 
 def test_comparison_needs_two_different_runs(tmp_path: Path) -> None:

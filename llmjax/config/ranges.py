@@ -75,7 +75,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "rollout.overlong_buffer", "rollout.resample",
         "optimizer.clip_norm", "optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.weight_decay",
         "parallel.cpu_devices", "parallel.parts", "parallel.slices", "prepare.decontaminate_characters",
-        "prepare.max_document_seconds", "prepare.perplexity_max", "prepare.workers", "schedule.drop_factor", "schedule.final", "train.log_every",
+        "prepare.max_document_seconds", "prepare.perplexity_max", "prepare.workers", "schedule.drop_factor", "schedule.final", "train.device_price", "train.log_every",
         "tokenizer.add_learnt", "train.rewind.factor", "train.rewind.skip", "train.rewind.steps",
     ),
     AT_LEAST_1: (

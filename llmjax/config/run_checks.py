@@ -33,6 +33,8 @@ def _training(c: ConfigDict) -> Iterator[str]:
     yield from _patterns(c)
     if t.batch_size % t.micro_batches:
         yield f"train.micro_batches={t.micro_batches} must divide train.batch_size={t.batch_size}"
+    if t.noise_scale and t.micro_batches < 2:
+        yield "train.noise_scale compares the micro-batches of a step: set train.micro_batches to at least 2"
     if ramp and t.batch_start >= t.batch_size:
         yield (
             f"train.batch_ramp={t.batch_ramp!r} grows batches from train.batch_start={t.batch_start} to "

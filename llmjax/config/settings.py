@@ -354,6 +354,8 @@ def _train(c: ConfigDict) -> None:
     c.train.ema = 0.0  # decay of the moving average of the weights, which evaluation uses; 0: off
     c.train.max_bad_steps = 10  # end the run after so many updates in a row that were skipped for non-finite gradients
     c.train.hunt_nan = False  # run a step that is not finite again, and name the first layer that is bad; slows every step
+    c.train.noise_scale = False  # log the gradient noise scale, the batch beyond which rows help little; from train.micro_batches of at least 2
+    c.train.device_price = 0.0  # US dollars for an hour of one device, for the loss by dollar; 0: the list price of its chip, where it is known
     c.train.eval_every = "10%"  # held-out loss during training; "0 steps": off
     c.train.eval_first = False  # measure also before the first step
     c.train.eval_batches = 8  # batches of held-out text for that

@@ -9,6 +9,7 @@ from llmjax.config import differences, flatten
 from llmjax.errors import UserError
 from llmjax.report import facts, page
 from llmjax.report.collect import Run
+from llmjax.report.curves import ALONG, against
 from llmjax.report.plots import SERIES, Line, draw
 
 LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "loss", "seconds", "skipped")
@@ -112,21 +113,23 @@ def _cells(name: str, values: Sequence[Any]) -> list[Cell]:
 
 def _plots(runs: Sequence[Run], labels: Sequence[str]) -> list[dict[str, Any]]:
     drawn = []
-    wanted: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
-        ("loss", "Training loss", "nats per token", {"robust": True, "wide": True}),
-        ("heldout_bits_per_byte", "Held-out bits per byte", "bits per byte", {}),
-        ("learning_rate", "Learning rate", "learning rate", {"from_zero": True}),
-        ("grad_norm", "Gradient norm", "global L2 norm", {"log_y": True}),
-        ("tokens_per_second", "Throughput", "tokens per second", {"from_zero": True}),
+    heldout, loss = "heldout_bits_per_byte", "Held-out bits per byte"
+    wanted: tuple[tuple[str, str, str, str, dict[str, Any]], ...] = (
+        ("loss", "step", "Training loss", "nats per token", {"robust": True, "wide": True}),
+        (heldout, "step", loss, "bits per byte", {}),
+        *((heldout, x, f"{loss}, by {unit}", "bits per byte", {"x_label": x_label}) for x, unit, x_label in ALONG),
+        ("learning_rate", "step", "Learning rate", "learning rate", {"from_zero": True}),
+        ("grad_norm", "step", "Gradient norm", "global L2 norm", {"log_y": True}),
+        ("tokens_per_second", "step", "Throughput", "tokens per second", {"from_zero": True}),
     )
-    for name, title, y_label, options in wanted:
+    for name, x, title, y_label, options in wanted:
         lines = [
-            Line(label, run.curves.by_name[name], i, points=name.startswith("heldout"))
+            Line(label, curve, i, points=name.startswith("heldout"))
             for i, (label, run) in enumerate(zip(labels, runs, strict=True))
-            if run.curves and name in run.curves.by_name
+            if run.curves and (curve := against(run.curves, name, x)) is not None
         ]
         if lines:
-            svg = draw(name, lines, y_label=y_label, **options)
+            svg = draw(name if x == "step" else f"{name}-{x}", lines, y_label=y_label, **options)
             drawn.append({"title": title, "svg": svg, "wide": "wide" in options})
     return drawn
 

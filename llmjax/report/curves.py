@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 
 MAX_BINS = 500  # of a curve: about two for each pixel column of a plot
+ALONG = (
+    ("train_seconds", "second", "seconds of training"),
+    ("dollars", "dollar", "US dollars"),
+)  # x of loss curves beside steps
 MAX_MARKS = 200  # skipped updates drawn; all are counted
 
 
@@ -33,6 +37,14 @@ class Curves:
     bad_steps: list[int]
     bad_count: int  # how many there are
     notes: list[str]  # damages of the file
+
+
+def against(curves: Curves, name: str, x: str) -> Curve | None:
+    """A metric over the steps or over what grows with them, such as train_seconds; None if one of them is missing."""
+    curve, along = curves.by_name.get(name), curves.by_name.get(x)
+    if curve is None or along is None or x == "step":
+        return curve if along is not None else None
+    return Curve(np.interp(curve.step, along.step, along.mean), curve.low, curve.mean, curve.high)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from llmjax import human
 from llmjax.config import base, flatten
 from llmjax.report import rollouts
 from llmjax.report.collect import Run
+from llmjax.report.curves import ALONG, against
 from llmjax.report.plots import Line, draw
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
@@ -143,12 +144,13 @@ def plots(run: Run, *, prefix: str = "") -> list[dict[str, Any]]:
     if run.curves is None:
         return []
     curves, marks, drawn = run.curves.by_name, run.curves.bad_steps, []
+    found = run.curves
 
-    def add(name: str, title: str, lines: list[tuple[str, str]], **options: Any) -> None:
+    def add(name: str, title: str, lines: list[tuple[str, str]], *, x: str = "step", **options: Any) -> None:
         present = [
-            Line(label, curves[key], i, points=key.startswith("heldout"))
+            Line(label, curve, i, points=key.startswith("heldout"))
             for i, (label, key) in enumerate(lines)
-            if key in curves
+            if (curve := against(found, key, x)) is not None
         ]
         if present:
             svg = draw(prefix + name, present, **options)
@@ -156,12 +158,16 @@ def plots(run: Run, *, prefix: str = "") -> list[dict[str, Any]]:
 
     both = [("training", "loss"), ("held out", "heldout_loss")]
     add("loss", "Loss", both, y_label="nats per token", wide=True, robust=True, marks=marks)
+    for x, unit, x_label in ALONG:
+        add(f"loss-{x}", f"Loss by {unit}", both, x=x, y_label="nats per token", robust=True, x_label=x_label)
     per_source = [(key.partition("/")[2], key) for key in sorted(curves) if key.startswith("heldout_bits_per_byte/")]
     bits = [("all", "heldout_bits_per_byte")] + (per_source if len(per_source) > 1 else [])
     add("bits", "Held-out bits per byte", bits, y_label="bits per byte")
     add("rate", "Learning rate", [("learning rate", "learning_rate")], y_label="learning rate", from_zero=True)
     norms = [("gradient", "grad_norm"), ("update", "update_norm"), ("parameters", "param_norm")]
     add("norms", "Norms", norms, y_label="global L2 norm", log_y=True, marks=marks)
+    scale = [("noise scale", "noise_scale"), ("batch", "batch_size")] if "noise_scale" in curves else []
+    add("noise", "Gradient noise scale", scale, y_label="sequences", log_y=True)
     drawn += rollouts.plots(curves, prefix=prefix)
     load = [("busiest expert", "expert_load_max")]
     add("experts", "Load of the busiest expert", load, y_label="relative to the mean", from_zero=True)

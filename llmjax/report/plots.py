@@ -41,14 +41,17 @@ def draw(
     from_zero: bool = False,
     robust: bool = False,
     width: float = 0.0,
+    x_label: str = "step",
+    sizes: Sequence[int] = (),
 ) -> str:
-    """One plot over training steps as an `<svg>` element.
+    """One plot over training steps, or another x, as an `<svg>` element.
 
     Args:
         name: unique on the page. It is the prefix of all ids in the drawing.
         marks: steps marked at the lower edge (skipped updates).
         robust: leave the highest 1% of values out of the y range, so that the first steps do not flatten the rest.
         width: in inches; 0: half the page, or all of it with `wide`.
+        sizes: the values of x, which is then logarithmic.
     """
     import matplotlib
 
@@ -88,10 +91,15 @@ def draw(
         if marks:
             axes.plot(marks, np.full(len(marks), 0.02), "|", color=_BAD, ms=8, mew=1.5, label="skipped update",
                       transform=axes.get_xaxis_transform(), clip_on=False)  # fmt: skip
-        axes.set_xlabel("step")
+        axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.xaxis.set_major_locator(MaxNLocator(6 if wide else 5, integer=True))
-        axes.xaxis.set_major_formatter(lambda step, _: human.count(step))
+        if sizes:
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(sizes, [str(size) for size in sizes])
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(6 if wide else 5, integer=x_label == "step"))
+            axes.xaxis.set_major_formatter(lambda x, _: human.count(x) if abs(x) >= 10 else f"{x:g}")
         axes.grid(axis="y", linewidth=0.7)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0)

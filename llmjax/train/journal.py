@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from llmjax import storage
 from llmjax.config import changes
 from llmjax.errors import Diverged
 from llmjax.model.count import flops_per_token
-from llmjax.parallel import compiler_options, placement, processes
+from llmjax.parallel import chips, compiler_options, placement, processes
 from llmjax.parallel import mesh as meshes
 from llmjax.train import checkpoint, folders, metrics
 from llmjax.train.frozen import combine
+from llmjax.train.noise import NoiseScale
 from llmjax.train.rewind import Spike, Spikes
 from llmjax.train.setup import Run
 from llmjax.train.step import State
@@ -53,6 +55,8 @@ class Journal:
         self.clock = metrics.Clock(before)
         self._before = self._last_row = before
         self._spikes = Spikes(c.train.rewind, run.meta.get("spikes"), skips=run.skips)
+        self._noise = NoiseScale(run.meta.get("noise", ()))
+        self._dollars = _price(c, run.mesh) * run.mesh.size / 3600  # a second
         self._flops = flops_per_token(c.model, sequence_length=c.train.sequence_length)
         # Settings that changed, and at which step.
         now = [{"step": first, "settings": run.changed}] if run.changed else []
@@ -93,6 +97,8 @@ class Journal:
             self._check_spike(step, numbers["loss"])
         else:
             self._progress.note(f"WARNING: the batch of step {step:,} has no token to learn, and changes nothing")
+        if "gradient_signal" in numbers:
+            numbers["noise_scale"] = self._noise.see(numbers["gradient_signal"], numbers["gradient_noise"])
         several = processes.count() > 1
         return {
             "step": step,
@@ -106,6 +112,7 @@ class Journal:
             "tokens_per_second_per_device": rate / run.mesh.size,
             "mfu": rate * self._flops / run.peak if run.peak else None,
             "train_seconds": now,
+            **({"dollars": now * self._dollars} if self._dollars else {}),
             "goodput": self._goodput(now),
             **({"host_step_seconds_max": flags.seconds, "slowest_host": flags.slowest} if several else {}),
             **({"rewinds": len(run.skips)} if run.skips else {}),
@@ -188,7 +195,7 @@ class Journal:
             return
         meta = {
             "step": step, "train_seconds": self.clock.seconds, "tokens": row["tokens"], "seed": c.seed,
-            "spikes": self._spikes.state, "row": metrics.clean(row), "config": c.to_dict(),
+            "spikes": self._spikes.state, "noise": self._noise.state, "row": metrics.clean(row), "config": c.to_dict(),
             "changes": self._changes, **self._notes,
         }  # fmt: skip
         if self._run.budget is not None:
@@ -236,6 +243,8 @@ class Journal:
             "tokens": sizes.tokens(total),
             "flops": sizes.tokens(total) * self._flops,
             "train_seconds": seconds,
+            **({"dollars": seconds * self._dollars} if self._dollars else {}),
+            **({"noise_scale": self._noise.last} if self._c.train.noise_scale else {}),
             "wall_seconds": time.perf_counter() - self._began,
             "goodput": self._goodput(seconds),
             "compile_seconds": run.phases["compile"],
@@ -263,3 +272,9 @@ class Journal:
     def close(self) -> None:
         self._progress.close()
         self._writer.close()
+
+
+def _price(c: ConfigDict, mesh: Mesh) -> float:
+    """US dollars for an hour of one of the mesh's devices: as set, or the list price of its chip; 0: not known."""
+    chip = chips.of_device_kind(mesh.devices.flat[0].device_kind)
+    return float(c.train.device_price or (chip.price / chip.devices if chip else 0.0))

@@ -95,6 +95,15 @@ def run(c: ConfigDict, workdir: Path, *, make_benchmarks: MakeBenchmarks | None 
         return results | processes.broadcast_from_first(lambda: metrics.last_heldout(workdir / "metrics.jsonl"))
 
 
+def first_batches(c: ConfigDict, workdir: Path, *, count: int) -> tuple[ConfigDict, list[dict[str, np.ndarray]]]:
+    """The resolved config, and the first batches of a training on the token shards of WORKDIR/tokenizer."""
+    tokenizer = load_tokenizer(workdir / "tokenizer")
+    c = resolve(c, tokenizer)
+    change = corruption(c, tokenizer)
+    made = TrainBatches(c, workdir / "tokenizer" / "tokens", total_steps=count, corruption=change)
+    return c, [made.batch(k) for k in range(count)]
+
+
 def start_devices(c: ConfigDict) -> None:
     """Make the CPU's devices, before JAX starts."""
     rows = math.gcd(*(size // ramp.micro_batches(c.train, size) for size in ramp.sizes(c.train)))

@@ -17,6 +17,7 @@ from llmjax.model.observed import is_observed
 from llmjax.model.transformer import Transformer, init_params
 from llmjax.objectives import Objective, chunks, losses
 from llmjax.parallel import placement
+from llmjax.train import noise
 from llmjax.train.frozen import combine, split
 from llmjax.train.optimizer import apply_updates, is_matrix
 
@@ -128,15 +129,21 @@ def make_train_step(
 
     Metrics are float32 scalars: the sums of the objective divided by their weights (loss, and auxiliary_loss of sparse
     layers; NaN without weight), `routing.metrics` of sparse layers, objective, grad_norm, param_norm, update_norm,
-    learning_rate, skipped, bad_in_a_row, and target_tokens, the sum of the weights.
+    learning_rate, skipped, bad_in_a_row, and target_tokens, the sum of the weights; with `train.noise_scale` and
+    several parts also gradient_signal and gradient_noise (`noise.estimates`).
     """
     parts = micro_batches or c.train.micro_batches
     gradients = _make_gradients(module, objective, c, parts=parts)
 
     def step(state: State, batch: Batch, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
-        grads, sums = gradients(state, batch, key)
+        grads, sums, squares = gradients(state, batch, key)
         weight = jnp.where(sums.weight > 0, sums.weight, 1.0)  # weights may be shares, and their sum below 1
+        noisy: dict[str, jax.Array] = {}
+        if squares is not None:
+            large, rows = jnp.square(optax.tree.norm(_learnt(grads)) / weight), jax.tree.leaves(batch)[0].shape[0]
+            signal, spread = noise.estimates(squares / parts, large, rows=rows, parts=parts)
+            noisy = {"gradient_signal": signal, "gradient_noise": spread}
         if c.objective.l1 or c.objective.l2:
             terms = jax.grad(penalty)(state.params, c.objective)
             grads = jax.tree.map(lambda g, term: g + weight * term, grads, terms)
@@ -176,6 +183,7 @@ def make_train_step(
             **(routing.metrics(sums.usage) if sums.usage is not None else {}),
             "objective": sums.objective / sums.weight,
             "grad_norm": grad_norm,
+            **noisy,
             "param_norm": optax.tree.norm(_in_float32(params)),
             "update_norm": update_norm,
             "learning_rate": c.optimizer.learning_rate * schedule(state.step),
@@ -190,14 +198,17 @@ def make_train_step(
 
 def _make_gradients(
     module: nn.Module, objective: Objective, c: ConfigDict, *, parts: int
-) -> Callable[[State, Batch, jax.Array], tuple[Any, Any]]:
-    """`(state, batch, key) -> (gradients, Sums)`, both added up over the parts of the batch, in float32.
+) -> Callable[[State, Batch, jax.Array], tuple[Any, Any, jax.Array | None]]:
+    """`(state, batch, key) -> (gradients, Sums, squares)`, all added up over the parts of the batch, in float32.
 
+    The squares are the squared norms of the parts' mean gradients; None without `train.noise_scale` or with one part.
     Part t of T has the rows t, t + T, ...: each device cuts the rows that it has. A row is what may not be torn apart,
     such as a preference pair.
     """
 
-    def of_part(state: State, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
+    measured = c.train.noise_scale and parts > 1
+
+    def of_part(state: State, batch: Batch, key: jax.Array) -> tuple[Any, Any, jax.Array | None]:
         def loss(params: Any) -> tuple[jax.Array, Any]:
             sums = objective(module, combine(params, state.frozen), batch, key, c.objective)
             return sums.objective, sums
@@ -207,9 +218,10 @@ def _make_gradients(
         if c.parallel.zero == 2 and mesh.axis_names:  # divided, although the parameters are not
             specs = placement.parameter_specs(grads, mesh.shape, rules=c.parallel.rules)
             grads = jax.tree.map(jax.lax.with_sharding_constraint, grads, specs)
-        return grads, sums
+        weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
+        return grads, sums, jnp.square(optax.tree.norm(_learnt(grads)) / weight) if measured else None
 
-    def of_all(state: State, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
+    def of_all(state: State, batch: Batch, key: jax.Array) -> tuple[Any, Any, jax.Array | None]:
         if parts == 1:
             return of_part(state, batch, key)
         cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
