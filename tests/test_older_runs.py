@@ -76,7 +76,7 @@ def test_every_stage_is_done_and_can_be_done_again(kind, request, one_device, ca
     values._say_missing.cache_clear()
     c = config.load(str(run / "config.json"))
     told = capsys.readouterr().err
-    assert ("data.format" in told and "have their defaults, as before" in told) == (kind == "older")
+    assert "data.format" in told and "have their defaults, as before" in told
     before = json.loads((run / "eval" / "results.json").read_text())
     recipe.run(c, run, (*STAGES, "report"))
     out = capsys.readouterr().out
