@@ -78,7 +78,7 @@ def greedy(name: str, ids: tuple[int, ...], count: int) -> tuple[int, ...]:
     return tuple(row[len(ids) :])
 
 
-RARER = ("alibi", "mistral", "moe", "lstm", "gemma", "rnn", "rglru", "gpt2", "t5 decoder")
+RARER = ("alibi", "mistral", "moe", "lstm", "gemma", "rnn", "rglru", "gpt2", "t5 decoder", "mamba2")
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ def test_other_parameters_are_taken_without_compiling_anything():
 
 # Weights
 
-QUICK = (("gpt2", "tiles"), ("griffin", "int8"), ("moe", "int8"))
+QUICK = (("gpt2", "tiles"), ("moe", "int8"))
 
 
 @pytest.mark.parametrize(

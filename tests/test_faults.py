@@ -337,9 +337,9 @@ def huge(stack, mixer, *, layer):
                      huge("layers/1", "attention", layer=1), "in the forward pass, layer 3, attention/out", marks=pytest.mark.slow),
         pytest.param({"model__remat": "full"}, huge("layers", "attention", layer=1), "layer 1, attention/out", marks=pytest.mark.slow),
         pytest.param({"model__pattern": ("rglru",)}, huge("layers", "rglru", layer=1), "layer 1, rglru/out", marks=pytest.mark.slow),
-        ({"model__moe__experts": 4},
-         both(scaled("layers/moe/up/kernel", 1e30, layer=1), scaled("layers/moe/gate/kernel", 1e30, layer=1)),
-         "in the forward pass, layer 1, moe"),
+        pytest.param({"model__moe__experts": 4},
+                     both(scaled("layers/moe/up/kernel", 1e30, layer=1), scaled("layers/moe/gate/kernel", 1e30, layer=1)),
+                     "in the forward pass, layer 1, moe", marks=pytest.mark.slow),
         ({}, lambda p: p, ""),
     ],
 )  # fmt: skip

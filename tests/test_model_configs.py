@@ -36,7 +36,7 @@ SPECS = [f"{family}:{size}" for family, module in FAMILIES.items() for size in m
 TINY = [spec for spec in SPECS if ":tiny" in spec]
 COUNTS = json.loads((ROOT / "results" / "parameter_counts.json").read_text())["rows"]
 # Compiling takes seconds a family: these, which differ most, are always tested, the others by `pytest -m slow`.
-ALWAYS = ("deepseek:tiny-v3", "xlnet:tiny", "t5:tiny", "griffin:tiny")
+ALWAYS = ("deepseek:tiny-v3", "xlnet:tiny", "t5:tiny")
 # Training compiles twice as much, and every objective is learnt in test_objectives_network.py too.
 ALWAYS_TRAINED = ("t5:tiny",)
 # Meshes compile most of all: half a minute a family. The parts of the others are in these, or in test_parallel.py.

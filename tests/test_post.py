@@ -116,6 +116,7 @@ def test_a_preference_run_starts_at_ln_2_and_learns_which_answer_is_better(folde
     assert len(reference["train"]) == len(store.sizes) == 2 * len(store)
 
 
+@pytest.mark.slow  # test_post_rewards.py and test_acceptance.py have its parts
 def test_a_reward_model_orders_answers_and_scores_texts(folder):
     more = (
         "--config.train.duration=20 steps",
@@ -261,9 +262,9 @@ def test_a_teacher_is_its_own_student_and_a_students_own_answers_are_the_same_af
 
 GRPO = (
     "--config.rollout.rewards=['exact_match', 'last_number=0.5']", "--config.rollout.tokens=4", "--config.rollout.samples=4",
-    "--config.rollout.updates=2", "--config.train.eval_every=2 steps", "--config.objective.policy.kl_weight=0.01",
-    "--config.train.micro_batches=2", "--config.checkpoint.every=1 steps",
+    "--config.rollout.updates=2", "--config.train.eval_every=2 steps", "--config.checkpoint.every=1 steps",
 )  # fmt: skip
+WITH_REFERENCE = ("--config.objective.policy.kl_weight=0.01", "--config.train.micro_batches=2")
 
 
 def test_sampler_and_trainer_agree_and_a_run_that_stops_inside_a_round_ends_in_the_same_bits(folder):
@@ -403,7 +404,14 @@ def test_messages_are_learnt_by_a_given_template_which_the_model_then_chats_by(f
 def test_a_policy_run_killed_at_any_moment_ends_in_the_bits_of_one_that_was_not(folder):
     """SIGKILL while texts are sampled, while steps are taken and while checkpoints are written."""
     sources = f"--config.data.sources=['{folder / 'prompts'}.jsonl']"
-    given = (f"--config.train.init_from={folder / 'sft'}", sources, *SMALL, *GRPO, "--config.train.duration=24 steps")
+    given = (
+        f"--config.train.init_from={folder / 'sft'}",
+        sources,
+        *SMALL,
+        *GRPO,
+        *WITH_REFERENCE,
+        "--config.train.duration=24 steps",
+    )
     command = ["grpo", "--config", "configs/post/grpo.py", *given]
     status, output = run_command(*command, "--workdir", folder / "undisturbed")
     assert status == 0, output

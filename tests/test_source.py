@@ -24,6 +24,7 @@ from llmjax.data.batches import heldout_batches
 from llmjax.data.source import StatelessSource
 from llmjax.errors import UserError
 from llmjax.model import transformer
+from llmjax.parallel import mesh as meshes
 from llmjax.parallel import processes
 from llmjax.train import budget, folders, pretrain
 from llmjax.train.heldout import make_heldout
@@ -83,8 +84,17 @@ def train_rounds(workdir, **options):
     return train(c, workdir, make_source=lambda total: Rounds(c, **options))
 
 
-def test_a_source_with_a_state_that_is_killed_inside_a_round_ends_in_the_same_bits(tmp_path, one_device):
-    train_rounds(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole_rounds(tmp_path_factory):
+    """A run of rounds that nothing disturbed, on one device."""
+    workdir = tmp_path_factory.mktemp("rounds") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(meshes, "make_mesh", functools.partial(meshes.make_mesh, devices=jax.devices()[:1]))
+        train_rounds(workdir)
+    return workdir
+
+
+def test_a_source_with_a_state_that_is_killed_inside_a_round_ends_in_the_same_bits(tmp_path, whole_rounds, one_device):
     script = (
         "import sys, functools, pathlib; sys.path.insert(0, sys.argv[1])\n"
         "import jax; from llmjax.parallel import mesh; from llmjax.train import hardware\n"
@@ -99,14 +109,14 @@ def test_a_source_with_a_state_that_is_killed_inside_a_round_ends_in_the_same_bi
     assert folders.steps_in(tmp_path / "run" / "checkpoints") == [4]
     assert (tmp_path / "run" / "checkpoints" / "4" / "source").is_dir(), "step 4 lies inside a round"
     train_rounds(tmp_path / "run")
-    assert_same_bits(last_state(tmp_path / "run"), last_state(tmp_path / "whole"))
-    rows = [[{k: row[k] for k in ("loss", "left_of_the_round")} for row in rows_of(tmp_path / name)]
-            for name in ("whole", "run")]  # fmt: skip
+    assert_same_bits(last_state(tmp_path / "run"), last_state(whole_rounds))
+    rows = [[{k: row[k] for k in ("loss", "left_of_the_round")} for row in rows_of(workdir)]
+            for workdir in (whole_rounds, tmp_path / "run")]  # fmt: skip
     assert rows[0] == rows[1]
     assert [row["left_of_the_round"] for row in rows[0]] == [2, 1, 0] * 3 + [2]
 
 
-def test_what_a_source_with_a_state_cannot_do_is_refused(tmp_path, one_device):
+def test_what_a_source_with_a_state_cannot_do_is_refused(tmp_path, whole_rounds, one_device):
     c = rounds_config()
     c.train.rewind.factor = 1.5
     with pytest.raises(UserError, match=r"train\.rewind\.factor skips batches"):
@@ -114,7 +124,7 @@ def test_what_a_source_with_a_state_cannot_do_is_refused(tmp_path, one_device):
     c = tiny_config(train__duration="1 minute")
     with pytest.raises(UserError, match="the time of a step cannot be measured"):
         train(c, tmp_path / "timed", make_source=lambda total: Rounds(c))
-    train_rounds(tmp_path / "run")
+    shutil.copytree(whole_rounds, tmp_path / "run")
     with pytest.raises(UserError, match="keeps left, rounds of a source of batches that is not this run's"):
         train(rounds_config(), tmp_path / "run")
 

@@ -50,9 +50,11 @@ def test_a_step_whose_update_is_not_finite_is_skipped_as_one_whose_gradient_is_n
 
 # ---------------------------------------------------------------- weights
 
+AVERAGED = {"train__ema": 0.9, "objective__l2": 1e-3}
+
 
 def test_only_the_ratio_of_weights_counts_and_a_batch_without_weight_changes_nothing():
-    c = tiny_config(train__ema=0.9, objective__l2=1e-3)
+    c = tiny_config(**AVERAGED)
     state, _, run = prepare_steps(c, mesh_of("data=1"))
     state, _ = run(state, make_batch(c, 0))  # from here on there is momentum
     batch = make_batch(c, 1)
@@ -122,7 +124,7 @@ def test_what_is_trained_from_given_weights_is_float32_and_what_is_frozen_stays_
 
 
 def test_a_checkpoint_whose_optimizer_state_is_bfloat16_is_opened_in_float32(tmp_path):
-    c = tiny_config(model__layers=1, train__ema=0.9)
+    c = tiny_config(**AVERAGED)
     state, abstract, run = prepare_steps(c, mesh_of("data=1"))
     state, _ = run(state, make_batch(c, 0))
 

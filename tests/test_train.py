@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from helpers import (
     assert_same_bits,
+    few,
     first_params,
     losses_of,
     make_batch,
@@ -144,11 +145,19 @@ def test_a_run_extended_by_half_after_its_end_is_the_run_that_was_longer_from_th
 
 
 @pytest.mark.usefixtures("one_device")
-def test_a_run_goes_on_with_other_micro_batches_rates_and_a_moving_average_switched_on_and_off(trained_copy):
+@pytest.mark.parametrize(
+    "also",
+    few(
+        [
+            {"optimizer__learning_rate": 0.5},
+            {"train__micro_batches": 2, "objective__loss_chunks": 2, "model__dtype": "bfloat16"},
+        ]
+    ),
+    ids=str,
+)
+def test_a_run_goes_on_with_what_may_change_and_a_moving_average_switched_on_and_off(also, trained_copy):
     _, before = last_state(trained_copy)
-    on = {"train__duration": "9 steps", "train__micro_batches": 2, "objective__loss_chunks": 2, "train__ema": 0.5,
-          "optimizer__learning_rate": 0.5, "model__dtype": "bfloat16"}  # fmt: skip
-    train(steady(**on), trained_copy)
+    train(steady(train__duration="9 steps", train__ema=0.5, **also), trained_copy)
     _, after = last_state(trained_copy)
     halfway = jax.tree.map(lambda a, b: (a + b) / 2, before["params"], after["params"])
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), after["ema"], halfway)
