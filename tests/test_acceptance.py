@@ -6,6 +6,7 @@ policies, A adapters and exports, O operations. `WHERE` says which test holds wh
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import re
@@ -333,10 +334,16 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", few(CASES, 1))
-@pytest.mark.parametrize("cut", few([(("data=2", 2),), (("data=1", 4),), (("fsdp=2", 1),), (("tensor=2", 2),)], 1))
-def test_L1_any_cut_into_micro_batches_and_devices_gives_the_same_step(case, cut):
-    line, parts = cut
+CUTS = [("data=2", 2), ("data=1", 4), ("fsdp=2", 1), ("tensor=2", 2)]  # mesh and micro-batches
+# The first case of both is always tested, then every case once, and at last all pairs.
+PAIRS = sorted(itertools.product(range(len(CASES)), range(len(CUTS))), key=lambda pair: (min(pair) > 0, pair))
+
+
+@pytest.mark.parametrize(
+    ("case", "line", "parts"),
+    few([(list(CASES)[i], *CUTS[j]) for i, j in PAIRS], slow=len(CASES) + len(CUTS) - 2),
+)
+def test_L1_any_cut_into_micro_batches_and_devices_gives_the_same_step(case, line, parts):
     c = CASES[case]
     state, _, run = prepare_steps(c, mesh_of("data=1"))
     whole, wanted = run(state, batch_of(c))

@@ -35,21 +35,25 @@ FAMILIES = parameter_counts.families()
 SPECS = [f"{family}:{size}" for family, module in FAMILIES.items() for size in module.SIZES]
 TINY = [spec for spec in SPECS if ":tiny" in spec]
 COUNTS = json.loads((ROOT / "results" / "parameter_counts.json").read_text())["rows"]
-# Compiling takes seconds a family: these, which differ most, are always tested, the others by `pytest -m slow`.
+# Compiling takes seconds a family: these, which differ most, are always tested.
 ALWAYS = ("deepseek:tiny-v3", "xlnet:tiny", "t5:tiny")
+# These are slow. The parts of the other families, which are exhaustive, are in these, or in test_model.py.
+SLOW = ("bert:tiny", "bloom:tiny", "gemma2:tiny", "gpt2:tiny", "griffin:tiny", "llama:tiny", "lstm:tiny", "mamba2:tiny",
+        "mixtral:tiny", "switch:tiny", "transformer:tiny", "unilm:tiny")  # fmt: skip
 # Training compiles twice as much, and every objective is learnt in test_objectives_network.py too.
 ALWAYS_TRAINED = ("t5:tiny",)
 # Meshes compile most of all: half a minute a family. The parts of the others are in these, or in test_parallel.py.
-ALWAYS_ON_MESHES = (
-    "llama:tiny",
-    "switch:tiny",
-    "deepseek:tiny-v3",
-    "griffin:tiny",
-    "t5:tiny",
-    "xlnet:tiny",
-    "bloom:tiny",
-)
-EACH = [pytest.param(spec, marks=() if spec in ALWAYS else pytest.mark.slow) for spec in TINY]
+ON_MESHES = ("deepseek:tiny-v3", "griffin:tiny", "t5:tiny", "xlnet:tiny")
+
+
+def often(spec: str, always: tuple[str, ...], slow: tuple[str, ...]) -> Any:
+    """A family of a test, marked by how often it runs."""
+    return pytest.param(
+        spec, marks=() if spec in always else pytest.mark.slow if spec in slow else pytest.mark.exhaustive
+    )
+
+
+EACH = [often(spec, ALWAYS, SLOW) for spec in TINY]
 LENGTH = 32
 
 
@@ -340,12 +344,7 @@ def test_decoding_with_the_cache_gives_the_logits_of_the_plain_pass(spec):
     np.testing.assert_allclose(jnp.concatenate(found, 1), plain, rtol=0, atol=2e-5 * float(jnp.abs(plain).max()))
 
 
-def often(spec: str) -> Any:
-    """The marks of a family's training."""
-    return () if spec in ALWAYS_TRAINED else pytest.mark.slow if spec in ALWAYS_ON_MESHES else pytest.mark.exhaustive
-
-
-@pytest.mark.parametrize("spec", [pytest.param(spec, marks=often(spec)) for spec in TINY])
+@pytest.mark.parametrize("spec", [often(spec, ALWAYS_TRAINED, ON_MESHES) for spec in TINY])
 def test_20_steps_of_the_own_objective_lower_the_loss_and_what_is_saved_goes_on_the_same(spec, prepared_run, tmp_path):
     losses, (state, abstract, step) = trained(spec, prepared_run, "data=1", 20)
     print(f"{spec}: {losses[0]:.3f} to {losses[-4:].mean():.3f}")  # pytest -rP shows it
@@ -360,10 +359,7 @@ def test_20_steps_of_the_own_objective_lower_the_loss_and_what_is_saved_goes_on_
     assert_same_bits(step(restored, batch), step(state, batch))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "spec", [pytest.param(s, marks=() if s in ALWAYS_ON_MESHES else pytest.mark.exhaustive) for s in TINY]
-)
+@pytest.mark.parametrize("spec", [often(spec, (), ON_MESHES) for spec in TINY])
 def test_losses_are_the_same_on_every_mesh(spec, prepared_run):
     alone, _ = trained(spec, prepared_run, "data=1", 20)
     for line in ("data=8", "data=2 fsdp=2 tensor=2"):
