@@ -29,7 +29,7 @@ class Element {
 globalThis.document = { createElement: (name) => new Element(name), createElementNS: (_, name) => new Element(name) };
 
 const load = (name) => import(join(folder, name));
-const [dom, plots, curves, tokens, list, run, several, data] = await Promise.all(["dom", "plot", "curves", "tokens", "list", "run", "several", "data"].map((name) => load(`${name}.js`)));
+const [dom, plots, curves, tokens, list, run, several, data, heldout] = await Promise.all(["dom", "plot", "curves", "tokens", "list", "run", "several", "data", "heldout"].map((name) => load(`${name}.js`)));
 const plain = (node) => (node instanceof Element ? [node.name, node.attributes, ...node.children.map(plain)] : Array.isArray(node) ? node.map(plain) : node ?? null);
 
 const given = JSON.parse(readFileSync(0, "utf8"));
@@ -37,7 +37,10 @@ const { runs } = given.runs;
 const keys = list.differing(runs);
 const names = Object.keys(given.curves.runs);
 const view = plots.newView();
+const answer = { tokens: ["é", given.hostile, "c"], token_logprobs: [null, -1, -3] };
+const scored = [heldout.measured({ prompt: "é" + given.hostile + "c" }, answer), heldout.measured({ prompt: [1, 2, 3], counted: [false, false, true] }, answer)];
 const found = {
+  heldout: heldout.extremes(scored, "bits per byte"),
   rows: runs.map((one) => list.row(one, keys, new Set(), () => {})),
   facts: run.facts(given.run),
   settings: run.settings(given.run),
@@ -59,6 +62,8 @@ process.stdout.write(JSON.stringify({
   sorted: list.sorted([{ name: "b", age: 1 }, { name: "a", age: 2 }], "name", false).map((one) => one.name),
   ticks: [plots.ticks(0, 1, 5), plots.ticks(-3, 1200, 4), plots.ticks(2, 2, 5)],
   smoothed: plots.smoothed([1, 1, 1, 5], 0.5),
+  scores: scored.map((one) => one.score),
+  nothing: heldout.measured({ prompt: [1, 2, 3], counted: [true, false, false] }, answer),
   along: plots.along({ step: [0, 5, 10, 20] }, { tokens: { step: [5, 15], mean: [50, 150] } }, "tokens"),
   short: [0, 1234, 12345, 1.5e9, 0.25, 0.000123, null, NaN].map(dom.short),
 }));

@@ -2,19 +2,22 @@
 
 import html.parser
 import json
+import math
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers import tiny_config
+from helpers import start_command, tiny_config
 from pyarrow import parquet
 
 pytest.importorskip("starlette")
@@ -363,7 +366,7 @@ def test_hostile_texts_stay_texts_in_every_view(hostile):
     tokens = f"{name}/tokenizer/tokens/train"
     (stream,) = get(hostile, "/api/files", name=tokens)["entries"]
     given = {
-        "runs": get(hostile, "/api/runs"), "run": get(hostile, "/api/run", name=name),
+        "hostile": HOSTILE, "runs": get(hostile, "/api/runs"), "run": get(hostile, "/api/run", name=name),
         "samples": get(hostile, "/api/samples", name=name), "rollouts": get(hostile, "/api/rollouts", name=name, round=1),
         "batch": get(hostile, "/api/batch", name=name), "compare": get(hostile, "/api/compare", name=[name, "other"]),
         "curves": get(hostile, "/api/curves", name=[name, "other"], metric=["loss", "tokens", "grad_norm", "heldout_bits_per_byte*", HOSTILE]),
@@ -388,6 +391,7 @@ def test_hostile_texts_stay_texts_in_every_view(hostile):
     assert found["matches"] == [False, True] and found["sorted"] == ["a", "b"]
     assert found["ticks"] == [[0, 0.2, 0.4, 0.6, 0.8, 1], [0, 500, 1000], [2]]
     assert found["smoothed"] == pytest.approx([1, 1, 1, 1 + 4 * 0.5 / (1 - 0.5**4)])
+    assert found["scores"] == pytest.approx([4 / math.log(2) / (len(HOSTILE) + 3), 3.0]) and found["nothing"] is None
     assert found["along"] == [0, 50, 100, 200]
     assert found["short"] == ["0", "1,234", "12.3K", "1.5B", "0.25", "1.23e-4", "", ""]
 
@@ -451,3 +455,30 @@ def test_a_model_is_loaded_when_it_is_asked_for_one_at_a_time_and_freed_when_idl
         assert serving.until(lambda: ready("b"))
         assert serving.until(lambda: client.get("/api/chat").json()["name"] == "")  # nobody asks
         assert client.get("/chat/v1/models").status_code == 503
+
+
+def asked(url: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    with urlopen(Request(url, data, {"content-type": "application/json"}), timeout=120) as answer:
+        return json.load(answer)
+
+
+@pytest.mark.slow
+def test_the_command_shows_a_run_and_chats_with_its_checkpoint(root, tiny_run, one_device):
+    run = tiny_run.rename(root / "run")
+    recipe.run(config.from_json((run / "config.json").read_text()).lock(), run, ("train",))
+    started = start_command("studio", root, "--port", "0", "--config.infer.slots=2")
+    try:
+        assert started.stdout is not None
+        url = next(line for line in started.stdout if "http://" in line).split()[-1]
+        (row,) = asked(f"{url}/api/runs")["runs"]
+        assert row["name"] == "run" and row["step"] == 8
+        asked(f"{url}/api/chat", {"name": "run", "step": 8})
+        assert serving.until(lambda: asked(f"{url}/api/chat")["ready"], 120)
+        body = {"prompt": ["Text number 1", "Text"], "echo": True, "logprobs": 1, "max_tokens": 0}
+        scored = [one["logprobs"]["token_logprobs"] for one in asked(f"{url}/chat/v1/completions", body)["choices"]]
+        assert [values[0] for values in scored] == [None, None] and all(value < 0 for value in scored[0][1:])
+        started.send_signal(signal.SIGINT)
+        assert started.wait(60) == 0
+    finally:
+        started.kill()

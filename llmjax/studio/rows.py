@@ -143,7 +143,15 @@ def _examples(path: Path, start: int, count: int) -> dict[str, Any]:
     end = min(start + count, len(store))
     groups = []
     for number in range(start, end):
-        parts = [pieces(tokenizer, e.ids.tolist(), e.weights.tolist()) for e in store.examples(number)]
+        examples = store.examples(number)
+        parts = [pieces(tokenizer, e.ids.tolist(), e.weights.tolist()) for e in examples]
         ranks = store.ranks[store.first[number] : store.first[number + 1]].tolist()
-        groups.append({"parts": parts, "ranks": ranks, "columns": shortened(store.columns[number])})
+        groups.append(
+            {
+                "ids": [e.ids.tolist() for e in examples],
+                "parts": parts,
+                "ranks": ranks,
+                "columns": shortened(store.columns[number]),
+            }
+        )
     return {"groups": groups, "total": len(store), "more": end < len(store)}

@@ -4,6 +4,7 @@ import { get, h, link, quiet, size, table } from "./dom.js";
 import { shown } from "./run.js";
 import { legend, text } from "./tokens.js";
 
+const FIRST = ["error", "messages", "prompt", "question", "text", "chosen", "rejected", "answer"]; // columns that stand first
 const COUNT = { rows: 20, examples: 10, tokens: 2048 };
 
 // A cell: texts as they are, messages by role, everything else as JSON.
@@ -15,7 +16,8 @@ export function cell(value) {
 
 export function rowTable(rows, start) {
   const objects = rows.map((row) => (row && typeof row === "object" && !Array.isArray(row) ? row : { row }));
-  const keys = [...new Set(objects.flatMap((row) => Object.keys(row)))];
+  const place = (key) => (FIRST.includes(key) ? FIRST.indexOf(key) : FIRST.length);
+  const keys = [...new Set(objects.flatMap((row) => Object.keys(row)))].sort((a, b) => place(a) - place(b));
   return table([["", "n"], ...keys.map((key) => [key, "text"])], objects.map((row, i) => [start + i, ...keys.map((key) => (key in row ? cell(row[key]) : ""))]), { label: "rows" });
 }
 

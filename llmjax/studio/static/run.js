@@ -1,7 +1,8 @@
 // One run: its curves, what is known of it, its first batch, samples, rounds of a policy, data and settings.
 
-import { ago, card, get, h, link, pill, post, quiet, short, size, table } from "./dom.js";
+import { ago, card, get, h, link, pill, quiet, short, size, table } from "./dom.js";
 import { live, report } from "./curves.js";
+import { heldout, load } from "./heldout.js";
 import { batch } from "./tokens.js";
 
 export const TABS = { curves: "Curves", facts: "Facts", batch: "First batch", samples: "Samples", rounds: "Rounds", settings: "Settings" };
@@ -50,7 +51,7 @@ export const samples = (run, groups) => [
     answers(`${title}: best of ${count} by ${metric}`, best, metric), answers(`${title}: worst of ${count} by ${metric}`, worst, metric)]),
   run.samples.length ? h("h2", {}, "Continued prompts") : null,
   run.samples.map((sample) => h("section", { class: "card" }, h("pre", { dir: "auto" }, h("b", {}, sample.prompt), sample.text), quiet(`ended by: ${sample.finish}`))),
-  groups.length || run.samples.length ? null : quiet("No answers are scored yet: the stages answers and eval write them."),
+  groups.length || run.samples.length ? null : quiet("No answers are scored yet: the stages answers and eval write them, and generate continues prompts."),
 ];
 
 function answers(title, rows, metric) {
@@ -79,12 +80,7 @@ function chat(run) {
   const step = h("select", { "aria-label": "checkpoint" }, run.checkpoints.map((number) => h("option", { value: number }, `step ${number.toLocaleString("en")}`)));
   const button = h("button", { type: "button", on: { click: async () => {
     button.disabled = true;
-    try {
-      await post("api/chat", { name: run.name, step: Number(step.value) });
-      dispatchEvent(new Event("chat"));
-    } catch (error) {
-      report(error);
-    }
+    await load(run.name, Number(step.value)).then(() => dispatchEvent(new Event("chat")), report);
     button.disabled = false;
   } } }, "Chat");
   return h("span", { class: "chat" }, button, step);
@@ -116,7 +112,7 @@ export function run(parameters, { signal }) {
       curves: () => show(live([name], { signal, onState: (states) => told(states[name]) })),
       facts: () => show(facts(found)),
       batch: () => later("api/batch", batch),
-      samples: () => later("api/samples", ({ groups }) => samples(found, groups)),
+      samples: () => later("api/samples", ({ groups }) => [heldout(found, signal), samples(found, groups)]),
       rounds: () => show(rounds(found)),
       settings: () => show(settings(found)),
     })[tab]();

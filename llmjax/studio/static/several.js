@@ -61,7 +61,7 @@ function axis(name, values) {
 
 export const arms = (found, width) => [
   quiet(`${found.metric}: ${found.better} is better.${found.control ? ` Differences are to ${found.control}, paired by seed; intervals are Student's, p-values corrected (Holm).` : ""}`),
-  table(found.header.map((title, i) => [title, i ? "n" : ""]), found.cells, { label: "arms" }),
+  card("Arms", table(found.header.map((title, i) => [title, i ? "n" : ""]), found.cells, { label: "arms" })),
   parallel(found, width),
   found.errors.length ? card("What failed or diverged", table([["arm"], ["error", "text"]], found.errors, { label: "errors" })) : null,
   card("Trials", table([["arm"], ["seed", "n"], ["state"], [found.metric, "n"], ["run"]], found.trials.map((trial) => [trial.arm, trial.seed, pill(trial.state), short(trial.value),
@@ -84,8 +84,8 @@ export function study(parameters, { signal }) {
 }
 
 export const links = (found) =>
-  table([["link"], ["state"], ["starts from", "key"], ...found.columns.map((column) => [column.replaceAll("_", " "), "n"])], found.links.map((one) => [
-    one.run ? h("a", { href: link("run", { name: one.run }) }, one.link) : one.link, pill(one.state), one.from, ...found.columns.map((column) => one.results[column])]), { label: "links" });
+  card("", table([["link"], ["state"], ["starts from", "key"], ...found.columns.map((column) => [column.replaceAll("_", " "), "n"])], found.links.map((one) => [
+    one.run ? h("a", { href: link("run", { name: one.run }) }, one.link) : one.link, pill(one.state), one.from, ...found.columns.map((column) => one.results[column])]), { label: "links" }));
 
 export function chain(parameters, { signal }) {
   const name = parameters.get("name") ?? "";
