@@ -197,6 +197,16 @@ def test_a_request_is_sent_again_only_where_that_is_safe(server):
     assert len(server.seen) == 6
 
 
+def test_a_call_that_may_have_been_done_keeps_its_key_when_it_is_made_again(server):
+    found = api(server, tries=1)
+    server.answers += [(503, {}, b"{}"), GOOD, GOOD, (409, {}, b"{}"), GOOD]
+    for text, fails in (("a", True), ("a", False), ("a", False), ("b", True), ("b", False)):
+        with pytest.raises(tools.FailedError) if fails else contextlib.nullcontext():
+            found["add_note"].run(body={"text": text})
+    keys = [headers["Idempotency-Key"] for _, _, headers, _ in server.seen]
+    assert keys[0] == keys[1] and len(set(keys)) == 4
+
+
 def test_long_answers_and_slow_servers_end(server, monkeypatch):
     monkeypatch.setattr(network, "LENGTH", 10)
     server.answers.append(GOOD)
@@ -370,6 +380,27 @@ def test_our_server_answers_the_official_client_and_ours():
 
         answer = httpx2.post(url, json={}, headers={"Host": "evil.example"}, trust_env=False)
         assert answer.status_code == 421
+
+
+@pytest.mark.slow
+def test_the_command_offers_tools_and_documents_over_stdio(tmp_path):
+    mcp = pytest.importorskip("mcp")
+    (tmp_path / "vasa.txt").write_text("The Vasa sank in 1628.")
+    mark = "from llmjax.agents import tool\n\n@tool(effect='{}')\ndef {}(city: str) -> str:\n    print('noise')\n    return city\n"
+    (tmp_path / "tools.py").write_text(mark.format("read", "weather") + mark.format("write", "flood"))
+    words = ["-m", "llmjax", "mcp", "--tools", "tools.py", "--docs", "vasa.txt"]
+    server = mcp.StdioServerParameters(command=sys.executable, args=words, cwd=tmp_path)
+
+    async def played() -> list[Any]:
+        async with mcp.Client(server) as client:
+            calls = [("weather", {"city": "Oslo"}), ("search_documents", {"question": "When did the Vasa sink?"})]
+            return [
+                (await client.list_tools()).tools,
+                *[(await client.call_tool(*one)).content[0].text for one in calls],
+            ]
+
+    listed, said, found = asyncio.run(played())
+    assert [one.name for one in listed] == ["weather", "search_documents"] and said == "Oslo" and "1628" in found
 
 
 def test_an_unreachable_server_is_explained(tmp_path):

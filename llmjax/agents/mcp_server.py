@@ -4,6 +4,7 @@ Only tools that read are offered, and those that write where the user allows it.
 HTTP the server listens on this machine alone, and checks the headers Host and Origin.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def serve_stdio(server: Any) -> None:
     async def serve() -> None:
         async with stdio_server() as (reading, writing):
             await server.run(reading, writing, server.create_initialization_options())
+            sys.stdout.flush()  # what tools printed goes to stderr, as long as the output is the protocol's
 
     anyio.run(serve)
 

@@ -4,7 +4,8 @@ A tool has the operation's parameters and, as `body`, its JSON. GET reads, DELET
 answers is checked against its own schema. The keys of an API are headers that the model never sees.
 
 A request that fails because the server or the connection does is sent again if that is safe: a GET, or an operation with the header
-Idempotency-Key, which every call fills with a key of its own.
+Idempotency-Key, which every call fills with a key of its own. Where nobody knows whether such an operation was done, the same call has
+the same key when the model makes it again.
 """
 
 import functools
@@ -15,7 +16,7 @@ import secrets
 import time
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class Api:
     headers: Mapping[str, str]  # with the keys of the API
     seconds: float = SECONDS
     tries: int = TRIES
+    unknown: dict[tuple[str, bytes | None], str] = field(default_factory=dict)  # keys of calls that may have been done
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,11 @@ def _call(api: Api, operation: Operation, **arguments: Any) -> Any:
     url, headers = _request(api, operation, arguments)
     body = json.dumps(arguments["body"]).encode() if "body" in arguments else None
     headers |= {"Accept": "application/json"} | ({"Content-Type": "application/json"} if body is not None else {})
-    headers |= {"Idempotency-Key": secrets.token_hex(16)} if operation.keyed else {}
+    if operation.keyed:
+        key = headers["Idempotency-Key"] = api.unknown.setdefault((url, body), secrets.token_hex(16))
     answer = _sent(api, operation, url, headers, body)
+    if operation.keyed and answer.status not in AGAIN and api.unknown.get((url, body)) == key:
+        del api.unknown[url, body]
     text = _hidden(answer.text, api)
     if answer.status >= 400:
         raise FailedError(f"{answer.status} {http.client.responses.get(answer.status, '')}: {text[:SHOWN]}")
