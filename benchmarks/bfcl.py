@@ -1,11 +1,11 @@
 """Function calls by BFCL's data: the ceiling of a script, and a model with and without the schema of the functions.
 
-    python benchmarks/bfcl.py --data DIR [--workdir RUN] [--limit N] [--out FILE.json]
+    python benchmarks/bfcl.py --data DIR [--workdir RUN] [--limit N] [--free] [--out FILE.json]
 
 DIR has the files of the categories (CATEGORY.jsonl, CATEGORY.answers.jsonl), as the Berkeley function-calling leaderboard publishes
 them. The ceiling is a script that writes the first accepted values: where it is not right, the data contradicts itself, and the row is
-named. With --workdir, the model of that run writes under the schema of a question's functions ("constrained"), and without
-("free"). A call is invalid if it names no function of the question, or has arguments that are not of its schema.
+named. With --workdir, the model of that run writes under the schema of a question's functions ("constrained"), and with --free also
+without ("free"). A call is invalid if it names no function of the question, or has arguments that are not of its schema.
 """
 
 import json
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument(
         "--limit", type=int, default=0, metavar="N", help="only the first N questions of a category for the model"
     )
+    parser.add_argument("--free", action="store_true", help="also without the schema")
     args = parser.parse_args()
     results: dict[str, Any] = {"ceiling": {name: ceiling(bfcl.read(name, [args.data])) for name in CATEGORIES}}
     if args.workdir:
@@ -38,9 +39,8 @@ def main() -> None:
         for name in SHOWN:
             rows = bfcl.read(name, [args.data])
             rows = rows[: args.limit] if args.limit else rows
-            results[name] = {
-                way: shown(bfcl.scores(name, rows, model, free=way == "free")) for way in ("constrained", "free")
-            }
+            ways = ("constrained", "free") if args.free else ("constrained",)
+            results[name] = {way: shown(bfcl.scores(name, rows, model, free=way == "free")) for way in ways}
             print(f"{name}: {json.dumps(results[name])}", flush=True)
     print(json.dumps(results["ceiling"]))
     common.write(results, args.out)

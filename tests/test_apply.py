@@ -37,16 +37,29 @@ def test_a_summary_of_a_long_text_has_sentences_with_their_places():
         == "The ship number 2 sank near the port of Visby, alas. The ship number 5 sank near the port of Visby, alas."
     )
     assert [LONG[one["start"] : one["end"]] for one in found["sources"]] == [FACTS[1], FACTS[4]]
-    assert found["passages"] == 7 and found["dropped"] == 0 and len(transcript) == 8
+    assert found["passages"] == 7 and len(transcript) == 8
 
 
-def test_a_sentence_without_a_source_is_dropped():
-    wrong = iter(
-        ['[1] "The ship sailed on and on." The ship sailed.', f'[1] "{FACTS[0]}" The ship number 9 sank.', ask.NOTHING]
-    )
-    for dropped in (1, 1, 0):
-        found, _ = asking.scripted(texts.summarized(FACTS[0]), lambda asked: next(wrong))
-        assert found == {"summary": "", "sources": [], "dropped": dropped, "passages": 1}
+@pytest.mark.parametrize(
+    ("written", "failed"),
+    [
+        (f'[1] "{FACTS[0]}" The ship sank near Visby.', ""), (f'[1] "{FACTS[0]}" The ship number 9 sank.', "numbers"),
+        (f'[1] "{FACTS[0]}" The ship sank near Oslo.', "names"), (f'[1] "{FACTS[0]}" This sentence is a quotation.', "words"),
+    ],
+)  # fmt: skip
+def test_the_quote_takes_the_place_of_a_sentence_that_it_does_not_support(written, failed):
+    found, _ = asking.scripted(texts.summarized(FACTS[0]), lambda asked: written)
+    (source,) = found["sources"]
+    assert source["failed"] == failed and source["quote"] == FACTS[0] and found["summary"] == source["sentence"]
+    assert source["sentence"] == (FACTS[0] if failed else "The ship sank near Visby.")
+
+
+@pytest.mark.parametrize(
+    "written", ['[1] "The ship sailed on and on." The ship sailed.', ask.NOTHING, "The ship sank."]
+)
+def test_a_sentence_without_a_quote_is_left_out(written):
+    found, _ = asking.scripted(texts.summarized(FACTS[0]), lambda asked: written)
+    assert found == {"summary": "", "sources": [], "passages": 1}
 
 
 def test_a_text_cannot_leave_its_marks():
