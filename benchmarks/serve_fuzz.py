@@ -18,6 +18,7 @@ import sys
 import types
 import typing
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ VALUES = (
     0, -0.0, 1, -1, 2, 3, 0.5, 1e-30, -1e-30, 1e6, -1e6, 1e300, -1e300, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63, 2**64,
     -(2**63), 10**30, 10**4000, True, False, "1", "", [], [1], {}, float("nan"), float("inf"),
 )  # fmt: skip
+AT_ONCE = 8  # requests
 BASES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "logprobs": True},
     "/v1/completions": {"prompt": "hi", "max_tokens": 2},
@@ -68,24 +70,27 @@ def statuses(server: Process) -> Counter[tuple[str, str]]:
 
 def numbers(port: int) -> dict[str, Any]:
     """Every numeric field with every value: how many requests, and those whose answer is wrong."""
-    connection, asked, wrong = http.client.HTTPConnection("127.0.0.1", port, timeout=120), 0, []
+    bodies: list[tuple[str, str, Any]] = []
     for path, (_, kind) in POSTS.items():
         for name in numeric(kind):
             for value in VALUES:
-                shaped = (
-                    [value, [value], {"5": value}] if name in ("logit_bias", "tokens", "prompt", "input") else [value]
-                )
-                for one in shaped:
-                    body = json.dumps({**BASES[path], name: one})
-                    connection.request("POST", path, body, {"content-type": "application/json"})
-                    answer = connection.getresponse()
-                    content = answer.read()
-                    asked += 1
-                    error = json.loads(content).get("error", {}) if answer.status >= 400 else {"message": ""}
-                    if answer.status >= 500 or "message" not in error:
-                        wrong.append(f"{path} {name}={str(one)[:60]}: {answer.status} {content[:200]!r}")
-    connection.close()
-    return {"requests": asked, "wrong": wrong}
+                listed = name in ("logit_bias", "tokens", "prompt", "input")
+                bodies += [(path, name, one) for one in ([value, [value], {"5": value}] if listed else [value])]
+
+    def answered(one: tuple[str, str, Any]) -> str:
+        path, name, value = one
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+        body = json.dumps({**BASES[path], name: value})
+        connection.request("POST", path, body, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        error = json.loads(content).get("error", {}) if answer.status >= 400 else {"message": ""}
+        good = answer.status < 500 and "message" in error
+        return "" if good else f"{path} {name}={str(value)[:60]}: {answer.status} {content[:200]!r}"
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return {"requests": len(bodies), "wrong": list(filter(None, threads.map(answered, bodies)))}
 
 
 def main() -> int:
@@ -93,13 +98,15 @@ def main() -> int:
     parser.add_argument("--workdir", type=Path, help="the run to serve (default: a tiny model)")
     parser.add_argument("--python", type=Path, default=Path(sys.executable), help="the Python that has schemathesis")
     parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--examples", type=int, default=600, help="of schemathesis for each path, in each of its runs")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with served_run(args.workdir) as workdir:
-        server = Process(workdir, 4, 64, [])
+        server = Process(workdir, 4, 64, ["--config.serve.queue=256"])
         try:
             before = server.get("/v1/completions", GREEDY)["choices"]
             of_numbers = numbers(server.port)
+            print(of_numbers, flush=True)
             made: list[dict[str, Any]] = []
             while sum(one["requests"] for one in made) < args.requests:
                 made.append(schemathesis(args, server, seed=args.seed + len(made)))
@@ -131,7 +138,7 @@ def schemathesis(args: argparse.Namespace, server: Process, *, seed: int) -> dic
     before = sum(statuses(server).values())
     command = [
         str(args.python.with_name("schemathesis")), "run", f"http://127.0.0.1:{server.port}/openapi.json", "--checks", CHECKS,
-        "--phases", "coverage,fuzzing", "--max-examples", "300", "--seed", str(seed), "--continue-on-failure", "--no-shrink",
+        "--phases", "coverage,fuzzing", "--max-examples", str(args.examples), "--workers", str(AT_ONCE), "--seed", str(seed), "--continue-on-failure", "--no-shrink",
         "--suppress-health-check", "all", "--request-timeout", "60", "--warnings", "off",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)

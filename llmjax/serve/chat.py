@@ -12,13 +12,11 @@ from llmjax.serve.calls import Call
 from llmjax.serve.choices import Delta, Written, usage
 from llmjax.serve.fields import choices_of, form_of, likeliest_of, requests_of, schema_of
 from llmjax.serve.log_probs import chat_form
-from llmjax.serve.messages import ChatBody, Sampled
+from llmjax.serve.messages import ROLES, ChatBody, Sampled
 from llmjax.serve.refusals import Refusal
 from llmjax.serve.server import Served, new_id
 from llmjax.serve.tickets import Ticket
 from llmjax.serve.tools import Choice, Parser, as_json, chosen, grammar
-
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 # What the server itself gives the template, or to the function that writes it.
 OWN_VARIABLES = {"chat_template", "messages", "tools", "tokenizer", "reply", "add_generation_prompt"}

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -17,7 +17,20 @@ from llmjax.serve.refusals import Refusal, unsupported
 DEEPEST = 64  # levels of lists and objects
 QUOTED = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 BRACKETS = re.compile(r"[\[\]{}]")
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 T = TypeVar("T", bound="Body")
+
+# Messages are checked by `chat.checked`, which names what is wrong. The schema is for who reads the description.
+_PART = {
+    "type": "object", "required": ["type", "text"], "properties": {"type": {"const": "text"}, "text": {"type": "string"}}
+}  # fmt: skip
+_CONTENT = {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": _PART}]}
+_MESSAGE = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {"role": {"enum": ROLES}, "content": _CONTENT},
+}
+Messages = list[Annotated[dict[str, Any], msgspec.Meta(extra_json_schema=_MESSAGE)]]
 
 
 class Body(msgspec.Struct, kw_only=True):
@@ -84,7 +97,7 @@ class Tool(msgspec.Struct):
 class ChatBody(Sampled, kw_only=True):
     """POST /v1/chat/completions."""
 
-    messages: list[dict[str, Any]]
+    messages: Messages
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -150,7 +163,7 @@ class TokenizeBody(Body, kw_only=True):
     """POST /tokenize."""
 
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: Messages | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
