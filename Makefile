@@ -54,7 +54,7 @@ test-all: $(VENV)/.installed-test
 # The tests that compare with Hugging Face's transformers live, on PyTorch; `make test` compares with stored answers.
 test-hf: $(VENV)/.installed-hf
 	$(PYTEST) $(PARALLEL) tests/test_hf_decoders.py tests/test_hf_encoders.py tests/test_hf_export.py tests/test_interop_command.py \
-		tests/test_adapters_peft.py
+		tests/test_adapters_peft.py tests/test_dequantize.py
 
 # The pages in this machine's Chromium (Debian: apt install chromium). Screenshots are in runs/screenshots.
 test-browser: $(VENV)/.installed-browser

@@ -11,7 +11,7 @@ import pytest
 from hf_files import LLAMA, assert_equal, expected_params, imported, random_tensors, write_model
 
 from llmjax.errors import UserError
-from llmjax.interop.dequantize import dequantized, mxfp4
+from llmjax.interop.dequantize import Mxfp4, dequantized, mxfp4
 from llmjax.interop.tensors import Tensor
 
 E4M3, BF16 = ml_dtypes.float8_e4m3fn, ml_dtypes.bfloat16
@@ -105,6 +105,16 @@ def test_mxfp4_is_sign_exponent_and_mantissa_times_a_power_of_two() -> None:
             exact = (-1) ** sign * size * 2.0 ** (power - 127)
             assert float(found[1, e * 16 + code]) == exact, (code, power)
             assert np.signbit(found[1, e * 16 + code].astype(np.float32)) == bool(sign)
+
+
+def test_mxfp4_is_what_transformers_makes_of_it() -> None:
+    torch, theirs = pytest.importorskip("torch"), pytest.importorskip("transformers.integrations.mxfp4")
+    rng = np.random.default_rng(0)
+    codes, exponents = (rng.integers(0, 256, shape, np.uint8) for shape in ((2, 6, 3, 16), (2, 6, 3)))
+    exponents = exponents // 2 + 60
+    expected = theirs.convert_moe_packed_tensors(torch.tensor(codes), torch.tensor(exponents))
+    found = Mxfp4(Weights(a_blocks=codes, a_scales=exponents)).read("a")
+    np.testing.assert_array_equal(found.view(np.uint16), expected.view(torch.uint16).numpy())
 
 
 def test_experts_in_mxfp4_become_the_model_of_their_numbers(tmp_path: Path) -> None:
