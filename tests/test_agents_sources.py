@@ -84,8 +84,10 @@ def test_a_listed_name_with_a_private_address_is_refused_and_a_named_address_is_
     assert network.place_of("http://10.0.0.7/a?b", ["10.0.0.7:80"]).path == "/a?b"
     with pytest.raises(network.RefusedError, match="not public"):  # a name that is this machine's, but leads elsewhere
         network.place_of("http://localhost/", ["localhost"])
-    with pytest.raises(UserError, match="give HOST"):
-        network.check_list(["https://api.example/"])
+    for one in ("https://api.example/", "*.example", "api.example:http", "", "a@b.example"):
+        with pytest.raises(UserError, match="give HOST"):
+            network.check_list([one])
+    network.check_list(["api.example", "api.example:80", "::1", "[::1]:80"])
 
 
 # ---------------------------------------------------------------------- OpenAPI

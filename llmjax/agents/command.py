@@ -137,7 +137,7 @@ def _act(args: argparse.Namespace, c: ConfigDict, given: Any) -> int:
             f"(the answer may repeat what others wrote: it was written after reading {', '.join(trace.read)})",
             file=sys.stderr,
         )
-    print(trace.answer)
+    print("".join(c if c.isprintable() or c in "\n\t" else " " for c in trace.answer))  # no control codes of a stranger
     return 0
 
 
@@ -158,13 +158,14 @@ def _replay(path: Path, given: Any) -> int:
         try:
             row = json.loads(line)
             goal, setting, asked, before = (row[name] for name in ("goal", "setting", "asked", "answer"))
+            method = setting.pop("method")
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}:{number_} is no row of a transcript: {error}") from error
         if "error" in before:
             continue
         settings = {**setting, "budget": react.Budget(**setting["budget"]), **react.recorded(before)}
         try:
-            trace, _ = asking.replay(methods.run(goal=goal, world=methods.World(given), **settings), asked)
+            trace, _ = asking.replay(methods.run(method, goal, methods.World(given), **settings), asked)
             now: Any = json.loads(json.dumps(trace.row()))
         except UserError as error:
             now = str(error)
@@ -193,9 +194,9 @@ def _mcp(args: argparse.Namespace, c: ConfigDict) -> int:
         raise UserError("say what to offer: --tools FILE, --docs DIR or --workdir RUN")
     from llmjax.agents import mcp_server
 
-    with _opened(args) as given, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         with contextlib.redirect_stdout(sys.stderr):  # over stdio the output belongs to the protocol
-            found = [*given, *_documents(args, stack), *_model(args, c)]
+            found = [*stack.enter_context(_opened(args)), *_documents(args, stack), *_model(args, c)]
             server = mcp_server.make_server(mcp_server.offered(found, writes=args.allow_writes))
         if args.port is None:
             mcp_server.serve_stdio(server)

@@ -190,5 +190,6 @@ def request(
 def check_list(allowed: Sequence[str]) -> None:
     """Raise UserError for an entry of a list of hosts that is neither HOST nor HOST:PORT."""
     for one in allowed:
-        if not one or "/" in one or "*" in one or "@" in one:
+        port = one.rpartition(":")[2] if one.count(":") == 1 or "]:" in one else "0"
+        if not one or not port.isdecimal() or set(one) & set("/*@ "):
             raise UserError(f"--allow-host {one}: give HOST or HOST:PORT, such as api.example.com or 127.0.0.1:8080")
