@@ -227,7 +227,7 @@ def test_only_this_machines_names_and_pages_are_answered(root):
     assert client.get("/chat/v1/models").status_code == 503  # no model is loaded
     page = client.get("/")
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    assert client.post("/api/chat", content='{"name": ""}', headers={"content-type": "text/plain"}).status_code == 415
+    assert client.post("/api/chat", content='{"name": null}', headers={"content-type": "text/plain"}).status_code == 415
     for body in ("", "[]", "{}", '{"name": 1}', '{"name": "a", "step": -1}', '{"name": "a", "step": true}', "[" * 9000):
         answer = client.post("/api/chat", content=body, headers={"content-type": "application/json"})
         assert answer.status_code == 400, body

@@ -240,18 +240,19 @@ def _chat_state(studio: Studio) -> Callable[[Request], Any]:
 
 
 def _open_chat(studio: Studio) -> Callable[[Request], Any]:
-    """Load the model of {"name": RUN, "step": STEP}; a name of "" frees the one that is there."""
+    """Load the model of {"name": RUN, "step": STEP}; a name of null frees the one that is there."""
 
     async def endpoint(request: Request) -> Response:
         try:
             name, step = await _asked(request)
-            if not name:
+            if name is None:
                 await studio.chat.close()
                 return json_response(studio.chat.state)
             folder = runs.run_folder(studio.places, name)
+            shown = name or folder.name
             if step is not None:
-                folder, name = folder / "checkpoints" / str(step), f"{name}@{step}"
-            await studio.chat.open(name, folder)
+                folder, shown = folder / "checkpoints" / str(step), f"{shown}@{step}"
+            await studio.chat.open(shown, folder)
             return json_response(finite(studio.chat.state))
         except Refusal as refusal:
             return refusal.response()
@@ -261,7 +262,7 @@ def _open_chat(studio: Studio) -> Callable[[Request], Any]:
     return endpoint
 
 
-async def _asked(request: Request) -> tuple[str, int | None]:
+async def _asked(request: Request) -> tuple[str | None, int | None]:
     """The name and the step of a body. Raises Refusal; JSON must say that it is JSON, which forms of other sites cannot."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise Refusal(415, "send JSON, with content-type: application/json", code="unsupported_media_type")
@@ -274,8 +275,8 @@ async def _asked(request: Request) -> tuple[str, int | None]:
         body = json.loads(data)
     except (ValueError, RecursionError):
         body = None
-    name, step = (body.get("name"), body.get("step")) if isinstance(body, dict) else (None, None)
-    if not isinstance(name, str) or not (step is None or (type(step) is int and 0 <= step < 1 << 40)):
+    name, step = (body.get("name", 0), body.get("step")) if isinstance(body, dict) else (0, None)
+    if not isinstance(name, str | None) or not (step is None or (type(step) is int and 0 <= step < 1 << 40)):
         raise Refusal(400, 'send {"name": RUN} or {"name": RUN, "step": STEP}', param="name")
     return name, step
 

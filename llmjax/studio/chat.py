@@ -14,7 +14,6 @@ from typing import Any
 from ml_collections import ConfigDict
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llmjax.errors import UserError
 from llmjax.serve.refusals import Refusal
 
 PREFIX = "/chat"
@@ -52,18 +51,18 @@ class Chat:
 
         Raises Refusal while another one is being loaded, and UserError for a model that cannot be.
         """
-        if self._changing.locked():
+        if self.loading:
             raise Refusal(409, f"{self.loading} is being loaded", code="loading", again=True)
         async with self._changing:
             self._asked = time.monotonic()
             if self.name == name and self.state["ready"]:
                 return
-            await self._free()
             self.loading, self.error = name, ""
             try:
+                await self._free()
                 await self._load(name, folder)
-            except UserError as error:
-                self.error = str(error)
+            except Exception as error:
+                self.error = str(error) or repr(error)
                 raise
             finally:
                 self.loading = ""

@@ -26,6 +26,7 @@ MOST, DEEPEST = 2000, 6  # runs in the list, folders below each other
 MARKS = ("config.json", "metrics.jsonl", "stages.json")  # a folder with one of them is a run
 MAIN = ("heldout_bits_per_byte", "heldout_reward", "heldout_accuracy", "heldout_loss")
 SHOWN_SAMPLES = 24  # of each end
+LOOKED_BACK = 500  # rows of metrics, for the last evaluation
 
 
 def scan(places: Places) -> Iterator[tuple[str, Path]]:
@@ -83,8 +84,24 @@ def listed(places: Places) -> list[dict[str, Any]]:
 
 def overview(folder: Path) -> dict[str, Any]:
     """What the list shows of a run, from the ends of its files."""
+    state, error = state_of(folder, read_json(folder / "config.json"))
+    stamps = tuple(_stamp(folder / name) for name in ("config.json", "metrics.jsonl", "train/results.json"))
+    return {**_numbers(folder, stamps), "state": state, "error": error, "age": age(folder)}
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """What changes when a file does; zeros for a missing one."""
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=2 * MOST)
+def _numbers(folder: Path, _: tuple[tuple[int, int, int], ...]) -> dict[str, Any]:
     config = read_json(folder / "config.json")
-    rows = last_rows(folder / "metrics.jsonl")
+    rows = list(itertools.islice(last_rows(folder / "metrics.jsonl"), LOOKED_BACK))
     last = rows[0] if rows else {}
     trained = read_json(folder / "train" / "results.json")
     heldout = next((row for row in rows if any(name in row for name in MAIN)), {})
@@ -92,12 +109,8 @@ def overview(folder: Path) -> dict[str, Any]:
     duration = str(_of(config, "train", "duration", ""))
     words = duration.split()
     in_steps = len(words) == 2 and words[1].startswith("step") and words[0].replace(",", "").isdigit()
-    state, error = state_of(folder, config)
     return {
         "title": str(config.get("name", folder.name)),
-        "state": state,
-        "error": error,
-        "age": age(folder),
         "step": last.get("step", trained.get("steps")),
         "steps": trained.get("steps") or (int(words[0].replace(",", "")) if in_steps else None),
         "duration": duration,
@@ -160,7 +173,7 @@ def state_of(folder: Path, config: dict[str, Any]) -> tuple[str, str]:
 
 
 def _is_done(config: dict[str, Any], entries: dict[str, Any]) -> bool:
-    wanted = [stage for stage in config.get("stages") or () if stage != "report"]
+    wanted = [stage for stage in config.get("stages") or entries if stage != "report"]
     return bool(entries) and all(entries.get(str(stage), {}).get("done") for stage in wanted)
 
 

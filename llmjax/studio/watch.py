@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def last_rows(path: Path, *, size: int = 1 << 18) -> list[dict[str, Any]]:
+def last_rows(path: Path, *, size: int = 1 << 18) -> Iterator[dict[str, Any]]:
     """The objects in the last `size` bytes of a file of JSON lines, the newest first. Lines that are cut are left out."""
     try:
         with path.open("rb") as file:
@@ -30,16 +30,14 @@ def last_rows(path: Path, *, size: int = 1 << 18) -> list[dict[str, Any]]:
             file.seek(max(end - size, 0))
             lines = file.read(size).split(b"\n")
     except OSError:
-        return []
-    found = []
+        return
     for line in reversed(lines[1 if end > size else 0 :]):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
-            found.append(row)
-    return found
+            yield row
 
 
 class Follower:

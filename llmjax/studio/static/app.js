@@ -67,11 +67,15 @@ async function tellChat() {
     state.error ? h("span", { class: "bad" }, state.error) : "",
     waiting ? `loading ${state.loading || state.name}` : "",
     state.ready ? h("a", { href: "chat/", target: "_blank", rel: "noopener" }, `Chat with ${state.name}`) : "",
-    state.ready ? h("button", { type: "button", "aria-label": "Free the model", on: { click: () => post("api/chat", { name: "" }).then(tellChat, report) } }, "×") : "");
+    state.ready ? h("button", { type: "button", "aria-label": "Free the model", on: { click: () => post("api/chat", { name: null }).then(tellChat, report) } }, "×") : "");
   if (waiting) setTimeout(tellChat, 1000);
 }
 
-addEventListener("hashchange", show);
+addEventListener("hashchange", () => {
+  show();
+  view.focus({ preventScroll: true });
+  scrollTo(0, 0);
+});
 addEventListener("chat", tellChat);
 show();
 tellChat();

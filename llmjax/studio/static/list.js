@@ -59,7 +59,7 @@ export function list({ signal }) {
   const filter = h("input", { id: "filter", type: "search", placeholder: "name, state, setting=value", autocomplete: "off", on: { input: () => draw() } });
   const compare = h("a", { class: "button", id: "compare" }, "Compare");
   const count = h("span", { class: "quiet", role: "status" });
-  const body = h("div", { class: "scroll" });
+  const body = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "runs" });
 
   const choose = (name, on) => {
     if (on) chosen.add(name);
