@@ -98,7 +98,7 @@ def _state(run, kind, trained):
     return checkpoint.restore_step(run / "checkpoints" / "2", abstract).state
 
 
-@pytest.mark.parametrize("kind", few(KINDS))
+@pytest.mark.parametrize("kind", few(KINDS, slow=2))
 def test_A1_A2_merged_computes_what_the_adapters_compute_and_writes_the_same_text(kind, runs, one_device):
     model = llmjax.load(runs(kind))
     ids = jax.random.randint(jax.random.key(1), (2, 12), 4, 300)
@@ -236,8 +236,7 @@ def test_stopped_and_continued_adapters_end_in_the_same_bits(runs, trained, tmp_
     assert_same_bits(*ends)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dora", "int8"])
+@pytest.mark.parametrize("kind", few(["dora", "int8"], 0, 1))
 def test_adapters_learn_the_same_on_meshes(kind, trained):
     c = _config(kind, trained)
     one, _ = losses_of(c, mesh_of("data=1"), steps=3)

@@ -18,7 +18,7 @@ from llmjax.train.optimizer import make_optimizer
 from llmjax.train.step import batch_shardings, init_state, make_eval_step, make_heldout_step, make_train_step
 
 TOLERANCE = 3e-6  # of the largest number of an array, after the float32 products of a whole network
-FAST = ("multi_token", "permutation in parts", "span")  # one of each way to get at hidden states
+FAST = ("permutation in parts", "span")  # two ways to get at hidden states
 
 
 def both(chunks, make):

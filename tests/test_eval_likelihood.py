@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from helpers import mesh_of, tiny_config
+from helpers import few, mesh_of, tiny_config
 from networks import make, settings
 
 from llmjax import config
@@ -76,7 +76,10 @@ ARCHITECTURES = {
 }
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+OFTEN = ("local", "recurrent", "capacity")
+
+
+@pytest.mark.parametrize("name", few(sorted(ARCHITECTURES, key=lambda name: name not in OFTEN), len(OFTEN)))
 def test_every_architecture_scores_a_choice_as_the_plain_forward_pass_does(name):
     c = settings(**ARCHITECTURES[name])
     model, limit = model_of(c), c.max_length

@@ -75,6 +75,7 @@ def test_cached_batched_decoding_equals_the_plain_forward_pass(changes):
         assert len(completion.tokens) == 17 or completion.finish == "eos"
 
 
+@pytest.mark.slow  # the engine's requests come and go in test_engine.py
 def test_a_rows_text_does_not_depend_on_its_neighbours():
     kwargs = {"max_new_tokens": 24, "temperature": 1.0, "slots": 4}
     alone = tokens_of(["one prompt"], seed=5, **kwargs | {"slots": 1})[0]

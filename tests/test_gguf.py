@@ -115,7 +115,7 @@ def test_a_gguf_file_becomes_the_model_that_its_safetensors_become(tmp_path, arc
     assert meaning(c) == meaning(expected)
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "F16"])
+@pytest.mark.parametrize("kind", few(["Q8_0", "Q4_0", "Q4_1", "F16"], 2))
 def test_quantized_matrices_are_what_the_package_dequantizes(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(ours, "BLOCK_BYTES", 1000)  # several blocks
     theirs = {**LLAMA, "intermediate_size": 64}

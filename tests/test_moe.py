@@ -33,11 +33,11 @@ def settings(**changes: Any) -> FrozenConfigDict:
     return FrozenConfigDict(c)
 
 
-def tokens(rows: int = B, length: int = L, *, padded: bool = False) -> tuple[jax.Array, jax.Array]:
+def tokens(rows: int = B, length: int = L, *, padded: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """x_BLD and valid_BL, without padding or with rows of unequal length."""
-    x_BLD = jax.random.normal(jax.random.key(7), (rows, length, D))
-    lengths_B = length - 2 * jnp.arange(rows) % length if padded else jnp.full(rows, length)
-    return x_BLD, jnp.arange(length)[None] < lengths_B[:, None]
+    x_BLD = np.random.default_rng(7).normal(size=(rows, length, D)).astype(np.float32)
+    lengths_B = length - 2 * np.arange(rows) % length if padded else np.full(rows, length)
+    return x_BLD, np.arange(length)[None] < lengths_B[:, None]
 
 
 def make(c: FrozenConfigDict, *, deterministic: bool = False) -> tuple[MoE, Any]:
@@ -47,11 +47,14 @@ def make(c: FrozenConfigDict, *, deterministic: bool = False) -> tuple[MoE, Any]
 
 @functools.cache
 def _params(c: FrozenConfigDict) -> Any:
-    params = jax.jit(MoE(c).init)(jax.random.key(0), *tokens())["params"]
-    keys = iter(jax.random.split(jax.random.key(2), 100))
-    return jax.tree_util.tree_map_with_path(
-        lambda path, p: 0.3 * jax.random.normal(next(keys), p.shape) if "bias" in str(path[-1]) else p, params
-    )
+    shapes = jax.eval_shape(MoE(c).init, jax.random.key(0), *tokens())["params"]
+    rng = np.random.default_rng(2)
+
+    def value(path: Any, p: jax.ShapeDtypeStruct) -> jax.Array:
+        scale = 0.3 if "bias" in str(path[-1]) else p.shape[-2] ** -0.5
+        return jnp.asarray(scale * rng.normal(size=p.shape), p.dtype)
+
+    return jax.tree_util.tree_map_with_path(value, shapes)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))

@@ -119,8 +119,6 @@ ENOUGH = (
     "features",
     "expert, dropless",
 )
-
-
 REPEATED = ("pipeline", "pipeline, uneven layers", "context, gathered", "context, ring", "context, ring, ALiBi",
             "context, ring, window, soft cap", "expert, capacity")  # fmt: skip
 ORDER = sorted(CASES, key=lambda name: (name in REPEATED, name not in ENOUGH))
@@ -134,7 +132,7 @@ def test_gradients_on_the_mesh_are_those_of_one_device(name):
     assert worst < 2e-5
 
 
-@pytest.mark.parametrize("zero", few([1, 2, 3]))  # 3 is what all other tests have
+@pytest.mark.parametrize("zero", few([1, 2, 3], slow=1))  # 3 is what all other tests have
 def test_zero_decides_what_fsdp_divides_and_changes_no_loss(zero):
     c = tiny_config(parallel__zero=zero)
     losses, state = losses_of(c, mesh_of("fsdp=4 tensor=2"), steps=3)
@@ -172,7 +170,7 @@ def test_how_experts_are_used_is_counted_alike_on_every_mesh_and_however_the_bat
     np.testing.assert_allclose(found[1:], [found[0]] * 2, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_follows_the_experts_load_moves_in_a_pipeline_as_without():
     changes = {**MOE, "model__moe__bias_rate": 0.1, "model__layers": 4, "train__batch_size": 8}
     parts = {"train__micro_batches": 4}  # the parts of the pipeline, one after another
@@ -184,6 +182,7 @@ def test_what_follows_the_experts_load_moves_in_a_pipeline_as_without():
     assert np.abs(expected.params["layers"]["moe"][name]).max() > 0.05
 
 
+@pytest.mark.slow
 def test_dropout_in_a_pipeline_differs_by_layer_and_part_and_repeats():
     c = tiny_config(model__layers=4, model__dropout=0.3, train__batch_size=8, parallel__mesh="pipeline=2")
     run = gradients_of(c, mesh_of("pipeline=2"))

@@ -267,6 +267,7 @@ GRPO = (
 WITH_REFERENCE = ("--config.objective.policy.kl_weight=0.01", "--config.train.micro_batches=2")
 
 
+@pytest.mark.slow  # test_post_rollouts.py samples, test_source.py stops inside a round
 def test_sampler_and_trainer_agree_and_a_run_that_stops_inside_a_round_ends_in_the_same_bits(folder):
     assert post(folder, "grpo", "sft", "prompts", *GRPO, "--config.train.duration=4 steps", name="whole") == 0
     seen = metrics(folder / "whole")

@@ -210,6 +210,7 @@ def test_a_budget_of_time_becomes_steps_once_and_a_resumed_run_is_the_same_run(t
     assert_same_bits(last_state(tmp_path / "run"), last_state(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_a_longer_budget_goes_on_at_the_pace_that_was_measured(tmp_path, one_device, measured):
     c = timed_config(model__dropout=0.1)
     assert train(c, tmp_path)["steps"] == 8
