@@ -130,34 +130,47 @@ def variant(key: str, folder: Path) -> None:
     out = folder / ".variant.json"
     command = [
         "llmjax", "plan", "--config", f"configs/runs/{spec}", "--topology", topology, "--slices", str(slices),
-        *(f"--config.{change}" for change in changes),
+        *(f"--config.{change}" for change in (*changes, "train.eval_batches=0")),
     ]  # fmt: skip
-    print("$", " ".join(command), flush=True)
-    words = [sys.executable, "-m", "llmjax", *command[1:], "--config.train.eval_batches=0", "--out", str(out)]
+    print("$", shlex.join(command), flush=True)
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(words, cwd=ROOT, check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--out", str(out)], cwd=ROOT, check=False, capture_output=True, text=True
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     row: dict[str, Any] = {"variant": key, "command": shlex.join(command)}
-    if done.returncode not in (0, 3):
-        row["error"] = done.stderr.strip().splitlines()[-1][:500]
-    else:
-        made = json.loads(out.read_text())
+    if done.returncode in (0, 3):
+        row |= measured(json.loads(out.read_text()))
         out.unlink()
-        waited = [one for one in made.get("collectives", ()) if one["exposed"] > 0.005 * made["seconds"]["compiler"]]
-        row |= {
-            "fits": made["fits"], "gib": made["memory"]["peak"] / 2**30, "available_gib": made["available"] / 2**30,
-            **({"seconds": made["seconds"], "tokens_per_second_per_chip": made["tokens_per_step"] / made["seconds"]["compiler"]
-                / made["chips"], "mfu_by_compiler": made["mfu_by_compiler"], "mfu": made["mfu"],
-                "recomputed": made["flops"]["recomputed"] / made["flops"]["model"], "waited_for": waited,
-                "compiler_options": made["compiler_options"]} if "seconds" in made else {}),
-        }  # fmt: skip
-    row |= {
-        "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-        "wall_seconds": time.perf_counter() - start,
-    }
-    path = folder / "variants.json"
-    kept = [one for one in read_variants(folder) if one["variant"] != key]
-    path.write_text(json.dumps([*kept, row], indent=1) + "\n")
+    else:
+        row["error"] = done.stderr.strip().splitlines()[-1][:500]
+    row["cpu_seconds"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    row["wall_seconds"] = time.perf_counter() - start
+    keep(row, folder)
+
+
+def measured(made: dict[str, Any]) -> dict[str, Any]:
+    """What a variant's row says of its plan."""
+    row = {
+        "made_by": made["made_by"], "compiler_options": made["compiler_options"], "fits": made["fits"],
+        "gib": made["memory"]["peak"] / 2**30, "available_gib": made["available"] / 2**30,
+    }  # fmt: skip
+    if "seconds" not in made:
+        return row
+    compiler = made["seconds"]["compiler"]
+    return row | {
+        "tokens_per_second_per_chip": made["tokens_per_step"] / compiler / made["chips"],
+        "mfu_by_compiler": made["mfu_by_compiler"], "mfu": made["mfu"], "seconds": made["seconds"],
+        "recomputed": made["flops"]["recomputed"] / made["flops"]["model"],
+        "collectives": [one for one in made["collectives"] if one["seconds"] > 0.005 * compiler],
+        "work": made["work"][:12],
+    }  # fmt: skip
+
+
+def keep(row: dict[str, Any], folder: Path) -> None:
+    """Add a row, in the place of an earlier one of the same variant."""
+    kept = [one for one in read_variants(folder) if one["variant"] != row["variant"]]
+    (folder / "variants.json").write_text(json.dumps([*kept, row], indent=1) + "\n")
 
 
 def read_variants(folder: Path) -> list[dict[str, Any]]:

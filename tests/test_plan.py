@@ -246,6 +246,28 @@ def test_text_of_a_program_that_is_not_understood_is_an_error(text, other):
         timeline.walk(hlo.parse(TPU_PROGRAM.replace(text, other)), machine(lambda sent: 1.0))
 
 
+STEP = "jit(step)/transpose(jvp(Transformer))/while/body/closed_call/checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("traced", "found"),
+    [
+        (
+            "jit(step)/jvp(Transformer)/while/body/closed_call/layers/layers._branch/mlp/up/dot_general",
+            ("forward", "mlp/up"),
+        ),
+        (f"{STEP}/rematted_computation/layers/layers._branch/mlp/gate/dot_general", ("again", "mlp/gate")),
+        (f"{STEP}/layers/layers._branch/attention/out/dot_general", ("backward", "attention/out")),
+        (f"{STEP}/jit(_splash_attention)/splash_mha_dkv_segmented/pallas_call", ("backward", "splash dkv")),
+        ("jit(step)/add", ("other", "add")),
+    ],
+)
+def test_work_is_told_by_the_pass_and_the_part_of_the_network(traced, found):
+    text = f'ENTRY %e (a: f32[8]) -> f32[8] {{\n  %a = f32[8]{{0}} parameter(0)\n  ROOT %b = f32[8]{{0}} add(%a, %a), metadata={{op_name="{traced}"}}\n}}'
+    cost = timeline.walk(hlo.parse(text), machine())
+    assert cost.work == {found: timeline.Work(cost.seconds, 0.0)}
+
+
 def test_the_state_has_the_bytes_that_its_arrays_have():
     c = tiny_config(parallel__mesh="fsdp=4 tensor=2", train__ema=0.9)
     mesh = mesh_of("fsdp=4 tensor=2")

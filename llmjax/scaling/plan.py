@@ -27,6 +27,7 @@ from llmjax.scaling.topology import Topology, compiler_lock, devices, link_model
 from llmjax.train import executable
 
 HOUR, DAY = 3600.0, 86400.0
+SMALL = 0.002  # of a step: work that is not told
 CHIPS_OF_HOST = 4  # of a TPU slice of several hosts
 Plan = dict[str, Any]
 
@@ -211,6 +212,11 @@ def read_program(plan: Plan, text: str, topology: Topology, mesh: Mesh) -> None:
             program, timeline.Machine(machine.flops, machine.bandwidth, link_seconds, channels, chip.clock)
         )
         plan["seconds"]["compiler"] = timed.seconds
+    plan["work"] = [
+        {"phase": phase, "part": part, "seconds": work.seconds, "at_peak": work.at_peak}
+        for (phase, part), work in sorted((timed if chip.clock else cost).work.items(), key=lambda one: -one[1].seconds)
+        if work.seconds > SMALL * plan["seconds"]["step"]
+    ]
     plan["not_counted"] = {"kernels": cost.kernels, "loops": cost.unknown_loops}
     _mfu(plan)
 

@@ -6,6 +6,7 @@ from typing import Any
 from llmjax import human
 
 Plan = dict[str, Any]
+PHASES = {"forward": "forward", "again": "computed again", "backward": "backward", "other": "update and others"}
 PARTS = {  # of the memory table, in order
     "parameters": "parameters",
     "frozen": "frozen parameters",
@@ -127,6 +128,14 @@ def _time(plan: Plan) -> list[str]:
             f"  {human.duration(t['compiler'])}, MFU {plan['mfu_by_compiler']:.1%}, with the compiler's own estimate of the "
             "cycles of its instructions"
         )
+    if plan.get("work"):
+        phases = {name: sum(w["seconds"] for w in plan["work"] if w["phase"] == name) for name in PHASES}
+        lines.append(
+            "  of it " + ", ".join(f"{PHASES[name]} {human.duration(took)}" for name, took in phases.items() if took)
+        )
+        lost = sorted(plan["work"], key=lambda w: w["at_peak"] - w["seconds"])[:4]
+        said = (f"{w['phase']} {w['part']} {human.duration(w['seconds'] - w['at_peak'])}" for w in lost)
+        lines.append(f"  beyond the peak of the products: {', '.join(said)}")
     missing = plan.get("not_counted", {})
     if missing.get("kernels"):
         names = ", ".join(f"{name} x {count:,.0f}" for name, count in missing["kernels"].items())

@@ -26,6 +26,19 @@ NO_KERNELS = {
     "ZeroCrop",
 }
 HANDS_ON = {"tuple", "custom-call", *KINDS}
+TRACED = {
+    "while",
+    "body",
+    "cond",
+    "closed_call",
+    "checkpoint",
+    "rematted_computation",
+    "scan",
+    "jit",
+    "layers",
+    "first",
+    "last",
+}
 SLICES = ("dynamic-slice", "slice", "gather")
 
 
@@ -39,6 +52,14 @@ class Sent:
     exposed: float  # seconds in which nothing else ran
 
 
+@dataclass(frozen=True)
+class Work:
+    """What instructions of one name take in a step, beside collectives and waits."""
+
+    seconds: float = 0.0
+    at_peak: float = 0.0  # seconds that their products would take at the peak
+
+
 @dataclass
 class Cost:
     """The cost for one device of running a computation once."""
@@ -50,6 +71,7 @@ class Cost:
     waits: float = 0.0  # seconds of waiting for copies
     cycles: float = 0.0  # as the compiler estimates them
     sent: dict[Collective, Sent] = field(default_factory=dict)
+    work: dict[tuple[str, str], Work] = field(default_factory=dict)  # by `named`
     kernels: dict[str, float] = field(default_factory=dict)  # custom calls of unknown FLOPs -> how often in a step
     unknown_loops: int = 0  # loops of unknown length, counted once
 
@@ -59,9 +81,16 @@ class Cost:
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         for one in other.sent.values():
             self.send(replace(one, count=one.count * times, seconds=one.seconds * times, exposed=one.exposed * times))
+        for key, work in other.work.items():
+            self.do(key, times * work.seconds, times * work.at_peak)
         for name, count in other.kernels.items():
             self.kernels[name] = self.kernels.get(name, 0.0) + count * times
         self.unknown_loops += other.unknown_loops
+
+    def do(self, key: tuple[str, str], seconds: float, at_peak: float) -> None:
+        """Count work under a name."""
+        before = self.work.get(key, Work())
+        self.work[key] = Work(before.seconds + seconds, before.at_peak + at_peak)
 
     def send(self, one: Sent) -> None:
         """Count a collective."""
@@ -69,6 +98,23 @@ class Cost:
         self.sent[one.collective] = Sent(
             one.collective, before.count + one.count, before.seconds + one.seconds, before.exposed + one.exposed
         )
+
+
+def named(instruction: Instruction) -> tuple[str, str]:
+    """(forward, again, backward or other; the part of the network) of an instruction, by where JAX traced it.
+
+    A fusion has the name of the operation that it ends with.
+    """
+    found = re.search(r'op_name="([^"]*)"', instruction.attributes)
+    path = found[1] if found else ""
+    phase = next(
+        (name for mark, name in (("rematted_computation", "again"), ("transpose(", "backward"), ("jvp(", "forward")) if mark in path),
+        "other",
+    )  # fmt: skip
+    if kernel := re.search(r"splash_m[hq]a_(fwd|dq|dkv)", f"{instruction.name} {path}"):
+        return "backward" if kernel[1] != "fwd" else phase, f"splash {kernel[1]}"
+    parts = [part for part in path.split("/") if re.fullmatch(r"[a-z]\w*", part) and part not in TRACED]
+    return phase, "/".join(parts[-3:-1]) if len(parts) > 1 else instruction.opcode
 
 
 @dataclass(frozen=True)
@@ -202,6 +248,7 @@ class _Walker:
         cost.busy += seconds
         cost.flops += flops
         cost.bytes += size
+        cost.do(named(instruction), seconds, flops / self.machine.flops)
 
     def _inner_flops(self, instruction: Instruction) -> float:
         """FLOPs of the products in the computation that a fusion calls."""
