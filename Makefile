@@ -32,7 +32,7 @@ assistant: $(VENV)/.installed
 chat: $(VENV)/.installed-serve
 	$(VENV)/bin/llmjax serve --workdir $(RUN)
 
-# make plan CONFIG=configs/runs/llama2.py TOPOLOGY=v5p:8x8x8: with the TPU's compiler, on Linux x86-64.
+# make plan CONFIG=configs/runs/llama2.py:maxtext TOPOLOGY=v5p:4x8x8: with the TPU's compiler, on Linux x86-64.
 plan: $(VENV)/.installed-plan
 	$(VENV)/bin/llmjax plan --config $(CONFIG) --topology $(TOPOLOGY)
 

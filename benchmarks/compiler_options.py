@@ -27,7 +27,7 @@ def losses(arguments: list[str], workdir: Path) -> list[float]:
 
 def compare(config: str, options: list[str], *, steps: int, share: float, folder: Path) -> dict[str, object]:
     """The largest difference of a step's loss with the options, beside the mean difference of two seeds."""
-    short = [f"--config.train.duration={steps} steps", "--config.train.eval_batches=0"]
+    short = [f"--config.train.duration={steps} steps", "--config.train.eval_every=0 steps"]
     stages = "--config.stages=('prepare','tokenizer','train')"
     plain = losses(["run", "--config", config, stages, *short], folder)
     chosen = losses(["train", "--again", *short, f"--config.parallel.compiler={tuple(options)!r}"], folder)

@@ -91,36 +91,23 @@ RUNS = {
 }  # fmt: skip
 
 
-OVERLAP = "parallel.compiler=('overlap',)"
-GATHERS = "parallel.compiler=('overlap','gathers')"
-ROW = (
-    "parallel.mesh=fsdp=-1",
-    "train.micro_batches=1",
-)  # as in the published rows: all chips hold one copy, no accumulation
-LLAMA = ("llama2.py", "v5p:8x8x8", 1)
-# "512 chips" of the published row are 512 cores, 256 chips: four rows of a chip are then Llama 2's batch of 4M tokens.
-LLAMA_ROW = ("llama2.py", "v5p:4x8x8", 1)
-MIXTRAL = ("mixtral.py", "v5p:4x8x8", 1)
-MIXTRAL_ROW = ("mixtral.py", "v5p:4x4x8", 1)  # "256 chips" likewise; 36 rows of a chip, bfloat16 weights
-MIXTRAL_SHAPE = (
-    *ROW,
-    "train.batch_size=4608",
-    "model.remat=full",
-    "model.param_dtype=bfloat16",
-    "objective.loss_chunks=16",
-)
-PALM = ("palm.py", "v4:12x16x16", 2)
 # RUN/VARIANT -> config, topology, slices, changes
+LLAMA, LLAMA_ROW = ("llama2.py", "v5p:8x8x8", 1), ("llama2.py:maxtext", "v5p:4x8x8", 1)
+MIXTRAL, MIXTRAL_ROW = ("mixtral.py", "v5p:4x8x8", 1), ("mixtral.py:maxtext", "v5p:4x4x8", 1)
+PALM, PALM_FEATURES = ("palm.py", "v4:12x16x16", 2), ("palm.py:features", "v4:12x16x16", 2)
+OVERLAP = "parallel.compiler=('overlap',)"
+VMEM = "parallel.compiler=('overlap','gathers','xla_tpu_scoped_vmem_limit_kib=98304')"
 VARIANTS: dict[str, tuple[str, str, int, tuple[str, ...]]] = {
     "llama2/as it was": (*LLAMA, ()),
-    "llama2/overlap": (*LLAMA, (OVERLAP,)),
-    "llama2/fsdp all, overlap, gathers": (*LLAMA, ("parallel.mesh=fsdp=-1", GATHERS)),
-    "llama2/published shape, overlap": (*LLAMA_ROW, (*ROW, "model.remat=save_dot_except_mlpwi", OVERLAP)),
-    "llama2/published shape, overlap, gathers": (*LLAMA_ROW, (*ROW, "model.remat=save_dot_except_mlpwi", GATHERS)),
-    "mixtral/overlap": (*MIXTRAL, (OVERLAP,)),
-    "mixtral/published shape, overlap, gathers": (*MIXTRAL_ROW, (*MIXTRAL_SHAPE, GATHERS)),
-    "palm/overlap": (*PALM, (OVERLAP,)),
-    "palm/features, no accumulation, overlap": (*PALM, ("parallel.features=True", "train.micro_batches=1", OVERLAP)),
+    "llama2/as it was, overlap": (*LLAMA, (OVERLAP,)),
+    "llama2/published shape, no options": (*LLAMA_ROW, ("parallel.compiler=()",)),
+    "llama2/published shape, overlap, gathers": (*LLAMA_ROW, ()),
+    "llama2/published shape, overlap, gathers, 96 MiB of vmem": (*LLAMA_ROW, (VMEM,)),
+    "mixtral/as it was": (*MIXTRAL, ()),
+    "mixtral/published types, 24 rows, overlap, gathers": (*MIXTRAL_ROW, ()),
+    "mixtral/published shape, overlap, gathers": (*MIXTRAL_ROW, ("train.batch_size=4608",)),
+    "palm/as it was": (*PALM, ()),
+    "palm/features, no accumulation, save_qkv_proj, overlap, gathers": (*PALM_FEATURES, ()),
 }
 
 
@@ -130,7 +117,7 @@ def variant(key: str, folder: Path) -> None:
     out = folder / ".variant.json"
     command = [
         "llmjax", "plan", "--config", f"configs/runs/{spec}", "--topology", topology, "--slices", str(slices),
-        *(f"--config.{change}" for change in (*changes, "train.eval_batches=0")),
+        *(f"--config.{change}" for change in (*changes, "train.eval_every=0 steps")),
     ]  # fmt: skip
     print("$", shlex.join(command), flush=True)
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()

@@ -159,6 +159,7 @@ class _Walker:
                 self._wait(cost, ends, instruction.operands)
             elif (sent := self._collective(computation, instruction)) is not None and sent.role != "middle":
                 if sent.role == "done":
+                    self._fused(cost, instruction)  # before the wait: the last steps of the collective are beside it
                     self._wait(cost, ends, (sent.channel,))
                 else:
                     self._send(cost, ends, free, instruction, sent)
@@ -205,17 +206,24 @@ class _Walker:
         key = replace(sent, role="whole", channel="")
         done = max([cost.seconds, *(free.get(channel, 0.0) for channel in channels)]) + seconds
         free.update(dict.fromkeys(channels, done))
-        flops = self._inner_flops(instruction)  # of products fused with it
-        cost.flops += flops
+        self._fused(cost, instruction)
         if sent.role == "start":
             ends[instruction.name] = ends[sent.channel] = (done, key)
             cost.send(Sent(key, 1.0, seconds, 0.0))
         else:
-            busy = flops / self.machine.flops
-            exposed = max(done - cost.seconds - busy, 0.0)
-            cost.busy += busy
-            cost.seconds += busy + exposed
+            exposed = max(done - cost.seconds, 0.0)
+            cost.seconds += exposed
             cost.send(Sent(key, 1.0, seconds, exposed))
+
+    def _fused(self, cost: Cost, instruction: Instruction) -> None:
+        """Count the products that are fused with a collective, at the peak."""
+        flops = self._inner_flops(instruction)
+        if flops:
+            seconds = flops / self.machine.flops
+            cost.flops += flops
+            cost.seconds += seconds
+            cost.busy += seconds
+            cost.do(named(instruction), seconds, seconds)
 
     def _wait(self, cost: Cost, ends: dict[str, tuple[float, Collective | None]], started: Sequence[str]) -> None:
         found = next((ends[name] for name in started if name in ends), None)
