@@ -15,6 +15,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import types
 import typing
 from collections import Counter
@@ -98,11 +99,11 @@ def main() -> int:
     parser.add_argument("--workdir", type=Path, help="the run to serve (default: a tiny model)")
     parser.add_argument("--python", type=Path, default=Path(sys.executable), help="the Python that has schemathesis")
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--examples", type=int, default=600, help="of schemathesis for each path, in each of its runs")
+    parser.add_argument("--examples", type=int, default=250, help="of schemathesis for each path, in each of its runs")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with served_run(args.workdir) as workdir:
-        server = Process(workdir, 4, 64, ["--config.serve.queue=256"])
+        server = Process(workdir, 4, 256, ["--config.serve.queue=256"])
         try:
             before = server.get("/v1/completions", GREEDY)["choices"]
             of_numbers = numbers(server.port)
@@ -137,11 +138,12 @@ def schemathesis(args: argparse.Namespace, server: Process, *, seed: int) -> dic
     """One run of schemathesis: its number of requests, and the failures that it tells."""
     before = sum(statuses(server).values())
     command = [
-        str(args.python.with_name("schemathesis")), "run", f"http://127.0.0.1:{server.port}/openapi.json", "--checks", CHECKS,
+        str(args.python.absolute().with_name("schemathesis")), "run", f"http://127.0.0.1:{server.port}/openapi.json", "--checks", CHECKS,
         "--phases", "coverage,fuzzing", "--max-examples", str(args.examples), "--workers", str(AT_ONCE), "--seed", str(seed), "--continue-on-failure", "--no-shrink",
         "--suppress-health-check", "all", "--request-timeout", "60", "--warnings", "off",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as folder:  # it keeps a cache where it runs
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     report = done.stdout + done.stderr
     requests = sum(statuses(server).values()) - before - 2  # without the document and the first of the two counts
     if requests < 10:

@@ -53,6 +53,8 @@ TINY = (
     "--config.stages=('prepare','tokenizer','train')",
 )  # fmt: skip
 
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+
 
 @contextlib.contextmanager
 def served_run(workdir: Path | None) -> Iterator[Path]:
@@ -84,6 +86,7 @@ def served_run(workdir: Path | None) -> Iterator[Path]:
         made = subprocess.run([*command, source, *TINY], cwd=ROOT, capture_output=True, text=True)
         if made.returncode:
             raise RuntimeError(f"the tiny model could not be trained: {made.stderr[-2000:]}")
+        (Path(name) / "tiny" / "tokenizer" / "chat_template.jinja").write_text(TEMPLATE)
         yield Path(name) / "tiny"
 
 

@@ -217,7 +217,7 @@ def test_good_and_better_answers_become_rows(page, served):
     assert row["prompt"] == [{"role": "user", "content": "hello"}]
 
 
-def test_two_models_answer_beside_each_other_and_the_choice_goes_on(page, served):
+def test_two_models_answer_beside_each_other_and_the_choice_goes_on(page, served, tmp_path):
     page.click("#open-settings")
     page.select_option("#other", "one")
     set_number(page, "max_tokens", "12")
@@ -226,6 +226,7 @@ def test_two_models_answer_beside_each_other_and_the_choice_goes_on(page, served
     complete(page)
     pair = page.locator(".pair article")
     assert pair.count() == 2 and pair.first.locator("h2").inner_text() == "Answer 1"  # nobody knows yet who wrote
+    keep_screenshot(page, "compare", tmp_path)
     count = len(rows(served[0], "preferences.jsonl"))
     press(page, "The second is better")
     page.get_by_text("your rating is kept").wait_for()
@@ -234,7 +235,7 @@ def test_two_models_answer_beside_each_other_and_the_choice_goes_on(page, served
     assert "2/2" in page.locator("article.assistant .tools").inner_text()
 
 
-def test_probabilities_stand_under_tokens_on_demand(page):
+def test_probabilities_stand_under_tokens_on_demand(page, tmp_path):
     page.click("#open-settings")
     page.check("#probabilities")
     set_number(page, "max_tokens", "8")
@@ -244,6 +245,8 @@ def test_probabilities_stand_under_tokens_on_demand(page):
     assert page.locator(".token").count() > 0
     page.locator(".token").first.click()
     assert page.locator(".likeliest meter").count() == 5
+    keep_screenshot(page, "tokens", tmp_path)
+    assert serious(page) == []
     press(page, "Tokens")
     assert page.locator(".token").count() == 0
 
@@ -266,7 +269,7 @@ def test_settings_belong_to_the_chat(page):
     assert page.input_value("#max_tokens") == "3" and page.input_value("#system") == "be kind"
 
 
-def test_questions_go_to_files_and_citations_open_their_passage(page):
+def test_questions_go_to_files_and_citations_open_their_passage(page, tmp_path):
     page.set_input_files(
         "#attached",
         [
@@ -297,6 +300,8 @@ def test_questions_go_to_files_and_citations_open_their_passage(page):
     assert texts(page, "assistant") == ["It sank. [1]"]
     press(page, "[1] notes.md")
     assert page.inner_text(".passage") == text and page.inner_text(".passage mark") == "Vasa \U0001f6a2"
+    keep_screenshot(page, "files", tmp_path)
+    assert serious(page) == []
     page.unroute_all()
     send(page, "When did the Vasa sink?")  # and the server itself answers
     complete(page)

@@ -9,6 +9,9 @@ function element(name, text, className = "") {
   return node;
 }
 
+// White space and control characters as JSON writes them, so that they are seen.
+const visible = (token) => (/^\s*$|\p{Cc}/u.test(token) ? JSON.stringify(token) : token);
+
 const percent = (nats) => `${(100 * Math.exp(nats)).toFixed(1)} %`;
 
 export function tokensView(tokens) {
@@ -31,6 +34,6 @@ export function tokensView(tokens) {
 function row({ token, logprob }) {
   const meter = element("meter", "");
   meter.value = Math.exp(logprob);
-  meter.setAttribute("aria-label", `probability of ${token}`);
-  return [element("code", token), meter, element("span", percent(logprob))];
+  meter.setAttribute("aria-label", `probability of ${visible(token)}`);
+  return [element("code", visible(token)), meter, element("span", percent(logprob))];
 }
