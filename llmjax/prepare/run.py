@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import platform
 import time
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from llmjax.prepare.dedup import corpus_steps
 from llmjax.prepare.dedup.corpus_steps import OVERALL
 from llmjax.prepare.documents import table_files, write_arrays
 from llmjax.prepare.engine import Engine, Job, Local, workers_of
-from llmjax.prepare.sources import Source, check_extras, earlier_runs, resolve_sources, sources_fingerprint
+from llmjax.prepare.sources import Source, check_extras, earlier_runs, fingerprint, resolve_sources
 from llmjax.prepare.state import State
 from llmjax.prepare.steps import make_step
 from llmjax.prepare.summary import total
@@ -59,7 +60,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     cut = parts.cut([*earlier, *sources])
     # For the documents between the steps, and for the shards. A finished preparation keeps its space until the end.
     storage.require_space(workdir, 2 * sum(part.size for part in cut))
-    folder = _begin(c, workdir)
+    folder = _begin(c, workdir, sources)
     work = folder / "work"
     state = State(make_engine(c.prepare, work), cut, work, c.prepare.to_dict(), earlier=len(earlier))
     with contextlib.closing(state.engine):
@@ -89,7 +90,7 @@ def _check(c: ConfigDict, workdir: Path | None) -> tuple[list[Source], list[Sour
     check_steps(c.prepare)
     if workdir is not None:
         _check_apart([*earlier, *sources], workdir)
-    _cleaning(c)
+    _models(c)
     if "caps" in c.prepare.steps:
         corpus_steps.parse_caps(c.prepare.caps, sources=[source.name for source in (*earlier, *sources)])
     make_engine(c.prepare, Path()).close()
@@ -149,7 +150,7 @@ def make_engine(prepare: ConfigDict, work: Path) -> Engine:
     return Local(workers_of(prepare.workers), prepare.memory_bytes, work / "spill")
 
 
-def _begin(c: ConfigDict, workdir: Path) -> Path:
+def _begin(c: ConfigDict, workdir: Path, sources: Sequence[Source]) -> Path:
     """The folder to work in. It holds what a stopped run of the same sources and settings left, or nothing.
 
     Settings of where documents go do not undo the cleaning. When only these change, the shards alone are made again from
@@ -158,7 +159,7 @@ def _begin(c: ConfigDict, workdir: Path) -> Path:
     finished, new = workdir / "prepare", workdir / "prepare.new"
     storage.recover_folder(finished)
     folder = new if (finished / "manifest.json").exists() else finished
-    cleaning = _cleaning(c)
+    cleaning = _cleaning(c, sources)
     placing = _fingerprint([*(c.data[key] for key in PLACING), c.prepare.route])
     if not _is(folder / "work" / "cleaning", cleaning):
         storage.remove(folder)
@@ -182,14 +183,19 @@ def _sweep(folder: Path) -> None:
         storage.remove(left)
 
 
-def _cleaning(c: ConfigDict) -> str:
+def _cleaning(c: ConfigDict, sources: Sequence[Source]) -> str:
     """A digest of what decides which documents there are and what they say."""
     settings = {key: value for key, value in c.prepare.to_dict().items() if key not in (*HOW, "route")}
+    read = [c.data.text_field, c.data.min_bytes, list(c.data.sources), fingerprint(sources)]
+    return _fingerprint([__version__, platform.python_version(), read, settings, _models(c)])
+
+
+def _models(c: ConfigDict) -> dict[str, str]:
+    """Digests of the files that the settings name. Raises UserError for one that is not there."""
+    settings = c.prepare
     models = {key: _digest(value) for key, value in settings.items() if key.endswith("_model") and value}
-    models |= {path: _digest(path) for path in settings["decontaminate"]}
-    models |= {run: _digest(f"{run}/prepare/manifest.json") for run in settings["earlier"]}
-    read = [c.data.text_field, c.data.min_bytes, list(c.data.sources), sources_fingerprint(c.data.sources)]
-    return _fingerprint([__version__, platform.python_version(), read, settings, models])
+    models |= {path: _digest(path) for path in settings.decontaminate}
+    return models | {run: _digest(f"{run}/prepare/manifest.json") for run in settings.earlier}
 
 
 def _fingerprint(values: Any) -> str:
@@ -209,15 +215,17 @@ def _digest(path: str) -> str:
 
 def _check_apart(sources: Sequence[Source], workdir: Path) -> None:
     home = workdir.resolve()
+    made = tuple(f"{home / name}{os.sep}" for name in ("prepare", "prepare.new"))
+    real = functools.cache(os.path.realpath)  # of folders, which have many files each
     for source in sources:
         if source.kind in ("stdlib", "url"):
             continue
         around = source.kind == "folder" and home.is_relative_to(Path(source.root).resolve())
-        if around or any(
-            Path(file).resolve().is_relative_to(home / made)
+        places = (
+            os.path.realpath(file) if os.path.islink(file) else os.path.join(real(os.path.dirname(file)), "")
             for file in source.files
-            for made in ("prepare", "prepare.new")
-        ):
+        )
+        if around or any(place.startswith(made) for place in places):
             raise UserError(
                 f"the source {source.spec!r} takes in the run's own folder {workdir}, so the run would read what it "
                 "writes: choose another --workdir, or list in data.sources the subfolders that hold text"

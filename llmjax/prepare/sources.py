@@ -120,8 +120,13 @@ def sources_fingerprint(specs: Sequence[str]) -> str:
 
     It changes when a file is added, removed or written to. Raises UserError as `resolve_sources` does.
     """
+    return fingerprint(resolve_sources(specs))
+
+
+def fingerprint(sources: Iterable[Source]) -> str:
+    """The digest of `sources_fingerprint`, of sources that are resolved already."""
     parts: list[object] = []
-    for source in resolve_sources(specs):
+    for source in sources:
         parts.append([source.name, sys.version if source.kind == "stdlib" else ""])
         parts += [[relative(source, file), *_version(file)] for file in source.files]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -181,7 +186,15 @@ def relative(source: Source, file: str) -> str:
     """A file's path within its source, with forward slashes."""
     if is_url(file):
         return posixpath.relpath(file, source.root)
-    return Path(file).relative_to(source.root).as_posix()
+    return _within(file, source.root)
+
+
+def _within(file: str, root: str) -> str:
+    """The path of a local file within a folder. Of a million files `pathlib` would take a minute."""
+    start = root if root.endswith(os.sep) else root + os.sep
+    if os.sep == "/" and file.startswith(start):
+        return file[len(start) :]
+    return Path(file).relative_to(root).as_posix()
 
 
 def _file_system(url: str) -> Any:
@@ -220,6 +233,7 @@ def _resolve(spec: str) -> Source:
     path = Path(where).expanduser()
     skipped: collections.Counter[str] = collections.Counter()
     kind: Kind
+    files: Sequence[str | Path]
     if path.is_dir():
         kind, root, files, called = "folder", path, list(_walk(path, skipped)), path.resolve().name
     elif path.exists():
@@ -230,19 +244,19 @@ def _resolve(spec: str) -> Source:
         root = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
         matches = (Path(match) for match in glob.iglob(str(path), recursive=True))
         literal = not glob.has_magic(path.suffix) and path.suffix  # *.log asks for these files, whatever they are
-        files = [file for file in matches if file.is_file() and (literal or _is_known(file.name, skipped))]
-        files = [file for file in files if not _is_in_loop(file.parent)]
+        found = [file for file in matches if file.is_file() and (literal or _is_known(file.name, skipped))]
+        files = [file for file in found if not _is_in_loop(file.parent)]
         kind, called = "glob", root.resolve().name
     else:
         raise UserError(f"data.sources: there is no {where}{_nearest(path)}")
     if not files:
         _no_files(where, skipped)
-    _check_archives(map(str, files))
-    ordered = sorted(set(files), key=lambda file: file.relative_to(root).as_posix())
+    names = set(map(str, files))
+    _check_archives(names)
+    ordered = sorted(names, key=lambda file: _within(file, str(root)))
     return Source(
-        name or _name(called), spec, kind, root=str(root), files=tuple(map(str, ordered)),
-        skipped=dict(sorted(skipped.items())),
-    )  # fmt: skip
+        name or _name(called), spec, kind, root=str(root), files=tuple(ordered), skipped=dict(sorted(skipped.items()))
+    )
 
 
 def _resolve_url(spec: str, name: str, where: str) -> Source:
@@ -276,7 +290,7 @@ def _name(called: str) -> str:
     return re.sub(r"[^\w.-]|^[.-]", "_", called, flags=re.ASCII) or "files"
 
 
-def _walk(folder: Path, skipped: collections.Counter[str]) -> Iterator[Path]:
+def _walk(folder: Path, skipped: collections.Counter[str]) -> Iterator[str]:
     """Readable files below a folder. Hidden folders (.git, .venv) and linked ones are counted, not entered."""
 
     def fail(error: OSError) -> NoReturn:  # os.walk is silent about folders that it may not list
@@ -289,12 +303,13 @@ def _walk(folder: Path, skipped: collections.Counter[str]) -> Iterator[Path]:
             elif Path(parent, name).is_symlink():
                 skipped["linked folder"] += 1
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for file in (Path(parent, name) for name in names):
-            if file.name.startswith("."):
+        for name in names:
+            file = os.path.join(parent, name)
+            if name.startswith("."):
                 skipped["hidden"] += 1
-            elif not file.is_file():  # a pipe would block, a dangling link would fail
+            elif not os.path.isfile(file):  # a pipe would block, a dangling link would fail
                 skipped["no regular file"] += 1
-            elif _is_known(file.name, skipped):
+            elif _is_known(name, skipped):
                 yield file
 
 

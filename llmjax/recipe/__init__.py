@@ -151,16 +151,19 @@ def _files(c: ConfigDict, workdir: Path, *, live: bool) -> str | None:
 
     Missing source files count as unchanged if they have been prepared: a run stays usable without them.
     """
-    from llmjax.post import rows
-    from llmjax.prepare.sources import sources_fingerprint
-
     is_text = c.data.format == "text"
     stage = "prepare" if is_text else "rows"
     before = record.read(workdir).get(stage, {"done": False, "settings": {}})
     if not live:
         return before["settings"].get(FILES)
     try:
-        return sources_fingerprint(c.data.sources) if is_text else rows.fingerprint(c)
+        if not is_text:
+            from llmjax.post import rows  # imports JAX, which preparing text does without
+
+            return rows.fingerprint(c)
+        from llmjax.prepare.sources import sources_fingerprint
+
+        return sources_fingerprint(c.data.sources)
     except UserError:
         if not before["done"] or before["settings"]["data.sources"] != list(c.data.sources):
             raise

@@ -21,6 +21,7 @@ _BOMS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\r\f\x1b\b"))  # escapes and backspaces are in logs and manual pages
+_LEADING = bytes(range(0xC0, 0x100))  # the first bytes of characters of UTF-8 beyond ASCII
 _MAGIC = (b"%PDF-", b"\x7fELF", b"\x89PNG", b"GIF8", b"PK\x03\x04", b"\x1f\x8b", b"\xff\xd8\xff", b"\x28\xb5\x2f\xfd")
 
 
@@ -66,7 +67,7 @@ def decode(
     said = [name for name in said if name not in charsets.WIDE]  # there is no NUL, so it is not in these
     if b"\x1b$" in data and (markup or detect):  # these 7-bit bytes are UTF-8 too
         said.append("iso2022_kr" if is_shifted else "iso2022_jp_ext")
-    if said and _is_utf8(data, rather_than=said[0]):
+    if said and said[0] != "utf-8" and _is_utf8(data, rather_than=said[0]):
         said.insert(0, "utf-8")
     failed = 0
     for name in (*said, *given):
@@ -106,19 +107,23 @@ def _is_utf8(data: bytes, *, rather_than: str) -> bool:
     if data.isascii():
         return False
     try:
-        text = data.decode()
+        data.decode()
     except UnicodeDecodeError:
         return False
-    beyond = sum(not c.isascii() for c in text[:DETECTED_BYTES])
     any_byte = len(bytes(range(128, 256)).decode(rather_than, "replace")) == 128  # a code page: it decodes any bytes
-    return any_byte or beyond >= SURE_CHARACTERS
+    return any_byte or _beyond_ascii(data) >= SURE_CHARACTERS
+
+
+def _beyond_ascii(data: bytes) -> int:
+    """How many characters beyond ASCII are in bytes of UTF-8."""
+    return len(data) - len(data.translate(None, _LEADING))
 
 
 def nearly_utf8(data: bytes) -> tuple[str, dict[str, int]] | None:
     """The text if it is UTF-8 with few bad bytes, as where a file was cut: many more characters beyond ASCII are right."""
     text, facts = _nearly(data, "utf-8") or ("", {})
     bad = facts.get("extract.bad_bytes", 0)
-    if text and sum(not c.isascii() for c in text) >= (SURE_CHARACTERS + 1) * bad:
+    if text and _beyond_ascii(data) >= (SURE_CHARACTERS + 1) * bad:
         return text, facts
     return None
 
