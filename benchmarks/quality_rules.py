@@ -106,7 +106,7 @@ def run_ours(
     for start in range(0, len(texts), 1024):
         batch = documents.make_batch([{"text": text} for text in texts[start : start + 1024]])
         begin = time.process_time()
-        shared_statistics(batch["text"], words=words, short_line=30)
+        shared_statistics(batch["text"], np.arange(batch.num_rows), words=words, short_line=30)
         seconds["statistics"] += time.process_time() - begin
         for name, step in steps.items():
             begin = time.process_time()

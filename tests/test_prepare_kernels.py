@@ -151,13 +151,22 @@ def test_statistics_do_not_depend_on_the_batch():
         statistics.statistics(column("x"), words="latin")
 
 
-def test_remembered_statistics_are_not_taken_for_those_of_other_texts():
-    texts = column("one two", "three", "four five six")
-    for rows in (texts, texts.slice(1), column("seven")):
-        found = statistics.shared_statistics(rows, words="unicode", short_line=30)
-        assert found["words"].tolist() == [len(t.split()) for t in rows.to_pylist()]
-        assert statistics.shared_statistics(rows, words="unicode", short_line=30) is found
-    assert statistics.shared_statistics(rows, words="spacy_compat", short_line=30) is not found
+def test_remembered_statistics_are_those_of_the_rows_asked_about(monkeypatch):
+    texts, all_rows = column("one two", "three", "four five six"), np.arange(3)
+    counted, compute = [], statistics.statistics
+
+    def counting(texts, **kwargs):
+        counted.append(len(texts))
+        return compute(texts, **kwargs)
+
+    def words(texts, rows, kind="unicode"):
+        return statistics.shared_statistics(texts, rows, words=kind, short_line=30)["words"].tolist()
+
+    monkeypatch.setattr(statistics, "statistics", counting)
+    assert words(texts, all_rows[1:]) == [1, 3] and words(texts, all_rows[2:]) == [3] and counted == [2]
+    assert words(texts, all_rows) == [2, 1, 3] and counted == [2, 3]
+    assert words(texts.slice(1), all_rows[:2]) == [1, 3] and words(column("seven"), all_rows[:1]) == [1]
+    assert words(texts, all_rows[:1], "spacy_compat") == [2] and counted == [2, 3, 2, 1, 1]
 
 
 def test_pieces_on_the_list_are_their_tokens_and_short_enough_to_be_looked_up():

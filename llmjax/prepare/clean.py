@@ -108,7 +108,7 @@ def _run(name: str, step: Step, batch: pa.RecordBatch, summary: Summary) -> pa.R
     if after["text"] is not before:
         differ = pc.not_equal(pc.fill_null(after["text"], ""), pc.fill_null(before, "")).to_numpy(zero_copy_only=False)
         changed = int((differ & was_kept).sum())
-        after = with_ids(after) if changed else after
+        after = with_ids(after, differ & kept(after)) if changed else after
     if name == "extract":
         after = _without_data(batch, after)
     summary.add_step(name, before=batch, after=after, was_kept=was_kept, changed=changed)

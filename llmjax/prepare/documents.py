@@ -139,11 +139,12 @@ def add_facts(batch: pa.RecordBatch, facts: Mapping[int, Mapping[str, float]]) -
     return replace(batch, facts=column)
 
 
-def with_ids(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with the ids and sizes of the kept rows' texts as they are now. Rejected rows stay as they were."""
-    texts, ids, sizes = batch["text"].to_pylist(), batch["id"].to_pylist(), batch["size"].to_pylist()
-    for row in np.flatnonzero(kept(batch)):
-        data = (texts[row] or "").encode()
+def with_ids(batch: pa.RecordBatch, changed: np.ndarray | None = None) -> pa.RecordBatch:
+    """The batch with the ids and sizes of the texts as they are now, of the kept rows, or of some of them (bool)."""
+    rows = np.flatnonzero(kept(batch) if changed is None else changed)
+    texts, ids, sizes = batch["text"].take(pa.array(rows)), batch["id"].to_pylist(), batch["size"].to_pylist()
+    for row, text in zip(rows.tolist(), texts.to_pylist(), strict=True):
+        data = (text or "").encode()
         ids[row], sizes[row] = hashlib.blake2b(data, digest_size=16).digest(), len(data)
     return replace(batch, id=ids, size=sizes)
 

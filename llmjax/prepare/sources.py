@@ -134,13 +134,14 @@ def fingerprint(sources: Iterable[Source]) -> str:
 
 def check_extras(sources: Iterable[Source]) -> None:
     """Raise UserError for the first file whose format needs a package that is not installed."""
-    for source in sources:
-        for file in source.files:
-            kind, compression = format_of(file)
-            needed = [MODULES.get(kind, ""), "zstandard" if compression == ".zst" else ""]
-            for module in filter(None, needed):
-                if importlib.util.find_spec(module) is None:
-                    raise UserError(f"{file}: {suffix_of(file)} files need {module}: pip install 'llmjax[data]'")
+    first: dict[str, str] = {}  # file of each module
+    for file in (file for source in sources for file in source.files):
+        kind, compression = format_of(file)
+        for module in filter(None, (MODULES.get(kind, ""), "zstandard" if compression == ".zst" else "")):
+            first.setdefault(module, file)
+    for module, file in first.items():
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"{file}: {suffix_of(file)} files need {module}: pip install 'llmjax[data]'")
 
 
 def suffix_of(file: str) -> str:

@@ -97,11 +97,13 @@ def statistics(
     return {name: out[:, i] for name, i in COLUMN.items()}
 
 
-_last: tuple[pa.Array, object, dict[str, np.ndarray]] | None = None
+_last: tuple[pa.Array, object, np.ndarray, dict[str, np.ndarray]] | None = None
 
 
-def shared_statistics(texts: pa.LargeStringArray, *, words: WordKind, short_line: int) -> dict[str, np.ndarray]:
-    """`statistics`, remembered for the last array: one rule set after the other asks about the same buffers.
+def shared_statistics(
+    texts: pa.LargeStringArray, rows: np.ndarray, *, words: WordKind, short_line: int
+) -> dict[str, np.ndarray]:
+    """`statistics` of some rows, remembered for the last array: each rule set asks about rows that the one before kept.
 
     The array is held, so that no other texts can get its memory.
     """
@@ -109,10 +111,13 @@ def shared_statistics(texts: pa.LargeStringArray, *, words: WordKind, short_line
     addresses = tuple(buffer.address if buffer else 0 for buffer in texts.buffers())
     key = (addresses, texts.offset, len(texts), words, short_line)
     last = _last
-    if last is None or last[1] != key:
-        last = (texts, key, statistics(texts, words=words, short_line=short_line))
+    if last is None or last[1] != key or not last[2][rows].all():
+        found = statistics(texts.take(pa.array(rows)), words=words, short_line=short_line)
+        is_known, places = np.zeros(len(texts), bool), np.zeros(len(texts), np.int64)
+        is_known[rows], places[rows] = True, np.arange(len(rows))
+        last = (texts, key, is_known, {name: values[places] for name, values in found.items()})
         _last = last
-    return last[2]
+    return {name: values[rows] for name, values in last[3].items()}
 
 
 @jit

@@ -120,11 +120,7 @@ def _rejecting(kind: str, checks: Checks, settings: Any, *, short_line: int = 30
         rows = np.flatnonzero(documents.kept(batch) & np.asarray(texts.is_valid()))
         if not len(rows):
             return batch
-        if 2 * len(rows) >= len(texts):  # nearly all: count everything, since the next rule set may ask for the same
-            found = shared_statistics(texts, words=settings.words, short_line=short_line)
-            found = {name: values[rows] for name, values in found.items()}
-        else:
-            found = shared_statistics(texts.take(pa.array(rows)), words=settings.words, short_line=short_line)
+        found = shared_statistics(texts, rows, words=settings.words, short_line=short_line)
         reasons: dict[int, str] = {}
         facts: dict[int, dict[str, float]] = {}
         for check in checks(found):

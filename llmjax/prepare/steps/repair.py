@@ -20,7 +20,9 @@ _C1 = re.compile("[\x80-\x9f]")
 _RARE = re.compile("[\u01a6-\u01ae\u01b1-\u01cc\u01dd-\u0217\u021c-\u0250\u02e0-\u02ff]")
 _ESCAPES = re.compile("\x1b(?:\\[[0-?]*[ -/]*[@-~]|\\][^\x07\x1b\n]*(?:\x07|\x1b\\\\)|[@-Z\\\\^_])")
 _OVERSTRIKES = re.compile("[^\n\b]\b")  # a manual page writes bold as "x\bx" and underlined as "_\bx"
-_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|[\x80-\x84\x86-\x9f]")
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
+_ASCII_OF_LINES = bytes(set(range(128)) - set(b"\n"))
+_ASCII_CONTROLS = bytes({*range(32), 127} - set(b"\t\n\r"))
 _INVISIBLE = re.compile(
     "[\u00ad\u180e\u200b\u2060-\u2064\ufeff\u202a-\u202e\u2066-\u206f\ufff9-\ufffc\ufdd0-\ufdef\ufffe\uffff"
     "\ue000-\uf8ff\U000f0000-\U0010ffff]"  # soft hyphens, zero width, direction overrides, private use, no characters
@@ -89,20 +91,31 @@ def _ftfy() -> tuple[Any, Any, Any]:
 def repair(text: str, *, form: str = "NFC") -> tuple[str, dict[str, int]]:
     """The mended text, and what was mended, by fact name; only what occurred is named."""
     total: dict[str, int] = {}
+    judged: dict[str, bool] = {}
     for _ in range(ROUNDS):  # a mended encoding may reveal another layer; few texts need two rounds
         before = text
-        text, facts = _repair_once(text, form)
+        text, facts = _repair_once(text, form, judged)
         for name, number in facts.items():
             total[name] = total.get(name, 0) + number
-        if text == before or not any(map(_ftfy()[0], _lines_beyond_ascii(text))):
+        if text == before or text.isascii():
+            break
+        lines = text.split("\n")
+        if not any(_is_bad(lines[row], judged) for row in _rows_beyond_ascii(text)):
             break
     return text, total
 
 
-def _repair_once(text: str, form: str) -> tuple[str, dict[str, int]]:
+def _is_bad(line: str, judged: dict[str, bool]) -> bool:
+    """Whether ftfy takes a line for broken. Its search is slow, so lines that are judged already are looked up."""
+    if line not in judged:
+        judged[line] = _ftfy()[0](line)
+    return judged[line]
+
+
+def _repair_once(text: str, form: str, judged: dict[str, bool]) -> tuple[str, dict[str, int]]:
     facts: dict[str, int] = {}
     if not text.isascii():
-        text, mended = repair_encoding(text)
+        text, mended = repair_encoding(text, judged)
         if mended:
             facts["repair.mojibake"] = mended
     removed = 0
@@ -113,7 +126,7 @@ def _repair_once(text: str, form: str) -> tuple[str, dict[str, int]]:
         removed += piles
         if not piles:
             break
-    if not text.isprintable():  # a line end is not printable either: this spares only single lines
+    if not text.isascii() or len(text.encode().translate(None, _ASCII_CONTROLS)) < len(text):  # this is fast
         text, controls = _CONTROLS.subn("", text)
         removed += controls
     if removed:
@@ -139,9 +152,10 @@ def _without_invisible(text: str) -> tuple[str, int]:
     return text, total
 
 
-def _lines_beyond_ascii(text: str) -> list[str]:
-    """The lines that may be in a broken encoding. ASCII never is, so ftfy need not see it."""
-    return [] if text.isascii() else [line for line in text.split("\n") if not line.isascii()]
+def _rows_beyond_ascii(text: str) -> list[int]:
+    """The numbers of the lines that may be in a broken encoding. ASCII never is, so ftfy need not see it."""
+    left = text.encode("utf-8", "surrogatepass").translate(None, _ASCII_OF_LINES)
+    return [row for row, beyond in enumerate(left.split(b"\n")) if beyond]
 
 
 def clean_whitespace(text: str) -> str:
@@ -154,11 +168,13 @@ def clean_whitespace(text: str) -> str:
     if " \n" in text or "\t\n" in text or text[-1:] in (" ", "\t"):
         # Not a regular expression: "[ \t]+\n" takes quadratic time on a long run of spaces within a line.
         text = "\n".join([line.rstrip(" \t") for line in text.split("\n")])
-    text = _BLANK_LINES.sub("\n\n\n", text).lstrip("\n")
+    if "\n\n\n\n" in text:
+        text = _BLANK_LINES.sub("\n\n\n", text)
+    text = text.lstrip("\n")
     return text.rstrip("\n") + "\n" if text.endswith("\n") else text
 
 
-def repair_encoding(text: str) -> tuple[str, int]:
+def repair_encoding(text: str, judged: dict[str, bool]) -> tuple[str, int]:
     """The text with broken encodings mended, and the number of lines that changed.
 
     First, code pages of DOS and the Macintosh that were read as Latin-1, which leaves C1 controls in words (ftfy would
@@ -169,10 +185,11 @@ def repair_encoding(text: str) -> tuple[str, int]:
     codec = code_pages.legacy_codec(text) if _C1.search(text) else None
     if codec:
         text = code_pages.redecode(text, codec)
-    is_bad, fix_encoding, config = _ftfy()
+    _, fix_encoding, config = _ftfy()
     lines = text.split("\n")
-    for row, line in enumerate(lines):
-        if not line.isascii() and is_bad(line):
+    for row in _rows_beyond_ascii(text):
+        line = lines[row]
+        if _is_bad(line, judged):
             fixed = fix_encoding(line, config)
             if len(_RARE.findall(fixed)) <= len(_RARE.findall(line)):
                 lines[row] = fixed
