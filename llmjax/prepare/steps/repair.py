@@ -15,13 +15,15 @@ from llmjax.prepare.formats import code_pages
 
 NORMAL_FORMS = ("NFC", "NFKC", "none")
 ROUNDS = 5
+FEW_SPACES = 3  # at the end of a line: so many are removed faster one by one
 _C1 = re.compile("[\x80-\x9f]")
 # Letters that are in hardly any language: ftfy takes the Swedish "»Är" for "Ȁr" in UTF-8 read as Mac Roman.
 _RARE = re.compile("[\u01a6-\u01ae\u01b1-\u01cc\u01dd-\u0217\u021c-\u0250\u02e0-\u02ff]")
 _ESCAPES = re.compile("\x1b(?:\\[[0-?]*[ -/]*[@-~]|\\][^\x07\x1b\n]*(?:\x07|\x1b\\\\)|[@-Z\\\\^_])")
 _OVERSTRIKES = re.compile("[^\n\b]\b")  # a manual page writes bold as "x\bx" and underlined as "_\bx"
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
-_ASCII_OF_LINES = bytes(set(range(128)) - set(b"\n"))
+_ASCII = bytes(range(128))
+_ASCII_OF_LINES = _ASCII.replace(b"\n", b"")
 _ASCII_CONTROLS = bytes({*range(32), 127} - set(b"\t\n\r"))
 _INVISIBLE = re.compile(
     "[\u00ad\u180e\u200b\u2060-\u2064\ufeff\u202a-\u202e\u2066-\u206f\ufff9-\ufffc\ufdd0-\ufdef\ufffe\uffff"
@@ -114,10 +116,12 @@ def _is_bad(line: str, judged: dict[str, bool]) -> bool:
 
 def _repair_once(text: str, form: str, judged: dict[str, bool]) -> tuple[str, dict[str, int]]:
     facts: dict[str, int] = {}
-    if not text.isascii():
-        text, mended = repair_encoding(text, judged)
+    beyond = _beyond_ascii(text)
+    if beyond:
+        text, mended = repair_encoding(text, judged, may_have_controls=bool(_C1.search(beyond)))
         if mended:
             facts["repair.mojibake"] = mended
+            beyond = _beyond_ascii(text)
     removed = 0
     if "\x1b" in text:
         text, removed = _ESCAPES.subn("", text)
@@ -126,19 +130,29 @@ def _repair_once(text: str, form: str, judged: dict[str, bool]) -> tuple[str, di
         removed += piles
         if not piles:
             break
-    if not text.isascii() or len(text.encode().translate(None, _ASCII_CONTROLS)) < len(text):  # this is fast
+    data = _bytes(text)  # in which some bytes are found faster than by a regular expression
+    if _C1.search(beyond) or len(data.translate(None, _ASCII_CONTROLS)) < len(data):
         text, controls = _CONTROLS.subn("", text)
         removed += controls
     if removed:
         facts["repair.control"] = removed
-    if not text.isascii():
-        text, invisible = _without_invisible(text)
+    if beyond:
+        text, invisible = _without_invisible(text) if _MAY_BE_INVISIBLE.search(beyond) else (text, 0)
         if invisible:
             facts["repair.invisible"] = invisible
-        text = text.translate(_SPACES) if re.search("[\u00a0\u2007\u202f\u0085]", text) else text
+        text = text.translate(_SPACES) if re.search("[\u00a0\u2007\u202f\u0085]", beyond) else text
         if form != "none" and not unicodedata.is_normalized(form, text):  # type: ignore[arg-type]
             text = unicodedata.normalize(form, text)  # type: ignore[arg-type]
     return clean_whitespace(text), facts
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _beyond_ascii(text: str) -> str:
+    """The characters beyond ASCII alone: the few in which something may have to be mended."""
+    return "" if text.isascii() else _bytes(text).translate(None, _ASCII).decode("utf-8", "surrogatepass")
 
 
 def _without_invisible(text: str) -> tuple[str, int]:
@@ -154,7 +168,7 @@ def _without_invisible(text: str) -> tuple[str, int]:
 
 def _rows_beyond_ascii(text: str) -> list[int]:
     """The numbers of the lines that may be in a broken encoding. ASCII never is, so ftfy need not see it."""
-    left = text.encode("utf-8", "surrogatepass").translate(None, _ASCII_OF_LINES)
+    left = _bytes(text).translate(None, _ASCII_OF_LINES)
     return [row for row, beyond in enumerate(left.split(b"\n")) if beyond]
 
 
@@ -165,16 +179,21 @@ def clean_whitespace(text: str) -> str:
     """
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if " \n" in text or "\t\n" in text or text[-1:] in (" ", "\t"):
-        # Not a regular expression: "[ \t]+\n" takes quadratic time on a long run of spaces within a line.
+    # Not a regular expression: "[ \t]+\n" takes quadratic time on a long run of spaces within a line.
+    for _ in range(FEW_SPACES):
+        if " \n" not in text and "\t\n" not in text:
+            break
+        text = text.replace(" \n", "\n").replace("\t\n", "\n")
+    else:
         text = "\n".join([line.rstrip(" \t") for line in text.split("\n")])
+    text = text.rstrip(" \t")
     if "\n\n\n\n" in text:
         text = _BLANK_LINES.sub("\n\n\n", text)
     text = text.lstrip("\n")
     return text.rstrip("\n") + "\n" if text.endswith("\n") else text
 
 
-def repair_encoding(text: str, judged: dict[str, bool]) -> tuple[str, int]:
+def repair_encoding(text: str, judged: dict[str, bool], *, may_have_controls: bool) -> tuple[str, int]:
     """The text with broken encodings mended, and the number of lines that changed.
 
     First, code pages of DOS and the Macintosh that were read as Latin-1, which leaves C1 controls in words (ftfy would
@@ -182,7 +201,7 @@ def repair_encoding(text: str, judged: dict[str, bool]) -> tuple[str, int]:
     as a single-byte encoding, once or several times.
     """
     before = text
-    codec = code_pages.legacy_codec(text) if _C1.search(text) else None
+    codec = code_pages.legacy_codec(text) if may_have_controls else None
     if codec:
         text = code_pages.redecode(text, codec)
     _, fix_encoding, config = _ftfy()
