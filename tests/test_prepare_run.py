@@ -244,6 +244,15 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
         prepared(tmp_path / "run", [tmp_path / "a.txt"])
 
 
+def test_preparing_text_imports_no_jax(tmp_path):
+    """Its import takes longer than the preparation of a few megabytes."""
+    (tmp_path / "a.txt").write_text(sentences(0, 20))
+    command = ["prepare", "--config", "configs/quickstart.py", f'--config.data.sources=["{tmp_path}/a.txt"]',
+               "--config.data.holdout_percent=0", "--workdir", str(tmp_path / "run")]  # fmt: skip
+    code = f"import sys; from llmjax import cli; assert cli.main({command!r}) == 0; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
 def test_what_is_removed_names_what_it_duplicates(tmp_path, corpus):
     prepared(tmp_path / "run", [corpus], ("exact", "near"), data__holdout_percent=0.0)
     reasons = {row["path"]: row["reason"] for row in rows(tmp_path / "run", "rejected")}
