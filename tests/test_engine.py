@@ -186,7 +186,7 @@ def test_requests_that_come_and_go_get_what_they_get_alone(count):
     assert [one.tokens for one in after] == [answers(alone, [random_request(i)])[0].tokens for i in range(8)]
 
 
-@pytest.mark.parametrize("name", ["llama", "griffin"])
+@pytest.mark.parametrize("name", few(["llama", "griffin"]))
 def test_a_beginning_that_prompts_share_is_prefilled_once(name):
     common, ends = PROMPTS[2][:32], [(5,), (9, 10, 11), PROMPTS[3]]
     requests = [Request(common + end, 6, temperature=0.0) for end in ends]

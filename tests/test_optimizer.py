@@ -355,7 +355,8 @@ def test_observed_parameters_are_left_alone_by_a_step_that_is_skipped():
     assert_same_bits((after.params, after.ema), (state.params, state.ema))
 
 
-@pytest.mark.parametrize("kind", few(reversed(FOLLOWING)))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FOLLOWING)
 def test_a_model_with_observed_parameters_learns(kind):
     losses, state = losses_of(tiny_config(**FOLLOWING[kind], train__ema=0.9), mesh_of("data=1"), steps=20)
     assert losses[-1] < losses[0] - 1.0, losses

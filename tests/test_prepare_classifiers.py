@@ -711,6 +711,7 @@ def test_a_step_whose_model_file_is_missing_names_it(name):
         getattr(scores, name)(settings(**{f"{name}_model": "none.npz"}))
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_what_is_there_and_names_what_is_not(tmp_path):
     import classifiers
 
