@@ -226,15 +226,24 @@ def locked(path: Path, *, otherwise: str = "", waiting: str = "") -> Iterator[No
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _take(file):
             if otherwise:
-                raise Locked(otherwise) from None
+                raise Locked(otherwise)
             if waiting:
                 print(waiting)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _take(file: TextIO) -> bool:
+    """Lock `file` if no other process holds the lock for longer than `is_locked` does, which holds it to look."""
+    for attempt in range(5):
+        if attempt:
+            time.sleep(0.02)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
 
 
 def is_locked(path: Path) -> bool:

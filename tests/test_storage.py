@@ -1,6 +1,7 @@
 """The storage room: whole files or none, locks that go with their process, lines that are never glued together."""
 
 import ast
+import fcntl
 import gzip
 import multiprocessing
 import re
@@ -143,3 +144,14 @@ def test_a_folder_takes_the_place_of_another_and_a_kill_in_between_loses_neither
     storage.replace_folder(new, old)
     assert (old / "a").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_look_at_a_lock_keeps_no_run_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    looking = path.open()
+    fcntl.flock(looking, fcntl.LOCK_SH)  # as is_locked does, which holds it for less
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: looking.close())
+    with storage.locked(path, otherwise="another process is at work"):
+        assert storage.is_locked(path)
+    assert not storage.is_locked(path)
