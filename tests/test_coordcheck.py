@@ -39,19 +39,18 @@ def test_over_the_width_the_standard_parametrisation_fails_and_mup_passes():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("changes", "seeds"),
+    "changes",
     [
-        ({"model__tie_embeddings": True}, 2),
-        ({"optimizer__name": "muon"}, 2),
-        ({"optimizer__name": "lion", "optimizer__learning_rate": 1e-3}, 2),
-        ({"model__activation": "swiglu", "model__kv_heads": 2, "model__qk_norm": True}, 2),
-        ({"model__moe__experts": 4, "model__pattern": ("local", "global")}, 2),
+        {"model__tie_embeddings": True},
+        {"optimizer__name": "muon"},
+        {"optimizer__name": "lion", "optimizer__learning_rate": 1e-3},
+        {"model__activation": "swiglu", "model__kv_heads": 2, "model__qk_norm": True},
+        {"model__moe__experts": 4, "model__pattern": ("local", "global")},
     ],
     ids=["tied", "muon", "lion", "gated, grouped", "experts"],
 )
-def test_mup_holds_where_the_standard_parametrisation_grows(changes, seeds):
-    sizes = (32, 64, 128)
-    standard, mup = (checked(scheme, sizes=sizes, seeds=seeds, **changes) for scheme in ("gpt2", "mup"))
+def test_mup_holds_where_the_standard_parametrisation_grows(changes):
+    standard, mup = (checked(scheme, seeds=2, **changes) for scheme in ("gpt2", "mup"))
     print(slopes(standard), slopes(mup))
     assert "grows" in {place.verdict for place in standard.places}
     assert mup.holds, slopes(mup)
@@ -62,10 +61,10 @@ def test_mup_holds_where_the_standard_parametrisation_grows(changes, seeds):
 def test_over_the_depth_completep_holds_and_mup_does_not(name):
     sizes = (2, 4, 8, 16)
     mup, complete = (
-        checked(scheme, over="layers", sizes=sizes, seeds=2, optimizer__name=name) for scheme in ("mup", "completep")
+        checked(scheme, over="layers", sizes=sizes, optimizer__name=name) for scheme in ("mup", "completep")
     )
     print(slopes(mup), slopes(complete))
-    assert "grows" in {place.verdict for place in mup.places}
+    assert not mup.holds
     assert complete.holds, slopes(complete)
 
 
