@@ -31,7 +31,7 @@ def compare(config: str, options: list[str], *, steps: int, share: float, folder
     stages = "--config.stages=('prepare','tokenizer','train')"
     plain = losses(["run", "--config", config, stages, *short], folder)
     chosen = losses(["train", "--again", *short, f"--config.parallel.compiler={tuple(options)!r}"], folder)
-    results = json.loads((folder / "results.json").read_text())["train"]
+    results = json.loads((folder / "train" / "results.json").read_text())
     other = losses(["train", "--again", *short, "--config.seed=1", "--config.parallel.compiler=()"], folder)
     worst = max(abs(a - b) for a, b in zip(plain, chosen, strict=True))
     between = statistics.fmean(abs(a - b) for a, b in zip(plain, other, strict=True))
