@@ -69,6 +69,7 @@ def test_loss_and_gradients_by_chunks_are_the_same_on_every_mesh(line, tied):
     close(made, head_and_loss(plain), 1e-6)
 
 
+@pytest.mark.slow
 def test_a_step_by_chunks_is_the_plain_step_of_one_device():
     after = []
     for mesh, c in zip(("data=1", "fsdp=2 tensor=2"), both(4, tiny_config), strict=True):

@@ -356,6 +356,7 @@ def test_a_bad_batch_and_its_micro_batch_are_named():
     assert examined(spoil=spoil, train__micro_batches=2) == ["", "the batch itself: 1 numbers of weights"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_a_run_that_hunts_names_what_was_bad_and_otherwise_ends_in_the_same_bits(tmp_path, capsys):
     c = tiny_config(train__hunt_nan=True, train__max_bad_steps=2)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import few, first_params, tiny_config
+from helpers import first_params, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,7 +47,8 @@ def tokens_of(prompts: list[str], **kwargs: Any) -> list[tuple[int, ...]]:
 # ---------------------------------------------------------------------- the model
 
 
-@pytest.mark.parametrize("changes", few([LEARNED, ROTARY]), ids=["learned", "rotary"])
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [LEARNED, ROTARY], ids=["learned", "rotary"])
 def test_cached_batched_decoding_equals_the_plain_forward_pass(changes):
     """Tokens are those of a loop without a cache, one row alone; log-probabilities are those that training computes."""
     module, params = model(**changes)

@@ -37,6 +37,7 @@ def test_a_run_has_the_same_start_bit_for_bit_and_the_same_20_losses_on_every_me
     np.testing.assert_allclose(here, losses, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_muons_products_are_divided_among_data_devices_and_the_losses_stay_the_same():
     c = tiny_config(optimizer__name="muon")
     alone, _ = losses_of(c, mesh_of("data=1"), steps=10)

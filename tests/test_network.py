@@ -203,7 +203,7 @@ def test_local_attention_decodes_in_a_ring_of_its_window(position):
 # Memory
 
 
-@pytest.mark.parametrize("place", ["pre", "post"])
+@pytest.mark.parametrize("place", ["pre", slow("post")])
 def test_parts_with_a_memory_give_what_the_whole_row_gives_without(place):
     module, params = make(settings(position="xlnet", norm_place=place, layers=3, pattern=("global", "local"), window=6))
     whole = run(module, params)

@@ -9,12 +9,13 @@ import llmjax
 from llmjax import recipe
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
         ("masked", {"model__direction": "bidirectional", "objective__whole_words": True}),
-        pytest.param("span", {"model__encoder_layers": 1, "model__position": "t5"}, marks=pytest.mark.slow),
+        ("span", {"model__encoder_layers": 1, "model__position": "t5"}),
     ],
 )
 def test_a_recipe_without_left_to_right_text_measures_its_own_predictions(tiny_sources, tmp_path, name, changes):

@@ -44,7 +44,7 @@ def near(name: str) -> tuple[Any, Any]:
     return module, jax.tree.map(lambda x: x * 1.02, params)
 
 
-QUICK = (("llama", "a good model"), ("griffin", "lookup"))
+QUICK = (("llama", "a good model"),)
 COMMON: dict[str, Any] = {"slots": 2, "length": 48, "chunks": (16,), "steps": 3}
 
 
