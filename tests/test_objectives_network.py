@@ -152,7 +152,7 @@ def test_a_decoder_sees_the_source_of_its_own_document_and_its_past():
     np.testing.assert_array_equal(dependence(predict, batch, "tokens")[real], allowed(row)[real])
 
 
-# The others have the same programs, of causal (see test_train.py) and masked ones (see test_objectives_recipe.py).
+# The others are slow: their programs are much like these, or like the causal ones of test_train.py.
 @pytest.mark.parametrize(
     "case", few(["permutation in parts", "span", "multi_token", "unilm", "prefix", "masked", "span without encoder"], 2)
 )
