@@ -448,6 +448,14 @@ def test_mail_without_text_is_a_reject():
     assert rows[0][1] == "mail: no text"
 
 
+def test_a_header_of_mail_that_takes_the_parser_hours_costs_its_message():
+    slow = b"Content-Type: text/plain; " + b"a=b; " * 20_000 + b"\n\nbody"
+    rows = run(("mail", slow), ("mail", b"Subject: next\n\nbody"), max_document_seconds=0.5)
+    assert [row[:2] for row in rows] == [
+        (None, "too slow: more than prepare.max_document_seconds=0.5"), ("next\n\nbody\n", ""),
+    ]  # fmt: skip
+
+
 def test_mail_is_read_by_the_charset_that_it_declares():
     """ISO-2022-JP is seven-bit, so it would be taken for UTF-8; the mail of Japan and older pages are in it."""
     text = "これは日本語の手紙です。元気ですか。"

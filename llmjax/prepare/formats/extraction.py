@@ -1,11 +1,11 @@
-"""The text of one document, by its format. PDFs, and large pages and mail, are read in a separate process."""
+"""The text of one document, by its format. PDFs, mail and large pages are read in a separate process."""
 
 from dataclasses import dataclass
 
 from llmjax.prepare.formats import RejectedError, html, is_panic, isolated, mail, pdf
 from llmjax.prepare.formats.text import decode
 
-LARGE = 200_000  # bytes; no smaller page or mail takes a parser more than a few seconds
+LARGE = 200_000  # bytes; no smaller page takes a parser more than a few seconds, but a header of mail can
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def text_of(data: bytes, media: str, options: Options) -> Text:
     """
     kind, _, declared = media.partition("; charset=")
     is_large = len(data) > LARGE or data.count(b"<") > html.MANY_TAGS
-    if kind == "pdf" or (kind in ("html", "mail") and is_large):
+    if kind in ("pdf", "mail") or (kind == "html" and is_large):
         result: Text = isolated.call(_read, data, kind, declared, options, seconds=options.max_document_seconds)
         return result
     try:
