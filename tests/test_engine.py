@@ -142,7 +142,7 @@ def random_request(seed: int) -> Request:
     )
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", few([40, 200], slow=0))
 def test_requests_that_come_and_go_get_what_they_get_alone(count):
     """Random lengths, settings and cancellations against 8 slots: the same answers, all slots free, nothing compiled."""
     make_engine = functools.partial(Engine, *model(), TOKENIZER, **COMMON | {"slots": 8})
@@ -256,7 +256,7 @@ def test_local_layers_and_recurrent_ones_keep_what_their_window_and_state_need()
     assert max(leaf.nbytes for leaf in jax.tree.leaves(layers)) < 2 * 4096
 
 
-@pytest.mark.parametrize("line", ["data=2 tensor=2", pytest.param("fsdp=2 tensor=4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("line", few(["data=2 tensor=2", "fsdp=2 tensor=4"], slow=0))
 def test_slots_divided_over_a_mesh_write_the_same(line):
     c = tiny_config(model__init_std=0.3, model__kv_heads=2, model__vocab_size=V, parallel__mesh=line)
     module, params = make(c.model)

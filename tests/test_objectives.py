@@ -205,7 +205,7 @@ def one_step(mesh, **changes):
     return jax.device_get(values), gradient
 
 
-@pytest.mark.parametrize(("mesh", "parts"), few([("fsdp=2 tensor=2", 2), ("data=1", 2), ("data=2", 4)]))
+@pytest.mark.parametrize(("mesh", "parts"), few([("fsdp=2 tensor=2", 2), ("data=1", 2), ("data=2", 4)], slow=1))
 def test_micro_batches_change_neither_loss_nor_gradient(mesh, parts):
     values, gradient = one_step("data=1")
     here_values, here = one_step(mesh, train__micro_batches=parts)
