@@ -250,7 +250,7 @@ def _sparse(c: ConfigDict) -> Iterator[str]:
     wrong = [i for i in moe.dense if not isinstance(i, int) or not 0 <= i < m.layers]
     if wrong:
         yield f"model.moe.dense has {wrong[0]!r}; its numbers are those of layers, from 0 to {m.layers - 1}"
-    elif not any(i not in moe.dense for i in range(moe.first + moe.every - 1, m.layers, moe.every)):
+    elif not any(i not in moe.dense for i in range(moe.first + moe.every - 1, m.layers, max(moe.every, 1))):
         yield f"model.moe.dense={moe.dense} leaves no sparse layer among {m.layers}: remove one that would be sparse"
     if moe.experts % moe.groups:
         yield f"model.moe.groups={moe.groups} must divide model.moe.experts={moe.experts}"
@@ -304,13 +304,13 @@ def _initialisation(c: ConfigDict) -> Iterator[str]:
             "model.init=deepnorm scales the residual stream up for a norm after each sum: set model.norm_place=post, and a "
             "norm"
         )
-    if m.init in ("mup", "completep"):
-        yield from _transferred(c)
 
 
 def _transferred(c: ConfigDict) -> Iterator[str]:
     """What the table of muP and CompleteP (model/parametrization.py) has no row for."""
     m = c.model
+    if m.init not in ("mup", "completep"):
+        return
     if m.embedding_width not in (0, m.width):
         yield f"model.init={m.init} wants embeddings as wide as the model: set model.embedding_width=0"
     for kind in ("rglru", "mamba2"):
@@ -330,4 +330,16 @@ def _transferred(c: ConfigDict) -> Iterator[str]:
         )
 
 
-PARTS = (_parts, _pattern, _attention, _latent, _positions, _norms, _stacks, _sparse, _recurrent, _initialisation)
+PARTS = (
+    _parts,
+    _pattern,
+    _attention,
+    _latent,
+    _positions,
+    _norms,
+    _stacks,
+    _sparse,
+    _recurrent,
+    _initialisation,
+    _transferred,
+)
