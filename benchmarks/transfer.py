@@ -3,8 +3,8 @@
     python benchmarks/transfer.py --out results/transfer.json
     python benchmarks/transfer.py --only adamw --seeds 1 --widths 64
 
-Five rates at each of two widths, AdamW and Muon, muP and the standard parametrisation, three seeds: 120 runs of 0.3M tokens
-of this Python's standard library, bytes for tokens, of 10 seconds to 2 minutes of two cores each. Trainings are in steps,
+Five rates at each of two widths, AdamW and Muon, muP and the standard parametrisation, three seeds: 120 runs of 0.8M tokens
+of this Python's standard library, bytes for tokens, of half a minute to three of two idle cores each. Trainings are in steps,
 so the machine's load does not change them. The script may be stopped at any time and goes on where it was; results are
 written after every optimizer, scheme and width, with what is still open.
 
@@ -44,7 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.init, c.model.mup_base_width = given.init, WIDTHS[0]
     c.optimizer.name = given.optimizer
     c.schedule.name, c.schedule.final, c.schedule.warmup = "linear", 0.0, "10%"
-    c.train.batch_size, c.train.sequence_length, c.train.duration = 16, 128, "150 steps"
+    c.train.batch_size, c.train.sequence_length, c.train.duration = 16, 128, "400 steps"
     c.train.eval_every, c.train.eval_batches = "100%", 16
     c.checkpoint.every = "100%"
     return c
