@@ -246,6 +246,30 @@ def test_text_of_a_program_that_is_not_understood_is_an_error(text, other):
         timeline.walk(hlo.parse(TPU_PROGRAM.replace(text, other)), machine(lambda sent: 1.0))
 
 
+@pytest.mark.parametrize("opcode", collectives.ASYNC_CALLS)
+def test_a_call_that_is_started_runs_beside_what_follows(opcode):
+    def text(inner):
+        return f"""
+%inner (p: f32[8]) -> f32[8] {{
+  %p = f32[8]{{0}} parameter(0)
+  ROOT %r = f32[8]{{0}} {inner}
+}}
+
+ENTRY %e (a: f32[8]) -> f32[8] {{
+  %a = f32[8]{{0}} parameter(0)
+  %s = ((f32[8]{{0}}), f32[8]{{0}}, u32[]) {opcode}(%a), calls=%inner
+  %b = f32[8]{{0}} add(%a, %a)
+  ROOT %d = f32[8]{{0}} {opcode.replace("start", "done")}(%s)
+}}
+"""
+
+    cost = timeline.walk(hlo.parse(text("negate(%p)")), machine())
+    assert cost.seconds == pytest.approx(96 / 1e11) and not cost.sent  # the addition, and the call beside it
+    gather = "all-reduce(%p), replica_groups={{0,1}}, to_apply=%sum"
+    cost = timeline.walk(hlo.parse(text(gather)), machine())
+    assert [one.exposed for one in cost.sent.values()] == [pytest.approx(1.0 - 96 / 1e11)]
+
+
 STEP = "jit(step)/transpose(jvp(Transformer))/while/body/closed_call/checkpoint"
 
 

@@ -22,6 +22,7 @@ KINDS = (
     "collective-broadcast",
     "send",  # between slices, where the compiler has split a collective
 )
+ASYNC_CALLS = ("async-start", "call-start")  # of a computation that runs beside others, up to its "-done"
 Groups = tuple[tuple[int, ...], ...]
 
 
@@ -74,12 +75,12 @@ def collective_of(program: Program, computation: Computation, instruction: Instr
     if kind in KINDS:
         role = "start" if opcode.endswith("-start") else "whole"
         return _collective(computation, instruction, kind, program.partitions, role=role)
-    if opcode in ("fusion", "async-start", "call"):
+    if opcode in ("fusion", "call", *ASYNC_CALLS):
         inner = _inside(program, instruction)
         if inner is None:
             return None
         where, found = inner
-        role = "start" if opcode == "async-start" else _role(where, found)
+        role = "start" if opcode in ASYNC_CALLS else _role(where, found)
         made = _collective(where, found, found.opcode.removesuffix("-start"), program.partitions, role=role)
         if made.kind == "all-reduce" and _only_sliced(where, found):
             return replace(made, kind="reduce-scatter")  # each device keeps its part of the sum
@@ -105,7 +106,7 @@ def _inside(program: Program, instruction: Instruction) -> tuple[Computation, In
     for found in where.instructions if where is not None else ():
         if found.opcode.removesuffix("-start") in KINDS:
             return where, found  # type: ignore[return-value]
-        if found.opcode in ("fusion", "async-start", "call") and (inner := _inside(program, found)):
+        if found.opcode in ("fusion", "call", *ASYNC_CALLS) and (inner := _inside(program, found)):
             return inner
     return None
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from llmjax.scaling.collectives import KINDS, Collective, collective_of
+from llmjax.scaling.collectives import ASYNC_CALLS, KINDS, Collective, collective_of
 from llmjax.scaling.hlo import Computation, Frame, Instruction, Program, product_flops, trip_count, unread
 
 FREE = {"recv", "recv-done", "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
@@ -163,7 +163,7 @@ class _Walker:
                     self._wait(cost, ends, (sent.channel,))
                 else:
                     self._send(cost, ends, free, instruction, sent)
-            elif opcode in ("copy-start", "async-start", "slice-start"):
+            elif opcode in ("copy-start", "slice-start", *ASYNC_CALLS):
                 size = min(self._traffic(computation, instruction), 2 * sum(s.bytes for s in instruction.shapes[:1]))
                 begin = max(cost.seconds, free.get("copies", 0.0))
                 free["copies"] = begin + size / self.machine.bandwidth
