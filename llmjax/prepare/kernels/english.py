@@ -14,7 +14,18 @@ import numpy as np
 
 from llmjax.prepare import rules
 from llmjax.prepare.kernels import jit
-from llmjax.prepare.kernels.words import CHARACTER, SEED, TABLE_SIZE, Array, HashTable, Pair, entry, mix, new_table
+from llmjax.prepare.kernels.words import (
+    CHARACTER,
+    SEED,
+    TABLE_SIZE,
+    Array,
+    HashTable,
+    Pair,
+    entry,
+    mix,
+    new_table,
+    number_of,
+)
 
 # Properties of code points, bits of a uint32.
 BLANK, LINE_END, ALPHABETIC, SYMBOL, TERMINAL = 1, 2, 4, 8, 16
@@ -114,11 +125,12 @@ def word_list(words: Iterable[str]) -> Pair:
 
 @jit
 def word_table(words: Pair) -> HashTable:
-    """The hash table of a list of words, which numbers them in order; `_find` reads it."""
+    """The hash table of a list of words, which numbers them in order; `number_of` reads it."""
     codes, offsets = words
     table = new_table(offsets.shape[0] - 1)
     for i in range(offsets.shape[0] - 1):
-        entry(table, table[0].shape[0] - 1, 1, characters_hash(codes, offsets[i], offsets[i + 1]), i)
+        value = characters_hash(codes, offsets[i], offsets[i + 1])
+        entry(table[0], table[1], table[2], table[0].shape[0] - 1, 1, value, i)
     return table
 
 
@@ -164,17 +176,11 @@ def characters_hash(codes: Array, start: int, stop: int) -> np.uint64:
 
 
 @jit
-def _find(table: HashTable, value: np.uint64) -> int:
-    """The number of a hash in a table, or -1."""
-    return entry(table, table[0].shape[0] - 1, 1, value, -1)
-
-
-@jit
 def _special(codes: Array, start: int, stop: int, specials: HashTable) -> int:
     """The number of a piece in the list, or -1."""
     if stop - start > LONGEST or stop <= start:
         return -1
-    return _find(specials, characters_hash(codes, start, stop))
+    return number_of(specials, characters_hash(codes, start, stop))
 
 
 @jit
@@ -222,7 +228,7 @@ def _suffix(codes: Array, bits: Array, start: int, stop: int, units: HashTable) 
     # A unit after a number: it has at most four characters.
     if bits[stop - 1] & (ALPHABETIC | PREFIX) or last == 0xB2 or last == 0xB3:
         for length in range(min(4, stop - start - 1), 0, -1):
-            if bits[stop - length - 1] & NUMERAL and _find(units, characters_hash(codes, stop - length, stop)) >= 0:
+            if bits[stop - length - 1] & NUMERAL and number_of(units, characters_hash(codes, stop - length, stop)) >= 0:
                 return length
     return 1 if bits[stop - 1] & SUFFIX else 0
 

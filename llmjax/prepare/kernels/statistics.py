@@ -33,6 +33,7 @@ from llmjax.prepare.kernels.words import (
     entry,
     find_words,
     new_table,
+    number_of,
     rolling,
     room,
     table_mask,
@@ -212,7 +213,7 @@ def _words(
         row[3] += (end - start) if is_plain else 0
         row[4] += is_alphabetic
         if end - start <= 4:
-            stop_word = entry(stops, stops[0].shape[0] - 1, 1, hashes[i], -1)
+            stop_word = number_of(stops, hashes[i])
             if stop_word >= 0:
                 found_stop_words |= 1 << stop_word
     row[1] = words
@@ -234,12 +235,12 @@ def _repetition(
     row: Array,
 ) -> None:
     """Characters in the most frequent run of 2 to 4 words, and in runs of 5 to 10 words that stood before."""
-    mask = table_mask(words)
+    mask, (keys, numbers, stamps) = table_mask(words), table
     for n in range(2, min(5, words + 1)):
         stamp += 1
         entries = 0
         for i in range(rolling(hashes, words, n, grams)):
-            number = entry(table, mask, stamp, grams[i], entries)
+            number = entry(keys, numbers, stamps, mask, stamp, grams[i], entries)
             if number == entries:
                 counts[number], lengths[number] = 1, before[i + n] - before[i] + n - 1
                 entries += 1
@@ -255,7 +256,7 @@ def _repetition(
         number = rolling(hashes, words, n, grams)
         i, repeated = 0, 0
         while i < number:
-            if entry(table, mask, stamp, grams[i], i) == i:
+            if entry(keys, numbers, stamps, mask, stamp, grams[i], i) == i:
                 i += 1
             else:
                 repeated += before[i + n] - before[i]
@@ -295,6 +296,7 @@ def _pieces(
 ) -> None:
     """Lines by line feeds and paragraphs by two or more, and what is repeated of them."""
     number, at = 0, 0
+    keys, numbers, stamps = table
     if count:
         # Line feeds at the two ends make empty lines, as in re.split.
         at_both_ends = codes[0] == 10 and codes[count - 1] == 10
@@ -308,7 +310,7 @@ def _pieces(
         while at < count and codes[at] != 10:
             is_blank = is_blank and bits[at] & BLANK != 0
             at += 1
-        is_repeated = entry(table, mask, stamp - 1, characters_hash(codes, start, at), number) != number
+        is_repeated = entry(keys, numbers, stamps, mask, stamp - 1, characters_hash(codes, start, at), number) != number
         number += 1
         row[14] += 1
         if is_repeated:
@@ -329,7 +331,7 @@ def _pieces(
         start = at
         while at < last and not (codes[at] == 10 and codes[at + 1] == 10):
             at += 1
-        if entry(table, mask, stamp, characters_hash(codes, start, at), number) != number:
+        if entry(keys, numbers, stamps, mask, stamp, characters_hash(codes, start, at), number) != number:
             row[12] += 1
             row[13] += at - start
         number += 1
