@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import common
-from common import scalar
+import jobs
+from jobs import scalar
 
 MOUNT = "/mnt/runs"
 SPOT = "cloud.google.com/gke-spot"
@@ -110,12 +110,10 @@ def chips_and_hosts(tpu: str) -> tuple[Tpu, str, int, int]:
         chips = math.prod(int(size) for size in topology.split("x"))
         generation = TPUS[kind]
     except (KeyError, ValueError):
-        raise common.Mistake(
-            f"--tpu={tpu}: write TYPE:TOPOLOGY such as v5p:4x4x4; types are {', '.join(TPUS)}"
-        ) from None
+        raise jobs.Mistake(f"--tpu={tpu}: write TYPE:TOPOLOGY such as v5p:4x4x4; types are {', '.join(TPUS)}") from None
     per_host = chips if chips <= generation.single else generation.chips
     if chips % per_host:
-        raise common.Mistake(f"--tpu={tpu}: {chips} chips are not a whole number of hosts with {per_host} chips")
+        raise jobs.Mistake(f"--tpu={tpu}: {chips} chips are not a whole number of hosts with {per_host} chips")
     return generation, topology, per_host, chips // per_host
 
 
@@ -135,7 +133,7 @@ def manifest(args: argparse.Namespace, command: Sequence[str]) -> str:
         selector = {"cloud.google.com/gke-accelerator": args.accelerator}
         # The pod's number comes from Kubernetes: JOB_COMPLETION_INDEX.
         env = {
-            "LLMJAX_COORDINATOR": f"{args.name}-slice-0-0.{args.name}:{common.PORT}",
+            "LLMJAX_COORDINATOR": f"{args.name}-slice-0-0.{args.name}:{jobs.PORT}",
             "LLMJAX_PROCESSES": str(hosts),
         }
         annotations = {}
@@ -155,11 +153,11 @@ def manifest(args: argparse.Namespace, command: Sequence[str]) -> str:
         selector=scalar(selector),
         image=scalar(args.image),
         command=scalar(["python", "-m", "llmjax", *command]),
-        env=scalar([{"name": name, "value": value} for name, value in (env | common.STOPPED).items()]),
+        env=scalar([{"name": name, "value": value} for name, value in (env | jobs.STOPPED).items()]),
         annotations=scalar(annotations),
         host_network=scalar(bool(args.tpu)),
         dns="ClusterFirstWithHostNet" if args.tpu else "ClusterFirst",
-        port=common.PORT,
+        port=jobs.PORT,
         limits=scalar(limits),
         mount=MOUNT,
         claim=scalar(args.claim),
@@ -186,22 +184,22 @@ def main(argv: Sequence[str]) -> int:
         "--grace", type=int, default=0, help="seconds to save before a pod is removed (default: 300; with --spot 15)"
     )
     parser.add_argument("--yes", action="store_true", help="do not ask before something that costs money")
-    args, command = common.parse(parser, argv)
-    if not common.workdir(command).startswith(f"{MOUNT}/"):
-        raise common.Mistake(f"--workdir must be below {MOUNT}, the volume that all pods see")
+    args, command = jobs.parse(parser, argv)
+    if not jobs.workdir(command).startswith(f"{MOUNT}/"):
+        raise jobs.Mistake(f"--workdir must be below {MOUNT}, the volume that all pods see")
     if args.spot and args.grace > LONGEST_SPOT_SECONDS:
-        raise common.Mistake(
+        raise jobs.Mistake(
             f"--grace {args.grace}: a pod on a spot node has {SPOT_SECONDS} seconds, or up to {LONGEST_SPOT_SECONDS} where its "
             "node pool was made so"
         )
     text, apply = manifest(args, command), ["kubectl", "apply", "-f", "-"]
     if args.dry_run:
-        print(f"{text}# {common.line(apply)}")
+        print(f"{text}# {jobs.line(apply)}")
         return 0
-    common.approve(f"{args.slices} x {args.tpu or f'{args.nodes} pods of {args.gpus} GPUs'}", yes=args.yes)
-    common.call(apply, stdin=text)
+    jobs.approve(f"{args.slices} x {args.tpu or f'{args.nodes} pods of {args.gpus} GPUs'}", yes=args.yes)
+    jobs.call(apply, stdin=text)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(common.each(main, sys.argv[1:]))
+    sys.exit(jobs.each(main, sys.argv[1:]))

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import common
+import jobs
 
 GRACE_SECONDS = 2.0  # in which the other processes may print their own errors
 POLL_SECONDS = 0.02
@@ -147,15 +147,15 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--restarts", type=int, default=0, help="how often the job may start again after an error")
     parser.add_argument("--port", type=int, default=0, help="port of the coordinator (default: a free one)")
-    args, command = common.parse(parser, argv)
+    args, command = jobs.parse(parser, argv)
     if args.n < 1:
-        raise common.Mistake(f"-n {args.n}: at least one process is needed")
-    folder = Path(common.workdir(command)) / "processes"
+        raise jobs.Mistake(f"-n {args.n}: at least one process is needed")
+    folder = Path(jobs.workdir(command)) / "processes"
     if args.dry_run:
         for index in range(args.n):
             env = environment(index, count=args.n, port=str(args.port or "PORT"), devices=args.devices_per_process)
-            output = f" >> {common.line([str(folder / f'{index}.log')])} 2>&1" if index else ""
-            print(common.line([sys.executable, "-m", "llmjax", *command], env=env) + output + " &")
+            output = f" >> {jobs.line([str(folder / f'{index}.log')])} 2>&1" if index else ""
+            print(jobs.line([sys.executable, "-m", "llmjax", *command], env=env) + output + " &")
         print("wait")
         return 0
     stops: list[int] = []
@@ -179,4 +179,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(common.each(main, sys.argv[1:], unnamed=True))
+    sys.exit(jobs.each(main, sys.argv[1:], unnamed=True))

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import common
-from common import scalar
+import jobs
+from jobs import scalar
 
 MOUNT = "/mnt/runs"
 FILE = """\
@@ -45,21 +45,21 @@ run: |
 def settings(accelerators: str, nodes: int) -> dict[str, str]:
     """The environment variables of a process, as SkyPilot's shell expands them."""
     if accelerators.startswith("tpu-"):
-        return {"LLMJAX_CLUSTER": "tpu", **common.STOPPED}
+        return {"LLMJAX_CLUSTER": "tpu", **jobs.STOPPED}
     if nodes == 1:
-        return common.STOPPED
+        return jobs.STOPPED
     return {
-        "LLMJAX_COORDINATOR": f'"$(head -n 1 <<< "$SKYPILOT_NODE_IPS"):{common.PORT}"',
+        "LLMJAX_COORDINATOR": f'"$(head -n 1 <<< "$SKYPILOT_NODE_IPS"):{jobs.PORT}"',
         "LLMJAX_PROCESSES": '"$SKYPILOT_NUM_NODES"',
         "LLMJAX_PROCESS": '"$SKYPILOT_NODE_RANK"',
-        **common.STOPPED,
+        **jobs.STOPPED,
     }
 
 
 def task(args: argparse.Namespace, command: Sequence[str]) -> str:
     """The file as YAML."""
     env = settings(args.accelerators, args.nodes)
-    words = common.line([".venv/bin/python", "-m", "llmjax", *command])
+    words = jobs.line([".venv/bin/python", "-m", "llmjax", *command])
     return FILE.format(
         name=scalar(args.name),
         nodes=args.nodes,
@@ -67,7 +67,7 @@ def task(args: argparse.Namespace, command: Sequence[str]) -> str:
         accelerators=scalar(args.accelerators),
         spot=scalar(args.spot),
         restarts=args.restarts,
-        stopped=next(iter(common.STOPPED.values())),
+        stopped=next(iter(jobs.STOPPED.values())),
         mount=MOUNT,
         bucket=scalar(args.bucket),
         extra="tpu" if args.accelerators.startswith("tpu-") else "gpu",
@@ -86,22 +86,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--restarts", type=int, default=10, help="how often the training may start again after an error"
     )
-    parser.add_argument("--root", type=Path, default=common.ROOT, help="the folder to copy to the nodes")
+    parser.add_argument("--root", type=Path, default=jobs.ROOT, help="the folder to copy to the nodes")
     parser.add_argument("--out", type=Path, help="write the file here (default: runs/.launch/NAME/task.yaml)")
     parser.add_argument("--yes", action="store_true", help="do not ask before something that costs money")
-    args, command = common.parse(parser, argv)
-    if not common.workdir(command).startswith(f"{MOUNT}/"):
-        raise common.Mistake(f"--workdir must be below {MOUNT}, the bucket that all nodes see")
-    path = args.out or common.ROOT / "runs" / ".launch" / args.name / "task.yaml"
+    args, command = jobs.parse(parser, argv)
+    if not jobs.workdir(command).startswith(f"{MOUNT}/"):
+        raise jobs.Mistake(f"--workdir must be below {MOUNT}, the bucket that all nodes see")
+    path = args.out or jobs.ROOT / "runs" / ".launch" / args.name / "task.yaml"
     start = ["sky", "jobs", "launch", "--yes", f"--name={args.name}", str(path)]
     if args.dry_run:
-        print(f"{task(args, command)}# {common.line(start)}")
+        print(f"{task(args, command)}# {jobs.line(start)}")
         return 0
-    common.approve(f"{args.nodes} x {args.accelerators}", yes=args.yes)
-    common.write(task(args, command), path)
-    common.call(start)
+    jobs.approve(f"{args.nodes} x {args.accelerators}", yes=args.yes)
+    jobs.write(task(args, command), path)
+    jobs.call(start)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(common.each(main, sys.argv[1:]))
+    sys.exit(jobs.each(main, sys.argv[1:]))

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import common
+import jobs
 
 SCRIPT = """\
 #!/bin/bash
@@ -79,10 +79,10 @@ def script(args: argparse.Namespace, command: Sequence[str]) -> str:
         restarts=args.restarts,
         more="".join(f"#SBATCH --{key}={value}\n" for key, value in more if value),
         root=shlex.quote(str(args.root)),
-        stopped_status=" ".join(f"{name}={value}" for name, value in common.STOPPED.items()),
-        stopped=next(iter(common.STOPPED.values())),
-        folder=shlex.quote(f"{common.workdir(command)}/processes"),
-        command=common.line([".venv/bin/python", "-m", "llmjax", *command]),
+        stopped_status=" ".join(f"{name}={value}" for name, value in jobs.STOPPED.items()),
+        stopped=next(iter(jobs.STOPPED.values())),
+        folder=shlex.quote(f"{jobs.workdir(command)}/processes"),
+        command=jobs.line([".venv/bin/python", "-m", "llmjax", *command]),
     )
 
 
@@ -102,22 +102,20 @@ def main(argv: Sequence[str]) -> int:
     )
     for name in ("account", "partition", "qos", "reservation", "constraint"):
         parser.add_argument(f"--{name}", default="", help=f"sbatch's --{name}")
-    parser.add_argument(
-        "--root", type=Path, default=common.ROOT, help="this repository, with .venv, as the nodes see it"
-    )
+    parser.add_argument("--root", type=Path, default=jobs.ROOT, help="this repository, with .venv, as the nodes see it")
     parser.add_argument("--out", type=Path, help="write the script here (default: WORKDIR/job.sh)")
     parser.add_argument("--yes", action="store_true", help="submit without asking")
-    args, command = common.parse(parser, argv)
-    text, path = script(args, command), args.out or Path(common.workdir(command)) / "job.sh"
+    args, command = jobs.parse(parser, argv)
+    text, path = script(args, command), args.out or Path(jobs.workdir(command)) / "job.sh"
     if args.dry_run:
-        print(f"# {path}\n{text}\n# {common.line(['sbatch', str(path)])}")
+        print(f"# {path}\n{text}\n# {jobs.line(['sbatch', str(path)])}")
         return 0
-    common.approve(f"{args.nodes} nodes with {args.gpus} GPUs each, for as long as it takes", yes=args.yes)
-    (Path(common.workdir(command)) / "processes").mkdir(parents=True, exist_ok=True)
-    common.write(text, path, executable=True)
-    common.call(["sbatch", str(path)])
+    jobs.approve(f"{args.nodes} nodes with {args.gpus} GPUs each, for as long as it takes", yes=args.yes)
+    (Path(jobs.workdir(command)) / "processes").mkdir(parents=True, exist_ok=True)
+    jobs.write(text, path, executable=True)
+    jobs.call(["sbatch", str(path)])
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(common.each(main, sys.argv[1:]))
+    sys.exit(jobs.each(main, sys.argv[1:]))

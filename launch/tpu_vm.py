@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import common
-from common import line
+import jobs
+from jobs import line
 
 RUNTIMES = {
     "v4": "tpu-ubuntu2204-base",
@@ -117,15 +117,15 @@ def install_script(disk: str) -> str:
 
 def start_script(command: Sequence[str]) -> str:
     """The script that starts the command on a host and leaves it running. JAX finds the other hosts."""
-    words = line([".venv/bin/python", "-m", "llmjax", *command], env={"LLMJAX_CLUSTER": "tpu", **common.STOPPED})
+    words = line([".venv/bin/python", "-m", "llmjax", *command], env={"LLMJAX_CLUSTER": "tpu", **jobs.STOPPED})
     body = f"echo $$ > ~/llmjax.pid; cd ~/llmjax; {words} >> ~/llmjax.log 2>&1; echo $? > ~/llmjax.status"
     return f"rm -f llmjax.status; {line(['setsid', 'nohup', 'bash', '-c', body])} > /dev/null 2>&1 < /dev/null &"
 
 
 def archive(args: argparse.Namespace) -> tuple[list[str], Path]:
     """The command that packs the commit, and the path of the archive."""
-    path = common.ROOT / "runs" / ".launch" / args.name / "llmjax.tar.gz"
-    return ["git", "-C", str(common.ROOT), "archive", "--format=tar.gz", f"--output={path}", args.commit], path
+    path = jobs.ROOT / "runs" / ".launch" / args.name / "llmjax.tar.gz"
+    return ["git", "-C", str(jobs.ROOT), "archive", "--format=tar.gz", f"--output={path}", args.commit], path
 
 
 def prepare(args: argparse.Namespace, code: Path) -> list[list[str]]:
@@ -146,20 +146,20 @@ def begin(args: argparse.Namespace, command: Sequence[str]) -> list[list[str]]:
 
 def state(args: argparse.Namespace) -> str:
     """The state of the request; "" without a request or an answer."""
-    return common.ask(describe(args)).split(";")[0].strip()
+    return jobs.ask(describe(args)).split(";")[0].strip()
 
 
 def wait_until_active(args: argparse.Namespace) -> None:
     """Request the machines, unless there is a request, and wait for them without a limit."""
     now = state(args)
     if now in GONE:
-        common.call(delete(args))
+        jobs.call(delete(args))
         now = ""
     if not now:
-        common.call(create(args))
+        jobs.call(create(args))
     while (now := state(args)) != "ACTIVE":
         if now in GONE:
-            raise common.Mistake(f"the request {args.name} is {now}: look at it with {line(describe(args))}")
+            raise jobs.Mistake(f"the request {args.name} is {now}: look at it with {line(describe(args))}")
         print(f"launch: the machines are {now or 'not known'} yet", file=sys.stderr, flush=True)
         time.sleep(args.poll)
 
@@ -175,7 +175,7 @@ def watch(args: argparse.Namespace) -> str:
             silent = 0 if found else silent + 1
             if found in GONE or silent > SILENT:
                 return "preempted"
-            now = common.ask(ssh(args, first, STATUS, worker="0"))
+            now = jobs.ask(ssh(args, first, STATUS, worker="0"))
             if now not in ("running", ""):  # "": the host did not answer
                 return "preempted" if state(args) in GONE else now
     finally:
@@ -218,20 +218,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--poll", type=float, default=POLL_SECONDS, help="seconds between polls")
     parser.add_argument("--keep", action="store_true", help="keep the machines at the end")
     parser.add_argument("--yes", action="store_true", help="do not ask before something that costs money")
-    args, command = common.parse(parser, argv)
-    if not common.workdir(command).startswith(f"{MOUNT}/"):
-        raise common.Mistake(f"--workdir must be below {MOUNT}, the disk that all hosts see")
+    args, command = jobs.parse(parser, argv)
+    if not jobs.workdir(command).startswith(f"{MOUNT}/"):
+        raise jobs.Mistake(f"--workdir must be below {MOUNT}, the disk that all hosts see")
     if not args.runtime and args.type.partition("-")[0] not in RUNTIMES:
-        raise common.Mistake(
-            f"the runtime of {args.type} is not known: give --runtime; known are {', '.join(RUNTIMES)}"
-        )
+        raise jobs.Mistake(f"the runtime of {args.type} is not known: give --runtime; known are {', '.join(RUNTIMES)}")
     if args.dry_run:
         show(args, command)
         return 0
-    common.approve(f"{args.slices} x {args.type} in {args.zone}, until the training ends", yes=args.yes)
+    jobs.approve(f"{args.slices} x {args.type} in {args.zone}, until the training ends", yes=args.yes)
     pack, code = archive(args)
     code.parent.mkdir(parents=True, exist_ok=True)
-    common.call(pack)
+    jobs.call(pack)
     status, fresh = "preempted", True
     for attempt in range(args.restarts + 1):
         if status == "preempted":
@@ -239,7 +237,7 @@ def main(argv: Sequence[str]) -> int:
             fresh = True
         try:
             for words in [*(prepare(args, code) if fresh else []), *begin(args, command)]:
-                common.call(words)
+                jobs.call(words)
         except subprocess.CalledProcessError as error:  # hosts may vanish at any time
             status = "preempted" if state(args) in GONE else f"{line(error.cmd[:6])} failed"
         else:
@@ -248,9 +246,9 @@ def main(argv: Sequence[str]) -> int:
             break
         print(f"launch: {status}; starting again ({attempt + 1} of {args.restarts})", file=sys.stderr, flush=True)
     if not args.keep:
-        common.call(delete(args))
+        jobs.call(delete(args))
     return int(status) if status.isdigit() else 1
 
 
 if __name__ == "__main__":
-    sys.exit(common.each(main, sys.argv[1:]))
+    sys.exit(jobs.each(main, sys.argv[1:]))

@@ -326,5 +326,5 @@ def test_the_steps_of_the_image_name_what_is_there():
 def test_every_verb_that_trains_can_be_launched():
     from llmjax import cli
 
-    launched = runpy.run_path(str(ROOT / "launch" / "common.py"))["VERBS"]
+    launched = runpy.run_path(str(ROOT / "launch" / "jobs.py"))["VERBS"]
     assert {name for name, verb in cli.VERBS.items() if verb.whole} <= set(launched) <= set(cli.VERBS)

@@ -11,7 +11,6 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from llmjax import storage
-from llmjax.report.collect import collect
 
 
 def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
@@ -23,6 +22,7 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     Raises:
         UserError: if the folder is not a run.
     """
+    from llmjax.report.collect import collect
     from llmjax.report.page import write_pages
 
     html, markdown = write_pages(collect(workdir, config=c), workdir / "report")
@@ -49,6 +49,7 @@ def compare(workdirs: Sequence[Path], *, out: Path) -> Path:
         UserError: for fewer than two runs, the same run twice, or a folder that is not a run.
     """
     from llmjax.report import scores
+    from llmjax.report.collect import collect
     from llmjax.report.comparison import write_comparison
 
     page = write_comparison([collect(Path(workdir)) for workdir in workdirs], out)
