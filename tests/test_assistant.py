@@ -124,8 +124,6 @@ def test_the_chain_teaches_a_model_of_a_few_thousand_parameters(tiny_run, one_de
     assert cli.main(["generate", "--workdir", str(workdir), "--chat", "--prompt", "hello"]) == 0
     assert cli.main(["export", "--from", str(workdir), "--to", str(tmp_path / "exported")]) == 0
     assert config.run_of(workdir) == workdir / "grpo"
-    asked = argparse.Namespace(named=workdir, workdir=workdir / "grpo", also=[workdir / "sft"], name=None)
-    served, _ = serve._models(
-        asked, model.config
-    )  # the name that a client gives is that of the folder which was served
+    asked = argparse.Namespace(named=workdir, workdir=workdir / "grpo", also=[workdir / "sft"], name=None, adapter=[])
+    served, _ = serve._models(asked, model.config)  # a client gives the name of the folder which was served
     assert [one.name for one in served] == ["assistant", "sft"]
