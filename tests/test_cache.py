@@ -204,6 +204,25 @@ def test_a_kept_program_is_neither_traced_nor_compiled_again(cache: Cache, monke
     assert traced == 10
 
 
+def test_a_program_that_jax_took_from_a_file_is_compiled_before_it_is_kept(cache: Cache) -> None:
+    """XLA does not write such a program whole: the one that is loaded again would lack functions."""
+    assert jax.config.values["jax_compilation_cache_dir"], "the tests keep JAX's programs (conftest.py)"
+
+    def made() -> Any:
+        def of_a_file(x: Any) -> Any:
+            return jnp.where(x > 1, jnp.sin(x) + 1, x).cumsum().sum()
+
+        return jax.jit(of_a_file)
+
+    x = np.linspace(0, 3, 4096, dtype=np.float32)
+    expected = made()(x)  # JAX writes the file
+    function = made()
+    assert function(x) == expected  # and reads it
+    for _ in range(2):
+        compiled._cached.cache_clear()
+        assert Store(cache).keep(function, "of_a_file")(x) == expected
+
+
 def test_programs_belong_to_the_code_the_machine_and_the_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     def now() -> str:
         compiled.environment.cache_clear()

@@ -6,14 +6,13 @@ types of the arguments), so nothing is traced. This assumes that programs follow
 replaces functions of llmjax while it runs must keep no programs (`store=None`, as in notebooks and tests).
 """
 
-import contextlib
 import functools
 import hashlib
 import inspect
 import os
 import pickle
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,8 +133,7 @@ class CachedFunction:
                 return program
         with timings.phase("compile programs"):
             lowered = self.function.lower(*arguments)
-            with _without_jax_cache():
-                compiled = lowered.compile()
+            compiled = compile_to_keep(lowered)
             try:
                 text, _, out = serialize_executable.serialize(compiled)
                 content = pickle.dumps((text, out))
@@ -145,16 +143,18 @@ class CachedFunction:
         return compiled
 
 
-@contextlib.contextmanager
-def _without_jax_cache() -> Iterator[None]:
-    """Compile without JAX's own cache: a program that XLA took from a file cannot be serialized again."""
+def compile_to_keep(lowered: jax.stages.Lowered) -> Any:
+    """Compile without JAX's own cache: a program that XLA took from a file cannot be serialized again.
+
+    JAX also gives a program of the same text again that this process has, and that may be from a file. An option that
+    no other compilation names, with the value that it has anyway, keeps both apart.
+    """
     if not jax.config.values["jax_compilation_cache_dir"] or not jax.config.values["jax_enable_compilation_cache"]:
-        yield
-        return
+        return lowered.compile()
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
     try:
-        yield
+        return lowered.compile(compiler_options={"xla_embed_ir_in_executable": False})
     finally:
         jax.config.update("jax_enable_compilation_cache", True)
         compilation_cache.reset_cache()
