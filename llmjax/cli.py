@@ -17,6 +17,7 @@ from llmjax.eval import command as eval_command
 from llmjax.infer import command as infer_command
 from llmjax.interop import command as interop_command
 from llmjax.parallel import processes
+from llmjax.persona import command as persona_command
 from llmjax.post import command as post_command
 from llmjax.prepare import command as prepare_command
 from llmjax.recipe import chain
@@ -64,6 +65,7 @@ examples:
   llmjax agent --tools tools.py 'Sort my notes'                      your functions, called within permissions and a budget
   llmjax studio runs                                                 curves, batches, samples and data of runs, on a page
   llmjax apply summarize --rows texts.jsonl --out summaries.jsonl    each sentence quotes the text
+  llmjax persona --texts letters/ --name 'Ada Lovelace' --rights rights.json   a simulation that quotes its writings
   llmjax mcp --tools tools.py --docs my_notes/                       an MCP server for other programs
   llmjax config                                                      all settings and their meanings
 """
@@ -337,6 +339,7 @@ VERBS: dict[str, Verb] = {
     **retrieve_command.VERBS,
     **agents_command.VERBS,
     **apply_command.VERBS,
+    **persona_command.VERBS,
     **sweep_command.VERBS,
     **studio_command.VERBS,
     **report_command.VERBS,

@@ -21,6 +21,7 @@ NEEDED = {
     "studio": ("--data DIR", "--port N", "--accelerator"),
     "card": ("--license ID", "--workdir DIR", "--watts W"),
     "sweep": ("--config.KEY=VALUE", "--workdir DIR", "--dry-run"),
+    "persona": ("--base RUN", "--rights FILE", "--config.KEY=VALUE"),
     "mcp": ("--workdir DIR", "--tools FILE", "--port N"),
     "budget": ("--flops N", "--out FILE.json"),
     "coordcheck": ("--config.KEY=VALUE", "--widths N,N,...", "--layers N,N,..."),

@@ -16,7 +16,7 @@ FLOORS = (
     ("prepare",),
     ("train", "infer", "interop"),
     ("post", "eval", "scaling"),
-    ("serve", "retrieve", "agents", "apply", "synth"),
+    ("serve", "retrieve", "persona", "agents", "apply", "synth"),
     ("recipe", "report", "sweep", "studio"),
     ("cli", "start", "__main__", "__init__"),
 )

@@ -115,9 +115,11 @@ async def metrics(call: Call) -> None:
 
 
 def _described(served: Served) -> dict[str, Any]:
+    beside = {} if served.persona is None else {"persona": served.persona.public}
     return {
         "id": served.name, "object": "model", "created": served.created, "owned_by": "llmjax",
         "max_model_len": served.room, "parent": served.parent or None,
+        **beside,
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmjax.serve import answering
+from llmjax.serve import answering, personas
 from llmjax.serve.answering import Asked
 from llmjax.serve.calls import Call
 from llmjax.serve.choices import Delta, Written, usage
@@ -25,7 +25,10 @@ OWN_VARIABLES = {"chat_template", "messages", "tools", "tokenizer", "reply", "ad
 async def chat(call: Call) -> None:
     """Answer a conversation."""
     body = call.read(ChatBody)
-    served = call.server.writer(body.model)
+    served = call.server.converser(body.model)
+    if served.persona is not None:
+        await personas.converse(call, body, served, checked(body.messages))
+        return
     count = choices_of(body, call.server.settings.choices)
     top = likeliest_of("top_logprobs", body.top_logprobs)
     if top and not body.logprobs:

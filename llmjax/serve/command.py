@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def _add(verb: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_adapters(
         verb,
-        "serve these adapters of the model of --workdir too, under their names: a run, or a folder in PEFT's format; may be repeated",
+        "serve these adapters of the model of --workdir too, under their names: a run, a folder in PEFT's format, or a persona; may be repeated",
     )
     verb.add_argument("--name", metavar="NAME", help="what the model is called (default: the name of the run's folder)")
     verb.add_argument(
@@ -78,22 +79,45 @@ def _serve(args: argparse.Namespace, c: ConfigDict) -> int:
 
 def _models(args: argparse.Namespace, c: ConfigDict) -> tuple[list[Any], Any]:
     """The models to serve, and the function that makes their engines."""
+    from llmjax.serve import personas
     from llmjax.serve.models import engines, open_model
     from llmjax.serve.server import with_adapters
 
     served: list[Any] = []
-    adapters = adapters_of(args)
+    adapters, found = _with_personas(args)
     for named in (args.named or args.workdir, *args.also):
-        folder, first = run_of(named), not served
+        persona, first = personas.opened(named), not served
+        folder = run_of(named) if persona is None else persona.model
         if not (folder / "config.json").is_file():
             raise UserError(f"{named} is not a run: it has no config.json")
         name = args.name if args.name and first else named.resolve().name
         one = open_model(folder, c, name=name, own=c if first else None, adapters=adapters if first else None)
+        if persona is not None:
+            one = replace(one, persona=persona)
         served += [one, *with_adapters(one)]
+    for name, persona in found.items():
+        if persona.base != str(run_of(args.named or args.workdir).resolve()):
+            raise UserError(
+                f"the persona {name} stands on {persona.base}, and not on {args.workdir}: serve that, or give --also {persona.folder}"
+            )
+    served = personas.with_personas(served, found)
     if len({one.name for one in served}) < len(served):
         names = ", ".join(one.name for one in served)
         raise UserError(f"two of {names} have one name: rename a folder, or give --name or --adapter NAME=PATH")
     return served, lambda: engines(served, c)
+
+
+def _with_personas(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, Any]]:
+    """The adapters of --adapter by name, those of personas among them, and the personas by name."""
+    from llmjax.serve import personas
+
+    given = adapters_of(args)
+    found = {name: one for name, path in given.items() if (one := personas.opened(path)) is not None}
+    for name, one in found.items():
+        if one.run and not one.adapters:
+            raise UserError(f"the persona {name} has weights of its own, and no adapters: give --also {one.folder}")
+    runs = {name: found[name].folder / found[name].run if name in found else path for name, path in given.items()}
+    return {name: path for name, path in runs.items() if name not in found or found[name].run}, found
 
 
 VERBS = {

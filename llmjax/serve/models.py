@@ -34,7 +34,7 @@ def engines(models: Sequence[Served], c: ConfigDict) -> Mapping[str, Engine]:
     """The engines of the models that write, by name, compiled."""
     found = {}
     for one in models:
-        if one.writes and not one.adapter:
+        if one.writes and not one.parent:
             found[one.name] = one.model.engine(length=one.room, likeliest=LIKELIEST, **engine_settings(c))
             found[one.name].warm_up()
     return found

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -29,6 +29,9 @@ from llmjax.serve.tools import described, introduced, knows_calls
 from llmjax.serve.worker import Worker
 from llmjax.version import __version__
 
+if TYPE_CHECKING:
+    from llmjax.persona.card import Persona
+
 T = TypeVar("T")
 PREPARING_SECONDS = 20.0  # for a prompt to be written by its template and tokenized
 PREPARING_THREADS = 4
@@ -46,6 +49,7 @@ class Served:
     writes: bool = True  # whether it writes texts; an encoder only reads them
     adapter: str = ""  # of the model, that answers
     parent: str = ""  # the name of the model without the adapter
+    persona: "Persona | None" = None  # whose writings it answers from
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -179,8 +183,20 @@ class Server:
         return self.models[name]
 
     def writer(self, name: str | None) -> Served:
-        """As `model`. Raises Refusal also for a model that writes no texts."""
+        """As `model`. Raises Refusal also for a model that writes no texts, and for a persona, which only converses."""
         found = self.model(name)
+        if found.persona is not None:
+            raise Refusal(
+                400, f"the model {found.name} is a persona, which only converses: POST /v1/chat/completions", code="unsupported_model",
+                param="model",
+            )  # fmt: skip
+        return self._writing(found)
+
+    def converser(self, name: str | None) -> Served:
+        """As `model`. Raises Refusal also for a model that writes no texts."""
+        return self._writing(self.model(name))
+
+    def _writing(self, found: Served) -> Served:
         if not found.writes:
             raise Refusal(
                 400, f"the model {found.name} reads texts and does not write them", code="unsupported_model", param="model"
