@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import tiny_config
 
-from llmjax import cli, config
+from llmjax import cli, config, recipe
 from llmjax.errors import UserError
 from llmjax.infer import asking
 from llmjax.persona import build, card, delta, reply, rights, speakers, style, threshold
@@ -440,3 +441,63 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path):
         build.build(wanted(tmp_path), lambda: None)
     assert cli.main(["persona", "--texts", str(tmp_path / "letters"), "--name", "Ann"]) == 2
     assert cli.main(["persona", "talk", str(tmp_path)]) == 2
+
+
+@pytest.mark.slow
+def test_the_command_makes_personas_that_answer_talk_and_are_served(tiny_sources, tmp_path, capsys):
+    """On a random small model: what it says is judged by the grammar and the checks alone."""
+    from llmjax.serve import command as serve_command
+
+    base = tmp_path / "base"
+    c = tiny_config(tiny_sources, model__max_length=8192, train__duration="2 steps")
+    recipe.run(c.lock(), base, ("prepare", "tokenizer", "train"))
+    given = ["--texts", letters(tmp_path), "--rights", stated(tmp_path), "--base", base]
+    short = ["--set", "train.duration=2 steps", "--set", "train.sequence_length=32", "--set", "train.batch_size=4"]
+    for name, more in (("ann", short), ("ben", ["--learn", "nothing"])):
+        command = ["persona", *given, "--name", name.title(), "--to", tmp_path / name, *more]
+        assert cli.main(list(map(str, command))) == 0
+        assert card.read(tmp_path / name).run == ("voice/texts" if name == "ann" else "")
+    out = tmp_path / "said.jsonl"
+    told = ["--out", str(out), "--config.infer.slots=1"]
+    assert cli.main(["persona", "ask", str(tmp_path / "ann"), QUESTION, *told]) == 0
+    assert (
+        cli.main(
+            [
+                "persona",
+                "talk",
+                str(tmp_path / "ann"),
+                str(tmp_path / "ben"),
+                "--about",
+                QUESTION,
+                "--turns",
+                "2",
+                *told,
+            ]
+        )
+        == 0
+    )
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["name"] for row in rows] == ["Ann", "Ann", "Ben"]
+    for row in rows:
+        assert row["answer"].startswith("(This is a simulation")
+        for one in row["citations"]:
+            assert LETTERS[one["path"]][one["start"] : one["end"]] == one["quote"]
+    capsys.readouterr()
+    words = [
+        "serve",
+        "--workdir",
+        str(base),
+        "--adapter",
+        f"ann={tmp_path / 'ann'}",
+        "--adapter",
+        f"ben={tmp_path / 'ben'}",
+    ]
+    args, _ = cli._parse(words)
+    served, _ = serve_command._models(args, config.load(str(base / "config.json")))
+    assert [(one.name, one.adapter, one.persona and one.persona.name) for one in served] == [
+        ("base", "", None), ("ann", "ann", "Ann"), ("ben", "", "Ben"),
+    ]  # fmt: skip
+    (tmp_path / "letters" / "letter0.txt").write_text(LETTERS["letter0.txt"].replace("tide", "moon"))
+    again = [str(word) for word in ["persona", *given, "--name", "Ann", "--to", tmp_path / "ann", *short]]
+    assert cli.main(again) == 2
+    assert cli.main([*again, "--again"]) == 0

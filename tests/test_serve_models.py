@@ -10,11 +10,17 @@ pytest.importorskip("starlette")
 pytest.importorskip("llguidance")
 
 from networks import make
-from serving import ROOM, language_model, serving
+from serving import ROOM, joined, language_model, serving
 
+from llmjax.errors import UserError
 from llmjax.infer.adapters import Adapter
 from llmjax.model.adapters import is_adapter
+from llmjax.persona import card, reply, rights, style, threshold
+from llmjax.retrieve.documents.index import Index
 from llmjax.serve.app import GETS, POSTS
+from llmjax.serve.personas import opened, with_personas
+
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 
 
 def adapter(seed: int) -> Adapter:
@@ -138,3 +144,59 @@ def test_an_answer_from_files_quotes_them_at_its_places():
     for one in value["citations"]:
         assert TEXT[one["start"] : one["end"]] == one["quote"]
     assert all(one["reason"] for one in value["dropped"])
+
+
+# ------------------------------------------------------------------ personas
+
+
+@pytest.fixture
+def persona(tmp_path):
+    """A persona that writes with the adapter "one"."""
+    made = card.Persona(
+        "Ann Keeper", "/base", "voice/texts", True, rights.Rights("Ann", "letters", "public domain", "died 1850", "Erika"),
+        threshold.Threshold(0.4, 20, 20, 0.1, 0.9, "test"), style.figures(["The oil lasts."]), folder=tmp_path / "ann",
+    )  # fmt: skip
+    with Index(made.folder / card.INDEX) as index:
+        index.add_texts([("a.txt", "The oil lasts."), ("b.txt", "Rain came.")])
+    card.write(made)
+    return made
+
+
+def test_a_persona_is_disclosed_and_quoted_over_http_and_answers_in_no_other_way(persona, monkeypatch):
+    """A random model, whose text the grammar makes an answer."""
+    monkeypatch.setattr(reply, "RULES", "Quote.")  # the tiny model reads 512 bytes
+    model = dataclasses.replace(language_model(), adapters={"one": adapter(1)})
+    with serving(model) as asking:
+        for one in with_personas(
+            list(asking.server.models.values()), {"one": persona, "two": dataclasses.replace(persona, run="")}
+        ):
+            asking.server.models[one.name] = one
+        listed = {one["id"]: one for one in asking.get("/v1/models").json["data"]}
+        assert (
+            listed["one"]["persona"] == listed["two"]["persona"] == persona.public and "persona" not in listed["tiny"]
+        )
+        question = [{"role": "user", "content": "Does the oil last?"}]
+        for name in ("one", "two"):
+            answered = asking.chat(model=name, messages=question, max_tokens=100)
+            made = answered.json
+            content = made["choices"][0]["message"]["content"]
+            assert content.startswith(persona.disclosure) and made["persona"]["simulated"] is True
+            assert made["persona"]["declined"] or made["persona"]["citations"][0]["quote"] == "The oil lasts."
+            assert made["usage"]["completion_tokens"] > 0
+            streamed = joined(asking.chat(model=name, messages=question, max_tokens=100, stream=True).chunks)
+            assert streamed["content"] == content and streamed["finish"] == "stop"
+        outside = asking.chat(model="one", messages=[{"role": "user", "content": "Football scores?"}]).json
+        assert outside["persona"]["declined"] and outside["usage"]["total_tokens"] == 0
+        system = [{"role": "system", "content": "You are Ann herself."}, *question]
+        assert "own system prompt" in asking.chat(model="one", messages=system).error["message"]
+        for fields in ({"tools": [TOOL]}, {"chat_template_kwargs": {"a": 1}}, {"response_format": {"type": "json_object"}}, {"n": 2}, {"logprobs": True}):  # fmt: skip
+            assert asking.chat(model="one", messages=question, **fields).status == 400
+        assert "/v1/chat/completions" in asking.complete(model="one").error["message"]
+        assert asking.post("/v1/responses", {"model": "two", "input": "Does the oil last?"}).status == 400
+        assert asking.chat(model="tiny", max_tokens=2).status == 200
+
+
+def test_the_training_inside_a_persona_is_not_served_alone(persona):
+    assert opened(persona.folder) == persona and opened(persona.folder.parent) is None
+    with pytest.raises(UserError, match="serve .*ann, which says what it is"):
+        opened(persona.folder / "voice" / "texts")

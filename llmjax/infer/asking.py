@@ -199,7 +199,7 @@ def fitting(tokenizer: Tokenizer, limit: int, asked: Ask) -> tuple[dict[str, Any
 def _kept(asked: Ask, number: int) -> dict[str, Any]:
     """What a transcript keeps of a request with one of its prompts: all that decides the text."""
     grammar = asked.grammar if isinstance(asked.grammar, str) else asked.grammar[number]
-    left_out = ("purpose", "prompts", *(() if asked.adapter else ("adapter",)))  # transcripts without adapters are older
+    left_out = {"purpose", "prompts"} | ({"adapter"} if not asked.adapter else set())  # older transcripts have none
     kept = {name: value for name, value in vars(asked).items() if name not in left_out}
     messages = [dict(message) for message in asked.prompts[number]]
     return {**kept, "grammar": grammar, "stop": list(asked.stop), "messages": messages}

@@ -1,9 +1,10 @@
 """Makes a persona: reads the writings, indexes them, measures what to decline, trains adapters, and writes facts down.
 
 Each step takes what is there already when the same command runs again. The training is a chain config that is written to
-DIR/voice.py and run by `llmjax run` in a process of its own, so that both never hold the devices at once.
+the file voice.py of the persona and run by `llmjax run` in a process of its own, so that both never hold the devices at once.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -33,7 +34,7 @@ LOOKED_FOR = (
 LONGEST_SEQUENCE = 1024
 CONFIG = '''"""The training of the persona {name}. `llmjax persona` writes this file again, and gives it what --set has.
 
-    llmjax run --config {file} --workdir {folder}
+    llmjax run --config voice.py --workdir voice
 """
 
 from ml_collections import ConfigDict
@@ -206,7 +207,7 @@ def _command(arguments: Sequence[str]) -> int:
 
 def _facts(made: Persona, open_engine: Callable[[], Engine], looked: Sequence[Sequence[ask.Passage]], say: Callable[[str], None]) -> tuple[Fact, ...]:  # fmt: skip
     """The facts of the card: those that it has of the same texts and base, or new ones."""
-    if card.is_persona(made.folder):
+    with contextlib.suppress(UserError):  # a card that is missing, damaged or out of date is made anew
         before = card.read(made.folder)
         if (before.texts, before.base) == (made.texts, made.base):
             return before.facts

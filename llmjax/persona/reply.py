@@ -22,6 +22,7 @@ from llmjax.retrieve.documents.index import Index, Passage
 
 DECLINED = "I have not written about that."
 HISTORY = 4  # messages before the question that the model is shown, where they fit
+MOST_TOKENS = 256  # of an answer
 LONGEST = 4000  # characters of a question
 # A sentence about what it is itself is left out, unless the writings have the word: the disclosure says it, and a model may
 # be talked into the opposite.
@@ -69,12 +70,14 @@ def reply(
     adapter: str = "",
     temperature: float = 0.0,
     seed: int = 0,
+    tokens: int = MOST_TOKENS,
 ) -> Conversation[Reply]:
     """The conversation that answers the last message, which is the user's.
 
     Args:
         messages: of the user and the persona, by turns. Others are refused.
         adapter: its name in the engine; "": none.
+        tokens: the most that are written.
 
     Raises UserError for messages that are no conversation with a persona.
     """
@@ -92,7 +95,7 @@ def reply(
     asked = [(earlier, shown[0]), *(([], some) for some in shown)] if earlier else [([], some) for some in shown]
     prompts = tuple(_prompt(persona, question, some, before) for before, some in asked)
     text = yield Ask(
-        "reply", prompts, grammar=tuple(ask.grammar(some) for _, some in asked), max_new_tokens=256,
+        "reply", prompts, grammar=tuple(ask.grammar(some) for _, some in asked), max_new_tokens=min(tokens, MOST_TOKENS),
         temperature=temperature, seed=seed, adapter=adapter,
     )  # fmt: skip
     answer = ask.checked(text, passages)

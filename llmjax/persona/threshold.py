@@ -89,7 +89,7 @@ def measure(index: Index, texts: Mapping[str, str], *, questions: Path | None = 
     return Threshold(
         coverage, len(rest_in), len(rest_out), sum(x < coverage for x in rest_in) / len(rest_in),
         sum(x < coverage for x in rest_out) / len(rest_out),
-        questions.name if questions else "made of sentences; 50 on other subjects",
+        questions.name if questions else f"made of sentences; {len(OUTSIDE)} on other subjects",
     )  # fmt: skip
 
 

@@ -95,11 +95,6 @@ def _models(args: argparse.Namespace, c: ConfigDict) -> tuple[list[Any], Any]:
         if persona is not None:
             one = replace(one, persona=persona)
         served += [one, *with_adapters(one)]
-    for name, persona in found.items():
-        if persona.base != str(run_of(args.named or args.workdir).resolve()):
-            raise UserError(
-                f"the persona {name} stands on {persona.base}, and not on {args.workdir}: serve that, or give --also {persona.folder}"
-            )
     served = personas.with_personas(served, found)
     if len({one.name for one in served}) < len(served):
         names = ", ".join(one.name for one in served)
@@ -113,9 +108,11 @@ def _with_personas(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str,
 
     given = adapters_of(args)
     found = {name: one for name, path in given.items() if (one := personas.opened(path)) is not None}
+    base = str(run_of(args.named or args.workdir).resolve())
     for name, one in found.items():
-        if one.run and not one.adapters:
-            raise UserError(f"the persona {name} has weights of its own, and no adapters: give --also {one.folder}")
+        if (one.run and not one.adapters) or one.base != base:
+            why = "has weights of its own" if one.base == base else f"stands on {one.base}, and not on {base}"
+            raise UserError(f"the persona {name} {why}: give --also {one.folder}")
     runs = {name: found[name].folder / found[name].run if name in found else path for name, path in given.items()}
     return {name: path for name, path in runs.items() if name not in found or found[name].run}, found
 

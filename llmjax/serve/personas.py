@@ -1,6 +1,6 @@
 """POST /v1/chat/completions of a persona: it answers from its writings, with quotes that were checked, and says what it is.
 
-An answer is told when it is checked, so a stream has it in one piece. Beside the text it has `persona`: the name, that it
+An answer is told when it is checked, so a stream has signs of life and then the answer in one piece. Beside the text it has `persona`: the name, that it
 is simulated, the disclosure, and the citations. Fields that would change what an answer is made of are refused by name.
 """
 
@@ -66,7 +66,7 @@ async def converse(call: Call, body: ChatBody, served: Served, messages: Sequenc
         if not isinstance(begun, tuple):
             await _send(call, served, body, begun, Asked(call, ticket, [], [0]))
             return
-        reply, asked = await _written(call, served, begun, ticket)
+        reply, asked = await _written(call, served, begun, ticket, stream=bool(body.stream))
         await _send(call, served, body, reply, asked)
 
 
@@ -78,12 +78,16 @@ def _begun(
     served: Served, body: ChatBody, messages: Sequence[Mapping[str, Any]]
 ) -> "Reply | tuple[Conversation[Reply], Ask]":
     """The conversation with what it asks first, or its answer where it declines."""
-    from llmjax.persona.reply import reply  # takes half a second, which the server's start need not wait for
+    from llmjax.persona.reply import (
+        MOST_TOKENS,
+        reply,
+    )  # takes half a second, which the server's start need not wait for
 
     assert served.persona is not None
+    tokens = body.max_completion_tokens or body.max_tokens or MOST_TOKENS
     conversation = reply(
-        served.persona, messages, adapter=served.adapter, temperature=body.temperature or 0.0, seed=body.seed or 0
-    )
+        served.persona, messages, adapter=served.adapter, temperature=body.temperature or 0.0, seed=body.seed or 0, tokens=tokens
+    )  # fmt: skip
     try:
         return conversation, next(conversation)
     except StopIteration as end:
@@ -92,7 +96,7 @@ def _begun(
 
 
 async def _written(
-    call: Call, served: Served, begun: "tuple[Conversation[Reply], Ask]", ticket: Ticket
+    call: Call, served: Served, begun: "tuple[Conversation[Reply], Ask]", ticket: Ticket, *, stream: bool
 ) -> "tuple[Reply, Asked]":
     """The answer of the conversation, when the engine has written what it asked for."""
     conversation, wanted = begun
@@ -100,6 +104,8 @@ async def _written(
     del kept["messages"]
     await ticket.submit([Request(ids=tuple(ids), **kept)])
     asked = Asked(call, ticket, [Written(served.names)], [len(ids)])
+    if stream:  # signs of life can be sent from now on
+        await call.reply.stream()
     await answering.finish(asked)
     try:
         conversation.send(asked.texts[0].text)
@@ -129,7 +135,8 @@ async def _send(call: Call, served: Served, body: ChatBody, reply: "Reply", aske
     counted = bool(body.stream_options and body.stream_options.include_usage)
     head |= {"object": "chat.completion.chunk"}
     beside = {"usage": None} if counted else {}
-    await call.reply.stream()
+    if not call.reply.status:
+        await call.reply.stream()
     for delta, finish in (({"role": "assistant", "content": ""}, None), ({"content": reply.text}, None), ({}, "stop")):
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
         await call.reply.data({**head, "choices": [choice], "persona": told, **beside})

@@ -78,8 +78,10 @@ document.onkeydown = (event) => {
 async function start() {
   try {
     const { data } = await (await ask("v1/models")).json();
-    by("model").replaceChildren(...data.map((one) => new Option(one.id)));
-    by("other").replaceChildren(new Option("no other", ""), ...data.map((one) => new Option(one.id)));
+    // A persona is named as the simulation that it is wherever it can be chosen.
+    const options = () => data.map((one) => new Option(one.persona ? `${one.id}: simulates ${one.persona.name}` : one.id, one.id));
+    by("model").replaceChildren(...options());
+    by("other").replaceChildren(new Option("no other", ""), ...options());
     complain();
   } catch (error) {
     complain(error.status === 401 ? "this server needs an API key: give it in the settings" : error);

@@ -1,0 +1,209 @@
+"""Personas of the Federalist's authors: style, who is taken for whom, and which questions are declined.
+
+    python benchmarks/persona.py --base runs/smollm2 --papers ../shared/data/apps/authorship/federalist.jsonl.gz --work /tmp/personas --out results/persona.json
+
+Every fourth paper of an author is held out. Rows, each below three minutes and kept in WORK/rows.jsonl, so that the same
+command goes on; `--only NAME` measures one:
+
+    train NAME    a persona of Hamilton, of Madison, and of 2,000 words of Hamilton as the control (`llmjax persona`)
+    bits NAME     bits per byte of held-out blocks of 1,000 words of both authors, by the base and by the persona
+    delta real    the author that Burrows' Delta chooses for held-out blocks, with Jay as a third: the ceiling
+    delta NAME    the same for blocks that the base (the floor) and the personas write
+    decline NAME  the share of questions declined: of sentences of held-out papers, of the other author's, and of other subjects
+
+Not run yet.
+"""
+
+import gzip
+import json
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, cpu_seconds, make_parser, write
+
+AUTHORS = ("HAMILTON", "MADISON")
+PERSONAS = {"hamilton": "HAMILTON", "madison": "MADISON", "small": "HAMILTON"}
+SMALL, BLOCK = 2000, 1000  # words of the control; of a block
+HELD_OUT = 4  # one paper in so many
+MOST_BLOCKS = 8  # of an author, whose bits are measured
+OPENING = "To the People of the State of New York:\n\n"
+SIGNS = {"<S>": ". ", "<p>": ".\n\n", "<c>": ", ", "<d>": " - ", "<l>": "\n", "<Q>": '"'}
+RIGHTS = {
+    "who": "the authors of The Federalist", "texts": "The Federalist, 1787 and 1788", "basis": "public domain",
+    "evidence": "published in 1788; the file is CC0", "stated_by": "benchmarks/persona.py",
+}  # fmt: skip
+
+
+def read(path: Path) -> dict[str, dict[str, list[str]]]:
+    """author -> "train" and "heldout" -> papers, with their marks as punctuation."""
+    found: dict[str, dict[str, list[str]]] = {}
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    for row in rows:
+        text = row["text"]
+        for mark, sign in SIGNS.items():
+            text = text.replace(mark, sign)
+        text = re.sub(r" +([.,])", r"\1", re.sub(r"<[^>]*>", " ", text))
+        text = re.sub(r"[ \t]+", " ", text.replace("To the People of the State of New York", ""))
+        own = found.setdefault(row["author"], {"train": [], "heldout": []})
+        number = len(own["train"]) + len(own["heldout"])
+        own["heldout" if number % HELD_OUT == HELD_OUT - 1 else "train"].append(text)
+    return found
+
+
+def training(papers: Mapping[str, Mapping[str, list[str]]], name: str) -> list[str]:
+    """The papers that a persona is made of."""
+    own = papers[PERSONAS[name]]["train"]
+    return [" ".join(" ".join(own).split(" ")[:SMALL])] if name == "small" else own
+
+
+def train(
+    papers: Mapping[str, Mapping[str, list[str]]], name: str, base: Path, work: Path, duration: str
+) -> dict[str, Any]:
+    """Make a persona by the command."""
+    texts = work / f"texts-{name}"
+    texts.mkdir(parents=True, exist_ok=True)
+    for number, text in enumerate(training(papers, name)):
+        (texts / f"{number:02}.txt").write_text(text, encoding="utf-8")
+    (work / "rights.json").write_text(json.dumps(RIGHTS))
+    before = cpu_seconds()
+    words = [
+        "persona", "--texts", texts, "--name", name.title(), "--rights", work / "rights.json", "--base", base, "--to", work / name,
+        "--set", f"train.duration={duration}",
+    ]  # fmt: skip
+    subprocess.run([sys.executable, "-m", "llmjax", *map(str, words)], check=True, cwd=ROOT)
+    kept = json.loads((work / name / "persona.json").read_text())
+    return {
+        "words": kept["style"]["words"], "threshold": kept["threshold"], "facts": len(kept["facts"]),
+        "sentence_words": kept["style"]["sentence_words"], "cpu_seconds": round(cpu_seconds() - before, 1),
+    }  # fmt: skip
+
+
+def opened(base: Path, work: Path, name: str) -> Any:
+    """The model of a persona, its adapters merged; "base": without."""
+    from llmjax.infer.language_model import load
+
+    if name == "base":
+        return load(base)
+    return load(base, adapters={name: work / name / "voice" / "texts"}).merged(name)
+
+
+def bits(papers: Mapping[str, Mapping[str, list[str]]], name: str, base: Path, work: Path) -> dict[str, Any]:
+    """Bits per byte of held-out blocks: the mean of each author, and the standard error."""
+    from llmjax.persona import delta
+
+    model, found = opened(base, work, name), dict[str, Any]()
+    for author in AUTHORS:
+        blocks = delta.blocks(papers[author]["heldout"], words=BLOCK)[:MOST_BLOCKS]
+        each = [model.loss(block).bits_per_byte for block in blocks]
+        found[author] = {
+            "mean": statistics.fmean(each),
+            "error": statistics.stdev(each) / len(each) ** 0.5,
+            "blocks": each,
+        }
+    return found
+
+
+def known(papers: Mapping[str, Mapping[str, list[str]]]) -> Any:
+    """The authors as Delta knows them, from blocks of their training papers."""
+    from llmjax.persona import delta
+
+    return delta.fit({author: delta.blocks(papers[author]["train"], words=BLOCK) for author in (*AUTHORS, "JAY")})
+
+
+def chosen(attribution: Any, blocks: Sequence[str]) -> dict[str, Any]:
+    """How many blocks go to each author, by both forms of Delta."""
+    found: dict[str, Any] = {"blocks": len(blocks)}
+    for kind in ("burrows", "cosine"):
+        names = [attribution.author(block, kind=kind) for block in blocks]
+        found[kind] = {author: names.count(author) for author in attribution.authors}
+    return found
+
+
+def delta_real(papers: Mapping[str, Mapping[str, list[str]]]) -> dict[str, Any]:
+    """Delta's choice for held-out blocks of each author."""
+    from llmjax.persona import delta
+
+    made = known(papers)
+    return {author: chosen(made, delta.blocks(papers[author]["heldout"], words=BLOCK)) for author in AUTHORS}
+
+
+def delta_written(
+    papers: Mapping[str, Mapping[str, list[str]]], name: str, base: Path, work: Path, count: int
+) -> dict[str, Any]:
+    """Delta's choice for blocks that a model writes. Answers are joined until there are so many blocks."""
+    from llmjax.persona import delta
+
+    model, texts, seed = opened(base, work, name), list[str](), 0
+    while sum(len(text.split()) for text in texts) < count * BLOCK:
+        made = model.generate([OPENING] * 8, max_new_tokens=256, temperature=0.8, top_p=0.95, seed=seed)
+        texts += [one.text for one in made]
+        seed += 1
+        if seed == 20 * count:
+            return {"blocks": 0, "reason": "the model ends its texts at once"}
+    return {**chosen(known(papers), delta.blocks(texts, words=BLOCK)), "sample": texts[0][:400]}
+
+
+def decline(papers: Mapping[str, Mapping[str, list[str]]], name: str, work: Path) -> dict[str, Any]:
+    """The share of questions below the persona's threshold."""
+    from llmjax.persona import card, threshold
+    from llmjax.retrieve.documents.ask import search
+    from llmjax.retrieve.documents.index import Index
+
+    persona = card.read(work / name)
+    asked = {"other subjects": list(threshold.OUTSIDE)}
+    for author in AUTHORS:
+        texts = {str(number): text for number, text in enumerate(papers[author]["heldout"])}
+        which = "held-out papers" if author == PERSONAS[name] else "the other author"
+        asked[which] = [question for question, _ in threshold.made_of(texts, seed=1)]
+    found: dict[str, Any] = {"threshold": persona.threshold.coverage}
+    with Index(persona.folder / card.INDEX) as index:
+        for which, questions in asked.items():
+            below = [index.coverage(one, search(index, one)) < persona.threshold.coverage for one in questions]
+            found[which] = {"declined": statistics.fmean(below), "questions": len(below)}
+    return found
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--base", type=Path, required=True, metavar="RUN", help="the model")
+    parser.add_argument("--papers", type=Path, required=True, metavar="FILE", help="federalist.jsonl.gz")
+    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="personas and rows are kept here")
+    parser.add_argument("--duration", default="90 seconds", help="of each training (default: 90 seconds)")
+    parser.add_argument("--blocks", type=int, default=4, metavar="N", help="blocks that each model writes (default: 4)")
+    parser.add_argument("--only", metavar="ROW", help="measure this row alone")
+    args = parser.parse_args()
+    papers, work, base = read(args.papers), args.work.resolve(), args.base.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, Callable[[], dict[str, Any]]] = {"delta real": lambda: delta_real(papers)}
+    for name in PERSONAS:
+        rows[f"train {name}"] = lambda name=name: train(papers, name, base, work, args.duration)  # type: ignore[misc]
+    for name in ("base", *PERSONAS):
+        rows[f"bits {name}"] = lambda name=name: bits(papers, name, base, work)  # type: ignore[misc]
+        rows[f"delta {name}"] = lambda name=name: delta_written(papers, name, base, work, args.blocks)  # type: ignore[misc]
+    for name in PERSONAS:
+        rows[f"decline {name}"] = lambda name=name: decline(papers, name, work)  # type: ignore[misc]
+    if args.only and args.only not in rows:
+        parser.error(f"--only: there are {', '.join(rows)}")
+    file = work / "rows.jsonl"
+    done = (
+        {row["row"]: row["found"] for row in map(json.loads, file.read_text().splitlines())} if file.is_file() else {}
+    )
+    for row in [args.only] if args.only else rows:
+        if row not in done:
+            done[row] = rows[row]()
+            with file.open("a", encoding="utf-8") as opened_file:
+                opened_file.write(json.dumps({"row": row, "found": done[row]}) + "\n")
+        print(f"{row}: {json.dumps({k: v for k, v in done[row].items() if k != 'sample'})[:400]}", flush=True)
+    write(
+        {"block_words": BLOCK, "duration": args.duration, "rows": {row: done[row] for row in rows if row in done}},
+        args.out,
+    )
+
+
+if __name__ == "__main__":
+    main()
