@@ -306,6 +306,7 @@ def test_delta_gives_the_disputed_papers_to_madison():
 
 def test_each_speech_of_a_play_is_its_speakers():
     found = speakers.speeches(PLAY)
+    assert {one.speaker for one in speakers.speeches(PLAY.replace("BOB", "LIL"))} >= {"LIL"}
     assert [one.speaker for one in found] == ["ALICE", "BOB", "CAROL", "ALICE", "BOB", "A Messenger", "ALICE"]
     assert found[0].text == "Good morrow, neighbour.  I like him not.\nThe day is fair." and found[0].before == ""
     assert found[3].before == "Who speaks of days? Mine are all rain."
@@ -379,7 +380,7 @@ def wanted(folder, **changes):
 
 @pytest.fixture
 def no_facts(monkeypatch):
-    monkeypatch.setattr(build, "_facts", lambda made, open_engine, looked, say: ())
+    monkeypatch.setattr(build, "_facts", lambda name, open_engine, looked, say: ())
 
 
 def test_the_chain_that_is_written_trains_adapters_of_the_base_and_runs_once_more_after_a_kill(tmp_path, no_facts):
@@ -401,6 +402,12 @@ def test_the_chain_that_is_written_trains_adapters_of_the_base_and_runs_once_mor
     assert link.data.sources == (str((tmp_path / "ann" / "texts").resolve()),) and link.train.duration == "7 steps"
     assert made.run == "voice/texts" and made.adapters and card.read(tmp_path / "ann") == made
     assert {one.name for one in (tmp_path / "ann" / "texts").iterdir()} == LETTERS.keys()
+    (tmp_path / "letters" / "letter0.txt").write_text(LETTERS["letter1.txt"])
+    with pytest.raises(UserError, match="the texts changed.*--again"):
+        build.build(asked, lambda: None, train=train)
+    assert (tmp_path / "ann" / "texts" / "letter0.txt").read_text() == LETTERS["letter0.txt"] and len(commands) == 2
+    build.build(dataclasses.replace(asked, again=True), lambda: None, train=train)
+    assert "--again" in commands[2]
 
 
 def test_a_speakers_replies_are_rows_of_conversations(tmp_path, no_facts):

@@ -95,6 +95,11 @@ def build(
     if not (base / "config.json").is_file():
         raise UserError(f"--base {wanted.base} is not a run: it has no config.json")
     texts, rows = _read(wanted)
+    before, digest = _before(wanted.folder), card.fingerprint(texts)
+    if before is not None and before.texts != digest and not wanted.again:
+        raise UserError(
+            f"the texts changed since the persona in {wanted.folder} was made: --again makes it of them anew"
+        )
     with (
         tempfile.TemporaryDirectory() as scratch,
         Index(Path(scratch)) as trial,
@@ -112,9 +117,11 @@ def build(
     run = _trained(wanted, base, train or _command)
     made = Persona(
         name, str(base), run, bool(run) and not wanted.all_weights, stated, measured, figures, speaker=wanted.speaker,
-        texts=card.fingerprint(texts), folder=wanted.folder,
+        texts=digest, folder=wanted.folder,
     )  # fmt: skip
-    made = dataclasses.replace(made, facts=_facts(made, open_engine, looked, say))
+    same = before is not None and (before.texts, before.base, before.name) == (digest, made.base, name)
+    facts = before.facts if before is not None and same else _facts(name, open_engine, looked, say)
+    made = dataclasses.replace(made, facts=facts)
     card.write(made)
     return made
 
@@ -205,13 +212,18 @@ def _command(arguments: Sequence[str]) -> int:
     return subprocess.run([sys.executable, "-m", "llmjax", *arguments], check=False).returncode
 
 
-def _facts(made: Persona, open_engine: Callable[[], Engine], looked: Sequence[Sequence[ask.Passage]], say: Callable[[str], None]) -> tuple[Fact, ...]:  # fmt: skip
-    """The facts of the card: those that it has of the same texts and base, or new ones."""
-    with contextlib.suppress(UserError):  # a card that is missing, damaged or out of date is made anew
-        before = card.read(made.folder)
-        if (before.texts, before.base) == (made.texts, made.base):
-            return before.facts
-    jobs = [(number, lambda p=passages: card.facts(made.name, p)) for number, passages in enumerate(looked) if passages]
+def _before(folder: Path) -> Persona | None:
+    """The persona that the folder has; None for a card that is missing, damaged or out of date, which is made anew."""
+    with contextlib.suppress(UserError):
+        return card.read(folder)
+    return None
+
+
+def _facts(
+    name: str, open_engine: Callable[[], Engine], looked: Sequence[Sequence[ask.Passage]], say: Callable[[str], None]
+) -> tuple[Fact, ...]:
+    """Facts that the base writes down from passages."""
+    jobs = [(number, lambda p=passages: card.facts(name, p)) for number, passages in enumerate(looked) if passages]
     found: list[Fact] = []
     for one in asking.run(open_engine(), jobs) if jobs else ():
         if one.error:

@@ -28,7 +28,7 @@ NOTATIONS: Mapping[str, re.Pattern[str]] = {
 # What stands where a name would, and is none.
 NO_NAME = re.compile(
     r"(act|scene|prologue|epilogue|the end|finis|chapter|book|part|volume|contents|dramatis|persons|enter|exit|exeunt|re-enter|"
-    r"curtain|int|ext|note|chorus of|[ivxlc]+|\d+)\b.*", re.IGNORECASE
+    r"curtain|int|ext|note|\d+)\b.*|(?-i:(XC|XL|L?X{0,3})(IX|IV|V?I{0,3}))", re.IGNORECASE
 )  # fmt: skip
 BREAK = re.compile(r"[ \t]*(ACT|SCENE|Scene|Act|PROLOGUE|EPILOGUE|THE END)\b[^a-z]{0,20}.*$")
 DIRECTION = re.compile(r"\[[^\]]*\]|^[ \t]*\([^)]*\)[ \t]*$", re.MULTILINE)
