@@ -500,6 +500,7 @@ def test_the_command_makes_personas_that_answer_talk_and_are_served(tiny_sources
         f"ben={tmp_path / 'ben'}",
     ]
     args, _ = cli._parse(words)
+    args.named = None
     served, _ = serve_command._models(args, config.load(str(base / "config.json")))
     assert [(one.name, one.adapter, one.persona and one.persona.name) for one in served] == [
         ("base", "", None), ("ann", "ann", "Ann"), ("ben", "", "Ben"),
