@@ -31,7 +31,7 @@ NO_NAME = re.compile(
     r"curtain|int|ext|note|\d+)\b.*|(?-i:(XC|XL|L?X{0,3})(IX|IV|V?I{0,3}))", re.IGNORECASE
 )  # fmt: skip
 BREAK = re.compile(r"[ \t]*(ACT|SCENE|Scene|Act|PROLOGUE|EPILOGUE|THE END)\b[^a-z]{0,20}.*$")
-DIRECTION = re.compile(r"\[[^\]]*\]|^[ \t]*\([^)]*\)[ \t]*$", re.MULTILINE)
+DIRECTION = re.compile(r"\[[^\[\]]{0,500}\]|^[ \t]*\([^)]*\)[ \t]*$", re.MULTILINE)
 MOVES = re.compile(r"[ \t]*_?(Enter|Exit|Exeunt|Re-enter|Flourish|Alarum|Sennet|Dies)\b.*$")
 COMES_BACK, SPEAKERS = 2, 2  # a speaker has so many speeches, and so many of them there are
 SPOKEN = 0.5  # the least share of the words of a play that is in its speeches
