@@ -356,7 +356,7 @@ def test_the_lines_of_shakespeares_speakers_are_found():
         pytest.skip("the plays are not here")
     text = path.read_text()
     found = speakers.speeches(text)
-    headings = re.findall(r"(?:^|\n\n)([A-Z][\w' -]*):\n", text)
+    headings = re.findall(r"(?:^|\n\n)([A-Z][\w' -]*):\n(?=.)", text)
     assert len(found) > 0.97 * len(headings)
     assert sum(one.speaker == "MENENIUS" for one in found) == headings.count("MENENIUS")
 
@@ -459,7 +459,7 @@ def test_the_command_makes_personas_that_answer_talk_and_are_served(tiny_sources
     c = tiny_config(tiny_sources, model__max_length=8192, train__duration="2 steps")
     recipe.run(c.lock(), base, ("prepare", "tokenizer", "train"))
     given = ["--texts", letters(tmp_path), "--rights", stated(tmp_path), "--base", base]
-    short = ["--set", "train.duration=2 steps", "--set", "train.sequence_length=32", "--set", "train.batch_size=4"]
+    short = ["--set", "train.duration=2 steps", "--set", "train.sequence_length=32", "--set", "train.batch_size=8"]
     for name, more in (("ann", short), ("ben", ["--learn", "nothing"])):
         command = ["persona", *given, "--name", name.title(), "--to", tmp_path / name, *more]
         assert cli.main(list(map(str, command))) == 0

@@ -128,7 +128,7 @@ def build(
 
 def _check_folder(folder: Path) -> None:
     """Raise UserError for a folder that has something else in it."""
-    parts = (card.FILE, card.PAGE, card.TEXTS, card.INDEX, card.VOICE, f"{card.VOICE}.py", REPLIES)
+    parts = (card.FILE, card.PAGE, card.TEXTS, card.INDEX, card.VOICE, f"{card.VOICE}.py", REPLIES, "__pycache__")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--to {folder} is a file: give a folder")
     if folder.is_dir() and (other := sorted(one.name for one in folder.iterdir() if one.name not in parts)):

@@ -36,6 +36,8 @@ MOVES = re.compile(r"[ \t]*_?(Enter|Exit|Exeunt|Re-enter|Flourish|Alarum|Sennet|
 COMES_BACK, SPEAKERS = 2, 2  # a speaker has so many speeches, and so many of them there are
 SPOKEN = 0.5  # the least share of the words of a play that is in its speeches
 LONGEST_MEAN = 150  # words of a play's speeches; longer ones are prose with a few names in it
+APART = 0.9  # where more headings than this are behind empty lines, all are
+NEARLY = 0.9  # of the speeches that the notation with most of them finds
 ATTRIBUTED = 0.5  # the least share of a novel's quotes that say who speaks
 FEWEST_QUOTES = 20  # in a novel, and of the speaker in all texts FEWEST_LINES
 FEWEST_LINES = 5
@@ -85,12 +87,10 @@ def lines_of(texts: Mapping[str, str], name: str) -> dict[str, list[Speech]]:
 
 def speeches(text: str) -> list[Speech]:
     """The speeches of a play, in order; none: it is no play."""
-    best: list[Speech] = []
-    for heading in NOTATIONS.values():
-        found = _cut(text, heading)
-        if _is_play(found, text) and len(found) > len(best):
-            best = found
-    return best
+    found = [one for heading in NOTATIONS.values() if _is_play(one := _cut(text, heading), text)]
+    most = max(map(len, found), default=0)
+    # Looser notations are later, and take words before a colon for names: a strict one that finds nearly as much is right.
+    return next((one for one in found if len(one) >= NEARLY * most), [])
 
 
 def _is_play(found: Sequence[Speech], text: str) -> bool:
@@ -105,6 +105,9 @@ def _cut(text: str, heading: re.Pattern[str]) -> list[Speech]:
     """The text cut at the headings of one notation. A name that comes once is a heading only behind an empty line."""
     lines = DIRECTION.sub("", text).splitlines()
     marks = [_heading(line, heading) for line in lines]
+    alone = [not above.strip() for above in ["", *lines[:-1]]]  # whether an empty line is above
+    if sum(is_alone for mark, is_alone in zip(marks, alone, strict=True) if mark) > APART * sum(map(bool, marks)):
+        marks = [mark if is_alone else None for mark, is_alone in zip(marks, alone, strict=True)]
     counts = Counter(name for name, _ in filter(None, marks))
     found: list[Speech] = []
     speaker, held = "", list[str]()
@@ -117,8 +120,8 @@ def _cut(text: str, heading: re.Pattern[str]) -> list[Speech]:
             found.append(Speech(speaker, said, before))
         held = []
 
-    for above, line, mark in zip(["", *lines], lines, marks, strict=False):
-        if mark is not None and (counts[mark[0]] >= COMES_BACK or not above.strip()):
+    for line, mark, is_alone in zip(lines, marks, alone, strict=True):
+        if mark is not None and (counts[mark[0]] >= COMES_BACK or is_alone):
             finish()
             speaker, rest = mark
             held = [rest] if rest.strip() else []
