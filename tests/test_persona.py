@@ -141,6 +141,16 @@ def test_a_persona_whose_consent_ended_is_not_opened_and_is_removed_as_told(tmp_
     assert (tmp_path / "other").exists()
 
 
+def test_an_opened_persona_answers_no_more_when_it_is_removed_or_its_consent_ends(tmp_path, persona):
+    gone = dataclasses.replace(persona, folder=tmp_path / "gone")
+    with pytest.raises(UserError, match="was removed"):
+        next(reply.reply(gone, user(QUESTION)))
+    assert not gone.folder.exists()
+    ended = dataclasses.replace(persona, rights=dataclasses.replace(persona.rights, until="2020-05-05"))
+    with pytest.raises(UserError, match=r"ended on 2020-05-05: `llmjax persona remove"):
+        next(reply.reply(ended, user(QUESTION)))
+
+
 # ------------------------------------------------------------------ replies
 
 

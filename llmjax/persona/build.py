@@ -188,7 +188,7 @@ def _trained(wanted: Wanted, base: Path, train: Callable[[Sequence[str]], int]) 
     replies = wanted.learn == "replies"
     longest = int(config.load(str(base / "config.json")).model.max_length)
     written = CONFIG.format(
-        name=wanted.name.strip().replace('"', "'").replace("\\", "/"), file=folder / f"{card.VOICE}.py", folder=folder / card.VOICE,
+        name=wanted.name.strip().replace('"', "'").replace("\\", "/"),
         what=f"{'all weights' if wanted.all_weights else 'adapters'} learn {'how it replies' if replies else 'its texts'}",
         recipe="configs/post/sft.py" if replies else "configs/post/cpt.py", link=wanted.learn, base=str(base),
         source=str(folder / (REPLIES if replies else card.TEXTS)), holdout="percent" if replies else "tail_percent",

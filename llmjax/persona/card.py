@@ -74,6 +74,12 @@ class Persona:
         """What clients of a server are told of it."""
         return {"name": self.name, "simulated": True, "disclosure": self.disclosure}
 
+    def check_open(self) -> None:
+        """Raise UserError when the persona was removed, or its consent has ended."""
+        if not is_persona(self.folder):
+            raise UserError(f"the persona {self.name} was removed: {self.folder} has no {FILE}")
+        self.rights.check_term(f"`llmjax persona remove {self.folder}` deletes its weights and its index")
+
 
 def check_name(name: str) -> str:
     """The name without spaces around it. Raises UserError for one that is none."""
@@ -136,7 +142,7 @@ def read(folder: Path) -> Persona:
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{folder / FILE} is damaged ({error}): {again}") from error
     check_name(found.name)
-    found.rights.check_term(f"`llmjax persona remove {folder}` deletes its weights and its index")
+    found.check_open()
     return found
 
 

@@ -5,7 +5,6 @@ the first one unless an answer above it has the disclosure, so no message can le
 one system prompt, its own. A question that the writings do not cover is declined without asking the model.
 """
 
-import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,8 +78,10 @@ def reply(
         adapter: its name in the engine; "": none.
         tokens: the most that are written.
 
-    Raises UserError for messages that are no conversation with a persona.
+    Raises UserError for messages that are no conversation with a persona, and for one that was removed or whose consent
+    has ended since it was opened.
     """
+    persona.check_open()
     question = _checked(messages)
     with Index(persona.folder / INDEX) as index:
         passages = ask.search(index, question)
@@ -181,13 +182,3 @@ def talk(
         if len(said) > 1 and made.declined and said[-2].reply.declined:
             break
     return said
-
-
-def starting(persona: Persona, adapter: str, question: str) -> Conversation[Reply]:
-    """A conversation of one question."""
-    return reply(persona, [{"role": "user", "content": question}], adapter=adapter)
-
-
-def asked_by(persona: Persona, adapter: str) -> Callable[[str], Conversation[Reply]]:
-    """How questions to a persona begin."""
-    return functools.partial(starting, persona, adapter)
