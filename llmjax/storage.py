@@ -205,6 +205,24 @@ def copy(source: Path, target: Path, *, without: Sequence[str] = ()) -> None:
         shutil.copyfile(source, target)
 
 
+def sizes(folder: Path) -> dict[str, int]:
+    """Path from the folder -> size in bytes, of all files in it."""
+    found = {}
+    for root, _, names in os.walk(folder, followlinks=True):
+        for path in (Path(root, name) for name in names):
+            found[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return found
+
+
+def crc32(path: Path) -> int:
+    """The CRC-32 of a file's content."""
+    value = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            value = zlib.crc32(part, value)
+    return value
+
+
 def remove(path: Path) -> None:
     """Delete a file, or a folder with everything in it; a missing one is no error."""
     if path.is_dir() and not path.is_symlink():

@@ -235,6 +235,9 @@ def test_a_damaged_checkpoint_is_named_by_export(tmp_path):
     import_model(write_model(tmp_path / "hf", LLAMA, random_tensors(LLAMA)), tmp_path / "run", tokenizer="none")
     params = tmp_path / "run" / "checkpoints" / "0" / "params"
     (params / "layers.mlp.up.kernel" / "1.0.0").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match=r"layers.mlp.up.kernel/1.0.0 has 8 bytes, and had"):
+        export_model(tmp_path / "run", tmp_path / "out")
+    (params / "files.json").unlink()  # as an earlier version leaves it
     with pytest.raises(ValueError, match=r"layers/mlp/up/kernel in .* is damaged"):
         export_model(tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()

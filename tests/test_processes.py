@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers import mesh_of, run_command
 
+from llmjax import storage
 from llmjax.parallel import processes
 from llmjax.train import folders
 from llmjax.train.sync import Flags, Sync, _reduce
@@ -179,6 +180,11 @@ def test_two_processes_train_as_one_does_with_two_devices_and_write_one_of_every
     log = (tiny_run / "processes" / "1.log").read_text()
     assert "Traceback" not in log + output
     assert folders.steps_in(tiny_run / "checkpoints") == [8, 4]
+    params = tiny_run / "checkpoints" / "8" / "params"
+    told = json.loads((params / "files.json").read_text())  # of the files of both, by the first
+    sizes = {name: {"bytes": size} for name, size in storage.sizes(params).items() if name != "files.json"}
+    assert told == sizes
+    assert {name.partition("/")[0] for name in told} >= {"ocdbt.process_0", "ocdbt.process_1"}
     assert json.loads((tiny_run / "stages.json").read_text())["train"]["done"]
     results = json.loads((tiny_run / "train" / "results.json").read_text())
     assert results["loss"] == pytest.approx(

@@ -16,6 +16,7 @@ import tensorstore as ts
 
 from llmjax import storage
 from llmjax.interop.tensors import Tensor
+from llmjax.train import files
 from llmjax.train.checkpoint import full_disk_is_an_os_error
 from llmjax.train.folders import FROZEN, CheckpointError
 
@@ -79,6 +80,7 @@ class StackedWriter:
         handlers = {"item_handlers": {"meta": JSON, "params": STANDARD}}
         root = self._folder.parent
         storage.write_json(self._folder / "_METADATA", description, indent=None)
+        files.write(self._folder, contents=True)
         storage.write_json(root / "meta" / "metadata", meta, indent=None)
         storage.write_json(root / "_CHECKPOINT_METADATA", handlers, indent=None)
 
@@ -88,11 +90,12 @@ class StackedReader:
 
     def __init__(self, checkpoint: Path, item: str = "params") -> None:
         """Raises CheckpointError when the item, or what the run froze, is missing or damaged."""
+        frozen = checkpoint.parent / FROZEN
+        files.require_whole(checkpoint, [checkpoint / item, frozen], contents=True)
         self._checkpoint = checkpoint
         self._specs: dict[str, dict[str, Any]] = {}
         self._cached = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
         self._cached_arrays: dict[str, ts.TensorStore] = {}
-        frozen = checkpoint.parent / FROZEN
         try:
             for folder in (checkpoint / item, *([frozen] if frozen.is_dir() else [])):
                 described = json.loads((folder / "_METADATA").read_text())

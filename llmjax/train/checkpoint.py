@@ -29,7 +29,7 @@ import orbax.checkpoint as ocp
 from llmjax import storage
 from llmjax.parallel import processes
 from llmjax.parallel.placement import path_name
-from llmjax.train import base, derived
+from llmjax.train import base, derived, files
 from llmjax.train.folders import FROZEN, CheckpointError, CheckpointMismatch, read_meta, steps_in
 from llmjax.train.frozen import combine, divide
 from llmjax.train.step import State
@@ -54,11 +54,36 @@ def full_disk_is_an_os_error(folder: Path) -> Iterator[None]:
 
 
 class Manager(ocp.CheckpointManager):
-    """Orbax's manager; a full disk is an OSError, raised by the next call of any method."""
+    """Orbax's manager; a full disk is an OSError, raised by the next call of any method.
 
-    def save(self, *args: Any, **kwargs: Any) -> bool:
+    Before a checkpoint gets its name, the first process writes down what its files hold (files.py).
+    """
+
+    def __init__(self, folder: Path, *, keep: int, keep_every: int) -> None:
+        self._saving = 0  # the step that is being saved
+        super().__init__(
+            folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                keep_period=keep_every or None,
+                cleanup_tmp_directories=True,  # what a killed process left half-written
+                enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_down),
+            ),
+        )
+
+    def _write_down(self) -> None:
+        named = Path(self.directory) / str(self._saving)
+        unnamed = named.with_name(f"{named.name}{ocp.utils.TMP_DIR_SUFFIX}")  # a bucket has none: it cannot rename
+        for item in sorted((unnamed if unnamed.is_dir() else named).iterdir()):
+            if item.is_dir() and item.name != "meta":  # half a JSON file is none
+                files.write(item, contents=processes.count() == 1)
+
+    def save(self, step: int, *args: Any, **kwargs: Any) -> bool:
+        self.wait_until_finished()
+        self._saving = step
         with full_disk_is_an_os_error(Path(self.directory)):
-            return super().save(*args, **kwargs)
+            return super().save(step, *args, **kwargs)
 
     def wait_until_finished(self) -> None:
         with full_disk_is_an_os_error(Path(self.directory)):
@@ -71,15 +96,7 @@ class Manager(ocp.CheckpointManager):
 
 def manager(folder: Path, *, keep: int, keep_every: int = 0) -> Manager:
     """A manager that saves in the background and keeps the newest `keep` checkpoints, and every `keep_every`-th step."""
-    return Manager(
-        folder.absolute(),
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            keep_period=keep_every or None,
-            cleanup_tmp_directories=True,  # what a killed process left half-written
-            enable_async_checkpointing=True,
-        ),
-    )
+    return Manager(folder.absolute(), keep=keep, keep_every=keep_every)
 
 
 class Restored(NamedTuple):
@@ -136,6 +153,8 @@ def save_frozen(folder: Path, frozen: Any) -> None:
     processes.broadcast_from_first(lambda: storage.require_space(folder, needed))
     with full_disk_is_an_os_error(folder), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / FROZEN).absolute(), frozen, save_args=_by_layers(frozen), force=True)
+    if processes.is_first():
+        files.write(folder / FROZEN, contents=processes.count() == 1)
 
 
 def _by_layers(params: Any) -> Any:
@@ -200,6 +219,11 @@ def restore_step(path: Path, abstract: State) -> Restored:
 
     Without a moving average in the checkpoint, it begins with the parameters.
     """
+    asked = [path / "params", path / "rest", path / "source", path.parent / FROZEN]
+    asked += [path / "ema"] if abstract.ema is not None else []
+    compare = functools.partial(files.problem, path, asked, contents=processes.count() == 1)
+    if said := processes.broadcast_from_first(compare):
+        raise CheckpointError(said)
     meta = read_meta(path)
     items = meta.get("items") or [item for item in ("ema", "source") if (path / item).is_dir()]
     params = _read(path, "params", abstract.params)
@@ -252,6 +276,7 @@ def read_params(path: Path, abstract: Any, *, item: str = "params", cast: bool =
         cast: convert to the given types; otherwise other types are a CheckpointMismatch.
         part: the checkpoint may have more parameters.
     """
+    _require_whole(path, item)
     if not (path.parent / FROZEN).is_dir() and not (path.parent / base.FILE).is_file():
         return _read(path, item, abstract, cast=cast, part=part)
     trained, frozen = divide(abstract, stored(path, item).__contains__)
@@ -274,11 +299,18 @@ def _read_frozen(checkpoints: Path, abstract: Any, *, cast: bool = False, part: 
 def stored(path: Path, item: str) -> set[str]:
     """The paths of the parameters in an item of the checkpoint folder `path`. Raises CheckpointError."""
     where = (path / item).absolute()
+    _require_whole(path, item)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return set(_shapes(checkpointer.metadata(where).item_metadata.tree, types=False))
     except Exception as error:  # as in `_read`
         raise CheckpointError(f"{where} cannot be read ({error})") from error
+
+
+def _require_whole(path: Path, item: str) -> None:
+    """Raise CheckpointError for damaged parameters of a checkpoint folder. Of several processes the first looks."""
+    if processes.is_first():
+        files.require_whole(path, [path / item, path.parent / FROZEN], contents=processes.count() == 1)
 
 
 def _read(path: Path, item: str, abstract: Any, *, cast: bool = False, part: bool = False) -> Any:
