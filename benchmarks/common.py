@@ -6,6 +6,7 @@ a machine whose speed drifts slows all sides alike.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -115,6 +116,44 @@ def timed(function: Callable[[], Any]) -> tuple[float, float]:
 def speed(function: Callable[[], Any], size: int, *, repeats: int = 1) -> float:
     """MB per CPU second of a function that works through `size` bytes: the best of some calls."""
     return size / 1e6 / max(min(timed(function)[1] for _ in range(repeats)), 1e-9)
+
+
+def finished(
+    arguments: Sequence[str],
+    *,
+    seconds: float = 0,
+    log: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> bool:
+    """Run `llmjax ARGUMENTS` in a process of its own: whether it came to its end.
+
+    After `seconds` (0: never) it gets SIGTERM, on which a training saves, and the same command goes on from there.
+
+    Args:
+        log: gets what it says, behind what is there; None: it says it here.
+
+    Raises RuntimeError when the command fails.
+    """
+    with contextlib.ExitStack() as held:
+        said = None if log is None else held.enter_context(log.open("ab"))
+        command = [sys.executable, "-m", "llmjax", *arguments]
+        process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **(environment or {})}, stdout=said, stderr=said
+        )
+        try:
+            status = process.wait(seconds or None)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
+            return False
+        except BaseException:  # an interrupted benchmark leaves no training behind
+            process.terminate()
+            process.wait()
+            raise
+    if status:
+        where = "" if log is None else f": {log.read_text(errors='replace')[-2000:]}"
+        raise RuntimeError(f"llmjax {' '.join(arguments[:3])} ended with status {status}{where}")
+    return True
 
 
 class WorkerError(Exception):

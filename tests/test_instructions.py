@@ -96,6 +96,7 @@ def test_prompts_for_training_and_held_out_ones_are_apart(tmp_path):
     assert [instructions.ifeval(text, both) for text in ("<<a>>", "<<a>>, b", ",")] == [1, 0.5, 0]
     with pytest.raises(UserError, match="rows with instruction_id_list and kwargs"):
         instructions.ifeval("a", {"prompt": "b"})
+    assert instructions.ifeval("a", {"prompt": "b", "instruction_id_list": None, "kwargs": None}) is None
 
 
 QUESTIONS = [

@@ -2,7 +2,8 @@
 
     --config.rollout.rewards='["llmjax.post.instructions:ifeval"]'
 
-The rows of prompts have IFEval's columns: prompt, instruction_id_list and kwargs.
+The rows of prompts have IFEval's columns: prompt, instruction_id_list and kwargs. Where other prompts stand in the same file,
+theirs are null, and this reward does not score them.
 """
 
 import json
@@ -21,9 +22,11 @@ from llmjax.eval import ifeval as task
 HELD_OUT = ("detectable_format:json_format", "startend:quotation", "detectable_content:postscript")
 
 
-def ifeval(answer: str, row: Mapping[str, Any]) -> float:
-    """The share of a prompt's constraints that an answer follows, strictly."""
+def ifeval(answer: str, row: Mapping[str, Any]) -> float | None:
+    """The share of a prompt's constraints that an answer follows, strictly; None where the columns are null."""
     names, arguments = row.get("instruction_id_list"), row.get("kwargs")
+    if {"instruction_id_list", "kwargs"} <= row.keys() and names is arguments is None:
+        return None
     if not names or arguments is None or len(names) != len(arguments):
         raise UserError("the reward ifeval needs rows with instruction_id_list and kwargs, one for each constraint")
     return sum(constraints.follows(answer, n, a) for n, a in zip(names, arguments, strict=True)) / len(names)
