@@ -17,6 +17,7 @@ from llmjax.errors import UserError
 from llmjax.interop.merged import MergedReader, _same_in_16_bits
 from llmjax.model import adapters, blockwise, transformer
 from llmjax.parallel import mesh as meshes
+from llmjax.post import reference
 from llmjax.train import checkpoint, initial
 from llmjax.train.frozen import combine, is_trained
 from llmjax.train.optimizer import own_rate
@@ -263,3 +264,26 @@ def test_P8_a_stage_that_goes_on_with_adapters_starts_at_its_reference(runs, tra
     for name, array in flat(found).items():
         np.testing.assert_allclose(array, merged[name], atol=1e-6, err_msg=name)
     assert initial.base_of(other, lora.parent / "next", abstract.frozen) is None
+
+
+def test_the_reference_of_a_policy_has_its_adapters_alone_and_is_the_model_that_the_training_starts_from(
+    trained, runs, one_device
+):
+    """Where the run begins with new ones they add nothing; where it goes on with a run's they are that run's."""
+    starts = {"lora": trained, "dora": trained, "goes on": runs("lora")}
+    for name, start in starts.items():
+        c = _config("dora" if name == "dora" else "lora", start)
+        module, mesh = transformer.build(c.model), mesh_of("data=1")
+        own = reference.own_params(c, module, mesh)
+        names = [
+            path
+            for path in traverse_util.flatten_dict(reference.abstract_params(c, module, mesh), sep="/")
+            if adapters.is_adapter(path)
+        ]
+        assert sorted(flat(own)) == sorted(names)
+        moved = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), reference.abstract_params(c, module, mesh))
+        whole = combine(combine(moved, llmjax.load(start).params), own)  # a policy whose adapters were trained
+        ids = jax.random.randint(jax.random.key(1), (2, 12), 4, 300)
+        np.testing.assert_allclose(
+            module.apply({"params": whole}, ids), llmjax.load(start).logits(ids), atol=1e-5, err_msg=name
+        )

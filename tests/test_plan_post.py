@@ -114,6 +114,8 @@ def test_a_reference_is_a_second_model_and_more_slots_are_a_larger_cache():
     assert held.memory["reference"] == held.memory["parameters"]
     assert held.memory["peak"] - plain.memory["peak"] == held.memory["reference"]
     assert held.seconds["forward"] == 2 * plain.seconds["forward"]
+    adapters = paper(tiny(rollout__kl_weight=0.1, model__adapter__kind="lora"), "h100:1").memory
+    assert adapters["reference"] == adapters["parameters"] < held.memory["reference"]  # what is frozen is there once
     larger = paper(tiny(rollout__slots=32), "h100:1").memory["engine's cache"]
     assert larger == 2 * plain.memory["engine's cache"]
 

@@ -267,6 +267,16 @@ GRPO = (
 WITH_REFERENCE = ("--config.objective.policy.kl_weight=0.01", "--config.train.micro_batches=2")
 
 
+def as_if_killed_after_step_3(folder: Path, whole: str, cut: str) -> None:
+    """The run `cut`: `whole`, which took 4 steps, without the last one."""
+    shutil.copytree(folder / whole, folder / cut)
+    for path in ("checkpoints/4", "train/results.json"):
+        storage.remove(folder / cut / path)
+    stages = json.loads((folder / cut / "stages.json").read_text())
+    stages["train"]["done"] = False
+    (folder / cut / "stages.json").write_text(json.dumps(stages))
+
+
 @pytest.mark.slow  # test_post_rollouts.py samples, test_source.py stops inside a round
 def test_sampler_and_trainer_agree_and_a_run_that_stops_inside_a_round_ends_in_the_same_bits(folder):
     assert post(folder, "grpo", "sft", "prompts", *GRPO, "--config.train.duration=4 steps", name="whole") == 0
@@ -278,13 +288,7 @@ def test_sampler_and_trainer_agree_and_a_run_that_stops_inside_a_round_ends_in_t
     assert {"heldout_reward", "heldout_reward/exact_match"} <= seen[-1].keys()
     assert len(json.loads((folder / "whole" / "samples" / "000001.json").read_text())) > 0
 
-    # As if it had been killed after step 3, inside the second round.
-    shutil.copytree(folder / "whole", folder / "cut")
-    for path in ("checkpoints/4", "train/results.json"):
-        storage.remove(folder / "cut" / path)
-    stages = json.loads((folder / "cut" / "stages.json").read_text())
-    stages["train"]["done"] = False
-    (folder / "cut" / "stages.json").write_text(json.dumps(stages))
+    as_if_killed_after_step_3(folder, "whole", "cut")  # inside the second round
     assert post(folder, "grpo", "sft", "prompts", *GRPO, "--config.train.duration=4 steps", name="cut") == 0
     whole, cut = (llmjax.load(folder / name).params for name in ("whole", "cut"))
     jax.tree.map(np.testing.assert_array_equal, whole, cut)
@@ -292,6 +296,26 @@ def test_sampler_and_trainer_agree_and_a_run_that_stops_inside_a_round_ends_in_t
         of_its_own = ("seconds", "per_second", "mfu", "goodput", "changed", "heldout")
         same = {name for name in a.keys() | b.keys() if not any(word in name for word in of_its_own)}
         assert {name: a[name] for name in same} == {name: b[name] for name in same}
+
+
+@pytest.mark.slow  # test_post_sharing.py has the rows and the step
+@pytest.mark.parametrize("verb", ["grpo", "ppo"])
+def test_answers_that_share_rows_teach_the_same_and_a_stop_inside_a_round_changes_no_bit(folder, verb):
+    given = (*GRPO, "--config.train.duration=4 steps", "--config.train.micro_batches=4", "--config.train.sequence_length=48",
+             *(("--config.rollout.samples=1",) if verb == "ppo" else WITH_REFERENCE[:1]))  # fmt: skip
+    apart, shared = f"{verb}-apart", f"{verb}-shared"
+    assert post(folder, verb, "sft", "prompts", *given, name=apart) == 0
+    assert post(folder, verb, "sft", "prompts", *given, "--config.rollout.pack=4", name=shared) == 0
+    for one, other in zip(metrics(folder / apart), metrics(folder / shared), strict=True):
+        for name in ("loss", "ratio", "grad_norm", "k3", "entropy"):
+            assert other[name] == pytest.approx(one[name], rel=1e-4, abs=2e-6), name
+        assert other.get("rollout/reward") == one.get("rollout/reward")
+    first, *_ = metrics(folder / shared)
+    assert first["ratio"] == pytest.approx(1, abs=1e-6) and first["rollout/drift_max"] <= 2e-5
+    as_if_killed_after_step_3(folder, shared, f"{shared}-cut")
+    assert post(folder, verb, "sft", "prompts", *given, "--config.rollout.pack=4", name=f"{shared}-cut") == 0
+    whole, cut = (llmjax.load(folder / run).params for run in (shared, f"{shared}-cut"))
+    jax.tree.map(np.testing.assert_array_equal, whole, cut)
 
 
 @pytest.mark.slow
@@ -304,6 +328,40 @@ def test_a_policy_with_a_critic_is_held_to_its_reference(folder):
     first, _, second, _ = metrics(folder / "ppo")
     assert first["ratio"] == pytest.approx(1, abs=1e-6) and first["k1"] == pytest.approx(0, abs=1e-6)
     assert first["value_loss"] >= 0 and second["rollout/kl_weight"] != first["rollout/kl_weight"]
+
+
+@pytest.mark.slow  # test_adapters.py has the reference
+@pytest.mark.parametrize(
+    ("verb", "more"),
+    [
+        ("grpo", (*GRPO, *WITH_REFERENCE)),
+        (
+            "grpo",
+            (*GRPO, *WITH_REFERENCE, "--config.model.adapter.kind=dora", "--config.model.adapter.base_format=nf4"),
+        ),
+        ("ppo", (*GRPO, "--config.rollout.samples=1")),
+    ],
+    ids=["grpo", "grpo-nf4-dora", "ppo"],
+)
+def test_a_policy_of_adapters_starts_at_its_base_and_ends_in_the_same_bits_after_a_stop(folder, verb, more, request):
+    name = request.node.callspec.id
+    given = (
+        "--config.model.adapter.kind=lora",
+        "--config.model.adapter.rank=4",
+        *more,
+        "--config.train.duration=4 steps",
+    )
+    assert post(folder, verb, "sft", "prompts", *given, name=name) == 0
+    seen = metrics(folder / name)
+    for row in seen[::2]:  # the first update of each round
+        assert row["ratio"] == pytest.approx(1, abs=1e-6) and row["rollout/drift_max"] <= 2e-5
+    assert seen[0]["rollout/kl"] == 0 and seen[0]["k3"] == pytest.approx(0, abs=1e-9)
+    assert seen[2]["rollout/kl"] != 0  # the policy has moved, the reference has not
+    assert (folder / name / "checkpoints" / "base.json").is_file()  # and holds no copy of the base
+    as_if_killed_after_step_3(folder, name, f"{name}-cut")
+    assert post(folder, verb, "sft", "prompts", *given, name=f"{name}-cut") == 0
+    whole, cut = (llmjax.load(folder / run).params for run in (name, f"{name}-cut"))
+    jax.tree.map(np.testing.assert_array_equal, whole, cut)
 
 
 def test_a_verb_refuses_a_config_of_another_kind_and_a_run_without_a_start(folder, capsys):

@@ -181,6 +181,13 @@ def _sampled(c: ConfigDict) -> Iterator[str]:
             f"a round has rollout.updates x train.batch_size = {r.updates} x {t.batch_size} = {texts} texts, which is no "
             f"multiple of rollout.samples={r.samples}: change one of them"
         )
+    if name == "policy" and r.pack > 1 and t.micro_batches == 1:
+        yield (
+            f"rollout.pack={r.pack} saves the micro-batches that stay empty, and there is one: set train.micro_batches to 2 or "
+            "more"
+        )
+    if name == "policy" and r.pack > 1 and t.noise_scale:
+        yield "train.noise_scale compares micro-batches, and rollout.pack leaves some empty: set one of them off"
     if name == "policy" and m.moe.experts and m.moe.dispatch == "capacity":
         yield (
             "model.moe.dispatch=capacity drops tokens by what else is in a batch, so the sampler and the trainer are not one "

@@ -83,7 +83,7 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "model.adapter.rank", "checkpoint.keep", "data.record_tokens", "data.shard_bytes", "eval.batch_size", "eval.samples",
         "generate.beams", "generate.max_new_tokens", "infer.slots", "infer.steps", "model.ahead", "model.heads",
         "model.latent.rotary_size", "model.latent.value_size", "model.layers",
-        "rollout.kl_horizon", "rollout.samples", "rollout.slots", "rollout.tokens", "rollout.turns", "rollout.updates",
+        "rollout.kl_horizon", "rollout.pack", "rollout.samples", "rollout.slots", "rollout.tokens", "rollout.turns", "rollout.updates",
         "model.max_length", "model.moe.active", "model.moe.active_groups", "model.moe.every", "model.moe.group_score", "model.moe.groups", "model.recurrent.chunk", "model.recurrent.conv_width",
         "model.recurrent.groups", "model.recurrent.state_size", "model.relative_buckets", "model.relative_max_distance",
         "model.scan_unroll", "model.vocab_multiple", "model.width", "model.window", "objective.loss_chunks",

@@ -413,6 +413,7 @@ def _rollout(c: ConfigDict) -> None:
     c.rollout.turns = 4  # with tools: the most turns of the model in an answer
     c.rollout.samples = 8  # answers to each prompt
     c.rollout.updates = 1  # batches that a round of answers is cut into
+    c.rollout.pack = 1  # answers that share a row of the trainer, at most, if they fit into train.sequence_length; micro-batches that stay empty are left out
     c.rollout.tokens = 128  # of the longest answer
     c.rollout.temperature = 1.0  # answers are sampled at this temperature, and trained at it
     c.rollout.advantage = "mean"  # what an answer is compared with: mean of its group, leave_one_out, none, or gae (a value head)

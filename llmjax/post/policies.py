@@ -20,7 +20,7 @@ from llmjax.objectives import losses
 from llmjax.objectives.log_probs import log_probs
 from llmjax.parallel import placement
 from llmjax.post import rewards, tools
-from llmjax.post.reference import abstract_params, reference_params
+from llmjax.post.reference import abstract_params, own_params
 from llmjax.post.rewards import Reward
 from llmjax.post.rollouts import Forward, RolloutSource, sample_answers
 from llmjax.post.rollouts import Score as MakeForward
@@ -46,7 +46,7 @@ def stage(
 
     def make_source(total: int) -> Source:
         needs = c.rollout.kl_weight or c.rollout.kl_target or c.objective.policy.kl_weight
-        reference = reference_params(c, module, mesh) if needs else None
+        reference = own_params(c, module, mesh) if needs else None
         return RolloutSource(
             c,
             workdir,

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -18,7 +20,7 @@ from llmjax.parallel import placement, processes
 from llmjax.post import heldout
 from llmjax.post.batches import Rows
 from llmjax.train import folders, initial
-from llmjax.train.frozen import is_trained
+from llmjax.train.frozen import divide, is_trained
 
 
 def with_reference(
@@ -49,6 +51,24 @@ def reference_params(c: ConfigDict, module: transformer.Transformer, mesh: Mesh)
     """
     abstract = abstract_params(c, module, mesh)
     return initial.begun(abstract, initial.read(c, abstract))
+
+
+def own_params(c: ConfigDict, module: transformer.Transformer, mesh: Mesh) -> Any:
+    """What the reference of a policy has of its own: the trained parameters, as they are where the training starts.
+
+    What is frozen the two share. New adapters and heads are 0 here: an adapter then adds nothing, and the reference is the
+    base. It is computed by the policy's program, so the two have the same bits at the first step.
+    """
+    trained, abstract = is_trained(c), abstract_params(c, module, mesh)
+    own, _ = divide(abstract, trained)
+    # New magnitudes of DoRA are norms of frozen kernels.
+    asks_frozen = any(name.endswith("/magnitude") for name in initial.new_parameters(c))
+    found = traverse_util.flatten_dict(initial.read(c, abstract if asks_frozen else own), sep="/")
+    made = {
+        name: found[name] if name in found else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+        for name, leaf in traverse_util.flatten_dict(own, sep="/").items()
+    }
+    return traverse_util.unflatten_dict(made, sep="/")
 
 
 def abstract_params(c: ConfigDict, module: transformer.Transformer, mesh: Mesh) -> Any:

@@ -21,7 +21,7 @@ from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer.engine import Engine
 from llmjax.infer.rollout import Rollouts, sample_rollouts
-from llmjax.post import rewards, tools
+from llmjax.post import rewards, sharing, tools
 from llmjax.post.advantages import (
     Rewards,
     adapted_kl_weight,
@@ -34,7 +34,9 @@ from llmjax.post.advantages import (
 from llmjax.post.draws import Draw, drift_of, from_kept, joined, rows_of, to_keep
 from llmjax.post.rewards import Reward
 from llmjax.post.rows import Store
+from llmjax.post.sharing import Shared
 from llmjax.post.tools import Tool
+from llmjax.train.frozen import combine
 
 # Nats by which a token's log-probability may differ between trainer and sampler, both in float32. By rounding, the largest
 # of a round is 3e-6 to 2e-5 with 3M parameters, and seldom more. Other weights or another distribution differ by far more.
@@ -88,7 +90,8 @@ class RolloutSource:
             forward: the trainer's own forward pass.
             functions: the rewards, by name.
             called: the tools that the model may call, by name.
-            reference: parameters of the model that the policy should stay near; None: there is none.
+            reference: the parameters in which the model that the policy should stay near may differ from it, those that
+                are trained; None: there is no such model.
         """
         r = c.rollout
         self._c, self._workdir, self._engine, self._tokenizer, self._prompts = c, workdir, engine, tokenizer, prompts
@@ -110,7 +113,9 @@ class RolloutSource:
         size = self._c.train.batch_size
         batch = {name: values[:size] for name, values in self._left.items()}
         self._left = {name: values[size:] for name, values in self._left.items() if len(values) > size}
-        return batch
+        if self._c.rollout.pack == 1:
+            return batch
+        return sharing.batch_of(self._shared(batch), micro_batches=self._c.train.micro_batches)
 
     def state(self) -> dict[str, np.ndarray]:
         adapted = {"kl_weight": np.array(self._kl_weight)} if self._c.rollout.kl_target else {}
@@ -144,10 +149,13 @@ class RolloutSource:
         draw = joined(draws)
         seconds = time.perf_counter() - began
         rows = rows_of(draw, length=self._c.train.sequence_length, mask_cut=r.mask_cut)
-        made = self._forward(params, rows)
+        made = self._read(params, rows)
         rows["old"] = made.log_probs
         reference = self._reference
-        rows["reference"] = made.log_probs if reference is None else self._forward(reference, rows).log_probs
+        if reference is None:
+            rows["reference"] = made.log_probs
+        else:
+            rows["reference"] = self._read(combine(params, reference), rows).log_probs
         for name in ("old", "reference", "sampler"):
             rows[name] = np.where(rows["weights"] > 0, rows[name], 0).astype(np.float32)
         if self._c.model.dtype == "float32" and self._c.infer.weights != "int8":
@@ -156,6 +164,24 @@ class RolloutSource:
         self._metrics = self._measured(rows, draw) | {"rollout/draws": float(drawn), "rollout/seconds": seconds}
         self._show(number, draw, rows)
         return rows
+
+    def _read(self, params: Any, rows: Mapping[str, np.ndarray]) -> Forward:
+        """The trainer's own forward pass of a round's rows, which are laid together as those of an update are."""
+        if self._c.rollout.pack == 1:
+            return self._forward(params, rows)
+        size, found = self._c.train.batch_size, []
+        for first in range(0, len(rows["tokens"]), size):
+            shared = self._shared({name: values[first : first + size] for name, values in rows.items()})
+            made = self._forward(params, shared.rows)
+            found.append(made._replace(log_probs=shared.apart(made.log_probs),
+                                       values=None if made.values is None else shared.apart(made.values)))  # fmt: skip
+        values = None if found[0].values is None else np.concatenate([one.values for one in found])
+        return Forward(np.concatenate([one.log_probs for one in found]), values)
+
+    def _shared(self, rows: Mapping[str, np.ndarray]) -> Shared:
+        """An update's rows, several answers in each."""
+        c = self._c
+        return sharing.share(rows, most=c.rollout.pack, micro_batch=c.train.batch_size // c.train.micro_batches)
 
     def _draw(self, number: int, drawn: int, groups: int) -> Draw:
         """Answers to the prompts of one draw of a round, and their rewards."""

@@ -32,6 +32,7 @@ from llmjax.scaling import analytic, compiler
 from llmjax.scaling.analytic import BYTES, Paper
 from llmjax.scaling.topology import Topology
 from llmjax.train import folders
+from llmjax.train.frozen import divide, is_trained
 
 STEP_PARTS = (  # of the memory of an update, which are free while texts are sampled
     "gradients", "cast parameters", "gathered parameters", "activations kept", "activations of a layer", "logits",
@@ -59,7 +60,8 @@ def plan(c: ConfigDict, topology: Topology, stage: Stage) -> Paper:
     found = dict(paper.memory)
     found.pop("peak")
     if with_reference(c):
-        found["reference"] = compiler.shard_bytes(abstract_params(c, build(c.model), mesh))  # type: ignore[arg-type]
+        own, _ = divide(abstract_params(c, build(c.model), mesh), is_trained(c))  # type: ignore[arg-type]
+        found["reference"] = compiler.shard_bytes(own)
     theirs = teacher_of(c)
     if theirs is not None:
         found["teacher"] = compiler.shard_bytes(abstract_params(theirs, build(theirs.model), mesh))  # type: ignore[arg-type]
@@ -87,7 +89,7 @@ def samples(c: ConfigDict) -> float:
 
 
 def with_reference(c: ConfigDict) -> bool:
-    """Whether a second model is on the devices that the policy is compared with."""
+    """Whether there is a model that the policy is compared with; what is frozen the two share."""
     return c.objective.name == "policy" and bool(
         c.rollout.kl_weight or c.rollout.kl_target or c.objective.policy.kl_weight
     )

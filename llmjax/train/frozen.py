@@ -70,7 +70,7 @@ def divide(params: Any, chosen: Callable[[str], bool]) -> tuple[Any, Any]:
 
 
 def combine(trained: Any, frozen: Any) -> Any:
-    """The whole tree, for the model: the inverse of `split`."""
+    """The whole tree, for the model: the inverse of `split`. A parameter that is in both is that of `frozen`."""
     if not frozen:
         return trained
     flat = traverse_util.flatten_dict(trained, sep="/") | traverse_util.flatten_dict(frozen, sep="/")

@@ -51,7 +51,9 @@ def read(c: ConfigDict, abstract: Any, *, extension: Extension | None = None) ->
     norms = {name for name in new if name.endswith("/magnitude")}
     asked = traverse_util.unflatten_dict({name: leaf for name, leaf in wanted.items() if name not in new}, sep="/")
     theirs, item = _model_of(folder, like=c), base.item_of(folder)
-    if _goes_on(theirs, c.model):
+    if not asked:
+        made: Any = {}
+    elif _goes_on(theirs, c.model):
         known: Collection[str] = _shapes(theirs)
         made = derived.read(
             asked, known, functools.partial(checkpoint.read_params, folder, item=item, cast=True, part=True)

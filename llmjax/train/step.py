@@ -207,6 +207,7 @@ def _make_gradients(
     """
 
     measured = c.train.noise_scale and parts > 1
+    empty_parts = c.objective.name == "policy" and c.rollout.pack > 1  # post/sharing.py makes them
 
     def of_part(state: State, batch: Batch, key: jax.Array) -> tuple[Any, Any, jax.Array | None]:
         def loss(params: Any) -> tuple[jax.Array, Any]:
@@ -227,7 +228,12 @@ def _make_gradients(
         cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
 
         def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, of_part(state, *part)), None
+            def added() -> Any:
+                return jax.tree.map(jnp.add, total, of_part(state, *part))
+
+            if empty_parts:
+                return jax.lax.cond(jnp.any(part[0]["exists"] > 0), added, lambda: total), None
+            return added(), None
 
         like = jax.eval_shape(of_part, state, jax.tree.map(lambda x: x[0], cut), key)
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)

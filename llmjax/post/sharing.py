@@ -1,0 +1,90 @@
+"""Rows that several sampled answers share, so that the trainer computes less padding (`rollout.pack`).
+
+A round's answers have a row each. An update's answers are laid together here: each is a segment of its own, isolated from
+its neighbours, with the same numbers at its tokens. Their order and their loss do not change. How many rows they fill depends on
+their lengths, but a compiled step has one shape. So an update keeps as many rows as it has answers, the empty ones
+are gathered in micro-batches of their own, and the step leaves those out (`train/step.py`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Rows = Mapping[str, np.ndarray]
+
+
+class Shared(NamedTuple):
+    """Answers in shared rows.
+
+    `rows` has R rows, R a multiple of a micro-batch; `places` says of each of B answers in which row it is, where it begins
+    there, and how many tokens it has.
+    """
+
+    rows: dict[str, np.ndarray]
+    places: list[tuple[int, int, int]]
+
+    def apart(self, values_RL: np.ndarray) -> np.ndarray:
+        """Values of the tokens of shared rows as a row an answer, (B, L), 0 behind it."""
+        values_BL = np.zeros((len(self.places), values_RL.shape[1]), values_RL.dtype)
+        for own_L, (row, at, size) in zip(values_BL, self.places, strict=True):
+            own_L[:size] = values_RL[row, at : at + size]
+        return values_BL
+
+
+def share(rows: Rows, *, most: int, micro_batch: int) -> Shared:
+    """Lay the rows of B answers together, from the longest, each where the least room is left for it.
+
+    Args:
+        rows: arrays (B, L), a row an answer, whose tokens are those with a segment; "exists" is (B, 1).
+        most: answers in a row.
+        micro_batch: rows of one.
+    """
+    sizes, length = (rows["segments"] > 0).sum(axis=1).tolist(), rows["tokens"].shape[1]
+    inside = fitted(sizes, length=length, most=most)
+    count = -(-len(inside) // micro_batch) * micro_batch
+    shared = {
+        name: np.zeros((count, most if name == "exists" else length), values.dtype) for name, values in rows.items()
+    }
+    places = [(0, 0, 0)] * len(sizes)
+    for row, answers in enumerate(inside):
+        at = 0
+        for number, i in enumerate(answers, start=1):
+            size = sizes[i]
+            for name, values in rows.items():
+                if name != "exists":
+                    shared[name][row, at : at + size] = number if name == "segments" else values[i, :size]
+            shared["exists"][row, number - 1] = rows["exists"][i, 0]
+            places[i] = row, at, size
+            at += size
+    return Shared(shared, places)
+
+
+def fitted(sizes: Sequence[int], *, length: int, most: int) -> list[list[int]]:
+    """Which sizes share a row of that length, at most so many in each; a row has its sizes in their order."""
+    found: list[list[int]] = []
+    left: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        open_rows = [r for r, room in enumerate(left) if room >= sizes[i] and len(found[r]) < most]
+        if not open_rows:
+            found.append([])
+            left.append(length)
+            open_rows = [len(found) - 1]
+        row = min(open_rows, key=lambda r: left[r])
+        found[row].append(i)
+        left[row] -= sizes[i]
+    return [sorted(row) for row in found]
+
+
+def batch_of(shared: Shared, *, micro_batches: int) -> dict[str, np.ndarray]:
+    """A batch with as many rows as there are answers, for a step that cuts it into `micro_batches`.
+
+    Micro-batch t has the rows t, t + T, ... of a batch (`train/step.py`); full rows are in the first ones.
+    """
+    count = len(shared.places)
+    each = count // micro_batches
+    to = [part + place * micro_batches for part in range(micro_batches) for place in range(each)]
+    batch = {name: np.zeros((count, *values.shape[1:]), values.dtype) for name, values in shared.rows.items()}
+    for name, values in shared.rows.items():
+        batch[name][to[: len(values)]] = values
+    return batch
