@@ -61,8 +61,10 @@ def test_combinations_of_settings(objective, changes, words):
 @pytest.mark.parametrize(
     ("objective", "changes", "count", "words"),
     [
-        ("policy", {}, 2, "a policy is sampled by one process"),
-        ("distill", {}, 2, "a teacher is asked by one process"),
+        ("policy", {}, 2, "the answers of a policy are sampled by one process"),
+        ("distill", OWN, 2, "or set objective.distill.on_policy=0"),
+        ("distill", {}, 2, "needs a teacher"),  # the rest is accepted
+        ("causal", {"eval__texts": ("bleu",)}, 2, "the texts of eval.texts are written by one process"),
         ("policy", {"rollout__tokens": 10_000}, 1, "rollout.tokens=10000 leaves no room for a prompt"),
         ("distill", {"rollout__tokens": 10_000, **OWN}, 1, "rollout.tokens=10000 leaves no room for a prompt"),
         ("distill", {"rollout__tokens": 10_000}, 1, "needs a teacher"),  # the rest is accepted

@@ -249,3 +249,30 @@ def test_a_checkpoint_that_one_process_cannot_read_is_put_aside_by_all(one_proce
     assert "resuming from step 4 of 8" in output
     assert (tiny_run / "checkpoints" / "8.damaged").is_dir()
     assert_same_losses(tiny_run, one_process)
+
+
+@pytest.mark.slow
+def test_two_processes_distill_as_one_does_with_two_devices_and_do_not_write_texts(one_process, tmp_path):
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text(
+        "".join(
+            json.dumps({"prompt": f"{a} + {b} =", "completion": f" {a + b}"}) + "\n" for a in range(6) for b in range(6)
+        )
+    )
+    given = (
+        "--config", ROOT / "configs" / "post" / "distill.py", f"--config.train.init_from={one_process}",
+        f"--config.objective.distill.teacher={one_process / 'checkpoints' / '4'}", f"--config.data.sources=['{chats}']",
+        "--config.objective.distill.top=8", "--config.train.batch_size=8", "--config.train.micro_batches=2",
+        "--config.train.sequence_length=16", "--config.train.duration=4 steps", "--config.train.eval_every=2 steps",
+        "--config.data.holdout_percent=30", "--config.data.pack=False", "--config.optimizer.learning_rate=1e-2",
+    )  # fmt: skip
+    status, output = launch(2, tmp_path / "refused", *given, "--config.eval.texts=('bleu',)", verb="distill")
+    assert status == 2 and "the texts of eval.texts are written by one process" in output
+    assert not (tmp_path / "refused" / "rows").exists()
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
+    status, output = run_command("distill", "--workdir", tmp_path / "one", *given, XLA_FLAGS=flags)
+    assert status == 0, output
+    status, output = launch(2, tmp_path / "two", *given, verb="distill")
+    assert status == 0, output
+    assert_same_losses(tmp_path / "two", tmp_path / "one")
+    assert all(row["divergence"] > 1e-4 for row in rows_of(tmp_path / "one"))

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from llmjax import config
@@ -22,7 +22,8 @@ from llmjax.infer.rollout import sample_rollouts
 from llmjax.model import transformer
 from llmjax.objectives import chunks, losses
 from llmjax.objectives.distill import Teacher, teacher_of
-from llmjax.parallel import placement
+from llmjax.parallel import mesh as meshes
+from llmjax.parallel import placement, processes
 from llmjax.post import batches
 from llmjax.post.policies import make_engine
 from llmjax.post.reference import reference_params
@@ -30,7 +31,11 @@ from llmjax.post.rows import Store
 from llmjax.train import folders
 from llmjax.train.step import batch_shardings
 
-Ask = Callable[[Batch], Batch]  # rows -> the same rows with the teacher's distributions
+
+class Ask(Protocol):
+    """rows -> the same rows with the teacher's distributions."""
+
+    def __call__(self, rows: Batch, *, whole: bool = False) -> Batch: ...
 
 
 def check(c: ConfigDict) -> None:
@@ -51,7 +56,10 @@ def _folder(run: str) -> Path:
 
 
 def make_ask(c: ConfigDict, mesh: Mesh) -> Ask:
-    """Read the teacher onto the mesh; it computes rows by micro-batches, as they are trained."""
+    """Read the teacher onto the mesh; it computes rows by micro-batches, as they are trained.
+
+    Of several processes each gives its rows of a batch, and all at the same time; with `whole` each gives all rows.
+    """
     d, theirs = c.objective.distill, c.copy_and_resolve_references()
     with theirs.unlocked():
         theirs.train.init_from = d.teacher
@@ -60,6 +68,7 @@ def make_ask(c: ConfigDict, mesh: Mesh) -> Ask:
     params = reference_params(theirs, module, mesh)
     network, sharding = placement.on_mesh(module, mesh, theirs), batch_shardings(mesh)
     size = c.train.batch_size // c.train.micro_batches
+    hosts = meshes.row_group(mesh)[1] if processes.count() > 1 else 1
 
     def step(params: Any, batch: Any) -> Teacher:
         def of(logits_BLV: jax.Array, targets_BL: jax.Array) -> Teacher:
@@ -68,18 +77,34 @@ def make_ask(c: ConfigDict, mesh: Mesh) -> Ask:
         made: Teacher = chunks.token_values(of, losses.predict(network, params, batch, None), c.objective.loss_chunks)
         return made
 
-    run = jax.jit(step)
+    run = jax.jit(step, out_shardings=sharding)
+    run_whole = jax.jit(step, out_shardings=NamedSharding(mesh, PartitionSpec()))  # for every process
 
-    def ask(rows: Batch) -> Batch:
-        parts = []
+    def ask(rows: Batch, *, whole: bool = False) -> Batch:
+        parts, each = [], size if whole else size // hosts
         with placement.active(mesh, theirs):
-            for first in range(0, len(rows["tokens"]), size):
-                part = {name: jax.device_put(x[first : first + size], sharding) for name, x in rows.items()}
-                parts.append(jax.tree.map(np.asarray, run(params, part)))
+            for first in range(0, len(rows["tokens"]), each):
+                part = {name: x[first : first + each] for name, x in rows.items()}
+                if whole:
+                    on_mesh = {
+                        k: jax.make_array_from_callback(v.shape, sharding, v.__getitem__) for k, v in part.items()
+                    }
+                    parts.append(jax.tree.map(np.asarray, run_whole(params, on_mesh)))
+                else:
+                    on_mesh = {k: jax.make_array_from_process_local_data(sharding, v) for k, v in part.items()}
+                    parts.append(jax.tree.map(_own_rows, run(params, on_mesh)))
         ids, log_probs = (np.concatenate(found) for found in zip(*parts, strict=True))
         return {**rows, "teacher_ids": ids, "teacher_log_probs": log_probs}
 
     return ask
+
+
+def _own_rows(values: jax.Array) -> np.ndarray:
+    """The rows of an array that this process has, in their order."""
+    if values.is_fully_addressable:
+        return np.asarray(values)
+    found = {shard.index[0].start or 0: shard.data for shard in values.addressable_shards}
+    return np.concatenate([np.asarray(found[start]) for start in sorted(found)])
 
 
 def make_source(
@@ -89,9 +114,12 @@ def make_source(
     rows: batches.Rows,
     ask: Ask,
     mesh: Mesh,
+    *,
+    host: int = 0,
+    hosts: int = 1,
 ) -> Source:
-    """Batches of the rows, or, as often as `distill.on_policy` says, of answers that the student samples to their prompts."""
-    given = batches.batches_of(rows, c)
+    """This host's rows of batches, or, as often as `distill.on_policy` says, of answers that the student samples to their prompts."""
+    given = batches.batches_of(rows, c, host=host, hosts=hosts)
     if not c.objective.distill.on_policy:
         return StatelessSource(lambda k: ask(given(k)), read_ahead=0)  # the teacher needs the devices
     prompts = prompts_of(rows.store)

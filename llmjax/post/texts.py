@@ -31,6 +31,11 @@ def check(c: ConfigDict) -> None:
             f"eval.texts compares what a model writes with held-out answers, and objective.name={c.objective.name} learns from "
             "other rows: set it to ()"
         )
+    if c.eval.texts and processes.count() > 1:
+        raise UserError(
+            "the texts of eval.texts are written by one process: start this command once, on the devices of one host, or set it "
+            "to (), and let `llmjax generate` write them afterwards"
+        )
 
 
 def make_heldout(
@@ -38,14 +43,13 @@ def make_heldout(
 ) -> Evaluate:
     """parameters -> heldout_NAME for each metric of `eval.texts`, of greedy answers to the last turn of each held-out row.
 
-    At most `eval.limit` rows that fit. Some texts are written for the report. Several processes measure nothing.
+    At most `eval.limit` rows that fit. Some texts are written for the report.
     """
     turns = [last_turn(store.example(e)) for e in range(len(store.sizes))]
     most = c.generate.max_new_tokens
     turns = [(asked, said) for asked, said in turns if len(asked) + most <= c.model.max_length][: c.eval.limit or None]
-    if not turns or processes.count() > 1:
-        why = "they need a single process" if turns else "no held-out prompt leaves generate.max_new_tokens room"
-        processes.say(f"eval.texts are not measured: {why}")
+    if not turns:
+        processes.say("eval.texts are not measured: no held-out prompt leaves generate.max_new_tokens room")
         return lambda params: {}
     references = [tokenizer.decode(said.tolist()) for _, said in turns]
     prompts = [asked.tolist() for asked, _ in turns]

@@ -73,10 +73,14 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
 
 def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
     """Raise UserError for a model that cannot be trained further by this config, or not on these processes and meshes."""
-    alone = {"policy": "a policy is sampled", "distill": "a teacher is asked"}.get(c.objective.name)
-    if alone and processes.count() > 1:
-        raise UserError(f"{alone} by one process: start this command once, on the devices of one host")
-    sampled = c.objective.name == "policy" or (c.objective.name == "distill" and c.objective.distill.on_policy)
+    own = c.objective.name == "distill" and c.objective.distill.on_policy > 0
+    sampled = c.objective.name == "policy" or own
+    if sampled and processes.count() > 1:
+        mend = ", or set objective.distill.on_policy=0" if own else ""
+        raise UserError(
+            f"the answers of a {'student' if own else 'policy'} are sampled by one process: start this command once, on the "
+            f"devices of one host{mend}"
+        )
     if sampled and c.rollout.tokens >= c.train.sequence_length:
         raise UserError(
             f"rollout.tokens={c.rollout.tokens} leaves no room for a prompt in train.sequence_length="
@@ -134,13 +138,13 @@ def _fixed(
 
     def make_source(total: int) -> Source:
         if ask is not None:
-            return teacher.make_source(c, module, tokenizer, train, ask, mesh)
+            return teacher.make_source(c, module, tokenizer, train, ask, mesh, host=host, hosts=hosts)
         return StatelessSource(batches.batches_of(train, c, host=host, hosts=hosts))
 
     def make_evaluate(mesh: Mesh, params: Any) -> Evaluate:
         held = batches.heldout_batches_of(packed["heldout"], c, count=c.train.eval_batches)
         if ask is not None:
-            held = [ask(batch) for batch in held]
+            held = [ask(batch, whole=True) for batch in held]
         beside = None
         if c.objective.name == "classify":
             beside = classes.beside(c, workdir, held)
