@@ -8,6 +8,7 @@ a machine whose speed drifts slows all sides alike.
 import argparse
 import contextlib
 import json
+import math
 import os
 import platform
 import re
@@ -118,42 +119,56 @@ def speed(function: Callable[[], Any], size: int, *, repeats: int = 1) -> float:
     return size / 1e6 / max(min(timed(function)[1] for _ in range(repeats)), 1e-9)
 
 
-def finished(
-    arguments: Sequence[str],
-    *,
-    seconds: float = 0,
-    log: Path | None = None,
-    environment: Mapping[str, str] | None = None,
-) -> bool:
-    """Run `llmjax ARGUMENTS` in a process of its own: whether it came to its end.
+class OutOfTime(Exception):  # noqa: N818
+    """The seconds of a call are over; the same command goes on."""
 
-    After `seconds` (0: never) it gets SIGTERM, on which a training saves, and the same command goes on from there.
+
+class Budget:
+    """The seconds of a call of a script that goes on in its next call; 0: without end."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds if seconds else math.inf
+
+    def left(self) -> float | None:
+        """The seconds that are left; None: there is no end. Raises OutOfTime when none are."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise OutOfTime
+        return left if math.isfinite(left) else None
+
+
+def llmjax(
+    *arguments: str | Path, budget: Budget, log: Path | None = None, environment: Mapping[str, str] | None = None
+) -> None:
+    """Run `llmjax ARGUMENTS` in a process of its own.
+
+    At the end of the budget it gets SIGTERM, on which a training saves, and the same command goes on from there.
 
     Args:
         log: gets what it says, behind what is there; None: it says it here.
 
-    Raises RuntimeError when the command fails.
+    Raises:
+        OutOfTime: when it was stopped.
+        RuntimeError: when it failed.
     """
+    left = budget.left()
     with contextlib.ExitStack() as held:
         said = None if log is None else held.enter_context(log.open("ab"))
-        command = [sys.executable, "-m", "llmjax", *arguments]
+        command = [sys.executable, "-m", "llmjax", *map(str, arguments)]
         process = subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, **(environment or {})}, stdout=said, stderr=said
         )
         try:
-            status = process.wait(seconds or None)
-        except subprocess.TimeoutExpired:
+            status = process.wait(left)
+        except BaseException as error:  # an interrupted script leaves no training behind either
             process.terminate()
             process.wait()
-            return False
-        except BaseException:  # an interrupted benchmark leaves no training behind
-            process.terminate()
-            process.wait()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise OutOfTime from None
             raise
     if status:
         where = "" if log is None else f": {log.read_text(errors='replace')[-2000:]}"
-        raise RuntimeError(f"llmjax {' '.join(arguments[:3])} ended with status {status}{where}")
-    return True
+        raise RuntimeError(f"llmjax {' '.join(map(str, arguments[:3]))} ended with status {status}{where}")
 
 
 class WorkerError(Exception):

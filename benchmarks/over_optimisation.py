@@ -6,26 +6,25 @@ A small model is taught random words over the letters a to d. The gold reward of
 follow each other in the circle a b c d, less what the word is longer than eight letters. A reward model sees pairs of
 random words, of which one in ten is labelled wrongly, and never the gold reward. Then GRPO optimises the reward model, with
 several weights of the KL to the start, and with none as the control; the gold reward only watches, with weight 0. Each run gives
-reward, gold reward and sqrt(KL) of every round (Gao et al. 2023). About three minutes of a core for each of the runs.
+reward, gold reward and sqrt(KL) of every round (Gao et al. 2023).
+
+Each seed has a start and a reward model, and a run for each weight, of less than three minutes of 2 cores each. What is done is not done
+again: with `--seconds 170` the script stops after that time, and the same command goes on. The results are written after every run.
 """
 
-import contextlib
-import io
 import itertools
 import json
 import random
 import statistics
 import string
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, make_parser, write
-
-from llmjax import cli
+from common import ROOT, Budget, OutOfTime, llmjax, make_parser, write
 
 LETTERS, LONGEST, ENOUGH = "abcd", 14, 8
+PAIR = 40  # tokens of two answers with their prompts, at most
 UNFELT = 1e-9  # the control's weight of the KL: with 0 the reference is not read, and the KL not measured
 MODEL = (
     "--config.tokenizer.kind=byte", "--config.model.layers=2", "--config.model.width=64", "--config.model.heads=4",
@@ -58,41 +57,45 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.02, 0.1], help="of the KL")
     parser.add_argument("--steps", type=int, default=150, help="of each policy")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "over-optimisation", help="where the runs are")
+    parser.add_argument("--seconds", type=float, default=0, help="stop after so many, to go on later; 0: never")
     args = parser.parse_args()
-    runs = []
-    for seed in args.seeds:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            start = make_start(folder, seed)
-            rewarded = teach(folder, "reward", start, pairs(seed), f"--config.seed={seed}", "--config.optimizer.learning_rate=1e-3",
-                             "--config.train.duration=4 epochs")  # fmt: skip
+    budget, runs = Budget(args.seconds), []
+    try:
+        for seed in args.seeds:
+            folder = args.runs.resolve() / str(seed)
+            start = make_start(folder, seed, budget)
+            rewarded = teach(
+                folder, "reward", start, pairs(seed), f"--config.seed={seed}", "--config.optimizer.learning_rate=1e-3",
+                "--config.train.duration=4 epochs", f"--config.train.sequence_length={PAIR}", "--config.data.holdout_percent=20", budget=budget,
+            )  # fmt: skip
             accuracy = last(rewarded, "heldout_accuracy")
             functions = [f"model:{rewarded}", "over_optimisation:gold=0"]
             for weight in args.weights:
                 run = teach(
                     folder, "grpo", start, prompts(), *POLICY, f"--config.rollout.rewards={functions}", f"--config.seed={seed}",
-                    f"--config.objective.policy.kl_weight={max(weight, UNFELT)}", f"--config.train.duration={args.steps} steps", name=f"kl-{weight}",
+                    f"--config.objective.policy.kl_weight={max(weight, UNFELT)}", f"--config.train.duration={args.steps} steps",
+                    name=f"kl-{weight}", budget=budget,
                 )  # fmt: skip
                 runs.append({"seed": seed, "kl_weight": weight, "reward_model_accuracy": accuracy, **curve(run)})
                 print({key: value for key, value in runs[-1].items() if key != "rounds"}, flush=True)
-    write({"steps": args.steps, "summary": summary(runs), "runs": runs}, args.out)
+                write({"steps": args.steps, "summary": summary(runs), "runs": runs}, args.out)
+    except OutOfTime:
+        print(f"stopped after {args.seconds:g} seconds: the same command goes on")
     return 0
 
 
-def make_start(folder: Path, seed: int) -> Path:
+def make_start(folder: Path, seed: int, budget: Budget) -> Path:
     """A model that writes random words after a letter."""
     draw = random.Random(seed)
-    texts = folder / "texts"
-    texts.mkdir()
     for i in range(32):
-        (texts / f"{i}.txt").write_text(
-            "".join(f"{draw.choice(string.ascii_lowercase)}: {word(draw)}\n" for _ in range(60))
-        )
-    given = [f"--config.data.sources=['{texts}']", f"--config.seed={seed}", "--workdir", str(folder / "base")]
-    run(["run", "--config", str(ROOT / "configs" / "quickstart.py"), *MODEL, *given])
+        lines = [f"{draw.choice(string.ascii_lowercase)}: {word(draw)}\n" for _ in range(60)]
+        write_once(folder / "texts" / f"{i}.txt", "".join(lines))
+    given = (f"--config.data.sources=['{folder / 'texts'}']", f"--config.seed={seed}", "--workdir", folder / "base")
+    llmjax("run", "--config", "configs/quickstart.py", *MODEL, *given, budget=budget, log=folder / "log")
     chats = [{"prompt": asked, "completion": word(draw)} for asked in questions() for _ in range(40)]
     return teach(folder, "sft", folder / "base", chats, f"--config.seed={seed}", "--config.optimizer.learning_rate=2e-3",
-                 "--config.train.duration=6 epochs")  # fmt: skip
+                 "--config.train.duration=6 epochs", budget=budget)  # fmt: skip
 
 
 def word(draw: random.Random) -> str:
@@ -121,22 +124,30 @@ def pairs(seed: int, count: int = 600) -> list[dict[str, str]]:
     return made
 
 
-def teach(folder: Path, verb: str, start: Path, rows: Sequence[Mapping[str, str]], *more: str, name: str = "") -> Path:
-    """Run a verb of post-training on rows: its run."""
+def teach(
+    folder: Path,
+    verb: str,
+    start: Path,
+    rows: Sequence[Mapping[str, str]],
+    *more: str,
+    budget: Budget,
+    name: str = "",
+) -> Path:
+    """Run a verb of post-training on rows, unless it is done: its run."""
     workdir, file = folder / (name or verb), folder / f"{name or verb}.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = [f"--config.train.init_from={start}", f"--config.data.sources=['{file}']", "--workdir", str(workdir)]
-    run([verb, "--config", str(ROOT / "configs" / "post" / f"{verb}.py"), *TAUGHT, *more, *given])
+    write_once(file, "".join(json.dumps(row) + "\n" for row in rows))
+    given = (f"--config.train.init_from={start}", f"--config.data.sources=['{file}']", "--workdir", workdir)
+    rewards = {"PYTHONPATH": str(ROOT / "benchmarks")}  # where the functions are that reward
+    llmjax(verb, "--config", f"configs/post/{verb}.py", *TAUGHT, *more, *given, budget=budget, log=folder / "log",
+           environment=rewards)  # fmt: skip
     return workdir
 
 
-def run(command: Sequence[str]) -> None:
-    """A command in this process, whose output is shown only when it fails."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        status = cli.main(list(command))
-    if status:
-        raise RuntimeError(f"llmjax {command[0]} ended with status {status}: {said.getvalue()[-2000:]}")
+def write_once(file: Path, text: str) -> None:
+    """Write a file that is not there. One that is written again would be another one, and its training another one too."""
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

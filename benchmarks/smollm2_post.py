@@ -5,7 +5,8 @@
 
 The steps, in order: `import`, `files`, `sft`, `reward`, `dpo`, `grpo`, and `scores` of the imported model, of sft, dpo and grpo. A step
 that is done is not done again. With `--seconds 170` the script stops after that time, in the middle of a training too, and the
-same command goes on. Every step writes the results anew. Each stage is sized for less than an hour of 2 cores at 100 GFLOP/s,
+same command goes on; the import and a score (3 to 10 minutes, by `--limit`) come to their end first. Every step writes the
+results anew. Each stage is sized for less than an hour of 2 cores at 100 GFLOP/s,
 and has its held-out figures before and after; `scores` are small slices of ARC, HellaSwag and IFEval with
 standard errors: what stays of the general ability, and whether constraints carry over to prompts and to kinds never trained on.
 
@@ -17,12 +18,11 @@ rest, and sums made here. IFEval's held-out prompts are scored as lm-evaluation-
 import argparse
 import json
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, cpu_seconds, finished, make_parser, write
+from common import ROOT, Budget, OutOfTime, cpu_seconds, llmjax, make_parser, write
 
 from llmjax import storage
 from llmjax.data import conversations
@@ -41,10 +41,6 @@ LONGEST = 128  # tokens of a prompt: with an answer of as many it fits into a ro
 PAIRS = 900  # for dpo, whose reference reads all of them
 SUMS = 400
 Message = dict[str, str]
-
-
-class OutOfTime(Exception):  # noqa: N818
-    """The seconds of this call are over."""
 
 
 # ------------------------------------------------------------------ files
@@ -128,7 +124,7 @@ class Steps:
     """The steps in a folder; each leaves NAME.json there when it is done."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.runs, self.began = args, args.runs.resolve(), time.monotonic()
+        self.args, self.runs, self.budget = args, args.runs.resolve(), Budget(args.seconds)
         self.files = self.runs / "files"
         self.files.mkdir(parents=True, exist_ok=True)
 
@@ -152,12 +148,15 @@ class Steps:
         write(self.results(), self.args.out)
 
     def llmjax(self, *arguments: str | Path) -> None:
-        left = self.args.seconds and self.args.seconds - (time.monotonic() - self.began)
-        if left < 0 or not finished([*map(str, arguments)], seconds=left, log=self.runs / "log"):
-            raise OutOfTime
+        llmjax(*arguments, budget=self.budget, log=self.runs / "log")
+
+    def whole(self, *arguments: str | Path) -> None:
+        """A command that cannot go on, and so is not stopped; it begins only before the time is over."""
+        self.budget.left()
+        llmjax(*arguments, budget=Budget(0), log=self.runs / "log")
 
     def import_model(self) -> None:
-        self.llmjax("import", "--from", self.args.model.resolve(), "--to", self.runs / "base")
+        self.whole("import", "--from", self.args.model.resolve(), "--to", self.runs / "base")
 
     def make_files(self) -> dict[str, int]:
         return make_files(self.args.data.resolve(), self.files, load_tokenizer(self.runs / "base" / "tokenizer"))
@@ -174,8 +173,8 @@ class Steps:
     def scores(self, run: str, task: str) -> dict[str, Any]:
         """A task's scores of a run; of IFEval also the share of followed constraints by whether their kind was trained."""
         data = self.files if task == ifeval.TASK else self.args.data.resolve() / "eval"
-        self.llmjax(
-            "eval", "--workdir", self.runs / run, "--tasks", task, "--data", data, "--limit", self.args.limit,
+        self.whole(
+            "eval", "--workdir", self.runs / run, "--tasks", task, "--data", data, "--limit", str(self.args.limit),
             "--config.eval.contamination=False",
         )  # fmt: skip
         kept = self.runs / run / "eval"

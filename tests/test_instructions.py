@@ -1,14 +1,17 @@
 """Instructions are checked as lm-evaluation-harness checks them, and judges count only where they give a verdict."""
 
+import gzip
 import json
+import types
 from pathlib import Path
 
 import pytest
 from helpers import tiny_config
 
 from llmjax.data.tokenizer import byte_tokenizer
+from llmjax.data.tokenizer_files import with_template
 from llmjax.errors import UserError
-from llmjax.eval import constraints, ifeval, judge, mt_bench, needle
+from llmjax.eval import constraints, ifeval, judge, mt_bench, needle, registered
 from llmjax.eval.likelihood import Likelihood
 from llmjax.post import instructions
 
@@ -166,6 +169,45 @@ def test_the_agreement_of_a_judge_with_people_counts_ties_half():
     found = mt_bench.agreement(rows, ask)
     values = {name: estimate.value for name, estimate in found.metrics.items()}
     assert values == {"agreement": 0.5, "consistent": pytest.approx(2 / 3), "missing": 0.25}
+
+
+@pytest.mark.parametrize("name", ["mt-bench_human.json", "mt-bench_human.json.gz"])
+def test_a_model_judges_pairs_that_people_judged_through_its_template(name, tmp_path):
+    """The whole path of `--tasks mt_bench_human`, with a model that says what the script says."""
+    rows = [
+        {"input": "Which is a fruit?", "output_1": "an apple", "output_2": "a stone", "label": 1},
+        {"input": "Which is a stone?", "output_1": "an apple", "output_2": "a pebble", "label": 2},
+        {
+            "input": "long " * 400,
+            "output_1": "an apple",
+            "output_2": "a stone",
+            "label": 1,
+        },  # longer than the model reads
+        {"input": "never asked", "output_1": "a", "output_2": "b", "label": 1},
+    ]
+    text = json.dumps(rows).encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    asked = []
+
+    class Model:
+        tokenizer = with_template(byte_tokenizer(), "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+        config = tiny_config(model__max_length=1500)
+
+        def generate(self, prompts, *, temperature, max_new_tokens, **settings):
+            asked.extend(self.tokenizer.decode(ids) for ids in prompts)
+            assert temperature == 0 and all(len(ids) + max_new_tokens <= 1500 for ids in prompts)
+            said = [
+                "The apple is better. [[A]]" if p.index("an apple") < p.index("[Answer B]") else "[[B]]" for p in asked
+            ]
+            return [types.SimpleNamespace(text=text) for text in said[-len(prompts) :]]
+
+    found = registered.evaluate("mt_bench_human", Model(), [tmp_path], limit=3)
+    assert len(asked) == 4 and all(prompt.startswith("<user>Two assistants") for prompt in asked)
+    values = {name: estimate.value for name, estimate in found.metrics.items()}
+    assert values == {"agreement": 0.5, "consistent": 1.0, "missing": pytest.approx(1 / 3)}
+    assert [item["choice"] for item in found.items] == [0, 0, None]
+    with pytest.raises(UserError, match="give --data DIR, a folder with mt-bench_human.json"):
+        registered.evaluate("mt_bench_human", Model(), [tmp_path / "none"])
 
 
 def test_a_needle_stands_at_every_depth_and_length_and_is_found_by_a_model_that_copies(monkeypatch):

@@ -133,18 +133,31 @@ def test_ifevals_scores_are_told_by_whether_a_kind_was_trained(script):
 def test_steps_are_taken_once_and_go_on_where_the_time_was_over(script, tmp_path, monkeypatch):
     asked = []
 
-    def finished(arguments, *, seconds, log):
+    def llmjax(*arguments, budget, log):
         asked.append(arguments[0])
-        return seconds == 0
+        if budget.left() is not None:
+            raise script.OutOfTime
 
-    monkeypatch.setattr(script, "finished", finished)
-    monkeypatch.setattr(script, "make_files", lambda data, folder, tokenizer: {"chats": 1})
-    monkeypatch.setattr(script, "load_tokenizer", lambda folder: None)
-    arguments = ["x", "--model", "m.gguf", "--data", "d", "--runs", str(tmp_path), "--out", str(tmp_path / "made.json"), "--only", "import", "files"]  # fmt: skip
+    monkeypatch.setattr(script, "llmjax", llmjax)
+    monkeypatch.setattr(script, "heldout", lambda run: {"before": {"loss": 2.0}, "after": {"loss": 1.0}})
+    arguments = [
+        "x",
+        "--model",
+        "m",
+        "--data",
+        "d",
+        "--runs",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "made.json"),
+        "--only",
+        "sft",
+    ]
     monkeypatch.setattr(sys, "argv", [*arguments, "--seconds", "100"])
     assert script.main() == 0 and not (tmp_path / "made.json").exists()
     for _ in range(2):
         monkeypatch.setattr(sys, "argv", arguments)
         script.main()
-    assert asked == ["import", "import"]
-    assert json.loads((tmp_path / "made.json").read_text())["steps"].keys() == {"import", "files"}
+    assert asked == ["sft", "sft"]
+    found = json.loads((tmp_path / "made.json").read_text())["steps"]
+    assert found.keys() == {"sft"} and found["sft"]["found"]["after"] == {"loss": 1.0}
