@@ -56,7 +56,8 @@ def make_files(data: Path, folder: Path, tokenizer: Tokenizer) -> dict[str, int]
              for row in read(given / "preference" / "hh_harmless_test.jsonl.gz")][:PAIRS]  # fmt: skip
     counts = {"chats": lines(folder / "chats.jsonl", chats), "pairs": lines(folder / "pairs.jsonl", pairs)}
     constraints.find_data([data])
-    without = [name for name in constraints.CHECKS if not checkable(name)]
+    without = unchecked(ifeval.find([given / "instruct"]))
+    print(f"without data for: {', '.join(without) or 'none'}")
     _, counts["ifeval_heldout"] = instructions.write_prompts(given / "instruct", folder, without=without)
     asked = [
         {**row, "prompt": user(row["prompt"]), "answer": None}
@@ -103,13 +104,16 @@ def user(text: str) -> list[Message]:
     return [{"role": "user", "content": text}]
 
 
-def checkable(name: str) -> bool:
-    """Whether the data of a constraint is here: a call without arguments fails for other reasons only where it is."""
-    try:
-        constraints.follows("A word, and ANOTHER one. A second sentence.", name, {})
-    except UserError as error:
-        return "cannot be checked with" in str(error)
-    return True
+def unchecked(prompts: Sequence[dict[str, Any]]) -> list[str]:
+    """The constraints of prompts that cannot be checked here, because their data is not installed."""
+    found = dict[str, None]()
+    for row in prompts:
+        for name, arguments in zip(row["instruction_id_list"], row["kwargs"], strict=True):
+            try:
+                constraints.follows("A word, and ANOTHER one. A second sentence.", name, arguments)
+            except UserError:
+                found[name] = None
+    return list(found)
 
 
 def lines(file: Path, rows: Sequence[Any]) -> int:

@@ -94,11 +94,18 @@ def test_rows_are_made_of_the_shared_data_and_training_has_no_held_out_constrain
     write(data / "self_instruct_seed_tasks.jsonl", [task])
     talk = "\n\nHuman: Hi\n\nAssistant: "
     write(data / "preference" / "hh_harmless_test.jsonl.gz", [{"chosen": talk + "Hello.", "rejected": talk + "No."}])
-    names = ["punctuation:no_comma", "detectable_format:title", *instructions.HELD_OUT]
-    asked = [
-        {"key": i, "prompt": f"Write {i}.", "instruction_id_list": [names[i % len(names)]], "kwargs": [{}]}
-        for i in range(50)
-    ]
+    unknown = "keywords:frequency"  # which cannot be checked so, like one whose data is missing
+    given = {
+        unknown: {"relation": "at most", "keyword": "a", "frequency": 1},
+        "detectable_content:postscript": {"postscript_marker": "P.S."},
+    }
+    names = ["punctuation:no_comma", "detectable_format:title", *instructions.HELD_OUT, unknown]
+    asked = []
+    for i in range(60):
+        name = names[i % len(names)]
+        asked.append(
+            {"key": i, "prompt": f"Write {i}.", "instruction_id_list": [name], "kwargs": [given.get(name, {})]}
+        )
     write(data / "instruct" / "ifeval_prompts.jsonl", [*asked, {**asked[0], "key": 99, "prompt": "long " * 200}])
 
     tokenizer = with_template(byte_tokenizer(), "{% for m in messages %}{{ m.content }}{% endfor %}")
@@ -113,8 +120,9 @@ def test_rows_are_made_of_the_shared_data_and_training_has_no_held_out_constrain
     constrained = [row for row in made["prompts"] if row["instruction_id_list"]]
     assert counts["ifeval_train"] == len(constrained) > 5
     assert not {name for row in constrained for name in row["instruction_id_list"]} & set(instructions.HELD_OUT)
+    assert unknown not in str(made["prompts"]) + str(made["ifeval_prompts"])
     texts = {row["prompt"] for row in made["ifeval_prompts"]}
-    assert not {row["prompt"][0]["content"] for row in constrained} & texts and len(texts) >= 30
+    assert not {row["prompt"][0]["content"] for row in constrained} & texts and len(texts) >= 24
     assert all(len(row["prompt"][0]["content"]) < script.LONGEST for row in made["prompts"])
 
     parsed, made_sums = rewards.parse(load("grpo").rollout.rewards), [row for row in made["prompts"] if row["answer"]]
