@@ -75,7 +75,7 @@ def read(file: Path) -> Iterator[Row]:
 
 
 def trees(file: Path) -> Iterator[dict[str, Any]]:
-    """The conversation along the best answers of each tree. Its rankings would put parts of it on both sides of the split."""
+    """The conversation along the best answers of each tree. Its rankings have the same answers again."""
     return ({"messages": row.answers[0]} for row in read(file) if not row.ranks)
 
 

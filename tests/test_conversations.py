@@ -10,6 +10,7 @@ import pytest
 from llmjax.data import records
 from llmjax.data.conversations import Rejected, Row, read
 from llmjax.errors import UserError
+from llmjax.post.rows import _is_held_out
 
 DATA = Path("../shared/data/posttrain")
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
@@ -101,6 +102,36 @@ def test_rows_that_name_their_parents_become_one_conversation_a_leaf(tmp_path):
     )
     assert ["".join(m["content"] for m in row.answers[0]) for row in found[:2]] == ["abcd", "abef"]
     assert isinstance(found[2], Rejected) and "'9' is not in the file" in found[2].reason
+
+
+def test_rows_of_one_tree_hold_parts_of_each_other_and_are_held_out_together(tmp_path):
+    def tree(number: int) -> dict[str, Any]:
+        end = {
+            "role": "prompter",
+            "text": f"more {number}",
+            "replies": [{"role": "assistant", "text": "end", "rank": 0, "replies": []}],
+        }
+        answers = [{"role": "assistant", "text": f"{text} {number}", "rank": rank, "replies": replies}
+                   for rank, (text, replies) in enumerate((("best", [end]), ("worse", [])))]  # fmt: skip
+        return {
+            "message_tree_id": str(number),
+            "prompt": {"role": "prompter", "text": f"ask {number}", "replies": answers},
+        }
+
+    parents: list[dict[str, Any]] = []
+    for number in range(30):
+        parents += [
+            {"id": f"{number}", "parent_id": None, "instruction": f"ask {number}", "output": "b"},
+            *({"id": f"{number}{leaf}", "parent_id": f"{number}", "instruction": leaf, "output": "d"} for leaf in "xy"),
+        ]
+    for given in ([tree(number) for number in range(30)], parents):
+        found = rows(tmp_path, *given)
+        sides: dict[str, list[bool]] = {}
+        for row in found:
+            assert isinstance(row, Row)
+            sides.setdefault(row.root, []).append(_is_held_out(row, 50.0))
+        assert len(sides) == 30 and all(len(side) == 2 and len(set(side)) == 1 for side in sides.values())
+        assert 5 < sum(side[0] for side in sides.values()) < 25
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {

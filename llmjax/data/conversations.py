@@ -56,6 +56,7 @@ class Row:
     tools: list[Any] | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)  # for the template (`chat_template_kwargs`)
     columns: Mapping[str, Any] = field(default_factory=dict)  # what else the row has: a reward function gets it
+    root: str = ""  # of a tree: what it begins with. Its rows hold parts of each other, and are held out together
     number: int = 0  # in its file, from 1
 
 
@@ -257,7 +258,7 @@ def _tree(record: Mapping[str, Any]) -> Iterable[Row]:
             yield from follow(reply, here, best=best and reply is first)
 
     try:
-        yield from follow(root, [], best=True)
+        yield from (replace(row, root=str(root["text"])) for row in follow(root, [], best=True))
     except (KeyError, TypeError, AttributeError) as error:
         raise RowError(f"the tree lacks {error} at a message: give role, text and replies") from error
 
@@ -289,7 +290,7 @@ def _h2o(file: Path) -> Iterator[Row | Rejected]:
                 at = str(here.get("parent_id") or "") or None
             system = record.get("system")
             whole = [{"role": "system", "content": system}, *turns] if system else turns
-            yield Row([], (messages_of(whole),), number=number)
+            yield Row([], (messages_of(whole),), root=turns[0]["content"], number=number)
         except RowError as error:
             yield Rejected(file, number, str(error))
 

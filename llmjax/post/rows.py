@@ -314,8 +314,8 @@ def _text_of(row: Row) -> str:
 
 
 def _is_held_out(row: Row, percent: float) -> bool:
-    """By a hash of the words of what begins the row, so that equal questions are on one side."""
-    words = " ".join(WORDS.findall(_text_of(row).lower()))
+    """By a hash of the words of what begins the row, so that equal questions and all rows of a tree are on one side."""
+    words = " ".join(WORDS.findall((row.root or _text_of(row)).lower()))
     digest = hashlib.blake2b(words.encode("utf-8", "replace"), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64 * 100 < percent
 

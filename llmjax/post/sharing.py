@@ -1,8 +1,8 @@
 """Rows that several sampled answers share, so that the trainer computes less padding (`rollout.pack`).
 
-A round's answers have a row each. An update's answers are laid together here: each is a segment of its own, isolated from
-its neighbours, with the same numbers at its tokens. Their order and their loss do not change. How many rows they fill depends on
-their lengths, but a compiled step has one shape. So an update keeps as many rows as it has answers, the empty ones
+A round has a row for each answer. Here the answers of an update are laid together. Each is a segment of its own, isolated from
+its neighbours, with the same numbers at its tokens, so the loss of the update stays the same. How many rows they fill depends on
+their lengths, but a compiled step has one shape. So the batch keeps as many rows as it has answers, the empty rows
 are gathered in micro-batches of their own, and the step leaves those out (`train/step.py`).
 """
 

@@ -85,7 +85,7 @@ def make_ask(c: ConfigDict, mesh: Mesh) -> Ask:
         with placement.active(mesh, theirs):
             for first in range(0, len(rows["tokens"]), each):
                 part = {name: x[first : first + each] for name, x in rows.items()}
-                if whole:
+                if whole and hosts > 1:
                     on_mesh = {
                         k: jax.make_array_from_callback(v.shape, sharding, v.__getitem__) for k, v in part.items()
                     }
