@@ -83,8 +83,9 @@ def tree(text):
     return {"message_tree_id": "1", "prompt": said("prompter", text, best, said("assistant", "worse", rank=1))}
 
 
-def test_rows_are_made_of_the_shared_data_and_training_has_no_held_out_constraint(script, tmp_path):
-    data = tmp_path / "posttrain"
+def test_rows_are_made_of_the_shared_data_and_training_has_no_held_out_constraint(script, tmp_path, monkeypatch):
+    data, asked_for = tmp_path / "posttrain", list[list[Path]]()
+    monkeypatch.setattr(script.constraints, "find_data", asked_for.append)  # which takes seconds to import its library
     write(data / "instruct" / "oasst_100_trees.jsonl.gz", [tree("one?"), tree("two?")])
     task = {"instruction": "Do.", "instances": [{"input": "this", "output": "Done."}]}
     write(
@@ -110,6 +111,7 @@ def test_rows_are_made_of_the_shared_data_and_training_has_no_held_out_constrain
 
     tokenizer = with_template(byte_tokenizer(), "{% for m in messages %}{{ m.content }}{% endfor %}")
     counts = script.make_files(tmp_path, tmp_path / "files", tokenizer)
+    assert asked_for == [[tmp_path]]
     made = {
         file.stem: [json.loads(line) for line in file.read_text().splitlines()]
         for file in (tmp_path / "files").glob("*.jsonl")
