@@ -23,11 +23,11 @@ def chinchilla() -> Points:
     return read_table(DATA / "chinchilla_epoch_svg.csv", **columns)
 
 
-def made_up(noise: float = 0.0, *, sizes: int = 6, lengths: int = 6) -> tuple[laws.Law, Points]:
+def made_up(noise: float = 0.0, *, sizes: int = 6, lengths: int = 6, seed: int = 0) -> tuple[laws.Law, Points]:
     """Runs that follow a law."""
     law = laws.Law(E=1.7, A=400.0, B=1500.0, alpha=0.34, beta=0.36)
     n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 1e9, sizes), np.geomspace(1e9, 1e11, lengths)))
-    loss = law.loss(n, d) * np.exp(noise * np.random.default_rng(0).normal(size=n.shape))
+    loss = law.loss(n, d) * np.exp(noise * np.random.default_rng(seed).normal(size=n.shape))
     return law, Points(n, d, loss, tuple(f"run {i}" for i in range(len(n))))
 
 
@@ -48,6 +48,32 @@ def test_intervals_hold_the_truth_and_the_best_size_spends_the_budget():
     assert 6 * n * d == pytest.approx(1e21)
     for factor in (0.9, 1.1):
         assert law.loss(n * factor, d / factor) > law.loss(n, d)
+
+
+def test_the_interval_of_a_prediction_holds_what_one_more_run_may_give():
+    law, points = made_up(noise=0.01, sizes=5, lengths=5)
+    fit = laws.fit(points, resamples=40)
+    n, d = 2e9, 2e11
+    found = fit.predict(n, d)
+    assert found.loss == fit.law.loss(n, d) and found.low < law.loss(n, d) < found.high
+    low, high = fit.interval(lambda one: float(one.loss(n, d)))
+    assert found.low < low and high < found.high  # the law's own interval leaves out the noise of the run
+    assert np.log(found.high / found.low) > 2 * 1.645 * 0.01  # 90 % of that noise
+    wide = fit.predict(n, d, share=0.99)
+    assert wide.low < found.low and found.high < wide.high
+    with pytest.raises(UserError, match="--resamples 100"):
+        laws.fit(points, resamples=0).predict(n, d)
+
+
+@pytest.mark.slow
+def test_nine_of_ten_runs_are_inside_their_intervals():
+    inside = []
+    for seed in range(30):
+        law, points = made_up(noise=0.005, sizes=4, lengths=4, seed=seed)
+        found = laws.fit(points, resamples=40).predict(2e9, 2e11)
+        runs = law.loss(2e9, 2e11) * np.exp(0.005 * np.random.default_rng(1000 + seed).normal(size=20))
+        inside.append(np.mean((found.low < runs) & (runs < found.high)))
+    assert 0.8 <= np.mean(inside) <= 0.99
 
 
 @needs_data
@@ -113,13 +139,20 @@ def test_the_command_prints_a_law_and_writes_it(tmp_path, capsys):
     lines = [f"{a},{b},{x}" for a, b, x in zip(points.parameters, points.tokens, points.loss, strict=True)]
     (tmp_path / "runs.csv").write_text("\n".join(["size,data,nats", *lines]))
     words = ["laws", str(tmp_path / "runs.csv"), "--parameters", "size", "--tokens", "data", "--loss", "nats"]
-    assert cli.main([*words, "--drop-highest", "2", "--resamples", "20", "--out", str(tmp_path / "law.json")]) == 0
+    words += ["--drop-highest", "2", "--resamples", "20", "--predict", "parameters=3B, tokens=200B"]
+    assert cli.main([*words, "--out", str(tmp_path / "law.json")]) == 0
     shown = capsys.readouterr().out
     assert "left out: 2 with the highest losses" in shown and "far from what was run" in shown
+    assert "predicted for 3B parameters and 200B tokens, 6 times the largest budget: loss " in shown
     made = json.loads((tmp_path / "law.json").read_text())
     assert made["alpha"] == pytest.approx(law.alpha, abs=0.05) and made["runs"] == 34
     low, high = made["intervals"]["alpha"]
     assert low <= made["alpha"] <= high
+    (one,) = made["predictions"]
+    assert one["low"] < law.loss(3e9, 2e11) < one["high"] and (one["parameters"], one["tokens"]) == (3e9, 2e11)
+    for refused in ("parameters=3B", "parameters=3B,tokens=2X", "size=3B,tokens=2B"):
+        with pytest.raises(SystemExit):
+            cli.main([*words, "--predict", refused])
 
 
 def test_what_holds_no_law_is_refused_or_warned_of(tmp_path, capsys):

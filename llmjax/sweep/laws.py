@@ -19,6 +19,7 @@ from llmjax.sweep.points import FLOPS_PER_PARAMETER, Points
 
 HUBER = 1e-3  # of ln L, from where residuals count linearly
 PARAMETERS = 5
+INTERVAL = 0.9  # share that an interval holds
 STARTS = 24  # other starts, whose share of equal ends is reported
 SAME = 1e-6  # relative difference of two objectives that are one optimum
 TOLERANCE = {"gtol": 1e-10, "maxiter": 2000}
@@ -59,6 +60,21 @@ class Law:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """The loss of a run that has not been made, and the interval that is to hold it."""
+
+    parameters: float
+    tokens: float
+    loss: float
+    low: float
+    high: float
+
+    @property
+    def flops(self) -> float:
+        return FLOPS_PER_PARAMETER * self.parameters * self.tokens
+
+
+@dataclass(frozen=True)
 class Fit:
     """A law with what says whether to trust it."""
 
@@ -74,11 +90,32 @@ class Fit:
         predicted = self.law.loss(self.points.parameters, self.points.tokens)
         return float(np.sqrt(np.mean(np.square(np.log(self.points.loss / predicted)))))
 
-    def interval(self, of: Callable[[Law], float], *, share: float = 0.9) -> tuple[float, float]:
+    def interval(self, of: Callable[[Law], float], *, share: float = INTERVAL) -> tuple[float, float]:
         """The interval that holds that share of the resampled values of something."""
         values = [of(law) for law in self.resamples]
         low, high = np.percentile(values, [50 - 50 * share, 50 + 50 * share])
         return float(low), float(high)
+
+    def predict(self, parameters: float, tokens: float, *, share: float = INTERVAL) -> Prediction:
+        """The loss of one more run, with an interval for that run and not only for its mean.
+
+        The interval holds that share of all sums of ln L by a resampled law and a residual of the fit. Residuals are
+        scaled for the constants that were fitted to them. The interval does not cover that the law itself may be wrong
+        so far out.
+
+        Raises:
+            UserError: for a fit without resamples.
+        """
+        if not self.resamples:
+            raise UserError("a prediction needs its interval: give --resamples 100 or more")
+        points, runs = self.points, len(self.points)
+        residuals = np.log(points.loss / self.law.loss(points.parameters, points.tokens))
+        residuals *= np.sqrt(runs / (runs - PARAMETERS))
+        laws = np.log([float(law.loss(parameters, tokens)) for law in self.resamples])
+        low, high = np.exp(np.percentile(laws[:, None] + residuals, [50 - 50 * share, 50 + 50 * share]))
+        return Prediction(
+            float(parameters), float(tokens), float(self.law.loss(parameters, tokens)), float(low), float(high)
+        )
 
 
 def fit(points: Points, *, drop_highest: int = 0, resamples: int = 1000, seed: int = 42, delta: float = HUBER) -> Fit:

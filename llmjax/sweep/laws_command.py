@@ -1,6 +1,8 @@
 """The verb `laws`: from runs or a table to a law, its intervals, and whether to trust it. Imports are late: help is quick."""
 
 import argparse
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,13 +10,14 @@ from ml_collections import ConfigDict
 
 from llmjax.config.ranges import AT_LEAST_0, number
 from llmjax.errors import UserError
+from llmjax.sweep.budget_command import quantity
 from llmjax.verb import Verb
 
 if TYPE_CHECKING:
-    from llmjax.sweep.laws import Fit
+    from llmjax.sweep.laws import Fit, Prediction
 
 ENOUGH = 20  # runs: four for each of the five constants
-BUDGETS = (1e18, 1e19, 1e20, 1e21, 1e22, 1e23, 1e24, 1e25)  # FLOPs of the table of best sizes
+BEYOND = 3  # powers of ten beyond the largest budget that was run, to which the table of best sizes goes
 CONSTANTS = ("E", "A", "B", "alpha", "beta")
 FAR = 10.0  # times the largest budget that was run, from where a prediction is marked
 
@@ -37,7 +40,19 @@ def _add(verb: argparse.ArgumentParser) -> None:
         "--resamples", type=number(int, AT_LEAST_0), default=1000, metavar="N",
         help="fits of runs drawn with replacement, for the intervals (default: 1000)",
     )  # fmt: skip
+    verb.add_argument(
+        "--predict", type=size, action="append", default=[], metavar="parameters=N,tokens=D",
+        help="also predict the loss of such a run, with an interval that holds it in 90 %% of cases: parameters=7B,tokens=1.4T; may be repeated",
+    )  # fmt: skip
     verb.add_argument("--out", type=Path, metavar="FILE.json", help="also write the law as JSON")
+
+
+def size(text: str) -> tuple[float, float]:
+    """Parameters and tokens from parameters=7B,tokens=1.4T. Raises ArgumentTypeError for anything else."""
+    parts = dict(part.partition("=")[::2] for part in text.replace(" ", "").split(","))
+    if set(parts) != {"parameters", "tokens"}:
+        raise argparse.ArgumentTypeError(f"{text!r} is no run: write parameters=7B,tokens=1.4T")
+    return quantity(parts["parameters"]), quantity(parts["tokens"])
 
 
 def run(args: argparse.Namespace, c: ConfigDict) -> int:
@@ -55,20 +70,21 @@ def run(args: argparse.Namespace, c: ConfigDict) -> int:
     else:
         found = points.read_runs(args.given)
     fit = laws.fit(found, drop_highest=args.drop_highest, resamples=args.resamples)
-    print(described(fit))
+    predictions = [fit.predict(*asked) for asked in args.predict]
+    print("\n".join([*described(fit), *predicted(fit, predictions), *trust(fit)]))
     if args.out:
         from llmjax import storage
 
-        storage.write_json(args.out, as_json(fit))
+        storage.write_json(args.out, as_json(fit) | {"predictions": [vars(one) for one in predictions]})
         print(f"written: {args.out}")
     return 0
 
 
-def described(fit: "Fit") -> str:
-    """The law, what it says of budgets, and whether to trust it."""
+def described(fit: "Fit") -> list[str]:
+    """The law, and what it says of budgets, as lines."""
     from llmjax import human
 
-    law, most = fit.law, float(fit.points.flops.max())
+    law, least, most = fit.law, float(fit.points.flops.min()), float(fit.points.flops.max())
     lines = [f"L(N, D) = E + A / N^alpha + B / D^beta, of {len(fit.points)} runs"]
     if fit.dropped:
         shown = ", ".join(fit.dropped[:8]) + (", ..." if len(fit.dropped) > 8 else "")
@@ -82,13 +98,26 @@ def described(fit: "Fit") -> str:
             between = f"   90 % of resamples: {low:.4g} to {high:.4g}"
         lines.append(f"  {title:13}{value:12.5g}{between}")
     lines.append(f"{'FLOPs':>8} {'parameters':>12} {'tokens':>10} {'tokens each':>12} {'loss':>8}")
-    for flops in BUDGETS:
+    for power in range(math.floor(math.log10(least)), math.floor(math.log10(most)) + BEYOND + 1):
+        flops = 10.0**power
         n, d = law.best_size(flops), law.best_tokens(flops)
         mark = "   far from what was run" if flops > FAR * most else ""
         lines.append(
             f"{flops:8.0e} {human.count(n):>12} {human.count(d):>10} {d / n:12.1f} {float(law.loss(n, d)):8.3f}{mark}"
         )
-    return "\n".join([*lines, *trust(fit)])
+    return lines
+
+
+def predicted(fit: "Fit", predictions: "Sequence[Prediction]") -> list[str]:
+    """Predictions as lines."""
+    from llmjax import human
+
+    most = float(fit.points.flops.max())
+    return [
+        f"predicted for {human.count(one.parameters)} parameters and {human.count(one.tokens)} tokens, {one.flops / most:.3g} "
+        f"times the largest budget: loss {one.loss:.4f}, of one run in 90 % of cases {one.low:.4f} to {one.high:.4f}"
+        for one in predictions
+    ]
 
 
 def trust(fit: "Fit") -> list[str]:

@@ -1,0 +1,155 @@
+"""A law of small runs predicts the held-out loss of a run of eight times their largest compute, before it starts.
+
+    python benchmarks/predict.py fit --workers 2
+    python benchmarks/predict.py final --seed 0
+
+`fit` trains sixteen models on bytes of this Python's standard library, none for more than a minute of an idle core, fits a law
+with `llmjax laws`, and writes the prediction for the run of WIDTH and STEPS. It goes on where it was stopped. `final` trains that
+run, and refuses to start without a written prediction. Promised: the loss is within 0.03 nats a byte of the prediction, and inside
+its 90 % interval. The baseline predicts the loss of the largest fitted run.
+
+All models have three layers, and their rates follow from muP. Every run has its own number of steps, at whose end the rate is 0, and
+sees no text twice. N counts the matrices and norms that a token passes, the head included, and not the lookup of embeddings. A law
+counts 6 N D FLOPs. At these widths attention adds a fifth to nine tenths, so the run has 8 times the largest by both counts.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from llmjax.config import ConfigDict, base, parse_arg
+
+LAYERS, HEAD, BATCH, LENGTH = 3, 16, 8, 128
+# Width -> steps of 1,024 tokens. The last of a row takes 1.2e12 FLOPs, those before half of the next one or a bit more.
+GRID = {
+    16: (960, 1920, 3840),
+    32: (360, 680, 1360, 2720),
+    48: (360, 720, 1440),
+    64: (440, 620, 880),
+    80: (420, 600),
+    96: (430,),
+}
+WIDTH, STEPS = 96, 3520
+TIMES = 8  # the compute of the predicted run, relative to the largest fitted one
+PROMISED = 0.03  # nats
+METRIC = "loss"
+
+
+def sizes(width: int) -> dict[str, int]:
+    """The settings of a width."""
+    return {"model.width": width, "model.heads": width // HEAD, "model.mlp_width": 3 * width}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The run of `width` and `steps`."""
+    given = parse_arg(arg, width=WIDTH, steps=STEPS)
+    c = base()
+    c.name = "predict"
+    c.stages = ("prepare", "tokenizer", "train", "eval")
+    c.data.holdout_percent, c.data.holdout_max_bytes = 10.0, 65_536
+    c.tokenizer.kind = "byte"
+    c.model.vocab_multiple = 1
+    c.model.layers, c.model.scan_unroll = LAYERS, LAYERS
+    for key, value in sizes(given.width).items():
+        c.model[key.removeprefix("model.")] = value
+    c.model.tie_embeddings = False
+    c.model.init, c.model.mup_base_width = "mup", 64
+    c.optimizer.name = "muon"
+    c.optimizer.muon_learning_rate, c.optimizer.learning_rate = 0.02, 0.01
+    c.schedule.name, c.schedule.final, c.schedule.warmup = "linear", 0.0, "5%"
+    c.train.batch_size, c.train.sequence_length, c.train.duration = BATCH, LENGTH, f"{given.steps} steps"
+    c.train.eval_every = "0 steps"
+    c.checkpoint.every = "100%"
+    c.eval.xz = False
+    c.parallel.cpu_devices = 1
+    return c
+
+
+def get_sweep(arg: str = "") -> dict[str, Any]:
+    """The runs that the law is fitted to."""
+    arms = {
+        f"width {width}, {steps} steps": sizes(width) | {"train.duration": f"{steps} steps"}
+        for width, row in GRID.items()
+        for steps in row
+    }
+    return {"arms": arms, "control": "", "seeds": 1, "metric": METRIC}
+
+
+def llmjax(*words: str) -> None:
+    """Run a command. Raises CalledProcessError when it fails."""
+    subprocess.run([sys.executable, "-m", "llmjax", *words], check=True)
+
+
+def point(folder: Path) -> dict[str, Any]:
+    """What a finished run says of itself; `flops` counts attention."""
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    names = ("parameters_without_embeddings", "tokens", "flops", "train_seconds")
+    return {name: found[f"train/{name}"] for name in names} | {"loss": found["loss"]}
+
+
+def predict(workdir: Path, *, workers: int) -> dict[str, Any]:
+    """Train the runs that are open, fit the law, and predict the loss of the large run."""
+    from llmjax.sweep import study
+
+    llmjax("sweep", "--config", __file__, "--workdir", str(workdir), "--workers", str(workers))
+    runs = study.read(workdir)
+    folders = {trial.arm: runs.run_folder(trial) for trial in runs.trials}
+    rows = {arm: point(folder) for arm, folder in folders.items()}
+    alike = rows[f"width {WIDTH}, {GRID[WIDTH][-1]} steps"]  # as large as the predicted run
+    tokens = STEPS * BATCH * LENGTH
+    asked, law = f"parameters={alike['parameters_without_embeddings']},tokens={tokens}", workdir / "law.json"
+    llmjax("laws", *map(str, folders.values()), "--predict", asked, "--out", str(law))
+    fitted = json.loads(law.read_text(encoding="utf-8"))
+    largest = max(rows.values(), key=lambda row: row["flops"])
+    said = fitted["predictions"][0]
+    return {
+        "prediction": said,
+        "baseline": largest["loss"],
+        "times_6nd": 6.0 * said["parameters"] * said["tokens"] / fitted["largest_flops"],
+        "times_with_attention": alike["flops"] / alike["tokens"] * tokens / largest["flops"],
+        "law": {key: value for key, value in fitted.items() if key not in ("predictions", "resampled")},
+        "rows": rows,
+        "final": {},
+    }
+
+
+def final(workdir: Path, found: dict[str, Any], *, seed: int) -> dict[str, Any]:
+    """Train the large run and compare its loss with what was written before."""
+    folder = workdir / f"final-{seed}"
+    llmjax("run", "--config", __file__, "--workdir", str(folder), f"--config.seed={seed}")
+    row, said = point(folder), found["prediction"]
+    return row | {
+        "error": row["loss"] - said["loss"],
+        "baseline_error": row["loss"] - found["baseline"],
+        "inside": said["low"] <= row["loss"] <= said["high"],
+        "kept": abs(row["loss"] - said["loss"]) <= PROMISED and said["low"] <= row["loss"] <= said["high"],
+    }
+
+
+def main() -> int:
+    from common import make_parser, write
+
+    parser = make_parser(__doc__, out=Path("results/predict.json"))
+    parser.add_argument("part", choices=("fit", "final"))
+    parser.add_argument("--workdir", type=Path, default=Path("runs/predict-study"), help="the folder of all runs")
+    parser.add_argument("--workers", type=int, default=1, help="fit: runs at a time")
+    parser.add_argument("--seed", type=int, default=0, help="final: its seed")
+    args = parser.parse_args()
+    before = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
+    if args.part == "fit":
+        if before.get("final"):
+            parser.error(f"{args.out} has a run that was predicted: delete the file before you fit another law")
+        found = {"promised": PROMISED, **predict(args.workdir, workers=args.workers)}
+    else:
+        if "prediction" not in before:
+            parser.error(f"{args.out} has no prediction: run `python benchmarks/predict.py fit` first")
+        found = {key: value for key, value in before.items() if key not in ("command", "machine")}
+        found["final"][f"seed {args.seed}"] = final(args.workdir, found, seed=args.seed)
+    write(found, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
