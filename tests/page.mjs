@@ -35,6 +35,7 @@ class Element {
 globalThis.document = { createElement: (name) => new Element(name), createElementNS: (_, name) => new Element(name) };
 
 const { lastBlock, markdown } = await import(join(folder, "markdown.js"));
+const table = await import(join(folder, "table.js"));
 const store = await import(join(folder, "store.js"));
 const plain = (node) => (typeof node === "string" ? node : [node.name, node.attributes, ...node.children.map(plain)]);
 
@@ -70,4 +71,7 @@ found.refused = chats.map((text) => {
     return true;
   }
 });
+const cells = { columns: ["a|b", "c"], rows: [["=1+1", 'x"y,'], [null, -3], ["<b>`|\n", "-2"]], sql: "SELECT '```'" };
+found.csv = table.csv(cells.columns, cells.rows);
+found.table = table.asText(cells);
 process.stdout.write(JSON.stringify(found));

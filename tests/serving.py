@@ -14,17 +14,22 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 import uvicorn
 from networks import make
 
 from llmjax import config
 from llmjax.data.tokenizer import Tokenizer, byte_tokenizer
+from llmjax.infer import asking
+from llmjax.infer.asking import Ask
 from llmjax.infer.language_model import LanguageModel
 from llmjax.parallel import mesh as meshes
 from llmjax.serve.app import make_app
+from llmjax.serve.conversing import Talk
 from llmjax.serve.guard import LOOPBACK
 from llmjax.serve.http import SPARE, bind, configured
 from llmjax.serve.server import LIKELIEST, Served, Server, with_adapters
+from llmjax.serve.sources import Source
 
 ROOM, SLOTS = 512, 4
 TEMPLATE = (
@@ -211,7 +216,7 @@ def listening(client: Client) -> Iterator[int]:
 @contextmanager
 def serving(
     model: LanguageModel, *, feedback: Path | None = None, keys: Sequence[str] = (), slots: int = SLOTS, steps: int = 4,
-    make_engines: Callable[[], Mapping[str, Any]] | None = None, **settings: Any,
+    make_engines: Callable[[], Mapping[str, Any]] | None = None, sources: Sequence[Source] = (), **settings: Any,
 ) -> Iterator[Client]:  # fmt: skip
     """A client of a server with this model, under the name "tiny"."""
     c = config.base()
@@ -239,7 +244,12 @@ def serving(
 
     async def begin() -> Client:
         server = Server(
-            [served, *with_adapters(served)], make_engines or engines, c.serve, slots=slots, feedback=feedback
+            [served, *with_adapters(served)],
+            make_engines or engines,
+            c.serve,
+            slots=slots,
+            sources=sources,
+            feedback=feedback,
         )
         server.log = lambda **facts: None  # type: ignore[method-assign]
         server.start()
@@ -253,3 +263,18 @@ def serving(
         client.server.stop()
         loop.call_soon_threadsafe(loop.stop)
         thread.join(5)
+
+
+@contextmanager
+def scripted(monkeypatch: pytest.MonkeyPatch, write: Callable[[Ask], str]) -> Iterator[None]:
+    """Let a function write the texts that conversations ask for, in place of the engine."""
+
+    async def written(talk: Talk, asked: Ask) -> str:
+        text = write(asked)
+        kept = asking._kept(asked, 0)
+        talk.transcript.append({"purpose": asked.purpose, "asked": kept, "text": text, "finish": "script"})
+        return text
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Talk, "_written", written)
+        yield

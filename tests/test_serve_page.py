@@ -114,6 +114,12 @@ def test_edited_messages_are_branches_and_a_file_brings_them_back(shown):
     assert all(shown["refused"])
 
 
+def test_a_table_is_text_and_its_csv_runs_nothing_in_a_spreadsheet(shown):
+    assert shown["csv"] == 'a|b,c\r\n\'=1+1,"x""y,"\r\n,-3\r\n"<b>`|\n",\'-2\r\n'
+    code = "````sql\nSELECT '```'\n````\n\n"
+    assert shown["table"] == code + '| a\\|b | c |\n|---|---|\n| =1+1 | x"y, |\n| NULL | -3 |\n| <b>\\`\\|  | -2 |'
+
+
 class Page(html.parser.HTMLParser):
     """The elements of the page, and whether they are closed in order."""
 

@@ -54,7 +54,7 @@ def test_pages_of_other_sites_may_not_ask(client):
 
 
 def test_a_key_is_needed_on_every_path_but_health_and_the_page(locked):
-    for path in ("/v1/models", "/metrics", "/ready", "/tokenizer_info", "/nowhere"):
+    for path in ("/v1/models", "/sources", "/metrics", "/ready", "/tokenizer_info", "/nowhere"):
         assert locked.get(path).status == 401
         assert locked.get(path, authorization="Bearer wrong").status == 401
         assert locked.get(path, authorization="Basic first").status == 401

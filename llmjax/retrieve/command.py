@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import functools
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -106,14 +107,11 @@ def _database(args: argparse.Namespace) -> tuple[Any, Any]:
 
 def _documents(args: argparse.Namespace) -> tuple[Any, Any]:
     """How a question to documents is answered, and how the answer is shown. The index is brought up to date first."""
-    import hashlib
-
     from llmjax.progress import counter
     from llmjax.retrieve.documents import ask
     from llmjax.retrieve.documents.index import Index
 
-    own = hashlib.blake2b(str(args.docs.resolve()).encode(), digest_size=8).hexdigest()
-    index = Index(args.index or args.workdir / "ask" / own)
+    index = Index(args.index or index_of(args.workdir, args.docs))
     done = index.update(args.docs, tell=counter("reading", " files"))
     documents, blocks = index.counts()
     unreadable = f", {done.unreadable:,} documents unreadable" if done.unreadable else ""
@@ -130,6 +128,12 @@ def _documents(args: argparse.Namespace) -> tuple[Any, Any]:
         encoder = ask.Encoder(embed.name_of(args.encoder, model), functools.partial(embed.encode, model))
         index.embed(encoder.name, encoder.encode, tell=counter("embedding", " passages"))
     return lambda question, setting: ask.ask(index, question, encoder=encoder), ask.text_of
+
+
+def index_of(workdir: Path, documents: Path) -> Path:
+    """The folder of the index that a run has of documents."""
+    own = hashlib.blake2b(str(documents.resolve()).encode(), digest_size=8).hexdigest()
+    return workdir / "ask" / own
 
 
 def _replay(args: argparse.Namespace, start: Any) -> int:

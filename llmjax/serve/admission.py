@@ -53,12 +53,13 @@ class Place:
     tokens: int = 0
 
     def hold(self, tokens: int) -> None:
-        """Count the tokens of the prompts. Raises Refusal if those that wait have too many already."""
+        """Count the tokens of the prompts, in place of those before. Raises Refusal if those that wait have too many already."""
         admission = self.admission
-        if admission.prompts and admission.prompts + tokens > admission.tokens:
-            raise admission._full(f"prompts of {admission.prompts} tokens are read or wait")
-        admission.prompts += tokens
-        self.tokens += tokens
+        others = admission.prompts - self.tokens
+        if others and others + tokens > admission.tokens:
+            raise admission._full(f"prompts of {others} tokens are read or wait")
+        admission.prompts = others + tokens
+        self.tokens = tokens
 
     def leave(self) -> None:
         """Give the places back."""

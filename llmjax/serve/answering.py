@@ -21,7 +21,7 @@ class Asked:
     prompts: Sequence[int]  # tokens of each prompt
 
 
-async def deltas(asked: Asked) -> AsyncIterator[tuple[int, Delta]]:
+async def events(asked: Asked) -> AsyncIterator[tuple[int, Delta]]:
     """What each event adds, with the index of its text. A stream gets signs of life. Raises Refusal."""
     told = time.monotonic()
     while not asked.ticket.done:
@@ -34,7 +34,13 @@ async def deltas(asked: Asked) -> AsyncIterator[tuple[int, Delta]]:
         if asked.call.reply.status and time.monotonic() - told > PING_SECONDS:
             await asked.call.reply.ping()
             told = time.monotonic()
-    _account(asked)
+
+
+async def deltas(asked: Asked) -> AsyncIterator[tuple[int, Delta]]:
+    """As `events`, and at the end the texts are accounted for."""
+    async for index, delta in events(asked):
+        yield index, delta
+    account(asked)
 
 
 async def finish(asked: Asked) -> None:
@@ -43,7 +49,7 @@ async def finish(asked: Asked) -> None:
         pass
 
 
-def _account(asked: Asked) -> None:
+def account(asked: Asked) -> None:
     """Count the tokens, and note them for the log."""
     metrics, ticket = asked.call.server.metrics, asked.ticket
     seconds = time.monotonic() - ticket.arrived

@@ -14,10 +14,10 @@ from starlette.types import ASGIApp
 
 from llmjax import storage
 from llmjax.data.tokenizer import check_characters
+from llmjax.serve.asks import ask, list_sources
 from llmjax.serve.calls import Call, Endpoint, Handler
 from llmjax.serve.chat import chat, checked, checked_variables
 from llmjax.serve.completions import completions, fim
-from llmjax.serve.documents import ask_files
 from llmjax.serve.guard import Access, Guard
 from llmjax.serve.messages import (
     AskBody,
@@ -202,7 +202,7 @@ POSTS: dict[str, tuple[Handler, type[Body]]] = {
     "/v1/embeddings": (embeddings, EmbeddingsBody),
     "/v1/rerank": (rerank, RerankBody),
     "/v1/fim/completions": (fim, CompletionBody),
-    "/ask": (ask_files, AskBody),
+    "/ask": (ask, AskBody),
     "/tokenize": (tokenize, TokenizeBody),
     "/detokenize": (detokenize, DetokenizeBody),
     "/feedback": (feedback, FeedbackBody),
@@ -210,6 +210,7 @@ POSTS: dict[str, tuple[Handler, type[Body]]] = {
 GETS: dict[str, Handler] = {
     "/v1/models": models,
     "/v1/models/{model:path}": model,
+    "/sources": list_sources,
     "/tokenizer_info": tokenizer_info,
     "/health": health,
     "/ready": ready,

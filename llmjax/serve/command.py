@@ -36,6 +36,14 @@ def _add(verb: argparse.ArgumentParser) -> None:
         verb,
         "serve these adapters of the model of --workdir too, under their names: a run, a folder in PEFT's format, or a persona; may be repeated",
     )
+    verb.add_argument(
+        "--db", action="append", type=Path, default=[], metavar="FILE",
+        help="answer questions to this database too, see docs/ask.md: a file of SQLite, DuckDB or Parquet, or a folder of Parquet files; may be repeated",
+    )  # fmt: skip
+    verb.add_argument(
+        "--docs", action="append", type=Path, default=[], metavar="DIR",
+        help="answer questions to these documents too, which are read at the start if they changed; may be repeated",
+    )  # fmt: skip
     verb.add_argument("--name", metavar="NAME", help="what the model is called (default: the name of the run's folder)")
     verb.add_argument(
         "--log-texts", action="store_true", help="write prompts and answers to the log, which leaves them out"
@@ -63,10 +71,11 @@ def _serve(args: argparse.Namespace, c: ConfigDict) -> int:
     listening = bind(host, args.port)
     with listening:
         port = listening.getsockname()[1]
+        sources = _sources(args)
         models, make = _models(args, c)
         server = Server(
-            models, make, c.serve, slots=c.infer.slots, feedback=args.workdir / "serve" / "preferences.jsonl",
-            log_texts=args.log_texts,
+            models, make, c.serve, slots=c.infer.slots, sources=sources,
+            feedback=args.workdir / "serve" / "preferences.jsonl", log_texts=args.log_texts,
         )  # fmt: skip
         shown = f"[{host}]" if ":" in host else host
         # A server for other machines has names that only its operator knows; there the keys protect it.
@@ -115,6 +124,19 @@ def _with_personas(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str,
             raise UserError(f"the persona {name} {why}: give --also {one.folder}")
     runs = {name: found[name].folder / found[name].run if name in found else path for name, path in given.items()}
     return {name: path for name, path in runs.items() if name not in found or found[name].run}, found
+
+
+def _sources(args: argparse.Namespace) -> list[Any]:
+    """What questions can be asked of. Raises UserError for what cannot be read, and for two of one name."""
+    from llmjax.retrieve.command import index_of
+    from llmjax.serve import sources
+
+    found = [sources.database(path) for path in args.db]
+    found += [sources.documents(path, index_of(args.workdir, path)) for path in args.docs]
+    names = [one.name for one in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"two of --db and --docs have the name {twice[0]}: rename a file or a folder")
+    return found
 
 
 VERBS = {

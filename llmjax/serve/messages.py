@@ -183,10 +183,12 @@ class GivenFile(msgspec.Struct):
 
 
 class AskBody(Body, kw_only=True):
-    """POST /ask: a question to files."""
+    """POST /ask: a question to a source of the server, or to files."""
 
     question: str
-    files: list[GivenFile]
+    source: str | None = None
+    files: list[GivenFile] | None = None
+    transcript: bool | None = None  # whether the answer has what `llmjax ask --replay` reads
 
 
 class FeedbackBody(Body, kw_only=True):

@@ -24,6 +24,7 @@ from llmjax.serve.log_probs import Names
 from llmjax.serve.messages import Tool
 from llmjax.serve.metrics import Metrics
 from llmjax.serve.refusals import Refusal
+from llmjax.serve.sources import Source
 from llmjax.serve.tickets import Deadlines, Ticket, refused
 from llmjax.serve.tools import described, introduced, knows_calls
 from llmjax.serve.worker import Worker
@@ -105,6 +106,7 @@ class Server:
         settings: ConfigDict,
         *,
         slots: int,
+        sources: Sequence[Source] = (),
         feedback: Path | None = None,
         log_texts: bool = False,
     ) -> None:
@@ -114,10 +116,12 @@ class Server:
             make: builds the engines by the names of their models, in the worker's thread.
             settings: `config.serve`.
             slots: texts that an engine writes at a time.
+            sources: what questions can be asked of.
             feedback: the file for rated answers; None: they are not taken.
         """
         self.models = {one.name: one for one in models}
         self.settings, self.metrics, self.worker = settings, Metrics(), Worker(make)
+        self.sources = {one.name: one for one in sources}
         self.feedback, self.log_texts = feedback, log_texts
         room = max(one.room for one in models)
         queue = settings.queue or 4 * slots

@@ -29,7 +29,7 @@ class Deadlines:
 
 
 class Ticket:
-    """The texts of one answer on an engine. Leaving the block cancels what is not done and gives the places back."""
+    """The texts of one answer on an engine, which may be submitted one after another. Leaving the block cancels what is not done and gives the places back."""
 
     def __init__(self, worker: Worker, name: str, place: Place, deadlines: Deadlines) -> None:
         self.arrived = time.monotonic()
@@ -114,9 +114,16 @@ class Ticket:
             if event.finish == "error":
                 broken = event.error.startswith(ENGINE_FAILED)
                 raise Refusal(500 if broken else 400, event.error, code="engine_error" if broken else "invalid_value")
-        if not found and time.monotonic() >= self._deadline():
-            raise Refusal(504, "the answer took longer than the server allows", code="deadline_exceeded")
+        if not found:
+            self.check()
         return found
+
+    def check(self) -> None:
+        """Raise Refusal when the answer is stopped, and at its deadline."""
+        if self._stopped is not None:
+            raise self._stopped
+        if time.monotonic() >= self._deadline():
+            raise Refusal(504, "the answer took longer than the server allows", code="deadline_exceeded")
 
     def _deadline(self) -> float:
         limits = [self._deadlines.total]

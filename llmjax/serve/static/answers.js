@@ -1,10 +1,10 @@
-// Answers: of one model, of two beside each other, or from files.
+// Answers: of one model, of two beside each other, or from a source.
 
 import { chunks } from "./api.js";
 import { best, draw, grow } from "./conversation.js";
 import { atBottom, button, by, complain, element, say, toBottom } from "./dom.js";
-import { askFiles } from "./files.js";
 import { settingsOf } from "./settings.js";
+import { askSource } from "./sources.js";
 import { history, keep, state } from "./state.js";
 import * as store from "./store.js";
 
@@ -30,8 +30,8 @@ export async function answer(parent) {
   by("log").append(models.length > 1 ? element("div", { className: "pair" }, ...shown) : shown[0]);
   toBottom();
   const made = models.map((model) => ({ role: "assistant", content: "", model }));
-  const write = chat.files?.length
-    ? (i) => askFiles({ chat, parent, node: made[i], signal: running.signal })
+  const write = chat.source || chat.files?.length
+    ? (i) => askSource({ chat, parent, node: made[i], signal: running.signal })
     : (i) => stream({ messages: history(chat, parent), ...settings, model: models[i] }, made[i], shown[i], running.signal);
   const ended = await Promise.allSettled(models.map((_, i) => write(i)));
   state.running = undefined;

@@ -7,6 +7,7 @@ import { atBottom, by, complain, toBottom } from "./dom.js";
 import { addFiles } from "./files.js";
 import { deleteAll, drawList, exportAll, exportMarkdown, importFile, show } from "./history.js";
 import { showSettings, showTheme, takeSettings, takeTheme } from "./settings.js";
+import { loadSources, takeSource } from "./sources.js";
 import { keep, state } from "./state.js";
 import * as store from "./store.js";
 
@@ -38,6 +39,7 @@ by("key").onchange = () => {
   sessionStorage.setItem("key", by("key").value);
   start();
 };
+by("source").onchange = takeSource;
 by("attach").onclick = () => by("attached").click();
 by("attached").onchange = async () => {
   await addFiles([...by("attached").files]);
@@ -82,6 +84,7 @@ async function start() {
     const options = () => data.map((one) => new Option(one.persona ? `${one.id}: simulates ${one.persona.name}` : one.id, one.id));
     by("model").replaceChildren(...options());
     by("other").replaceChildren(new Option("no other", ""), ...options());
+    await loadSources();
     complain();
   } catch (error) {
     complain(error.status === 401 ? "this server needs an API key: give it in the settings" : error);

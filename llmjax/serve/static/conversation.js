@@ -3,15 +3,18 @@
 import { ask } from "./api.js";
 import { answer } from "./answers.js";
 import { drawFiles, sourcesView } from "./files.js";
-import { button, by, complain, copy, element, say } from "./dom.js";
+import { button, by, complain, copy, download, element, say } from "./dom.js";
 import { drawList } from "./history.js";
 import { lastBlock, markdown } from "./markdown.js";
+import { drawSources } from "./sources.js";
 import { history, keep, state } from "./state.js";
 import * as store from "./store.js";
+import { tableView } from "./table.js";
 import { tokensView } from "./tokens.js";
 
 export function draw() {
   by("log").replaceChildren(...store.branch(state.chat).map(article));
+  drawSources();
   drawFiles();
   drawList();
 }
@@ -34,9 +37,10 @@ function article(place) {
   return made;
 }
 
-// Put the text of a message into an element.
+// Put the text of a message, or its table, into an element.
 export function fill(into, node) {
-  into.replaceChildren(...(node.role === "user" ? [element("p", { textContent: node.content })] : markdown(node.content, codeBar)));
+  if (node.table) into.replaceChildren(tableView(node.table));
+  else into.replaceChildren(...(node.role === "user" ? [element("p", { textContent: node.content })] : markdown(node.content, codeBar)));
 }
 
 // Show a text that grows. The blocks before its last one are not made again: `seen` counts them, and their characters.
@@ -66,6 +70,7 @@ function tools(place, shown) {
     found.push(button("Again", () => answer(node.parent)));
     for (const [label, good] of [["Good", true], ["Bad", false]]) found.push(button(label, () => rate(place, good), node.rated === good));
     if (others.length > 1) found.push(button("Best", () => best(place), chat.best?.[node.parent] === place));
+    if (node.transcript) found.push(button("Transcript", () => download("transcript.jsonl", "application/jsonl", `${JSON.stringify(node.transcript)}\n`)));
     if (node.tokens) found.push(button("Tokens", (event) => toggleTokens(event.target, place, shown), false));
   }
   if (others.length > 1) {

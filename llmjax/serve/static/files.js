@@ -46,16 +46,7 @@ export function drawFiles() {
     return element("li", {}, element("span", { textContent: about }), drop);
   });
   by("files").replaceChildren(...rows);
-  by("files-note").hidden = !rows.length;
-}
-
-// Ask the files of a chat the question at a place; the answer comes into the node.
-export async function askFiles({ chat, parent, node, signal }) {
-  const files = chat.files.map(({ name, text }) => ({ name, text }));
-  const found = await (await ask("ask", { question: chat.nodes[parent].content, files, model: node.model }, signal)).json();
-  node.content = found.answer;
-  node.finish = "stop";
-  node.sources = { citations: found.citations, dropped: found.dropped, passages: found.passages, reason: found.reason };
+  by("files-note").hidden = !rows.length || Boolean(chat.source);
 }
 
 // Each citation as a button, which opens its passage with the quote marked.

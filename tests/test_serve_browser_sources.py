@@ -1,0 +1,119 @@
+"""Databases on the page in a browser: SQL and rows or a refusal, whatever the database holds, and nothing before the key."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("llguidance")
+
+from browsing import SIZES, chromium, keep_screenshot, serious
+from serving import Client, language_model, listening, scripted, serving
+from test_serve_browser import complete, press, send, shows, texts
+from test_serve_page import HOSTILE
+
+from llmjax.serve import sources
+
+pytestmark = pytest.mark.slow
+
+SQL = "SELECT Id, Title, Length FROM Song"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, str]]:
+    path: Path = tmp_path_factory.mktemp("db") / "songs.sqlite"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE Song (Id INTEGER, Title TEXT, Length REAL)")
+        titles = [
+            *HOSTILE,
+            "=HYPERLINK(1)",
+            "\u202etfel ot thgir",
+            "a | b `c`",
+            None,
+            *(f"Song {i}" for i in range(100)),
+        ]
+        db.executemany("INSERT INTO Song VALUES (?, ?, ?)", [(i, title, i * 1.5) for i, title in enumerate(titles)])
+    db.close()
+    with (
+        serving(language_model(), make_engines=dict, sources=[sources.database(path)], keys=("secret",)) as client,
+        listening(client) as port,
+    ):
+        yield client, f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def page(browser: Any, served: tuple[Client, str]) -> Iterator[Any]:
+    """The page before the key is given."""
+    with browser.new_context(viewport=SIZES["wide"]) as context:
+        found, failed = context.new_page(), []
+        found.set_default_timeout(10_000)
+        found.on("pageerror", lambda error: failed.append(str(error)))
+        found.goto(served[1])
+        yield found
+        assert failed == []
+
+
+def give_key(page: Any) -> None:
+    page.click("#open-settings")
+    page.fill("#key", "secret")
+    page.dispatch_event("#key", "change")
+    page.locator("#source option").nth(1).wait_for(state="attached")
+    page.click("#open-settings")
+
+
+def test_nothing_of_a_database_is_on_the_page_before_the_key(page):
+    shows(page.locator("#error"), "this server needs an API key")
+    assert not page.is_visible("#source") and "songs" not in page.content()
+    give_key(page)
+    assert page.is_visible("#source") and page.locator("#source option").all_inner_texts() == [
+        "the model",
+        "songs (database)",
+    ]
+
+
+def test_a_question_gives_sql_and_rows_or_the_refusal(page, monkeypatch, tmp_path):
+    give_key(page)
+    page.select_option("#source", "songs")
+    left = ["Song", SQL, "none"]
+    with scripted(monkeypatch, lambda _: left.pop(0)):
+        send(page, "Which songs are there?")
+        complete(page)
+        assert page.inner_text(".rows-view pre") == SQL
+        assert page.locator(".rows th").all_inner_texts() == ["Id", "Title", "Length"]
+        assert page.locator(".rows tbody tr").count() == 100
+        assert page.locator(".rows td *").count() == 0  # hostile texts are texts
+        assert page.locator(".rows td:nth-child(2)").all_text_contents()[: len(HOSTILE)] == HOSTILE
+        press(page, "Show all rows")
+        assert page.locator(".rows tbody tr").count() > 100
+        with page.expect_download() as csv:
+            press(page, "CSV")
+        assert csv.value.suggested_filename == "songs.csv" and "'=HYPERLINK(1)" in csv.value.path().read_text()
+        with page.expect_download() as transcript:
+            press(page, "Transcript")
+        assert json.loads(transcript.value.path().read_text())["answer"]["sql"] == SQL
+        send(page, "What is the shoe size of Ana?")
+        page.get_by_text("Not answered: the model found no table that holds the answer").wait_for()
+    assert page.inner_text("#error") == "" and len(texts(page, "assistant")) == 2
+    page.reload()  # the chat remembers its source and its table
+    page.click("#open-chats")
+    page.locator("#chat-list button").first.click()
+    assert page.input_value("#source") == "songs" and page.locator(".rows tbody tr").count() == 100
+    for size in SIZES:
+        for theme in ("light", "dark"):
+            page.set_viewport_size(SIZES[size])
+            page.emulate_media(color_scheme=theme)
+            if page.is_visible("#chats"):
+                page.click("#open-chats")
+            keep_screenshot(page, f"database-{size}-{theme}", tmp_path)
+            assert serious(page) == []
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
