@@ -7,7 +7,11 @@ import sys
 from pathlib import Path
 
 import common
+import numpy as np
 import pytest
+import trl_golden
+
+from llmjax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
@@ -57,3 +61,45 @@ def test_every_result_has_the_script_or_the_config_that_made_it():
     makers = {path.stem for folder in ("benchmarks", "configs") for path in (ROOT / folder).glob("*.py")}
     for path in (ROOT / "results").glob("*.json"):  # NAME.json, or NAME-VARIANT.json and NAME_VARIANT.json
         assert any(path.stem == name or path.stem.startswith((f"{name}-", f"{name}_")) for name in makers), path.name
+
+
+def test_settings_of_trl_are_read_by_name_and_unknown_ones_refused_by_name():
+    c = trl_golden.dpo_settings("['sigmoid', 'bco_pair', 'sft'], loss_weights [0.8, 0.2, 1.0], beta 0.3").preference
+    assert (c.loss, c.beta) == ("sigmoid=0.8 bco=0.2 sft=1.0", 0.3)
+    c = trl_golden.dpo_settings("ipo, f_divergence_type alpha_divergence, f_alpha_divergence_coef 0.3, ld_alpha 0.5")
+    assert (c.preference.divergence, round(c.preference.alpha, 9), c.preference.length_weight) == ("alpha", 0.7, 0.5)
+    assert (
+        trl_golden.dpo_settings("hinge, f_divergence alpha_divergence, alpha 1.0").preference.divergence == "reverse_kl"
+    )
+    given = {"epsilon": 0.1, "cispo_epsilon_high": 5.0, "max_completion_length": 8}
+    c = trl_golden.grpo_settings("dapo, sequence, beta 0.04, corrected False, epsilon_high 0.28, delta 4", given).policy
+    assert (c.loss, c.aggregate, c.level, c.kl_weight, c.kl_estimator) == (
+        "clip", "token", "sequence", 0.04, "k3_uncorrected")  # fmt: skip
+    assert (c.clip, c.clip_high, c.dual_clip, c.length) == (0.1, 0.28, 4.0, 8)
+    assert trl_golden.grpo_settings("cispo, token, beta 0.0, epsilon_high 1.1", given).policy.ratio_cap == 1.1
+    for name, why in (
+        ("wpo", "'wpo'"),
+        ("sigmoid, use_weighting True", "'use_weighting'"),
+        ("sigmoid, beta x", "beta 'x'"),
+    ):
+        with pytest.raises(UserError, match=why):
+            trl_golden.dpo_settings(name)
+    for name, why in (("vespo, token", "'vespo'"), ("grpo, token, top_entropy_quantile 0.2", "'top_entropy_quantile'"),
+                      ("grpo, word", "'word'"), ("grpo, token, delta 1.05", "delta")):  # fmt: skip
+        with pytest.raises(UserError, match=why):
+            trl_golden.grpo_settings(name, given)
+
+
+def test_what_tools_wrote_between_sampled_tokens_is_read_but_not_trained():
+    given = {
+        "prompt_ids": [[0, 5], [6, 7]], "prompt_mask": [[0, 1], [1, 1]], "completion_ids": [[8, 9, 10], [11, 12, 0]],
+        "completion_mask": [[1, 1, 1], [1, 1, 0]], "tool_mask": [[1, 0, 1], [1, 1, 1]], "advantages": [1.0, -1.0],
+        "old_log_probs": [[-1, -2, -3], [-4, -5, -6]], "reference_log_probs": [[-1, -2, -3], [-4, -5, -6]],
+    }  # fmt: skip
+    batch = trl_golden.rollouts(given)
+    assert batch["targets"][0, :3].tolist() == [8, 9, 10]
+    for row, old in ((0, [-1, -3]), (1, [-4, -5])):
+        assert batch["old"][row][batch["weights"][row] > 0].tolist() == old
+    np.testing.assert_array_equal(batch["advantages"].sum(axis=1), [3, -2])
+    with pytest.raises(UserError, match="tool_mask"):
+        trl_golden.rollouts(given | {"completion_mask": [[1, 0, 1], [1, 1, 0]]})

@@ -103,7 +103,7 @@ def row(rows: Rows, number: int, c: ConfigDict) -> Batch:
             return made
         made["token_share"] = np.array(rows.pairs / max(rows.chosen_tokens, 1), np.float32)
         if c.objective.preference.length_weight < 1:
-            _weigh_length(made, a, c.objective.preference.length_weight)
+            weigh_length(made, a, c.objective.preference.length_weight)
     return made
 
 
@@ -116,7 +116,7 @@ def _margins(store: Store, groups: Sequence[int]) -> list[float]:
     return found
 
 
-def _weigh_length(row: Batch, answers: int, weight: float) -> None:
+def weigh_length(row: Batch, answers: int, weight: float) -> None:
     """Give tokens of a pair's longer answer beyond the shorter one's length a smaller weight (LD-DPO, Liu et al. 2024)."""
     for first in range(1, answers + 1, 2):
         sides = [np.flatnonzero((row["segments"] == s) & (row["weights"] > 0)) for s in (first, first + 1)]
