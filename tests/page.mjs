@@ -36,6 +36,7 @@ globalThis.document = { createElement: (name) => new Element(name), createElemen
 
 const { lastBlock, markdown } = await import(join(folder, "markdown.js"));
 const table = await import(join(folder, "table.js"));
+const agent = await import(join(folder, "agent.js"));
 const store = await import(join(folder, "store.js"));
 const plain = (node) => (typeof node === "string" ? node : [node.name, node.attributes, ...node.children.map(plain)]);
 
@@ -74,4 +75,5 @@ found.refused = chats.map((text) => {
 const cells = { columns: ["a|b", "c"], rows: [["=1+1", 'x"y,'], [null, -3], ["<b>`|\n", "-2"]], sql: "SELECT '```'" };
 found.csv = table.csv(cells.columns, cells.rows);
 found.table = table.asText(cells);
+found.arguments = ['{"to": "A\\u202e\\u00fc\\n"}', '{"x": Infinity}', "\u200b\u{e0041}\u0007"].map(agent.readable);
 process.stdout.write(JSON.stringify(found));

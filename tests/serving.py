@@ -24,6 +24,7 @@ from llmjax.infer import asking
 from llmjax.infer.asking import Ask
 from llmjax.infer.language_model import LanguageModel
 from llmjax.parallel import mesh as meshes
+from llmjax.serve.agent import Agents
 from llmjax.serve.app import make_app
 from llmjax.serve.conversing import Talk
 from llmjax.serve.guard import LOOPBACK
@@ -216,7 +217,8 @@ def listening(client: Client) -> Iterator[int]:
 @contextmanager
 def serving(
     model: LanguageModel, *, feedback: Path | None = None, keys: Sequence[str] = (), slots: int = SLOTS, steps: int = 4,
-    make_engines: Callable[[], Mapping[str, Any]] | None = None, sources: Sequence[Source] = (), **settings: Any,
+    make_engines: Callable[[], Mapping[str, Any]] | None = None, sources: Sequence[Source] = (), agents: Agents | None = None,
+    **settings: Any,
 ) -> Iterator[Client]:  # fmt: skip
     """A client of a server with this model, under the name "tiny"."""
     c = config.base()
@@ -249,6 +251,7 @@ def serving(
             c.serve,
             slots=slots,
             sources=sources,
+            agents=agents,
             feedback=feedback,
         )
         server.log = lambda **facts: None  # type: ignore[method-assign]
@@ -270,6 +273,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch, write: Callable[[Ask], str]) -> It
     """Let a function write the texts that conversations ask for, in place of the engine."""
 
     async def written(talk: Talk, asked: Ask) -> str:
+        if talk.streams and not talk.call.reply.status:
+            await talk.call.reply.stream()
         text = write(asked)
         kept = asking._kept(asked, 0)
         talk.transcript.append({"purpose": asked.purpose, "asked": kept, "text": text, "finish": "script"})

@@ -1,4 +1,4 @@
-"""Databases on the page in a browser: SQL and rows or a refusal, whatever the database holds, and nothing before the key."""
+"""Databases and agents on the page in a browser: rows or a refusal, steps and permissions, and nothing before the key."""
 
 import json
 import sqlite3
@@ -13,10 +13,14 @@ pytest.importorskip("llguidance")
 
 from browsing import SIZES, chromium, keep_screenshot, serious
 from serving import Client, language_model, listening, scripted, serving
+from test_serve_agent import ANSWER, TOOLS, step, use, world
 from test_serve_browser import complete, press, send, shows, texts
 from test_serve_page import HOSTILE
 
+from llmjax.agents.react import Budget
+from llmjax.agents.tools import load
 from llmjax.serve import sources
+from llmjax.serve.agent import Agents
 
 pytestmark = pytest.mark.slow
 
@@ -44,8 +48,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, s
         ]
         db.executemany("INSERT INTO Song VALUES (?, ?, ?)", [(i, title, i * 1.5) for i, title in enumerate(titles)])
     db.close()
+    tools = path.with_name("tools.py")
+    tools.write_text(TOOLS)
+    agents = Agents(load(tools), Budget(), False, path.with_name("transcript.jsonl"))
+    found = [sources.database(path)]
     with (
-        serving(language_model(), make_engines=dict, sources=[sources.database(path)], keys=("secret",)) as client,
+        serving(language_model(), make_engines=dict, sources=found, agents=agents, keys=("secret",)) as client,
         listening(client) as port,
     ):
         yield client, f"http://127.0.0.1:{port}"
@@ -78,6 +86,7 @@ def test_nothing_of_a_database_is_on_the_page_before_the_key(page):
     assert page.is_visible("#source") and page.locator("#source option").all_inner_texts() == [
         "the model",
         "songs (database)",
+        "tools (agent)",
     ]
 
 
@@ -117,3 +126,58 @@ def test_a_question_gives_sql_and_rows_or_the_refusal(page, monkeypatch, tmp_pat
             keep_screenshot(page, f"database-{size}-{theme}", tmp_path)
             assert serious(page) == []
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_an_agent_shows_its_steps_and_asks_before_it_writes(page, served, monkeypatch, tmp_path):
+    give_key(page)
+    page.select_option("#source", "tools")
+    hidden = "Ann\u202e\U000e0041"  # turns around and hides what stands behind
+    left = [use("look", where="mail"), use("send", to=hidden), use("send", to="Eve"), step(answer=HOSTILE[0])]
+    sent = world(served[0])["SENT"]
+    with scripted(monkeypatch, lambda _: left.pop(0)):
+        send(page, "Write to Ann.")
+        page.get_by_role("button", name="Allow").wait_for()
+        shows(page.locator("#status"), "the model asks for your permission")
+        assert "Ann\\u{202e}\\u{e0041}" in page.locator(".step pre").last.inner_text() and sent == []
+        keep_screenshot(page, "permission-wide", tmp_path)
+        assert serious(page) == []
+        press(page, "Allow")
+        page.get_by_text("agreed").wait_for()
+        press(page, "Deny")
+        complete(page)
+    assert sent == [hidden] and page.inner_text("#error") == ""
+    assert page.locator(".step").count() == 3 and page.locator(".step.failed").count() == 1
+    assert texts(page, "assistant") == [HOSTILE[0]] and page.locator(".steps script, .text script").count() == 0
+    assert (
+        "written after reading what others may have written: look"
+        in page.locator("article.assistant .tools").inner_text()
+    )
+    with page.expect_download() as transcript:
+        press(page, "Transcript")
+    assert [one["verdict"] for one in json.loads(transcript.value.path().read_text())["answer"]["steps"]] == [
+        "allowed",
+        "agreed",
+        "denied",
+    ]
+    page.locator("summary").first.click()
+    for size in SIZES:
+        for theme in ("light", "dark"):
+            page.set_viewport_size(SIZES[size])
+            page.emulate_media(color_scheme=theme)
+            keep_screenshot(page, f"agent-{size}-{theme}", tmp_path)
+            assert serious(page) == []
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_stopped_agent_is_denied_what_it_asked_for(page, served, monkeypatch):
+    give_key(page)
+    page.select_option("#source", "tools")
+    count = len(world(served[0])["SENT"])
+    left = [use("send", to="Ann"), ANSWER]
+    with scripted(monkeypatch, lambda _: left.pop(0)):
+        send(page, "Write to Ann.")
+        page.get_by_role("button", name="Allow").wait_for()
+        page.keyboard.press("Escape")
+        complete(page)
+    assert page.inner_text("#status") == "answer stopped" and "not answered" in page.locator(".step").inner_text()
+    assert page.get_by_role("button", name="Allow").count() == 0 and len(world(served[0])["SENT"]) == count

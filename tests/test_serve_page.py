@@ -120,6 +120,14 @@ def test_a_table_is_text_and_its_csv_runs_nothing_in_a_spreadsheet(shown):
     assert shown["table"] == code + '| a\\|b | c |\n|---|---|\n| =1+1 | x"y, |\n| NULL | -3 |\n| <b>\\`\\|  | -2 |'
 
 
+def test_what_a_user_is_asked_for_hides_nothing(shown):
+    assert shown["arguments"] == [
+        '{\n "to": "A\\u{202e}\u00fc\\n"\n}',
+        '{"x": Infinity}',
+        "\\u{200b}\\u{e0041}\\u{7}",
+    ]
+
+
 class Page(html.parser.HTMLParser):
     """The elements of the page, and whether they are closed in order."""
 

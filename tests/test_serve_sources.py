@@ -71,7 +71,7 @@ def test_sources_are_listed_and_a_question_has_sql_and_rows_or_a_refusal(client,
 
 def test_an_answer_is_made_again_from_its_transcript(client, song, monkeypatch, tmp_path):
     path, answer = tmp_path / "transcript.jsonl", asked(client, monkeypatch, "Song", SQL, transcript=True).json
-    path.write_text(json.dumps(answer["transcript"]) + "\n")
+    path.write_text(answer["transcript"] + "\n")
     start, _ = ask_command._database(argparse.Namespace(db=song))
     assert list(questions.replay(path, start)) == [(answer["id"], "")]
     path.write_text(path.read_text().replace("LIMIT 2", "LIMIT 3"))
@@ -142,9 +142,13 @@ def test_questions_of_a_client_that_leaves_end_and_their_place_is_free(client, m
 def test_names_of_sources_differ(song, tmp_path):
     other = tmp_path / "songs.sqlite"
     other.write_bytes(song.read_bytes())
-    args = type("Args", (), {"db": [song, other], "docs": [], "workdir": tmp_path})
+    args = argparse.Namespace(db=[song, other], docs=[], tools=[], workdir=tmp_path)
     with pytest.raises(UserError, match="have the name songs"):
         command._sources(args)
+    args.db, args.tools = [song.rename(tmp_path / "tools.sqlite")], ["tools.py"]
+    with pytest.raises(UserError, match="have the name tools"):
+        command._sources(args)
+    args.db[0].rename(song)
     args.db = [tmp_path / "no.sqlite"]
     with pytest.raises(UserError, match="there is no database"):
         command._sources(args)
@@ -157,6 +161,6 @@ def test_a_random_model_answers_a_database_under_its_grammar(song):
         assert answer.status == 200
         value = answer.json
         assert value["usage"]["completion_tokens"] > 0
-        for one in value["transcript"]["asked"]:
+        for one in json.loads(value["transcript"])["asked"]:
             assert one["finish"] == "length" or grammar.accepts(one["asked"]["grammar"], one["text"])
         assert value["refused"] == (value["rows"] is None)

@@ -26,8 +26,8 @@ LENGTH = 4096  # tokens of a task, where infer.length and the model permit
 def _add(verb: argparse.ArgumentParser) -> None:
     verb.set_defaults(workdir=WORKDIR)
     verb.add_argument("goal", nargs="?", metavar="GOAL", help="what the agent is to do")
-    _add_tools(verb, needed=True)
-    verb.add_argument("--allow-writes", action="store_true", help="let tools that write run without a question, until text of a stranger was read")  # fmt: skip
+    add_tools(verb, needed=True)
+    add_writes(verb)
     verb.add_argument("--probe", action="store_true", help="first call each tool that reads with the example of its OpenAPI file, and leave out those that fail")  # fmt: skip
     verb.add_argument(
         "--method", choices=METHODS, default="react", help="react: one way; vote: several tries, which only read; dfs: a search over "
@@ -36,19 +36,7 @@ def _add(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--tries", type=number(int, AT_LEAST_1), default=4, metavar="N", help="tries of a vote; of dfs the most calls that are tried at one place (default: 4)"
     )  # fmt: skip
-    verb.add_argument(
-        "--calls", type=number(int, AT_LEAST_1), default=10, metavar="N", help="the most calls (default: 10)"
-    )
-    verb.add_argument(
-        "--seconds", type=number(float, Range(0)), default=300.0, metavar="S", help="the most seconds (default: 300)"
-    )
-    verb.add_argument(
-        "--tokens",
-        type=number(int, AT_LEAST_1),
-        default=4096,
-        metavar="N",
-        help="the most tokens written (default: 4096)",
-    )
+    add_budget(verb)
     verb.add_argument(
         "--filters", type=Path, metavar="FILE.json", help="block, mask or log what the model reads and writes"
     )
@@ -60,7 +48,26 @@ def _add(verb: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _add_tools(verb: argparse.ArgumentParser, *, needed: bool) -> None:
+def add_writes(verb: argparse.ArgumentParser) -> None:
+    """Add the argument that lets tools write."""
+    verb.add_argument("--allow-writes", action="store_true", help="let tools that write run without a question, until text of a stranger was read")  # fmt: skip
+
+
+def add_budget(verb: argparse.ArgumentParser) -> None:
+    """Add the arguments that limit an agent."""
+    verb.add_argument(
+        "--calls", type=number(int, AT_LEAST_1), default=10, metavar="N", help="the most calls of an agent (default: 10)"
+    )  # fmt: skip
+    verb.add_argument(
+        "--seconds", type=number(float, Range(0)), default=300.0, metavar="S", help="the most seconds of an agent (default: 300)"
+    )  # fmt: skip
+    verb.add_argument(
+        "--tokens", type=number(int, AT_LEAST_1), default=4096, metavar="N", help="the most tokens that an agent writes (default: 4096)"
+    )  # fmt: skip
+
+
+def add_tools(verb: argparse.ArgumentParser, *, needed: bool) -> None:
+    """Add the arguments that name tools."""
     verb.add_argument(
         "--tools", action="append", default=[], metavar="FILE", required=needed,
         help="a Python file whose functions are the tools, an OpenAPI file (FILE@URL: another base URL), or a JSON file of "
@@ -77,7 +84,7 @@ def _add_tools(verb: argparse.ArgumentParser, *, needed: bool) -> None:
     )  # fmt: skip
 
 
-def _opened(args: argparse.Namespace, pins: Path | None = None) -> Any:
+def opened(args: argparse.Namespace, pins: Path | None = None) -> Any:
     """The tools of a command while their servers are connected."""
     from llmjax.agents import sources
 
@@ -88,7 +95,7 @@ def _opened(args: argparse.Namespace, pins: Path | None = None) -> Any:
 def _agent(args: argparse.Namespace, c: ConfigDict) -> int:
     if (args.goal is None) == (args.replay is None):
         raise UserError("give a goal, such as 'Which of my notes are of May?', or --replay FILE.jsonl")
-    with timings.phase("import the library"), _opened(args, args.workdir / "agent" / "tools.json") as given:
+    with timings.phase("import the library"), opened(args, args.workdir / "agent" / "tools.json") as given:
         return _replay(args.replay, given) if args.replay else _act(args, c, _probed(given) if args.probe else given)
 
 
@@ -177,7 +184,7 @@ def _replay(path: Path, given: Any) -> int:
 
 
 def _add_mcp(verb: argparse.ArgumentParser) -> None:
-    _add_tools(verb, needed=False)
+    add_tools(verb, needed=False)
     verb.add_argument("--allow-writes", action="store_true", help="also offer tools that write")
     verb.add_argument("--docs", type=Path, metavar="DIR", help="offer a search in these documents")
     verb.add_argument(
@@ -196,7 +203,7 @@ def _mcp(args: argparse.Namespace, c: ConfigDict) -> int:
 
     with contextlib.ExitStack() as stack:
         with contextlib.redirect_stdout(sys.stderr):  # over stdio the output belongs to the protocol
-            found = [*stack.enter_context(_opened(args)), *_documents(args, stack), *_model(args, c)]
+            found = [*stack.enter_context(opened(args)), *_documents(args, stack), *_model(args, c)]
             server = mcp_server.make_server(mcp_server.offered(found, writes=args.allow_writes))
         if args.port is None:
             mcp_server.serve_stdio(server)

@@ -59,6 +59,13 @@ class Step:
     failed: bool = False
     branch: int = 0  # the number of the try, or of the branch of a search
 
+    def row(self) -> dict[str, Any]:
+        """The step as a part of a row."""
+        return {
+            "tool": self.call.name, "arguments": dict(self.call.arguments), "verdict": self.verdict, "result": self.result,
+            "failed": self.failed, "branch": self.branch,
+        }  # fmt: skip
+
 
 @dataclass
 class Trace:
@@ -74,12 +81,8 @@ class Trace:
 
     def row(self) -> dict[str, Any]:
         """The trace as a row of a file."""
-        steps = [
-            {"tool": s.call.name, "arguments": dict(s.call.arguments), "verdict": s.verdict, "result": s.result, "failed": s.failed, "branch": s.branch}
-            for s in self.steps
-        ]  # fmt: skip
         kept = {name: getattr(self, name) for name in ("answer", "ended", "branch", "read", "clock")}
-        return {**kept, "steps": steps}
+        return {**kept, "steps": [step.row() for step in self.steps]}
 
 
 Approve = Callable[[Tool, Call], bool]
@@ -95,6 +98,7 @@ class Session:
         writes: whether tools that write run without being asked for, as long as nothing untrusted was read.
         approve: asks the user whether a call may run.
         policy: rules of the task, a part of the system message.
+        on_step: told each call when it has its verdict and result.
         execute, clock: run tools and tell the seconds; others than the usual ones make a trace again (`recorded`).
     """
 
@@ -103,6 +107,7 @@ class Session:
     writes: bool = False
     approve: Approve = lambda tool, call: False
     policy: str = ""
+    on_step: Callable[[Step], None] = lambda step: None
     execute: Execute = lambda tool, call, seconds: run_tool(tool, call, seconds)
     clock: Callable[[], float] | None = None
     trace: Trace = field(init=False)
@@ -164,6 +169,7 @@ class Session:
                 step = Step(call, "denied", "The user does not agree to this call.", failed=True)
         step.branch = self.branch
         self.trace.steps.append(step)
+        self.on_step(step)
         return step
 
 

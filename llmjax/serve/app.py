@@ -14,12 +14,14 @@ from starlette.types import ASGIApp
 
 from llmjax import storage
 from llmjax.data.tokenizer import check_characters
+from llmjax.serve.agent import agent, permission
 from llmjax.serve.asks import ask, list_sources
 from llmjax.serve.calls import Call, Endpoint, Handler
 from llmjax.serve.chat import chat, checked, checked_variables
 from llmjax.serve.completions import completions, fim
 from llmjax.serve.guard import Access, Guard
 from llmjax.serve.messages import (
+    AgentBody,
     AskBody,
     Body,
     ChatBody,
@@ -27,6 +29,7 @@ from llmjax.serve.messages import (
     DetokenizeBody,
     EmbeddingsBody,
     FeedbackBody,
+    PermissionBody,
     RerankBody,
     ResponsesBody,
     TokenizeBody,
@@ -203,6 +206,8 @@ POSTS: dict[str, tuple[Handler, type[Body]]] = {
     "/v1/rerank": (rerank, RerankBody),
     "/v1/fim/completions": (fim, CompletionBody),
     "/ask": (ask, AskBody),
+    "/agent": (agent, AgentBody),
+    "/agent/permission": (permission, PermissionBody),
     "/tokenize": (tokenize, TokenizeBody),
     "/detokenize": (detokenize, DetokenizeBody),
     "/feedback": (feedback, FeedbackBody),

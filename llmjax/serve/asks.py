@@ -5,6 +5,7 @@ that keep a database from harm are those of `llmjax ask` (`retrieve.database.exe
 """
 
 import datetime
+import json
 
 from llmjax.errors import UserError
 from llmjax.serve import sources
@@ -37,13 +38,14 @@ async def ask(call: Call) -> None:
     found = {"id": own, "object": "answer", "model": body.model or served.name, **row, "usage": talk.usage}
     if body.transcript:
         kept = {"id": own, "question": question, "setting": setting, "asked": talk.transcript}
-        found["transcript"] = {**kept, "answer": {**answer.row(), "reason": row["reason"]}}
+        found["transcript"] = json.dumps({**kept, "answer": {**answer.row(), "reason": row["reason"]}})
     await call.reply.json(found)
 
 
 async def list_sources(call: Call) -> None:
-    """The sources that questions can be asked of."""
-    found = [{"id": one.name, "object": "source", "kind": one.kind} for one in call.server.sources.values()]
+    """The sources that questions can be asked of, and the tools of the agent."""
+    found = [one.listed for one in call.server.sources.values()]
+    found += [] if call.server.agents is None else [call.server.agents.listed]
     await call.reply.json({"object": "list", "data": found})
 
 

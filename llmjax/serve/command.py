@@ -1,14 +1,17 @@
 """The verb serve."""
 
 import argparse
+import contextlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from llmjax.agents.command import add_budget, add_tools, add_writes, opened
 from llmjax.config import run_of
 from llmjax.config.ranges import Range, number
 from llmjax.errors import UserError
@@ -44,6 +47,9 @@ def _add(verb: argparse.ArgumentParser) -> None:
         "--docs", action="append", type=Path, default=[], metavar="DIR",
         help="answer questions to these documents too, which are read at the start if they changed; may be repeated",
     )  # fmt: skip
+    add_tools(verb, needed=False)
+    add_writes(verb)
+    add_budget(verb)
     verb.add_argument("--name", metavar="NAME", help="what the model is called (default: the name of the run's folder)")
     verb.add_argument(
         "--log-texts", action="store_true", help="write prompts and answers to the log, which leaves them out"
@@ -69,12 +75,12 @@ def _serve(args: argparse.Namespace, c: ConfigDict) -> int:
             f"serve.host={host} can be reached from other machines: give --api-key, or set {KEYS}, so that not everybody can use it"
         )
     listening = bind(host, args.port)
-    with listening:
+    with listening, _agents(args) as agents:
         port = listening.getsockname()[1]
         sources = _sources(args)
         models, make = _models(args, c)
         server = Server(
-            models, make, c.serve, slots=c.infer.slots, sources=sources,
+            models, make, c.serve, slots=c.infer.slots, sources=sources, agents=agents,
             feedback=args.workdir / "serve" / "preferences.jsonl", log_texts=args.log_texts,
         )  # fmt: skip
         shown = f"[{host}]" if ":" in host else host
@@ -133,10 +139,25 @@ def _sources(args: argparse.Namespace) -> list[Any]:
 
     found = [sources.database(path) for path in args.db]
     found += [sources.documents(path, index_of(args.workdir, path)) for path in args.docs]
-    names = [one.name for one in found]
+    names = [*(one.name for one in found), *(["tools"] if args.tools else [])]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"two of --db and --docs have the name {twice[0]}: rename a file or a folder")
+        raise UserError(f"two of --db, --docs and --tools have the name {twice[0]}: rename a file or a folder")
     return found
+
+
+@contextlib.contextmanager
+def _agents(args: argparse.Namespace) -> Iterator[Any]:
+    """The agent with the tools of --tools, while their servers are connected; None: there are none."""
+    if not args.tools:
+        yield None
+        return
+    from llmjax.agents.react import Budget
+    from llmjax.serve.agent import Agents
+
+    folder = args.workdir / "agent"
+    with opened(args, folder / "tools.json") as tools:
+        budget = Budget(args.calls, args.seconds, args.tokens)
+        yield Agents(tools, budget, args.allow_writes, folder / "transcript.jsonl")
 
 
 VERBS = {

@@ -30,12 +30,14 @@ class Talk:
     """A conversation of a request, with what was asked and written so far.
 
     Args:
+        streams: whether the reply is a stream, which begins when the engine has the first text.
         on_news: told, in the event loop, what the conversation's work tells by `tell`.
     """
 
     call: Call
     served: Served
     ticket: Ticket
+    streams: bool = False
     on_news: Callable[[News], Awaitable[None]] = _drop
     transcript: list[dict[str, Any]] = field(default_factory=list)
     texts: list[Written] = field(default_factory=list)
@@ -67,6 +69,8 @@ class Talk:
         kept, ids = await self.call.server.prepare(fitting, served.model.tokenizer, served.room, asked)
         settings = {"adapter": served.adapter, **{name: value for name, value in kept.items() if name != "messages"}}
         await self.ticket.submit([Request(ids=tuple(ids), **settings)])
+        if self.streams and not self.call.reply.status:
+            await self.call.reply.stream()
         written = Written(served.names)
         async for _ in answering.events(Asked(self.call, self.ticket, [written], [len(ids)])):
             pass

@@ -188,7 +188,28 @@ class AskBody(Body, kw_only=True):
     question: str
     source: str | None = None
     files: list[GivenFile] | None = None
-    transcript: bool | None = None  # whether the answer has what `llmjax ask --replay` reads
+    transcript: bool | None = None  # whether the answer has a line of a file for `llmjax ask --replay`
+
+
+class AgentBody(Body, kw_only=True):
+    """POST /agent: a goal for a model with the tools of the server."""
+
+    goal: str
+    method: str | None = None
+    tries: int | None = None
+    calls: int | None = None
+    seconds: float | None = None
+    tokens: int | None = None
+    stream: bool | None = None
+    asks: bool | None = None  # whether the client answers questions for permission
+    transcript: bool | None = None  # whether the answer has a line of a file for `llmjax agent --replay`
+
+
+class PermissionBody(Body, kw_only=True):
+    """POST /agent/permission: the answer to a question of a stream."""
+
+    id: str
+    allow: bool
 
 
 class FeedbackBody(Body, kw_only=True):

@@ -32,6 +32,7 @@ from llmjax.version import __version__
 
 if TYPE_CHECKING:
     from llmjax.persona.card import Persona
+    from llmjax.serve.agent import Agents
 
 T = TypeVar("T")
 PREPARING_SECONDS = 20.0  # for a prompt to be written by its template and tokenized
@@ -107,6 +108,7 @@ class Server:
         *,
         slots: int,
         sources: Sequence[Source] = (),
+        agents: "Agents | None" = None,
         feedback: Path | None = None,
         log_texts: bool = False,
     ) -> None:
@@ -117,11 +119,12 @@ class Server:
             settings: `config.serve`.
             slots: texts that an engine writes at a time.
             sources: what questions can be asked of.
+            agents: the tools that models may call; None: none.
             feedback: the file for rated answers; None: they are not taken.
         """
         self.models = {one.name: one for one in models}
         self.settings, self.metrics, self.worker = settings, Metrics(), Worker(make)
-        self.sources = {one.name: one for one in sources}
+        self.sources, self.agents = {one.name: one for one in sources}, agents
         self.feedback, self.log_texts = feedback, log_texts
         room = max(one.room for one in models)
         queue = settings.queue or 4 * slots

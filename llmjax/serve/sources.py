@@ -33,6 +33,11 @@ class Source:
     begin: Callable[[str, str], "Conversation[Answer]"]
     shown: Callable[[Any], dict[str, Any]]
 
+    @property
+    def listed(self) -> dict[str, Any]:
+        """The entry of GET /sources."""
+        return {"id": self.name, "object": "source", "kind": self.kind}
+
 
 def database(path: Path) -> Source:
     """A database. Each question opens it, and so sees its tables as they are. Raises UserError if it cannot be read now."""

@@ -1,10 +1,11 @@
 // Answers: of one model, of two beside each other, or from a source.
 
+import { act } from "./agent.js";
 import { chunks } from "./api.js";
 import { best, draw, grow } from "./conversation.js";
 import { atBottom, button, by, complain, element, say, toBottom } from "./dom.js";
 import { settingsOf } from "./settings.js";
-import { askSource } from "./sources.js";
+import { askSource, isAgent } from "./sources.js";
 import { history, keep, state } from "./state.js";
 import * as store from "./store.js";
 
@@ -19,7 +20,7 @@ export async function answer(parent) {
   } catch (error) {
     return complain(`the JSON schema cannot be read: ${error.message}`);
   }
-  const models = [by("model").value, by("other").value].filter(Boolean);
+  const models = [by("model").value, isAgent(chat) ? "" : by("other").value].filter(Boolean); // two agents would act twice
   if (models.length > 1) settings.seed ??= Math.floor(Math.random() * 2 ** 31); // both get the same chance
   const before = chat.chosen[parent];
   delete chat.chosen[parent];
@@ -30,7 +31,9 @@ export async function answer(parent) {
   by("log").append(models.length > 1 ? element("div", { className: "pair" }, ...shown) : shown[0]);
   toBottom();
   const made = models.map((model) => ({ role: "assistant", content: "", model }));
-  const write = chat.source || chat.files?.length
+  const write = isAgent(chat)
+    ? (i) => act({ chat, parent, node: made[i], shown: shown[i], signal: running.signal })
+    : chat.source || chat.files?.length
     ? (i) => askSource({ chat, parent, node: made[i], signal: running.signal })
     : (i) => stream({ messages: history(chat, parent), ...settings, model: models[i] }, made[i], shown[i], running.signal);
   const ended = await Promise.allSettled(models.map((_, i) => write(i)));

@@ -15,9 +15,9 @@ export async function ask(path, body, signal) {
   return answer;
 }
 
-// The chunks of a stream of chat completions.
-export async function* chunks(body, signal) {
-  const answer = await ask("v1/chat/completions", { ...body, stream: true, stream_options: { include_usage: true } }, signal);
+// The values of a stream of events, to the one of its end. Throws for an error, and when it is cut.
+export async function* events(path, body, signal) {
+  const answer = await ask(path, body, signal);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
@@ -29,9 +29,13 @@ export async function* chunks(body, signal) {
     for (const line of lines) {
       if (!line.startsWith("data: ")) continue;
       if (line === "data: [DONE]") return;
-      const chunk = JSON.parse(line.slice(6));
-      if (chunk.error) throw new Error(chunk.error.message);
-      yield chunk;
+      const event = JSON.parse(line.slice(6));
+      if (event.error) throw new Error(event.error.message);
+      yield event;
+      if (event.type === "answer") return;
     }
   }
 }
+
+// The chunks of a stream of chat completions.
+export const chunks = (body, signal) => events("v1/chat/completions", { ...body, stream: true, stream_options: { include_usage: true } }, signal);

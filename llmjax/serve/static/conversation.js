@@ -1,6 +1,7 @@
 // The conversation on the page: a message with what can be done with it.
 
 import { ask } from "./api.js";
+import { stepsView } from "./agent.js";
 import { answer } from "./answers.js";
 import { drawFiles, sourcesView } from "./files.js";
 import { button, by, complain, copy, download, element, say } from "./dom.js";
@@ -32,6 +33,7 @@ function article(place) {
   const beside = element("div", { className: "beside" });
   made.append(text, beside, element("div", { className: "tools" }));
   fill(text, node);
+  if (node.steps) made.insertBefore(stepsView(node.steps), text);
   if (node.sources) beside.append(sourcesView(node.sources));
   made.lastChild.append(...tools(place, made));
   return made;
@@ -70,7 +72,7 @@ function tools(place, shown) {
     found.push(button("Again", () => answer(node.parent)));
     for (const [label, good] of [["Good", true], ["Bad", false]]) found.push(button(label, () => rate(place, good), node.rated === good));
     if (others.length > 1) found.push(button("Best", () => best(place), chat.best?.[node.parent] === place));
-    if (node.transcript) found.push(button("Transcript", () => download("transcript.jsonl", "application/jsonl", `${JSON.stringify(node.transcript)}\n`)));
+    if (node.transcript) found.push(button("Transcript", () => download("transcript.jsonl", "application/jsonl", `${node.transcript}\n`)));
     if (node.tokens) found.push(button("Tokens", (event) => toggleTokens(event.target, place, shown), false));
   }
   if (others.length > 1) {

@@ -8,6 +8,8 @@ import { asText } from "./table.js";
 
 let listed = [];
 
+export const isAgent = (chat) => chat.source !== undefined && listed.some((one) => one.id === chat.source && one.kind === "agent");
+
 export async function loadSources() {
   listed = (await (await ask("sources")).json()).data;
   drawSources();
