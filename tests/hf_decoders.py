@@ -318,6 +318,21 @@ DECODERS: tuple[Case, ...] = (
         tied={"num_heads": 8, "head_dim": 8, "conv_kernel": 3, "tie_word_embeddings": True},
     ),
     *_cases(
+        "lfm2",
+        "Lfm2Config",
+        "Lfm2ForCausalLM",
+        {**LLAMA, "layer_types": ["conv", "full_attention", "conv"]},
+        about={"theirs": unpadded(theirs_causal), "ours": unpadded(ours_causal)},
+        hybrid={},
+        indexed={
+            "layer_types": None,
+            "full_attn_idxs": [0, 2],
+            "conv_L_cache": 4,
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": False,
+        },
+    ),
+    *_cases(
         "recurrent_gemma",
         "RecurrentGemmaConfig",
         "RecurrentGemmaForCausalLM",

@@ -60,7 +60,7 @@ def short_convolution(p: Params, name: str, x_LR: np.ndarray) -> np.ndarray:
         for i in range(len(w_WR)):
             if t - i >= 0:
                 y_LR[t] += w_WR[len(w_WR) - 1 - i] * x_LR[t - i]
-    return y_LR + p[f"{name}/bias"]
+    return y_LR + p.get(f"{name}/bias", 0)
 
 
 def block_diagonal(p: Params, name: str, x_R: np.ndarray) -> np.ndarray:
@@ -102,3 +102,9 @@ def mamba2(p: Params, x_LD: np.ndarray, *, heads: int, groups: int, epsilon: flo
     parts = np.split(y_LR, groups, axis=1)
     normed = [y / np.sqrt((y**2).mean(-1, keepdims=True) + epsilon) for y in parts]
     return linear(p, "out", np.concatenate(normed, 1) * p["norm/scale"])
+
+
+def conv(p: Params, x_LD: np.ndarray) -> np.ndarray:
+    """LFM2's block (Liquid AI 2025): a gate before the convolution, and one after it."""
+    before, after, x = (linear(p, name, x_LD) for name in ("before", "after", "input"))
+    return linear(p, "out", after * short_convolution(p, "conv", before * x))

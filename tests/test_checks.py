@@ -217,7 +217,7 @@ def test_the_checks_know_what_every_attention_kernel_can_do():
 
 POOL = {  # model settings and values to draw from; others stay as they are
     "layers": (1, 3, 5), "heads": (2, 4), "kv_heads": (0, 1, 2), "head_size": (0, 16), "mlp_width": (0, 48),
-    "embedding_width": (0, 16), "pattern": (("global",), ("local", "global"), ("rglru", "local"), ("mamba2",), ("lstm", "global"), ("rnn",)),
+    "embedding_width": (0, 16), "pattern": (("global",), ("local", "global"), ("rglru", "local"), ("mamba2",), ("lstm", "global"), ("conv", "global"), ("rnn",)),
     "window": (1, 4), "block": ("serial", "parallel"), "shared_norm": (True, False), "mlp": ("dense", "dense", "none"),
     "activation": ("gelu", "relu2", "swiglu", "geglu_tanh", "silu"), "bias": ((), ("qkv",), ("qkv", "out", "mlp", "norm", "head")),
     "norm": ("rms", "layer", "batch", "none"), "norm_place": ("pre", "post", "sandwich"), "norm_zero_centered": (True, False),

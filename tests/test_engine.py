@@ -41,6 +41,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "rglru": {"pattern": ("rglru",)},
     "mamba2": {"pattern": ("mamba2",), "recurrent": {"state_size": 8, "chunk": 4}},
     "griffin": {"pattern": ("rglru", "rglru", "local"), "layers": 4, "window": 5, "kv_heads": 1},
+    "lfm2": {"pattern": ("conv", "global"), "qk_norm": True},
 }
 # Programs are kept by what they follow from: tests that need no other settings share those of these.
 COMMON: dict[str, Any] = {"slots": 2, "length": 64, "chunks": (16, 32), "steps": 4, "weight_format": "stored"}
@@ -78,7 +79,7 @@ def greedy(name: str, ids: tuple[int, ...], count: int) -> tuple[int, ...]:
     return tuple(row[len(ids) :])
 
 
-SOME = ("moe", "gemma", "gpt2", "mamba2", "rglru")
+SOME = ("moe", "gemma", "gpt2", "mamba2", "rglru", "lfm2")
 RARER = ("alibi", "mistral", "lstm", "rnn", "t5 decoder")  # test_model.py decodes with their layers
 
 

@@ -23,7 +23,7 @@ GOLDEN = Path(__file__).parent / "golden" / "optimizer-groups.txt"
 BIASES = ("qkv", "out", "mlp", "norm", "head")
 CONFIGS = {  # together they have every kind of parameter there is
     "hybrid": {
-        "model__layers": 9, "model__pattern": ("rnn", "lstm", "rglru", "mamba2", "local", "global"), "model__bias": BIASES,
+        "model__layers": 10, "model__pattern": ("rnn", "lstm", "rglru", "mamba2", "conv", "local", "global"), "model__bias": BIASES,
         "model__moe__experts": 4, "model__moe__shared": 1, "model__moe__bias_rate": 0.001, "model__moe__first": 1,
         "model__ahead": 3, "objective__name": "multi_token", "model__tie_embeddings": False, "model__qk_norm": True,
         "model__position": "learned", "model__norm_place": "sandwich", "model__embedding_norm": True,

@@ -17,12 +17,13 @@ from llmjax.model import recurrent, rglru
 from llmjax.model.mamba2 import state_space
 
 KINDS = sorted(recurrent.MIXERS)
-FEW = few(KINDS, 3)  # an rnn is an lstm whose cell is simpler
+FEW = few(KINDS, 4)  # an rnn is an lstm whose cell is simpler
 # Inner widths unlike D, two groups, and a chunk that divides no length below.
 CHANGES: dict[str, dict[str, int]] = {
     "rnn": {"width": 12},
     "lstm": {"width": 12},
     "rglru": {"width": 24, "conv_width": 3},
+    "conv": {"width": 12, "conv_width": 3},
     "mamba2": {"width": 32, "state_size": 5, "groups": 2, "chunk": 8},
 }
 
@@ -173,7 +174,7 @@ def test_left_padded_rows_give_what_right_padded_ones_give(kind):
 
 @pytest.mark.parametrize("kind", FEW)
 def test_by_gradient_a_token_reads_all_before_it_in_its_document_and_nothing_else(kind):
-    module, params = make(kind, settings(kind))
+    module, params = make(kind, settings(kind, **({"conv_width": 6} if kind == "conv" else {})))
     reset_BL, valid_BL = rows([[5, 6]], 13)
 
     def output(x_BLD: jax.Array) -> jax.Array:
@@ -349,6 +350,8 @@ def test_mixers_start_as_their_papers_say(kind):
     elif kind == "rglru":
         within(np.exp(-8 * np.logaddexp(0, np.asarray(params["Lambda"]))), 0.9, 0.999)
         np.testing.assert_allclose(params["input_gate"]["kernel"].std(), 0.5, rtol=0.1)  # blocks of 4
+    elif kind == "conv":
+        within(np.asarray(params["conv"]["kernel"]), -(3**-0.5), 3**-0.5)
     else:
         within(np.exp(np.asarray(params["A_log"])), 1.0, 16.0)
         within(np.log(np.logaddexp(0, np.asarray(params["dt_bias"]))) / np.log(10) + 4, 1.0, 3.0)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 ATTENTION = ("global", "local", "nope")
-RECURRENT = ("rnn", "lstm", "rglru", "mamba2")
+RECURRENT = ("rnn", "lstm", "rglru", "mamba2", "conv")
 BIASES = ("qkv", "out", "mlp", "norm", "head", "router")
 RELATIVE = ("alibi", "t5", "xlnet")  # positions that are added to the attention scores
 KERNELS = {  # what an attention kernel can do beyond masks and scales

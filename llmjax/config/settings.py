@@ -98,7 +98,7 @@ def _model(c: ConfigDict) -> None:
     c.model.encoder_layers = 0  # blocks of a bidirectional encoder (encoder-decoder); 0: none
     c.model.embedding_width = 0  # size of the token embeddings, projected to and from the width; 0: the width
     # blocks
-    c.model.pattern = ("global",)  # the mixer of each layer, repeated: global, local, nope (attention; nope: no rotary positions), rnn, lstm, rglru, mamba2
+    c.model.pattern = ("global",)  # the mixer of each layer, repeated: global, local, nope (attention; nope: no rotary positions), rnn, lstm, rglru, mamba2, conv
     c.model.window = 1024  # tokens that local attention sees, its own included
     c.model.block = "serial"  # serial: attention, then MLP; parallel: both read the same input and are added
     c.model.shared_norm = True  # parallel blocks: one norm for both branches (Falcon-7B, PaLM), or one each (Falcon-40B)
@@ -213,11 +213,11 @@ def _model(c: ConfigDict) -> None:
     c.model.moe.jitter = 0.0  # training: uniform noise in 1 +- this multiplies the router's input (Switch)
 
     c.model.recurrent = ConfigDict()
-    c.model.recurrent.width = 0  # LSTM's hidden size, Griffin's and Mamba's inner width; 0: width (mamba2: twice it)
+    c.model.recurrent.width = 0  # LSTM's hidden size, the inner width of rglru, mamba2 and conv; 0: width (mamba2: twice it)
     c.model.recurrent.heads = 0  # blocks of the RG-LRU's gates, heads of mamba2; 0: model.heads
     c.model.recurrent.state_size = 128  # mamba2: the state of each channel
     c.model.recurrent.groups = 1  # mamba2: groups of heads that share B and C
-    c.model.recurrent.conv_width = 4  # rglru, mamba2: tokens seen by the short convolution
+    c.model.recurrent.conv_width = 4  # rglru, mamba2, conv: tokens seen by the short convolution
     c.model.recurrent.chunk = 64  # mamba2: tokens in a chunk, inside which the scan is a matrix product
 
 

@@ -135,7 +135,7 @@ def _each_kernel(tree: Any, change: Any, name: str = "") -> Any:
 # Name of a linear map -> how many dimensions its kernel may have.
 LINEAR = {
     **dict.fromkeys(("query", "key", "value"), (3,)),  # D H K
-    **dict.fromkeys(("head", "state"), (2,)),
+    **dict.fromkeys(("head", "state", "before", "after"), (2,)),
     **dict.fromkeys(EXPERTS, (2, 3)),  # D F, or E D F of a stack of experts
     "out": (2, 3),  # H K D, of recurrent mixers R D
     "input": (2, 3),  # D R, or D I R

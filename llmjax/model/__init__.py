@@ -6,7 +6,7 @@
 | embedding.py, head.py | from ids to the residual stream; from hidden states to logits, also by chunks |
 | block.py, stacks.py | one block and how blocks are run; which layers are stacked and scanned |
 | attention.py, views.py, positions.py | attention; who sees whom; positions |
-| recurrent.py, rglru.py, mamba2.py, convolution.py | recurrent mixers |
+| recurrent.py, rglru.py, mamba2.py, gated_convolution.py, convolution.py | recurrent mixers |
 | layers.py, moe.py, routing.py | linear maps, norms, MLPs; experts and how tokens are routed to them |
 | cache.py, two_stream.py | what decoding carries from call to call; what only Transformer-XL and XLNet have |
 | kernels.py, kernels_splash.py, kernels_quantized.py | fast forms for CPU, for TPU, in low precision |

@@ -13,13 +13,14 @@ from llmjax.model.layers import dtype_of
 
 
 class ShortConvolution(nn.Module):
-    """Causal depthwise convolution with a bias: y_t = bias + sum_i kernel_{W-1-i} x_{t-i}, channel by channel.
+    """Causal depthwise convolution, with a bias if asked: y_t = bias + sum_i kernel_{W-1-i} x_{t-i}, channel by channel.
 
     Taps never reach over the start of a document. Padding may stand before or after the real tokens of a row, not
     between those of one document.
     """
 
     c: ConfigDict
+    bias: bool = True
 
     @nn.compact
     def __call__(
@@ -35,13 +36,15 @@ class ShortConvolution(nn.Module):
         # Uniform like every convolution with W inputs in PyTorch, where both papers' models started.
         start = nn.initializers.uniform(2 * taps**-0.5)
         kernel_WR = self.param("kernel", lambda *a: start(*a) - taps**-0.5, (taps, width), dtype_of(self.c.param_dtype))
-        bias_R = self.param("bias", nn.initializers.zeros, (width,), dtype_of(self.c.param_dtype))
 
         before = jnp.zeros((batch, taps - 1, width), x_BLR.dtype) if window_BWR is None else window_BWR
         inputs = jnp.concatenate([before.astype(x_BLR.dtype), jnp.where(valid_BL[:, :, None], x_BLR, 0)], 1)
         document_BL = jnp.cumsum(reset_BL & valid_BL, axis=1)
         document = jnp.pad(document_BL, ((0, 0), (taps - 1, 0)))  # what the window holds precedes the first reset
-        y_BLR = jnp.broadcast_to(bias_R.astype(jnp.float32)[None, None], x_BLR.shape)
+        y_BLR = jnp.zeros(x_BLR.shape, jnp.float32)
+        if self.bias:
+            bias_R = self.param("bias", nn.initializers.zeros, (width,), dtype_of(self.c.param_dtype))
+            y_BLR = y_BLR + bias_R.astype(jnp.float32)[None, None]
         for tap in range(taps):
             there = slice(tap, tap + length)
             same_BL1 = (document[:, there] == document_BL)[:, :, None]

@@ -1,4 +1,4 @@
-"""Recurrent mixers, which take attention's place in layers of kind rnn, lstm, rglru and mamba2.
+"""Recurrent mixers, which take attention's place in layers of kind rnn, lstm, rglru, mamba2 and conv.
 
 A mixer is a module `M(c, name=kind)` called as `m(x_BLD, reset_BL, valid_BL, state) -> (y_BLD, state)`.
     reset_BL: bool, true at the first token of a document, which sees nothing of what came before it in the row.
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from llmjax.model import mamba2, rglru
+from llmjax.model import gated_convolution, mamba2, rglru
 from llmjax.model.layers import Linear, constrain, dtype_of
 
 State = dict[str, jax.Array]
@@ -180,17 +180,27 @@ class LSTM(RNN):
     kind: str = "lstm"
 
 
-MIXERS: dict[str, Any] = {"rnn": RNN, "lstm": LSTM, "rglru": rglru.RGLRU, "mamba2": mamba2.Mamba2}
+MIXERS: dict[str, Any] = {
+    "rnn": RNN,
+    "lstm": LSTM,
+    "rglru": rglru.RGLRU,
+    "mamba2": mamba2.Mamba2,
+    "conv": gated_convolution.GatedConvolution,
+}
+# The state of those that have files of their own.
+STATES: dict[str, Callable[[ConfigDict, int], State]] = {
+    "rglru": rglru.init_state,
+    "mamba2": mamba2.init_state,
+    "conv": gated_convolution.init_state,
+}
 
 
 def init_state(c: ConfigDict, kind: str, batch: int) -> State:
     """The state of `batch` rows before their first token.
 
-    rnn: hidden (B, R) float32; lstm: also cell. rglru and mamba2: see their files.
+    rnn: hidden (B, R) float32; lstm: also cell. The others: see their files.
     """
-    if kind == "rglru":
-        return rglru.init_state(c, batch)
-    if kind == "mamba2":
-        return mamba2.init_state(c, batch)
+    if kind in STATES:
+        return STATES[kind](c, batch)
     names = ("hidden", "cell") if kind == "lstm" else ("hidden",)
     return {name: jnp.zeros((batch, c.recurrent.width or c.width), jnp.float32) for name in names}

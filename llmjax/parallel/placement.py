@@ -79,6 +79,8 @@ TABLE: tuple[Row, ...] = (
     (LAYER + r"(rnn|lstm)/bias$", (None, None, "tensor")),  # N I R
     (LAYER + r"(rglru|mamba2)/(gate|input)/kernel$", (None, "fsdp", "tensor")),  # N D R
     (LAYER + r"(rglru|mamba2)/(gate|input)/bias$", (None, "tensor")),  # N R
+    (LAYER + r"conv/(before|after|input)/kernel$", (None, "fsdp", "tensor")),  # N D R
+    (LAYER + r"conv/(before|after|input)/bias$", (None, "tensor")),  # N R
     (LAYER + r"rglru/(recurrence|input)_gate/kernel$", (None, "tensor", "fsdp", None)),  # N H K K
     (LAYER + r"rglru/(recurrence|input)_gate/bias$", (None, "tensor", None)),  # N H K
     (LAYER + r"mamba2/dt/kernel$", (None, "fsdp", "tensor")),  # N D H
@@ -87,10 +89,10 @@ TABLE: tuple[Row, ...] = (
     (LAYER + r"mamba2/state/bias$", (None, None)),  # N 2GJ
     (LAYER + r"mamba2/state_conv/kernel$", (None, None, None)),  # N W 2GJ
     (LAYER + r"mamba2/state_conv/bias$", (None, None)),  # N 2GJ
-    (LAYER + r"(rglru|mamba2)/conv/kernel$", (None, None, "tensor")),  # N W R
-    (LAYER + r"((rglru|mamba2)/conv/bias|rglru/Lambda)$", (None, "tensor")),  # N R
-    (LAYER + r"(rnn|lstm|rglru|mamba2)/out/kernel$", (None, "tensor", "fsdp")),  # N R D
-    (LAYER + r"(rnn|lstm|rglru|mamba2)/out/bias$", (None, None)),  # N D
+    (LAYER + r"(rglru|mamba2|conv)/conv/kernel$", (None, None, "tensor")),  # N W R
+    (LAYER + r"((rglru|mamba2|conv)/conv/bias|rglru/Lambda)$", (None, "tensor")),  # N R
+    (LAYER + r"(rnn|lstm|rglru|mamba2|conv)/out/kernel$", (None, "tensor", "fsdp")),  # N R D
+    (LAYER + r"(rnn|lstm|rglru|mamba2|conv)/out/bias$", (None, None)),  # N D
 )
 
 # Letter of the legend -> mesh axes, for the activations of `model.layers.constrain`. Of the rows for a letter the first holds

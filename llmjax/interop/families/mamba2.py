@@ -65,7 +65,7 @@ MAMBA2 = (
 )
 
 
-def convolution(parts: dict[str, int], layer: int, taps: int, theirs: str) -> list[Row]:
+def convolution(parts: dict[str, int], layer: int, taps: int, theirs: str, *, bias: bool = True) -> list[Row]:
     """Short convolutions, path -> channels, from one `nn.Conv1d` over the channels of all, (channels, 1, taps)."""
     total = sum(parts.values())
     cuts = np.cumsum(list(parts.values()))[:-1]
@@ -77,17 +77,13 @@ def convolution(parts: dict[str, int], layer: int, taps: int, theirs: str) -> li
         return [np.ascontiguousarray(np.concatenate([x.T for x in a])[:, None])]
 
     kernels = tuple(Slot(f"{path}/kernel", layer, (taps, size)) for path, size in parts.items())
-    biases = tuple(Slot(f"{path}/bias", layer, (size,)) for path, size in parts.items())
-    return [
-        Row(kernels, (f"{theirs}.weight",), split, join, shapes=((total, 1, taps),)),
-        Row(
-            biases,
-            (f"{theirs}.bias",),
-            lambda a: np.split(a[0], cuts),
-            lambda a: [np.concatenate(a)],
-            shapes=((total,),),
-        ),
-    ]
+    found = [Row(kernels, (f"{theirs}.weight",), split, join, shapes=((total, 1, taps),))]
+    if bias:
+        biases = tuple(Slot(f"{path}/bias", layer, (size,)) for path, size in parts.items())
+        name = (f"{theirs}.bias",)
+        shapes = ((total,),)
+        found.append(Row(biases, name, lambda a: np.split(a[0], cuts), lambda a: [np.concatenate(a)], shapes=shapes))
+    return found
 
 
 def rows(c: ConfigDict) -> Iterator[Row]:
