@@ -275,7 +275,7 @@ def loss_and_gradient(c: config.ConfigDict) -> tuple[jax.Array, Any]:
     few(
         [
             {"remat": "full"},
-            {"remat": "save_dot_except_mlpwi", "attention": "blocked", "scan_unroll": 2},
+            {"remat": "save_dot_except_mlpwi", "attention": "blocked", "scan_unroll": 2, "barriers": True},
             {"remat": "selective"},
             {"remat": "minimal_with_context"},
             {"remat": "save_out_proj"},
@@ -288,6 +288,16 @@ def loss_and_gradient(c: config.ConfigDict) -> tuple[jax.Array, Any]:
 )
 def test_rematerialisation_and_unrolling_change_neither_loss_nor_gradients(changes):
     close(loss_and_gradient(settings(**changes)), plain_loss_and_gradient(), 1e-5)
+
+
+@pytest.mark.parametrize("barriers", [False, True])
+def test_barriers_keep_every_product_apart_in_both_passes(barriers):
+    c = settings(barriers=barriers, activation="swiglu")
+    mlp, x_BLD = layers.MLP(c), jnp.ones((1, 2, c.width))
+    params = mlp.init(jax.random.key(0), x_BLD)
+    gradient = jax.grad(lambda params, x_BLD: mlp.apply(params, x_BLD).sum(), argnums=(0, 1))
+    found = str(jax.make_jaxpr(gradient)(params, x_BLD)).count(" optimization_barrier ")
+    assert found == (2 * 2 * 3 if barriers else 0)  # in and out, forward and backward, of up, gate and down
 
 
 def test_unrolling_by_a_number_that_does_not_divide_the_layers_works():

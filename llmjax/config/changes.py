@@ -34,7 +34,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
         "train.rewind.window",
     ),
     IRRELEVANT: (
-        "model.attention", "model.remat", "model.scan_unroll", "prepare.engine", "prepare.keep_work",
+        "model.attention", "model.barriers", "model.remat", "model.scan_unroll", "prepare.engine", "prepare.keep_work",
         "prepare.memory_bytes", "prepare.spark_master", "prepare.workers", "train.eval_batches", "train.eval_every", "train.eval_first",
         "train.device_price", "train.executable", "train.hunt_nan", "train.inherit_model", "train.log_every", "train.noise_scale", "train.tensorboard",
     ),

@@ -177,6 +177,7 @@ def _model(c: ConfigDict) -> None:
     c.model.param_dtype = "float32"  # parameters are stored in float32, or bfloat16 with stochastic rounding; optimizer state is float32 always
     c.model.quantization = "none"  # matrix products of the blocks, but not of experts, in none, int8 or fp8 (pip install llmjax[quantized])
     c.model.remat = "none"  # rematerialise per layer: none, full, selective (keep the matrix products), or MaxText's policies by name, such as save_qkv_proj: model/block.py, REMAT_POLICIES
+    c.model.barriers = False  # XLA fuses no other work into matrix products: faster plans of large models on TPU (docs/plan.md)
     c.model.scan_unroll = 1  # layers per iteration of the scan; model.layers or more: fully unrolled (faster steps, slower compile)
     c.model.attention = "auto"  # reference, dot_product (jax.nn), blocked (CPU), splash (TPU), cudnn (GPU), or auto: chosen once and printed
 

@@ -58,6 +58,7 @@ NOT_EXPORTED = (
     "dtype",
     "param_dtype",
     "remat",
+    "barriers",
     "scan_unroll",
     "attention",
     "vocab_multiple",

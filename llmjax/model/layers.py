@@ -48,6 +48,14 @@ def dtype_of(name: str) -> Any:
     return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]
 
 
+def apart(c: ConfigDict, x: jax.Array) -> jax.Array:
+    """`x`. With `model.barriers` XLA fuses nothing across it, in either pass.
+
+    On TPU a fusion computes an activation, or its gradient, again for every block of a product that reads it.
+    """
+    return jax.lax.optimization_barrier(x) if c.barriers else x
+
+
 class Linear(nn.Module):
     """A linear map from the last dimensions of the input to `features`: kernel (*inputs, *features), optional bias.
 
@@ -67,7 +75,7 @@ class Linear(nn.Module):
         shape = (*x.shape[x.ndim - self.inputs :], *self.features)
         # A product of two matrices: with more dimensions XLA on CPU copies the transposed cotangent for the kernel's gradient.
         batch = x.shape[: x.ndim - self.inputs]
-        rows = x.astype(dtype).reshape(math.prod(batch), -1)
+        rows = apart(self.c, x.astype(dtype).reshape(math.prod(batch), -1))
         few_bits = self._few_bits(shape)
         if few_bits is not None:
             axis = self.inputs - 1 - len(shape)
@@ -88,7 +96,7 @@ class Linear(nn.Module):
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, self.features, dtype_of(self.c.param_dtype))
             y = y + jnp.expand_dims(bias.astype(dtype), range(y.ndim - bias.ndim))
-        return checkpoint_name(y, self.name or self.kind)  # by which block.REMAT_POLICIES keep it
+        return checkpoint_name(apart(self.c, y), self.name or self.kind)  # by which block.REMAT_POLICIES keep it
 
     def _few_bits(self, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array] | None:
         """The codes and scales of a kernel of this shape that is in few bits; None: it is not."""

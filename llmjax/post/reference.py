@@ -87,7 +87,7 @@ def _reference_key(c: ConfigDict, packed: Mapping[str, Rows]) -> str:
     """What the reference's log-probabilities depend on: the checkpoint, the ids and how the model computes."""
     digest = hashlib.blake2b(digest_size=16)
     folder = folders.newest(Path(c.train.init_from))
-    model = {k: v for k, v in c.model.to_dict().items() if k not in ("attention", "remat", "scan_unroll")}
+    model = {k: v for k, v in c.model.to_dict().items() if k not in ("attention", "remat", "barriers", "scan_unroll")}
     digest.update(json.dumps([str(folder.resolve()), folders.read_meta(folder), model], default=str).encode())
     for made in packed.values():
         digest.update(made.store.ids.tobytes() + made.store.weights.tobytes() + made.store.start.tobytes())

@@ -123,7 +123,7 @@ def parts(c: ConfigDict, sizes: BatchSizes) -> tuple[Any, Any, Any]:
 
 def shapes_key(c: ConfigDict) -> dict[str, Any]:
     """The settings under `model` that shapes depend on."""
-    return {k: v for k, v in c.to_dict().items() if k not in ("remat", "attention", "scan_unroll")}
+    return {k: v for k, v in c.to_dict().items() if k not in ("remat", "attention", "barriers", "scan_unroll")}
 
 
 _STATES: dict[tuple[str, AbstractMesh], State] = {}  # a cache, for searches
