@@ -83,6 +83,8 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
     own `.NAME.PROCESS-THREAD.tmp`, which nobody overwrites.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() and not path.is_symlink():
+        raise UserError(f"{path} is a folder, and a file is to be written: name a file")
     own = f"{os.getpid()}-{threading.get_ident()}." if shared else ""
     temporary = path.with_name(f".{path.name}.{own}tmp")
     try:

@@ -1,5 +1,6 @@
 """Budgets: what FLOPs, days, dollars, a size or a loss buy, and where each number is from."""
 
+import argparse
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from llmjax import cli, config
 from llmjax.errors import UserError
 from llmjax.sweep import budget, budget_run, published
+from llmjax.sweep.budget_command import quantity
 from llmjax.sweep.laws import Law
 
 LAW = Law(E=1.8172, A=477.83, B=2143.42, alpha=0.34731, beta=0.36717)
@@ -85,6 +87,10 @@ def test_what_will_be_served_makes_the_model_smaller_and_its_training_longer():
         (["--dollars", "100", "--chips", "b200:8"], "the price of b200 is not known: give --price"),
         (["--flops", "1e21", "--law", "missing.json"], "there is no law missing.json"),
         (["--flops", "1e21", "--run", "missing"], "give --mfu instead"),
+        (["--dollars", "100", "--price", "0"], "the price of h100 is 0: give --price"),
+        (["--flops", "1e300"], "no law tells of a run with more than 1e.18 parameters: give less"),
+        (["--params", "0.5"], "fewer than 1e.04 parameters: give more"),
+        (["--target-loss", "1e9"], "fewer than 1e.04 parameters: give less"),
     ],
 )
 def test_a_budget_that_buys_nothing_says_how_to_mend_it(words, message, capsys):
@@ -104,9 +110,36 @@ def test_a_law_and_a_share_of_the_peak_may_be_ones_own(tmp_path):
     assert figures["parameters"].value == pytest.approx(figures["tokens"].value)  # both terms are alike
     assert "more than 10 times beyond its runs" in figures["loss"].source and figures["loss"].low is None
     assert figures["days"].kind == "fitted" and "measured in" in figures["days"].source
-    (tmp_path / "law.json").write_text("{}")
-    with pytest.raises(UserError, match="is no law"):
-        budget.read_law(tmp_path / "law.json")
+    whole = {"E": 2.0, "A": 400.0, "B": 400.0, "alpha": 0.3, "beta": 0.3}
+    for broken in (
+        {},
+        [],
+        whole | {"E": "two"},
+        whole | {"alpha": -0.3},
+        whole | {"B": float("nan")},
+        whole | {"resampled": [[1.0]]},
+    ):
+        (tmp_path / "law.json").write_text(json.dumps(broken))
+        with pytest.raises(UserError, match="is no law"):
+            budget.read_law(tmp_path / "law.json")
+
+
+def test_quantities_are_read_as_people_write_them():
+    for text, value in (
+        ("7B", 7e9), ("7b", 7e9), ("1.4T", 1.4e12), ("1E21", 1e21), ("1e+21", 1e21), ("5e-3", 0.005), (".5M", 5e5),
+        ("1,000,000", 1e6), ("1_000", 1e3), ("25000", 25e3),
+    ):  # fmt: skip
+        assert quantity(text) == value
+    for text in ("", ".", "0", "-1", "1e400", "nan", "inf", "1,00,000", "7 B x", "B", "1e", "²"):
+        with pytest.raises(argparse.ArgumentTypeError, match="no number above 0"):
+            quantity(text)
+
+
+def test_what_no_config_has_is_said_and_three_chips_have_a_mesh(capsys):
+    assert cli.main(["budget", "--params", "1e5"]) == 0
+    assert "2.15M parameters (the nearest that a config has to 100K)" in capsys.readouterr().out
+    assert cli.main(["budget", "--days", "0.001", "--chips", "h100:3"]) == 0
+    assert "parallel.mesh=data=3" in capsys.readouterr().out
 
 
 def test_a_torus_is_as_round_as_its_chips_allow():

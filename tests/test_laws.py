@@ -173,13 +173,76 @@ def test_what_holds_no_law_is_refused_or_warned_of(tmp_path, capsys):
     for content, message in (
         ("n,d\n1,2\n", "no column 'l'"),
         ("", "has no rows"),
+        ("n,d,l\n,,\n", "has no rows"),
         ("n,d,l\n1,2,x\n", "line 2: l is 'x'"),
+        ("n,d,l\n\n1,inf,3\n", "line 3: d is 'inf'"),
+        ("n,d,l\n1,000,2,3\n", "line 2, has 4 cells where the header has 3: put quotes"),
+        ("n;d;l\n1,234;5;6\n", "line 2: n is '1,234'"),
+        ("n,d,l,d\n1,2,3,4\n", "several columns 'd'"),
+        ("n,d,l\n1,NaN,3\n", "no rows with 'n' and 'd' and 'l'"),
     ):
         (tmp_path / "bad.csv").write_text(content)
         with pytest.raises(UserError, match=message):
             read_table(tmp_path / "bad.csv", parameters="n", tokens="d", loss="l")
+    for more, message in (
+        ({"flops": "l"}, "give two of"),
+        ({"name": "x"}, "no column 'x'"),
+        ({"tokens": "n"}, "are one column"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_table(tmp_path / "few.csv", **{"parameters": "n", "tokens": "d", "loss": "l"} | more)
     with pytest.raises(UserError, match="is no finished run"):
         read_runs([tmp_path])
+    (tmp_path / "results.json").write_text(
+        '{"train/parameters_without_embeddings": 5, "train/tokens": 7, "loss": null}'
+    )
+    with pytest.raises(UserError, match="is no finished run"):
+        read_runs([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("name,n , d,l\na,1e6,2e9,3.5\nb,3000000,4000000000,2.25\n", "utf-8-sig"),
+        ("name\tn\td\tl\na\t1M\t2B\t3.5\nb\t3 000 000\t4.0b\t2.25\n", "utf-16"),
+        ("name;n;d;l\na;1.000.000,0;2e9;3,5\n;;;\nb;3e6;4e9;2,25\n", "utf-8"),
+        ('name,n,d,l\na,"1,000,000","2,000,000,000",3.5\nc,1,NaN,2\n\nd,,1,2\nb,3_000_000,4e9,2.25\ne,1\n', "utf-8"),
+    ],
+)
+def test_tables_are_read_as_programs_write_them(text, encoding, tmp_path):
+    """Spreadsheets and data frames: byte order marks, semicolons, tabs, grouped digits, units, missing cells."""
+    (tmp_path / "runs.csv").write_bytes(text.encode(encoding))
+    points = read_table(tmp_path / "runs.csv", parameters="n", tokens="d", loss="l", name="name")
+    assert (points.parameters.tolist(), points.tokens.tolist()) == ([1e6, 3e6], [2e9, 4e9])
+    assert points.loss.tolist() == [3.5, 2.25] and points.names == ("a", "b")
+    assert points.missing == (("c", "d", "e") if "NaN" in text else ())
+
+
+def test_rows_that_are_missing_or_repeated_are_told(tmp_path, capsys):
+    _, points = made_up(noise=0.001)
+    rows = list(zip(points.parameters, points.tokens, points.loss, strict=True))
+    lines = [f"{n},{d},{x}\n" for n, d, x in [*rows, rows[0]]]
+    (tmp_path / "runs.CSV").write_text("".join(["n,d,l\n", *lines, "1e9,,2\n"]))
+    words = [
+        "laws",
+        str(tmp_path / "runs.CSV"),
+        "--parameters",
+        "n",
+        "--tokens",
+        "d",
+        "--loss",
+        "l",
+        "--resamples",
+        "0",
+    ]
+    assert cli.main([*words, "--out", str(tmp_path / "law.json")]) == 0
+    shown = capsys.readouterr().out
+    assert f"left out: 1 rows without a number (row {len(lines) + 2})" in shown
+    assert "WARNING: 1 rows repeat others" in shown
+    made = json.loads((tmp_path / "law.json").read_text())
+    assert made["missing"] == [f"row {len(lines) + 2}"] and any("repeat" in line for line in made["warnings"])
+    assert cli.main([*words, "--out", str(tmp_path)]) == 2
+    assert "is a folder" in capsys.readouterr().err and not list(tmp_path.parent.glob(".*.tmp"))
 
 
 # ------------------------------------------------------------------ other laws

@@ -27,7 +27,9 @@ MFU = 0.4  # share of the peak
 CHIP = "h100"
 DAY, HOUR = 86_400.0, 3600.0
 FLOPS_TO_SERVE = 2.0  # a parameter and token
+CONSTANTS = ("E", "A", "B", "alpha", "beta")
 SIZES = (1e6, 1e14)  # parameters between which the best size is looked for
+LEAST, MOST = 1e4, 1e18  # parameters and tokens of a run that a law can tell anything of
 INTERVAL = 0.9
 FAR = 10.0  # times the largest budget that was run, from where a law's word is marked
 
@@ -62,7 +64,8 @@ class Machine:
     @property
     def flops_per_dollar(self) -> float:
         if not self.price.value:
-            raise UserError(f"the price of {self.chip} is not known: give --price USD, of a chip for an hour")
+            known = "0" if self.price.source == "given" else "not known"
+            raise UserError(f"the price of {self.chip} is {known}: give --price USD, of a chip for an hour, above 0")
         return CHIPS[self.chip].flops * self.mfu.value * HOUR / self.price.value
 
 
@@ -83,12 +86,19 @@ def read_law(file: Path | None = None) -> Laws:
         raise UserError(f"there is no law {path}: write one with `llmjax laws RUN... --out FILE.json`")
     tree = storage.read_json(path, mend="write it again with `llmjax laws --out`")
     try:
-        law = Law(*(tree[name] for name in ("E", "A", "B", "alpha", "beta")))
-        resamples = tuple(Law(*one) for one in tree.get("resampled", ()))
-    except (KeyError, TypeError) as error:
+        law, *resamples = (
+            Law(*map(float, one)) for one in ([tree[name] for name in CONSTANTS], *tree.get("resampled", ()))
+        )
+        largest = float(tree.get("largest_flops", math.inf))
+        if (
+            not all(value > 0 and math.isfinite(value) for value in (law.A, law.B, law.alpha, law.beta))
+            or not 0 <= law.E < math.inf
+        ):
+            raise ValueError(f"its constants are {law}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is no law ({error!r}): write one with `llmjax laws RUN... --out FILE.json`") from error
     name = str(file) if file else "Chinchilla's 240 points (Epoch's reading)"
-    return Laws(law, resamples, name, tree.get("largest_flops", math.inf))
+    return Laws(law, tuple(resamples), name, largest)
 
 
 # ------------------------------------------------------------------ sizes
@@ -197,6 +207,13 @@ def plan(asked: Asked, laws: Laws, machine: Machine) -> dict[str, Figure]:
         return of_flops(law, budget, served=asked.served)
 
     chosen = size(laws.law)
+    for what, value in (("parameters", chosen.parameters), ("tokens", chosen.tokens)):
+        if not LEAST <= value <= MOST:
+            raise UserError(
+                f"this buys {chosen.parameters:.3g} parameters and {chosen.tokens:.3g} tokens, and no law tells of a run with "
+                f"{'fewer' if value < LEAST else 'more'} than {LEAST if value < LEAST else MOST:.0e} {what}: give "
+                f"{'more' if (value < LEAST) != bool(asked.loss) else 'less'}"
+            )
 
     def interval(of: Callable[[Law], float]) -> dict[str, float | None]:
         found = []

@@ -1,6 +1,7 @@
 """The verb `budget`: what FLOPs, days, dollars, a size or a loss buy. Imports are late: help is quick."""
 
 import argparse
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +17,21 @@ if TYPE_CHECKING:
 
 DAYS = 30.0  # a run takes at most so long on the number of chips that is assumed
 LEAST_CHIPS = 8
+NEAR = 0.2  # how far the logarithm of a config's parameters may be from what was asked for, and nothing is said
 
 
 def quantity(text: str) -> float:
-    """A number above 0 with K, M, B or T: 7B, 1.4T, 1e21. Raises ArgumentTypeError for anything else."""
-    match = re.fullmatch(r"([0-9][0-9_]*\.?[0-9]*(?:e\+?[0-9]+)?)([KMBT]?)", text.strip())
-    if match is None or float(match[1]) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0: write 7B, 1.4T or 1e21")
-    return float(match[1]) * {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[match[2]]
+    """A number above 0, with K, M, B or T: 7B, 1.4T, 1e21, 1,000,000. Raises ArgumentTypeError for anything else."""
+    match = re.fullmatch(
+        r"([0-9]+|[0-9]{1,3}(?:[,_][0-9]{3})+)?(\.[0-9]*)?(e[+-]?[0-9]+)?([kmbt]?)", text.strip().lower()
+    )
+    if match and (match[1] or (match[2] or "").strip(".")):
+        whole = re.sub("[,_]", "", match[1] or "0")
+        unit = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}[match[4]]
+        value = float(f"{whole}{match[2] or ''}{match[3] or ''}") * unit
+        if 0 < value < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no number above 0: write 7B, 1.4T or 1e21")
 
 
 def _add(verb: argparse.ArgumentParser) -> None:
@@ -95,7 +103,7 @@ def run(args: argparse.Namespace, c: ConfigDict) -> int:
     rules = published.rules(size, length)
     made = budget_run.make_config(size, length, rule=rules[0], devices=machine.count)
     made, fits = budget_run.fit(made, budget_run.topology(machine.chip, machine.count))
-    lines = [*described(figures), *_rules(rules), *_run_lines(made, fits, machine)]
+    lines = [*described(figures), *_rules(rules), *_run_lines(made, fits, machine, asked=size)]
     print("\n".join(lines))
     if args.out:
         tree: dict[str, Any] = {name: figure.as_json() for name, figure in figures.items()}
@@ -160,11 +168,14 @@ def _rules(rules: Any) -> list[str]:
     return lines
 
 
-def _run_lines(c: ConfigDict, fits: Any, machine: "Machine") -> list[str]:
+def _run_lines(c: ConfigDict, fits: Any, machine: "Machine", *, asked: float) -> list[str]:
     from llmjax import human
     from llmjax.sweep import budget_run
 
-    shape = f"{c.model.layers} layers of {c.model.width}, {human.count(budget_run.counted(c))} parameters"
+    count = budget_run.counted(c)
+    shape = f"{c.model.layers} layers of {c.model.width}, {human.count(count)} parameters"
+    if abs(math.log(count / asked)) > NEAR:
+        shape += f" (the nearest that a config has to {human.count(asked)})"
     lines = [f"{'a config':15} {shape}, {c.train.batch_size} rows of {c.train.sequence_length}, {c.train.duration}"]
     where = f"{machine.count} x {machine.chip}"
     if fits is None:

@@ -80,7 +80,7 @@ def make_config(parameters: float, tokens: float, *, rule: Rule, devices: int = 
     config.large_run(c, vocab_size=VOCABULARY, sequence_length=LENGTH, batch_size=rows, micro_batches=1)
     c.optimizer.learning_rate = float(f"{rule.rate:.3g}")
     c.schedule.final = 0.0
-    c.train.duration = f"{round(tokens / (rows * LENGTH))} steps"
+    c.train.duration = f"{max(round(tokens / (rows * LENGTH)), 1)} steps"
     config.check(c)
     return c.lock()
 
@@ -121,8 +121,9 @@ def _candidates(c: config.ConfigDict, devices: int) -> Iterator[dict[str, Any]]:
         for remat in ("selective", "full"):
             for micro in (1, 4, 16):
                 if c.train.batch_size % (micro * ways) == 0:
-                    mesh = f"fsdp={ways}" + (f" tensor={tensor}" if tensor > 1 else "")
-                    yield {"parallel.mesh": mesh, "model.remat": remat, "train.micro_batches": micro}
+                    for axis in ("fsdp", "data") if c.model.width % ways else ("fsdp",):
+                        mesh = f"{axis}={ways}" + (f" tensor={tensor}" if tensor > 1 else "")
+                        yield {"parallel.mesh": mesh, "model.remat": remat, "train.micro_batches": micro}
 
 
 def counted(c: config.ConfigDict) -> int:

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, c: ConfigDict) -> int:
     """Fit E + A / N^alpha + B / D^beta and print it. Raises UserError for points that hold no law."""
     from llmjax.sweep import laws, points
 
-    tables = [path for path in args.given if path.suffix == ".csv"]
+    tables = [path for path in args.given if path.is_file() or path.suffix.lower() in (".csv", ".tsv")]
     if tables and len(args.given) > 1:
         raise UserError("give one table, or runs: their losses are not of the same text")
     if tables and not args.loss:
@@ -89,6 +89,9 @@ def described(fit: "Fit") -> list[str]:
     if fit.dropped:
         shown = ", ".join(fit.dropped[:8]) + (", ..." if len(fit.dropped) > 8 else "")
         lines.append(f"left out: {len(fit.dropped)} with the highest losses ({shown})")
+    if missing := fit.points.missing:
+        shown = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
+        lines.append(f"left out: {len(missing)} rows without a number ({shown})")
     for name in ("E", "A", "B", "alpha", "beta", "exponent"):
         value = getattr(law, name)
         title = "a of N ~ C^a" if name == "exponent" else name
@@ -122,6 +125,8 @@ def predicted(fit: "Fit", predictions: "Sequence[Prediction]") -> list[str]:
 
 def trust(fit: "Fit") -> list[str]:
     """What speaks for the fit and against it."""
+    import numpy as np
+
     lines = [
         f"root mean square error of ln loss: {fit.error:.4f}",
         f"{fit.agree:.0%} of other starts end at the same optimum",
@@ -130,6 +135,11 @@ def trust(fit: "Fit") -> list[str]:
         lines.append("WARNING: most starts end elsewhere: the points do not hold the constants; add sizes and lengths")
     if len(fit.points) < ENOUGH:
         lines.append(f"WARNING: {len(fit.points)} runs are few for 5 constants: give {ENOUGH} or more")
+    table = np.stack([fit.points.parameters, fit.points.tokens, fit.points.loss], axis=1)
+    if repeated := len(table) - len(np.unique(table, axis=0)):
+        lines.append(
+            f"WARNING: {repeated} rows repeat others in size, tokens and loss: they count twice, so intervals are too narrow"
+        )
     if fit.resamples:
         low, high = fit.interval(lambda one: one.exponent)
         if high - low > 0.2:
@@ -148,6 +158,7 @@ def as_json(fit: "Fit") -> dict[str, Any]:
         "runs": len(fit.points),
         "largest_flops": float(fit.points.flops.max()),
         "dropped": fit.dropped,
+        "missing": fit.points.missing,
         "error": fit.error,
         "agree": fit.agree,
         "warnings": [line for line in trust(fit) if line.startswith("WARNING")],
