@@ -278,7 +278,7 @@ def test_questions_go_to_files_and_citations_open_their_passage(page, tmp_path):
         ],
     )
     page.get_by_text("notes.md, 27 B, 27 tokens").wait_for()
-    assert page.inner_text("#error") == "image.bin is no text in UTF-8"
+    assert page.inner_text("#error") == "image.bin: this is no text in UTF-8"
     text, asked = "The Vasa \U0001f6a2 sank in 1628.", []
     citation = {
         "number": 1,

@@ -13,6 +13,7 @@ pytest.importorskip("llguidance")
 
 from browsing import SIZES, chromium, keep_screenshot, serious
 from serving import Client, language_model, listening, scripted, serving
+from test_prepare_extract import make_pdf
 from test_serve_agent import ANSWER, TOOLS, step, use, world
 from test_serve_browser import complete, press, send, shows, texts
 from test_serve_page import HOSTILE
@@ -181,3 +182,17 @@ def test_a_stopped_agent_is_denied_what_it_asked_for(page, served, monkeypatch):
         complete(page)
     assert page.inner_text("#status") == "answer stopped" and "not answered" in page.locator(".step").inner_text()
     assert page.get_by_role("button", name="Allow").count() == 0 and len(world(served[0])["SENT"]) == count
+
+
+def test_a_pdf_becomes_a_file_to_ask_about_and_a_damaged_one_an_error(page, monkeypatch):
+    give_key(page)
+    given = {"mimeType": "application/pdf", "name": "ships.pdf", "buffer": make_pdf([["The Vasa sank in 1628."]])}
+    page.set_input_files("#attached", [given, {**given, "name": "broken.pdf", "buffer": b"%PDF-1.7 no"}])
+    page.get_by_text("ships.pdf, ").wait_for()
+    shows(page.locator("#error"), "broken.pdf: the file cannot be read: pdf: broken")
+    with scripted(monkeypatch, lambda _: '[1] "The Vasa sank in 1628." It sank in 1628.'):
+        send(page, "When did the Vasa sink?")
+        complete(page)
+    assert texts(page, "assistant") == ["It sank in 1628. [1]"]
+    press(page, "[1] ships.pdf")
+    assert page.inner_text(".passage mark") == "The Vasa sank in 1628."

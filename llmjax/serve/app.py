@@ -30,11 +30,13 @@ from llmjax.serve.messages import (
     EmbeddingsBody,
     FeedbackBody,
     PermissionBody,
+    ReadBody,
     RerankBody,
     ResponsesBody,
     TokenizeBody,
 )
 from llmjax.serve.openapi import document
+from llmjax.serve.reading import read
 from llmjax.serve.refusals import Refusal, unsupported
 from llmjax.serve.responses import responses
 from llmjax.serve.server import Served, Server
@@ -208,6 +210,7 @@ POSTS: dict[str, tuple[Handler, type[Body]]] = {
     "/ask": (ask, AskBody),
     "/agent": (agent, AgentBody),
     "/agent/permission": (permission, PermissionBody),
+    "/read": (read, ReadBody),
     "/tokenize": (tokenize, TokenizeBody),
     "/detokenize": (detokenize, DetokenizeBody),
     "/feedback": (feedback, FeedbackBody),

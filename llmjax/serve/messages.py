@@ -191,6 +191,13 @@ class AskBody(Body, kw_only=True):
     transcript: bool | None = None  # whether the answer has a line of a file for `llmjax ask --replay`
 
 
+class ReadBody(Body, kw_only=True):
+    """POST /read: a file in base64."""
+
+    name: str
+    data: str
+
+
 class AgentBody(Body, kw_only=True):
     """POST /agent: a goal for a model with the tools of the server."""
 

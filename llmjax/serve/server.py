@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PREPARING_SECONDS = 20.0  # for a prompt to be written by its template and tokenized
 PREPARING_THREADS = 4
+READERS = 2  # processes that read files
 MOST_UNKNOWN = 1000  # names of fields in the log
 
 
@@ -131,6 +132,7 @@ class Server:
         self.admission = Admission(
             places=slots + queue, tokens=(slots + max(4, settings.queue)) * room, per_key=settings.per_key
         )
+        self.readers = asyncio.Semaphore(READERS)  # files that are read at a time
         self.draining = False
         self.changed = asyncio.Event()  # the worker is ready, or has ended
         self._tickets: set[Ticket] = set()

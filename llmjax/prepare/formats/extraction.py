@@ -40,17 +40,18 @@ def text_of(data: bytes, media: str, options: Options) -> Text:
     kind, _, declared = media.partition("; charset=")
     is_large = len(data) > LARGE or data.count(b"<") > html.MANY_TAGS
     if kind in ("pdf", "mail") or (kind == "html" and is_large):
-        result: Text = isolated.call(_read, data, kind, declared, options, seconds=options.max_document_seconds)
+        result: Text = isolated.call(read, data, kind, declared, options, seconds=options.max_document_seconds)
         return result
     try:
-        return _read(data, kind, declared, options)
+        return read(data, kind, declared, options)
     except BaseException as error:
         if not is_panic(error):
             raise
         raise RejectedError(f"broken: the parser ended with {str(error)[:100]!r}") from error
 
 
-def _read(data: bytes, kind: str, declared: str, options: Options) -> Text:
+def read(data: bytes, kind: str, declared: str, options: Options) -> Text:
+    """As `text_of`, always in this process."""
     if not data:
         raise RejectedError("empty")
     if kind == "text":

@@ -4,19 +4,39 @@ import { ask } from "./api.js";
 import { button, by, complain, element, say } from "./dom.js";
 import { keep, state } from "./state.js";
 
-const MOST_BYTES = 3 << 20; // of all files together; the server takes 4 MiB of JSON
+const MOST_BYTES = 3 << 20; // of a file, and of all texts together; the server takes 4 MiB of JSON
+const READ = /\.(pdf|html?|xhtml|eml)$/i; // kinds whose text the server reads
 
 const sizeOf = (bytes) => (bytes < 1024 ? `${bytes} B` : bytes < 1 << 20 ? `${(bytes / 1024).toFixed(1)} kB` : `${(bytes / (1 << 20)).toFixed(1)} MB`);
+
+const bytesOf = (text) => new Blob([text]).size;
+
+function decoded(bytes) {
+  try {
+    const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+    if (!text.includes("\0")) return text;
+  } catch {} // said below
+  throw new Error("this is no text in UTF-8");
+}
+
+// The text of a file as the server reads it.
+async function readBy(file) {
+  say(`reading ${file.name}`);
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  let data = "";
+  for (let at = 0; at < bytes.length; at += 1 << 14) data += String.fromCharCode(...bytes.subarray(at, at + (1 << 14)));
+  return (await (await ask("read", { name: file.name, data: btoa(data) })).json()).text;
+}
 
 export async function addFiles(given) {
   const { chat } = state;
   complain();
   for (const file of given) {
     try {
-      const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
-      const whole = (chat.files ?? []).reduce((sum, one) => sum + one.size, file.size);
-      if (text.includes("\0")) throw new TypeError("no text");
-      if (whole > MOST_BYTES) throw new Error(`all files together may have ${sizeOf(MOST_BYTES)}`);
+      if (file.size > MOST_BYTES) throw new Error(`a file may have ${sizeOf(MOST_BYTES)}`);
+      const text = READ.test(file.name) ? await readBy(file) : decoded(await file.arrayBuffer());
+      const whole = (chat.files ?? []).reduce((sum, one) => sum + bytesOf(one.text), bytesOf(text));
+      if (whole > MOST_BYTES) throw new Error(`the texts of all files together may have ${sizeOf(MOST_BYTES)}`);
       const made = { name: file.name.slice(0, 200), size: file.size, text };
       chat.files = [...(chat.files ?? []).filter((one) => one.name !== made.name), made];
       ask("tokenize", { prompt: text }).then(async (answer) => {
@@ -24,7 +44,7 @@ export async function addFiles(given) {
         drawFiles();
       }, complain);
     } catch (error) {
-      complain(error instanceof TypeError ? `${file.name} is no text in UTF-8` : `${file.name}: ${error.message}`);
+      complain(`${file.name}: ${error.message}`);
     }
   }
   if (chat.nodes.length) keep(chat);
