@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -20,12 +21,12 @@ from llmjax.model import transformer
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement, processes
-from llmjax.train import loop, rewind
+from llmjax.train import budget, loop, programs, rewind, setup
 from llmjax.train.optimizer import make_optimizer
-from llmjax.train.schedule import make_schedule
+from llmjax.train.schedule import make_schedule, milestones
 from llmjax.train.step import State, batch_shardings, init_state, make_train_step
 
-KEPT_STEPS = 16  # programs of prepare_steps
+KEPT_STEPS = 16  # programs of prepare_steps, and of train
 WORDS = ("the", "model", "reads", "a", "line", "and", "writes", "another", "one", "def", "return", "x", "=", "1")
 
 
@@ -92,6 +93,8 @@ def train(
 ) -> dict[str, float | int | str]:
     """The loop on the tiny problem, in this process: the final numbers. It goes back from spikes as a stage does.
 
+    Its programs are kept, so that runs of equal settings trace them once: an empty `PROGRAMS` makes them anew.
+
     Args:
         batch: number -> batch; without it, and without `make_source`, `make_batch`.
         settings: of the loop.
@@ -100,18 +103,57 @@ def train(
     source = StatelessSource(batch or partial(make_batch, c), read_ahead=0)
     while True:
         try:
-            return loop.train(
-                c,
-                workdir,
-                module=transformer.build(c.model),
-                objective=OBJECTIVES[c.objective.name],
-                make_source=make_source or (lambda total: source),
-                tokens_per_epoch=10_000,
-                make_evaluate=None if evaluate is None else lambda mesh, params: evaluate,
-                **settings,
-            )
+            with mock.patch.object(setup, "make_programs", _kept_programs):
+                return loop.train(
+                    c,
+                    workdir,
+                    module=transformer.build(c.model),
+                    objective=OBJECTIVES[c.objective.name],
+                    make_source=make_source or (lambda total: source),
+                    tokens_per_epoch=10_000,
+                    make_evaluate=None if evaluate is None else lambda mesh, params: evaluate,
+                    **settings,
+                )
         except rewind.Spike as spike:
             processes.broadcast_from_first(partial(rewind.go_back, workdir, c.train.rewind, spike))
+
+
+PROGRAMS: dict[tuple[Any, ...], Any] = {}  # the least recently used first
+
+
+def _kept(key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    PROGRAMS[key] = PROGRAMS.pop(key, None) or make()
+    while len(PROGRAMS) > KEPT_STEPS:
+        PROGRAMS.pop(next(iter(PROGRAMS)))
+    return PROGRAMS[key]
+
+
+class _Programs(programs.Programs):
+    """The programs of a run, whose steps are kept."""
+
+    def compile(self, stage: Any, batch: Batch, *, rows: int, total_steps: int) -> Callable[..., Any]:
+        at = milestones(self.c.schedule, total_steps=total_steps, sizes=self.sizes)
+        at = at[:2] if self.c.schedule.name == "constant" else at  # the warm-up alone
+        shapes = str(jax.tree.map(lambda x: (x.shape, x.dtype), batch))
+        make = partial(super().compile, stage, batch, rows=rows, total_steps=total_steps)
+        return _kept((_told(self.c), self.sizes, self.mesh, stage, shapes, rows, at), make)
+
+
+def _kept_programs(c: config.ConfigDict, module: Any, objective: Any, sizes: Any, mesh: Mesh) -> programs.Programs:
+    c = c.copy_and_resolve_references()
+
+    def make() -> programs.Programs:
+        return _Programs(**vars(programs.make_programs(c, module, objective, sizes, mesh)))
+
+    return _kept((_told(c), sizes, mesh), make)
+
+
+def _told(c: config.ConfigDict) -> str:
+    """The settings that programs may follow from: all but when a run ends, saves and evaluates."""
+    told = c.copy_and_resolve_references().unlock()
+    told.checkpoint, told.train.eval_every = None, ""
+    told.train.duration = "1 s" if budget.is_time(c) else "1 step"
+    return config.to_json(told)
 
 
 @functools.lru_cache(maxsize=32)

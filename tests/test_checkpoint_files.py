@@ -103,6 +103,32 @@ def test_damage_is_named_with_the_file_and_its_sizes_before_anything_is_read(rea
         read(copied)
 
 
+@pytest.mark.parametrize("item", ["params", "rest", "meta"])
+def test_a_checkpoint_with_a_damaged_item_is_put_aside_and_the_one_before_it_is_used(item, copied, capsys):
+    cut(copied / "8" / "meta" / "metadata" if item == "meta" else largest(copied / "8" / item))
+    assert_same_bits(checkpoint.restore(copied, ABSTRACT).state.params, state_of(4).params)
+    assert f"WARNING: the checkpoint {copied / '8'} cannot be read" in capsys.readouterr().out
+    assert sorted(path.name for path in copied.iterdir()) == ["4", "8.damaged", "frozen"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"params": {"layers": {"kernel": np.zeros((64, 64), "bfloat16")}}},
+            "float32 .* in the checkpoint and bfloat16",
+        ),
+        ({"opt_state": {}}, "in the checkpoint and missing in the model or optimizer"),
+        ({"opt_state": {"mu": ABSTRACT.params, "nu": ABSTRACT.params}}, "nu/.* missing in the checkpoint and"),
+    ],
+    ids=["type", "fewer arrays", "more arrays"],
+)
+def test_a_sound_checkpoint_of_another_state_is_no_damage(changes, message, copied):
+    with pytest.raises(folders.CheckpointMismatch, match=message):
+        checkpoint.restore(copied, ABSTRACT.replace(**changes))
+    assert folders.steps_in(copied) == [8, 4]
+
+
 def test_a_checkpoint_that_is_copied_again_opens_and_the_one_before_the_damaged_one_is_used(saved, copied):
     flip(largest(copied / "8" / "params"))
     assert_same_bits(checkpoint.restore(copied, ABSTRACT).state.params, state_of(4).params)

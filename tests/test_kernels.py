@@ -155,10 +155,10 @@ def test_masks_that_are_no_patterns_never_go_to_a_kernel_that_takes_patterns(mon
         close(logits_of(module, params, tokens_BL, **more), logits_of(plain, params, tokens_BL, **more), 1e-5)
         assert bool(calls) == ("orders_BL" not in more)
         calls.clear()
-    cache = init_cache(module.c, batch=1, length=16)
-    first, cache = module.apply({"params": params}, tokens_BL, cache=cache)
-    after, _ = module.apply({"params": params}, tokens_BL[:, :1], positions_BL=jnp.array([[12]]), cache=cache)
-    expected = plain.apply({"params": params}, jnp.concatenate([tokens_BL, tokens_BL[:, :1]], axis=1))
+    apply, cache = jax.jit(module.apply), init_cache(module.c, batch=1, length=16)
+    first, cache = apply({"params": params}, tokens_BL, cache=cache)
+    after, _ = apply({"params": params}, tokens_BL[:, :1], positions_BL=jnp.array([[12]]), cache=cache)
+    expected = jax.jit(plain.apply)({"params": params}, jnp.concatenate([tokens_BL, tokens_BL[:, :1]], axis=1))
     close(jnp.concatenate([first, after], axis=1), expected, 1e-5)
     assert not calls
 

@@ -154,7 +154,7 @@ def test_a_decoder_sees_the_source_of_its_own_document_and_its_past():
 
 # The others are slow: their programs are much like these, or like the causal ones of test_train.py.
 @pytest.mark.parametrize(
-    "case", few(["permutation in parts", "span", "multi_token", "unilm", "prefix", "masked", "span without encoder"], 2)
+    "case", few(["permutation in parts", "span", "multi_token", "unilm", "prefix", "masked", "span without encoder"])
 )
 def test_every_objective_is_learnt_and_measured(case):
     c = setting(

@@ -119,8 +119,8 @@ ENOUGH = (
     "features",
     "expert, dropless",
 )
-REPEATED = ("pipeline", "pipeline, uneven layers", "context, gathered", "context, ring", "context, ring, ALiBi",
-            "context, ring, window, soft cap", "expert, capacity")  # fmt: skip
+REPEATED = ("pipeline", "pipeline, uneven layers", "pipeline, rounds", "pipeline, fsdp, tensor", "context, gathered",
+            "context, ring", "context, ring, ALiBi", "context, ring, window, soft cap", "expert, capacity")  # fmt: skip
 ORDER = sorted(CASES, key=lambda name: (name in REPEATED, name not in ENOUGH))
 
 

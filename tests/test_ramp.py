@@ -240,6 +240,7 @@ def train(c, workdir, **options):
 @pytest.mark.usefixtures("one_device")
 def test_a_run_counts_rows_and_tokens_and_goes_on_inside_the_ramp_bit_for_bit(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(executable, "_compiled", {})
+    monkeypatch.setattr(helpers, "PROGRAMS", {})
     c = tiny_config(**RAMP, checkpoint__every="3 steps", model__dropout=0.1, schedule__by="tokens")
     with caplog.at_level(logging.WARNING, logger="jax"), jax.log_compiles():
         results, state, rows = train(c, tmp_path / "whole")

@@ -28,6 +28,7 @@ from llmjax.parallel import mesh as meshes
 from llmjax.parallel import processes
 from llmjax.train import budget, folders, pretrain
 from llmjax.train.heldout import make_heldout
+from llmjax.train.schedule import make_schedule
 
 STEPS, ROUND = 10, 3
 FIRST_BYTE = 4  # the id of byte 0
@@ -192,13 +193,9 @@ def test_a_budget_of_time_becomes_steps_once_and_a_resumed_run_is_the_same_run(t
     assert results["duration"] == "1 minute"
     assert "train.duration='1 minute': a step takes 7.5 s, so 8 steps" in capsys.readouterr().out
     assert totals == [0, 8], "measured before the number of steps is known, trained with it"
-    # The same learning rates and bits as a run of so many steps.
-    plain = tiny_config(**{key.replace(".", "__"): value for key, value in {
-        "model.dropout": 0.1, "train.duration": "8 steps", "schedule.warmup": "25%"}.items()})  # fmt: skip
-    train(plain, tmp_path / "plain")
-    for a, b in zip(rows_of(tmp_path / "whole"), rows_of(tmp_path / "plain"), strict=True):
-        assert a["learning_rate"] == pytest.approx(b["learning_rate"], rel=1e-6)
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+    rate = make_schedule(c.schedule, total_steps=8)
+    rates = [row["learning_rate"] for row in rows_of(tmp_path / "whole")]
+    assert rates == pytest.approx([c.optimizer.learning_rate * float(rate(k)) for k in range(8)], rel=1e-6)
     with pytest.raises(KeyError, match="stop here"):
         train(c, tmp_path / "run", make_source=functools.partial(make_source, stop=6))
     assert len(measured) == 2
@@ -211,13 +208,20 @@ def test_a_budget_of_time_becomes_steps_once_and_a_resumed_run_is_the_same_run(t
 
 
 @pytest.mark.slow
-def test_a_longer_budget_goes_on_at_the_pace_that_was_measured(tmp_path, one_device, measured):
+def test_a_budget_trains_as_so_many_steps_do_and_a_longer_one_goes_on_at_the_pace_that_was_measured(
+    tmp_path, one_device, measured
+):
     c = timed_config(model__dropout=0.1)
-    assert train(c, tmp_path)["steps"] == 8
+    assert train(c, tmp_path / "run")["steps"] == 8
+    plain = tiny_config(model__dropout=0.1, train__duration="8 steps", schedule__warmup="25%")
+    train(plain, tmp_path / "plain")
+    for a, b in zip(rows_of(tmp_path / "run"), rows_of(tmp_path / "plain"), strict=True):
+        assert a["learning_rate"] == pytest.approx(b["learning_rate"], rel=1e-6)
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
     c.train.duration = "90 s"
-    assert train(c, tmp_path)["steps"] == 12
+    assert train(c, tmp_path / "run")["steps"] == 12
     assert len(measured) == 1
-    assert [row["step"] for row in rows_of(tmp_path)] == list(range(1, 13))
+    assert [row["step"] for row in rows_of(tmp_path / "run")] == list(range(1, 13))
 
 
 def test_a_time_where_only_a_number_of_steps_will_do_is_refused():

@@ -128,6 +128,7 @@ def test_a_checkpoint_whose_optimizer_state_is_bfloat16_is_opened_in_float32(tmp
     state, abstract, run = prepare_steps(c, mesh_of("data=1"))
     state, _ = run(state, make_batch(c, 0))
 
+    @jax.jit
     def narrow(tree):
         return jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, tree)
 
@@ -137,7 +138,9 @@ def test_a_checkpoint_whose_optimizer_state_is_bfloat16_is_opened_in_float32(tmp
         checkpoints.wait_until_finished()
     restored = checkpoint.restore(tmp_path, abstract)
     assert restored is not None
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(restored[0]), jax.tree.leaves(old), strict=True):
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(restored[0]), jax.tree.leaves(jax.device_get(old)), strict=True
+    ):
         np.testing.assert_array_equal(x, y.astype(x.dtype), err_msg=placement.path_name(path))
     assert [x.dtype for x in jax.tree.leaves(restored[0])] == [x.dtype for x in jax.tree.leaves(abstract)]
 
@@ -154,8 +157,8 @@ def test_a_model_trained_in_float32_is_served_in_the_type_it_computes_in_and_exp
         checkpoints.wait_until_finished()
     for step, dtype in enumerate((jnp.float32, jnp.bfloat16), start=1):
         served = llmjax.load(tmp_path, step=step).params
-        for x, trained in zip(jax.tree.leaves(served), jax.tree.leaves(state.ema), strict=True):
-            np.testing.assert_array_equal(np.asarray(x), np.asarray(trained.astype(dtype)), strict=True)
+        for x, trained in zip(jax.tree.leaves(served), jax.tree.leaves(jax.device_get(state.ema)), strict=True):
+            np.testing.assert_array_equal(np.asarray(x), trained.astype(dtype), strict=True)
     export_model(tmp_path, tmp_path / "exported")
     stored = tensors.open_folder(tmp_path / "exported").tensors.values()
     assert {tensor.dtype for tensor in stored} == {np.dtype("bfloat16")}
