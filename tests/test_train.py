@@ -38,6 +38,7 @@ from llmjax.model import transformer
 from llmjax.parallel import mesh as meshes
 from llmjax.parallel import placement
 from llmjax.train import checkpoint, executable, folders, metrics
+from llmjax.train.journal import Journal
 from llmjax.train.optimizer import make_optimizer, matrices
 from llmjax.train.schedule import make_schedule
 
@@ -164,6 +165,19 @@ def test_a_run_goes_on_with_what_may_change_and_a_moving_average_switched_on_and
     train(steady(train__duration="10 steps"), trained_copy)
     assert "ema" not in last_state(trained_copy)[1]
     assert [row["step"] for row in rows_of(trained_copy)] == list(range(1, 11))
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_run_whose_files_cannot_be_closed_finishes_the_checkpoint_that_is_being_saved(tmp_path, monkeypatch):
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    finished, close = [], checkpoint.Manager.close
+    monkeypatch.setattr(Journal, "close", full)
+    monkeypatch.setattr(checkpoint.Manager, "close", lambda self: finished.append(close(self)))
+    with pytest.raises(OSError, match="No space left"):
+        train(steady(), tmp_path, batch=stopping_at(steady(), 5))
+    assert finished and folders.steps_in(tmp_path / "checkpoints") == [4]
 
 
 STEPS = 200  # a second of training

@@ -120,8 +120,10 @@ def train(
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        journal.close()
-        checkpoints.close()
+        try:
+            journal.close()
+        finally:  # a save that is left to the end of the process is cut off
+            checkpoints.close()
     if flags.stop or run.sync.wait(Flags(stop=bool(signals))).stop:
         by = signal.Signals(signals[0]).name if signals else "a signal to another process"
         saved = "saved" if journal.last_saved == step else f"last saved after step {journal.last_saved:,}"
