@@ -2,20 +2,23 @@
 
     python benchmarks/persona.py --base runs/smollm2 --papers ../shared/data/apps/authorship/federalist.jsonl.gz --work /tmp/personas --out results/persona.json
 
-Every fourth paper of an author is held out. Rows, each below three minutes and kept in WORK/rows.jsonl, so that the same
-command goes on; `--only NAME` measures one:
+Every fourth paper of an author is held out. Rows, each below three minutes of two cores with a model of 135M parameters and
+kept in WORK/rows.jsonl, so that the same command goes on; `--only NAME` measures one:
 
-    train NAME    a persona of Hamilton, of Madison, and of 2,000 words of Hamilton as the control (`llmjax persona`)
-    bits NAME     bits per byte of held-out blocks of 1,000 words of both authors, by the base and by the persona
-    delta real    the author that Burrows' Delta chooses for held-out blocks, with Jay as a third: the ceiling
-    delta NAME    the same for blocks that the base (the floor) and the personas write
-    decline NAME  the share of questions declined: of sentences of held-out papers, of the other author's, and of other subjects
+    train NAME      a persona of Hamilton, of Madison, and of 2,000 words of Hamilton as the control (`llmjax persona`)
+    bits NAME       bits per byte of held-out blocks of 1,000 words of both authors, by the base and by the persona
+    delta real      the author that Burrows' Delta chooses for held-out blocks, with Jay as a third: the ceiling
+    delta NAME      the same for blocks that the base (the floor) and the personas write
+    delta base+NAME the same for the base behind five excerpts of the persona's papers: what training has to beat
+    decline NAME    the share of questions declined: of sentences of held-out papers, of the other author's, and of other subjects
 
-Not run yet.
+The result also has, for each persona, the bits per byte that it gains over the base on its own author and on the other one, by
+block. The difference of both gains is the style, as distinct from the period and the subject.
 """
 
 import gzip
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -24,13 +27,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from common import ROOT, cpu_seconds, make_parser, write
 
 AUTHORS = ("HAMILTON", "MADISON")
 PERSONAS = {"hamilton": "HAMILTON", "madison": "MADISON", "small": "HAMILTON"}
 SMALL, BLOCK = 2000, 1000  # words of the control; of a block
 HELD_OUT = 4  # one paper in so many
-MOST_BLOCKS = 8  # of an author, whose bits are measured
+MOST_BLOCKS = 6  # of an author, whose bits are measured, evenly from all that are held out
+WINDOW = 1536  # tokens: a block fits
+EXCERPTS, EXCERPT = 5, 100  # in front of what the base writes; words of each
+WRITERS = 8  # texts that are written at a time
+# Of the training. The rates are those of `llmjax persona`; batches are small, because a step of 1,024 tokens takes 8 seconds of a core.
+TRAINING = (
+    "train.batch_size=2", "train.sequence_length=512", "train.eval_every=100%", "train.eval_first=false",
+    "data.holdout_tail_percent=2.0",
+)  # fmt: skip
 OPENING = "To the People of the State of New York:\n\n"
 SIGNS = {"<S>": ". ", "<p>": ".\n\n", "<c>": ", ", "<d>": " - ", "<l>": "\n", "<Q>": '"'}
 RIGHTS = {
@@ -73,7 +85,7 @@ def train(
     before = cpu_seconds()
     words = [
         "persona", "--texts", texts, "--name", name.title(), "--rights", work / "rights.json", "--base", base, "--to", work / name,
-        "--set", f"train.duration={duration}",
+        *(word for one in (f"train.duration={duration}", *TRAINING) for word in ("--set", one)),
     ]  # fmt: skip
     subprocess.run([sys.executable, "-m", "llmjax", *map(str, words)], check=True, cwd=ROOT)
     kept = json.loads((work / name / "persona.json").read_text())
@@ -93,17 +105,41 @@ def opened(base: Path, work: Path, name: str) -> Any:
 
 
 def bits(papers: Mapping[str, Mapping[str, list[str]]], name: str, base: Path, work: Path) -> dict[str, Any]:
-    """Bits per byte of held-out blocks: the mean of each author, and the standard error."""
+    """author -> bits per byte of its held-out blocks."""
     from llmjax.persona import delta
 
     model, found = opened(base, work, name), dict[str, Any]()
     for author in AUTHORS:
-        blocks = delta.blocks(papers[author]["heldout"], words=BLOCK)[:MOST_BLOCKS]
-        each = [model.loss(block).bits_per_byte for block in blocks]
-        found[author] = {
-            "mean": statistics.fmean(each),
-            "error": statistics.stdev(each) / len(each) ** 0.5,
-            "blocks": each,
+        every = delta.blocks(papers[author]["heldout"], words=BLOCK)
+        found[author] = [bits_of(model, block) for block in every[:: max(1, len(every) // MOST_BLOCKS)][:MOST_BLOCKS]]
+    return found
+
+
+def bits_of(model: Any, block: str) -> float:
+    """Bits per byte of a text in one window."""
+    tokenizer = model.tokenizer
+    ids = np.array([tokenizer.start_id, *tokenizer.encode(block), tokenizer.end_id], np.int32)
+    if len(ids) > WINDOW:
+        raise ValueError(f"a block has {len(ids)} tokens: raise WINDOW")
+    nats = model.score([ids], sequence_length=WINDOW, batch_size=1).nats
+    return float(nats) / math.log(2) / len(block.encode())
+
+
+def gained(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """persona -> bits per byte below the base's, on its own author, on the other one, and the difference, with standard errors."""
+    found: dict[str, Any] = {}
+    for name, own in PERSONAS.items():
+        if "bits base" not in rows or f"bits {name}" not in rows:
+            continue
+        (other,) = (author for author in AUTHORS if author != own)
+        both = {}
+        for which, author in (("own", own), ("other", other)):
+            each = [a - b for a, b in zip(rows["bits base"][author], rows[f"bits {name}"][author], strict=True)]
+            both[which] = {"mean": statistics.fmean(each), "error": statistics.stdev(each) / len(each) ** 0.5}
+        mean = both["own"]["mean"] - both["other"]["mean"]
+        found[name] = {
+            **both,
+            "style": {"mean": mean, "error": math.hypot(both["own"]["error"], both["other"]["error"])},
         }
     return found
 
@@ -133,17 +169,24 @@ def delta_real(papers: Mapping[str, Mapping[str, list[str]]]) -> dict[str, Any]:
 
 
 def delta_written(
-    papers: Mapping[str, Mapping[str, list[str]]], name: str, base: Path, work: Path, count: int
-) -> dict[str, Any]:
-    """Delta's choice for blocks that a model writes. Answers are joined until there are so many blocks."""
+    papers: Mapping[str, Mapping[str, list[str]]], name: str, base: Path, work: Path, count: int, *, excerpts: bool = False
+) -> dict[str, Any]:  # fmt: skip
+    """Delta's choice for blocks that a model writes. Texts are joined until there are so many blocks.
+
+    Args:
+        excerpts: the base writes, behind excerpts of what the persona is made of.
+    """
     from llmjax.persona import delta
 
-    model, texts, seed = opened(base, work, name), list[str](), 0
+    model, texts, seed, opening = opened(base, work, "base" if excerpts else name), list[str](), 0, OPENING
+    if excerpts:
+        parts = delta.blocks(training(papers, name), words=EXCERPT)
+        opening = "\n\n".join([*parts[:: len(parts) // EXCERPTS][:EXCERPTS], OPENING])
     while sum(len(text.split()) for text in texts) < count * BLOCK:
-        made = model.generate([OPENING] * 8, max_new_tokens=256, temperature=0.8, top_p=0.95, seed=seed)
+        made = model.generate([opening] * WRITERS, max_new_tokens=256, temperature=0.8, top_p=0.95, seed=seed)
         texts += [one.text for one in made]
-        seed += 1
-        if seed == 20 * count:
+        seed += WRITERS
+        if seed > 20 * count * WRITERS:
             return {"blocks": 0, "reason": "the model ends its texts at once"}
     return {**chosen(known(papers), delta.blocks(texts, words=BLOCK)), "sample": texts[0][:400]}
 
@@ -173,7 +216,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True, metavar="RUN", help="the model")
     parser.add_argument("--papers", type=Path, required=True, metavar="FILE", help="federalist.jsonl.gz")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="personas and rows are kept here")
-    parser.add_argument("--duration", default="90 seconds", help="of each training (default: 90 seconds)")
+    parser.add_argument("--duration", default="20 steps", help="of each training (default: 20 steps)")
     parser.add_argument("--blocks", type=int, default=4, metavar="N", help="blocks that each model writes (default: 4)")
     parser.add_argument("--only", metavar="ROW", help="measure this row alone")
     args = parser.parse_args()
@@ -185,6 +228,11 @@ def main() -> None:
     for name in ("base", *PERSONAS):
         rows[f"bits {name}"] = lambda name=name: bits(papers, name, base, work)  # type: ignore[misc]
         rows[f"delta {name}"] = lambda name=name: delta_written(papers, name, base, work, args.blocks)  # type: ignore[misc]
+    for name in AUTHORS:
+        small = name.lower()
+        rows[f"delta base+{small}"] = lambda name=small: delta_written(
+            papers, name, base, work, args.blocks, excerpts=True
+        )  # type: ignore[misc]
     for name in PERSONAS:
         rows[f"decline {name}"] = lambda name=name: decline(papers, name, work)  # type: ignore[misc]
     if args.only and args.only not in rows:
@@ -199,8 +247,11 @@ def main() -> None:
             with file.open("a", encoding="utf-8") as opened_file:
                 opened_file.write(json.dumps({"row": row, "found": done[row]}) + "\n")
         print(f"{row}: {json.dumps({k: v for k, v in done[row].items() if k != 'sample'})[:400]}", flush=True)
+    gains = gained(done)
+    print(json.dumps(gains, indent=1))
+    measured = {row: done[row] for row in rows if row in done}
     write(
-        {"block_words": BLOCK, "duration": args.duration, "rows": {row: done[row] for row in rows if row in done}},
+        {"block_words": BLOCK, "duration": args.duration, "training": TRAINING, "gains": gains, "rows": measured},
         args.out,
     )
 

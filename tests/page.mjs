@@ -38,6 +38,7 @@ const { lastBlock, markdown } = await import(join(folder, "markdown.js"));
 const table = await import(join(folder, "table.js"));
 const agent = await import(join(folder, "agent.js"));
 const store = await import(join(folder, "store.js"));
+const { heard } = await import(join(folder, "state.js"));
 const plain = (node) => (typeof node === "string" ? node : [node.name, node.attributes, ...node.children.map(plain)]);
 
 const { texts, chats } = JSON.parse(readFileSync(0, "utf8"));
@@ -76,4 +77,13 @@ const cells = { columns: ["a|b", "c"], rows: [["=1+1", 'x"y,'], [null, -3], ["<b
 found.csv = table.csv(cells.columns, cells.rows);
 found.table = table.asText(cells);
 found.arguments = ['{"to": "A\\u202e\\u00fc\\n"}', '{"x": Infinity}', "\u200b\u{e0041}\u0007"].map(agent.readable);
+
+const talk = store.newChat();
+let last = store.add(talk, -1, { role: "user", content: "topic" });
+for (const [model, content] of [["x", "(simulated) one"], ["y", "(simulated) two"], ["x", "three"]]) {
+  last = store.add(talk, last, { role: "assistant", model, simulates: model.toUpperCase(), content, said: content.replace("(simulated) ", "") });
+}
+found.heard = ["x", "y"].map((model) => heard(talk, last, model).map(({ role, content }) => [role, content]));
+found.markdown = store.asMarkdown(talk);
+found.talk = JSON.parse(store.exported(store.imported(store.exported([talk])))).chats[0].nodes.map((node) => node.simulates ?? null);
 process.stdout.write(JSON.stringify(found));

@@ -235,6 +235,56 @@ def test_two_models_answer_beside_each_other_and_the_choice_goes_on(page, served
     assert "2/2" in page.locator("article.assistant .tools").inner_text()
 
 
+def test_personas_are_disclosed_where_they_are_chosen_and_talk_for_so_many_turns(page, tmp_path):
+    """The server's answers are given here; those of real personas are tested over HTTP."""
+    told = {name: {"name": name.title(), "simulated": True, "disclosure": f"(This is a simulation of {name.title()}.)"} for name in ("ann", "ben")}  # fmt: skip
+    models = [{"id": "tiny"}, *({"id": name, "persona": one} for name, one in told.items())]
+    page.route("**/v1/models", lambda route: route.fulfill(json={"data": models}))
+    asked = []
+
+    def respond(route: Any) -> None:
+        body = route.request.post_data_json
+        asked.append((body["model"], [(one["role"], one["content"]) for one in body["messages"]]))
+        said = f"word {len(asked)}"
+        persona = {**told[body["model"]], "said": said, "declined": len(asked) > 6}
+        text = f"{persona['disclosure']} {said} [1]"
+        chunks = [{"choices": [{"index": 0, "delta": {"content": text}}]}, {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}]  # fmt: skip
+        events = [*(json.dumps({**one, "persona": persona}) for one in chunks), "[DONE]"]
+        route.fulfill(content_type="text/event-stream", body="".join(f"data: {one}\n\n" for one in events))
+
+    page.route("**/v1/chat/completions", respond)
+    page.reload()
+    shows(page.locator("#model"), "tinyann: simulates Annben: simulates Ben")
+    assert page.locator("#disclosures p").count() == 0 and page.locator("#talk").is_hidden()
+    page.select_option("#model", "ann")
+    assert page.locator("#disclosures p").all_inner_texts() == [told["ann"]["disclosure"]]
+    page.click("#open-settings")
+    page.select_option("#other", "ben")
+    set_number(page, "turns", "3")
+    page.fill("#message", "ships")
+    page.click("#talk")
+    page.get_by_text("word 3").wait_for()
+    complete(page)
+    assert page.locator("article h2").all_inner_texts() == [
+        "You",
+        "ann: simulates Ann",
+        "ben: simulates Ben",
+        "ann: simulates Ann",
+    ]
+    assert asked[1:] == [
+        ("ben", [("user", "word 1")]),
+        ("ann", [("user", "ships"), ("assistant", f"{told['ann']['disclosure']} word 1 [1]"), ("user", "word 2")]),
+    ]
+    keep_screenshot(page, "personas", tmp_path)
+    assert serious(page) == []
+    set_number(page, "turns", "20")
+    page.fill("#message", "rocks")
+    page.click("#talk")
+    page.get_by_text("word 8").wait_for()  # both declined
+    complete(page)
+    assert len(asked) == 8
+
+
 def test_probabilities_stand_under_tokens_on_demand(page, tmp_path):
     page.click("#open-settings")
     page.check("#probabilities")

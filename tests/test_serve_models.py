@@ -183,6 +183,9 @@ def test_a_persona_is_disclosed_and_quoted_over_http_and_answers_in_no_other_way
             assert content.startswith(persona.disclosure) and made["persona"]["simulated"] is True
             assert made["persona"]["declined"] or made["persona"]["citations"][0]["quote"] == "The oil lasts."
             assert made["usage"]["completion_tokens"] > 0
+            assert made["persona"]["said"] and made["persona"]["said"] == made["persona"]["said"].replace(
+                persona.disclosure, ""
+            )
             streamed = joined(asking.chat(model=name, messages=question, max_tokens=100, stream=True).chunks)
             assert streamed["content"] == content and streamed["finish"] == "stop"
         outside = asking.chat(model="one", messages=[{"role": "user", "content": "Football scores?"}]).json

@@ -128,6 +128,14 @@ def test_what_a_user_is_asked_for_hides_nothing(shown):
     ]
 
 
+def test_each_of_two_personas_hears_the_other_as_its_user_and_a_file_keeps_that_they_are_simulations(shown):
+    assert shown["heard"] == [
+        [["user", "topic"], ["assistant", "(simulated) one"], ["user", "two"], ["assistant", "three"]],
+        [["user", "one"], ["assistant", "(simulated) two"], ["user", "three"]],
+    ]
+    assert shown["talk"] == [None, "X", "Y", "X"] and "## x: simulates X\n" in shown["markdown"]
+
+
 class Page(html.parser.HTMLParser):
     """The elements of the page, and whether they are closed in order."""
 

@@ -117,7 +117,7 @@ async def _written(
 async def _send(call: Call, served: Served, body: ChatBody, reply: "Reply", asked: Asked) -> None:
     assert served.persona is not None
     told = {
-        **served.persona.public, "citations": [vars(one) for one in reply.citations], "declined": reply.declined,
+        **served.persona.public, "said": reply.said, "citations": [vars(one) for one in reply.citations], "declined": reply.declined,
         "reason": reply.reason,
     }  # fmt: skip
     head = {

@@ -9,8 +9,12 @@ import { askSource, isAgent } from "./sources.js";
 import { history, keep, state } from "./state.js";
 import * as store from "./store.js";
 
-// Write an answer to the message at a place of the open chat. An answer that is there already becomes its sibling.
-export async function answer(parent) {
+// The models that answer.
+const choice = (chat) => [by("model").value, isAgent(chat) ? "" : by("other").value].filter(Boolean); // two agents would act twice
+
+// Write an answer to the message at a place of the open chat: the places of the answers. An answer that is there already becomes
+// its sibling. `given`: the models and the messages, where they are not those of the page.
+export async function answer(parent, given = {}) {
   if (state.running) return;
   const { chat } = state; // another one may be opened before the answer ends
   complain();
@@ -20,7 +24,7 @@ export async function answer(parent) {
   } catch (error) {
     return complain(`the JSON schema cannot be read: ${error.message}`);
   }
-  const models = [by("model").value, isAgent(chat) ? "" : by("other").value].filter(Boolean); // two agents would act twice
+  const { models = choice(chat), messages = history(chat, parent) } = given;
   if (models.length > 1) settings.seed ??= Math.floor(Math.random() * 2 ** 31); // both get the same chance
   const before = chat.chosen[parent];
   delete chat.chosen[parent];
@@ -35,7 +39,7 @@ export async function answer(parent) {
     ? (i) => act({ chat, parent, node: made[i], shown: shown[i], signal: running.signal })
     : chat.source || chat.files?.length
     ? (i) => askSource({ chat, parent, node: made[i], signal: running.signal })
-    : (i) => stream({ messages: history(chat, parent), ...settings, model: models[i] }, made[i], shown[i], running.signal);
+    : (i) => stream({ messages, ...settings, model: models[i] }, made[i], shown[i], running.signal);
   const ended = await Promise.allSettled(models.map((_, i) => write(i)));
   state.running = undefined;
   busy(false);
@@ -46,13 +50,14 @@ export async function answer(parent) {
   if (places.length > 1) chat.chosen[parent] = places[0];
   if (!places.length && before !== undefined) chat.chosen[parent] = before;
   keep(chat);
-  if (chat !== state.chat) return;
+  if (chat !== state.chat) return places;
   const low = atBottom();
   draw();
   if (low) toBottom();
   if (places.length > 1 && !failed.length) vote(places, shown);
   say(failed.length ? "answer stopped" : "answer complete");
   by("message").focus();
+  return places;
 }
 
 function waiting(title) {
@@ -79,6 +84,7 @@ async function stream(body, node, shown, signal) {
       if (choice?.delta.content) {
         first ||= performance.now();
         node.content += choice.delta.content;
+        if (chunk.persona) Object.assign(node, { simulates: chunk.persona.name, said: chunk.persona.said, declined: chunk.persona.declined });
         frame ||= requestAnimationFrame(paint);
       }
       if (choice?.logprobs?.content) (node.tokens ??= []).push(...choice.logprobs.content);

@@ -6,6 +6,7 @@ import { draw, edit } from "./conversation.js";
 import { atBottom, by, complain, toBottom } from "./dom.js";
 import { addFiles } from "./files.js";
 import { deleteAll, drawList, exportAll, exportMarkdown, importFile, show } from "./history.js";
+import { drawPersonas, talk } from "./personas.js";
 import { showSettings, showTheme, takeSettings, takeTheme } from "./settings.js";
 import { loadSources, takeSource } from "./sources.js";
 import { keep, state } from "./state.js";
@@ -48,14 +49,21 @@ by("attached").onchange = async () => {
 by("newer").onclick = toBottom;
 by("log").onscroll = () => atBottom() && (by("newer").hidden = true);
 by("stop-answer").onclick = () => state.running?.abort();
+by("model").onchange = drawPersonas;
+by("other").onchange = drawPersonas;
+by("talk").onclick = () => send(talk);
 by("composer").onsubmit = (event) => {
   event.preventDefault();
+  send(answer);
+};
+
+function send(then) {
   if (state.running || !message.value.trim()) return;
   const place = store.add(state.chat, store.branch(state.chat).at(-1) ?? -1, { role: "user", content: message.value });
   message.value = "";
   keep(state.chat);
-  answer(place);
-};
+  then(place);
+}
 
 message.onkeydown = (event) => {
   if (event.isComposing) return;
@@ -80,10 +88,11 @@ document.onkeydown = (event) => {
 async function start() {
   try {
     const { data } = await (await ask("v1/models")).json();
-    // A persona is named as the simulation that it is wherever it can be chosen.
-    const options = () => data.map((one) => new Option(one.persona ? `${one.id}: simulates ${one.persona.name}` : one.id, one.id));
+    state.personas = new Map(data.filter((one) => one.persona).map((one) => [one.id, one.persona]));
+    const options = () => data.map(({ id, persona }) => new Option(store.writer({ model: id, simulates: persona?.name }), id));
     by("model").replaceChildren(...options());
     by("other").replaceChildren(new Option("no other", ""), ...options());
+    drawPersonas();
     await loadSources();
     complain();
   } catch (error) {

@@ -27,8 +27,7 @@ function changed() {
 
 function article(place) {
   const node = state.chat.nodes[place];
-  const mine = node.role === "user";
-  const made = element("article", { className: node.role, tabIndex: -1, dir: "auto" }, element("h2", { textContent: mine ? "You" : node.model || "Model" }));
+  const made = element("article", { className: node.role, tabIndex: -1, dir: "auto" }, element("h2", { textContent: store.writer(node) }));
   const text = element("div", { className: "text" });
   const beside = element("div", { className: "beside" });
   made.append(text, beside, element("div", { className: "tools" }));

@@ -4,7 +4,7 @@ import { by } from "./dom.js";
 import { keep, state } from "./state.js";
 
 const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
-const FIELDS = [...NUMBERS, "stop", "schema"];
+const FIELDS = [...NUMBERS, "stop", "schema", "turns"];
 
 export function showSettings(chat) {
   by("system").value = chat.system;

@@ -58,7 +58,7 @@ export function imported(text) {
     given.nodes.forEach((node, place) => {
       if (!["user", "assistant"].includes(node.role) || !(Number.isInteger(node.parent) && node.parent >= -1 && node.parent < place)) throw new Error("a message is damaged");
       const made = { role: node.role, content: String(node.content) };
-      if (typeof node.model === "string") made.model = node.model.slice(0, 200);
+      for (const name of ["model", "simulates"]) if (typeof node[name] === "string") made[name] = node[name].slice(0, 200);
       if (["stop", "length", "stopped"].includes(node.finish)) made.finish = node.finish;
       if (typeof node.rated === "boolean") made.rated = node.rated;
       add(chat, node.parent, made);
@@ -71,14 +71,20 @@ export function imported(text) {
 }
 
 export function exported(chats) {
-  const nodes = (chat) => chat.nodes.map(({ role, content, parent, model, finish, rated }) => ({ role, content, parent, model, finish, rated }));
+  const nodes = (chat) => chat.nodes.map(({ role, content, parent, model, simulates, finish, rated }) => ({ role, content, parent, model, simulates, finish, rated }));
   const rows = chats.map((chat) => ({ title: chat.title, system: chat.system, chosen: chat.chosen, nodes: nodes(chat) }));
   return JSON.stringify({ chats: rows }, null, 1);
+}
+
+// Who wrote a message. A persona is named as the simulation that it is.
+export function writer({ role, model, simulates }) {
+  if (role === "user") return "You";
+  return simulates ? `${model}: simulates ${simulates}` : model || "Model";
 }
 
 // The branch that is shown, for reading.
 export function asMarkdown(chat) {
   const said = branch(chat).map((place) => chat.nodes[place]);
-  const parts = said.map((node) => `## ${node.role === "user" ? "You" : node.model || "Model"}\n\n${node.content}\n`);
+  const parts = said.map((node) => `## ${writer(node)}\n\n${node.content}\n`);
   return [`# ${chat.title}\n`, ...(chat.system ? [`## System\n\n${chat.system}\n`] : []), ...parts].join("\n");
 }
