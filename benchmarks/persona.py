@@ -23,6 +23,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -191,22 +192,24 @@ def delta_written(
     return {**chosen(known(papers), delta.blocks(texts, words=BLOCK)), "sample": texts[0][:400]}
 
 
-def decline(papers: Mapping[str, Mapping[str, list[str]]], name: str, work: Path) -> dict[str, Any]:
-    """The share of questions below the persona's threshold."""
-    from llmjax.persona import card, threshold
+def decline(papers: Mapping[str, Mapping[str, list[str]]], name: str) -> dict[str, Any]:
+    """The share of questions below the threshold that a persona of these papers has, which no model decides."""
+    from llmjax.persona import threshold
     from llmjax.retrieve.documents.ask import search
     from llmjax.retrieve.documents.index import Index
 
-    persona = card.read(work / name)
+    texts = {f"{number:02}.txt": text for number, text in enumerate(training(papers, name))}
     asked = {"other subjects": list(threshold.OUTSIDE)}
     for author in AUTHORS:
-        texts = {str(number): text for number, text in enumerate(papers[author]["heldout"])}
+        heldout = {str(number): text for number, text in enumerate(papers[author]["heldout"])}
         which = "held-out papers" if author == PERSONAS[name] else "the other author"
-        asked[which] = [question for question, _ in threshold.made_of(texts, seed=1)]
-    found: dict[str, Any] = {"threshold": persona.threshold.coverage}
-    with Index(persona.folder / card.INDEX) as index:
+        asked[which] = [question for question, _ in threshold.made_of(heldout, seed=1)]
+    with tempfile.TemporaryDirectory() as folder, Index(Path(folder)) as index:
+        index.add_texts(texts.items())
+        measured = threshold.measure(index, texts)
+        found: dict[str, Any] = {"card": vars(measured)}
         for which, questions in asked.items():
-            below = [index.coverage(one, search(index, one)) < persona.threshold.coverage for one in questions]
+            below = [index.coverage(one, search(index, one)) < measured.coverage for one in questions]
             found[which] = {"declined": statistics.fmean(below), "questions": len(below)}
     return found
 
@@ -234,7 +237,7 @@ def main() -> None:
             papers, name, base, work, args.blocks, excerpts=True
         )  # type: ignore[misc]
     for name in PERSONAS:
-        rows[f"decline {name}"] = lambda name=name: decline(papers, name, work)  # type: ignore[misc]
+        rows[f"decline {name}"] = lambda name=name: decline(papers, name)  # type: ignore[misc]
     if args.only and args.only not in rows:
         parser.error(f"--only: there are {', '.join(rows)}")
     file = work / "rows.jsonl"
