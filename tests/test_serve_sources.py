@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("llguidance")
 
-from serving import Client, language_model, scripted, serving, until
+from serving import Client, joined, language_model, scripted, serving, until
 from test_ask_attacks import ATTACKS
 
 from llmjax.errors import UserError
@@ -67,6 +67,28 @@ def test_sources_are_listed_and_a_question_has_sql_and_rows_or_a_refusal(client,
     quoted = asked(client, monkeypatch, '[1] "The Vasa sank in 1628 before Stockholm." It sank in 1628.', source=listed[1]["id"],
                    question="When did the Vasa sink?").json  # fmt: skip
     assert quoted["answer"] == "It sank in 1628. [1]" and quoted["citations"][0]["path"] == "ships.md"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_clients_of_openai_get_sql_and_rows_beside_a_chat_completion(client, monkeypatch, stream):
+    left = ["Song", SQL]
+    body = {
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}, {"role": "user", "content": "Which titles?"}],
+        "source": "songs", "stream": stream, "temperature": 0.7, "max_tokens": 3, "stream_options": {"include_usage": True} if stream else None,
+    }  # fmt: skip
+    with scripted(monkeypatch, lambda _: left.pop(0)):
+        answer = client.post("/v1/chat/completions", body, authorization="Bearer first")
+    if stream:
+        text, chunks = joined(answer.chunks)["content"], answer.chunks
+        assert [one.get("answer") is not None for one in chunks] == [False, False, True, False] and chunks[-1]["usage"]
+        found = chunks[2]["answer"]
+    else:
+        text, found = answer.json["choices"][0]["message"]["content"], answer.json["answer"]
+    assert found["rows"] == [["<b>0</b>"], ["<b>10</b>"]] and found["sql"] == SQL and found["source"] == "songs"
+    assert text.startswith(SQL) and "<b>10</b>" in text
+    for wrong in ({"source": "no"}, {"n": 2}, {"stop": "x"}, {"logprobs": True}, {"messages": body["messages"][:2]}):
+        refused = client.post("/v1/chat/completions", {**body, **wrong}, authorization="Bearer first")
+        assert refused.status in (400, 404) and refused.error["param"] in wrong, wrong
 
 
 def test_an_answer_is_made_again_from_its_transcript(client, song, monkeypatch, tmp_path):
@@ -130,7 +152,7 @@ def test_questions_of_a_client_that_leaves_end_and_their_place_is_free(client, m
         go_on.wait(20)
         yield from ()
 
-    waiting = sources.Source("slow", "database", begin, lambda answer: {})
+    waiting = sources.Source("slow", "database", begin, lambda answer: {}, str)
     monkeypatch.setitem(client.server.sources, "slow", waiting)
     exchange = client.open("POST", "/ask", {"question": "a?", "source": "slow"}, {"authorization": "Bearer first"})
     assert began.wait(10) and client.server.admission.taken == 1

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmjax.serve import answering, personas
+from llmjax.serve import answering, asks, personas
 from llmjax.serve.answering import Asked
 from llmjax.serve.calls import Call
 from llmjax.serve.choices import Delta, Written, usage
@@ -25,6 +25,9 @@ OWN_VARIABLES = {"chat_template", "messages", "tools", "tokenizer", "reply", "ad
 async def chat(call: Call) -> None:
     """Answer a conversation."""
     body = call.read(ChatBody)
+    if body.source is not None:
+        await asks.converse(call, body, body.source, checked(body.messages))
+        return
     served = call.server.converser(body.model)
     if served.persona is not None:
         await personas.converse(call, body, served, checked(body.messages))

@@ -98,6 +98,7 @@ class ChatBody(Sampled, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: Messages
+    source: str | None = None  # of the server, that the last message is asked of
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None

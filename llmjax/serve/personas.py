@@ -4,7 +4,6 @@ An answer is told when it is checked, so a stream has signs of life and then the
 is simulated, the disclosure, and the citations. Fields that would change what an answer is made of are refused by name.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,23 +12,17 @@ from typing import TYPE_CHECKING, Any
 from llmjax.errors import UserError
 from llmjax.infer.asking import Ask, Conversation, fitting
 from llmjax.infer.request import Request
-from llmjax.serve import answering
+from llmjax.serve import answering, whole
 from llmjax.serve.answering import Asked
 from llmjax.serve.calls import Call
 from llmjax.serve.choices import Written, usage
 from llmjax.serve.messages import ChatBody
-from llmjax.serve.refusals import Refusal
-from llmjax.serve.server import Served, new_id
+from llmjax.serve.server import Served
 from llmjax.serve.tickets import Ticket
 
 if TYPE_CHECKING:
     from llmjax.persona.card import Persona
     from llmjax.persona.reply import Reply
-
-# What a persona's answers have no use for, or what would get around its prompt.
-REFUSED = (
-    "tools", "tool_choice", "response_format", "structured_outputs", "chat_template_kwargs", "logprobs", "top_logprobs", "logit_bias", "stop",
-)  # fmt: skip
 
 
 def opened(folder: Path) -> "Persona | None":
@@ -56,22 +49,14 @@ def with_personas(served: Sequence[Served], personas: Mapping[str, "Persona"]) -
 
 async def converse(call: Call, body: ChatBody, served: Served, messages: Sequence[Mapping[str, Any]]) -> None:
     """Answer a conversation with a persona."""
-    if given := [name for name in REFUSED if getattr(body, name)]:
-        raise Refusal(400, f"{given[0]} cannot be used with a persona", param=given[0], code="unsupported_parameter")
-    if body.n not in (None, 1):
-        raise Refusal(400, "n must be 1 with a persona", param="n")
-    plain = [{"role": one["role"], "content": _text(one.get("content", ""))} for one in messages]
+    whole.check_fields(body, "a persona")
     with call.server.ticket(served, 1, call.key) as ticket:
-        begun = await call.server.prepare(_begun, served, body, plain)
+        begun = await call.server.prepare(_begun, served, body, whole.plain(messages))
         if not isinstance(begun, tuple):
             await _send(call, served, body, begun, Asked(call, ticket, [], [0]))
             return
         reply, asked = await _written(call, served, begun, ticket, stream=bool(body.stream))
         await _send(call, served, body, reply, asked)
-
-
-def _text(content: Any) -> str:
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def _begun(
@@ -120,27 +105,4 @@ async def _send(call: Call, served: Served, body: ChatBody, reply: "Reply", aske
         **served.persona.public, "said": reply.said, "citations": [vars(one) for one in reply.citations], "declined": reply.declined,
         "reason": reply.reason,
     }  # fmt: skip
-    head = {
-        "id": new_id("chatcmpl"), "created": int(time.time()), "model": body.model or served.name,
-        "system_fingerprint": served.fingerprint,
-    }  # fmt: skip
-    counts = usage(asked.prompts, asked.texts)
-    if not body.stream:
-        message = {"role": "assistant", "content": reply.text, "refusal": None}
-        choices = [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}]
-        await call.reply.json(
-            {**head, "object": "chat.completion", "choices": choices, "usage": counts, "persona": told}
-        )
-        return
-    counted = bool(body.stream_options and body.stream_options.include_usage)
-    head |= {"object": "chat.completion.chunk"}
-    beside = {"usage": None} if counted else {}
-    if not call.reply.status:
-        await call.reply.stream()
-    for delta, finish in (({"role": "assistant", "content": ""}, None), ({"content": reply.text}, None), ({}, "stop")):
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        await call.reply.data({**head, "choices": [choice], "persona": told, **beside})
-    if counted:
-        await call.reply.data({**head, "choices": [], "usage": counts})
-    await call.reply.data("[DONE]")
-    await call.reply.end()
+    await whole.send(call, served, body, reply.text, usage(asked.prompts, asked.texts), beside={"persona": told})

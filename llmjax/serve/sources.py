@@ -4,7 +4,7 @@ import contextlib
 import functools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,14 @@ class Source:
         kind: database or documents.
         begin: the conversation about a question. Its second argument is today's date.
         shown: the answer as clients get it.
+        text: the answer as a text.
     """
 
     name: str
     kind: str
     begin: Callable[[str, str], "Conversation[Answer]"]
     shown: Callable[[Any], dict[str, Any]]
+    text: Callable[[Any], str]
 
     @property
     def listed(self) -> dict[str, Any]:
@@ -48,14 +50,19 @@ def database(path: Path) -> Source:
         answer = yield from ask.ask(open_database(path), question, today=today)
         return answer
 
-    def shown(answer: ask.Answer) -> dict[str, Any]:
-        """The row. A message of the database may have its path, which is the operator's."""
-        row = answer.row()
-        return {**row, "reason": row["reason"].replace(str(path.expanduser().absolute()), path.name)}
+    def safe(answer: ask.Answer) -> ask.Answer:
+        """A message of the database may have its path, which is the operator's."""
+        return replace(answer, reason=answer.reason.replace(str(path.expanduser().absolute()), path.name))
 
     _ = open_database(path).schema
     place = path.resolve()
-    return Source(place.name if place.is_dir() else place.stem, "database", begin, shown)
+    return Source(
+        place.name if place.is_dir() else place.stem,
+        "database",
+        begin,
+        lambda answer: safe(answer).row(),
+        lambda answer: ask.table_text(safe(answer)),
+    )
 
 
 def documents(path: Path, index: Path) -> Source:
@@ -72,7 +79,7 @@ def documents(path: Path, index: Path) -> Source:
     def begin(question: str, today: str) -> "Conversation[Answer]":
         return _conversation(functools.partial(Index, index), question)
 
-    return Source(path.resolve().name, "documents", begin, shown_documents)
+    return Source(path.resolve().name, "documents", begin, shown_documents, lambda answer: answer.text)
 
 
 def files(given: Sequence[GivenFile]) -> Source:
@@ -81,7 +88,7 @@ def files(given: Sequence[GivenFile]) -> Source:
     def begin(question: str, today: str) -> "Conversation[Answer]":
         return _conversation(functools.partial(_filled, given), question)
 
-    return Source("files", "documents", begin, shown_documents)
+    return Source("files", "documents", begin, shown_documents, lambda answer: answer.text)
 
 
 @contextlib.contextmanager
