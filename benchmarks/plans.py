@@ -4,8 +4,8 @@
     python benchmarks/plans.py --variants [RUN/VARIANT ...]
 
 Every plan is `llmjax plan` in a process of its own (one at a time holds the TPU's compiler) and is kept as
-results/plans/NAME.json. table.md is made of all plans that are there (`--table` plans nothing and only makes the
-table). `--variants` plans the same runs with other options of the compiler, meshes, policies and batches, without the
+results/plans/NAME.json. table.md is made of all plans and variants that are there (`--table` plans nothing and only makes
+the table). `--variants` plans the same runs with other options of the compiler, meshes, policies and batches, without the
 measurement of held-out text: each adds a row to variants.json when it is done, and those that are there are not planned
 again. Estimates are rooflines: the peak FLOP/s, the bandwidths and nothing else. Published numbers are measurements.
 Where authors did not give MFU, it is computed here from what they gave, with 6 FLOPs a parameter and token.
@@ -91,18 +91,23 @@ RUNS = {
 }  # fmt: skip
 
 
+# RUN -> what was published: tokens a second a chip by MaxText, MFU by PaLM's authors
+PUBLISHED = {"llama2": "692", "mixtral": "2,909", "palm": "MFU 46.2%"}
+LLAMA_BEST = "llama2/published shape, overlap, gathers, barriers"
 # RUN/VARIANT -> config, topology, slices, changes
 LLAMA, LLAMA_ROW = ("llama2.py", "v5p:8x8x8", 1), ("llama2.py:maxtext", "v5p:4x8x8", 1)
 MIXTRAL, MIXTRAL_ROW = ("mixtral.py", "v5p:4x8x8", 1), ("mixtral.py:maxtext", "v5p:4x4x8", 1)
 PALM, PALM_FEATURES = ("palm.py", "v4:12x16x16", 2), ("palm.py:features", "v4:12x16x16", 2)
 OVERLAP = "parallel.compiler=('overlap',)"
+FUSED = "model.barriers=False"
 VMEM = "parallel.compiler=('overlap','gathers','xla_tpu_scoped_vmem_limit_kib=98304')"
 VARIANTS: dict[str, tuple[str, str, int, tuple[str, ...]]] = {
     "llama2/as it was": (*LLAMA, ()),
     "llama2/as it was, overlap": (*LLAMA, (OVERLAP,)),
-    "llama2/published shape, no options": (*LLAMA_ROW, ("parallel.compiler=()",)),
-    "llama2/published shape, overlap, gathers": (*LLAMA_ROW, ()),
-    "llama2/published shape, overlap, gathers, 96 MiB of vmem": (*LLAMA_ROW, (VMEM,)),
+    "llama2/published shape, no options": (*LLAMA_ROW, ("parallel.compiler=()", FUSED)),
+    "llama2/published shape, overlap, gathers": (*LLAMA_ROW, (FUSED,)),
+    "llama2/published shape, overlap, gathers, 96 MiB of vmem": (*LLAMA_ROW, (VMEM, FUSED)),
+    LLAMA_BEST: (*LLAMA_ROW, ()),
     "mixtral/as it was": (*MIXTRAL, ()),
     "mixtral/published types, 24 rows, overlap, gathers": (*MIXTRAL_ROW, ()),
     "mixtral/published shape, overlap, gathers": (*MIXTRAL_ROW, ("train.batch_size=4608",)),
@@ -229,13 +234,42 @@ HEADER = [
 ]  # fmt: skip
 
 
+VARIANT_HEADER = [
+    "run and variant", "pod", "GiB a chip", "tokens/s a chip, compiler's cycles", "published", "MFU, compiler's cycles",
+    "step, s", "waited for, s", "computed again",
+]  # fmt: skip
+
+
+def variant_row(made: dict[str, Any]) -> list[str]:
+    """One variant's cells."""
+    _, topology, slices, _ = VARIANTS[made["variant"]]
+    if "seconds" not in made:
+        found = made.get("error") or f"does not fit: {made['gib']:.1f} of {made['available_gib']:.1f} GiB"
+        return [made["variant"], topology, "", found, *[""] * 5]
+    return [
+        made["variant"],
+        f"{topology}, {slices} slices" if slices > 1 else topology,
+        f"{made['gib']:.1f} of {made['available_gib']:.1f}",
+        f"{made['tokens_per_second_per_chip']:,.0f}",
+        PUBLISHED[made["variant"].partition("/")[0]],
+        percent(made["mfu_by_compiler"]),
+        f"{made['seconds']['compiler']:.2f}",
+        f"{made['seconds']['exposed']:.2f}",
+        percent(made["recomputed"]),
+    ]
+
+
+def markdown(header: list[str], rows: Iterable[list[str]]) -> list[str]:
+    """A table, as lines."""
+    return [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}", *(f"| {' | '.join(cells)} |" for cells in rows)]
+
+
 def table(folder: Path) -> str:
-    """The Markdown table of all plans that were kept."""
+    """The Markdown tables of all plans and variants that were kept."""
     kept = {
         name: json.loads((folder / f"{name}.json").read_text()) for name in RUNS if (folder / f"{name}.json").is_file()
     }
-    lines = [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
-    lines += [f"| {' | '.join(row(name, made))} |" for name, made in kept.items()]
+    lines = markdown(HEADER, (row(name, made) for name, made in kept.items()))
     errors = [
         made["on_paper"]["memory"]["peak"] / made["memory"]["peak"] - 1
         for made in kept.values()
@@ -247,6 +281,11 @@ def table(folder: Path) -> str:
             f"Memory by formula against the compiler's, {len(errors)} plans: median error {statistics.median(errors):+.0%}, "
             f"from {min(errors):+.0%} to {max(errors):+.0%}.",
         ]
+    there = {one["variant"]: one for one in read_variants(folder)}
+    rows = [variant_row(there[key]) for key in VARIANTS if key in there]
+    if rows:
+        lines += ["", "Variants (`python benchmarks/plans.py --variants RUN/VARIANT`, kept in variants.json):", ""]
+        lines += markdown(VARIANT_HEADER, rows)
     return "\n".join(lines) + "\n"
 
 
