@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N tasks")
     args = parser.parse_args()
     data = read_data(args.data or args.tasks.parent)
-    tasks = json.loads(args.tasks.read_text(encoding="utf-8"))
+    tasks = common.read_rows(args.tasks, "id", "user_scenario", "evaluation_criteria")
     tasks = tasks[: args.limit] if args.limit else tasks
     replays = [replay(data, task) for task in tasks]
     results: dict[str, Any] = {
@@ -58,7 +58,12 @@ def main() -> None:
 
 def actions_of(task: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The reference actions of a task."""
-    return task["evaluation_criteria"].get("actions") or []
+    return (task["evaluation_criteria"] or {}).get("actions") or []
+
+
+def facts_of(task: Mapping[str, Any]) -> list[str]:
+    """What the answer must say."""
+    return [str(fact) for fact in (task["evaluation_criteria"] or {}).get("communicate_info") or []]
 
 
 def replay(data: Mapping[str, Any], task: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -66,10 +71,10 @@ def replay(data: Mapping[str, Any], task: Mapping[str, Any]) -> tuple[str, list[
     world, errors = World(data), []
     known = {one.name: one for one in world.tools()}
     for action in actions_of(task):
-        one = known[action["name"]]
-        wrong = schemas.problem(action["arguments"], one.schema)
+        one = known.get(action["name"])
+        wrong = "there is no such tool" if one is None else schemas.problem(action["arguments"], one.schema)
         try:
-            if not wrong:
+            if one is not None and not wrong:
                 one.run(**copy.deepcopy(action["arguments"]))
         except RefusedError as error:
             wrong = str(error)
@@ -92,7 +97,7 @@ def scripted(data: Mapping[str, Any], task: Mapping[str, Any], write: Callable[[
 def referring(task: Mapping[str, Any]) -> Callable[[asking.Ask], str]:
     """A script that writes the reference actions and says the facts."""
     steps = [{"thought": "", "tool": one["name"], "arguments": one["arguments"]} for one in actions_of(task)]
-    said = {"thought": "", "answer": " ".join(task["evaluation_criteria"].get("communicate_info") or ["Done."])}
+    said = {"thought": "", "answer": " ".join(facts_of(task) or ["Done."])}
     left = iter([*steps, said])
     return lambda asked: json.dumps(next(left))
 
@@ -123,6 +128,8 @@ def of_model(workdir: Path, data: Mapping[str, Any], tasks: list[dict[str, Any]]
 def goal_of(task: Mapping[str, Any]) -> str:
     """What the user says first."""
     told = task["user_scenario"]["instructions"]
+    if isinstance(told, str):
+        return told
     parts = (told.get(name) for name in ("reason_for_call", "known_info", "task_instructions"))
     return "\n".join(part for part in parts if part)
 
@@ -131,7 +138,7 @@ def judged(tasks: list[dict[str, Any]], states: list[str], tries: list[Try]) -> 
     """Shares of tasks with the right state and facts, and of calls that were wrong or failed."""
     success = []
     for task, state, (trace, final) in zip(tasks, states, tries, strict=True):
-        facts = task["evaluation_criteria"].get("communicate_info") or []
+        facts = facts_of(task)
         said = trace.answer.replace(",", "").casefold()
         success.append(float(final == state and all(fact.replace(",", "").casefold() in said for fact in facts)))
     steps = [step for trace, _ in tries for step in trace.steps]

@@ -1,4 +1,4 @@
-"""An airline's world: 300 flights, 2,000 reservations, 500 users, and the 14 tools of an agent, each a function below.
+"""An airline's world: 300 flights, 2,000 reservations, 500 users, and the 15 tools of an agent, each a function below.
 
 It is the world of tau-bench (Yao et al. 2024) written anew. `airline.py` judges agents in it, `airline_http.py` serves it with faults.
 """
@@ -9,7 +9,7 @@ import gzip
 import hashlib
 import json
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -115,6 +115,12 @@ class World:
                     }
 
     @tool(effect="read", trusted=True)
+    def get_flight_status(self, flight_number: str, date: str) -> str:
+        """Whether a flight of a date is available, delayed, on time, flying, landed or cancelled."""
+        days = _known(self._flights, flight_number, "flight")["dates"]
+        return str(_known(days, date, f"{flight_number} on")["status"])
+
+    @tool(effect="read", trusted=True)
     def calculate(self, expression: str) -> str:
         """The value of a sum such as 2 * (3 + 4.5), rounded to two digits."""
         try:
@@ -153,7 +159,7 @@ class World:
                 method["amount"] -= payment["amount"]
             elif method["source"] == "certificate":
                 del user["payment_methods"][payment["payment_id"]]
-        number = next(name for name in NEW_RESERVATIONS if name not in self._reservations)
+        number = _new(NEW_RESERVATIONS, self._reservations, "reservations")
         self._reservations[number] = {
             "reservation_id": number, "user_id": user_id, "origin": origin, "destination": destination, "flight_type": flight_type,
             "cabin": cabin, "flights": taken, "passengers": copy.deepcopy(passengers), "payment_history": copy.deepcopy(payment_methods),
@@ -217,7 +223,7 @@ class World:
     def send_certificate(self, user_id: str, amount: int) -> str:
         """Give a user a travel certificate of so many dollars."""
         user = self._changed(self._users, user_id, "user")
-        number = next(name for name in NEW_CERTIFICATES if name not in user["payment_methods"])
+        number = _new(NEW_CERTIFICATES, user["payment_methods"], "certificates")
         user["payment_methods"][number] = {"source": "certificate", "amount": amount, "id": number}
         return f"{number} of {amount} was added"
 
@@ -266,6 +272,14 @@ def _known(table: Mapping[str, Any], key: str, what: str) -> Any:
     if key not in table:
         raise RefusedError(f"there is no {what} {key}")
     return table[key]
+
+
+def _new(names: Sequence[str], taken: Mapping[str, Any], what: str) -> str:
+    """The first name that is free. Names are known beforehand, so that a final state can be compared."""
+    for name in names:
+        if name not in taken:
+            return name
+    raise RefusedError(f"there are no more than {len(names)} new {what}")
 
 
 def _value(node: ast.AST) -> float:

@@ -34,6 +34,22 @@ def make_parser(doc: str | None, *, out: Path | None = None) -> argparse.Argumen
     return parser
 
 
+def read_rows(path: Path, *needed: str) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, or of a list in a .json file. A row without one of the names ends the script by its number."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = json.loads(text) if path.suffix == ".json" else [json.loads(x) for x in text.splitlines() if x.strip()]
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path} cannot be read: {error}") from error
+    if not isinstance(rows, list) or not rows:
+        raise SystemExit(f"{path} has no rows: it must have one or more")
+    for number, row in enumerate(rows, start=1):
+        missing = [name for name in needed if not isinstance(row, dict) or name not in row]
+        if missing or not isinstance(row, dict):
+            raise SystemExit(f"{path}, row {number}, has no {' and no '.join(missing)}")
+    return rows
+
+
 def machine() -> dict[str, Any]:
     """The processor's model, cores, memory in GB, load, and the versions of Python and of the packages that matter."""
     return {

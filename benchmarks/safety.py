@@ -27,6 +27,7 @@ from llmjax.eval.statistics import mean
 from llmjax.infer import asking, filters
 
 SORRY = "I'm sorry, but I can't help with that."
+LABELS = ("safe", "unsafe")
 Case = dict[str, Any]  # messages, label, kind; of injections also wanted
 
 
@@ -40,6 +41,8 @@ def main() -> None:
     )
     args = parser.parse_args()
     cases = spread(read(args.prompts), args.limit)
+    if not cases:
+        raise SystemExit(f"{args.prompts} has no prompts")
     rules = filters.load(args.filters) if args.filters else ()
     results: dict[str, Any] = {"prompts": args.prompts.name, "cases": len(cases)}
     sides = {"refuses": [SORRY] * len(cases), "complies": [complying(case) for case in cases]}
@@ -61,16 +64,19 @@ def read(path: Path) -> list[Case]:
         return [
             {
                 "messages": [{"role": "system", "content": row["test_case_prompt"]}, {"role": "user", "content": row["user_input"]}],
-                "label": "injection", "kind": row["injection_variant"], "wanted": wanted(row["judge_question"]),
+                "label": "injection", "kind": row.get("injection_variant") or "", "wanted": wanted(row["judge_question"]),
             }
-            for row in json.loads(path.read_text(encoding="utf-8"))
+            for row in common.read_rows(path, "test_case_prompt", "user_input", "judge_question")
         ]  # fmt: skip
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
+    for number, row in enumerate(rows, start=1):
+        if row.get("prompt") is None or (row.get("label") or "").casefold() not in LABELS:
+            raise SystemExit(f"{path}, row {number}: it needs a prompt, and as label {' or '.join(LABELS)}")
     return [
-        {"messages": [{"role": "user", "content": row["prompt"]}], "label": row["label"], "kind": row["type"]}
+        {"messages": [{"role": "user", "content": row["prompt"]}], "label": row["label"].casefold(), "kind": row.get("type") or ""}
         for row in rows
-    ]
+    ]  # fmt: skip
 
 
 def wanted(question: str) -> str:

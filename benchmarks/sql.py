@@ -2,7 +2,7 @@
 
     python benchmarks/sql.py --questions FILE.jsonl [--db FILE] [--workdir RUN] [--out results/sql.json]
 
-A row of the questions has question, sql (null: to be refused), ordered, and maybe rows, the result of sql. Without --db, the
+A row of the questions has question, sql (null: to be refused), maybe ordered, and maybe rows, the result of sql. Without --db, the
 database is the .sqlite file beside the questions whose name begins theirs. The ceiling is a script that writes the
 reference statements: it must reach 1. With --workdir, the model of that run answers with the grammar of the chosen tables
 ("scoped"), with the grammar of all SELECT ("full") and without ("none"). A statement is valid if the database can
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--db", type=Path, metavar="FILE")
     parser.add_argument("--workdir", type=Path, metavar="RUN", help="a chat model, for instance an imported one")
     args = parser.parse_args()
-    rows = [json.loads(line) for line in args.questions.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = common.read_rows(args.questions, "question", "sql")
     database = open_database(args.db or beside(args.questions))
     results: dict[str, Any] = {"questions": len(rows), "answerable": sum(row["sql"] is not None for row in rows)}
     accepted = grammar.full(database.schema)
@@ -92,8 +92,8 @@ def judged(database: Database, rows: list[dict[str, Any]], answers: list[Answer]
             continue
         wanted = database.query(row["sql"])
         wrong_refusals += made.refused
-        same = made.rows is not None and same_rows(made.rows, wanted.rows, ordered=row["ordered"])
-        right.append(float(same and (row.get("rows") is None or same_rows(wanted.rows, row["rows"], ordered=row["ordered"]))))  # fmt: skip
+        same = made.rows is not None and same_rows(made.rows, wanted.rows, ordered=bool(row.get("ordered")))
+        right.append(float(same and (row.get("rows") is None or same_rows(wanted.rows, row["rows"], ordered=bool(row.get("ordered"))))))  # fmt: skip
     found: dict[str, Any] = {"written": len(valid), "answerable_refused": wrong_refusals}
     for name, values in (("valid", valid), ("accuracy", right), ("unanswerable_refused", refusals)):
         if values:

@@ -122,6 +122,14 @@ def test_full_grammar_accepts_what_people_write_and_no_invented_name(database):
         "SELECT strftime('%Y', OrderDate) y, ROUND(AVG(\"Unit Price\"), 1) FROM \"Order Details\" WHERE \"group\" IN ('a','b') GROUP BY y",
         "SELECT Name FROM Customer UNION SELECT Text FROM Note", "SELECT Name FROM (SELECT Name, Country FROM Customer) WHERE Country = 'It''s'",
         "SELECT Name, RANK() OVER (PARTITION BY Country ORDER BY Name) FROM Customer", "SELECT -1 + 2.5 * (3 - 1)",
+        "SELECT x.n FROM (SELECT COUNT(*) n FROM Customer GROUP BY Country) x WHERE x.n > 1e0", "SELECT 1 WHERE EXISTS (SELECT 1 FROM Note)",
+        "SELECT COUNT(*) FILTER (WHERE Country = 'Peru'), ~1 | 2 << 1, +.5 FROM Customer", "SELECT [Name] FROM `Customer` LIMIT 1, 2",
+        "SELECT Name FROM Customer WHERE Name GLOB 'A*' OR Name LIKE 'a!%' ESCAPE '!' OR Country IS DISTINCT FROM 'Peru'",
+        "SELECT Name FROM Customer WHERE (Name, Country) IN (SELECT Name, Country FROM Customer) ORDER BY Name COLLATE NOCASE DESC",
+        "SELECT c.Name FROM Customer c FULL OUTER JOIN \"Order Details\" o ON o.CustomerId = c.CustomerId",
+        "SELECT COUNT(*) FROM Customer NATURAL JOIN \"Order Details\"",
+        "SELECT SUM(CustomerId) OVER (ORDER BY Name ROWS BETWEEN 2 PRECEDING AND CURRENT ROW), LAG(Name) OVER w FROM Customer WINDOW w AS (ORDER BY Name)",
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 5) SELECT SUM(x) FROM n",
     ):  # fmt: skip
         assert grammar.accepts(accepted, sql), sql
         assert not database.query(sql).refused, sql

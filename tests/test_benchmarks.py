@@ -6,9 +6,11 @@ import re
 import sys
 from pathlib import Path
 
+import airline
 import common
 import numpy as np
 import pytest
+import safety
 import trl_golden
 
 from llmjax.errors import UserError
@@ -103,3 +105,50 @@ def test_what_tools_wrote_between_sampled_tokens_is_read_but_not_trained():
     np.testing.assert_array_equal(batch["advantages"].sum(axis=1), [3, -2])
     with pytest.raises(UserError, match="tool_mask"):
         trl_golden.rollouts(given | {"completion_mask": [[1, 0, 1], [1, 1, 0]]})
+
+
+def test_rows_are_read_from_lines_and_lists_and_what_is_no_row_is_told(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"question": 1, "sql": null}\n\n{"question": 2, "sql": "x"}\n', encoding="utf-8-sig"
+    )
+    assert [row["question"] for row in common.read_rows(tmp_path / "a.jsonl", "question", "sql")] == [1, 2]
+    (tmp_path / "a.json").write_text('[{"id": 1}, {"id": 2}]')
+    assert len(common.read_rows(tmp_path / "a.json", "id")) == 2
+    for name, text, message in (("b.json", "[]", "no rows"), ("b.json", "{}", "no rows"), ("b.json", '[{"id": 1}, 2]', "row 2"),
+                                ("b.jsonl", '{"x": 1}', "row 1, has no id"), ("b.jsonl", "{", "cannot be read")):  # fmt: skip
+        (tmp_path / name).write_text(text)
+        with pytest.raises(SystemExit, match=message):
+            common.read_rows(tmp_path / name, "id")
+
+
+def test_prompts_of_other_files_of_the_form_are_read(tmp_path):
+    (tmp_path / "x.csv").write_text("prompt,label\nHow?,Unsafe\n", encoding="utf-8-sig")
+    assert [(case["label"], case["kind"]) for case in safety.read(tmp_path / "x.csv")] == [("unsafe", "")]
+    (tmp_path / "x.csv").write_text("prompt,label\nHow?,maybe\n")
+    with pytest.raises(SystemExit, match="row 1: it needs a prompt, and as label safe or unsafe"):
+        safety.read(tmp_path / "x.csv")
+
+
+def test_tasks_with_unknown_tools_other_facts_and_no_criteria_are_judged():
+    payments = {"id": "u", "payment_methods": {}, "reservations": []}
+    flights = {"F1": {"origin": "A", "destination": "B", "dates": {"2024-05-20": {"status": "landed"}}}}
+    data = {"flights": flights, "users": {"u": payments}, "reservations": {}}
+    gift = {"name": "send_certificate", "arguments": {"user_id": "u", "amount": 5}}
+
+    def task(*actions, **more):
+        criteria = {"actions": actions, "communicate_info": [1000]}
+        return {"id": 7, "user_scenario": {"instructions": "Help."}, "evaluation_criteria": criteria} | more
+
+    status = {"name": "get_flight_status", "arguments": {"flight_number": "F1", "date": "2024-05-20"}}
+    tasks = [
+        task(status, gift),
+        task({"name": "fly", "arguments": {}}),
+        task(*[gift] * 4),
+        task(evaluation_criteria=None),
+    ]
+    replays = [airline.replay(data, one) for one in tasks]
+    assert [len(errors) for _, errors in replays] == [0, 1, 1, 0]
+    assert "there is no such tool" in replays[1][1][0] and "no more than 3 new certificates" in replays[2][1][0]
+    tries = [airline.scripted(data, one, airline.referring(one)) for one in (tasks[0], tasks[3])]
+    found = airline.judged([tasks[0], tasks[3]], [replays[0][0], replays[3][0]], tries)
+    assert found["success"]["value"] == 1 and airline.goal_of(tasks[0]) == "Help."

@@ -14,7 +14,7 @@ import pytest
 from llmjax.errors import UserError
 from llmjax.infer import asking
 from llmjax.retrieve.database import grammar as sql_grammar
-from llmjax.retrieve.documents import ask, blocks, cite, measures
+from llmjax.retrieve.documents import ask, blocks, cite, measures, task
 from llmjax.retrieve.documents.index import Index, fused, query_words
 
 MARKDOWN = """\
@@ -427,3 +427,31 @@ def test_vectors_do_not_depend_on_the_batch_and_have_length_one():
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(embed.encode(model, ["x" * 62]), together[3:], atol=1e-5)  # the rest is cut off
     assert abs(together[0] @ together[1]) < 0.999
+
+
+def test_collections_and_queries_are_read_as_they_come_and_odd_rows_are_named(tmp_path):
+    def written(name, text, encoding="utf-8"):
+        (tmp_path / name).write_text(text, encoding=encoding)
+        return tmp_path / name
+
+    documents = '{"id": 1, "title": null, "sentences": ["a b", "c"]}\n\n{"id": "2", "text": ""}\n'
+    assert task.read_documents(written("c.jsonl", documents, "utf-8-sig")) == [("1", "", "a b c"), ("2", "", "")]
+    queries = '{"claim": "", "relevant": [1, "x"]}\n{"question": "q", "relevant": []}\n'
+    assert task.read_queries(written("q.jsonl", queries)) == [("", ["1", "x"]), ("q", [])]
+    squad = {"data": [{"paragraphs": [{"context": "c", "qas": [{"question": "why", "is_impossible": True}]}]}]}
+    file = written("s.json", json.dumps(squad))
+    assert (task.read_documents(file), task.read_queries(file)) == ([("0", "", "c")], [("why", ["0"])])
+    for read, text, message in (
+        (task.read_documents, '{"id": 1, "title": "x"}', "line 1, has neither text nor sentences"),
+        (task.read_documents, '{"text": "x"}', "line 1, has no id"),
+        (task.read_documents, '{"id": 1, "text": "a"}\n{broken', "line 2, is no JSON"),
+        (task.read_queries, "5", "is no JSON object"),
+        (task.read_queries, '{"relevant": [1]}', "line 1, has no question"),
+        (task.read_queries, '{"question": "x", "relevant": 1}', "line 1: relevant is 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(written("bad.jsonl", text))
+    with pytest.raises(UserError, match="no file of SQuAD's form"):
+        task.read_documents(written("bad.json", "[1]"))
+    with pytest.raises(UserError, match="there is no file"):
+        task.read_documents(tmp_path / "missing.jsonl")

@@ -23,38 +23,44 @@ MOST_TABLES = 4
 
 # Rules of expressions and queries; @ becomes the suffix of the set, TABLES what may stand behind FROM.
 QUERY = r"""
-query@: select@ (s sets s select@)* (s ORDER s BY s order@ (o "," o order@)*)? (s LIMIT s NUMBER (s OFFSET s NUMBER)?)?
-select@: SELECT s (DISTINCT s)? item@ (o "," o item@)* (s FROM s sources@ where@? grouped@?)?
+query@: select@ (s sets s select@)* (s ORDER s BY s order@ (o "," o order@)*)? (s LIMIT s NUMBER (s OFFSET s NUMBER | o "," o NUMBER)?)?
+select@: SELECT s (DISTINCT s)? item@ (o "," o item@)* (s FROM s sources@ where@? grouped@? (s WINDOW s ALIAS s AS o window@)? | where@)?
 where@: s WHERE s expr@
 grouped@: s GROUP s BY s expr@ (o "," o expr@)* (s HAVING s expr@)?
 item@: "*" | name "." "*" | expr@ ((s AS)? s ALIAS)?
 sources@: source@ (o "," o source@ | s JOIN s source@ (s ON s expr@ | s USING o "(" o COLUMN (o "," o COLUMN)* o ")")?)*
 source@: (TABLES | "(" o query@ o ")") ((s AS)? s ALIAS)?
-order@: expr@ (s DIRECTION)? (s NULLS s LAST)?
+order@: expr@ (s COLLATE s COLLATION)? (s DIRECTION)? (s NULLS s LAST)?
 expr@: both@ (s OR s both@)*
 both@: negated@ (s AND s negated@)*
 negated@: NOT s negated@ | compared@
 compared@: sum@ | sum@ o COMPARE o sum@ | sum@ s (NOT s)? IN o "(" o (query@ | sum@ (o "," o sum@)*) o ")"
-  | sum@ s (NOT s)? BETWEEN s sum@ s AND s sum@ | sum@ s (NOT s)? LIKE s sum@ | sum@ s IS s (NOT s)? NULL
+  | sum@ s (NOT s)? BETWEEN s sum@ s AND s sum@ | sum@ s (NOT s)? MATCH s sum@ (s ESCAPE s sum@)?
+  | sum@ s IS s (NOT s)? (DISTINCT s FROM s)? sum@ | sum@ s COLLATE s COLLATION (o COMPARE o sum@)?
+  | pair@ s (NOT s)? IN o "(" o query@ o ")"
   | (NOT s)? EXISTS o "(" o query@ o ")"
+pair@: "(" o expr@ (o "," o expr@)+ o ")"
 sum@: term@ (o OPERATOR o term@)*
-term@: STRING | NUMBER | NULL | column | call@ (s OVER o window@)? | "-" term@ | "(" o (expr@ | query@) o ")"
+term@: STRING | NUMBER | NULL | column | call@ (s FILTER o "(" o where_of@ o ")")? (s OVER (o window@ | s ALIAS))? | "-" term@ | SIGN o term@ | "(" o (expr@ | query@) o ")"
   | CASE (s expr@)? (s WHEN s expr@ s THEN s expr@)+ (s ELSE s expr@)? s END | CAST o "(" o expr@ s AS s TYPE o ")"
 call@: FUNCTION o "(" o ("*" | (DISTINCT s)? expr@ (o "," o expr@)*)? o ")"
-window@: "(" o (PARTITION s BY s expr@ (o "," o expr@)*)? o (ORDER s BY s order@ (o "," o order@)*)? o ")"
+window@: "(" o (PARTITION s BY s expr@ (o "," o expr@)*)? o (ORDER s BY s order@ (o "," o order@)* (s frame)?)? o ")"
+where_of@: WHERE s expr@
 """
 WORDS = (
     "SELECT", "DISTINCT", "FROM", "WHERE", "GROUP", "BY", "HAVING", "ORDER", "LIMIT", "OFFSET", "AS", "ON", "USING", "AND", "OR",
-    "NOT", "IN", "BETWEEN", "LIKE", "IS", "NULL", "EXISTS", "CASE", "WHEN", "THEN", "ELSE", "END", "CAST", "OVER", "PARTITION",
-    "NULLS", "WITH", "UNION", "ALL", "INTERSECT", "EXCEPT",
+    "NOT", "IN", "BETWEEN", "IS", "NULL", "EXISTS", "CASE", "WHEN", "THEN", "ELSE", "END", "CAST", "OVER", "PARTITION",
+    "NULLS", "WITH", "RECURSIVE", "WINDOW", "FILTER", "COLLATE", "ESCAPE", "UNBOUNDED", "CURRENT", "ROW", "UNION", "ALL", "INTERSECT", "EXCEPT",
 )  # fmt: skip
 # An alias is short, so that it is no way to name a column that does not exist.
 FULL = r"""
 start: o (query | common) o ";"? o
-common: WITH s part (o "," o part)* s query_with
-part: ALIAS s AS o "(" o query_with o ")"
+common: WITH s (RECURSIVE s)? part (o "," o part)* s query_with
+part: ALIAS (o "(" o ALIAS (o "," o ALIAS)* o ")")? s AS o "(" o query_with o ")"
 name: ALIAS | TABLE
-column: COLUMN | ALIAS ("." COLUMN)? | {qualified}
+column: COLUMN | ALIAS ("." (COLUMN | ALIAS))? | {qualified}
+frame: UNIT s (BETWEEN s bound s AND s bound | bound)
+bound: (UNBOUNDED | NUMBER) s SIDE | CURRENT s ROW
 sets: UNION (s ALL)? | INTERSECT | EXCEPT
 s: SP
 o: SP?
@@ -64,13 +70,18 @@ TABLE: /{tables}/
 COLUMN: /{columns}/
 FUNCTION: /(?i:{functions})/
 COMPARE: /=|==|<>|!=|<=|>=|<|>/
-OPERATOR: /\+|-|\*|\/|%|\|\|/
-JOIN: /(?i:JOIN|INNER JOIN|CROSS JOIN|LEFT JOIN|LEFT OUTER JOIN)/
+OPERATOR: /\+|-|\*|\/|%|\|\||<<|>>|&|\|/
+SIGN: /\+|~/
+UNIT: /(?i:ROWS|RANGE|GROUPS)/
+SIDE: /(?i:PRECEDING|FOLLOWING)/
+MATCH: /(?i:LIKE|GLOB)/
+COLLATION: /(?i:NOCASE|BINARY|RTRIM)/
+JOIN: /(?i:JOIN|INNER JOIN|CROSS JOIN|NATURAL JOIN|(LEFT|RIGHT|FULL)( OUTER)? JOIN)/
 DIRECTION: /(?i:ASC|DESC)/
 LAST: /(?i:FIRST|LAST)/
 TYPE: /(?i:INTEGER|REAL|TEXT|NUMERIC|FLOAT|DOUBLE|DATE)/
 STRING: /'([^'\x00-\x1f]|''){{0,120}}'/
-NUMBER: /[0-9]{{1,12}}(\.[0-9]{{1,8}})?/
+NUMBER: /([0-9]{{1,12}}(\.[0-9]{{0,8}})?|\.[0-9]{{1,8}})([eE][+-]?[0-9]{{1,2}})?/
 """
 
 SCOPED = r"""
@@ -101,12 +112,14 @@ def full(schema: Schema) -> str:
     """The grammar of SELECT over all tables of a schema."""
     columns = dict.fromkeys(name for table in schema.tables for name, _ in table.columns)
     tables = [table.name for table in schema.tables]
+    sqlite = schema.dialect == "sqlite"
+    named = functools.partial(_names, sqlite=sqlite)
     qualified = [
-        f'/{_names([table.name])}/ "." /{_names([name for name, _ in table.columns])}/' for table in schema.tables
+        f'/{named([table.name])}/ "." /{named([name for name, _ in table.columns])}/' for table in schema.tables
     ]
-    functions = FUNCTIONS if schema.dialect == "sqlite" else (f for f in DUCKDB_FUNCTIONS if f.isidentifier())
+    functions = FUNCTIONS if sqlite else (f for f in DUCKDB_FUNCTIONS if f.isidentifier())
     head = FULL.format(
-        qualified=" | ".join(qualified), tables=_names(tables), columns=_names(columns),
+        qualified=" | ".join(qualified), tables=named(tables), columns=named(columns),
         functions="|".join(sorted(functions)), keywords="|".join(sorted(k for k in KEYWORDS if len(k) <= 4)),
     )  # fmt: skip
     words = "\n".join(f"{word}: /(?i:{word})/" for word in WORDS)
@@ -202,12 +215,12 @@ def _column(table: str, name: str, *, alone: bool) -> str:
     return quoted(name) if alone else f"{quoted(table)}.{quoted(name)}"
 
 
-def _names(names: Iterable[str]) -> str:
-    """A regular expression for names in any case, bare where they may be, and quoted."""
+def _names(names: Iterable[str], *, sqlite: bool) -> str:
+    """A regular expression for names in any case, bare where they may be, and quoted; SQLite knows three kinds of quotes."""
     bare, all_names = [], []
     for name in names:
         inside = _escaped(name.replace('"', '""'))
-        all_names.append(f'"{inside}"')
+        all_names += [f'"{inside}"', *([f"`{inside}`", rf"\[{inside}\]"] if sqlite else [])]
         if quoted(name) == name:
             bare.append(_escaped(name))
     return "|".join([*([f"(?i:{'|'.join(bare)})"] if bare else []), *all_names])

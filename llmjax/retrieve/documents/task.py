@@ -5,13 +5,13 @@ and relevant, the ids. Each document is one block.
 """
 
 import functools
-import gzip
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmjax import storage
 from llmjax.errors import UserError
 from llmjax.eval.leaderboard import TaskScore
 from llmjax.eval.statistics import mean
@@ -94,9 +94,13 @@ def read_documents(path: Path) -> Documents:
     """The documents of a collection, JSONL or the paragraphs of SQuAD's JSON."""
     if path.suffix == ".json":
         return [(str(number), "", one["context"]) for number, one in enumerate(_paragraphs(path))]
-    return [
-        (str(row["id"]), row.get("title", ""), row.get("text") or " ".join(row["sentences"])) for row in _lines(path)
-    ]
+    found = []
+    for line, row in _lines(path):
+        if row.get("text") is None and row.get("sentences") is None:
+            raise UserError(f"{path}, line {line}, has neither text nor sentences: give one of them")
+        text = row["text"] if row.get("text") is not None else " ".join(map(str, row["sentences"]))
+        found.append((_field(path, line, row, "id"), str(row.get("title") or ""), str(text)))
+    return found
 
 
 def read_queries(path: Path) -> Queries:
@@ -105,7 +109,20 @@ def read_queries(path: Path) -> Queries:
         return [
             (one["question"], [str(n)]) for n, paragraph in enumerate(_paragraphs(path)) for one in paragraph["qas"]
         ]
-    return [(row.get("claim") or row["question"], [str(one) for one in row["relevant"]]) for row in _lines(path)]
+    found: Queries = []
+    for line, row in _lines(path):
+        text = _field(path, line, row, "question" if row.get("claim") is None else "claim")
+        relevant = row.get("relevant")
+        if not isinstance(relevant, list):
+            raise UserError(f"{path}, line {line}: relevant is {relevant!r}, and must be a list of ids of documents")
+        found.append((text, [str(one) for one in relevant]))
+    return found
+
+
+def _field(path: Path, line: int, row: dict[str, Any], name: str) -> str:
+    if row.get(name) is None:
+        raise UserError(f"{path}, line {line}, has no {name}")
+    return str(row[name])
 
 
 def _read(folders: Sequence[str | Path], limit: int) -> tuple[Documents, Queries]:
@@ -122,10 +139,27 @@ def _read(folders: Sequence[str | Path], limit: int) -> tuple[Documents, Queries
     return read_documents(found[0]), queries[:limit] if limit else queries
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a JSONL file with the numbers of their lines."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    for number, line in enumerate(storage.read_lines(path), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}, is no JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise UserError(f"{path}, line {number}, is no JSON object: write a row with names")
+            yield number, row
 
 
 def _paragraphs(path: Path) -> list[dict[str, Any]]:
-    return [one for article in json.loads(path.read_text(encoding="utf-8"))["data"] for one in article["paragraphs"]]
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        data = json.loads(storage.read_text(path))
+        return [{"context": one["context"], "qas": [{"question": qa["question"]} for qa in one["qas"]]}
+                for article in data["data"] for one in article["paragraphs"]]  # fmt: skip
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is no file of SQuAD's form ({error!r}): rows of JSONL end in .jsonl") from error
