@@ -63,7 +63,7 @@ def changed(run: Path, folder: Path, **theirs: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("arch", few(KINDS, 2))
+@pytest.mark.parametrize("arch", few(KINDS))
 def test_a_run_in_half_precision_comes_back_exactly(tmp_path, arch):
     run = run_of(tmp_path, KINDS[arch])
     exported = export_gguf(run, tmp_path / "m.gguf")
