@@ -63,7 +63,7 @@ def table() -> str:
     """README's table of figures, as Markdown."""
     short, hour, kneser_ney = (figures(name) for name in ("quickstart", "quickstart-hour", "kneser_ney"))
     return f"""\
-| bits per byte on modules never seen (lower is better) | 5 minutes of 2 CPU cores | within an hour |
+| bits per byte on modules never seen (lower is better) | {short["train/duration"]} of 2 CPU cores | within an hour |
 |---|---|---|
 | **llmjax** (`configs/quickstart.py`, `:hour`) | **{short["bits_per_byte"]:.3f}** ({short["train/steps"]:,} steps) | **{hour["bits_per_byte"]:.3f}** |
 | `xz -9e` on the same bytes | {short["xz_bits_per_byte"]:.3f} | |

@@ -27,7 +27,7 @@ def get_sweep(arg: str = "") -> dict[str, Any]:
         "post": {"model.norm_place": "post"},
         "sandwich": {"model.norm_place": "sandwich"},
         "after": {"model.norm_place": "after"},
-        "queries and keys": {"model.qk_norm": True},
+        "not of queries and keys": {"model.qk_norm": False},
         "no final norm": {"model.final_norm": False},
     }
     return {"arms": arms, "seeds": 3}

@@ -1,4 +1,4 @@
-"""Recurrent mixers in place of attention, and hybrids of both.
+"""What mixes tokens: attention, recurrent mixers, and hybrids of both; the control is convolutions and attention in turn.
 
     llmjax sweep --config configs/ablations/recurrent.py
 
@@ -21,6 +21,7 @@ def get_sweep(arg: str = "") -> dict[str, Any]:
     """The arms."""
     arms = {
         "control": {},
+        "attention": {"model.pattern": ("global",)},
         "rnn": {"model.pattern": ("rnn",)},
         "lstm": {"model.pattern": ("lstm",)},
         "rglru": {"model.pattern": ("rglru",)},

@@ -21,9 +21,8 @@ def get_sweep(arg: str = "") -> dict[str, Any]:
     """The arms."""
     arms = {
         "control": {},
-        "1 x 384": {"model.layers": 1, "model.width": 384, "model.heads": 8},
-        "2 x 272": {"model.layers": 2, "model.width": 272},
-        "8 x 136": {"model.layers": 8, "model.width": 136, "model.scan_unroll": 8},
-        "16 x 96": {"model.layers": 16, "model.width": 96, "model.scan_unroll": 16},
+        "2 x 184": {"model.layers": 2, "model.width": 184},
+        "8 x 88": {"model.layers": 8, "model.width": 88, "model.scan_unroll": 8},
+        "16 x 64": {"model.layers": 16, "model.width": 64, "model.scan_unroll": 16},
     }
     return {"arms": arms, "seeds": 3}
