@@ -21,17 +21,16 @@ from typing import Any
 
 from llmjax.config import ConfigDict, base, parse_arg
 
-LAYERS, HEAD, BATCH, LENGTH = 3, 16, 8, 128
-# Width -> steps of 1,024 tokens. The last of a row takes 1.2e12 FLOPs, those before half of the next one or a bit more.
+LAYERS, HEAD, BATCH, LENGTH = 3, 8, 4, 128
+# Width -> steps of 512 tokens. The longest run of each width takes 3.5e11 FLOPs; none has fewer than 600 steps.
 GRID = {
-    16: (960, 1920, 3840),
-    32: (360, 680, 1360, 2720),
-    48: (360, 720, 1440),
-    64: (440, 620, 880),
-    80: (420, 600),
-    96: (430,),
+    24: (1210, 1710, 2410),
+    32: (780, 1100, 1310, 1560),
+    40: (780, 930, 1100),
+    48: (690, 820),
+    56: (633,),
 }
-WIDTH, STEPS = 96, 3520
+WIDTH, STEPS = 48, 6800
 TIMES = 8  # the compute of the predicted run, relative to the largest fitted one
 PROMISED = 0.03  # nats
 METRIC = "loss"
@@ -62,7 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.train.batch_size, c.train.sequence_length, c.train.duration = BATCH, LENGTH, f"{given.steps} steps"
     c.train.eval_every = "0 steps"
     c.checkpoint.every = "100%"
-    c.eval.xz = False
+    c.eval.xz, c.eval.stride = False, LENGTH
     c.parallel.cpu_devices = 1
     return c
 

@@ -10,7 +10,7 @@ from scipy import optimize
 
 from llmjax import cli
 from llmjax.errors import UserError
-from llmjax.sweep import isoflops, laws, published
+from llmjax.sweep import isoflops, laws, laws_command, published
 from llmjax.sweep.points import Points, read_runs, read_table
 
 DATA = Path("../shared/data/scaling")
@@ -63,6 +63,19 @@ def test_the_interval_of_a_prediction_holds_what_one_more_run_may_give():
     assert wide.low < found.low and found.high < wide.high
     with pytest.raises(UserError, match="--resamples 100"):
         laws.fit(points, resamples=0).predict(n, d)
+
+
+def test_runs_that_follow_no_law_are_found_by_the_costliest_of_them():
+    _, points = made_up(noise=0.001, sizes=4, lengths=4)
+    straight = laws.fit(points, resamples=1)
+    assert len(straight.beyond) == 4 and max(map(abs, straight.beyond)) < 0.005
+    early = 1 + 0.5 * (points.tokens / points.tokens.min()) ** -1.5  # the first steps of a training are another regime
+    bent = laws.fit(Points(points.parameters, points.tokens, points.loss * early, points.names), resamples=1)
+    assert abs(np.mean(bent.beyond)) > 0.01
+    said = [line for line in laws_command.trust(bent) if line.startswith("WARNING: that is more than noise")]
+    assert said and not any("more than noise" in line for line in laws_command.trust(straight))
+    few = np.isin(np.arange(16), (0, 5, 10, 15, 1, 6, 11))
+    assert laws.fit(points.taken(few), resamples=1).beyond == ()  # five others hold no law
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from llmjax.sweep.points import FLOPS_PER_PARAMETER, Points
 HUBER = 1e-3  # of ln L, from where residuals count linearly
 PARAMETERS = 5
 INTERVAL = 0.9  # share that an interval holds
+COSTLIEST = 0.25  # share of the runs on which a law of the others is tried
 STARTS = 24  # other starts, whose share of equal ends is reported
 SAME = 1e-6  # relative difference of two objectives that are one optimum
 TOLERANCE = {"gtol": 1e-10, "maxiter": 2000}
@@ -83,6 +84,7 @@ class Fit:
     dropped: tuple[str, ...]  # points that were left out
     agree: float  # share of other starts that end at the same objective
     resamples: tuple[Law, ...]  # fits of points drawn with replacement
+    beyond: tuple[float, ...] = ()  # ln L - ln L(N, D) of the costliest quarter of the runs, by a law of the others
 
     @property
     def error(self) -> float:
@@ -123,7 +125,7 @@ def fit(points: Points, *, drop_highest: int = 0, resamples: int = 1000, seed: i
 
     Args:
         drop_highest: leave out every loss that is not below the so many highest of them; 0: none.
-        resamples: of the bootstrap over runs; 0: no intervals.
+        resamples: of the bootstrap over runs; 0: no intervals, and no trial on the costliest runs.
 
     Raises:
         UserError: with fewer runs than there are constants to fit, when they have too few sizes or lengths, or when their
@@ -136,6 +138,19 @@ def fit(points: Points, *, drop_highest: int = 0, resamples: int = 1000, seed: i
         keep = points.loss < np.sort(points.loss)[-drop_highest]
     dropped = tuple(name for name, kept in zip(points.names, keep, strict=True) if not kept)
     points = points.taken(keep)
+    found, same = _optimum(points, seed, delta)
+    n, d, y = np.log(points.parameters), np.log(points.tokens), np.log(points.loss)
+    draws = np.random.RandomState(seed)
+    drawn = []
+    for _ in range(resamples):
+        i = draws.choice(len(y), size=len(y), replace=True)
+        drawn.append(_law(*_minimised(found[0], n[i], d[i], y[i], delta)))
+    beyond = _beyond(points, seed, delta) if resamples else ()
+    return Fit(_law(*found), points, dropped, same, tuple(drawn), beyond)
+
+
+def _optimum(points: Points, seed: int, delta: float) -> tuple[tuple[np.ndarray, float], float]:
+    """The best constants with their objective, and the share of other starts that end there. Raises UserError as `fit` does."""
     if len(points) <= PARAMETERS:
         raise UserError(f"{len(points)} runs cannot hold {PARAMETERS} constants: give {4 * PARAMETERS} or more")
     for name, values in (("sizes", points.parameters), ("numbers of tokens", points.tokens)):
@@ -151,12 +166,18 @@ def fit(points: Points, *, drop_highest: int = 0, resamples: int = 1000, seed: i
             f"the best exponents are alpha={found[0][3]:.3g} and beta={found[0][4]:.3g}, which are no law: the losses do not fall "
             "with size and with tokens; check the columns, or add runs"
         )
-    draws = np.random.RandomState(seed)
-    drawn = []
-    for _ in range(resamples):
-        i = draws.choice(len(y), size=len(y), replace=True)
-        drawn.append(_law(*_minimised(found[0], n[i], d[i], y[i], delta)))
-    return Fit(_law(*found), points, dropped, float(same), tuple(drawn))
+    return found, float(same)
+
+
+def _beyond(points: Points, seed: int, delta: float) -> tuple[float, ...]:
+    """ln L - ln L(N, D) of the costliest quarter of the runs, by a law of the others; (): the others hold no law."""
+    costliest = points.flops > np.quantile(points.flops, 1 - COSTLIEST)
+    try:
+        (x, value), _ = _optimum(points.taken(~costliest), seed, delta)
+    except UserError:
+        return ()
+    rest = points.taken(costliest)
+    return tuple(np.log(rest.loss / _law(x, value).loss(rest.parameters, rest.tokens)).tolist())
 
 
 def objective(x: np.ndarray, n: np.ndarray, d: np.ndarray, y: np.ndarray, delta: float) -> tuple[float, np.ndarray]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 ENOUGH = 20  # runs: four for each of the five constants
 BEYOND = 3  # powers of ten beyond the largest budget that was run, to which the table of best sizes goes
 CONSTANTS = ("E", "A", "B", "alpha", "beta")
+OFF = 0.01  # mean error in ln loss on the costliest runs, from which a law is warned of
 FAR = 10.0  # times the largest budget that was run, from where a prediction is marked
 
 
@@ -131,6 +132,16 @@ def trust(fit: "Fit") -> list[str]:
         f"root mean square error of ln loss: {fit.error:.4f}",
         f"{fit.agree:.0%} of other starts end at the same optimum",
     ]
+    off = sum(fit.beyond) / max(len(fit.beyond), 1)
+    if fit.beyond:
+        worst = max(map(abs, fit.beyond))
+        lines.append(
+            f"a law of the other runs errs on the {len(fit.beyond)} costliest by {off:+.4f} in ln loss on average, {worst:.4f} at most"
+        )
+    if abs(off) > OFF:
+        lines.append(
+            "WARNING: that is more than noise: the runs follow no such law; leave out the shortest ones, or run longer"
+        )
     if fit.agree < 0.5:
         lines.append("WARNING: most starts end elsewhere: the points do not hold the constants; add sizes and lengths")
     if len(fit.points) < ENOUGH:
@@ -161,6 +172,7 @@ def as_json(fit: "Fit") -> dict[str, Any]:
         "missing": fit.points.missing,
         "error": fit.error,
         "agree": fit.agree,
+        "beyond": fit.beyond,
         "warnings": [line for line in trust(fit) if line.startswith("WARNING")],
     }
 
