@@ -3,14 +3,14 @@
     python benchmarks/predict.py fit --workers 2
     python benchmarks/predict.py final --seed 0
 
-`fit` trains sixteen models on bytes of this Python's standard library, none for more than a minute of an idle core, fits a law
+`fit` trains thirteen models on bytes of this Python's standard library, none for more than half a minute of an idle core, fits a law
 with `llmjax laws`, and writes the prediction for the run of WIDTH and STEPS. It goes on where it was stopped. `final` trains that
 run, and refuses to start without a written prediction. Promised: the loss is within 0.03 nats a byte of the prediction, and inside
 its 90 % interval. The baseline predicts the loss of the largest fitted run.
 
 All models have three layers, and their rates follow from muP. Every run has its own number of steps, at whose end the rate is 0, and
 sees no text twice. N counts the matrices and norms that a token passes, the head included, and not the lookup of embeddings. A law
-counts 6 N D FLOPs. At these widths attention adds a fifth to nine tenths, so the run has 8 times the largest by both counts.
+counts 6 N D FLOPs. At these widths attention adds a third to two thirds, so the run has 8 times the largest by both counts.
 """
 
 import json
@@ -30,8 +30,9 @@ GRID = {
     48: (690, 820),
     56: (633,),
 }
-WIDTH, STEPS = 48, 6800
-TIMES = 8  # the compute of the predicted run, relative to the largest fitted one
+WIDTH, STEPS = 96, 2000
+RESAMPLES = 100  # of the law
+VOCABULARY = 260  # bytes and special tokens
 PROMISED = 0.03  # nats
 METRIC = "loss"
 
@@ -90,16 +91,17 @@ def point(folder: Path) -> dict[str, Any]:
 
 def predict(workdir: Path, *, workers: int) -> dict[str, Any]:
     """Train the runs that are open, fit the law, and predict the loss of the large run."""
+    from llmjax.model.count import flops_per_token, param_count
     from llmjax.sweep import study
 
     llmjax("sweep", "--config", __file__, "--workdir", str(workdir), "--workers", str(workers))
     runs = study.read(workdir)
     folders = {trial.arm: runs.run_folder(trial) for trial in runs.trials}
     rows = {arm: point(folder) for arm, folder in folders.items()}
-    alike = rows[f"width {WIDTH}, {GRID[WIDTH][-1]} steps"]  # as large as the predicted run
-    tokens = STEPS * BATCH * LENGTH
-    asked, law = f"parameters={alike['parameters_without_embeddings']},tokens={tokens}", workdir / "law.json"
-    llmjax("laws", *map(str, folders.values()), "--predict", asked, "--out", str(law))
+    c, tokens, law = get_config().model, STEPS * BATCH * LENGTH, workdir / "law.json"
+    c.vocab_size = VOCABULARY
+    asked = f"parameters={param_count(c) - VOCABULARY * WIDTH},tokens={tokens}"
+    llmjax("laws", *map(str, folders.values()), "--predict", asked, "--resamples", str(RESAMPLES), "--out", str(law))
     fitted = json.loads(law.read_text(encoding="utf-8"))
     largest = max(rows.values(), key=lambda row: row["flops"])
     said = fitted["predictions"][0]
@@ -107,7 +109,7 @@ def predict(workdir: Path, *, workers: int) -> dict[str, Any]:
         "prediction": said,
         "baseline": largest["loss"],
         "times_6nd": 6.0 * said["parameters"] * said["tokens"] / fitted["largest_flops"],
-        "times_with_attention": alike["flops"] / alike["tokens"] * tokens / largest["flops"],
+        "times_with_attention": flops_per_token(c, sequence_length=LENGTH) * tokens / largest["flops"],
         "law": {key: value for key, value in fitted.items() if key not in ("predictions", "resampled")},
         "rows": rows,
         "final": {},
@@ -127,6 +129,12 @@ def final(workdir: Path, found: dict[str, Any], *, seed: int) -> dict[str, Any]:
     }
 
 
+def read(file: Path) -> dict[str, Any]:
+    """Earlier results without their command and machine; {}: there are none."""
+    tree = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {key: value for key, value in tree.items() if key not in ("command", "machine")}
+
+
 def main() -> int:
     from common import make_parser, write
 
@@ -136,16 +144,16 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="fit: runs at a time")
     parser.add_argument("--seed", type=int, default=0, help="final: its seed")
     args = parser.parse_args()
-    before = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
     if args.part == "fit":
-        if before.get("final"):
+        if read(args.out).get("final"):
             parser.error(f"{args.out} has a run that was predicted: delete the file before you fit another law")
         found = {"promised": PROMISED, **predict(args.workdir, workers=args.workers)}
     else:
-        if "prediction" not in before:
+        if "prediction" not in read(args.out):
             parser.error(f"{args.out} has no prediction: run `python benchmarks/predict.py fit` first")
-        found = {key: value for key, value in before.items() if key not in ("command", "machine")}
-        found["final"][f"seed {args.seed}"] = final(args.workdir, found, seed=args.seed)
+        row = final(args.workdir, read(args.out), seed=args.seed)
+        found = read(args.out)  # again: runs of several seeds may go on at the same time
+        found["final"][f"seed {args.seed}"] = row
     write(found, args.out)
     return 0
 
