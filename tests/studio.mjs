@@ -29,7 +29,7 @@ class Element {
 globalThis.document = { createElement: (name) => new Element(name), createElementNS: (_, name) => new Element(name) };
 
 const load = (name) => import(join(folder, name));
-const [dom, plots, curves, tokens, list, run, several, data, heldout] = await Promise.all(["dom", "plot", "curves", "tokens", "list", "run", "several", "data", "heldout"].map((name) => load(`${name}.js`)));
+const [dom, plots, curves, tokens, list, run, several, data, heldout, arms, save] = await Promise.all(["dom", "plot", "curves", "tokens", "list", "run", "several", "data", "heldout", "arms", "save"].map((name) => load(`${name}.js`)));
 const plain = (node) => (node instanceof Element ? [node.name, node.attributes, ...node.children.map(plain)] : Array.isArray(node) ? node.map(plain) : node ?? null);
 
 const given = JSON.parse(readFileSync(0, "utf8"));
@@ -51,6 +51,7 @@ const found = {
   both: curves.drawn(curves.GROUPS, given.curves.runs, names, { ...view, x: "tokens", smooth: 0.9, log: true, range: [1, 1e9] }, 400, () => {}),
   compare: several.differences(given.compare),
   study: several.arms(given.study, 900),
+  arms: arms.drawn(names.map((one, i) => ({ arm: given.hostile, run: one, seed: i })), given.curves.runs, view, 900, () => {}),
   chain: several.links(given.chain),
   files: data.entries(given.files),
   path: data.path("runs", given.files.name),
@@ -64,6 +65,8 @@ process.stdout.write(JSON.stringify({
   smoothed: plots.smoothed([1, 1, 1, 5], 0.5),
   scores: scored.map((one) => one.score),
   nothing: heldout.measured({ prompt: [1, 2, 3], counted: [true, false, false] }, answer),
+  seeds: arms.overSeeds([{ step: [0, 10, 20, 30], mean: [4, 3, 2, 1] }, { step: [5, 15, 25], mean: [5, 3, null] }]),
+  csv: save.csv(save.valuesOf([{ label: "=1+1", xs: [1, 2], ys: [0.5, NaN], low: [0, null] }, { label: 'a"b,', xs: [-1], ys: [3] }], "step")),
   along: plots.along({ step: [0, 5, 10, 20] }, { tokens: { step: [5, 15], mean: [50, 150] } }, "tokens"),
   short: [0, 1234, 12345, 1.5e9, 0.25, 0.000123, null, NaN].map(dom.short),
 }));

@@ -46,7 +46,7 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 ELEMENTS = {
     "tr", "td", "th", "table", "thead", "tbody", "div", "section", "span", "p", "a", "h1", "h2", "h3", "h4", "b", "i", "pre", "code",
     "ul", "li", "details", "summary", "figure", "figcaption", "input", "progress", "meter", "svg", "g", "defs", "clipPath",
-    "rect", "line", "path", "circle", "text", "title",
+    "rect", "line", "path", "circle", "text", "title", "button",
 }  # fmt: skip
 
 
@@ -392,6 +392,13 @@ def test_hostile_texts_stay_texts_in_every_view(hostile):
     assert found["ticks"] == [[0, 0.2, 0.4, 0.6, 0.8, 1], [0, 500, 1000], [2]]
     assert found["smoothed"] == pytest.approx([1, 1, 1, 1 + 4 * 0.5 / (1 - 0.5**4)])
     assert found["scores"] == pytest.approx([4 / math.log(2) / (len(HOSTILE) + 3), 3.0]) and found["nothing"] is None
+    assert found["seeds"] == {
+        "xs": [10, 20],
+        "ys": [3.5, None],
+        "low": [3, None],
+        "high": [4, None],
+    }  # NaN is not hidden
+    assert found["csv"] == 'line,step,value,low,high\r\n\'=1+1,1,0.5,0,\r\n\'=1+1,2,NaN,,\r\n"a""b,",-1,3,,\r\n'
     assert found["along"] == [0, 50, 100, 200]
     assert found["short"] == ["0", "1,234", "12.3K", "1.5B", "0.25", "1.23e-4", "", ""]
 

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from llmjax.serve.http import bind, configured
 from llmjax.studio.app import Studio, make_app
 from llmjax.studio.chat import Chat
 from llmjax.studio.places import Places
+from llmjax.sweep import study
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +114,39 @@ def test_a_run_that_is_written_moves_without_a_reload(page, url, root):  # noqa:
         file.write('{"step": 31, "loss"')
     page.wait_for_selector("text=step 30 of 1,000")
     assert page.locator(".pill.running").count() == 1
+
+
+def test_the_arms_of_a_study_have_a_band_and_a_plot_is_saved(page, url, root, tmp_path):  # noqa: F811
+    found = study.read(root / "study")
+    for number, trial in enumerate(found.trials):
+        make_run(found.run_folder(trial), steps=20, level=1.0 + number / 10)
+    page.goto(f"{url}/#/study?name=study")
+    page.get_by_text("Curves of the arms").click()
+    page.wait_for_selector(".plot path.area")
+    for size, scheme in (("wide", "light"), ("phone", "dark")):
+        page.set_viewport_size(SIZES[size])
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_selector(".plot path.area")
+        keep_screenshot(page, f"studio-arms-{size}-{scheme}", tmp_path)
+        assert serious(page) == [] and page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    with page.expect_download() as csv:
+        page.get_by_role("button", name="Loss as CSV", exact=True).click()
+    lines = csv.value.path().read_text().splitlines()
+    assert (
+        lines[0] == "line,step,value,low,high"
+        and lines[1].startswith("a (")
+        and csv.value.suggested_filename == "Loss.csv"
+    )
+    with page.expect_download() as picture:
+        page.get_by_role("button", name="Loss as SVG", exact=True).click()
+    tree = ElementTree.parse(picture.value.path()).getroot()
+    assert (
+        tree.tag.endswith("svg")
+        and tree.get("width")
+        and not [one for one in tree.iter() if one.tag.endswith(("script", "foreignObject"))]
+    )
+    (line,) = [one for one in tree.iter() if one.get("class") == "line s0"]
+    assert line.get("stroke", "").startswith("rgb") and line.get("fill") == "none"
 
 
 def test_the_keys_find_open_and_compare_runs(page, url):

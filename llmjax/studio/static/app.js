@@ -2,12 +2,13 @@
 
 import { get, h, post } from "./dom.js";
 import { report } from "./curves.js";
+import { arms } from "./arms.js";
 import { data, rows } from "./data.js";
 import { list } from "./list.js";
 import { run } from "./run.js";
 import { chain, compare, study } from "./several.js";
 
-const VIEWS = { "": (_, more) => list(more), run, compare, study, chain, data, rows };
+const VIEWS = { "": (_, more) => list(more), run, compare, study, arms, chain, data, rows };
 const view = document.getElementById("view"), help = document.getElementById("help"), chat = document.getElementById("chat");
 let leaving = new AbortController();
 

@@ -1,6 +1,7 @@
 // Curves as SVG: smoothing with the raw values behind, logarithmic axes, a choice of x, zoom shared by all plots of a view.
 
 import { h, short, svg } from "./dom.js";
+import { buttons } from "./save.js";
 
 export const SERIES = 8;
 const MARGIN = { left: 56, right: 12, top: 10, bottom: 34 };
@@ -13,7 +14,7 @@ export function along(curve, curves, x) {
   return curve.step.map((step) => between(other.step, other.mean, step));
 }
 
-function between(xs, ys, x) {
+export function between(xs, ys, x) {
   let low = 0, high = xs.length - 1;
   if (high < 0) return NaN;
   if (x <= xs[0]) return xs[0] > 0 ? (ys[0] * x) / xs[0] : ys[0];
@@ -70,7 +71,8 @@ export function plot({ title, unit, xLabel, lines, marks = [], view, log = false
   const logY = log || view.log;
   const inside = lines.map((line) => cut(line, view.range)).filter((line) => line.xs.length);
   const ys = yRange(inside, logY, robust);
-  const frame = (...content) => h("figure", { class: "card plot" }, h("figcaption", {}, title, h("span", { class: "quiet" }, ` ${unit}`)), ...content);
+  let picture = null;
+  const frame = (...content) => h("figure", { class: "card plot" }, h("figcaption", {}, title, h("span", { class: "quiet" }, ` ${unit}`), ys ? buttons(title, xLabel, inside, () => picture) : null), ...content);
   if (!ys) return frame(h("p", { class: "quiet" }, "no values yet"));
   const all = inside.flatMap((line) => line.xs);
   let [x0, x1] = view.range ?? [all.reduce((a, b) => Math.min(a, b)), all.reduce((a, b) => Math.max(a, b))];
@@ -90,7 +92,7 @@ export function plot({ title, unit, xLabel, lines, marks = [], view, log = false
   const cursor = svg("line", { class: "cursor", y1: MARGIN.top, y2: bottom, x1: -9, x2: -9 });
   const band = svg("rect", { class: "band", y: MARGIN.top, height: bottom - MARGIN.top, x: -9, width: 0 });
   const clip = `clip-${Math.random().toString(36).slice(2)}`;
-  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": spoken(title, inside) },
+  picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": spoken(title, inside) },
     svg("defs", {}, svg("clipPath", { id: clip }, svg("rect", { x: MARGIN.left, y: 0, width: right - MARGIN.left, height: bottom + 1 }))),
     grid, bottomTicks, svg("text", { x: right, y: height - 3, "text-anchor": "end" }, xLabel),
     svg("g", { "clip-path": `url(#${clip})` }, drawn, ticksOf), band, cursor);

@@ -76,7 +76,8 @@ export function study(parameters, { signal }) {
     const found = await get("api/study", { name });
     const runs = [...new Set(found.trials.map((trial) => trial.run).filter(Boolean))];
     title.textContent = found.title;
-    more.replaceChildren(runs.length > 1 ? h("a", { class: "button", href: link("compare", { name: runs.slice(0, 8) }) }, `Curves of ${Math.min(runs.length, 8)} trials`) : "");
+    more.replaceChildren(...(runs.length ? [h("a", { class: "button", href: link("arms", { name }) }, "Curves of the arms")] : []),
+      ...(runs.length > 1 ? [h("a", { class: "button", href: link("compare", { name: runs.slice(0, 8) }) }, `Curves of ${Math.min(runs.length, 8)} trials`)] : []));
     place.replaceChildren(...arms(found, place.clientWidth || 900).filter(Boolean));
     return found.trials.some((trial) => trial.state === "running");
   }, signal);
