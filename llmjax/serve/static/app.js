@@ -86,6 +86,7 @@ document.onkeydown = (event) => {
 };
 
 async function start() {
+  complain(); // not later: what else is wrong by then must stay
   try {
     const { data } = await (await ask("v1/models")).json();
     state.personas = new Map(data.filter((one) => one.persona).map((one) => [one.id, one.persona]));
@@ -94,7 +95,6 @@ async function start() {
     by("other").replaceChildren(new Option("no other", ""), ...options());
     drawPersonas();
     await loadSources();
-    complain();
   } catch (error) {
     complain(error.status === 401 ? "this server needs an API key: give it in the settings" : error);
   }
