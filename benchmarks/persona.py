@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--papers", type=Path, required=True, metavar="FILE", help="federalist.jsonl.gz")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="personas and rows are kept here")
     parser.add_argument("--duration", default="20 steps", help="of each training (default: 20 steps)")
-    parser.add_argument("--blocks", type=int, default=4, metavar="N", help="blocks that each model writes (default: 4)")
+    parser.add_argument("--blocks", type=int, default=2, metavar="N", help="blocks that each model writes (default: 2)")
     parser.add_argument("--only", metavar="ROW", help="measure this row alone")
     args = parser.parse_args()
     papers, work, base = read(args.papers), args.work.resolve(), args.base.resolve()

@@ -420,6 +420,15 @@ def test_the_chain_that_is_written_trains_adapters_of_the_base_and_runs_once_mor
     assert "--again" in commands[2]
 
 
+def test_few_writings_have_steps_too():
+    """Three epochs of 200 words were less than one step."""
+    assert build._batch(90_000, 1024, shorter=True) == (8, 1024)
+    for words in (build.FEWEST_WORDS, 2000, 5000):
+        rows, length = build._batch(words, 1024, shorter=True)
+        assert build.EPOCHS * words >= 9 * rows * length
+    assert build._batch(200, 1024, shorter=False) == (1, 1024) and build._batch(10**6, 16, shorter=True) == (8, 16)
+
+
 def test_a_speakers_replies_are_rows_of_conversations(tmp_path, no_facts):
     stated(tmp_path, who="A. Playwright")
     scenes = "\n\n".join(
@@ -445,7 +454,7 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path):
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a.txt").write_text("The ship sank near the harbour, and nobody saw it.")
     for told, changes in (
-        ("1 questions inside|0 questions inside", {}), ("filled in", {"name": "your name"}), ("not a run", {"base": tmp_path / "none"}),
+        ("1 questions inside|0 questions inside", {"learn": "nothing"}), ("10 words, and at least 200 are needed.*--learn nothing", {}), ("filled in", {"name": "your name"}), ("not a run", {"base": tmp_path / "none"}),
         ("is no play", {"speaker": "Ann"}),
     ):  # fmt: skip
         with pytest.raises(UserError, match=told):

@@ -31,7 +31,10 @@ REPLIES = "replies.jsonl"
 LOOKED_FOR = (
     "I my me born father mother childhood family home friend life years", "I think believe opinion hope fear love hate ought must never",
 )  # fmt: skip
-LONGEST_SEQUENCE = 1024
+EPOCHS = 3
+LONGEST_SEQUENCE, SHORTEST_SEQUENCE = 1024, 64
+LARGEST_BATCH, FEWEST_STEPS = 8, 20
+FEWEST_WORDS = 200  # to learn from
 CONFIG = '''"""The training of the persona {name}. `llmjax persona` writes this file again, and gives it what --set has.
 
     llmjax run --config voice.py --workdir voice
@@ -48,11 +51,12 @@ def get_chain(arg: str = "") -> dict[str, ConfigDict]:
     c.name = {link!r}
     c.train.init_from = {base!r}
     c.data.sources = ({source!r},)
+    c.data.min_bytes = 1
     c.data.holdout_{holdout} = 10.0
     c.model.adapter.kind = {kind!r}
     c.optimizer.learning_rate = {rate}
-    c.train.duration = "3 epochs"
-    c.train.batch_size, c.train.sequence_length = 8, {length}
+    c.train.duration = "{epochs} epochs"
+    c.train.batch_size, c.train.sequence_length = {batch}, {length}
     return {{{link!r}: c}}
 '''
 
@@ -95,6 +99,12 @@ def build(
     if not (base / "config.json").is_file():
         raise UserError(f"--base {wanted.base} is not a run: it has no config.json")
     texts, rows = _read(wanted)
+    figures = style.figures(list(texts.values()))
+    if wanted.learn != "nothing" and figures["words"] < FEWEST_WORDS:
+        raise UserError(
+            f"the writings have {figures['words']} words, and at least {FEWEST_WORDS} are needed to learn from: give more of "
+            "them, or --learn nothing, which only finds and quotes"
+        )
     before, digest = _before(wanted.folder), card.fingerprint(texts)
     if before is not None and before.texts != digest and not wanted.again:
         raise UserError(
@@ -110,11 +120,10 @@ def build(
     with Index(wanted.folder / card.INDEX) as index:
         index.update(wanted.folder / card.TEXTS)
         looked = [ask.search(index, words) for words in LOOKED_FOR]
-    figures = style.figures(list(texts.values()))
     say(
         f"{name}: {figures['words']:,} words in {len(texts):,} texts; declines below a coverage of {measured.coverage:.2f}"
     )
-    run = _trained(wanted, base, train or _command)
+    run = _trained(wanted, base, figures["words"], train or _command)
     made = Persona(
         name, str(base), run, bool(run) and not wanted.all_weights, stated, measured, figures, speaker=wanted.speaker,
         texts=digest, folder=wanted.folder,
@@ -180,20 +189,33 @@ def _file_name(path: str, taken: Mapping[str, str]) -> str:
     return found
 
 
-def _trained(wanted: Wanted, base: Path, train: Callable[[Sequence[str]], int]) -> str:
-    """Train on the writings; the run within the folder, "" if nothing is to be trained."""
+def _batch(words: int, longest: int, *, shorter: bool) -> tuple[int, int]:
+    """The rows and the tokens of a row of a step, so that few writings have some steps too. A word has at least a token.
+
+    Args:
+        shorter: whether rows may be cut; those of conversations are what they are.
+    """
+    length = longest
+    while shorter and length > SHORTEST_SEQUENCE and words < 4 * length:
+        length //= 2
+    return min(LARGEST_BATCH, max(1, EPOCHS * words // (FEWEST_STEPS * length))), length
+
+
+def _trained(wanted: Wanted, base: Path, words: int, train: Callable[[Sequence[str]], int]) -> str:
+    """Train on the writings, which have so many words; the run within the folder, "" if nothing is to be trained."""
     if wanted.learn == "nothing":
         return ""
     folder = wanted.folder.resolve()
     replies = wanted.learn == "replies"
     longest = int(config.load(str(base / "config.json")).model.max_length)
+    batch, length = _batch(words, min(LONGEST_SEQUENCE, longest), shorter=not replies)
     written = CONFIG.format(
         name=wanted.name.strip().replace('"', "'").replace("\\", "/"),
         what=f"{'all weights' if wanted.all_weights else 'adapters'} learn {'how it replies' if replies else 'its texts'}",
         recipe="configs/post/sft.py" if replies else "configs/post/cpt.py", link=wanted.learn, base=str(base),
         source=str(folder / (REPLIES if replies else card.TEXTS)), holdout="percent" if replies else "tail_percent",
         kind="none" if wanted.all_weights else "lora", rate=5e-5 if wanted.all_weights else 5e-4,
-        length=min(LONGEST_SEQUENCE, longest),
+        epochs=EPOCHS, batch=batch, length=length,
     )  # fmt: skip
     file = wanted.folder / f"{card.VOICE}.py"
     storage.write_text(file, written)
