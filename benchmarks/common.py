@@ -154,7 +154,10 @@ class Budget:
 
 
 def llmjax(
-    *arguments: str | Path, budget: Budget, log: Path | None = None, environment: Mapping[str, str] | None = None
+    *arguments: str | Path,
+    budget: Budget | None = None,
+    log: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> None:
     """Run `llmjax ARGUMENTS` in a process of its own.
 
@@ -167,7 +170,7 @@ def llmjax(
         OutOfTime: when it was stopped.
         RuntimeError: when it failed.
     """
-    left = budget.left()
+    left = budget.left() if budget else None
     with contextlib.ExitStack() as held:
         said = None if log is None else held.enter_context(log.open("ab"))
         command = [sys.executable, "-m", "llmjax", *map(str, arguments)]

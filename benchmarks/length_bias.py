@@ -43,7 +43,12 @@ def main() -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=80, help="of each policy")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "length-bias", help="where the runs are")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=ROOT / "runs" / "words",
+        help="where the runs are; the starts are those of over_optimisation.py",
+    )
     parser.add_argument("--seconds", type=float, default=0, help="stop after so many, to go on later; 0: never")
     args = parser.parse_args()
     functions = ["length_bias:right", "length_bias:right_length=0", "length_bias:wrong_length=0"]

@@ -57,7 +57,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.02, 0.1], help="of the KL")
     parser.add_argument("--steps", type=int, default=150, help="of each policy")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "over-optimisation", help="where the runs are")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "words", help="where the runs are")
     parser.add_argument("--seconds", type=float, default=0, help="stop after so many, to go on later; 0: never")
     args = parser.parse_args()
     budget, runs = Budget(args.seconds), []

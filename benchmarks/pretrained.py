@@ -12,14 +12,13 @@ out.
 
 import json
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -197,17 +196,8 @@ def finetune(folder: Path, *, steps: int) -> dict[str, Any]:
         "data.holdout_percent": 20.0,
         "stages": "('prepare', 'tokenizer', 'train')",
     }
-    command = [
-        sys.executable,
-        "-m",
-        "llmjax",
-        "run",
-        "--config",
-        folder / "run" / "config.json",
-        "--workdir",
-        tuned,
-    ]
-    subprocess.run([*map(str, command), *(f"--config.{k}={v}" for k, v in settings.items())], check=True)
+    given = (f"--config.{name}={value}" for name, value in settings.items())
+    common.llmjax("run", "--config", folder / "run" / "config.json", "--workdir", tuned, *given)
     rows = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
     export_model(tuned, folder / "tuned-export")
     model = llmjax.load(tuned)

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import ROOT, make_parser, write
+from common import llmjax, make_parser, write
 
 from llmjax import config
 from llmjax.infer.command import engine_settings
@@ -72,20 +72,8 @@ def served_run(workdir: Path | None) -> Iterator[Path]:
         texts.mkdir()
         for i in range(60):
             (texts / f"{i}.txt").write_text(f"Text {i}: the model reads the number {i * 7} and writes it again.\n" * 8)
-        command = [
-            sys.executable,
-            "-m",
-            "llmjax",
-            "run",
-            "--config",
-            "configs/quickstart.py",
-            "--workdir",
-            f"{name}/tiny",
-        ]
-        source = f"--config.data.sources=['{texts}']"
-        made = subprocess.run([*command, source, *TINY], cwd=ROOT, capture_output=True, text=True)
-        if made.returncode:
-            raise RuntimeError(f"the tiny model could not be trained: {made.stderr[-2000:]}")
+        given = (f"--config.data.sources=['{texts}']", *TINY, "--workdir", Path(name) / "tiny")
+        llmjax("run", "--config", "configs/quickstart.py", *given, log=Path(name) / "log")
         (Path(name) / "tiny" / "tokenizer" / "chat_template.jinja").write_text(TEMPLATE)
         yield Path(name) / "tiny"
 

@@ -157,7 +157,7 @@ class Steps:
     def whole(self, *arguments: str | Path) -> None:
         """A command that cannot go on, and so is not stopped; it begins only before the time is over."""
         self.budget.left()
-        llmjax(*arguments, budget=Budget(0), log=self.runs / "log")
+        llmjax(*arguments, log=self.runs / "log")
 
     def import_model(self) -> None:
         self.whole("import", "--from", self.args.model.resolve(), "--to", self.runs / "base")
