@@ -5,6 +5,9 @@
 Each of the three runs is killed ten times: while it starts, samples a round, takes steps and writes a checkpoint. The same command goes on each time. At the end its parameters, and the losses of
 every step, are compared bit for bit with those of a run that nothing disturbed. A model of a few thousand parameters; about
 five seconds of a core for each start, ten minutes in all.
+
+What is done is not done again: with `--seconds 170` no kill begins after that time, and the same command goes on. `--only dpo` takes
+that run alone. The results are written after every run.
 """
 
 import json
@@ -13,13 +16,14 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import ROOT, make_parser, write
+from common import ROOT, Budget, OutOfTime, make_parser, write
+from over_optimisation import write_once
 
 import llmjax
 
@@ -43,39 +47,50 @@ BASE = (
 
 
 def main() -> int:
-    parser = make_parser(__doc__)
+    """See the module."""
+    parser = make_parser(__doc__, out=ROOT / "results" / "post_kills.json")
+    parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS), metavar="RUN", help="these alone")
     parser.add_argument("--kills", type=int, default=10, help="of each run")
-    parser.add_argument("--seconds", type=float, default=600, help="no kill begins later than this")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "post-kills", help="where the runs are")
+    parser.add_argument("--seconds", type=float, default=0, help="stop after so many, to go on later; 0: never")
     args = parser.parse_args()
-    began, results = time.monotonic(), {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_files(folder)
-        source = f"--config.data.sources=['{folder / 'texts'}']"
-        status = start(
-            folder, "run", "--config", "configs/quickstart.py", source, *BASE, "--workdir", folder / "base"
-        ).wait()
-        if status:
-            raise RuntimeError(f"the base model could not be trained: see {folder / 'log'}")
-        for number, (verb, (data, more)) in enumerate(RUNS.items()):
+    budget, folder = Budget(args.seconds), args.runs.resolve()
+    write_files(folder)
+    source = f"--config.data.sources=['{folder / 'texts'}']"
+    finish(folder, "run", "--config", "configs/quickstart.py", source, *BASE, "--workdir", folder / "base")
+    try:
+        for verb in args.only:
+            data, more = RUNS[verb]
             given = (verb, "--config", f"configs/post/{verb}.py", f"--config.train.init_from={folder / 'base'}",
                      f"--config.data.sources=['{folder / data}.jsonl']", *SMALL, *more)  # fmt: skip
-            results[verb] = disturbed(folder, verb, given, seed=number, kills=args.kills, deadline=began + args.seconds)
-            print(verb, results[verb], flush=True)
-    exact = all(one["same_parameters"] and one["same_losses"] for one in results.values())
-    write(
-        {"exact": exact, "kills": sum(sum(one["kills"].values()) for one in results.values()), "runs": results},
-        args.out,
-    )
-    return 0 if exact else 1
+            found = disturbed(folder, verb, given, kills=args.kills, budget=budget)
+            print(verb, found, flush=True)
+            write(summary(measured(args.out) | {verb: found}), args.out)
+    except OutOfTime:
+        print(f"stopped after {args.seconds:g} seconds: the same command goes on")
+        return 0
+    return 0 if summary(measured(args.out))["exact"] else 1
+
+
+def measured(out: Path) -> dict[str, Any]:
+    """The runs in a file of results."""
+    return dict(json.loads(out.read_text())["runs"]) if out.is_file() else {}
+
+
+def summary(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether all runs ended in the same bits, the number of kills, and the runs in their order."""
+    return {
+        "exact": all(one["same_parameters"] and one["same_losses"] for one in results.values()),
+        "kills": sum(sum(one["kills"].values()) for one in results.values()),
+        "runs": {verb: results[verb] for verb in RUNS if verb in results},
+    }
 
 
 def write_files(folder: Path) -> None:
     """Sums as texts, conversations, preferences and prompts."""
     sums = [(a, b) for a in range(8) for b in range(8)]
-    (folder / "texts").mkdir()
     for i in range(8):
-        (folder / "texts" / f"{i}.txt").write_text("".join(f"{a}+{b}={a + b}\n" for a, b in sums[i::8]))
+        write_once(folder / "texts" / f"{i}.txt", "".join(f"{a}+{b}={a + b}\n" for a, b in sums[i::8]))
     rows: dict[str, list[dict[str, str]]] = {"chats": [], "pairs": [], "prompts": []}
     for a, b in sums:
         asked, answer = f"{a}+{b}=", str(a + b)
@@ -83,7 +98,7 @@ def write_files(folder: Path) -> None:
         rows["pairs"].append({"prompt": asked, "chosen": answer, "rejected": "no"})
         rows["prompts"].append({"prompt": asked, "answer": answer})
     for name, records in rows.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        write_once(folder / f"{name}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
 
 
 def start(folder: Path, *command: str | Path) -> subprocess.Popen[bytes]:
@@ -95,41 +110,52 @@ def start(folder: Path, *command: str | Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
 
-def disturbed(
-    folder: Path, verb: str, given: tuple[str, ...], *, seed: int, kills: int, deadline: float
-) -> dict[str, Any]:
-    """A run that is killed so often, compared with one that is not."""
-    whole, killed = folder / f"{verb}-whole", folder / f"{verb}-killed"
-    if start(folder, *given, "--workdir", whole).wait():
-        raise RuntimeError(f"{verb} failed undisturbed: {(folder / 'log').read_text()[-2000:]}")
-    draw, counts = random.Random(seed), {"start": 0, "rollout": 0, "update": 0, "save": 0}
-    for number in range(kills):
-        if time.monotonic() > deadline:
-            break
-        before, process = len(rows(killed)), start(folder, *given, "--workdir", killed)
-        # The first kill comes before any step. Then they wait by turns for a step or a round, and for a checkpoint.
-        wanted = "start" if not number else ("save", "update", "rollout")[number % (3 if verb == "grpo" else 2)]
-        until = before + draw.randrange(1, 3)
-        while process.poll() is None and wanted not in ("start", doing(killed, until)):
-            time.sleep(0.0005)
-        if wanted == "start":
-            time.sleep(2 + draw.random())
-        place = doing(killed, before + 1)
-        if process.poll() is not None:
+def finish(folder: Path, *command: str | Path) -> None:
+    """Run the command to its end, from where it was stopped."""
+    if start(folder, *command).wait():
+        raise RuntimeError(f"llmjax {command[0]} failed: {(folder / 'log').read_text()[-2000:]}")
+
+
+def disturbed(folder: Path, verb: str, given: tuple[str, ...], *, kills: int, budget: Budget) -> dict[str, Any]:
+    """A run that is killed so often, compared with one that is not. NAME-kills.json says where it was killed."""
+    whole, killed, kept = folder / f"{verb}-whole", folder / f"{verb}-killed", folder / f"{verb}-kills.json"
+    finish(folder, *given, "--workdir", whole)
+    places = json.loads(kept.read_text()) if kept.is_file() else []
+    while len(places) < kills:
+        budget.left()
+        place = kill(folder, verb, (*given, "--workdir", killed), killed, number=len(places))
+        if place is None:
             break  # it ended before its time had come
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        counts[place] += 1
-    if start(folder, *given, "--workdir", killed).wait():
-        raise RuntimeError(f"{verb} did not go on: {(folder / 'log').read_text()[-2000:]}")
+        places.append(place)
+        kept.write_text(json.dumps(places))
+    finish(folder, *given, "--workdir", killed)
     a, b = (flat(llmjax.load(run).params) for run in (whole, killed))
     losses = [[(row["step"], row["loss"]) for row in rows(run)] for run in (whole, killed)]
     return {
-        "kills": counts,
+        "kills": {place: places.count(place) for place in ("start", "rollout", "update", "save")},
         "steps": STEPS,
         "same_parameters": a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a),
         "same_losses": losses[0] == losses[1] and len(losses[0]) == STEPS,
     }
+
+
+def kill(folder: Path, verb: str, command: tuple[str | Path, ...], run: Path, *, number: int) -> str | None:
+    """Start a run and kill it: what it did then; None where it ended by itself."""
+    draw, before = random.Random(f"{verb} {number}"), len(rows(run))
+    process = start(folder, *command)
+    # The first kill comes before any step. Then they wait by turns for a step or a round, and for a checkpoint.
+    wanted = "start" if not number else ("save", "update", "rollout")[number % (3 if verb == "grpo" else 2)]
+    until = before + draw.randrange(1, 3)
+    while process.poll() is None and wanted not in ("start", doing(run, until)):
+        time.sleep(0.0005)
+    if wanted == "start":
+        time.sleep(2 + draw.random())
+    place = doing(run, before + 1)
+    if process.poll() is not None:
+        return None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return place
 
 
 def doing(run: Path, steps: int) -> str:
