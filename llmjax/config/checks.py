@@ -5,7 +5,7 @@ import difflib
 from ml_collections import ConfigDict
 
 from llmjax.config import model_checks, objective_checks, run_checks
-from llmjax.config.ranges import check_ranges
+from llmjax.config.ranges import check_lists, check_ranges
 from llmjax.config.values import flatten
 from llmjax.errors import UserError
 
@@ -109,6 +109,7 @@ def check(c: ConfigDict) -> None:
             hint = f", did you mean {near[0]}?" if near else ";"
             raise UserError(f"{key}={flat[key]!r} is not known{hint} it can be {', '.join(choices)}")
     check_ranges(flat)
+    check_lists(flat)
     for part in (*model_checks.PARTS, *objective_checks.PARTS, *run_checks.PARTS):
         for message in part(c):
             raise UserError(message)

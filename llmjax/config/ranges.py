@@ -121,6 +121,12 @@ RANGES: dict[Range, tuple[str, ...]] = {
     Range(0, 0.5, high_open=True): ("objective.preference.label_smoothing",),
     Range(1, 3): ("parallel.zero",),
 }  # fmt: skip
+# Lists of numbers: the range of each, and whether it is whole. Every other list has texts.
+LISTS: dict[str, tuple[Range, bool]] = {
+    "model.moe.dense": (AT_LEAST_0, True), "eval.pass_at": (AT_LEAST_1, True), "objective.policy.never": (AT_LEAST_0, True),
+    "model.rotary_short_factors": (ABOVE_0, False), "model.rotary_long_factors": (ABOVE_0, False),
+    "objective.mask_split": (ANY, False), "objective.modes": (ANY, False),
+}  # fmt: skip
 RANGE_OF = {key: allowed for allowed, keys in RANGES.items() for key in keys}
 
 
@@ -129,6 +135,26 @@ def check_ranges(flat: Mapping[str, Any]) -> None:
     for key, allowed in RANGE_OF.items():
         if flat[key] not in allowed:
             raise UserError(f"{key}={flat[key]} must be {allowed}")
+
+
+def check_lists(flat: Mapping[str, Any]) -> None:
+    """Raise UserError for the first list with an element of another kind than it holds; `flat`: dotted key -> value."""
+    for key, value in flat.items():
+        if not isinstance(value, tuple):
+            continue
+        allowed, whole = LISTS.get(key, (ANY, False))
+        for element in value:
+            if key in LISTS:
+                right = element in allowed and not (whole and isinstance(element, float))
+            elif key == "parallel.rules":
+                right = isinstance(element, tuple) and len(element) == 2 and isinstance(element[0], str)
+            else:
+                right = isinstance(element, str) or (key == "schedule.drop_at" and type(element) is int)
+            if not right:
+                kind = "rows (regex, axes)" if key == "parallel.rules" else "texts"
+                if key in LISTS:
+                    kind = f"{'whole ' * whole}numbers, each {allowed}"
+                raise UserError(f"{key} has {element!r}: it is a list of {kind}")
 
 
 def number(kind: type[int] | type[float], allowed: Range) -> Callable[[str], int | float]:

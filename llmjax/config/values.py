@@ -4,6 +4,7 @@ import ast
 import difflib
 import functools
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -64,7 +65,9 @@ def _coerce(key: str, value: Any, default: Any) -> Any:
             return int(value)
     elif isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)
-    raise UserError(f"{key}={value!r}: this key takes a {type(default).__name__}, such as {default!r}")
+    kind = "list" if isinstance(default, tuple) else type(default).__name__
+    example = list(default) if isinstance(default, tuple) else default
+    raise UserError(f"{key}={value!r}: this key takes a {kind}, such as {example!r}")
 
 
 def unknown_key(key: str) -> str:
@@ -168,8 +171,9 @@ def parse_duration(value: str | int) -> tuple[float, str]:
     k, M, B or T. Units of time are s, seconds, minutes, hours and days. Raises UserError for anything else.
     """
     units = r"steps?|tokens?|epochs?|s|seconds?|minutes?|hours?|days?|%|"
-    match = re.fullmatch(rf"([0-9][0-9_.]*(?:e[0-9]+)?)\s*([kMBT]?)\s*({units})", str(value).strip())
-    if not match:
+    number = r"[0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?(?:e[0-9]+)?"
+    match = re.fullmatch(rf"({number})\s*([kMBT]?)\s*({units})", str(value).strip())
+    if not match or not math.isfinite(float(match[1]) * 1e12):
         raise UserError(
             f"duration {value!r} is not understood: write 500, '500 steps', '30M tokens', '1.5 epochs', '10%' or "
             "'5 minutes'"
