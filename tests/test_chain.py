@@ -98,6 +98,20 @@ def test_a_chain_that_was_cut_off_goes_on_where_it_was(calls, links, tmp_path):
     assert calls.made == ["more/train", *all_of("last")]
 
 
+def test_a_chain_that_was_moved_goes_on_where_it_was(calls, links, tmp_path):
+    calls.failing.add("last/train")
+    with pytest.raises(OSError, match="cut off"):
+        run(links, tmp_path / "here")
+    calls.failing.clear()
+    calls.made.clear()
+    (tmp_path / "here").rename(tmp_path / "there")
+    run(links, tmp_path / "there")
+    assert calls.made == ["last/train"]
+    assert calls.starts["last"][-1] == str(tmp_path / "there" / "more")
+    run(links, tmp_path / "there")
+    assert calls.made == ["last/train"]
+
+
 def test_every_link_is_checked_before_the_first_one_begins(calls, links, tmp_path):
     calls.refusing.add("last/tokenizer")
     calls.refusing.add("last/prepare")

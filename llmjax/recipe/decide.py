@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from llmjax.config import changes
 from llmjax.errors import UserError
 from llmjax.recipe import record
-from llmjax.recipe.stages import TRAINED, dependencies, stage_of
+from llmjax.recipe.stages import START, TRAINED, dependencies, stage_of
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,12 @@ class Task:
     again: bool = False  # changed settings may replace a training; a single stage runs again even if nothing changed
 
     def wanted(self, stage: str) -> dict[str, Any]:
-        """What a stage depends on."""
-        return dependencies(self.c, stage, files=self.files, start=self.start)
+        """What a stage depends on. A start that is the same training as before keeps the path it had: a chain was moved."""
+        found = dependencies(self.c, stage, files=self.files, start=self.start)
+        before = record.read(self.workdir).get(stage, {}).get("settings", {})
+        if self.start and "train.init_from" in before and before.get(START) == self.start:
+            found["train.init_from"] = before["train.init_from"]
+        return found
 
 
 @dataclass(frozen=True)
