@@ -4,9 +4,9 @@
     python benchmarks/quickstart_changes.py --only seeds
     git worktree add /tmp/base c4ef595 && python benchmarks/quickstart_changes.py --only cost --base /tmp/base
 
-Each arm has the changes of the arms before it, but for the rows of 512. Arms are short, and are measured on all held-out
+Each arm up to width 128 has the changes of the arms before it, but for the rows of 512. Arms are short, and are measured on all held-out
 text in rows of the training's length, which gives a token less context than `llmjax eval`. `seeds` runs the config as it
-is for as many steps as its time gives, three times, and takes the figure of `llmjax eval`. `cost` is CPU seconds a step
+is for about as many steps as its time gives, and takes the figure of `llmjax eval`. `cost` is CPU seconds a step
 here and in a checkout of an earlier commit, by turns. Steps and CPU seconds are compared, never minutes: the machine may
 be shared. Runs that are there already are not made again. An arm takes 2 minutes of one core, a seed 10.
 """
@@ -31,7 +31,11 @@ ARMS: dict[str, tuple[int, tuple[str, ...]]] = {  # steps, and what differs from
     "convolution before attention": (120, (WIDE, "model.qk_norm=False")),
     "queries and keys normalised": (120, (WIDE,)),
     "4 rows of 512 for 8 of 256": (120, (WIDE, "train.sequence_length=512", "train.batch_size=4")),
-    "width 128 for 192": (230, ()),  # for the same CPU seconds
+    "width 128 for 192": (230, ()),  # for the same CPU seconds, as those below
+    "AdamW's rate .02 for .01": (230, ("optimizer.learning_rate=0.02",)),
+    "Muon's rate .04 for .02": (230, ("optimizer.muon_learning_rate=0.04",)),
+    "width 96": (310, ("model.width=96",)),
+    "3 layers": (290, ("model.layers=3",)),
 }
 SCREEN = ("train.eval_every=100%", "train.eval_batches=60", "checkpoint.every=100%")
 
@@ -60,17 +64,24 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def screen(name: str, folder: Path, shared: Path) -> dict[str, Any]:
     """One arm."""
-    prepared(folder, shared)
     steps, changes = ARMS[name]
-    settings = (f"train.duration={steps} steps", *SCREEN, *changes)
-    assert start(folder, settings, stages='["prepare","tokenizer","train"]').wait() == 0
-    rows = rows_of(folder)
-    measured = [row["heldout_bits_per_byte"] for row in rows if "heldout_bits_per_byte" in row]
-    losses = [row["loss"] for row in rows if "loss" in row]
+
+    def measured() -> list[float]:
+        return [
+            row["heldout_bits_per_byte"]
+            for row in rows_of(folder)
+            if row.get("step") == steps and "heldout_bits_per_byte" in row
+        ]
+
+    if not measured():
+        prepared(folder, shared)
+        settings = (f"train.duration={steps} steps", *SCREEN, *changes)
+        assert start(folder, settings, stages='["prepare","tokenizer","train"]').wait() == 0
+    losses = [row["loss"] for row in rows_of(folder) if "loss" in row]
     return {
         "settings": list(changes),
         "steps": len(losses),
-        "heldout_bits_per_byte": measured[-1],
+        "heldout_bits_per_byte": measured()[-1],
         "training_loss_of_last_30_steps": float(np.mean(losses[-30:])),
     }
 
@@ -106,6 +117,7 @@ def main() -> int:
     parser = make_parser(__doc__, out=ROOT / "results" / "quickstart_changes.json")
     parser.add_argument("--only", default=",".join((*ARMS, "seeds")), help="arms, seeds, cost, with commas")
     parser.add_argument("--base", type=Path, help="for cost: a checkout of the commit to compare with")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, for seeds")
     parser.add_argument("--turns", type=int, default=2, help="for cost")
     parser.add_argument(
         "--workdir", type=Path, default=ROOT / "runs" / "quickstart-changes", help="the folder of all runs"
@@ -117,7 +129,7 @@ def main() -> int:
         if name in ARMS and name not in found.get("arms", {}):
             found.setdefault("arms", {})[name] = screen(name, args.workdir / name.replace(" ", "-"), shared)
         elif name == "seeds":
-            for number in range(len(found.get("seeds", ())), 3):
+            for number in range(len(found.get("seeds", ())), args.seeds):
                 found.setdefault("seeds", []).append(seed(number, args.workdir / f"seed-{number}", shared))
         elif name == "cost":
             sides = {"base": args.base.resolve(), "here": ROOT}

@@ -4,7 +4,7 @@
     llmjax run --config configs/quickstart.py:hour       a larger model, within an hour, of which 36 minutes train
     llmjax run --config configs/quickstart.py --config.data.sources='["my_notes/"]' --workdir runs/notes
 
-`make quickstart` runs the first of these. The time is fixed, so a faster machine takes more steps (about 1,150 on 2
+`make quickstart` runs the first of these. The time is fixed, so a faster machine takes more steps (about 1,100 on 2
 cores) and ends with a lower loss. The text is what every Python carries: the library's own sources, the docstrings of
 its compiled modules and the topics of `help()`, 12 MB. One module in ten of at most 64 KiB is held out, whole: a
 larger one would be most of the measure. Results: README.md and results/quickstart.json.
