@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import functools
 import json
+import sys
 import time
 from typing import Any, Literal, TypedDict
 
@@ -141,6 +142,60 @@ def test_arguments_are_checked_against_the_schema(arguments, wrong):
     }  # fmt: skip
     found = schemas.problem(arguments, schema)
     assert (found == "") == (wrong == "") and wrong in found
+
+
+def test_a_function_gets_values_of_its_types():
+    def f(
+        size: Size, guests: list[Guest] | None = None, by: dict[str, Size] | None = None, place: Place | None = None
+    ) -> str:
+        return repr((size, guests, by, place))
+
+    made = tools.from_function(f)
+    given = {"size": "large", "guests": [{"name": "A"}], "by": {"x": "small"}, "place": {"city": "Oslo"}}
+    assert not schemas.problem(given, made.schema)
+    assert react.run_tool(made, react.Call("f", given), 5) == (
+        repr((Size.LARGE, [Guest("A")], {"x": Size.SMALL}, {"city": "Oslo"})), False,
+    )  # fmt: skip
+
+
+def test_whatever_a_function_returns_or_raises_is_a_result():
+    async def later(x: int) -> int:
+        return x
+
+    async def several():  # type: ignore[no-untyped-def]
+        yield 1
+
+    def numbers():  # type: ignore[no-untyped-def]
+        yield from (1, 2)
+
+    def pairs():  # type: ignore[no-untyped-def]
+        return {(1, 2): 3}
+
+    def leave() -> None:
+        sys.exit("no paper")
+
+    results = [
+        react.run_tool(tools.from_function(f), react.Call(f.__name__, given), 5)
+        for f, given in ((later, {"x": 7}), (several, {}), (numbers, {}), (pairs, {}), (leave, {}))
+    ]
+    assert results == [
+        ("7", False), ("[1]", False), ("[1, 2]", False), ("{(1, 2): 3}", False), ("SystemExit: no paper", True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.py", "\nimport nothing_here", "line 2 cannot be run: ModuleNotFoundError"), ("a.py", "def f(:", "cannot be run: SyntaxError"),
+        ("a.py", "import sys\nsys.exit(0)", "line 2 cannot be run: SystemExit"), ("a.txt", "def f(): pass", "no file of tools"),
+        ("a.py", "def f(x: 'Foo'): pass", "a type of the tool 'f' is not known"),
+        ("a.py", "from typing import Literal\ndef f(x: Literal[b'a']): pass", "may be b'a', which JSON does not have"),
+    ],
+)  # fmt: skip
+def test_a_file_that_holds_no_tools_is_an_error_with_its_line(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        tools.load(tmp_path / name)
 
 
 def test_a_function_that_is_no_tool_is_an_error():

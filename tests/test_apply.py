@@ -84,6 +84,8 @@ def test_a_translation_keeps_paragraphs_and_says_which_numbers_it_lacks():
 
 def test_only_a_label_can_be_written():
     pytest.importorskip("llguidance")
+    _, (long,) = asking.scripted(texts.classified("x", labels=["a", "é" * 99]), lambda asked: '"a"')
+    assert long["asked"]["max_new_tokens"] > len(('"' + "é" * 99 + '"').encode())  # or its JSON is cut
     _, (one,) = asking.scripted(texts.classified("x", labels=["good", 'very "bad"']), lambda asked: '"good"')
     tokenizer = byte_tokenizer()
     begun = constrained.compiled(constrained.vocabulary(tokenizer), "json_schema", one["asked"]["json_schema"])

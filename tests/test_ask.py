@@ -17,6 +17,7 @@ from llmjax.infer.engine import Engine
 from llmjax.retrieve import questions
 from llmjax.retrieve.database import ask, grammar
 from llmjax.retrieve.database.execute import Database, open_database
+from llmjax.retrieve.database.schema import quoted as quoted_name
 from llmjax.retrieve.database.score import same_rows
 
 pytest.importorskip("llguidance")
@@ -263,3 +264,68 @@ def test_a_database_in_wal_mode_is_read_without_a_trace(tmp_path):
     db.close()
     assert open_database(path).query("SELECT a FROM t").rows == ((5,),)
     assert [p.name for p in tmp_path.iterdir()] == ["wal.sqlite"]
+
+
+ODD = (
+    "Price (€)",
+    "a<b>",
+    "Temp °C",
+    "tab\tand\nline",
+    'dq"x',
+    "it's",
+    "[b]",
+    "back\\slash",
+    "em—dash",
+    "😀",
+    "none",
+    "Sales, 2024",
+    "\x7f",
+)
+
+
+def test_names_of_any_characters_can_be_chosen_written_and_read(tmp_path):
+    path = tmp_path / "odd.sqlite"
+    with sqlite3.connect(path) as db:
+        for name in ODD:
+            quoted = '"' + name.replace('"', '""') + '"'
+            db.execute(f"CREATE TABLE {quoted} ({quoted} INTEGER, twice INTEGER GENERATED ALWAYS AS ({quoted} * 2))")
+            db.execute(f"INSERT INTO {quoted} VALUES (4)")
+    db.close()
+    odd = open_database(path)
+    for name in ODD:
+        (written,) = (one for one, table in grammar._listed(odd.schema).items() if table == name)
+        sql = f"SELECT {quoted_name(name)}, twice FROM {quoted_name(name)}"
+        assert answered(odd, "How many?", written, sql).rows == ((4, 8),), name
+        assert grammar.accepts(grammar.full(odd.schema), sql)
+        assert odd.schema.table(name).sample == ((4, 8),)
+    both = ask.ask(odd, "How many?", today=TODAY)
+    assert grammar.chosen(odd.schema, '"Sales, 2024", "none", a<b>, a<b>, Temp') == [
+        "Sales, 2024",
+        "none",
+        "a<b>",
+    ]  # cut
+    assert asking.scripted(both, lambda asked: "Temp")[0].refused
+
+
+def test_files_of_parquet_may_have_any_names(tmp_path):
+    parquet, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    pytest.importorskip("duckdb")
+    folder = tmp_path / "it's [1]"
+    (folder / "folder.parquet").mkdir(parents=True)
+    for name in ("it's", "sales [2024]", "star*"):
+        parquet.write_table(pa.table({"n": [len(name)]}), folder / f"{name}.parquet")
+    odd = open_database(folder)
+    assert [(table.name, table.sample) for table in odd.schema.tables] == [
+        ("it's", ((4,),)), ("sales [2024]", ((12,),)), ("star*", ((5,),)),
+    ]  # fmt: skip
+
+
+def test_a_database_that_is_damaged_behind_its_beginning_is_an_error(tmp_path):
+    path = tmp_path / "d.sqlite"
+    with sqlite3.connect(path) as db:
+        db.executescript("".join(f"CREATE TABLE t{i} (a, b, c, d, e, f, g, h);" for i in range(200)))
+    db.close()
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))
+    with pytest.raises(UserError, match="cannot read"):
+        _ = open_database(path).schema

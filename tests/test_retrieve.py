@@ -15,7 +15,7 @@ from llmjax.errors import UserError
 from llmjax.infer import asking
 from llmjax.retrieve.database import grammar as sql_grammar
 from llmjax.retrieve.documents import ask, blocks, cite, measures, task
-from llmjax.retrieve.documents.index import Index, fused, query_words
+from llmjax.retrieve.documents.index import Index, Passage, fused, query_words
 
 MARKDOWN = """\
 Before any heading.
@@ -394,6 +394,35 @@ def test_a_damaged_index_is_an_error_that_says_how_to_mend_it(tmp_path):
     (tmp_path / "index.sqlite").write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 20)
     with pytest.raises(UserError, match="remove it"):
         Index(tmp_path)
+
+
+def test_names_that_are_no_utf8_are_indexed_apart(tmp_path):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for name, word in ((b"\xff.txt", "Apples"), (b"\xfe.txt", "Pears")):
+        try:
+            (folder / os.fsdecode(name)).write_text(f"{word} grow on trees in the garden.")
+        except OSError:
+            pytest.skip("the file system has names in UTF-8 only")
+    with Index(tmp_path / "index") as index:
+        assert index.update(folder).read == 2 and paths(index, "apples") == ["\\udcff.txt"]
+        assert index.update(folder).unchanged == 2
+
+
+def test_an_index_is_searched_while_another_process_writes_it(folder, tmp_path):
+    with Index(tmp_path) as index:
+        index.update(folder)
+        with index._writing(), Index(tmp_path) as other:
+            assert paths(other, "when did the Vasa sink?") == ["deep/ships.txt"]
+            other._db.execute("PRAGMA busy_timeout=0")
+            with pytest.raises(UserError, match="another process"):
+                other.update(folder)
+
+
+def test_a_passage_with_control_characters_can_be_quoted():
+    for text in ("Pears\x7f are \x01 green and grow on trees.", "short\x7f"):
+        accepted = ask.grammar([Passage(1, 1, "a", 0, len(text), "", text, 1.0)])
+        assert sql_grammar.accepts(accepted, f'[1] "{" ".join(text.split())}" Pears are green.'), text
 
 
 def test_rows_of_answers_are_json(folder, tmp_path):

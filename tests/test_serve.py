@@ -209,6 +209,24 @@ def test_bug_5_an_answer_without_calls_has_no_key_for_them(client):
     assert "tool_calls" not in message and isinstance(message["content"], str)
 
 
+def test_arguments_follow_schemas_whose_properties_stand_elsewhere_and_are_objects(client):
+    inner = {"type": "object", "properties": {"a": {"enum": ["x"]}}, "required": ["a"], "additionalProperties": False}
+    for schema in ({"$ref": "#/$defs/A", "$defs": {"A": inner}}, {"anyOf": [inner]}, {"allOf": [inner]}):
+        tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+        message = client.chat(tools=tools, tool_choice="required", parallel_tool_calls=False, max_tokens=80).json[
+            "choices"
+        ][0]["message"]
+        assert json.loads(message["tool_calls"][0]["function"]["arguments"]) == {"a": "x"}, schema
+    tools[0]["function"]["parameters"] = {"type": "string"}
+    assert client.chat(tools=tools).error["param"] == "tools[0].function.parameters.type"
+
+
+def test_calls_of_earlier_messages_have_arguments_in_clean_json(client):
+    for arguments in ("[" * 100_000, '"\\ud800"', "{", '{"a": NaN}'):
+        messages = [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}]
+        assert client.chat(messages=messages).error["param"] == "messages[0].tool_calls[0].function.arguments"
+
+
 def test_bug_6_null_is_the_same_as_absent_in_every_field(client):
     names = (
         "model", "temperature", "top_p", "n", "stop", "seed", "stream", "stream_options", "logprobs", "top_logprobs",

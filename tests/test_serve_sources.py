@@ -144,6 +144,22 @@ def test_a_database_that_is_gone_is_an_error_without_its_path(client, song, monk
         away.rename(song)
 
 
+def test_an_index_that_is_gone_or_damaged_is_an_error_and_no_empty_answer(client, monkeypatch, tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "ships.md").write_text("The Vasa sank in 1628 before Stockholm.\n")
+    source = sources.documents(tmp_path / "docs", tmp_path / "index")
+    monkeypatch.setitem(client.server.sources, "docs", source)
+    for mend in (
+        lambda path: path.write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 20),
+        lambda path: path.unlink(),
+    ):
+        mend(tmp_path / "index" / "index.sqlite")
+        answer = asked(client, monkeypatch, source="docs", question="When did the Vasa sink?")
+        assert (
+            answer.status == 503 and answer.error["code"] == "source_unavailable" and str(tmp_path) not in answer.text
+        )
+
+
 def test_questions_of_a_client_that_leaves_end_and_their_place_is_free(client, monkeypatch):
     began, go_on = threading.Event(), threading.Event()
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmjax.agents.schemas import problem, undescribed
-from llmjax.agents.tools import Tool, listed
+from llmjax.agents.tools import Tool, finished, listed
 from llmjax.data.chat import Message
 from llmjax.infer.asking import Ask, Conversation
 
@@ -226,17 +226,23 @@ def run_tool(tool: Tool, call: Call, seconds: float) -> tuple[str, bool]:
 
     def work() -> None:
         try:
-            value = tool.run(**call.arguments)
-            found.append(
-                (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str), False)
-            )
-        except Exception as error:  # a tool's error is a result, which the model may mend
+            found.append((_text_of(finished(tool.run(**call.arguments))), False))
+        except BaseException as error:  # a result, which the model may mend; sys.exit too
             found.append((f"{type(error).__name__}: {error}", True))
 
     thread = threading.Thread(target=work, name=f"tool {tool.name}", daemon=True)
     thread.start()
     thread.join(max(seconds, 0.0))
     return found[0] if found else (f"the tool took more than {seconds:.0f} s", True)
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError):  # keys that are no texts, or a value within itself
+        return str(value)
 
 
 def recorded(row: Mapping[str, Any]) -> dict[str, Any]:

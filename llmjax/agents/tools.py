@@ -12,22 +12,27 @@
 
 The effect decides who must agree to a call: "read" runs freely, "write" asks unless writes are allowed, "ask" always asks.
 Types are str, int, float, bool, None, Literal, Enum, lists, dicts with text keys, unions, dataclasses and TypedDicts.
+The function gets values of these types. It may be asynchronous, and it may yield its results.
 """
 
+import asyncio
 import dataclasses
 import enum
+import functools
 import importlib.util
 import inspect
 import json
 import re
 import sys
+import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmjax.agents.schemas import problem
 from llmjax.errors import UserError
 
 EFFECTS = ("read", "write", "ask")
@@ -77,7 +82,10 @@ def from_function(function: Callable[..., Any], *, effect: str = "", trusted: bo
         raise UserError(f"the tool {name!r} must have a name of letters, digits, _ and -, at most 64 of them")
     marked = getattr(function, "__tool__", ("ask", False))
     described, about = _described(inspect.getdoc(function) or "")
-    hints = typing.get_type_hints(function)
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError as error:
+        raise UserError(f"a type of the tool {name!r} is not known: {error}") from error
     properties: dict[str, Any] = {}
     required = []
     for parameter in inspect.signature(function).parameters.values():
@@ -92,7 +100,51 @@ def from_function(function: Callable[..., Any], *, effect: str = "", trusted: bo
         if parameter.default is parameter.empty:
             required.append(parameter.name)
     schema = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-    return Tool(name, described, schema, function, effect or marked[0], trusted or marked[1])
+    run = functools.partial(_called, function, hints) if any(map(_is_made, hints.values())) else function
+    return Tool(name, described, schema, run, effect or marked[0], trusted or marked[1])
+
+
+def _called(function: Callable[..., Any], hints: Mapping[str, Any], **arguments: Any) -> Any:
+    return function(**{name: _made(value, hints[name]) for name, value in arguments.items()})
+
+
+def _is_made(hint: Any) -> bool:
+    """Whether values of a type are not those of JSON: members of an Enum, and dataclasses, also within others."""
+    if dataclasses.is_dataclass(hint) or (inspect.isclass(hint) and issubclass(hint, enum.Enum)):
+        return True
+    inner = typing.get_type_hints(hint).values() if typing.is_typeddict(hint) else typing.get_args(hint)
+    return typing.get_origin(hint) is not typing.Literal and any(map(_is_made, inner))
+
+
+def _made(value: Any, hint: Any) -> Any:
+    """A value of JSON, which is of the type's schema, as a value of the type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _made(value, arguments[0])
+    if inspect.isclass(hint) and issubclass(hint, enum.Enum):
+        return hint(value)
+    if origin in (typing.Union, types.UnionType):
+        fits = (one for one in arguments if not problem(value, schema_of(one, "")))
+        return _made(value, next(fits, Any))
+    if origin in (list, Sequence):
+        return [_made(one, arguments[0]) for one in value]
+    if origin in (dict, Mapping):
+        return {name: _made(one, arguments[1]) for name, one in value.items()}
+    if dataclasses.is_dataclass(hint) or typing.is_typeddict(hint):
+        hints = typing.get_type_hints(hint)
+        return hint(**{name: _made(one, hints[name]) for name, one in value.items()})
+    return value
+
+
+def finished(value: Any) -> Any:
+    """What a function returned, when it is done: the result of a coroutine, and all that a generator yields."""
+    if inspect.isawaitable(value) or inspect.isasyncgen(value):
+        return asyncio.run(_awaited(value))
+    return list(value) if isinstance(value, Iterator) else value
+
+
+async def _awaited(value: Any) -> Any:
+    return [one async for one in value] if inspect.isasyncgen(value) else await value
 
 
 def load(path: Path) -> list[Tool]:
@@ -103,10 +155,16 @@ def load(path: Path) -> list[Tool]:
     if not path.is_file():
         raise UserError(f"there is no file {path} with tools")
     spec = importlib.util.spec_from_file_location(f"llmjax_tools_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is no file of tools: give a Python file (.py), or an OpenAPI file (.yaml, .json)")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where types of the file are looked up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        lines = [one.lineno for one in traceback.extract_tb(error.__traceback__) if one.filename == str(path)]
+        where = f", line {lines[-1]}" if lines else ""
+        raise UserError(f"{path}{where} cannot be run: {type(error).__name__}: {error}") from error
     own = [f for f in vars(module).values() if inspect.isfunction(f) and f.__module__ == spec.name]
     marked = [f for f in own if hasattr(f, "__tool__")] or [f for f in own if not f.__name__.startswith("_")]
     if not marked:
@@ -121,10 +179,11 @@ def schema_of(hint: Any, where: str) -> dict[str, Any]:
         return schema_of(arguments[0], where)
     if hint in PLAIN:
         return dict(PLAIN[hint])
-    if origin is typing.Literal:
-        return {"enum": list(arguments)}
-    if inspect.isclass(hint) and issubclass(hint, enum.Enum):
-        return {"enum": [one.value for one in hint]}
+    values = [one.value for one in hint] if inspect.isclass(hint) and issubclass(hint, enum.Enum) else arguments
+    if values is not arguments or origin is typing.Literal:
+        if wrong := [one for one in values if type(one) not in PLAIN]:
+            raise UserError(f"{where} may be {wrong[0]!r}, which JSON does not have: use texts and numbers")
+        return {"enum": list(values)}
     if origin in (typing.Union, types.UnionType):
         return {"anyOf": [schema_of(one, where) for one in arguments]}
     if hint is list or origin in (list, Sequence):

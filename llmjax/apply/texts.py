@@ -84,8 +84,9 @@ def translated(text: str, *, language: str) -> Conversation[dict[str, Any]]:
 
 def classified(text: str, *, labels: Sequence[str], about: str = "") -> Conversation[dict[str, Any]]:
     """The label of a text, which is one of those given."""
+    longest = max(64, *(len(json.dumps(label)) + 1 for label in labels))  # tokens, which may be single bytes
     system = f"You say which class a text belongs to: {', '.join(labels)}. {about}".strip()
-    written = yield Ask("label", (_prompt(system, text),), json_schema=json.dumps({"enum": list(labels)}), max_new_tokens=64)  # fmt: skip
+    written = yield Ask("label", (_prompt(system, text),), json_schema=json.dumps({"enum": list(labels)}), max_new_tokens=longest)  # fmt: skip
     return {"label": json.loads(written)}
 
 

@@ -173,5 +173,10 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int = 0) -> Any:
     return llguidance.LLTokenizer(llguidance.TokenizerWrapper(Pieces()), n_vocab=count, eos_token=end)
 
 
+def literal(text: str) -> str:
+    """The text as a string of Lark's notation, which is that of JSON but for DEL."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _first_line(message: str) -> str:
     return message.strip().split("\n<state>", 1)[0].strip()

@@ -1,6 +1,5 @@
 """POST /v1/chat/completions."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from llmjax.serve.calls import Call
 from llmjax.serve.choices import Delta, Written, usage
 from llmjax.serve.fields import choices_of, form_of, likeliest_of, requests_of, schema_of
 from llmjax.serve.log_probs import chat_form
-from llmjax.serve.messages import ROLES, ChatBody, Sampled
+from llmjax.serve.messages import ROLES, ChatBody, Sampled, parse
 from llmjax.serve.refusals import Refusal
 from llmjax.serve.server import Served, new_id
 from llmjax.serve.tickets import Ticket
@@ -153,12 +152,10 @@ def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
             raise Refusal(400, f"{where}[{number}].function must have a name", param=f"{where}[{number}].function")
         arguments = function.get("arguments") or "{}"
         try:
-            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-        except ValueError as error:
-            raise Refusal(
-                400, f"{where}[{number}].function.arguments is no JSON: {error}",
-                param=f"{where}[{number}].function.arguments",
-            ) from error  # fmt: skip
+            arguments = parse(arguments.encode()) if isinstance(arguments, str) else arguments
+        except Refusal as refusal:
+            at = f"{where}[{number}].function.arguments"
+            raise Refusal(400, f"{at}: {refusal.message.replace('the body', 'it')}", param=at) from refusal
         found.append({**call, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
     return found
 

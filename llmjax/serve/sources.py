@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmjax.errors import UserError
 from llmjax.infer.asking import Conversation
 from llmjax.progress import counter
 from llmjax.serve.messages import GivenFile
@@ -57,7 +58,7 @@ def database(path: Path) -> Source:
     _ = open_database(path).schema
     place = path.resolve()
     return Source(
-        place.name if place.is_dir() else place.stem,
+        _name(place.name if place.is_dir() else place.stem),
         "database",
         begin,
         lambda answer: safe(answer).row(),
@@ -77,9 +78,16 @@ def documents(path: Path, index: Path) -> Source:
         opened.update(path, tell=counter("reading", " files"))
 
     def begin(question: str, today: str) -> "Conversation[Answer]":
+        if not opened.path.is_file():  # an empty one would be made
+            raise UserError(f"{opened.path} is gone: start the server again, which makes it anew")
         return _conversation(functools.partial(Index, index), question)
 
-    return Source(path.resolve().name, "documents", begin, shown_documents, lambda answer: answer.text)
+    return Source(_name(path.resolve().name), "documents", begin, shown_documents, lambda answer: answer.text)
+
+
+def _name(name: str) -> str:
+    """A name of a file in UTF-8, which it may not be."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def files(given: Sequence[GivenFile]) -> Source:

@@ -18,6 +18,7 @@ from llmjax.serve.refusals import Refusal
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
 NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"((?:[^"\\]|\\.)*)"\s*,\s*"arguments"\s*:\s*(?=\{)')
+COMBINED = ("$ref", "anyOf", "oneOf", "allOf")  # a schema with one of these has its properties elsewhere
 LONGEST_HEAD = 1000  # characters before the arguments: more is no call
 MOST_TOOLS, MOST_CHARACTERS = 128, 1 << 16
 INTRODUCTION = (
@@ -49,6 +50,8 @@ def chosen(tools: Sequence[Tool] | None, choice: Any, parallel: bool | None) -> 
         if not NAME.fullmatch(name) or name in names[:number]:
             why = "occurs twice" if name in names[:number] else "must be 1 to 64 letters, digits, _ and -"
             raise Refusal(400, f"the name {name[:80]!r} {why}", param=f"tools[{number}].function.name")
+        if (tools[number].function.parameters or {}).get("type", "object") != "object":
+            raise Refusal(400, "arguments are an object", param=f"tools[{number}].function.parameters.type")
     if choice in (None, "auto", "none", "required"):
         if choice == "required" and not tools:
             raise Refusal(400, "tool_choice is required, and there are no tools", param="tool_choice")
@@ -64,7 +67,10 @@ def chosen(tools: Sequence[Tool] | None, choice: Any, parallel: bool | None) -> 
 
 def schema_of(tool: Tool) -> dict[str, Any]:
     """The JSON schema of a tool's arguments. No argument can be invented, unless the schema permits others."""
-    return {"type": "object", "properties": {}, "additionalProperties": False, **(tool.function.parameters or {})}
+    given = tool.function.parameters or {}
+    if any(key in given for key in COMBINED):
+        return {"type": "object", **given}
+    return {"type": "object", "properties": {}, "additionalProperties": False, **given}
 
 
 def call_schema(tool: Tool) -> dict[str, Any]:

@@ -65,13 +65,14 @@ def ask(
     tables: Sequence[Table] = schema.tables
     constraint = {"scoped": "", "full": grammar.full(schema), "none": ""}[form]
     if form == "scoped":
-        chosen = yield Ask(
+        text = yield Ask(
             "tables", (_messages(CHOOSE, f"Tables:\n{listed(tables)}\n\nQuestion: {question}\nTables:"),),
             grammar=grammar.choice(schema), max_new_tokens=64,
         )  # fmt: skip
-        if chosen == "none":
+        names = grammar.chosen(schema, text)
+        if not names:
             return Answer(refused=True, reason="the model found no table that holds the answer")
-        joins = schema.joined(list(dict.fromkeys(chosen.split(", "))))
+        joins = schema.joined(names)
         tables, constraint = [schema.table(join.table) for join in joins], grammar.scoped(schema, joins)
     values = [
         f"{table}.{column} has '{value}'"

@@ -80,7 +80,9 @@ class Sqlite:
         # A database in WAL mode cannot be opened for reading only without its -shm file, unless it is said not to change.
         still = "&immutable=1" if not os.path.exists(f"{path}-wal") and _is_wal(path) else ""
         try:
-            self._db = sqlite3.connect(f"file:{quote(path)}?mode=ro{still}", uri=True, isolation_level=None)
+            self._db = sqlite3.connect(
+                f"file:{quote(os.fsencode(path))}?mode=ro{still}", uri=True, isolation_level=None
+            )
             for setting in ("query_only=ON", "trusted_schema=OFF", "cell_size_check=ON", "temp_store=MEMORY"):
                 self._db.execute(f"PRAGMA {setting}")
             self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # reads the schema before the limits hold
@@ -96,12 +98,17 @@ class Sqlite:
         """The tables and views with their columns and foreign keys; not SQLite's own and not virtual ones."""
         found = []
         listed = "SELECT name, type, sql FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY rowid"
-        for name, kind, sql in self._db.execute(listed).fetchall():
+        try:
+            known = self._db.execute(listed).fetchall()
+        except sqlite3.Error as error:
+            raise Refused("database", f"SQLite cannot read it: {error}") from error
+        for name, kind, sql in known:
             if name.startswith("sqlite_") or re.match(r"\s*CREATE\s+VIRTUAL", sql or "", re.I):
                 continue
             quoted = '"' + name.replace('"', '""') + '"'
             try:
-                rows = self._db.execute(f"PRAGMA table_info({quoted})").fetchall()
+                # Generated columns are among these; those that only virtual tables hide are left out.
+                rows = [row for row in self._db.execute(f"PRAGMA table_xinfo({quoted})").fetchall() if row[6] != 1]
                 links = self._db.execute(f"PRAGMA foreign_key_list({quoted})").fetchall()
             except sqlite3.Error:  # a view of a table that is gone
                 continue
@@ -203,16 +210,15 @@ class Duck:
                 self._db = duckdb.connect(given["path"], read_only=True, config=fixed)
             else:
                 self._db = duckdb.connect(":memory:", config=fixed)
-                files = [os.path.abspath(file) for file in given["files"]]
-                for file in files:
-                    name = os.path.basename(file).rsplit(".", 1)[0].replace('"', '""')
-                    text = file.replace("'", "''")
-                    self._db.execute(f"CREATE VIEW \"{name}\" AS SELECT * FROM read_parquet('{text}')")
-                self._db.execute(f"SET allowed_paths={files!r}")
+                files = {os.path.basename(file).rsplit(".", 1)[0]: _plain_path(file) for file in given["files"]}
+                for name, file in files.items():
+                    name = name.replace('"', '""')
+                    self._db.execute(f'CREATE VIEW "{name}" AS SELECT * FROM read_parquet({_quoted(file)})')
+                self._db.execute(f"SET allowed_paths=[{', '.join(map(_quoted, files.values()))}]")
             for setting in ("enable_external_access=false", "autoinstall_known_extensions=false",
                             "autoload_known_extensions=false", "lock_configuration=true"):  # fmt: skip
                 self._db.execute(f"SET {setting}")
-        except self._error as error:
+        except (self._error, OSError) as error:
             raise Refused("database", f"DuckDB cannot read it: {_first_line(error)}") from error
 
     def tables(self) -> list[dict[str, Any]]:
@@ -422,6 +428,17 @@ def _cell(value: Any) -> tuple[Any, int]:
     text = value if isinstance(value, str) else str(value)
     text = text.encode("utf-8", "replace").decode()
     return (text, len(text)) if len(text) <= CELL_BYTES else (f"{text[:CELL_BYTES]}\u2026", CELL_BYTES)
+
+
+def _plain_path(path: str) -> str:
+    """A path by which DuckDB opens this file and no other: some characters would stand for other names."""
+    path = os.path.abspath(path)
+    return f"/dev/fd/{os.open(path, os.O_RDONLY)}" if re.search(r"[\[*?\\]", path) else path
+
+
+def _quoted(text: str) -> str:
+    """The text as a string of SQL."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _nodes(value: Any) -> Iterator[dict[str, Any]]:

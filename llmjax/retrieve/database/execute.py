@@ -102,7 +102,7 @@ def open_database(path: Path) -> Database:
     """
     path = path.expanduser().absolute()
     if path.is_dir():
-        files = tuple(str(file) for file in sorted(path.glob("*.parquet")))
+        files = tuple(str(file) for file in sorted(path.glob("*.parquet")) if file.is_file())
         if not files:
             raise UserError(f"{path} has no .parquet files: give them, or a file of SQLite or DuckDB")
         return Database(path, "parquet", files)

@@ -140,7 +140,7 @@ def scoped(schema: Schema, joins: Sequence[Join]) -> str:
     dates = [one for one in columns if DATE_TYPES.search(one[2])]
     texts = [one for one in columns if one not in numbers and (one not in dates or sqlite)]
     year = ('"strftime(\'%Y\', " DATED ")"' if sqlite else '"year(" DATED ")"') if dates else ""
-    compared = "".join(f" | {_literal(text)}" for text in _memberships(schema, tables, alone=alone))
+    compared = "".join(f" | {constrained.literal(text)}" for text in _memberships(schema, tables, alone=alone))
     rules = []
     if numbers:
         compared += ' | NUMERIC COMPARE NUMBER | NUMERIC " BETWEEN " NUMBER " AND " NUMBER | NUMERIC " = " extreme'
@@ -149,7 +149,7 @@ def scoped(schema: Schema, joins: Sequence[Join]) -> str:
             for table, name, _ in numbers
             for f in ("MAX", "MIN")
         ]
-        rules += [f"NUMERIC: /{written(numbers)}/", "extreme: " + " | ".join(map(_literal, extremes))]
+        rules += [f"NUMERIC: /{written(numbers)}/", "extreme: " + " | ".join(map(constrained.literal, extremes))]
     if texts:
         compared += ' | TEXT COMPARE STRING | TEXT " LIKE " STRING'
         rules.append(f"TEXT: /{written(texts)}/")
@@ -163,7 +163,7 @@ def scoped(schema: Schema, joins: Sequence[Join]) -> str:
         dated=f" | {year}" if dates else "",
         numeric=f' | {total} | "ROUND(" {total} ", " DIGIT ")"' if numbers else "",
         compared=compared,
-        source=_literal(" FROM " + source(joins)),
+        source=constrained.literal(" FROM " + source(joins)),
         columns=written(columns),
     )
     return "\n".join([head, *rules])
@@ -171,8 +171,24 @@ def scoped(schema: Schema, joins: Sequence[Join]) -> str:
 
 def choice(schema: Schema) -> str:
     """The grammar of the tables that a question needs, or "none"."""
-    names = " | ".join(_literal(table.name) for table in schema.tables)
+    names = " | ".join(map(constrained.literal, _listed(schema)))
     return f'start: "none" | table (", " table){{0,{MOST_TABLES - 1}}}\ntable: {names}\n'
+
+
+def chosen(schema: Schema, text: str) -> list[str]:
+    """The tables in a sentence of `choice`, each once. A name that was cut off is left out."""
+    names = _listed(schema)
+    pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    return list(dict.fromkeys(names[name] for name in re.findall(rf"({pattern})(?:, |$)", text)))
+
+
+def _listed(schema: Schema) -> dict[str, str]:
+    """How a list has the name of each table -> the name. One that could be read as something else is in quotes."""
+
+    def written(name: str) -> str:
+        return f'"{name}"' if name == "none" or "," in name or name.startswith('"') else name
+
+    return {written(table.name): table.name for table in schema.tables}
 
 
 def source(joins: Sequence[Join]) -> str:
@@ -227,10 +243,9 @@ def _names(names: Iterable[str], *, sqlite: bool) -> str:
 
 
 def _escaped(text: str) -> str:
-    """The text as a regular expression between slashes."""
-    return re.sub(r"([^\w \"'])", r"\\\1", text).replace("\n", r"\n")
+    """The text as a regular expression between slashes. A backslash may only stand before some characters of ASCII."""
 
+    def one(found: re.Match[str]) -> str:
+        return f"\\{found[0]}" if found[0].isprintable() else f"\\x{ord(found[0]):02x}"
 
-def _literal(text: str) -> str:
-    """The text as a string of the notation."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    return re.sub(r"[^\w \"'<>\x80-\U0010ffff]", one, text)

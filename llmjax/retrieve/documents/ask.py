@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmjax.data.chat import Message
+from llmjax.infer import constrained
 from llmjax.infer.asking import Ask, Conversation
 from llmjax.retrieve.documents import cite
 from llmjax.retrieve.documents.blocks import sentences
@@ -118,7 +119,7 @@ def grammar(passages: Sequence[Passage]) -> str:
         parts = [passage.text[a:b] for a, b in sentences(passage.text)]
         quotes = [" ".join(part.replace('"', "'").split()) for part in parts if len(part.split()) >= cite.QUOTE_WORDS]
         words = f"%regex {json.dumps({'substring_words': ' '.join(passage.text.replace(chr(34), chr(39)).split())})}"
-        written = " | ".join(json.dumps(quote, ensure_ascii=False) for quote in dict.fromkeys(quotes)) or words
+        written = " | ".join(map(constrained.literal, dict.fromkeys(quotes))) or words
         lines.append(f'quote{number}: "[{number}] \\"" QUOTE{number} "\\""\nQUOTE{number}: {written}')
     return "\n".join(lines) + "\n"
 

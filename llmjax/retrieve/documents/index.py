@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -183,6 +184,33 @@ class Changes:
     unreadable: int = 0
 
 
+class _Connection(sqlite3.Connection):
+    """A connection to an index. What a user can mend is a UserError."""
+
+    place: Path
+
+    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+        try:
+            return super().execute(sql, parameters)
+        except sqlite3.DatabaseError as error:
+            if why := _mend(error):
+                raise UserError(f"{self.place} {why}") from error
+            raise
+
+
+def _mend(error: sqlite3.DatabaseError) -> str:
+    """What is wrong with an index, and how to mend it; "" for a mistake of this module."""
+    said = str(error)
+    if "fts5" in said and "module" in said:
+        return "cannot be made, because this Python's SQLite has no FTS5: use a Python of python.org, Debian or conda"
+    if "locked" in said:
+        return "is being written by another process: wait for its end, or give another --index"
+    if any(mark in said for mark in ("readonly", "unable to open", "disk")):
+        return f"cannot be read or written ({said}): give another --index, or mend its folder"
+    damaged = type(error) is sqlite3.DatabaseError  # its subclasses are of single statements
+    return f"is damaged ({said}): remove it, and it is made anew" if damaged else ""
+
+
 class Index:
     """An index, opened for searching. Close it, or use it in `with`."""
 
@@ -191,27 +219,32 @@ class Index:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / FILE
         self._vectors: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self._db = sqlite3.connect(self.path, isolation_level=None)
-        self._db.execute("PRAGMA trusted_schema=OFF")
         try:
-            with self._writing():
-                made = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'about'").fetchone()
-                known = made and self._db.execute("SELECT value FROM about WHERE name = 'version'").fetchone()
-                if known != (VERSION,):
-                    for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-                        if name in ("about", "files", "documents", "blocks", "words", "vectors"):
-                            self._db.execute(f"DROP TABLE {name}")
-                    for statement in filter(str.strip, TABLES.split(";")):
-                        self._db.execute(statement)
-                    self._db.execute("INSERT INTO about VALUES ('version', ?)", (VERSION,))
+            self._db = sqlite3.connect(self.path, isolation_level=None, factory=_Connection)
         except sqlite3.OperationalError as error:
-            if "fts5" in str(error):
-                raise UserError(
-                    "this Python's SQLite has no FTS5: use a Python of python.org, Debian or conda"
-                ) from error
-            raise
-        except sqlite3.DatabaseError as error:
-            raise UserError(f"{self.path} is damaged ({error}): remove it, and it is made anew") from error
+            raise UserError(
+                f"{self.path} cannot be opened ({error}): give another --index, or mend its folder"
+            ) from error
+        self._db.place = self.path
+        self._db.execute("PRAGMA trusted_schema=OFF")
+        if self._version != VERSION:  # so that an index is read while another process writes it
+            with self._writing():
+                if self._version != VERSION:
+                    self._begin()
+
+    @property
+    def _version(self) -> str | None:
+        made = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'about'").fetchone()
+        known = made and self._db.execute("SELECT value FROM about WHERE name = 'version'").fetchone()
+        return str(known[0]) if known else None
+
+    def _begin(self) -> None:
+        for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            if name in ("about", "files", "documents", "blocks", "words", "vectors"):
+                self._db.execute(f"DROP TABLE {name}")
+        for statement in filter(str.strip, TABLES.split(";")):
+            self._db.execute(statement)
+        self._db.execute("INSERT INTO about VALUES ('version', ?)", (VERSION,))
 
     def __enter__(self) -> "Index":
         return self

@@ -50,7 +50,12 @@ def files_of(path: Path) -> list[File]:
         sources.check_extras([source])
     except UserError as error:
         raise UserError(str(error).removeprefix("data.sources: ")) from error
-    return [File(sources.relative(source, file), file) for file in source.files]
+    return [File(_written(sources.relative(source, file)), file) for file in source.files]
+
+
+def _written(path: str) -> str:
+    """The path in UTF-8. Bytes of a name that are none become escapes, so that different names differ."""
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def texts_of(file: File) -> Iterator[tuple[str, str, str]]:
