@@ -59,6 +59,8 @@ def get_config(arg: str = "") -> ConfigDict:
         c.model.layers = 6
         c.model.scan_unroll = 6
         c.model.width = 256
+        c.model.pattern = ("global",)  # convolutions were not tried at this size
+        c.model.qk_norm = False
         c.train.sequence_length = 512
         c.train.duration = "36 minutes"
     return c
