@@ -39,7 +39,7 @@ FAULTS = ("gone", "hangs", "schema", "stale", "flaky")
 SECONDS = 0.5  # of a request
 EXAMPLES = {
     "user_id": "mia_li_3668", "reservation_id": "4WQ150", "origin": "JFK", "destination": "SEA", "date": "2024-05-20",
-    "expression": "1 + 1", "thought": "hm", "summary": "none",
+    "flight_number": "HAT001", "expression": "1 + 1", "thought": "hm", "summary": "none",
 }  # fmt: skip
 
 
@@ -114,7 +114,7 @@ ANSWERS: dict[str, Any] = {
     "get_user_details": {"type": "object", "required": ["payment_methods", "reservations"], "properties": {"payment_methods": {"type": "object"}, "reservations": {"type": "array"}}},
     "get_reservation_details": {"type": "object", "required": ["reservation_id", "flights"], "properties": {"reservation_id": {"type": "string"}, "flights": {"type": "array"}}},
     **{key: {"type": "array"} for key in ("list_all_airports", "search_direct_flight", "search_onestop_flight")},
-    **{key: {"type": "string"} for key in ("calculate", "think", "transfer_to_human_agents")},
+    **{key: {"type": "string"} for key in ("calculate", "get_flight_status", "think", "transfer_to_human_agents")},
 }  # fmt: skip
 
 

@@ -88,7 +88,7 @@ REFUSED = [
     ({"rotary_scaling": "ntk", "rotary_factor": 2.0, "rotary_fraction": 0.25}, "needs two rotated pairs, not 1"),
     ({"rotary_scaling": "longrope"}, "model.rotary_scaling=longrope needs model.rotary_original_length"),
     ({**LONGROPE, "rotary_short_factors": (1.0,)}, "model.rotary_short_factors has 1 numbers; model.rotary_scaling=longrope needs 4 above 0"),
-    ({**LONGROPE, "rotary_long_factors": (1.0, 1.0, 1.0, 0.0)}, "model.rotary_long_factors has 4 numbers; model.rotary_scaling=longrope needs 4 above 0"),
+    ({**LONGROPE, "rotary_long_factors": (1.0, 1.0, 1.0, 0.0)}, "model.rotary_long_factors has 0.0: it is a list of numbers, each above 0"),
     ({**LONGROPE, "max_length": 8, "train__sequence_length": 16}, "train.sequence_length=16 is more than the 8 longrope positions; raise model.max_length"),
     ({"rotary_scaling": "linear", "rotary_factor": 2.0, "position": "alibi"}, "has no effect on model.position=alibi"),
     ({"pattern": ("global", "nope"), "position": "alibi"}, "has nope, layers without rotary positions"),

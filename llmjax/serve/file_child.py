@@ -30,5 +30,6 @@ def main() -> None:
         reply = {"reason": str(rejected)}
     except MemoryError:
         reply = {"reason": f"too large: it needs more than {memory:,} bytes of memory"}
-    with os.fdopen(replies, "wb") as out:
-        out.write(json.dumps(reply).encode())
+    left = memoryview(json.dumps(reply).encode())
+    while left:  # a pipe takes a part at a time
+        left = left[os.write(replies, left) :]
