@@ -1,6 +1,6 @@
 """The main job on a laptop: the Python standard library -> a small model that completes Python. Offline.
 
-    llmjax run --config configs/quickstart.py            5 to 7 minutes on 2 cores, of which 200 seconds train
+    llmjax run --config configs/quickstart.py            5 to 7 minutes on 2 cores, of which 4 train
     llmjax run --config configs/quickstart.py:hour       a larger model, within an hour, of which 36 minutes train
     llmjax run --config configs/quickstart.py --config.data.sources='["my_notes/"]' --workdir runs/notes
 
@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.train.batch_size = 8
     c.train.sequence_length = 256
-    c.train.duration = "200 seconds"
+    c.train.duration = "4 minutes"
     c.train.eval_every = "20%"
     c.checkpoint.every = "50%"
 
