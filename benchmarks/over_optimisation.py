@@ -30,6 +30,7 @@ MODEL = (
     "--config.tokenizer.kind=byte", "--config.model.layers=2", "--config.model.width=64", "--config.model.heads=4",
     "--config.model.mlp_width=128", "--config.model.vocab_size=320", "--config.data.min_bytes=1", "--config.data.holdout_percent=5",
     "--config.train.batch_size=32", "--config.train.sequence_length=24", "--config.train.duration=60 steps",
+    "--config.model.pattern=('conv','global')",  # attention alone does not find neighbours in so few steps
     "--config.train.eval_every=0 steps", "--config.stages=('prepare','tokenizer','train')",
 )  # fmt: skip
 TAUGHT = (
@@ -66,8 +67,8 @@ def main() -> int:
             folder = args.runs.resolve() / str(seed)
             start = make_start(folder, seed, budget)
             rewarded = teach(
-                folder, "reward", start, pairs(seed), f"--config.seed={seed}", "--config.optimizer.learning_rate=1e-3",
-                "--config.train.duration=4 epochs", f"--config.train.sequence_length={PAIR}", "--config.data.holdout_percent=20", budget=budget,
+                folder, "reward", start, pairs(seed), f"--config.seed={seed}", "--config.optimizer.learning_rate=3e-3",
+                "--config.train.duration=12 epochs", f"--config.train.sequence_length={PAIR}", "--config.data.holdout_percent=20", budget=budget,
             )  # fmt: skip
             accuracy = last(rewarded, "heldout_accuracy")
             functions = [f"model:{rewarded}", "over_optimisation:gold=0"]
@@ -95,7 +96,7 @@ def make_start(folder: Path, seed: int, budget: Budget) -> Path:
     llmjax("run", "--config", "configs/quickstart.py", *MODEL, *given, budget=budget, log=folder / "log")
     chats = [{"prompt": asked, "completion": word(draw)} for asked in questions() for _ in range(40)]
     return teach(folder, "sft", folder / "base", chats, f"--config.seed={seed}", "--config.optimizer.learning_rate=2e-3",
-                 "--config.train.duration=6 epochs", budget=budget)  # fmt: skip
+                 "--config.train.duration=3 epochs", budget=budget)  # fmt: skip
 
 
 def word(draw: random.Random) -> str:
