@@ -150,6 +150,29 @@ def test_a_reward_model_orders_answers_and_scores_texts(folder):
 
 
 @pytest.mark.slow
+def test_a_reward_model_learns_the_order_of_letters_and_not_only_how_many_there_are(folder, tmp_path):
+    """Pairs of the same letters, so that their order alone tells the better one; a convolution sees it at once."""
+    draw = random.Random(0)
+    turns = ["abcdabcd"[i : i + 4] for i in range(4)]
+    pairs = []
+    for i in range(320):
+        chosen = "".join(draw.choice(turns) for _ in range(2))
+        pairs.append({"prompt": f"{i}=", "chosen": chosen, "rejected": chosen[::-1]})
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    start = tiny_config(
+        folder / "texts", model__pattern=("conv", "global"), train__duration="1 steps", train__eval_every="0 steps"
+    )
+    with contextlib.redirect_stdout(None):
+        recipe.run(start, tmp_path / "base", ("prepare", "tokenizer", "train"))
+    more = (
+        "--config.train.duration=60 steps", "--config.train.eval_every=60 steps", "--config.optimizer.learning_rate=3e-3",
+        "--config.train.batch_size=32", "--config.train.sequence_length=32",
+    )  # fmt: skip
+    assert post(tmp_path, "reward", "base", "pairs", *more) == 0
+    assert metrics(tmp_path / "reward")[-1]["heldout_accuracy"] > 0.9
+
+
+@pytest.mark.slow
 def test_single_answers_are_learnt_from_as_good_or_bad(folder):
     more = ("--config.train.duration=12 steps", "--config.train.eval_every=12 steps")
     assert post(folder, "kto", "sft", "judged", *more) == 0
