@@ -16,9 +16,11 @@ from serving import GREEDY, ROOM, Client, floats, joined, language_model, servin
 
 from llmjax.infer.request import Event
 from llmjax.infer.text import held_back
+from llmjax.retrieve.database import grammar as sql_grammar
 from llmjax.serve.choices import Written
 from llmjax.serve.log_probs import Names
-from llmjax.serve.tools import Parser
+from llmjax.serve.messages import Function, Tool
+from llmjax.serve.tools import Choice, Parser, grammar
 
 LOOK = {
     "type": "function",
@@ -219,6 +221,23 @@ def test_arguments_follow_schemas_whose_properties_stand_elsewhere_and_are_objec
         assert json.loads(message["tool_calls"][0]["function"]["arguments"]) == {"a": "x"}, schema
     tools[0]["function"]["parameters"] = {"type": "string"}
     assert client.chat(tools=tools).error["param"] == "tools[0].function.parameters.type"
+
+
+def test_a_schema_that_names_itself_is_that_of_the_arguments():
+    node = {
+        "type": "object",
+        "properties": {"next": {"$ref": "#"}, "same": {"$ref": "#/properties/next"}},
+        "additionalProperties": False,
+    }
+    tool = Tool("function", Function("f", None, node))
+    accepted = grammar(Choice([tool], required=True, parallel=False))
+    for arguments, right in (
+        ('{"next": {"next": {}}}', True),
+        ('{"same": {"next": {}}}', True),
+        ('{"next": {"name": "f"}}', False),
+    ):
+        text = f'<tool_call>\n{{"name": "f", "arguments": {arguments}}}\n</tool_call>'
+        assert sql_grammar.accepts(accepted, text) == right, arguments
 
 
 def test_calls_of_earlier_messages_have_arguments_in_clean_json(client):

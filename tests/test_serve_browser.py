@@ -63,7 +63,7 @@ def page(browser: Any, served: tuple[Client, str]) -> Iterator[Any]:
     """The page in a browser that remembers nothing. It asks nothing but its server, and its scripts do not fail."""
     with browser.new_context(viewport=SIZES["wide"]) as context:
         found, asked, failed = context.new_page(), [], []
-        found.set_default_timeout(10_000)
+        found.set_default_timeout(60_000)
         found.on("request", lambda request: asked.append(request.url))
         found.on("pageerror", lambda error: failed.append(str(error)))
         found.on("console", lambda message: message.type == "error" and failed.append(message.text))
@@ -78,7 +78,7 @@ def shows(locator: Any, text: str) -> None:
     """Wait until an element shows a text at its beginning."""
     from playwright.sync_api import expect
 
-    expect(locator).to_have_text(re.compile(f"^{re.escape(text)}"), timeout=10_000)
+    expect(locator).to_have_text(re.compile(f"^{re.escape(text)}"), timeout=60_000)
 
 
 def stream_of(text: str, *, whole: bool = True) -> str:

@@ -65,7 +65,7 @@ def page(browser: Any, served: tuple[Client, str]) -> Iterator[Any]:
     """The page before the key is given."""
     with browser.new_context(viewport=SIZES["wide"]) as context:
         found, failed = context.new_page(), []
-        found.set_default_timeout(10_000)
+        found.set_default_timeout(60_000)
         found.on("pageerror", lambda error: failed.append(str(error)))
         found.goto(served[1])
         yield found

@@ -74,14 +74,25 @@ def schema_of(tool: Tool) -> dict[str, Any]:
 
 
 def call_schema(tool: Tool) -> dict[str, Any]:
-    """The JSON schema of a call. References of the arguments' schema begin at its root, so definitions move there."""
+    """The JSON schema of a call. References of the arguments' schema begin at its root: definitions move there."""
     arguments = schema_of(tool)
-    shared: dict[str, Any] = {key: arguments.pop(key) for key in ("$defs", "definitions") if key in arguments}
-    properties = {"name": {"const": tool.function.name}, "arguments": arguments}
+    shared: dict[str, Any] = {key: _within(arguments.pop(key)) for key in ("$defs", "definitions") if key in arguments}
+    properties = {"name": {"const": tool.function.name}, "arguments": _within(arguments)}
     return {
         "type": "object", "properties": properties, "required": ["name", "arguments"], "additionalProperties": False,
         "x-guidance": SPACED, **shared,
     }  # fmt: skip
+
+
+def _within(schema: Any) -> Any:
+    """A part of the arguments' schema, with references to other places than definitions as they are from that of a call."""
+    if isinstance(schema, list):
+        return [_within(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: _within(value) for key, value in schema.items()}
+    found = re.fullmatch(r"#(?!/(?:\$defs|definitions)/)(/.*)?", str(schema.get("$ref")))
+    return {**made, "$ref": f"#/properties/arguments{found[1] or ''}"} if found else made
 
 
 def grammar(choice: Choice, answer: Mapping[str, Any] | None = None) -> str:
