@@ -465,3 +465,37 @@ def test_a_try_is_judged_by_the_final_state_and_what_is_said():
 def test_the_command_explains_what_it_needs(tmp_path, capsys):
     assert cli.main(["agent", "--tools", str(tmp_path / "t.py"), "--workdir", str(tmp_path), "go"]) == 2
     assert "no config.json" in capsys.readouterr().err
+
+
+SETTLED = [
+    ({"type": "integer"}, 50.0, 50),
+    ({"type": "number"}, 50.0, 50.0),
+    ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, 2.0, 2),
+    ({"enum": [1, True, "a"]}, 1.0, 1),
+    ({"enum": [[1, {"a": 2}]]}, [1.0, {"a": 2.0}], [1, {"a": 2}]),
+    ({"type": "array", "items": {"type": "integer"}}, [1.0, 2], [1, 2]),
+    ({"type": "object", "properties": {"n": {"type": "integer"}}, "additionalProperties": {"type": "integer"}}, {"n": 1.0, "m": 2.0}, {"n": 1, "m": 2}),
+    ({"type": "object"}, {"n": 1.0}, {"n": 1.0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "value", "expected"), SETTLED)
+def test_a_whole_number_is_an_integer_however_it_is_written(schema, value, expected):
+    assert schemas.problem(value, schema) == ""
+    found = schemas.settled(value, schema)
+    assert json.dumps(found) == json.dumps(expected)
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"type": "integer"}, 50.5),
+        ({"type": "integer"}, True),
+        ({"type": "integer"}, float("inf")),
+        ({"enum": [1]}, True),
+        ({"enum": [[1]]}, [True]),
+        (schemas.narrowed({"properties": {"a": False}}), {"a": 1}),
+    ],
+)
+def test_what_is_no_integer_or_no_value_of_an_enum_is_wrong(schema, value):
+    assert schemas.problem(value, schema)

@@ -107,6 +107,40 @@ def test_a_union_as_pydantic_writes_it_is_a_form():
         assert value in ("a", "b") or (type(value) is int and value <= 9)
 
 
+def allowed(schema: Any, text: str) -> bool:
+    """Whether a text can be written under a schema, from its first byte to its end."""
+    ours = byte_tokenizer()
+    matcher = constrained.compiled(constrained.vocabulary(ours), "json_schema", json.dumps(schema))
+    return bool(matcher.consume_tokens(ours.encode(text)) and matcher.is_accepting())
+
+
+def test_a_format_that_is_not_known_says_nothing():
+    """OpenAPI's formats and JSON Schema's rarer ones, where schemas stand, and not among values."""
+    for name in ("password", "binary", "byte", "uri-template", "int64", "json-pointer", "mine"):
+        for schema in (
+            {"type": "string", "format": name},
+            {"properties": {"format": {"type": "string", "format": name}}, "required": ["format"]},
+            {"$ref": "#/$defs/const", "$defs": {"const": {"type": "string", "format": name}}},
+            {"items": [{"anyOf": [{"format": name}]}]},
+            {"additionalProperties": {"type": ["string", "null"], "format": name}},
+        ):
+            assert constrained.compiled(constrained.vocabulary(byte_tokenizer()), "json_schema", json.dumps(schema))
+        assert allowed({"type": "string", "format": name}, '"x y"')
+    value = {"format": "mine"}
+    assert allowed({"const": value}, '{"format":"mine"}') and not allowed({"enum": [value]}, "{}")
+    for name, good in (("date", "2024-02-29"), ("ipv4", "1.2.3.4"), ("uuid", "12345678-1234-1234-1234-123456789abc")):
+        assert allowed({"type": "string", "format": name}, f'"{good}"')
+        assert not allowed({"type": "string", "format": name}, '"x y"')
+
+
+@pytest.mark.parametrize("schema", [True, {}])
+def test_a_schema_that_says_nothing_is_any_json(schema):
+    for text in ("[1,null,true]", '"x"', '{"a":{"b":[]}}', "-1.5e3"):
+        assert allowed(schema, text)
+    assert not allowed(schema, "{a:1}")
+    assert Request.parse({"ids": [5], "json_schema": schema}).constraint == ("json_schema", json.dumps(schema))
+
+
 @pytest.mark.parametrize(
     ("form", "message"),
     [

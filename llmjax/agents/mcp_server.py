@@ -11,7 +11,7 @@ from typing import Any
 
 from llmjax.agents.mcp_client import MISSING
 from llmjax.agents.react import Call, run_tool
-from llmjax.agents.schemas import problem
+from llmjax.agents.schemas import problem, settled
 from llmjax.agents.tools import Tool
 from llmjax.errors import UserError
 from llmjax.version import __version__
@@ -55,7 +55,8 @@ def make_server(tools: Sequence[Tool]) -> Any:
         wrong = f"there is no tool {params.name!r}" if tool is None else problem(arguments, tool.schema)
         if wrong or tool is None:
             return types.CallToolResult(content=[types.TextContent(text=wrong)], is_error=True)
-        text, failed = await anyio.to_thread.run_sync(run_tool, tool, Call(tool.name, arguments), SECONDS)
+        call = Call(tool.name, settled(arguments, tool.schema))
+        text, failed = await anyio.to_thread.run_sync(run_tool, tool, call, SECONDS)
         return types.CallToolResult(content=[types.TextContent(text=text)], is_error=failed)
 
     return Server("llmjax", version=__version__, on_list_tools=list_tools, on_call_tool=call_tool)

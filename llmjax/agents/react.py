@@ -12,10 +12,10 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llmjax.agents.schemas import problem, undescribed
+from llmjax.agents.schemas import problem, settled, undescribed
 from llmjax.agents.tools import Tool, finished, listed
 from llmjax.data.chat import Message
 from llmjax.infer.asking import Ask, Conversation
@@ -156,6 +156,7 @@ class Session:
         if wrong or tool is None:
             step = Step(call, f"wrong: {wrong}", wrong, failed=True)
         else:
+            call = replace(call, arguments=settled(call.arguments, tool.schema))
             free = tool.effect == "read" or (
                 tool.effect == "write" and self.writes and (planned or not self.trace.read)
             )

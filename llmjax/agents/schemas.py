@@ -23,12 +23,16 @@ def problem(value: Any, schema: Mapping[str, Any], where: str = "arguments") -> 
         found = [problem(value, one, where) for one in schema["anyOf"]]
         return "" if "" in found else found[0]
     if "enum" in schema:
-        same = any(value == one and type(value) is type(one) for one in schema["enum"])
-        return "" if same else f"{where} is {value!r}, which is none of {schema['enum']}"
+        return (
+            ""
+            if any(_same(value, one) for one in schema["enum"])
+            else f"{where} is {value!r}, which is none of {schema['enum']}"
+        )
     kind = schema.get("type")
     if kind is None:
         return ""
-    if not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "boolean"):
+    whole = kind == "integer" and isinstance(value, float) and value.is_integer()  # 50.0 is an integer of JSON Schema
+    if not (isinstance(value, KINDS[kind]) or whole) or (isinstance(value, bool) and kind != "boolean"):
         return f"{where} is {value!r}, which is no {kind}"
     if kind == "array" and "items" in schema:
         return next((p for i, one in enumerate(value) if (p := problem(one, schema["items"], f"{where}[{i}]"))), "")
@@ -43,6 +47,35 @@ def problem(value: Any, schema: Mapping[str, Any], where: str = "arguments") -> 
             if isinstance(inner, Mapping) and (found_one := problem(one, inner, f"{where}.{name}")):
                 return found_one
     return ""
+
+
+def settled(value: Any, schema: Mapping[str, Any]) -> Any:
+    """A value without a `problem`, of the types that a function expects: 50.0 is 50 where the schema wants an integer."""
+    if "anyOf" in schema:
+        return settled(value, next(one for one in schema["anyOf"] if not problem(value, one)))
+    if "enum" in schema:
+        return next(one for one in schema["enum"] if _same(value, one))
+    kind = schema.get("type")
+    if kind == "integer":
+        return int(value)
+    if kind == "array" and "items" in schema:
+        return [settled(one, schema["items"]) for one in value]
+    if kind == "object":
+        known, more = schema.get("properties", {}), schema.get("additionalProperties", True)
+        inner = {name: known.get(name, more) for name in value}
+        return {
+            name: settled(one, inner[name]) if isinstance(inner[name], Mapping) else one for name, one in value.items()
+        }
+    return value
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are equal in JSON, where 1.0 is 1 and true is not."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
 def narrowed(schema: Any, root: Mapping[str, Any] | None = None, *, closed: bool = True) -> dict[str, Any]:
@@ -110,7 +143,7 @@ class _Narrowing:
 
     def _properties(self, schema: Mapping[str, Any], seen: tuple[str, ...]) -> dict[str, Any]:
         given = schema.get("properties")
-        properties = {str(name): self.of(one, seen) for name, one in (given or {}).items()}
+        properties = {str(name): self.of(one, seen) for name, one in (given or {}).items() if one is not False}
         more = schema.get("additionalProperties", given is None or not self.closed)
         kept = self.of(more, seen) if isinstance(more, Mapping) else bool(more)
         needed = [name for name in schema.get("required") or () if name in properties]

@@ -28,6 +28,10 @@ KEPT = 16  # compiled constraints that are kept for other requests
 # Limits of llguidance, below its defaults. A state of the lexer takes about 2 kB.
 LIMITS: dict[str, Any] = {"max_lexer_states": 50_000, "max_grammar_size": 200_000}
 
+FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")  # of llguidance
+BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # names -> schemas
+VALUES = ("const", "enum", "default", "example", "examples")  # which hold no schemas
+
 
 @dataclass(frozen=True)
 class Matcher:
@@ -133,7 +137,8 @@ def compiled(vocabulary: Any, kind: str, constraint: str) -> Any:
         try:
             # Compact. oneOf is read as anyOf: pydantic writes it for unions, whose alternatives exclude each other.
             defaults: Any = {"whitespace_flexible": False, "coerce_one_of": True}
-            grammar = LLMatcher.grammar_from_json_schema(json.loads(constraint), defaults=defaults)
+            schema = of_known_formats(json.loads(constraint))
+            grammar = LLMatcher.grammar_from_json_schema({} if schema is True else schema, defaults=defaults)
         except (ValueError, RecursionError) as error:
             raise UserError(f"this is no JSON schema: {error}") from error
     else:
@@ -145,6 +150,26 @@ def compiled(vocabulary: Any, kind: str, constraint: str) -> Any:
     if state.is_error():
         raise UserError(f"the {kind} cannot be used: {_first_line(state.get_error())}")
     return state
+
+
+def of_known_formats(schema: Any) -> Any:
+    """The JSON schema without formats that llguidance does not know, such as OpenAPI's `password`.
+
+    Formats that are not known say nothing about a value (JSON Schema 2020-12, validation, section 7.2.3).
+    """
+    if isinstance(schema, list):
+        return [of_known_formats(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {}
+    for key, value in schema.items():
+        if key in BY_NAME and isinstance(value, dict):
+            kept[key] = {name: of_known_formats(one) for name, one in value.items()}
+        elif key in VALUES:
+            kept[key] = value
+        elif key != "format" or value in FORMATS:
+            kept[key] = of_known_formats(value)
+    return kept
 
 
 def vocabulary(tokenizer: Tokenizer, vocab_size: int = 0) -> Any:

@@ -219,7 +219,7 @@ def _schema(value: Any) -> Any:
         if isinstance(value, str):
             json.loads(value or "true")
             return value
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) or value is True:  # true and {} are any JSON
             return json.dumps(value)
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"json_schema is no JSON schema: {error}") from error
