@@ -6,9 +6,10 @@ given back with its reason, its file and its number, and costs itself alone.
 
     messages                              a conversation; every turn of the assistant may be trained
     prompt + completion                   texts, or lists of messages
-    instruction [+ input] + output        Alpaca (also response)
+    instruction [+ input] + output        Alpaca (also response); history has earlier pairs
     conversations | conversation          ShareGPT: from, value
-    chosen + rejected [+ prompt]          a preference; without a prompt it is what both begin with. Also margin
+    chosen + rejected [+ prompt]          a preference; without a prompt it is what both begin with. Also margin. The prompt
+                                          may be conversations, instruction [+ input] or question too
     prompt + completion + label           unpaired: true is good
     prompt + completions | responses + ranks | scores | ratings   a ranking, the best first or with numbers
     input + output_1 + output_2 + label   LLMBar's pairs: 1 or 2 is better
@@ -18,28 +19,35 @@ given back with its reason, its file and its number, and costs itself alone.
     id + parent_id + instruction + output H2O's trees: one conversation a leaf
     text [+ text_b] + label               a text, or two, of a class or with a number
     prompt                                a prompt alone, for rewards; the other columns go with it
+
+A column `system` is the system message of any of them, and `tools` are the tools, as a list or as JSON.
 """
 
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmjax.data.chat import Message
+from llmjax.data.messages import (
+    SPEAKERS,
+    TURN,
+    RowError,
+    Text,
+    behind,
+    common_prompt,
+    listed,
+    messages_of,
+    short,
+    turns_of,
+    with_system,
+)
 from llmjax.data.records import records
 from llmjax.errors import UserError
 
-Text = str | Sequence[Message]  # a plain text is read as it is, messages through the chat template
-SPEAKERS = {"human": "user", "gpt": "assistant", "bard": "assistant", "chatgpt": "assistant", "prompter": "user"}
-ROLES = ("system", "developer", "user", "assistant", "model", "tool", "function")
-TOOLS = ("tool", "function")  # whose messages answer calls
-TURN = re.compile(r"\n\n(Human|Assistant): ?")  # Anthropic's helpful and harmless pairs
-
-
-class RowError(Exception):
-    """Why a row is left out."""
+TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ def read(file: Path) -> Iterator[Row | Rejected]:
         if reader is None:
             name, reader = _format_of(record, file)
             if name == "H2O":
-                yield from _h2o(file)
+                yield from _h2o(file, first=number)
                 return
         other = _name_of(record)
         if other != name:
@@ -107,79 +115,90 @@ def read(file: Path) -> Iterator[Row | Rejected]:
 
 
 def _messages(record: Mapping[str, Any]) -> Iterable[Row]:
-    yield Row([], (messages_of(record["messages"]),), **_beside(record, "messages"))
+    messages = with_system(messages_of(record["messages"]), record.get("system"))
+    yield Row([], (messages,), **_beside(record, "messages", "system"))
 
 
 def _completion(record: Mapping[str, Any]) -> Iterable[Row]:
-    prompt, answer = _text(record, "prompt"), _text(record, "completion")
+    prompt, answer = with_system(_text(record, "prompt"), record.get("system")), _text(record, "completion")
     good = None
     if "label" in record:
-        if record["label"] not in (0, 1):
+        good = TRUTHS.get(str(record["label"]).lower())
+        if good is None:
             raise RowError(f"label is {record['label']!r}: give true for a good completion and false for a bad one")
-        good = bool(record["label"])
-    yield Row(prompt, (answer,), good=good, **_beside(record, "prompt", "completion", "label"))
+    yield Row(prompt, (answer,), good=good, **_beside(record, "prompt", "completion", "label", "system"))
 
 
 def _alpaca(record: Mapping[str, Any]) -> Iterable[Row]:
     output = "output" if "output" in record else "response"
-    asked, more = _plain(record, "instruction"), str(record.get("input") or "").strip()
-    content = f"{asked}\n\n{more}" if more else asked
-    answer = [{"role": "assistant", "content": _plain(record, output)}]
-    yield Row([{"role": "user", "content": content}], (answer,), **_beside(record, "instruction", "input", output))
+    asked, answer = _instruction(record), [{"role": "assistant", "content": _plain(record, output)}]
+    beside = _beside(record, "instruction", "input", output, "system", "history")
+    history = listed(record.get("history")) or []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise RowError(f"history is {short(history)}: give a list of pairs, what was asked and what was answered")
+    if not history:
+        yield Row(with_system(asked, record.get("system")), (answer,), **beside)
+        return
+    before = [
+        {"role": role, "content": said}
+        for pair in history
+        for role, said in zip(("user", "assistant"), pair, strict=True)
+    ]
+    yield Row([], (with_system(messages_of([*before, *asked, *answer]), record.get("system")),), **beside)
 
 
 def _sharegpt(record: Mapping[str, Any]) -> Iterable[Row]:
     column = "conversations" if "conversations" in record else "conversation"
-    turns = record[column]
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise RowError(f"{column} is no list of turns")
-    made = [
-        {"role": SPEAKERS.get(str(turn.get("from", turn.get("role"))).lower(), turn.get("from", turn.get("role"))),
-         "content": turn.get("value", turn.get("content"))}
-        for turn in turns
-    ]  # fmt: skip
-    yield Row([], (messages_of(made),), **_beside(record, column))
+    yield Row([], (with_system(_turns(record, column), record.get("system")),), **_beside(record, column, "system"))
 
 
 def _preference(record: Mapping[str, Any]) -> Iterable[Row]:
     chosen, rejected = _text(record, "chosen"), _text(record, "rejected")
     if isinstance(chosen, str) and isinstance(rejected, str) and TURN.match(chosen) and TURN.match(rejected):
         chosen, rejected = turns_of(chosen), turns_of(rejected)
-    if "prompt" in record and record["prompt"] is not None:
-        prompt = _text(record, "prompt")
-        # Some sets repeat the prompt in both answers.
-        if prompt and chosen[: len(prompt)] == prompt and rejected[: len(prompt)] == prompt:
-            chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-    else:
-        prompt, chosen, rejected = common_prompt(chosen, rejected)
+    asked = _asked(record)
+    prompt, chosen, rejected = common_prompt(chosen, rejected) if asked is None else behind(asked, chosen, rejected)
     if chosen == rejected:
         raise RowError("chosen and rejected are the same")
     if not chosen or not rejected:
         raise RowError(f"{'chosen' if not chosen else 'rejected'} is empty behind the prompt")
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        if not isinstance(answer, str) and answer[0]["role"] in ("user", "system", "developer"):
+            raise RowError(
+                f"{name} begins with a message of the {answer[0]['role']} where the other one has none like it"
+            )
     margin = record.get("margin") or 0.0
-    if not isinstance(margin, int | float):
+    if not _is_number(margin):
         raise RowError(f"margin is {margin!r}: give a number")
-    beside = _beside(record, "chosen", "rejected", "prompt", "margin")
+    beside = _beside(record, "chosen", "rejected", "prompt", "margin", "system")
+    prompt = with_system(prompt, record.get("system"))
     yield Row(prompt, (chosen, rejected), (0.0, 1.0), margin=float(margin), **beside)
 
 
 def _ranking(record: Mapping[str, Any]) -> Iterable[Row]:
     answers_in = "completions" if "completions" in record else "responses"
-    answers = record[answers_in]
+    answers = listed(record[answers_in])
     numbers_in = next((name for name in ("ranks", "scores", "ratings", "labels") if name in record), None)
     if not isinstance(answers, list) or len(answers) < 2:
         raise RowError(f"{answers_in} has fewer than two answers")
-    numbers = list(range(len(answers))) if numbers_in is None else record[numbers_in]
+    numbers = list(range(len(answers))) if numbers_in is None else listed(record[numbers_in])
     if not isinstance(numbers, list) or len(numbers) != len(answers):
         raise RowError(f"{numbers_in} has not a number for each of the {len(answers)} answers")
-    if not all(isinstance(number, int | float) for number in numbers):
+    if not all(map(_is_number, numbers)):
         raise RowError(f"{numbers_in} is {numbers!r}: give numbers")
     sign = -1.0 if numbers_in in ("scores", "ratings", "labels") else 1.0
     ranks = tuple(sign * float(number) for number in numbers)
     if len(set(ranks)) == 1:
         raise RowError("all answers tie, so the row prefers none")
     made = tuple(answer if isinstance(answer, str) else messages_of(answer) for answer in answers)
-    yield Row(_text(record, "prompt"), made, ranks, **_beside(record, "prompt", answers_in, numbers_in or ""))
+    for i, answer in enumerate(made):
+        if isinstance(answer, str) and not answer.strip():
+            raise RowError(f"answer {i + 1} of {answers_in} is empty")
+        twin = made.index(answer)
+        if ranks[twin] != ranks[i]:
+            raise RowError(f"answers {twin + 1} and {i + 1} of {answers_in} are the same, and one is preferred")
+    prompt = with_system(_text(record, "prompt"), record.get("system"))
+    yield Row(prompt, made, ranks, **_beside(record, "prompt", answers_in, numbers_in or "", "system"))
 
 
 def _rating(record: Mapping[str, Any]) -> Iterable[Row]:
@@ -192,8 +211,8 @@ def _rating(record: Mapping[str, Any]) -> Iterable[Row]:
         given = [record["choice"], 1 - record["choice"]]  # the better answer has the smaller rank
     else:
         raise RowError("the answers tie" if record["choice"] == "tie" else "the judgement failed")
-    if not isinstance(given, list) or len(given) != len(answers) or not all(isinstance(r, int | float) for r in given):
-        raise RowError(f"ranks is {_short(given)}: give a number for each of the {len(answers)} answers")
+    if not isinstance(given, list) or len(given) != len(answers) or not all(map(_is_number, given)):
+        raise RowError(f"ranks is {short(given)}: give a number for each of the {len(answers)} answers")
     if len(set(given)) == 1:
         raise RowError("all answers tie, so the row prefers none")
     beside = _beside(record, "rater", "time", "prompt", "answers", "choice", "ranks", "order", "systems")
@@ -220,14 +239,15 @@ def _llmbar(record: Mapping[str, Any]) -> Iterable[Row]:
 
 def _labelled(record: Mapping[str, Any]) -> Iterable[Row]:
     label = record["label"]
-    if isinstance(label, bool) or not isinstance(label, str | int | float) or label == "":
+    if isinstance(label, bool) or not (_is_number(label) or (isinstance(label, str) and label)):
         raise RowError(f"label is {label!r}: give the name of a class, or a number")
     second = str(record.get("text_b") or "")
     yield Row(_plain(record, "text"), label=label, second=second, **_beside(record, "text", "text_b", "label"))
 
 
 def _prompt(record: Mapping[str, Any]) -> Iterable[Row]:
-    yield Row(_text(record, "prompt"), **_beside(record, "prompt"))
+    prompt = with_system(_text(record, "prompt"), record.get("system"))
+    yield Row(prompt, **_beside(record, "prompt", "system"))
 
 
 def _tree(record: Mapping[str, Any]) -> Iterable[Row]:
@@ -235,16 +255,22 @@ def _tree(record: Mapping[str, Any]) -> Iterable[Row]:
     root = record["prompt"]
 
     def rank(reply: Mapping[str, Any]) -> float:
-        return float("inf") if reply.get("rank") is None else float(reply["rank"])
+        if reply.get("rank") is None:
+            return math.inf
+        if not _is_number(reply["rank"]):
+            raise RowError(f"a message of the tree has the rank {reply['rank']!r}: give a number, or null")
+        return float(reply["rank"])
+
+    def kept(node: Mapping[str, Any]) -> list[Any]:
+        return [reply for reply in node.get("replies") or () if not reply.get("deleted")]
 
     def message(node: Mapping[str, Any]) -> Message:
         return {"role": SPEAKERS.get(node["role"], node["role"]), "content": node["text"]}
 
     def follow(node: Mapping[str, Any], before: list[Message], *, best: bool) -> Iterator[Row]:
-        here = [*before, message(node)]
-        replies = [reply for reply in node.get("replies") or () if not reply.get("deleted")]
+        here, replies = [*before, message(node)], kept(node)
         if node["role"] == "assistant":
-            if best and not replies:
+            if best and not any(map(kept, replies)):  # trees often end with questions that nobody has answered
                 yield Row([], (messages_of(here),))
             for reply in replies:
                 yield from follow(reply, here, best=best)
@@ -258,14 +284,32 @@ def _tree(record: Mapping[str, Any]) -> Iterable[Row]:
             yield from follow(reply, here, best=best and reply is first)
 
     try:
-        yield from (replace(row, root=str(root["text"])) for row in follow(root, [], best=True))
-    except (KeyError, TypeError, AttributeError) as error:
+        found = (
+            [] if root.get("deleted") else [replace(row, root=str(root["text"])) for row in follow(root, [], best=True)]
+        )
+    except KeyError as error:
         raise RowError(f"the tree lacks {error} at a message: give role, text and replies") from error
+    except (TypeError, AttributeError, RecursionError) as error:
+        raise RowError(f"the tree has a message that is none ({error}): give role, text and replies") from error
+    if not found:
+        raise RowError("the tree has no answer that is not deleted")
+    yield from found
 
 
-def _h2o(file: Path) -> Iterator[Row | Rejected]:
-    """Trees whose rows name their parents: each leaf is a conversation, from its root."""
-    rows = {str(record["id"]): (number, record) for number, record in records(file) if isinstance(record, Mapping)}
+def _h2o(file: Path, *, first: int) -> Iterator[Row | Rejected]:
+    """Trees whose rows name their parents: each leaf is a conversation, from its root.
+
+    first: the number of the file's first row that is one; those before it are rejected already.
+    """
+    rows: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    for number, record in records(file):
+        if isinstance(record, str) or _name_of(record) != "H2O":
+            if number > first:
+                yield Rejected(file, number, record if isinstance(record, str) else "the row lacks columns of H2O")
+        elif str(record["id"]) in rows:
+            yield Rejected(file, number, f"the id {record['id']!r} is that of row {rows[str(record['id'])][0]} too")
+        else:
+            rows[str(record["id"])] = number, record
     parents = {str(record.get("parent_id") or "") for _, record in rows.values()}
     for key, (number, record) in rows.items():
         if key in parents:
@@ -288,19 +332,18 @@ def _h2o(file: Path) -> Iterator[Row | Rejected]:
                     *turns,
                 ]
                 at = str(here.get("parent_id") or "") or None
-            system = record.get("system")
-            whole = [{"role": "system", "content": system}, *turns] if system else turns
-            yield Row([], (messages_of(whole),), root=turns[0]["content"], number=number)
+            whole = with_system(messages_of(turns), record.get("system"))
+            yield Row([], (whole,), root=turns[0]["content"], number=number)
         except RowError as error:
             yield Rejected(file, number, str(error))
 
 
 FORMATS: dict[str, tuple[tuple[tuple[str, ...], ...], Callable[[Mapping[str, Any]], Iterable[Row]]]] = {
     # name: (columns that it needs, of each tuple one), reader. The first that fits is taken.
-    "messages": ((("messages",),), _messages),
     "rating": ((("rater",), ("prompt",), ("answers",), ("choice", "ranks")), _rating),
     "written": ((("prompt",), ("text",), ("finish",)), _written),
     "preference": ((("chosen",), ("rejected",)), _preference),
+    "messages": ((("messages",),), _messages),
     "ranking": ((("prompt",), ("completions", "responses")), _ranking),
     "prompt and completion": ((("prompt",), ("completion",)), _completion),
     "LLMBar": ((("input",), ("output_1",), ("output_2",), ("label",)), _llmbar),
@@ -330,86 +373,69 @@ def _format_of(record: Mapping[str, Any], file: Path) -> tuple[str, Callable[[Ma
 # Parts of rows.
 
 
-def messages_of(given: Any) -> list[Message]:
-    """A list of messages, checked for what training needs: roles, contents, an order that says who answers whom."""
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError:
-            raise RowError("the messages are a text that is no JSON") from None
-    if not isinstance(given, list) or not given:
-        raise RowError("there are no messages")
-    made: list[Message] = []
-    calling = 0  # the number of the message whose calls wait for their answers
-    for number, message in enumerate(given, start=1):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise RowError(f"message {number} is {_short(message)}: give a role and a content")
-        role, calls = message["role"], message.get("tool_calls")
-        if role not in ROLES:
-            raise RowError(f"message {number} has the role {role!r}: give system, user, assistant or tool")
-        if not message.get("content") and not calls and role not in TOOLS:
-            raise RowError(f"message {number}, of the {role}, is empty")
-        if role in TOOLS and not calling:
-            raise RowError(f"message {number} is a tool's answer, and no call stands before it")
-        if role not in TOOLS:
-            if calling and made[-1]["role"] not in TOOLS:
-                raise RowError(f"message {calling} calls a tool, and no answer follows")
-            calling = number if calls else 0
-        made.append({key: value for key, value in message.items() if value is not None})
-    return made
+def _asked(record: Mapping[str, Any]) -> Text | None:
+    """The prompt of a pair, under the names that it has in files; None: there is none."""
+    if record.get("prompt") is not None:
+        return _text(record, "prompt")
+    if column := next((name for name in ("conversations", "conversation") if record.get(name)), None):
+        return _turns(record, column)
+    if record.get("instruction"):
+        return _instruction(record)
+    return [{"role": "user", "content": _plain(record, "question")}] if record.get("question") else None
 
 
-def turns_of(text: str) -> list[Message]:
-    """Messages from a text with marks: "\\n\\nHuman: ...\\n\\nAssistant: ..."."""
-    parts = TURN.split(text)
-    names = {"Human": "user", "Assistant": "assistant"}
-    return [{"role": names[name], "content": said.strip()} for name, said in zip(parts[1::2], parts[2::2], strict=True)]
+def _instruction(record: Mapping[str, Any]) -> list[Message]:
+    more = record.get("input") or ""
+    if not isinstance(more, str):
+        raise RowError(f"input is {short(more)}: give a text")
+    parts = filter(None, (_plain(record, "instruction"), more.strip()))
+    return [{"role": "user", "content": "\n\n".join(parts)}]
 
 
-def common_prompt(chosen: Text, rejected: Text) -> tuple[Text, Any, Any]:
-    """The prompt that two answers begin with, and what follows it in each.
-
-    Of messages it is those that are equal; of texts it ends at a space or a line's end, so that no word is torn.
-    """
-    if isinstance(chosen, str) != isinstance(rejected, str):
-        raise RowError("chosen and rejected are a text and messages: give both in the same form")
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-        shared += 1
-    if isinstance(chosen, str):
-        while shared and shared < max(len(chosen), len(rejected)) and not chosen[shared - 1].isspace():
-            shared -= 1
-    return chosen[:shared], chosen[shared:], rejected[shared:]
+def _turns(record: Mapping[str, Any], column: str) -> list[Message]:
+    turns = listed(record[column])
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise RowError(f"{column} is no list of turns")
+    return messages_of(turns)
 
 
 def _text(record: Mapping[str, Any], column: str) -> Text:
     value = record[column]
     if isinstance(value, str):
-        if not value and column != "prompt":
+        found = listed(value)  # in a table messages are JSON in a text
+        if (
+            isinstance(found, list)
+            and found
+            and all(isinstance(one, dict) and {"role", "from"} & set(one) for one in found)
+        ):
+            return messages_of(found)
+        if not value.strip() and column != "prompt":
             raise RowError(f"{column} is empty")
         return value
+    if value is None:
+        raise RowError(f"{column} is empty")
     return messages_of(value)
 
 
 def _plain(record: Mapping[str, Any], column: str) -> str:
     value = record.get(column)
     if not isinstance(value, str) or not value.strip():
-        raise RowError(f"{column} is empty" if not value else f"{column} is {_short(value)}: give a text")
+        raise RowError(f"{column} is empty" if not value else f"{column} is {short(value)}: give a text")
     return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _beside(record: Mapping[str, Any], *read: str) -> dict[str, Any]:
     """What a row says beside its texts: tools, variables of the template, and the columns for rewards."""
     tools = record.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise RowError(f"tools is a text that is no JSON: {error}") from error
+    try:
+        tools = json.loads(tools.strip() or "null") if isinstance(tools, str) else tools
+        if isinstance(tools, list):
+            tools = [json.loads(one) if isinstance(one, str) else one for one in tools]
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"tools is a text that is no JSON: {error}") from error
     others = {k: v for k, v in record.items() if k not in (*read, "tools", "chat_template_kwargs")}
     return {"tools": tools or None, "variables": record.get("chat_template_kwargs") or {}, "columns": others}
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else f"{text[:57]}..."

@@ -3,13 +3,17 @@
 Some sources are no files: `MADE` names what is made of the standard library.
 """
 
+import codecs
 import csv
 import glob
 import gzip
 import hashlib
 import importlib
+import io
 import json
 import platform
+import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,8 @@ from llmjax.errors import UserError
 
 MADE = {f"stdlib-{name}": f"llmjax.data.stdlib_questions:{name}" for name in ("answers", "pairs", "prompts", "test")}
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".csv", ".csv.gz")
+ESCAPED = re.compile("[\udc80-\udcff]")  # what stands for a byte that is no UTF-8
+NO_UTF8 = "no UTF-8: save the file in this encoding"
 
 
 def files_of(sources: Iterable[str]) -> list[Path]:
@@ -50,15 +56,17 @@ def records(file: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
             yield from _parquet(file)
             return
         opened = gzip.open if name.endswith(".gz") else open
-        with opened(file, "rt", encoding="utf-8-sig", errors="replace", newline="") as stream:
+        with opened(file, "rb") as stream:  # PowerShell writes UTF-16
+            wide = stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        encoding = "utf-16" if wide else "utf-8-sig"
+        with opened(file, "rt", encoding=encoding, errors="surrogateescape", newline="") as stream:
             if ".csv" in name:
-                csv.field_size_limit(1 << 30)
-                yield from enumerate(csv.DictReader(stream), start=1)
+                yield from _table(stream)
             elif ".jsonl" in name:
                 yield from _lines(stream)
             else:
                 yield from _whole(file, stream.read())
-    except (OSError, EOFError, csv.Error) as error:
+    except (OSError, EOFError, csv.Error, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
 
 
@@ -75,13 +83,28 @@ def _made(name: str) -> Any:
     return getattr(importlib.import_module(module), function)
 
 
+def _table(lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    csv.field_size_limit(1 << 30)
+    for number, row in enumerate(csv.DictReader(lines), start=1):
+        if None in row:
+            yield number, "a row with more fields than the header: put quotes around texts with commas"
+        elif any(ESCAPED.search(value) for value in row.values() if value):
+            yield number, NO_UTF8
+        else:
+            yield number, row
+
+
 def _lines(lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        text = line.lstrip("\ufeff")  # of files that were joined
+        if not text.strip():
+            continue
+        if ESCAPED.search(text):
+            yield number, NO_UTF8
             continue
         try:
-            made = json.loads(line)
-        except ValueError as error:
+            made = json.loads(text)
+        except (ValueError, RecursionError) as error:
             yield number, f"no JSON: {error}"
             continue
         yield number, made if isinstance(made, dict) else f"no JSON object but {_kind(made)}"
@@ -91,14 +114,19 @@ def _whole(file: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any] | str
     """A JSON file: a list of rows, or, as some are, lines of JSON after all."""
     try:
         made = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if "\n{" in text:
-            yield from _lines(text.splitlines())
+            yield from _lines(io.StringIO(text))  # `splitlines` would cut at U+2028 too, which JSON allows in a text
             return
         raise UserError(f"{file} is no JSON: {error}") from error
-    rows = made if isinstance(made, list) else [made]
-    for number, row in enumerate(rows, start=1):
-        yield number, row if isinstance(row, dict) else f"no JSON object but {_kind(row)}"
+    spoilt = ESCAPED.search(text) is not None
+    for number, row in enumerate(made if isinstance(made, list) else [made], start=1):
+        if not isinstance(row, dict):
+            yield number, f"no JSON object but {_kind(row)}"
+        elif spoilt and ESCAPED.search(json.dumps(row, ensure_ascii=False)):
+            yield number, NO_UTF8
+        else:
+            yield number, row
 
 
 def _parquet(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -110,9 +138,27 @@ def _parquet(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         for batch in parquet.ParquetFile(file).iter_batches(batch_size=256):
             for row in batch.to_pylist():
                 number += 1
-                yield number, row
+                yield number, {name: _value(value) for name, value in row.items()}
     except pyarrow.ArrowException as error:
         raise UserError(f"{file} cannot be read: {error}") from error
+
+
+def _value(value: Any) -> Any:
+    """A value of Parquet as JSON would have it.
+
+    Every struct of a column has the fields of all others there, null where its own row had none. Texts may be bytes, as
+    Spark writes them.
+    """
+    if isinstance(value, dict):
+        return {name: _value(inner) for name, inner in value.items() if inner is not None}
+    if isinstance(value, list) and value and all(isinstance(one, tuple) and len(one) == 2 for one in value):  # a map
+        return {str(name): _value(inner) for name, inner in value}
+    if isinstance(value, list):
+        return [_value(inner) for inner in value]
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        return value
 
 
 def _kind(value: Any) -> str:
