@@ -160,3 +160,77 @@ def test_what_cannot_be_taught_says_why():
         taught(ours, [USER])
     with pytest.raises(UserError, match="no chat template"):
         taught(byte_tokenizer(), MANY)
+
+
+# Templates that are odd
+
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+ASKED = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+def written_by(template: str, name: str = "chatml") -> Tokenizer:
+    return dataclasses.replace(tokenizer(name, "bytes"), chat_template=template)
+
+
+def test_a_template_that_tells_the_time_moves_no_mask():
+    for form in ("%f", "%S%f", "%d %b %Y"):
+        ours = written_by(f"{{{{ strftime_now('{form}') }}}}" + CHATML + ASKED)
+        (example,) = taught(ours, MANY)
+        assert [ours.decode(run) for run in learnt_runs(example)] == ["yes", "no more"]
+
+
+@pytest.mark.parametrize("said", ["<b>bold</b>", "<tool_call>x", "yes"])
+def test_a_reply_that_begins_otherwise_than_it_was_asked_for_keeps_its_tokens(said):
+    """Templates of reasoning models ask with <think>, and write earlier answers without it."""
+    ours = written_by(CHATML + ASKED.replace("assistant\n", "assistant\n<think>\n"))
+    (example,) = taught(ours, [USER, {"role": "assistant", "content": said}])
+    messages = [USER, {"role": "assistant", "content": said}]
+    assert example.ids.tolist() == chat_ids(ours, messages, reply=False)
+    (run,) = learnt_runs(example)
+    assert ours.decode(run) == said and run[-1] == ours.control_ids["<|im_end|>"]
+
+
+def test_a_reply_that_the_template_begins_with_another_mark_keeps_its_mark():
+    asks = CHATML + ASKED.replace("assistant\n", "assistant\n<think>\n")
+    ours = written_by(
+        asks.replace("{{ m.content }}", "{% if m.role == 'assistant' %}<tool_call>{% endif %}{{ m.content }}")
+    )
+    assert {"<tool_call>"} <= ours.control_ids.keys() and "<think>" not in ours.control_ids
+    (example,) = taught(ours, MANY[:2])
+    assert example.ids.tolist() == chat_ids(ours, MANY[:2], reply=False)
+    (run,) = learnt_runs(example)
+    assert run[0] == ours.control_ids["<tool_call>"] and ours.decode(run[1:]) == "yes"
+
+
+@pytest.mark.parametrize("template", [
+    "{{ messages | length }} " + CHATML + ASKED,
+    "{% if messages[-1].role == 'assistant' %}done {% endif %}" + CHATML + ASKED,
+])  # fmt: skip
+def test_a_template_that_rewrites_the_prompt_once_it_is_answered_is_refused(template):
+    with pytest.raises(RowError, match="in another way once an answer follows.*data.chat_template"):
+        taught(written_by(template), MANY)
+
+
+def test_a_turn_that_the_template_leaves_out_is_not_learnt_as_an_empty_one():
+    call = [*CONVERSATIONS["calls"], REPLY]
+    with pytest.raises(RowError, match="does not write the calls of message 2"):
+        taught(written_by(CHATML.replace("m.content", "m.content or ''") + ASKED), call)
+    with pytest.raises(RowError, match="writes nothing of message 2, of the assistant"):
+        taught(written_by(CHATML.replace("m.content", "m.content if m.role == 'user' else ''") + ASKED), MANY)
+
+
+def test_only_what_the_template_marks_is_learnt():
+    marked = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'user' %}{{ m.content }}{% else %}"
+        "{% generation %}first{% endgeneration %} aside {% generation %}{{ m.content }}{% endgeneration %}{% endif %}<|im_end|>\n{% endfor %}"
+    )
+    ours = written_by(marked)
+    (example,) = taught(ours, MANY)
+    assert [ours.decode(run) for run in learnt_runs(example)] == ["first", "yes", "first", "no more"]
+    assert [run[-1] in ours.eos_ids for run in learnt_runs(example)] == [False, True] * 2
+    last = marked.replace("m.role == 'user'", "m.role == 'user' or loop.index < 3")
+    ours = written_by(last)
+    assert [ours.decode(run) for run in learnt_runs(taught(ours, MANY)[-1])] == ["first", "no more"]
+    with pytest.raises(RowError, match="marks nothing of the turns"):
+        taught(written_by(marked.replace("m.role == 'user'", "m.role != 'user'")), MANY)

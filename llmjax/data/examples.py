@@ -13,11 +13,13 @@ import numpy as np
 
 from llmjax.data.chat import Message, chat_text
 from llmjax.data.conversations import Row, RowError, Text
+from llmjax.data.templates import one_moment
 from llmjax.data.tokenizer import Tokenizer
-from llmjax.data.written import GENERATED, Written, flags_of
+from llmjax.data.written import GENERATED, TEMPLATE, Written, flags_of
 from llmjax.errors import UserError
 
 ASSISTANT = ("assistant", "model")
+LONGEST_SHARED = 16  # the most characters that a token can share with another one, as "<" of "<think>" and "<b>"
 
 
 class Example(NamedTuple):
@@ -32,6 +34,7 @@ class Example(NamedTuple):
         return int(np.argmax(self.weights > 0)) if self.weights.any() else len(self.ids)
 
 
+@one_moment()
 def examples_of(tokenizer: Tokenizer, row: Row, *, turns: str = "all") -> list[Example]:
     """What a row teaches: a conversation's turns, or the first answer to its prompt.
 
@@ -42,7 +45,8 @@ def examples_of(tokenizer: Tokenizer, row: Row, *, turns: str = "all") -> list[E
     turn becomes an example of its own, which ends there: the model learns it as it will be read.
 
     Raises:
-        RowError: for a row that teaches nothing, or whose turns end with no stop token.
+        RowError: for a row that teaches nothing, whose turns end with no stop token, or which the template does not write
+            turn by turn.
         UserError: when there is no chat template, or it refuses the messages.
     """
     answer = row.answers[0] if row.answers else []
@@ -60,9 +64,9 @@ def examples_of(tokenizer: Tokenizer, row: Row, *, turns: str = "all") -> list[E
     inside: list[tuple[int, int]] = []
     found: list[Example] = []
     for i in learnt:
-        before = chat_text(tokenizer, messages[:i], reply=True, **given)
         through = whole if i == learnt[-1] else _text(tokenizer, messages[: i + 1], **given)
-        span = shared_prefix(before, through), len(through)
+        span = _turn_start(tokenizer, messages[:i], through, **given), len(through)
+        _require_written(tokenizer, messages[i], i + 1, through[span[0] :])
         if whole.startswith(through):
             inside.append(span)
         else:
@@ -130,6 +134,7 @@ def continuation(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(after, specials="parse")[1:]
 
 
+@one_moment()
 def ids_behind(
     tokenizer: Tokenizer, said: Sequence[Message], more: Sequence[Message], *, stop: int, **given: Any
 ) -> list[int]:
@@ -161,18 +166,66 @@ def _text(tokenizer: Tokenizer, messages: Sequence[Message], **given: Any) -> Wr
     return chat_text(tokenizer, messages, reply=False, **given)
 
 
-def _example(tokenizer: Tokenizer, text: Written, spans: Sequence[tuple[int, int]]) -> Example:
-    """The ids of a chat's text, and weights for the spans of characters that are learnt."""
+def _turn_start(tokenizer: Tokenizer, asked: Sequence[Message], through: Written, **given: Any) -> int:
+    """Where in a chat's text its last turn begins: behind its prompt.
+
+    Some templates begin a reply with more than they write of it later, such as <think>. The turn then begins at the last
+    token that both share.
+    """
+    before = chat_text(tokenizer, asked, reply=True, **given)
+    start = shared_prefix(before, through)
+    if start == len(before):
+        return start
+    # What a message says is not what the template wrote there, though it may begin with the same characters.
+    origins = zip(flags_of(before[:start]), flags_of(through[:start]), strict=True)
+    start = next((i for i, (one, other) in enumerate(origins) if (one ^ other) & TEMPLATE), start)
+    if asked and start < shared_prefix(_text(tokenizer, asked, **given), before):
+        raise RowError(
+            f"the chat template writes the first {len(asked)} messages in another way once an answer follows, so that its "
+            "mask is not known: give one that keeps them, with --config.data.chat_template=FILE"
+        )
+    at = 0
+    for segment in tokenizer.segments(through):
+        if segment.control and at < start < at + len(segment.text):
+            return at
+        at += len(segment.text)
+    ids = tokenizer.encode(through, specials="parse")
+    for place in range(start, max(start - LONGEST_SHARED, 0), -1):
+        made = tokenizer.encode(through[:place], specials="parse")
+        if ids[: len(made)] == made:
+            return place
+    return start
+
+
+def _require_written(tokenizer: Tokenizer, message: Message, number: int, turn: Written) -> None:
+    """RowError for a turn that the template leaves out, or whose calls it leaves out: a model would learn to say nothing."""
+    names = [(call.get("function") or call).get("name") for call in message.get("tool_calls") or ()]
+    if any(isinstance(name, str) and name not in turn for name in names):
+        raise RowError(
+            f"the chat template does not write the calls of message {number}: give one that knows tools, with "
+            "--config.data.chat_template=FILE"
+        )
+    if not any(segment.text.strip() for segment in tokenizer.segments(turn) if not segment.control):
+        raise RowError(f"the chat template writes nothing of message {number}, of the {message['role']}")
+
+
+def _example(tokenizer: Tokenizer, text: Written, turns: Sequence[tuple[int, int]]) -> Example:
+    """The ids of a chat's text, and weights for the turns, from one character to another, that are learnt."""
     stops, flags = set(tokenizer.eos_ids), flags_of(text)
+    spans = [(start, end, True) for start, end in turns]
     if any(flag & GENERATED for flag in flags):
-        spans = [(_first_generated(flags, start, end), end) for start, end in spans]
+        spans = [run for start, end in turns for run in _generated(tokenizer, text, flags, start, end)]
+        if not spans:
+            raise RowError("the chat template marks nothing of the turns to be learnt with {% generation %}")
     ids: list[int] = []
     weights: list[float] = []
     open_turn = False  # the turn before had no stop token of its own: some templates close it with the next role's
-    for start, end, learnt in _pieces(spans, len(text)):
+    for start, end, learnt, closes in _pieces(spans, len(text)):
         made = _ids_between(tokenizer, text, start, end)
         count = 0
-        if learnt:
+        if learnt and not closes:
+            count = len(made)
+        elif learnt:
             stopped = [i for i, token in enumerate(made) if token in stops]
             open_turn = not stopped
             count = stopped[-1] + 1 if stopped else len(made)
@@ -188,22 +241,37 @@ def _example(tokenizer: Tokenizer, text: Written, spans: Sequence[tuple[int, int
     return Example(np.array(ids, np.int32), np.array(weights, np.float32))
 
 
-def _first_generated(flags: bytes, start: int, end: int) -> int:
-    """Where what {% generation %} marks begins in a turn."""
-    return next((i for i in range(start, end) if flags[i] & GENERATED), start)
+def _generated(tokenizer: Tokenizer, text: Written, flags: bytes, start: int, end: int) -> list[tuple[int, int, bool]]:
+    """What {% generation %} marks in a turn, as `spans` of `_pieces`; a stop token right behind it belongs to it."""
+    runs: list[tuple[int, int, bool]] = []
+    for generated, group in itertools.groupby(range(start, end), key=lambda i: bool(flags[i] & GENERATED)):
+        if generated:
+            places = list(group)
+            runs.append((places[0], places[-1] + 1, False))
+    if not runs:
+        return []
+    first, last, _ = runs[-1]
+    behind = last
+    for segment in tokenizer.segments(text[last:end]):
+        behind += len(segment.text)
+        if segment.control and tokenizer.control_ids[segment.text] in tokenizer.eos_ids:
+            last = behind
+        if segment.control or segment.text.strip():
+            break
+    return [*runs[:-1], (first, last, True)]
 
 
-def _pieces(spans: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int, bool]]:
-    """(start, end, learnt) of consecutive parts that cover a text."""
-    found: list[tuple[int, int, bool]] = []
+def _pieces(spans: Sequence[tuple[int, int, bool]], length: int) -> list[tuple[int, int, bool, bool]]:
+    """(start, end, learnt, closes) of consecutive parts that cover a text; `closes`: a turn ends there."""
+    found: list[tuple[int, int, bool, bool]] = []
     at = 0
-    for start, end in spans:
+    for start, end, closes in spans:
         if start > at:
-            found.append((at, start, False))
-        found.append((start, end, True))
+            found.append((at, start, False, False))
+        found.append((start, end, True, closes))
         at = end
     if at < length:
-        found.append((at, length, False))
+        found.append((at, length, False, False))
     return found
 
 

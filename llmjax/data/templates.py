@@ -3,10 +3,12 @@
 Every string that stands in a template is a `Written` (`written.py`). What a template is handed stays a mere string.
 """
 
+import contextlib
 import datetime
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 import jinja2
@@ -16,6 +18,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from llmjax.data.written import GENERATED, Written, by_template, flags_of, joined
+
+_MOMENT: ContextVar[datetime.datetime | None] = ContextVar("moment", default=None)
+
+
+@contextlib.contextmanager
+def one_moment() -> Iterator[None]:
+    """Within it every template reads the same time, so that texts which are compared differ by their messages alone."""
+    before = _MOMENT.set(_MOMENT.get() or datetime.datetime.now())
+    try:
+        yield
+    finally:
+        _MOMENT.reset(before)
 
 
 class Template:
@@ -29,7 +43,7 @@ class Template:
         environment.filters |= {"tojson": _to_json, "joined": lambda parts: joined(map(str, parts))}
         environment.globals |= {
             "raise_exception": _refuse,
-            "strftime_now": lambda form: datetime.datetime.now().strftime(form),
+            "strftime_now": lambda form: (_MOMENT.get() or datetime.datetime.now()).strftime(form),
             "dict": _make_dict,
             "namespace": _Namespace,
         }
