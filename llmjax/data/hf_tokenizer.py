@@ -58,6 +58,8 @@ def load(file: Path) -> Tokenizer:
     more = [token for token in added_beside(beside) if token["content"] not in known]
     description = {**description, "added_tokens": [*in_file, *more]} if more else description
     ids = {**ids, **{token["content"]: token["id"] for token in (*in_file, *more)}}
+    if not ids:
+        raise UserError("its vocabulary is empty: get the file again")
     added = {token.content: token for token in map(_added_of(beside), (*in_file, *more))}
     specials = {token.content: token.id for token in added.values() if token.special}
     found = special_ids(beside, ids, specials)
@@ -199,22 +201,37 @@ def special_ids(beside: Mapping[str, Any], ids: Mapping[str, int], specials: Ite
                     f"so there is none: give it an id in {ADDED_FILE}, or take it out",
                     stacklevel=2,
                 )
-        elif generation is not None:
-            found[name] = generation[0] if isinstance(generation, list) else generation
+        elif generation := _ids(generation, f"{name}_token_id"):
+            found[name] = generation[0]
         else:
             found[name] = next((ids[usual] for usual in USUAL.get(name, ()) if usual in specials), None)
     return found
 
 
+def _ids(given: Any, name: str) -> list[int]:
+    """One id or several of generation_config.json. Some files say that there is none by -1."""
+    ids = [] if given is None else given if isinstance(given, list) else [given]
+    if wrong := [i for i in ids if isinstance(i, bool) or not isinstance(i, int)]:
+        raise UserError(f"{GENERATION_FILE} or config.json has {name}={wrong[0]!r}, which is no id: give whole numbers")
+    return [i for i in ids if i >= 0]
+
+
 def added_beside(beside: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The tokens that the files beside a tokenizer add to it, by id, as tokenizer.json would describe them."""
-    found = {
-        token["content"]: {"id": int(i), "special": False, **token}
-        for i, token in (beside[CONFIG_FILE].get("added_tokens_decoder") or {}).items()
-    }
+    try:
+        found = {
+            token["content"]: {"id": int(i), "special": False, **token}
+            for i, token in (beside[CONFIG_FILE].get("added_tokens_decoder") or {}).items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{CONFIG_FILE} has an added_tokens_decoder that is not ids with tokens ({error.__class__.__name__}: {error})"
+        ) from error
     named = [beside[file].get(f"{name}_token") for file in (CONFIG_FILE, MAP_FILE) for name in NAMES]
     for file in (CONFIG_FILE, MAP_FILE):
-        named += beside[file].get("additional_special_tokens") or []
+        for more in ("additional_special_tokens", "extra_special_tokens"):  # the second of transformers 5
+            listed = beside[file].get(more) or []
+            named += listed.values() if isinstance(listed, dict) else listed
     special = {token["content"] if isinstance(token, dict) else token for token in named}
     for content, i in beside[ADDED_FILE].items():
         if not isinstance(i, int) or i < 0:
@@ -249,16 +266,17 @@ def _literals(template: str) -> str:
 def _templates(beside: Mapping[str, Any]) -> tuple[str, str]:
     """The chat template, and the one where there are tools if it is another."""
     template = beside[TEMPLATE_FILE] or beside[CONFIG_FILE].get("chat_template") or ""
-    if isinstance(template, list):
-        by_name = {one.get("name"): one["template"] for one in template}
-        return by_name.get("default", ""), by_name.get("tool_use", "")
-    return template, ""
+    if isinstance(template, list) and all(isinstance(one, dict) for one in template):
+        template = {one.get("name"): one.get("template") for one in template}
+    by_name = template if isinstance(template, dict) else {"default": template}
+    if wrong := [text for text in by_name.values() if not isinstance(text, str)]:
+        raise UserError(f"{CONFIG_FILE} has a chat_template of {wrong[0]!r}: give a text, or several with names")
+    return by_name.get("default", ""), by_name.get("tool_use", "")
 
 
 def _shared(beside: Mapping[str, Any], found: Mapping[str, int | None], added: Iterable[Added]) -> dict[str, Any]:
     """The fields of a Tokenizer that come from the files beside it and from the tokens that were added."""
-    ends = beside[GENERATION_FILE].get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    ends = _ids(beside[GENERATION_FILE].get("eos_token_id"), "eos_token_id")
     files = {
         name: (json.dumps(beside[name], indent=2, ensure_ascii=False) + "\n").encode()
         for name in FILES[:-1]

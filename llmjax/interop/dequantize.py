@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from llmjax.errors import UserError
+from llmjax.interop.fields import mapping
 from llmjax.interop.tensors import Source, Tensor
 
 FLOAT8 = tuple(np.dtype(name) for name in (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2))
@@ -34,7 +35,7 @@ def dequantized(theirs: Mapping[str, Any], weights: Source) -> tuple[dict[str, A
 
     Raises UserError for a form that is not known, naming it.
     """
-    said = theirs.get("quantization_config")
+    said = mapping(theirs, "quantization_config")
     rest = {name: value for name, value in theirs.items() if name != "quantization_config"}
     if not said:
         return rest, weights
@@ -60,13 +61,14 @@ def _block_size(said: Mapping[str, Any], method: str) -> tuple[int, int] | None:
     if method == "modelopt" and (kind := said.get("quant_algo")) != "FP8":
         raise UserError(f"config.json has a quantization_config with quant_algo={kind!r}; supported: 'FP8'")
     if method == "compressed-tensors":
-        if (kind := (said.get("sparsity_config") or {}).get("format", "dense")) != "dense":
+        if (kind := mapping(said, "sparsity_config").get("format", "dense")) != "dense":
             raise UserError(
                 f"config.json has a quantization_config with sparsity of format={kind!r}; supported: 'dense'"
             )
         sizes = set()
-        for name, group in (said.get("config_groups") or {}).items():
-            form = group.get("weights") or {}
+        groups = mapping(said, "config_groups")
+        for name in groups:
+            form = mapping(mapping(groups, name), "weights")
             kind, bits = form.get("type"), form.get("num_bits")
             if (kind, bits) != ("float", 8) or not form.get("symmetric", True):
                 raise UserError(
@@ -82,7 +84,7 @@ def _block_size(said: Mapping[str, Any], method: str) -> tuple[int, int] | None:
         size = next(iter(sizes), None)
     if size is None:
         return None
-    if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+    if not isinstance(size, list | tuple) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
         raise UserError(f"config.json has a quantization_config with blocks of {size!r}; supported: two whole numbers")
     return size[0], size[1]
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.config.model_checks import ATTENTION, BIASES
+from llmjax.config.ranges import RANGE_OF
 from llmjax.errors import UserError
 from llmjax.model.init import residual_scale
 from llmjax.model.layers import mlp_width
@@ -141,6 +142,11 @@ def field(
             value = choose(used, given, table)
         else:
             value = to_ours(typed(used, given, own_kind))
+            allowed = RANGE_OF.get(f"model.{ours}")
+            if allowed is not None and value not in allowed:
+                raise UserError(
+                    f"config.json has {used}={given!r}, which makes model.{ours}={value}; it must be {allowed}"
+                )
         put(c, ours, value)
 
     def write(c: ConfigDict) -> dict[str, Any]:
@@ -212,7 +218,15 @@ def read_fields(entries: Iterable[Entry], theirs: Theirs, *, defaults: Theirs | 
     refuse_unknown("config.json", {k: v for k, v in said.items() if k not in known})
     c = config.base().model
     for entry in entries:
-        entry.read(c, said)
+        try:
+            entry.read(c, said)
+        except UserError:
+            raise
+        except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:  # values of strangers
+            there = ", ".join(f"{name}={said[name]!r}" for name in entry.names if name in said)
+            raise UserError(
+                f"config.json has {there or 'values'} that cannot be ({error}): get the file again"
+            ) from error
     return c
 
 
@@ -260,6 +274,8 @@ def typed(name: str, value: Any, kind: type, *, where: str = "config.json") -> A
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{where} has {name}={value!r}, which is no number")
+    if not math.isfinite(value):
+        raise UserError(f"{where} has {name}={value!r}, which is no finite number")
     if kind is int and value != int(value):
         raise UserError(f"{where} has {name}={value!r}, which is no whole number")
     return kind(value)
@@ -277,6 +293,16 @@ def number(theirs: Theirs, name: str, default: float | None = None, *, where: st
     if value is None:
         raise UserError(f"{where} lacks {name}; add it as in the model type's published configs")
     return typed(name, value, type(value) if type(value) is int else float, where=where)
+
+
+def mapping(theirs: Theirs, name: str, *, where: str = "config.json") -> dict[str, Any]:
+    """A field that holds fields, without those that are null; {} if it is missing. UserError if it is something else."""
+    value = theirs.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} has {name}={value!r}, which is no object with fields")
+    return {key: inner for key, inner in value.items() if inner is not None}
 
 
 def only(theirs: Theirs, name: str, *values: Any) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax.errors import UserError
-from llmjax.interop.fields import Entry, read_fields, require_same, write_fields
+from llmjax.interop.fields import Entry, mapping, read_fields, require_same, write_fields
 from llmjax.interop.rope import plain
 
 Arrays = list[np.ndarray]
@@ -83,7 +83,7 @@ class Family:
         model_type = str(theirs.get("model_type"))
         if inner := self.inner.get(model_type):
             outer = {name: theirs[name] for name in OUTER if theirs.get(name) is not None}
-            theirs = {**outer, **(theirs.get(inner) or {})}
+            theirs = {**outer, **mapping(theirs, inner)}
         return read_fields(self.entries, theirs, defaults={**self.defaults, **self.variants.get(model_type, {})})
 
     def write_config(self, c: ConfigDict) -> dict[str, Any]:

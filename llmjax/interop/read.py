@@ -21,6 +21,7 @@ from llmjax.errors import UserError
 from llmjax.interop import gguf, scoring, tensors
 from llmjax.interop.dequantize import dequantized
 from llmjax.interop.families import FAMILIES
+from llmjax.interop.fields import mapping
 from llmjax.interop.generation import not_read, read_generation
 from llmjax.interop.mapping import Family, Row, to_ours
 from llmjax.interop.matching import fit
@@ -153,9 +154,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     theirs = _read_json(path)
     beside = folder / QUANTIZATION_FILE
     if beside.is_file() and not theirs.get("quantization_config"):
-        said = _read_json(beside).get("quantization")
-        theirs["quantization_config"] = {"quant_method": "modelopt", **(said or {})}
-    if theirs.get("model_type") not in FAMILIES:
+        said = mapping(_read_json(beside), "quantization", where=QUANTIZATION_FILE)
+        theirs["quantization_config"] = {"quant_method": "modelopt", **said}
+    if str(theirs.get("model_type")) not in FAMILIES:
         raise UserError(
             f"{path} has model_type {theirs.get('model_type')!r}, which is not known here; known are "
             + ", ".join(sorted(FAMILIES))
@@ -168,6 +169,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(storage.read_text(path))
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): get it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged (it holds no object but {type(found).__name__}): get it again")
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from llmjax.errors import UserError
-from llmjax.interop.fields import Entry, Theirs, choose, flag, number, only, refuse_unknown, typed
+from llmjax.interop.fields import Entry, Theirs, choose, flag, mapping, number, only, refuse_unknown, typed
 from llmjax.model.positions import rotary_size
 
 # Dynamic scaling begins beyond max_position_embeddings, which is the most that a model reads here.
@@ -28,6 +28,7 @@ KNOWN = {
     "yarn": ("factor", "beta_slow", "beta_fast", "truncate", "attention_factor", "mscale", "mscale_all_dim"),
     "longrope": ("factor", "attention_factor", "short_factor", "long_factor"),
 }
+BY_KIND = "give them within full_attention and sliding_attention"
 IN_ALL = ("rope_type", "type", ORIGINAL, "finetuned", *BASES, *FRACTIONS)
 
 
@@ -42,9 +43,9 @@ def rope(
     """
 
     def read(c: ConfigDict, theirs: Theirs) -> None:
-        said = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
+        said = mapping(theirs, "rope_scaling") or mapping(theirs, "rope_parameters")
         read_dictionary(c, said, theirs)
-        everything = {**theirs, **{name: value for name, value in said.items() if value is not None}}
+        everything = {**theirs, **said}
         c.position = "rotary"
         c.rotary_base = float(number(everything, _first(BASES, everything), base))
         set_fraction(c, float(number(everything, _first(FRACTIONS, everything), fraction)))
@@ -66,13 +67,17 @@ def rope_by_kind(*, base: float = 10_000.0, local_name: str = "") -> Entry:
     """
 
     def read(c: ConfigDict, theirs: Theirs) -> None:
-        nested = theirs.get("rope_parameters") or {}
-        full = {**(nested.get("full_attention") or {}), **(theirs.get("rope_scaling") or {})}
-        local = nested.get("sliding_attention") or {}
-        if local.get("rope_type", "default") != "default":
+        nested = mapping(theirs, "rope_parameters")
+        full = {**mapping(nested, "full_attention"), **mapping(theirs, "rope_scaling")}
+        local = mapping(nested, "sliding_attention")
+        kinds = ("full_attention", "sliding_attention")
+        refuse_unknown("config.json's rope_parameters", {k: v for k, v in nested.items() if k not in kinds}, BY_KIND)
+        if local.get("rope_type", "default") != "default" or local.keys() - {"rope_type", "rope_theta"}:
             raise UserError(
                 f"config.json has rope_parameters for sliding_attention of {local}; supported: rope_type 'default'"
             )
+        for name in FRACTIONS:
+            only(full, name, 1)
         read_dictionary(c, full, theirs)
         c.position = "rotary"
         c.rotary_base = float(number(full, "rope_theta", number(theirs, "rope_theta", base)))
@@ -122,7 +127,9 @@ def read_dictionary(c: ConfigDict, said: Mapping[str, Any], theirs: Theirs) -> N
     if c.rotary_scaling == "none":
         return
     given = theirs.get(ORIGINAL, said.get(ORIGINAL))
-    length = given or c.max_length
+    length = c.max_length if given is None else typed(ORIGINAL, given, int)
+    if length < 1:
+        raise UserError(f"{where} has {ORIGINAL}={length}; it must be at least 1")
     c.rotary_original_length = length if c.rotary_scaling != "linear" else c.rotary_original_length
     if c.rotary_scaling == "longrope":
         _read_longrope(c, said, given, where)
@@ -134,12 +141,13 @@ def read_dictionary(c: ConfigDict, said: Mapping[str, Any], theirs: Theirs) -> N
         c.rotary_slow = float(number(said, "low_freq_factor", where=where))
         c.rotary_fast = float(number(said, "high_freq_factor", where=where))
         return
-    c.rotary_slow = float(number(said, "beta_slow", 1))
-    c.rotary_fast = float(number(said, "beta_fast", 32))
+    c.rotary_slow = float(number(said, "beta_slow", 1, where=where))
+    c.rotary_fast = float(number(said, "beta_fast", 32, where=where))
     c.rotary_truncate = flag(said, "truncate", True, where=where)
     factor = _attention_factor(said, where)
-    if factor is None and said.get("mscale") and said.get("mscale_all_dim"):
-        factor = temperature(c.rotary_factor, said["mscale"]) / temperature(c.rotary_factor, said["mscale_all_dim"])
+    scales = [number(said, name, 0.0, where=where) for name in ("mscale", "mscale_all_dim")]
+    if factor is None and all(scales):
+        factor = temperature(c.rotary_factor, scales[0]) / temperature(c.rotary_factor, scales[1])
     if factor is not None and not math.isclose(factor, temperature(c.rotary_factor), rel_tol=1e-6):
         c.rotary_attention_factor = float(factor)
 

@@ -125,12 +125,12 @@ def open_folder(folder: Path) -> Safetensors:
         return Safetensors([folder / ONE_FILE])
     if (folder / INDEX).is_file():
         try:
-            placed: dict[str, str] = json.loads(storage.read_text(folder / INDEX))["weight_map"]
-        except (ValueError, KeyError) as error:
+            placed: dict[str, str] = dict(json.loads(storage.read_text(folder / INDEX))["weight_map"])
+            files = [folder / name for name in sorted(set(placed.values()))]
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{folder / INDEX} is damaged ({error.__class__.__name__}: {error}): get it again"
             ) from error
-        files = [folder / name for name in sorted(set(placed.values()))]
         if missing := [file.name for file in files if not file.is_file()]:
             raise UserError(f"{folder} lacks {len(missing)} of {len(files)} shards: {', '.join(missing)}")
         found = Safetensors(files)

@@ -15,7 +15,19 @@ from llmjax import config
 from llmjax.interop.experts import expert_rows, fused_expert_rows
 from llmjax.interop.families.gpt import head
 from llmjax.interop.families.llama import SILU, SIZES
-from llmjax.interop.fields import Entry, Theirs, constants, field, fixed, ignored, number, only, settings, typed
+from llmjax.interop.fields import (
+    Entry,
+    Theirs,
+    constants,
+    field,
+    fixed,
+    ignored,
+    mapping,
+    number,
+    only,
+    settings,
+    typed,
+)
 from llmjax.interop.fused import concatenated, reordered
 from llmjax.interop.mapping import Arrays, Family, Row, Slot, linear, norm, same
 from llmjax.interop.rope import rope, temperature
@@ -46,7 +58,7 @@ def _rope() -> Entry:
 
     def read(c: ConfigDict, theirs: Theirs) -> None:
         one.read(c, theirs)
-        said = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
+        said = mapping(theirs, "rope_scaling") or mapping(theirs, "rope_parameters")
         if c.rotary_scaling == "yarn" and said.get("mscale_all_dim"):
             scale = temperature(c.rotary_factor, number(said, "mscale_all_dim"))
             c.attention_scale = c.head_size**-0.5 * scale * scale

@@ -82,27 +82,36 @@ def windows(which: str, *, switched: bool = False, periodic: bool = False, full:
 
     def read(c: ConfigDict, theirs: Theirs) -> None:
         types = theirs.get("layer_types")
+        if types is not None and not isinstance(types, list):
+            raise UserError(f"config.json has layer_types={types!r}, which is no list")
         window = theirs.get("sliding_window") if not switched or flag(theirs, "use_sliding_window") else None
-        if which == "all" and window and typed("sliding_window", window, int) >= c.max_length:
+        if which != "none" and window is not None and (window := typed("sliding_window", window, int)) < 1:
+            raise UserError(
+                f"config.json has sliding_window={window}; it must be at least 1, or null where there is none"
+            )
+        if which == "all" and window and window >= c.max_length:
             window = None  # every token is within it
         if which != "some":
             window = window if which == "all" else None
             kinds = ["local" if window else "global"] * c.layers
-            if types and [kinds_of.get(t) for t in types] != kinds:
+            if types is not None and [choose("layer_types", t, kinds_of) for t in types] != kinds:
                 raise UserError(f"config.json has layer_types={types}; supported: {kinds[0]} attention in all layers")
-        elif types:
+        elif types is not None:
             kinds = [choose("layer_types", t, kinds_of) for t in types]
         elif periodic:
             period = typed("sliding_window_pattern", theirs["sliding_window_pattern"], int)
+            if period < 1:
+                raise UserError(f"config.json has sliding_window_pattern={period}; it must be at least 1")
             kinds = ["local" if (i + 1) % period else full for i in range(c.layers)]
         else:
-            kinds = ["local" if window and i >= theirs["max_window_layers"] else full for i in range(c.layers)]
+            first = typed("max_window_layers", theirs["max_window_layers"], int)
+            kinds = ["local" if window and i >= first else full for i in range(c.layers)]
         set_pattern(c, kinds)
         if "local" in kinds and not window:
             raise UserError(
                 f"config.json has layers with sliding_attention and sliding_window={window!r}; give its size"
             )
-        c.window = typed("sliding_window", window, int) if "local" in kinds else c.window
+        c.window = window if "local" in kinds else c.window
 
     def write(c: ConfigDict) -> dict[str, Any]:
         names = {ours: theirs for theirs, ours in kinds_of.items()}
@@ -127,10 +136,10 @@ def windows(which: str, *, switched: bool = False, periodic: bool = False, full:
     return Entry(("layer_types", *names), read, write, nullable=("sliding_window",) if which != "none" else ())
 
 
-def set_pattern(c: ConfigDict, kinds: list[str]) -> None:
-    """Set the shortest pattern that repeats as these kinds of layers."""
+def set_pattern(c: ConfigDict, kinds: list[str], *, name: str = "layer_types") -> None:
+    """Set the shortest pattern that repeats as these kinds of layers, which are those of the field `name`."""
     if len(kinds) != c.layers:
-        raise UserError(f"config.json has {len(kinds)} layer_types for num_hidden_layers={c.layers}")
+        raise UserError(f"config.json has {len(kinds)} {name} for num_hidden_layers={c.layers}")
     period = next(p for p in range(1, c.layers + 1) if all(kinds[i] == kinds[i % p] for i in range(c.layers)))
     c.pattern = tuple(kinds[:period])
 
@@ -159,7 +168,7 @@ def dense_layers() -> Entry:
     def read(c: ConfigDict, theirs: Theirs) -> None:
         c.moe.every = step = typed("decoder_sparse_step", theirs.get("decoder_sparse_step") or 1, int)
         listed = theirs.get("mlp_only_layers") or []
-        if step < 1 or not all(isinstance(i, int) for i in listed):
+        if step < 1 or not isinstance(listed, list) or not all(isinstance(i, int) for i in listed):
             raise UserError(
                 f"config.json has decoder_sparse_step={step}, mlp_only_layers={listed}; supported: a step of at least 1, and "
                 "numbers of layers"
@@ -286,8 +295,14 @@ def _unrotated() -> Entry:
 
     def read(c: ConfigDict, theirs: Theirs) -> None:
         every = typed("no_rope_layer_interval", theirs.get("no_rope_layer_interval", 4), int)
-        rotated = theirs.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(c.layers)]
-        set_pattern(c, ["global" if on else "nope" for on in rotated])
+        rotated = theirs.get("no_rope_layers")
+        if every < 1 or not (rotated is None or (isinstance(rotated, list) and all(one in (0, 1) for one in rotated))):
+            raise UserError(
+                f"config.json has no_rope_layer_interval={every}, no_rope_layers={rotated!r}; supported: an interval of at "
+                "least 1, and a list of 0 and 1"
+            )
+        rotated = rotated or [int((i + 1) % every != 0) for i in range(c.layers)]
+        set_pattern(c, ["global" if on else "nope" for on in rotated], name="no_rope_layers")
 
     def write(c: ConfigDict) -> dict[str, Any]:
         return {"no_rope_layers": [int(c.pattern[i % len(c.pattern)] != "nope") for i in range(c.layers)]}
