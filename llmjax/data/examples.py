@@ -197,7 +197,7 @@ def _turn_start(tokenizer: Tokenizer, asked: Sequence[Message], through: Written
     return start
 
 
-def _require_written(tokenizer: Tokenizer, message: Message, number: int, turn: Written) -> None:
+def _require_written(tokenizer: Tokenizer, message: Message, number: int, turn: str) -> None:
     """RowError for a turn that the template leaves out, or whose calls it leaves out: a model would learn to say nothing."""
     names = [(call.get("function") or call).get("name") for call in message.get("tool_calls") or ()]
     if any(isinstance(name, str) and name not in turn for name in names):

@@ -109,7 +109,7 @@ def behind(prompt: Text, chosen: Text, rejected: Text) -> tuple[Text, Any, Any]:
         return prompt, chosen, rejected
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     shared, *rest = common_prompt(chosen, rejected)
-    if not shared or shared[0]["role"] not in ("user", *SYSTEMS):
+    if isinstance(shared, str) or not shared or shared[0]["role"] not in ("user", *SYSTEMS):
         return asked, chosen, rejected
     if all(any(one == other for other in shared) for one in asked):
         return shared, rest[0], rest[1]
