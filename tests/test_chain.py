@@ -112,6 +112,16 @@ def test_a_chain_that_was_moved_goes_on_where_it_was(calls, links, tmp_path):
     assert calls.made == ["last/train"]
 
 
+def test_a_start_is_the_same_folder_under_any_path(calls, links, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe.run(links["base"], tmp_path / "start", STAGES)
+    for path in ("start", str(tmp_path / "start"), "start/../start"):
+        more = config.from_json(config.to_json(links["more"]))
+        more.train.init_from = path
+        recipe.run(more, tmp_path / "run", STAGES)
+    assert calls.made == all_of("base", "more")
+
+
 def test_every_link_is_checked_before_the_first_one_begins(calls, links, tmp_path):
     calls.refusing.add("last/tokenizer")
     calls.refusing.add("last/prepare")

@@ -25,11 +25,13 @@ class Task:
     again: bool = False  # changed settings may replace a training; a single stage runs again even if nothing changed
 
     def wanted(self, stage: str) -> dict[str, Any]:
-        """What a stage depends on. A start that is the same training as before keeps the path it had: a chain was moved."""
+        """What a stage depends on. The path of a start stays as it was if the start is the same training, or the same folder."""
         found = dependencies(self.c, stage, files=self.files, start=self.start)
         before = record.read(self.workdir).get(stage, {}).get("settings", {})
-        if self.start and "train.init_from" in before and before.get(START) == self.start:
-            found["train.init_from"] = before["train.init_from"]
+        was, now = before.get("train.init_from"), found.get("train.init_from")
+        moved = self.start and before.get(START) == self.start
+        if was and now and (moved or Path(was).resolve() == Path(now).resolve()):
+            found["train.init_from"] = was
         return found
 
 
