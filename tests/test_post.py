@@ -367,7 +367,7 @@ def test_a_policy_with_a_critic_is_held_to_its_reference(folder):
     ids=["grpo", "grpo-nf4-dora", "ppo"],
 )
 def test_a_policy_of_adapters_starts_at_its_base_and_ends_in_the_same_bits_after_a_stop(folder, verb, more, request):
-    name = request.node.callspec.id
+    name = f"adapters-{request.node.callspec.id}"
     given = (
         "--config.model.adapter.kind=lora",
         "--config.model.adapter.rank=4",
