@@ -1,10 +1,10 @@
 """The main job on a laptop: the Python standard library -> a small model that completes Python. Offline.
 
-    llmjax run --config configs/quickstart.py            5 to 7 minutes on 2 cores, of which 4 train
+    llmjax run --config configs/quickstart.py            5 minutes on 2 cores, of which 4 train
     llmjax run --config configs/quickstart.py:hour       a larger model, within an hour, of which 36 minutes train
     llmjax run --config configs/quickstart.py --config.data.sources='["my_notes/"]' --workdir runs/notes
 
-`make quickstart` runs the first of these. The time is fixed, so a faster machine takes more steps (about 1,100 on 2
+`make quickstart` runs the first of these. The time is fixed, so a faster machine takes more steps (about 1,050 on 2
 cores) and ends with a lower loss. The text is what every Python carries: the library's own sources, the docstrings of
 its compiled modules and the topics of `help()`, 12 MB. One module in ten of at most 64 KiB is held out, whole: a
 larger one would be most of the measure. Results: README.md and results/quickstart.json.

@@ -16,6 +16,7 @@ from llmjax.serve.calls import PING_SECONDS, Call
 from llmjax.serve.choices import Written, usage
 from llmjax.serve.server import Served
 from llmjax.serve.tickets import Ticket
+from llmjax.serve.worker import settle
 
 T = TypeVar("T")
 News = dict[str, Any]
@@ -89,16 +90,7 @@ class Talk:
         is stopped or takes too long. The thread goes on then, and its result is dropped.
         """
         future: Future[T] = Future()
-
-        def work() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
-
-        threading.Thread(target=work, name="conversation", daemon=True).start()
+        threading.Thread(target=settle, args=(future, function), name="conversation", daemon=True).start()
         running = asyncio.wrap_future(future)
         running.add_done_callback(lambda _: self._news.put_nowait(None))
         told = time.monotonic()

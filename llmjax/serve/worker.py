@@ -5,6 +5,7 @@ an engine cannot answer fails alone.
 """
 
 import asyncio
+import functools
 import queue
 import threading
 import time
@@ -20,6 +21,16 @@ T = TypeVar("T")
 Listener = Callable[[Event], None]
 ENGINE_FAILED = "the engine failed"
 MOST_FAILURES = 3  # steps that fail one after another until the thread gives up
+
+
+def settle(future: Future[T], function: Callable[[], T]) -> None:
+    """Call a function, whose result or error is the future's, unless nobody waits for it any more."""
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(function())
+    except BaseException as error:
+        future.set_exception(error)
 
 
 class Worker:
@@ -62,18 +73,9 @@ class Worker:
     async def call(self, function: Callable[[], T]) -> T:
         """What a function returns that is called in the thread between two steps."""
         done: Future[T] = Future()
-
-        def run() -> None:
-            if not done.set_running_or_notify_cancel():
-                return
-            try:
-                done.set_result(function())
-            except BaseException as error:
-                done.set_exception(error)
-
         if self.failure is not None:
             raise RuntimeError("the engines have ended") from self.failure
-        self._inbox.put(run)
+        self._inbox.put(functools.partial(settle, done, function))
         return await asyncio.wrap_future(done)
 
     async def submit(self, name: str, requests: Sequence[Request], listeners: Sequence[Listener]) -> list[int]:
