@@ -15,7 +15,8 @@ from llmjax.errors import UserError
 from llmjax.infer import asking
 from llmjax.retrieve.database import grammar as sql_grammar
 from llmjax.retrieve.documents import ask, blocks, cite, measures, task
-from llmjax.retrieve.documents.index import Index, Passage, fused, query_words
+from llmjax.retrieve.documents.index import Index, Passage, fused
+from llmjax.retrieve.documents.words import query_words
 
 MARKDOWN = """\
 Before any heading.

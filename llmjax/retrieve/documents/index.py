@@ -20,131 +20,13 @@ from llmjax.retrieve.documents import blocks as cutting
 from llmjax.retrieve.documents import reading
 from llmjax.retrieve.documents.blocks import Block
 from llmjax.retrieve.documents.reading import File
+from llmjax.retrieve.documents.words import ASKING_WORDS, query_words
 
 FILE = "index.sqlite"
 VERSION = "1"  # of the tables and of how texts are cut: an index of another version is made anew
 TOKENS = "porter unicode61 remove_diacritics 2"
 RRF = 60  # Cormack et al. 2009
 DEPTH = 100  # blocks of each ranking that are fused
-# Lucene's stop words. They would be found in nearly every block, which takes time and changes little.
-STOP_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "but",
-        "by",
-        "for",
-        "if",
-        "in",
-        "into",
-        "is",
-        "it",
-        "no",
-        "not",
-        "of",
-        "on",
-        "or",
-        "such",
-        "that",
-        "the",
-        "their",
-        "then",
-        "there",
-        "these",
-        "they",
-        "this",
-        "to",
-        "was",
-        "will",
-        "with",
-    ]
-)
-# Words that ask, in English and German: a passage need not have them to hold the answer.
-ASKING_WORDS = frozenset(
-    [
-        "what",
-        "when",
-        "where",
-        "which",
-        "who",
-        "whom",
-        "whose",
-        "why",
-        "how",
-        "many",
-        "much",
-        "long",
-        "often",
-        "did",
-        "do",
-        "does",
-        "has",
-        "have",
-        "had",
-        "can",
-        "could",
-        "would",
-        "should",
-        "were",
-        "been",
-        "you",
-        "me",
-        "i",
-        "we",
-        "tell",
-        "give",
-        "name",
-        "find",
-        "show",
-        "about",
-        "from",
-        "there's",
-        "was",
-        "wann",
-        "wer",
-        "wen",
-        "wem",
-        "wo",
-        "wie",
-        "warum",
-        "welche",
-        "welcher",
-        "welches",
-        "wieviele",
-        "viele",
-        "ist",
-        "sind",
-        "war",
-        "waren",
-        "hat",
-        "haben",
-        "wurde",
-        "wurden",
-        "der",
-        "die",
-        "das",
-        "den",
-        "dem",
-        "des",
-        "ein",
-        "eine",
-        "einen",
-        "und",
-        "oder",
-        "von",
-        "zu",
-        "in",
-        "im",
-        "für",
-        "mit",
-        "auf",
-    ]
-)
 TABLES = f"""
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE files (path TEXT PRIMARY KEY, stamp TEXT, digest TEXT);
@@ -440,12 +322,6 @@ class Index:
             )  # fmt: skip
             best = max(best, sum(rows) / whole)
         return best
-
-
-def query_words(question: str) -> list[str]:
-    """The words that a question is searched by: lower case, each once, without stop words."""
-    words = dict.fromkeys(re.findall(r"\w+", question.lower()))
-    return [word for word in words if word not in STOP_WORDS] or list(words)
 
 
 def fused(*rankings: Sequence[tuple[int, float]], k: int = RRF) -> list[tuple[int, float]]:
