@@ -191,6 +191,21 @@ def test_a_beginning_that_is_known_is_not_read_again(kind):
     assert device.read() - before <= (2 * 9 if kind == "slots" else 201 + 9)
 
 
+@pytest.mark.parametrize("kind", ["slots", "kept"])
+def test_prompts_of_before_are_read_and_shared_anew_once_all_caches_are_invalid(kind):
+    """As in reinforcement: every round has other parameters, and the same prompts come again."""
+    device = Device(scheduler(prefixes=PREFIXES[kind]()))
+    requests = [Request((*prompt(80, first), 9), 4) for first in (4, 50) for _ in range(6)]
+    read = []
+    for _ in range(3):
+        before = device.read()
+        device.run(requests)
+        read.append(device.read() - before)
+        device.scheduler.prefixes.forget()
+        device.kept, device.caches = {}, [[] for _ in device.caches]
+    assert read == [2 * 80] * 3
+
+
 def test_a_conversation_goes_on_in_its_slot():
     device = Device(scheduler(slots=2, prefixes=SlotPrefixes(2)))
     first = prompt(100)

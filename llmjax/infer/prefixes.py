@@ -103,7 +103,7 @@ class Prefixes:
         return []
 
     def forget(self) -> None:
-        """Everything that was computed is invalid."""
+        """Everything that was computed is invalid. The caller drops all copies."""
 
 
 class SlotPrefixes(Prefixes):
@@ -193,5 +193,5 @@ class KeptPrefixes(Prefixes):
         return dropped
 
     def forget(self) -> None:
-        self._dropped += self._kept
         self._kept.clear()
+        self._dropped.clear()
