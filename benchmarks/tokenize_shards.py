@@ -20,7 +20,7 @@ from common import make_parser, timed, write
 
 from llmjax import config, recipe
 from llmjax.data import tokens
-from llmjax.data.documents import shard_files
+from llmjax.data.documents import read_texts, shard_files
 from llmjax.data.tokenizer_files import load_tokenizer
 
 
@@ -37,7 +37,7 @@ def main() -> None:
         recipe.run(c.lock(), workdir, ("prepare", "tokenizer"))
         tokenizer = load_tokenizer(workdir / "tokenizer")
         prepared = workdir / "prepare"
-        texts = [t for source in shard_files(prepared / "train") for t in tokens.read_texts(prepared, "train", source)]
+        texts = [t for source in shard_files(prepared / "train") for t in read_texts(prepared, "train", source)]
         size = sum(len(text.encode()) for text in texts)
 
         def bare() -> None:

@@ -9,7 +9,7 @@ from helpers import assert_same_bits, tiny_config
 
 import llmjax
 from llmjax import config, recipe
-from llmjax.data import tokens
+from llmjax.data import tokenizer_stage
 from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.data.tokenizer_training import train_tokenizer
 from llmjax.errors import UserError
@@ -63,7 +63,7 @@ def test_a_choice_of_another_tokenizer_is_refused_with_the_mend_before_anything_
             recipe.run(settings(tiny_sources, **change), run, ("prepare", "tokenizer", "train"))
         assert not run.exists()
     mended = settings(tiny_sources, tokenizer__kind="unigram", tokenizer__path=str(OTHER / "tokenizer"))
-    tokens.check(mended, tmp_path, fresh=False)
+    tokenizer_stage.check(mended, tmp_path, fresh=False)
     initial.check(mended, load_tokenizer(OTHER / "tokenizer"))
     with pytest.raises(UserError, match=f"another tokenizer than this run has.*tokenizer.path={OTHER / 'tokenizer'}"):
         initial.check(mended, load_tokenizer(char_tokenizer))

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from llmjax import cli, config, recipe
-from llmjax.data import tokens
+from llmjax.data.documents import languages_of
 from llmjax.errors import UserError
 from llmjax.prepare import documents, engine, parts, run, sources, spark
 
@@ -504,7 +504,7 @@ def test_languages_are_capped_and_routed_to_shards_of_their_own(tmp_path):
     assert {r["reason"] for r in rows(tmp_path / "run", "rejected")} == {
         "cap: language de has its 400 bytes", "cap: source web has its 2,000 bytes",
     }  # fmt: skip
-    assert tokens.languages_of(tmp_path / "run/prepare", "web.de") == ("de",)
+    assert languages_of(tmp_path / "run/prepare", "web.de") == ("de",)
     with pytest.raises(ValueError, match="there is no source 'wep'"):
         prepared(tmp_path / "x", [tmp_path / "web.jsonl"], ("caps",), prepare__caps=("source:wep=1GB",))
 

@@ -18,7 +18,7 @@ from llmjax.data import stdlib_corpus
 from llmjax.prepare import parts
 from llmjax.prepare import sources as module
 from llmjax.prepare.documents import with_ids
-from llmjax.prepare.formats import rows
+from llmjax.prepare.formats import arrow
 from llmjax.prepare.formats.rows import Fields
 from llmjax.prepare.reading import read_part
 from llmjax.prepare.sources import check_extras, resolve_sources, sources_fingerprint
@@ -431,7 +431,7 @@ def test_few_rows_of_parquet_are_decoded_at_once_where_rows_are_large(tmp_path, 
     pyarrow = pytest.importorskip("pyarrow")
     texts = [f"{n} " * 5000 for n in range(40)]
     parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=False)
-    monkeypatch.setattr(rows, "BATCH_BYTES", 50_000)
+    monkeypatch.setattr(arrow, "BATCH_BYTES", 50_000)
     seen, decoded = [], parquet.ParquetFile.iter_batches
 
     def counted(*args, **kwargs):

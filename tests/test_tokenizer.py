@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmjax.config import base
-from llmjax.data import tokens
+from llmjax.data import tokenizer_stage, tokens
 from llmjax.data.tokenizer import PROBE, Tokenizer
 from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.data.tokenizer_training import train_tokenizer
@@ -173,7 +173,7 @@ def test_the_stage_writes_each_document_between_bos_and_eos(tmp_path, kind, monk
     monkeypatch.setattr(tokens, "FILE_TOKENS", 640)  # several files
     monkeypatch.setattr(tokens, "BATCH_BYTES", 2000)  # several batches
     write_prepared(tmp_path, {"train": {"code": TEXTS, "notes": [PROBE, ""]}, "heldout": {"code": ["held out"]}})
-    results = tokens.run(stage_config(kind=kind), tmp_path)
+    results = tokenizer_stage.run(stage_config(kind=kind), tmp_path)
     folder = tmp_path / "tokenizer" / "tokens"
     tokenizer = load_tokenizer(tmp_path / "tokenizer")
     for split, source, texts in [
@@ -195,10 +195,10 @@ def test_the_stage_writes_each_document_between_bos_and_eos(tmp_path, kind, monk
 def test_an_existing_model_is_used_and_gives_the_same_shards(tmp_path):
     model = trained("bpe").save(tmp_path)
     write_prepared(tmp_path, {"train": {"code": TEXTS}, "heldout": {}})
-    tokens.run(stage_config(path=str(model)), tmp_path)
+    tokenizer_stage.run(stage_config(path=str(model)), tmp_path)
     assert load_tokenizer(tmp_path / "tokenizer").fingerprint == trained("bpe").fingerprint
     first = {p.name: p.read_bytes() for p in (tmp_path / "tokenizer").rglob("*") if p.is_file()}
-    tokens.run(stage_config(path=str(model)), tmp_path)
+    tokenizer_stage.run(stage_config(path=str(model)), tmp_path)
     assert {p.name: p.read_bytes() for p in (tmp_path / "tokenizer").rglob("*") if p.is_file()} == first
 
 
@@ -215,13 +215,13 @@ def test_train_bytes_limits_what_is_trained_on_evenly():
 
 def test_the_stage_before_prepare_says_so(tmp_path):
     with pytest.raises(ValueError, match="run `llmjax prepare` first"):
-        tokens.run(stage_config(), tmp_path)
+        tokenizer_stage.run(stage_config(), tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["half", "last bytes", "missing", "flipped"])
 def test_a_damaged_shard_is_named(tmp_path, damage):
     write_prepared(tmp_path, {"train": {"code": TEXTS}, "heldout": {}})
-    tokens.run(stage_config(kind="byte"), tmp_path)
+    tokenizer_stage.run(stage_config(kind="byte"), tmp_path)
     file = tmp_path / "tokenizer" / "tokens" / "train" / "code" / "00000.array_record"
     data = file.read_bytes()
     if damage == "missing":
@@ -252,7 +252,7 @@ def test_a_missing_index_or_source_is_a_clear_error(tmp_path):
     with pytest.raises(ValueError, match="run `llmjax tokenizer` first"):
         tokens.load_index(tmp_path)
     write_prepared(tmp_path, {"train": {"code": TEXTS}, "heldout": {}})
-    tokens.run(stage_config(kind="byte"), tmp_path)
+    tokenizer_stage.run(stage_config(kind="byte"), tmp_path)
     with pytest.raises(ValueError, match=r"no train stream of source 'other' .* there are: code"):
         tokens.read_stream(tmp_path / "tokenizer" / "tokens", "train", "other")
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llmjax.data import parallel_text
+
 SPLITS = ("train", "heldout")
 
 
@@ -29,3 +31,21 @@ def read_documents(folder: Path, *, source: str) -> Iterator[dict[str, Any]]:
         with path.open("rb") as file:
             for row in file:
                 yield json.loads(row)
+
+
+def languages_of(prepared: Path, source: str) -> tuple[str, ...]:
+    """The languages of a source in WORKDIR/prepare: its name, or the two of parallel text."""
+    manifest = prepared / "manifest.json"
+    if not manifest.is_file():  # documents put there by hand
+        return (source,)
+    sources = json.loads(manifest.read_text(encoding="utf-8"))["sources"]
+    if source in sources:
+        return tuple(sources[source]["languages"])
+    return (source.rpartition(".")[2],)  # routed by language: SOURCE.LANGUAGE
+
+
+def read_texts(prepared: Path, split: str, source: str) -> Iterator[str]:
+    """The texts of a source as they are encoded, in order: its documents, or both texts of each pair."""
+    languages = languages_of(prepared, source)
+    for document in read_documents(prepared / split, source=source):
+        yield from parallel_text.sides(document["text"], languages)

@@ -82,8 +82,7 @@ def clean_score(score: TaskScore, found: Contamination, folders: Sequence[str | 
 
 
 def _batches(prepared: Path) -> Iterator[list[str]]:
-    from llmjax.data.documents import shard_files
-    from llmjax.data.tokens import read_texts
+    from llmjax.data.documents import read_texts, shard_files
 
     texts: list[str] = []
     for source in shard_files(prepared / "train"):

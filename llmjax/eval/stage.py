@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from llmjax import human, storage
 from llmjax.data import replay
 from llmjax.data.batches import heldout_batches
-from llmjax.data.tokens import Index, load_index, read_stream, read_texts
+from llmjax.data.documents import read_texts
+from llmjax.data.tokens import Index, load_index, read_stream
 from llmjax.errors import UserError
 from llmjax.eval import tasks
 from llmjax.infer.language_model import LanguageModel, load

@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax import progress, storage
-from llmjax.data import conversations, records, tokens
+from llmjax.data import conversations, records, tokenizer_stage
 from llmjax.data.conversations import Rejected, Row, RowError
 from llmjax.data.examples import Example, answer_example, as_messages, examples_of, prompt_ids, whole_ids
 from llmjax.data.packing import size_of
@@ -152,7 +152,7 @@ def tokenizer_of(c: ConfigDict) -> Tokenizer:
 
     Raises UserError when there is none.
     """
-    path = tokens.chosen(c)
+    path = tokenizer_stage.chosen(c)
     if not path:
         raise UserError("conversations need a model that is trained further: give --config.train.init_from=RUN")
     tokenizer, template = load_tokenizer(path), _template(c)

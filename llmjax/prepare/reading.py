@@ -1,7 +1,7 @@
 """Reads a part into record batches of documents, and never stops at a bad one: it gets a reason and is counted.
 
 What a file holds comes out raw where it must be extracted first (`data` and `format`), and as text where it is text
-already (`formats/rows.py`). The largest document must fit in memory, so no document is larger than
+already (`formats/rows.py`, `arrow.py`). The largest document must fit in memory, so no document is larger than
 `prepare.max_document_bytes`: text is cut at a line end, and other documents are rejected without being held.
 """
 
@@ -20,7 +20,7 @@ import pyarrow as pa
 from llmjax.data import parallel_text, stdlib_corpus
 from llmjax.prepare import sources
 from llmjax.prepare.documents import make_batch, text_id
-from llmjax.prepare.formats import mail, notebook, rows, warc
+from llmjax.prepare.formats import arrow, mail, notebook, rows, warc
 from llmjax.prepare.formats.rows import Fields, Reading, Row, rejected
 from llmjax.prepare.parts import Item, Part
 
@@ -90,9 +90,9 @@ def _file(item: Item, reading: Reading) -> Iterator[Row]:
     if kind in ("", "json") or sources.suffix_of(item.file).startswith(".jl"):  # Julia, or lines of JSON
         kind = _kind_of(_beginning(item, compression)) or kind
     if kind == "parquet":
-        yield from rows.parquet_rows(item, reading)
+        yield from arrow.parquet_rows(item, reading)
     elif kind == "arrow":
-        yield from rows.arrow_rows(item, reading)
+        yield from arrow.arrow_rows(item, reading)
     else:
         try:
             with sources.open_file(item.file) as raw:

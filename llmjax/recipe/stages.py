@@ -45,9 +45,9 @@ STAGES: tuple[Stage, ...] = (
         leaves=("prepare/train/*",),
     ),
     Stage(
-        "tokenizer", "llmjax.data.tokens:run", ("tokenizer", "data.record_tokens", "data.replay", "train.init_from"), ("prepare",),
+        "tokenizer", "llmjax.data.tokenizer_stage:run", ("tokenizer", "data.record_tokens", "data.replay", "train.init_from"), ("prepare",),
         "train the tokenizer and write token shards", "text",
-        check="llmjax.data.tokens:check", reads_start=True,
+        check="llmjax.data.tokenizer_stage:check", reads_start=True,
         leaves=("tokenizer/tokens/index.json",),
     ),
     Stage(

@@ -1,7 +1,7 @@
 """`train.init_from`: start from the weights of another run, after checking that model and tokenizer fit.
 
 The weights are those that the other run was evaluated with: its moving average, if it kept one. They mean nothing with
-another tokenizer, so the tokenizer stage takes over the other run's (`data/tokens.py: inherited`).
+another tokenizer, so the tokenizer stage takes over the other run's (`data/tokenizer_stage.py`, `chosen`).
 
 Adapters of the other run go on where this run has the same ones. Otherwise they are merged into the weights, and adapters
 of this run begin anew. New are also heads that the other model lacks, and a head of its own where the other's is tied to the
@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from llmjax import config
 from llmjax.config import changes
-from llmjax.data import tokens
+from llmjax.data import tokenizer_stage
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.data.tokenizer_extension import Extension
 from llmjax.data.tokenizer_files import load_tokenizer
@@ -82,7 +82,7 @@ def base_of(c: ConfigDict, run: Path, frozen: Any) -> base.Base | None:
     Args:
         frozen: them, or their abstract form.
     """
-    if c.model.adapter.kind == "none" or not c.train.init_from or tokens.extends(c):
+    if c.model.adapter.kind == "none" or not c.train.init_from or tokenizer_stage.extends(c):
         return None
     folder = folders.newest(Path(c.train.init_from))
     names = traverse_util.flatten_dict(frozen, sep="/")
@@ -149,7 +149,7 @@ def check(c: ConfigDict, tokenizer: Tokenizer | None, *, extension: Extension | 
         )
     ours = c.copy_and_resolve_references()
     with ours.unlocked():
-        given = 0 if tokens.extends(c) else c.model.vocab_size
+        given = 0 if tokenizer_stage.extends(c) else c.model.vocab_size
         ours.model.vocab_size = given or theirs.model.vocab_size
     adapters.check_targets(ours.model, _shapes(ours.model))
     new, there, here = new_parameters(ours), *(_shapes(adapters.plain(model)) for model in (theirs.model, ours.model))
@@ -211,7 +211,7 @@ def inherited(c: ConfigDict, given: Collection[str], *, model: ConfigDict | None
     ours = config.flatten({"model": c.model.to_dict()})
     model = _model_of(folders.newest(Path(c.train.init_from))) if model is None else model
     theirs = config.flatten({"model": model.to_dict()})
-    if tokens.extends(c):
+    if tokenizer_stage.extends(c):
         theirs.pop("model.vocab_size")
     taken = {key: value for key, value in theirs.items() if key not in given and ours[key] == defaults[key]}
     return config.override(c, [f"{key}={value!r}" for key, value in taken.items()])
