@@ -29,7 +29,7 @@ from llmjax.serve import command as serve_command
 from llmjax.startup import timings
 from llmjax.studio import command as studio_command
 from llmjax.sweep import command as sweep_command
-from llmjax.verb import Verb
+from llmjax.verb import Verb, check_paths
 from llmjax.version import __version__
 
 DESCRIPTION = """\
@@ -93,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, overrides = _parse(sys.argv[1:] if argv is None else argv)
     timings.start(asked="timings" in args)
     try:
+        check_paths(args)
         links = _chain(args, overrides)
         c = next(iter(links.values())) if links else _config(args, overrides)
         status = VERBS[args.verb].run(args, c)

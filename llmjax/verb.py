@@ -1,10 +1,28 @@
 """A verb of the command, which a room registers in the table of `llmjax/cli.py`."""
 
 import argparse
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from ml_collections import ConfigDict
+
+from llmjax.errors import UserError
+
+WRITES = (
+    "out",
+    "to",
+    "transcript",
+    "write_config",
+    "save_executable",
+)  # arguments of all verbs that name what is written
+ENDS = {
+    "config": ":",
+    "tools": "@http",
+    "json_schema": "\0",
+    "grammar": "\0",
+}  # texts that name a file to read, up to this
 
 
 @dataclass(frozen=True)
@@ -19,3 +37,39 @@ class Verb:
     whole: bool = False  # when `run` returns None, the whole recipe runs, not the stage of the verb's name
     config: str = "run"  # "run": --config, or that of --workdir; "file": --config; "optional": or the base; "none"
     after: str = ""  # the help after `about`
+
+
+def check_paths(args: argparse.Namespace, **more: Path) -> None:
+    """Refuse a file that is to be written and is read too, or is to be written twice, whatever its paths are.
+
+    Args:
+        args: the arguments of a verb. Every path in them that `WRITES` does not name is read.
+        more: files that the verb writes beside those of its arguments.
+
+    Raises UserError. Nothing is read.
+    """
+    given = vars(args)
+    writes = {name: path for name, path in given.items() if name in WRITES and path is not None} | more
+    reads = [
+        (name, Path(str(one).partition(ENDS.get(name, "\0"))[0]))
+        for name, value in given.items()
+        if name not in WRITES and name != "workdir"
+        for one in (value if isinstance(value, list) else [value])
+        if isinstance(one, Path) or (one and name in ENDS)
+    ]
+    earlier = list(reads)
+    for name, path in writes.items():
+        for other, known in earlier:
+            if _same(path, known):
+                what = "is read" if (other, known) in reads else "is written too"
+                raise UserError(f"--{name.replace('_', '-')} {path} is the file of {other}, which {what}: give another")
+        earlier.append((name, path))
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths are of one file or folder, which may not exist yet; a device such as /dev/null may be shared."""
+    if one.exists() and not (one.is_file() or one.is_dir()):
+        return False
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return os.path.realpath(one) == os.path.realpath(other)

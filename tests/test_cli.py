@@ -1,6 +1,8 @@
 """The command explains itself, and a mistake ends in one line that says how to mend it."""
 
+import argparse
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -13,6 +15,7 @@ import llmjax
 from llmjax import cli, recipe, start
 from llmjax.errors import UserError
 from llmjax.train import executable
+from llmjax.verb import ENDS, WRITES, check_paths
 
 VERBS = tuple(cli.VERBS)
 NEEDED = {
@@ -134,6 +137,87 @@ def test_a_stage_that_needs_others_says_so(config_file, tmp_path, capsys):
     line = mistake(capsys, "train", "--config", config_file, "--workdir", tmp_path / "run")
     assert "train needs tokenizer" in line
     assert "run `llmjax tokenizer` first" in line
+
+
+def paths_of(parser):
+    """The arguments of a verb that name what it reads, and what it writes."""
+    files = [one for one in parser._actions if (one.type is Path or one.dest in ENDS) and one.dest != "workdir"]
+    return [one for one in files if one.dest not in WRITES], [one for one in files if one.dest in WRITES]
+
+
+def test_what_a_verb_reads_it_never_writes(tmp_path):
+    """Of every verb, each file that is written against each that is read, and against each other that is written."""
+    file = tmp_path / "file.jsonl"
+    file.write_text("mine")
+    parser, checked = cli._parser(), set()
+    for verb, own in parser._subparsers._group_actions[0].choices.items():
+        read, written = paths_of(own)
+        said = [
+            one.dest for one in read if re.search(r"\b(write|append|save) |\bhere\b", one.help) and one.dest != "index"
+        ]
+        assert said == [], f"{verb} says that it writes there: that belongs to verb.WRITES"
+        needed = {one.dest: one.default for one in own._actions}
+        for out, one in ((out, one) for out in written for one in (*read, *written) if one is not out):
+            several = isinstance(one.default, list) or one.nargs == "*"
+            text = file if one.type is Path else str(file)
+            args = argparse.Namespace(
+                **{**needed, out.dest: tmp_path / "." / "file.jsonl", one.dest: [text] if several else text}
+            )
+            with pytest.raises(
+                UserError,
+                match=f"{out.dest.replace('_', '-')} .* is the file of {one.dest}|{one.dest.replace('_', '-')} .* is the file of {out.dest}",
+            ):
+                check_paths(args)
+            checked |= {(verb, out.dest, one.dest)}
+    assert {("ask", "out", "questions"), ("apply", "out", "rows"), ("rate", "to", "answers"), ("laws", "out", "given"),
+            ("generate", "out", "prompts"), ("plan", "out", "config"), ("agent", "transcript", "tools")} <= checked  # fmt: skip
+    assert {out for _, out, _ in checked} == set(WRITES)
+
+
+@pytest.mark.parametrize("link", ["itself", "hard", "symbolic", "another way", "not there yet"])
+def test_a_file_that_is_read_and_written_is_refused_whatever_its_path_is(link, tmp_path, capsys):
+    (tmp_path / "more").mkdir()
+    file, other = tmp_path / "q.jsonl", tmp_path / "more" / "q.jsonl"
+    file.write_text('{"question": "a"}')
+    if link == "hard":
+        os.link(file, other)
+    elif link == "symbolic":
+        other.symlink_to(file)
+    else:
+        other = file if link == "itself" else tmp_path / "more" / ".." / "q.jsonl"
+    if link == "not there yet":
+        file.unlink()
+    before = {path.name: path.read_text() for path in tmp_path.glob("*.jsonl")}
+    said = mistake(capsys, "ask", "--docs", tmp_path, "--questions", file, "--out", other)
+    assert said == f"llmjax: --out {other} is the file of questions, which is read: give another"
+    assert {path.name: path.read_text() for path in tmp_path.glob("*.jsonl")} == before
+
+
+def test_what_ask_writes_beside_its_answers_is_none_of_its_files_either(config_file, tmp_path, capsys):
+    file = tmp_path / "a.transcript.jsonl"
+    file.write_text('{"question": "a"}\n')
+    words = ("ask", "--config", config_file, "--docs", tmp_path, "--questions", file, "--out", tmp_path / "a.jsonl")
+    assert "--transcript" in mistake(capsys, *words)
+    rules = tmp_path / "filters.jsonl"
+    rules.write_text('{"rules": []}')
+    words = (
+        "ask",
+        "--config",
+        config_file,
+        "--docs",
+        tmp_path,
+        "a",
+        "--filters",
+        rules,
+        "--transcript",
+        tmp_path / "t.jsonl",
+    )
+    assert "filters.jsonl" in mistake(capsys, *words)
+    assert file.read_text() == '{"question": "a"}\n' and rules.read_text() == '{"rules": []}'
+
+
+def test_a_device_may_take_all_that_is_written(capsys):
+    check_paths(argparse.Namespace(out=Path("/dev/null"), transcript=Path("/dev/null")))
 
 
 def test_an_unknown_verb_or_option_lists_what_there_is(capsys):

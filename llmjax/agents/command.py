@@ -15,7 +15,7 @@ from llmjax.config.ranges import AT_LEAST_1, Range, number
 from llmjax.errors import UserError
 from llmjax.eval import registered
 from llmjax.startup import timings
-from llmjax.verb import Verb
+from llmjax.verb import Verb, check_paths
 
 WORKDIR = Path("runs/assistant")
 METHODS = ("react", "vote", "dfs", "plan")  # those of `methods`, which imports jax
@@ -95,6 +95,9 @@ def opened(args: argparse.Namespace, pins: Path | None = None) -> Any:
 def _agent(args: argparse.Namespace, c: ConfigDict) -> int:
     if (args.goal is None) == (args.replay is None):
         raise UserError("give a goal, such as 'Which of my notes are of May?', or --replay FILE.jsonl")
+    args.transcript = args.transcript or args.workdir / "agent" / "transcript.jsonl"
+    if not args.replay:
+        check_paths(args, log_of_filters=args.transcript.with_name("filters.jsonl"))
     with timings.phase("import the library"), opened(args, args.workdir / "agent" / "tools.json") as given:
         return _replay(args.replay, given) if args.replay else _act(args, c, _probed(given) if args.probe else given)
 
@@ -118,19 +121,18 @@ def _act(args: argparse.Namespace, c: ConfigDict, given: Any) -> int:
 
     engine = open_engine(args.workdir, c, length=LENGTH, slots=1)
     budget = react.Budget(args.calls, args.seconds, args.tokens)
-    transcript = args.transcript or args.workdir / "agent" / "transcript.jsonl"
     setting = {"method": args.method, "tries": args.tries, "writes": args.allow_writes}
 
     def start() -> Any:
         return methods.run(goal=args.goal, world=methods.World(given), budget=budget, approve=_approve, **setting)
 
     rules = filters.load(args.filters) if args.filters else ()
-    (one,) = asking.run(engine, [(None, start)], rules=rules, log=transcript.with_name("filters.jsonl"))
+    (one,) = asking.run(engine, [(None, start)], rules=rules, log=args.transcript.with_name("filters.jsonl"))
     trace = None if one.result is None else one.result[0]
     made = {"error": one.error} if trace is None else trace.row()
     setting["budget"] = vars(budget)
     row = {"goal": args.goal, "setting": setting, "asked": one.transcript, "answer": made}
-    with storage.appending(transcript) as file:
+    with storage.appending(args.transcript) as file:
         file.write(json.dumps(row) + "\n")
     if trace is None:
         raise UserError(one.error)

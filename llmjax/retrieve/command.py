@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from llmjax.errors import UserError
 from llmjax.eval import registered
 from llmjax.startup import timings
-from llmjax.verb import Verb
+from llmjax.verb import Verb, check_paths
 
 WORKDIR = Path("runs/assistant")
 LENGTH = 2048  # tokens of a prompt and an answer, where infer.length and the model permit
@@ -62,6 +62,11 @@ def _ask(args: argparse.Namespace, c: ConfigDict) -> int:
         raise UserError("give one question, or --questions FILE.jsonl with --out FILE.jsonl, or --replay FILE.jsonl")
     if bool(args.questions) != bool(args.out):
         raise UserError("--questions and --out belong together: the answers to the questions are written to --out")
+    if not args.replay:
+        args.transcript = args.transcript or (
+            args.out.with_suffix(".transcript.jsonl") if args.out else args.workdir / "ask" / "transcript.jsonl"
+        )
+        check_paths(args, log_of_filters=args.transcript.with_name("filters.jsonl"))
     with timings.phase("import the library"):
         from llmjax.infer import filters
         from llmjax.infer.command import open_engine
@@ -73,11 +78,8 @@ def _ask(args: argparse.Namespace, c: ConfigDict) -> int:
     given = questions.read(args.questions) if args.questions else [questions.Question(1, args.question)]
     setting = {"today": datetime.date.today().isoformat()}
     engine = open_engine(args.workdir, c, length=LENGTH, slots=len(given))
-    transcript = args.transcript or (
-        args.out.with_suffix(".transcript.jsonl") if args.out else args.workdir / "ask" / "transcript.jsonl"
-    )
     settings = {
-        "transcript": transcript, "setting": setting, "rules": filters.load(args.filters) if args.filters else (),
+        "transcript": args.transcript, "setting": setting, "rules": filters.load(args.filters) if args.filters else (),
     }  # fmt: skip
     started = functools.partial(_started, start, setting)
     if args.questions:
