@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 import types
 
@@ -10,7 +11,7 @@ from helpers import tiny_config
 
 from llmjax import cli, config, recipe, storage
 from llmjax.errors import UserError
-from llmjax.recipe import chain, stages
+from llmjax.recipe import chain, named, stages
 from llmjax.train import folders
 
 LEAVES = {"prepare": "prepare/train/a.jsonl", "tokenizer": "tokenizer/tokens/index.json", "train": "checkpoints/8/x"}
@@ -120,6 +121,53 @@ def test_a_start_is_the_same_folder_under_any_path(calls, links, tmp_path, monke
         more.train.init_from = path
         recipe.run(more, tmp_path / "run", STAGES)
     assert calls.made == all_of("base", "more")
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_and_what_its_settings_name_may_move_apart_from_each_other(calls, tiny_sources, tmp_path):
+    shutil.copytree(tiny_sources, tmp_path / "here" / "text")
+    for name in ("start", "teacher"):
+        storage.write_text(tmp_path / "here" / name / "checkpoints" / "8" / "params" / "a", f"the weights of {name}")
+    here, there = tmp_path / "here", tmp_path / "there"
+
+    def config_at(folder):
+        named = {"train__init_from": str(folder / "start"), "objective__distill__teacher": str(folder / "teacher")}
+        return tiny_config(folder / "text", name="more", stages=STAGES, **named)
+
+    recipe.run(config_at(here), tmp_path / "run", STAGES)
+    here.rename(there)
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    for _ in range(2):  # and again, by what was noted of the path that is gone
+        recipe.run(config_at(there), moved, STAGES)
+        recipe.run(config_at(there), moved, ("train",))
+    assert calls.made == all_of("more")
+    noted = json.loads((moved / "stages.json").read_text())["train"]
+    assert noted["done"] and noted["models"].keys() == {str(here / "start"), str(here / "teacher")}
+
+    before = files_of(moved)
+    for name, key in (("start", "train.init_from"), ("teacher", "objective.distill.teacher")):
+        file = there / name / "checkpoints" / "8" / "params" / "a"
+        own = file.read_text()
+        file.write_text("other weights")
+        with pytest.raises(UserError, match=f"{key} changed from .* makes it another one"):
+            recipe.run(config_at(there), moved, STAGES)
+        file.write_text(own)
+    (there / "text" / "new.txt").write_text("A file that was not there before, of one more line.\n")
+    with pytest.raises(UserError, match="the files of data.sources changed"):
+        recipe.run(config_at(there), moved, STAGES)
+    assert calls.made == all_of("more") and files_of(moved) == before
+
+
+def test_reward_models_are_known_by_their_weights():
+    before = {"rollout.rewards": ["model:a=0.5", "exact_match", "model:b"], "seed": 1}
+    now = {"rollout.rewards": ["model:c=0.5", "exact_match", "model:b"], "seed": 2}
+    known, there = {"a": "1", "b": "2"}, {"c": "1", "b": "2"}
+    assert named.as_before(now, before, known, there.__getitem__) == {**before, "seed": 2}
+    assert named.as_before(now, before, known, lambda path: "3") == now
+    assert named.as_before(now, before, {}, lambda path: "") == now
 
 
 def test_every_link_is_checked_before_the_first_one_begins(calls, links, tmp_path):

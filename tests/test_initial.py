@@ -8,7 +8,7 @@ import pytest
 from helpers import assert_same_bits, tiny_config
 
 import llmjax
-from llmjax import config, recipe
+from llmjax import cli, config, recipe
 from llmjax.data import tokenizer_stage
 from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.data.tokenizer_training import train_tokenizer
@@ -85,5 +85,25 @@ def test_settings_that_do_not_fit_the_weights_are_named_with_both_values(tiny_so
 
 def test_a_run_to_start_from_that_is_not_there_is_named(tiny_sources, tmp_path):
     c = settings(tiny_sources, train__init_from=str(tmp_path / "none"))
-    with pytest.raises(UserError, match=f"there is no run or checkpoint {tmp_path / 'none'}"):
+    with pytest.raises(
+        UserError, match=f"there is no run or checkpoint {tmp_path / 'none'}.*set --config.train.init_from"
+    ):
         check.check(c, None, fresh=False)
+
+
+def test_a_start_that_was_moved_is_named_by_its_new_path_and_the_training_goes_on(
+    tiny_sources, tmp_path, one_device, capsys
+):
+    here, there = (tmp_path / name / "start of it" for name in ("here", "there"))
+    shutil.copytree(OTHER, here)
+    c = settings(tiny_sources, train__init_from=str(here), train__duration="2 steps")
+    recipe.run(c, tmp_path / "run", ("prepare", "tokenizer", "train"))
+    here.parent.rename(there.parent)
+    run = str((tmp_path / "run").rename(tmp_path / "moved"))
+    longer = ["train", "--workdir", run, "--config.train.duration=3 steps"]
+    assert cli.main(longer) == 2
+    assert "set --config.train.init_from to its folder" in capsys.readouterr().err
+    assert cli.main([*longer, f"--config.train.init_from={there}"]) == 0
+    assert "train: goes on from step 2, although train.duration changed" in capsys.readouterr().out
+    assert cli.main(["train", "--workdir", run]) == 0
+    assert "train: done already" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def run_of(path: Path) -> Path:
     links = json.loads((path / CHAIN).read_text(encoding="utf-8"))["links"]
     finished = [path / name for name in links if is_finished(path / name)]
     if not finished:
-        raise UserError(f"no link of the chain {path} is finished: run `llmjax run --workdir {path}`")
+        raise UserError(f"no link of the chain {path} is finished: run `llmjax run --workdir {shlex.quote(str(path))}`")
     return finished[-1]
 
 

@@ -1,5 +1,6 @@
 """The tokenizer stage: train a tokenizer or take one over, and encode the prepared documents as token shards."""
 
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,7 +101,7 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
     if theirs is not None and load_tokenizer(theirs).fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"tokenizer.path={path} is another tokenizer than that of train.init_from={c.train.init_from}, so every id "
-            f"would mean something else: set --config.tokenizer.path={theirs}"
+            f"would mean something else: set --config.tokenizer.path={shlex.quote(str(theirs))}"
         )
 
 
@@ -123,7 +124,7 @@ def chosen(c: ConfigDict) -> str:
         if key not in ADDING and value not in (run.tokenizer[key], config.base().tokenizer[key]):
             raise UserError(
                 f"train.init_from={c.train.init_from} needs the tokenizer that it was trained with, and tokenizer.{key}="
-                f"{value} asks for another: set --config.tokenizer.path={theirs}"
+                f"{value} asks for another: set --config.tokenizer.path={shlex.quote(str(theirs))}"
             )
     return str(theirs)
 

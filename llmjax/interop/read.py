@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         if found := sorted(folder.glob("*.gguf")):
-            raise UserError(f"{folder} has no config.json; to import the GGUF file give it itself: --from {found[0]}")
+            raise UserError(
+                f"{folder} has no config.json; to import the GGUF file give it itself: --from {shlex.quote(str(found[0]))}"
+            )
         raise UserError(f"{folder} has no config.json: it is not the folder of a Hugging Face model")
     theirs = _read_json(path)
     beside = folder / QUANTIZATION_FILE

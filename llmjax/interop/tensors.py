@@ -6,6 +6,7 @@ map, so that what was read does not stay in the process; and written by parts, s
 
 import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -143,7 +144,9 @@ def open_folder(folder: Path) -> Safetensors:
             "transformers, AutoModel.from_pretrained(DIR).save_pretrained(NEW_DIR), which writes safetensors"
         )
     if ggufs := sorted(folder.glob("*.gguf")):
-        raise UserError(f"{folder} has no safetensors; to import the GGUF file give it itself: --from {ggufs[0]}")
+        raise UserError(
+            f"{folder} has no safetensors; to import the GGUF file give it itself: --from {shlex.quote(str(ggufs[0]))}"
+        )
     raise UserError(f"{folder} has neither {ONE_FILE} nor {INDEX}: is it the folder of a model?")
 
 

@@ -6,6 +6,7 @@ DIR/card.md is the same for people. DIR/texts has the writings, DIR/index their 
 import dataclasses
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +79,9 @@ class Persona:
         """Raise UserError when the persona was removed, or its consent has ended."""
         if not is_persona(self.folder):
             raise UserError(f"the persona {self.name} was removed: {self.folder} has no {FILE}")
-        self.rights.check_term(f"`llmjax persona remove {self.folder}` deletes its weights and its index")
+        self.rights.check_term(
+            f"`llmjax persona remove {shlex.quote(str(self.folder))}` deletes its weights and its index"
+        )
 
 
 def check_name(name: str) -> str:
@@ -127,7 +130,7 @@ def is_persona(folder: Path) -> bool:
 
 def read(folder: Path) -> Persona:
     """The persona in a folder. Raises UserError for one that is none or damaged, and when its consent has ended."""
-    again = "make the persona again with `llmjax persona --texts`"
+    again = "make the persona again with `llmjax persona --texts DIR --name NAME --rights FILE`"
     if not is_persona(folder):
         raise UserError(f"{folder} is no persona, because it has no {FILE}: {again}")
     given = storage.read_json(folder / FILE, mend=again)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,7 +88,7 @@ def _make(args: argparse.Namespace, c: ConfigDict) -> int:
         ), lambda: _engine(args.base, c, {}),
     )  # fmt: skip
     print(card.page(made))
-    print(f"the persona is in {folder}: llmjax persona chat {folder}, or llmjax serve --workdir {args.base} --adapter {folder.name}={folder}")  # fmt: skip
+    print(f"the persona is in {folder}: llmjax persona chat {shlex.quote(str(folder))}, or llmjax serve --workdir {shlex.quote(str(args.base))} --adapter {shlex.quote(f'{folder.name}={folder}')}")  # fmt: skip
     return 0
 
 
@@ -112,6 +113,11 @@ def _opened(personas: Sequence[Any], c: ConfigDict) -> tuple[Any, dict[str, str]
     first = personas[0]
     if first.run and not first.adapters:
         return _engine(first.folder / first.run, c, {}), {}
+    if not (Path(first.base) / "config.json").is_file():
+        raise UserError(
+            f"the persona {first.name} stands on the run {first.base}, which is not there: put it back, or give the command "
+            "that made the persona again, with --base and its folder of now"
+        )
     paths = {one.name: one.folder / one.run for one in personas if one.run}
     return _engine(Path(first.base), c, paths), {name: name for name in paths}
 

@@ -42,7 +42,8 @@ def check(c: ConfigDict) -> None:
     """Raise UserError unless the teacher is there, and reads the ids that the student reads."""
     if not c.objective.distill.teacher:
         raise UserError("distillation needs a teacher: give --config.objective.distill.teacher=RUN")
-    teacher, student = (folders.read_meta(_folder(where)) for where in (c.objective.distill.teacher, c.train.init_from))
+    named = (("objective.distill.teacher", c.objective.distill.teacher), ("train.init_from", c.train.init_from))
+    teacher, student = (folders.read_meta(folders.newest_of(key, path)) for key, path in named)
     if teacher.get("tokenizer") != student.get("tokenizer"):
         raise UserError(
             f"objective.distill.teacher={c.objective.distill.teacher} has another tokenizer than the model of train.init_from, so "

@@ -26,7 +26,7 @@ from llmjax import config, human, storage
 from llmjax.config import changes
 from llmjax.errors import Stopped, UserError
 from llmjax.parallel import processes
-from llmjax.recipe import record, stages
+from llmjax.recipe import named, record, stages
 from llmjax.recipe.decide import Decision, Task, decide
 from llmjax.recipe.record import adopt, is_finished
 from llmjax.recipe.stages import FILES, READING, function, identity, stage_of
@@ -147,14 +147,15 @@ def _check_stage(c: ConfigDict, workdir: Path | None, name: str, *, fresh: bool)
 
 
 def _files(c: ConfigDict, workdir: Path, *, live: bool) -> str | None:
-    """A digest of the source files: as they are (`live`), or as they were when they were prepared.
+    """A digest of the source files: as they are (`live`, or by another path), or as they were when they were prepared.
 
     Missing source files count as unchanged if they have been prepared: a run stays usable without them.
     """
     is_text = c.data.format == "text"
     stage = "prepare" if is_text else "rows"
     before = record.read(workdir).get(stage, {"done": False, "settings": {}})
-    if not live:
+    same = before["settings"].get("data.sources") == list(c.data.sources)
+    if not live and (same or not before["settings"]):
         return before["settings"].get(FILES)
     try:
         if not is_text:
@@ -165,7 +166,7 @@ def _files(c: ConfigDict, workdir: Path, *, live: bool) -> str | None:
 
         return sources_fingerprint(c.data.sources)
     except UserError:
-        if not before["done"] or before["settings"]["data.sources"] != list(c.data.sources):
+        if not before["done"] or not same:
             raise
         return before["settings"][FILES]
 
@@ -173,8 +174,8 @@ def _files(c: ConfigDict, workdir: Path, *, live: bool) -> str | None:
 def _begin(c: ConfigDict, workdir: Path, stage: str, decision: Decision) -> None:
     """Print and note that a stage begins, and with which config."""
     step = record.trained_steps(workdir)
+    goes_on = stage == "train" and step is not None and not decision.aside
     if decision.changed:
-        goes_on = stage == "train" and step is not None and not decision.aside
         how = f"goes on from step {step:,}, although" if goes_on else "runs again, because"
         print(f"{stage}: {how} {changes.described(decision.changed)}")
     if decision.aside:
@@ -183,8 +184,13 @@ def _begin(c: ConfigDict, workdir: Path, stage: str, decision: Decision) -> None
     if stage == "report":
         return
     storage.write_text(workdir / "config.json", config.to_json(c))
+    known = record.models(workdir)
     entry: dict[str, Any] = {"done": False, "settings": decision.settings}
-    if stage == "train" and step is not None and not decision.aside:  # keep a note of every change
+    entry["models"] = {
+        path: (goes_on and known.get(path)) or named.fingerprint(path) or known.get(path, "")
+        for path in named.paths(decision.settings)
+    }
+    if goes_on:  # keep a note of every change
         entry["changes"] = list(record.read(workdir).get(stage, {}).get("changes", ()))
         if decision.changed:
             entry["changes"].append({"step": step, "settings": decision.changed})

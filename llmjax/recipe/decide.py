@@ -1,5 +1,6 @@
 """Decisions of a recipe: whether a stage is skipped, runs, goes on, or is refused. Nothing here changes a run."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,8 @@ from ml_collections import ConfigDict
 
 from llmjax.config import changes
 from llmjax.errors import UserError
-from llmjax.recipe import record
-from llmjax.recipe.stages import START, TRAINED, dependencies, stage_of
+from llmjax.recipe import named, record
+from llmjax.recipe.stages import FILES, START, TRAINED, dependencies, stage_of
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,14 @@ class Task:
     again: bool = False  # changed settings may replace a training; a single stage runs again even if nothing changed
 
     def wanted(self, stage: str) -> dict[str, Any]:
-        """What a stage depends on. The path of a start stays as it was if the start is the same training, or the same folder."""
+        """What a stage depends on. Paths stay as they were where they lead to the same training, weights or files."""
         found = dependencies(self.c, stage, files=self.files, start=self.start)
         before = record.read(self.workdir).get(stage, {}).get("settings", {})
-        was, now = before.get("train.init_from"), found.get("train.init_from")
-        moved = self.start and before.get(START) == self.start
-        if was and now and (moved or Path(was).resolve() == Path(now).resolve()):
-            found["train.init_from"] = was
-        return found
+        if self.start and before.get(START) == self.start and "train.init_from" in before:
+            found["train.init_from"] = before["train.init_from"]
+        if self.files is not None and before.get(FILES) == self.files:
+            found["data.sources"] = before["data.sources"]
+        return named.as_before(found, before, record.models(self.workdir), named.fingerprint)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def decide(task: Task, stage: str, *, earlier: Sequence[str] = ()) -> Decision:
     if before is None and record.is_imported(workdir):
         raise UserError(
             f"{workdir} holds an imported model, which {stage} would replace: fine-tune it in a run of its own, with "
-            f"--config.train.init_from={workdir} and another --workdir"
+            f"--config.train.init_from={shlex.quote(str(workdir))} and another --workdir"
         )
     another = changes.makes_another(differences, wanted) if stage == "train" else list(differences)
     if (another or repeated) and task.again:

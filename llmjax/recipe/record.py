@@ -1,6 +1,7 @@
 """What a run's folder says of its stages: WORKDIR/stages.json, what they left, and the training in it.
 
-stages.json keeps the settings with which each stage was started, and whether it was finished or ended with an error.
+stages.json keeps the settings with which each stage was started, fingerprints of the models that they name, and whether
+the stage was finished or ended with an error.
 """
 
 import itertools
@@ -31,6 +32,11 @@ def read(workdir: Path) -> dict[str, Any]:
 def start(workdir: Path) -> str:
     """The digest of the training that the run's stages started from, as a chain noted it; "": it is not known."""
     return next((str(e["settings"][START]) for e in read(workdir).values() if START in e["settings"]), "")
+
+
+def models(workdir: Path) -> dict[str, str]:
+    """Path -> fingerprint, of the runs that the settings of the stages name."""
+    return {path: told for entry in read(workdir).values() for path, told in entry.get("models", {}).items()}
 
 
 def note(workdir: Path, stage: str, entry: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ def read_scores(run: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(storage.read_text(path))
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): run `llmjax eval --tasks` again") from error
+        raise UserError(f"{path} is damaged ({error}): run `llmjax eval --tasks NAME` again") from error
     return found
 
 
@@ -63,7 +63,7 @@ def comparison_table(runs: Sequence[Path]) -> str:
     scores = [read_scores(run) for run in runs]
     tasks = list(dict.fromkeys(task for found in scores for task in found.get("tasks", {})))
     if not tasks:
-        raise UserError("none of the runs has task scores: run `llmjax eval --tasks` on them first")
+        raise UserError("none of the runs has task scores: run `llmjax eval --workdir RUN --tasks NAME` on them first")
     pairs = [compare_runs(runs[0], run) for run in runs[1:]]
     lines = ["| task | metric | " + " | ".join(run.name for run in runs) + " |", "|---|---|" + "---:|" * len(runs)]
     for task in tasks:

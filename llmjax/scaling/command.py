@@ -1,6 +1,7 @@
 """The command `llmjax plan`. Imports are late, so that --help is quick."""
 
 import argparse
+import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace, c: ConfigDict) -> int:
         write(plan, out)
         print(f"\nwritten: {out}")
     if save is not None:
-        print(f"\nwritten: {save}; use it with --config.train.executable={save}")
+        print(f"\nwritten: {save}; use it with --config.train.executable={shlex.quote(str(save))}")
     return 0 if plan["fits"] else 3
 
 

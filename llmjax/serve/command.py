@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -127,7 +128,7 @@ def _with_personas(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str,
     for name, one in found.items():
         if (one.run and not one.adapters) or one.base != base:
             why = "has weights of its own" if one.base == base else f"stands on {one.base}, and not on {base}"
-            raise UserError(f"the persona {name} {why}: give --also {one.folder}")
+            raise UserError(f"the persona {name} {why}: give --also {shlex.quote(str(one.folder))}")
     runs = {name: found[name].folder / found[name].run if name in found else path for name, path in given.items()}
     return {name: path for name, path in runs.items() if name not in found or found[name].run}, found
 

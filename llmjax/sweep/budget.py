@@ -84,7 +84,7 @@ def read_law(file: Path | None = None) -> Laws:
     path = file or CHINCHILLA
     if not path.is_file():
         raise UserError(f"there is no law {path}: write one with `llmjax laws RUN... --out FILE.json`")
-    tree = storage.read_json(path, mend="write it again with `llmjax laws --out`")
+    tree = storage.read_json(path, mend="write it again with `llmjax laws RUN... --out FILE.json`")
     try:
         law, *resamples = (
             Law(*map(float, one)) for one in ([tree[name] for name in CONSTANTS], *tree.get("resampled", ()))

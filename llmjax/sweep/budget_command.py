@@ -75,7 +75,10 @@ def _add(verb: argparse.ArgumentParser) -> None:
         help="price of one chip for an hour (default: the list price)",
     )
     verb.add_argument(
-        "--law", type=Path, metavar="FILE.json", help="a law by `llmjax laws --out` (default: Chinchilla's)"
+        "--law",
+        type=Path,
+        metavar="FILE.json",
+        help="a law by `llmjax laws RUN... --out FILE.json` (default: Chinchilla's)",
     )
     verb.add_argument("--out", type=Path, metavar="FILE.json", help="also write the figures as JSON")
     verb.add_argument("--write-config", type=Path, metavar="FILE.py", help="also write a config of the run")
@@ -181,7 +184,8 @@ def _run_lines(c: ConfigDict, fits: Any, machine: "Machine", *, asked: float) ->
     if fits is None:
         return [
             *lines,
-            f"{'mesh':15} none that was tried fits {where}, by formula: give more chips, or search with `llmjax plan`",
+            f"{'mesh':15} none that was tried fits {where}, by formula: give more chips, or search with "
+            "`llmjax plan --config FILE --topology CHIP:SHAPE --search`",
         ]
     settings = ", ".join(f"{key}={value}" for key, value in fits.settings.items())
     use = f"{human.size(fits.memory)} of {human.size(fits.available)}"

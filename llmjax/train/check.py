@@ -28,8 +28,8 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
     """
     if c.train.executable and not Path(c.train.executable).is_file():
         raise UserError(
-            f"train.executable={c.train.executable!r} is not there; make it with `llmjax plan --save-executable`, or set "
-            "train.executable='' to compile here"
+            f"train.executable={c.train.executable!r} is not there; make it with `llmjax plan --config "
+            "FILE --topology CHIP:SHAPE --save-executable FILE`, or set train.executable='' to compile here"
         )
     tokenizer = load_tokenizer(workdir / "tokenizer") if workdir is not None else None
     if c.train.init_from:

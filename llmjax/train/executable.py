@@ -91,7 +91,10 @@ def load(path: Path, name: str, lowered: jax.stages.Lowered, *, mesh: Mesh, opti
     Raises UserError when the file is missing or damaged, or was made with other versions, for other devices, or of
     another step: other settings, another mesh or other code.
     """
-    again = "; make it again with `llmjax plan --save-executable`, or set train.executable='' to compile here"
+    again = (
+        "; make it again with `llmjax plan --config FILE --topology CHIP:SHAPE --save-executable FILE`, or set "
+        "train.executable='' to compile here"
+    )
     if not path.is_file():
         raise UserError(f"train.executable={str(path)!r} is not there{again}")
     with path.open("rb") as file:

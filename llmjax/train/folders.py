@@ -1,6 +1,7 @@
 """Folders of checkpoints: their steps and their metadata. Nothing here needs orbax or jax."""
 
 import json
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -47,4 +48,17 @@ def newest(run: Path, *, folders: Iterable[str] = ("checkpoints",)) -> Path:
         raise CheckpointError(
             f"there is no run or checkpoint {run}: train one with `llmjax train` or give another path"
         )
-    raise CheckpointError(f"there is no checkpoint in {run}: train it first with `llmjax train --workdir {run}`")
+    raise CheckpointError(
+        f"there is no checkpoint in {run}: train it first with `llmjax train --workdir {shlex.quote(str(run))}`"
+    )
+
+
+def newest_of(key: str, path: str) -> Path:
+    """`newest` of the run that a setting names. Raises CheckpointError, which tells the setting."""
+    try:
+        return newest(Path(path))
+    except CheckpointError as error:
+        moved = (
+            "" if Path(path).exists() else f"; if it was moved, set --config.{key} to its folder, and the run goes on"
+        )
+        raise CheckpointError(f"{key}={path}: {error}{moved}") from error

@@ -10,6 +10,7 @@ embedding, whose values it begins with.
 
 import functools
 import json
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def check(c: ConfigDict, tokenizer: Tokenizer | None, *, extension: Extension | 
         extension: what it was extended from.
     """
     where = c.train.init_from
-    folder = folders.newest(Path(where))
+    folder = folders.newest_of("train.init_from", where)
     run, meta = folder.parent.parent, folders.read_meta(folder)
     theirs = config.from_json(json.dumps(meta["config"]))
     known = meta.get("tokenizer")
@@ -145,7 +146,7 @@ def check(c: ConfigDict, tokenizer: Tokenizer | None, *, extension: Extension | 
     if known not in (None, before):
         raise UserError(
             f"train.init_from={where} was trained with another tokenizer than this run has, so every id would mean "
-            f"something else: set --config.tokenizer.path={run / 'tokenizer'}"
+            f"something else: set --config.tokenizer.path={shlex.quote(str(run / 'tokenizer'))}"
         )
     ours = c.copy_and_resolve_references()
     with ours.unlocked():
@@ -163,7 +164,7 @@ def check(c: ConfigDict, tokenizer: Tokenizer | None, *, extension: Extension | 
     told = ", ".join(f"{key} is {differences[key][0]!r} there and {differences[key][1]!r} here" for key in keys[:4])
     raise UserError(
         f"train.init_from={where} has a model of other shapes ({wrong}): {told}; give the settings of its model, for "
-        f"instance by --config {run / 'config.json'}"
+        f"instance by --config {shlex.quote(str(run / 'config.json'))}"
     )
 
 
