@@ -62,7 +62,8 @@ def check_paths(args: argparse.Namespace, **more: Path) -> None:
         for other, known in earlier:
             if _same(path, known):
                 what = "is read" if (other, known) in reads else "is written too"
-                raise UserError(f"--{name.replace('_', '-')} {path} is the file of {other}, which {what}: give another")
+                said = name.replace("_", " ") if name in more else f"--{name.replace('_', '-')}"
+                raise UserError(f"{said} {path} is the file of {other}, which {what}: give another")
         earlier.append((name, path))
 
 

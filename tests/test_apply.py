@@ -162,7 +162,12 @@ def test_a_file_goes_on_where_it_stopped_and_a_row_that_fails_says_why(tmp_path,
         file.write('{"id": "y", "la')  # killed here
     assert rows.answer_file(None, given, start, tmp_path / "out.jsonl") == {"done before": 1, "done": 1, "failed": 0}
     assert seen == ["x", "y"]
-    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [{"id": "x", "label": "a"}, {"id": "y", "label": "a"}]  # fmt: skip
+    made = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["label"]) for row in made] == [("x", "a"), ("y", "a")]
+    (tmp_path / "in.csv").write_text("id,body\nx,one\ny,another\n")
+    given = rows.read(tmp_path / "in.csv", "body")
+    assert rows.answer_file(None, given, start, tmp_path / "out.jsonl") == {"done before": 1, "done": 1, "failed": 0}
+    assert seen == ["x", "y", "y"]
     code = functools.partial(programs.programmed, field="body")
     assert rows.answer_file(None, given[:1], code, tmp_path / "code.jsonl")["failed"] == 1
     assert "neither tests" in json.loads((tmp_path / "code.jsonl").read_text())["error"]

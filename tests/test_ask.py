@@ -11,7 +11,7 @@ from networks import make, settings
 
 from llmjax.data.tokenizer import byte_tokenizer
 from llmjax.errors import UserError
-from llmjax.infer import asking, constrained
+from llmjax.infer import asking, constrained, resuming
 from llmjax.infer.asking import Ask
 from llmjax.infer.engine import Engine
 from llmjax.retrieve import questions
@@ -220,6 +220,7 @@ def test_a_random_model_answers_a_file_whose_answers_can_be_replayed(tmp_path):
     assert all({"question", "sql", "rows", "refused"} <= row.keys() for row in rows)
     counts = questions.answer_file(engine, given, start, out=out, transcript=kept, setting={"today": TODAY})
     assert counts == {"answered before": 2, "answered": 0, "refused": 0, "failed": 0}
+    assert not resuming.before(out).exists() and out.read_text() == "".join(json.dumps(row) + "\n" for row in rows)
     assert [difference for _, difference in questions.replay(kept, start)] == ["", ""]
     changed = [json.loads(line) for line in kept.read_text().splitlines()]
     for row in changed:
@@ -228,10 +229,55 @@ def test_a_random_model_answers_a_file_whose_answers_can_be_replayed(tmp_path):
     assert all("Someone else" in difference for _, difference in questions.replay(kept, start))
 
 
+@pytest.mark.parametrize("changed", ["question", "model", "documents"])
+def test_an_answer_stays_only_as_long_as_what_it_was_made_from(tmp_path, monkeypatch, capsys, changed):
+    """What has changed is answered again, once; its old answer is kept elsewhere, and answers that say nothing stay."""
+    asked: list[str] = []
+
+    def answers(engine, todo, start, **settings):
+        for question in todo:
+            asked.append(question.text)
+            yield question, {"id": question.id, "question": question.text, "error": f"answer {len(asked)}"}, None
+
+    monkeypatch.setattr(questions, "answers", answers)
+    out, common = tmp_path / "a.jsonl", {"model": "m", "documents": "d"}
+    out.write_text('{"id": "old", "question": "of an earlier version"}\n')
+    given = [questions.Question("old", "now"), questions.Question(1, "one"), questions.Question(2, "two")]
+    questions.answer_file(None, given, None, out=out, common=common)
+    assert asked == ["one", "two"]
+    with out.open("a") as file:
+        file.write('{"id": 7, "ans')  # killed here
+    if changed == "question":
+        given[1] = questions.Question(1, "one?")
+    else:
+        common[changed] = "another"
+    for again in (True, False):
+        counts = questions.answer_file(None, given, None, out=out, common=common)
+        said = capsys.readouterr().out
+        assert (f"the {changed} changed" in said and str(resuming.before(out)) in said) == again
+        assert counts["answered before"] == (3 if not again else 2 if changed == "question" else 1)
+    assert asked[2:] == (["one?"] if changed == "question" else ["one", "two"])
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sorted(str(row["id"]) for row in rows) == ["1", "2", "old"]
+    old = [json.loads(line) for line in resuming.before(out).read_text().splitlines()]
+    assert [row["error"] for row in old] == ["answer 1", "answer 2"][: len(old)] and len(old) == len(asked) - 2
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_two_processes_do_not_write_the_same_answers(tmp_path):
+    with (
+        resuming.resuming(tmp_path / "a.jsonl", {}),
+        pytest.raises(UserError, match="another process writes .*a.jsonl"),
+    ):
+        questions.answer_file(None, [questions.Question(1, "a")], None, out=tmp_path / "a.jsonl")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("{}", "q.jsonl:1: a row must be an object with a text in question"), ("x", "q.jsonl:1: this is no JSON"),
-     ('{"question": "a", "id": 2}\n{"question": "b"}', "q.jsonl:2: the id 2 comes twice")],
+     ('{"question": "a", "id": 2}\n{"question": "b"}', "q.jsonl:2: the id 2 comes twice"), ("", "q.jsonl has no questions"), ("\n \n", "no questions"),
+     ('{"question": "a", "id": "2"}\n{"question": "b", "id": 2}', "q.jsonl:2: the id 2 comes twice"), ('{"question": 7}', "a text in question"),
+     ('{"question": " "}', "a text in question"), ("[" * 100_000, "no JSON"), ('"a"', "an object")],
 )  # fmt: skip
 def test_a_wrong_row_is_an_error_with_its_line(tmp_path, text, message):
     (tmp_path / "q.jsonl").write_text(text)

@@ -74,6 +74,13 @@ def test_files_of_prompts_go_on_where_they_were_interrupted(run, capsys):
     assert "4 answered before" in capsys.readouterr().out
     assert answer(run, rows, out="part.jsonl") == again
     assert "all 9 prompts are answered" in capsys.readouterr().out
+    rows[3]["max_new_tokens"] = 2
+    again = answer(run, rows, out="part.jsonl")
+    assert again["q3"]["tokens"] == 2 and "1 answers are made again (of 1 the row changed)" in capsys.readouterr().out
+    old = (run / "part.before.jsonl").read_text()
+    assert json.loads(old)["tokens"] == 3
+    answer(run, rows, "--config.generate.max_new_tokens=5", out="part.jsonl")
+    assert "9 answers are made again (of 9 the settings changed)" in capsys.readouterr().out
 
 
 WRONG: list[tuple[Any, str]] = [

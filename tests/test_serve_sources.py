@@ -94,7 +94,7 @@ def test_clients_of_openai_get_sql_and_rows_beside_a_chat_completion(client, mon
 def test_an_answer_is_made_again_from_its_transcript(client, song, monkeypatch, tmp_path):
     path, answer = tmp_path / "transcript.jsonl", asked(client, monkeypatch, "Song", SQL, transcript=True).json
     path.write_text(answer["transcript"] + "\n")
-    start, _ = ask_command._database(argparse.Namespace(db=song))
+    start, *_ = ask_command._database(argparse.Namespace(db=song))
     assert list(questions.replay(path, start)) == [(answer["id"], "")]
     path.write_text(path.read_text().replace("LIMIT 2", "LIMIT 3"))
     assert [difference for _, difference in questions.replay(path, start)] != [""]

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from llmjax.config.ranges import AT_LEAST_1, number
 from llmjax.errors import UserError
 from llmjax.startup import timings
-from llmjax.verb import Verb
+from llmjax.verb import Verb, check_paths
 
 WORKDIR = Path("runs/assistant")
 LENGTH, SLOTS = 2048, 8  # tokens of a prompt and what follows, where infer.length and the model permit; rows at a time
@@ -26,7 +26,7 @@ def _add(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--rows", type=Path, required=True, metavar="FILE", help="rows with text and maybe id: JSON lines, JSON, CSV or Parquet")  # fmt: skip
     verb.add_argument(
         "--out", type=Path, required=True, metavar="FILE.jsonl",
-        help="write what is made of each row here; the same command again goes on with the rows that are missing",
+        help="write what is made of each row here; the same command again goes on with the rows that are missing, or that changed as did the model or the settings",
     )  # fmt: skip
     verb.add_argument("--field", default="text", metavar="NAME", help="the field of the text (default: text)")
     verb.add_argument("--sentences", type=number(int, AT_LEAST_1), default=5, metavar="N", help="the most sentences of a summary (default: 5)")  # fmt: skip
@@ -41,15 +41,19 @@ def _apply(args: argparse.Namespace, c: ConfigDict) -> int:
     start = _start(args)
     with timings.phase("import the library"):
         from llmjax.apply import rows
-        from llmjax.infer.command import open_engine
+        from llmjax.infer import resuming
+        from llmjax.infer.command import made_from, open_engine
 
+    check_paths(args, answers_before=resuming.before(args.out))
     given = rows.read(args.rows, args.field)
     if args.task == "code":
         from llmjax.eval import sandbox
 
         print(sandbox.describe())
     engine = open_engine(args.workdir, c, length=LENGTH, slots=max(1, min(len(given), SLOTS)))
-    counts = rows.answer_file(engine, given, start, args.out)
+    settings = [args.task, args.field, args.sentences, args.language, args.labels, args.about, args.tries]
+    common = made_from(args.workdir, c, settings)
+    counts = rows.answer_file(engine, given, start, args.out, common=common)
     print(f"{args.out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     return 0
 

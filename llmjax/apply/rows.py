@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmjax import storage
 from llmjax.data.records import records
 from llmjax.errors import UserError
 from llmjax.infer import asking
 from llmjax.infer.asking import Conversation
-from llmjax.infer.batch import answered
 from llmjax.infer.engine import Engine
+from llmjax.infer.resuming import MADE_FROM, MadeFrom, digest, resuming
 from llmjax.progress import counter
 
 Start = Callable[[Mapping[str, Any]], Conversation[dict[str, Any]]]  # a row -> the fields that are made of it
@@ -45,17 +44,22 @@ def read(path: Path, field: str) -> list[Row]:
     return list(found.values())
 
 
-def answer_file(engine: Engine, rows: list[Row], start: Start, out: Path) -> dict[str, int]:
-    """Write what is made of each row that is not in `out` yet, when it is finished: counts of what was done."""
-    done = answered(out)
-    todo = [row for row in rows if str(row.id) not in done]
-    counts = {"done before": len(rows) - len(todo), "done": 0, "failed": 0}
+def answer_file(
+    engine: Engine, rows: list[Row], start: Start, out: Path, *, common: MadeFrom | None = None
+) -> dict[str, int]:
+    """Write what is made of each row that is not in `out` yet, when it is finished: counts of what was done.
+
+    `common` is what all results are made from, see `infer.resuming`.
+    """
+    wanted = {str(row.id): {"row": digest(row.given), **(common or {})} for row in rows}
     show = counter("working", " rows")
-    with storage.appending(out) as file:
+    with resuming(out, wanted) as (done, file):
+        todo = [row for row in rows if str(row.id) not in done]
+        counts = {"done before": len(rows) - len(todo), "done": 0, "failed": 0}
         jobs = ((row, functools.partial(start, row.given)) for row in todo)
         for number, one in enumerate(asking.run(engine, jobs), start=1):
             made = {"error": one.error} if one.result is None else one.result
-            file.write(json.dumps({"id": one.key.id, **made}) + "\n")
+            file.write(json.dumps({"id": one.key.id, **made, MADE_FROM: wanted[str(one.key.id)]}) + "\n")
             counts["failed" if one.result is None else "done"] += 1
             if show is not None:
                 show(number, len(todo))

@@ -6,17 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmjax import storage
 from llmjax.data.chat import chat_ids
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
 from llmjax.infer.beam import BeamSearch
 from llmjax.infer.engine import Engine
 from llmjax.infer.request import CONSTRAINTS, SETTINGS, Request, prompt_ids
+from llmjax.infer.resuming import MADE_FROM, MadeFrom, digest, resuming
 
 PROMPTS = ("prompt", "messages", "ids")
 BESIDE = ("tools", "documents")  # given to the chat template with the messages
-BEGIN = b'{"id": '  # the beginning of every answer
 
 
 @dataclass(frozen=True)
@@ -83,20 +82,9 @@ def _check_fields(row: Mapping[str, Any]) -> None:
         raise UserError(f"no setting is called {unknown[0]!r}; there are {', '.join(sorted(SETTINGS))}")
 
 
-def answered(path: Path) -> set[str]:
-    """The ids in a file of answers. A last line that was cut off counts as missing. Raises UserError for another file."""
-    if not path.is_file():
-        return set()
-    found = set()
-    with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n") and line[: len(BEGIN)] == BEGIN[: len(line)]:
-                break
-            try:
-                found.add(str(json.loads(line)["id"]))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path} is not a file of answers: give another --out") from error
-    return found
+def made_from(rows: Sequence[Row], common: MadeFrom) -> dict[str, MadeFrom]:
+    """What the answer of each row is made from, by its id."""
+    return {str(row.id): {"row": digest({k: v for k, v in row.given.items() if k != "id"}), **common} for row in rows}
 
 
 def with_requests(
@@ -131,22 +119,24 @@ def _request(tokenizer: Tokenizer, row: Row, defaults: Mapping[str, Any], *, cha
     return Request.parse({**defaults, **own, "ids": ids, "number": row.number})
 
 
-def answer_file(engine: Engine | BeamSearch, rows: Sequence[Row], out: Path) -> dict[str, int]:
+def answer_file(
+    engine: Engine | BeamSearch, rows: Sequence[Row], out: Path, *, common: MadeFrom | None = None
+) -> dict[str, int]:
     """Answer the rows without an answer in `out`, and write each answer when it is finished: counts of what was done.
 
     An answer has id, prompt, text, finish, tokens (their number) and log_probability (their sum, nats). For a row that
     cannot be answered it has id and "error", with file and line. Row i is sample i of the seed, however often the file
-    was interrupted.
+    was interrupted. `common` is what all answers are made from, see `resuming`.
     """
-    done = answered(out)
+    wanted = made_from(rows, common or {})
     counts = {"answered before": 0, "answered": 0, "refused": 0, "tokens": 0}
     todo = iter(rows)
     row_of: dict[int, Row] = {}
     left = True
-    with storage.appending(out) as file:
+    with resuming(out, wanted) as (done, file):
 
         def refuse(row: Row, error: str) -> None:
-            file.write(_line({"id": row.id, "error": error}))
+            file.write(_line({"id": row.id, "error": error, MADE_FROM: wanted[str(row.id)]}))
             counts["refused"] += 1
 
         while left or engine.busy:
@@ -173,7 +163,8 @@ def answer_file(engine: Engine | BeamSearch, rows: Sequence[Row], out: Path) -> 
                 prompt = row.given.get("prompt", row.given.get("messages", one.prompt))
                 nats = sum(one.log_probabilities)
                 answer = {"id": row.id, "prompt": prompt, "text": one.text, "finish": one.finish}
-                file.write(_line({**answer, "tokens": len(one.tokens), "log_probability": nats}))
+                answer |= {"tokens": len(one.tokens), "log_probability": nats, MADE_FROM: wanted[str(row.id)]}
+                file.write(_line(answer))
                 counts["answered"] += 1
                 counts["tokens"] += len(one.tokens)
     return counts

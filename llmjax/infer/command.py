@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from llmjax.config.ranges import AT_LEAST_1, Range, number
 from llmjax.errors import UserError
 from llmjax.startup import timings
-from llmjax.verb import Verb
+from llmjax.verb import Verb, check_paths
 
 SHORTEST = 256  # the fewest tokens of a slot, for the prompts of a file
 FEW = 2  # for so few prompts, an engine of so many slots is faster
@@ -31,7 +31,7 @@ def add_generate(verb: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     verb.add_argument(
         "--out", type=Path, metavar="FILE.jsonl",
-        help="write the answers here; the same command again answers only the prompts without an answer",
+        help="write the answers here; the same command again answers only prompts without an answer, and those whose row, model or settings changed",
     )  # fmt: skip
     add_adapters(verb)
     add_constraints(verb)
@@ -128,6 +128,14 @@ def open_engine(workdir: Path, c: ConfigDict, *, length: int, slots: int) -> Any
     return model.engine(length=c.infer.length or min(length, model.config.model.max_length), **settings)
 
 
+def made_from(workdir: Path, c: ConfigDict, settings: Any, *adapters: Path) -> dict[str, str]:
+    """What the answers of a command are all made from: the model, and settings that change texts."""
+    from llmjax.infer.resuming import digest, model_digest
+
+    own = [c.infer.weights, c.infer.length, settings]
+    return {"model": model_digest(workdir, *adapters), "settings": digest(own)}
+
+
 def request_settings(c: ConfigDict) -> dict[str, Any]:
     """The settings of a request in `c.generate`."""
     given = {k: v for k, v in c.generate.to_dict().items() if k not in ("prompts", "beams", "length_penalty")}
@@ -166,20 +174,22 @@ def generate(args: argparse.Namespace, c: ConfigDict) -> int | None:
 
 def _files(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
     with timings.phase("import the library"):
-        from llmjax.infer import batch
+        from llmjax.infer import batch, resuming
         from llmjax.infer.generate import round_up
         from llmjax.infer.language_model import load
         from llmjax.startup.cache import cache_of
 
+    check_paths(args, answers_before=resuming.before(args.out))
     rows = list(batch.read_prompts(args.prompts))
-    done = batch.answered(args.out)
+    adapters = adapters_of(args)
+    common = made_from(workdir, c, [request_settings(c), c.generate.beams, c.generate.length_penalty, args.chat], *adapters.values())  # fmt: skip
+    done = resuming.look(args.out, batch.made_from(rows, common))[0]
     if all(str(row.id) in done for row in rows):
         print(f"all {len(rows)} prompts are answered in {args.out}")
         return 0
-    adapters = adapters_of(args)
     model = load(workdir, mesh=c.infer.mesh, cache=cache_of(c), adapters=adapters)
-    common = request_settings(c) | _common_adapter(adapters)
-    rows = batch.with_requests(model.tokenizer, rows, common, chat=args.chat)
+    settings = request_settings(c) | _common_adapter(adapters)
+    rows = batch.with_requests(model.tokenizer, rows, settings, chat=args.chat)
     asked = [row.request for row in rows if row.request is not None and str(row.id) not in done]
     needed = [len(one.ids) + one.max_new_tokens for one in asked]
     fitting = [length for length in needed if length <= model.config.model.max_length]  # longer ones are refused
@@ -192,7 +202,7 @@ def _files(c: ConfigDict, workdir: Path, args: argparse.Namespace) -> int:
         if c.generate.beams > 1
         else model.engine(length=length, **settings)
     )
-    counts = batch.answer_file(engine, rows, args.out)
+    counts = batch.answer_file(engine, rows, args.out, common=common)
     print(f"{args.out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     return 0
 

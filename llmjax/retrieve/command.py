@@ -39,7 +39,7 @@ def _add(verb: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     verb.add_argument(
         "--out", type=Path, metavar="FILE.jsonl",
-        help="write the answers here; the same command again answers only the questions without an answer",
+        help="write the answers here; the same command again answers only questions without an answer, and those that changed as did the model, the settings, or what is asked",
     )  # fmt: skip
     verb.add_argument(
         "--transcript", type=Path, metavar="FILE.jsonl",
@@ -66,24 +66,29 @@ def _ask(args: argparse.Namespace, c: ConfigDict) -> int:
         args.transcript = args.transcript or (
             args.out.with_suffix(".transcript.jsonl") if args.out else args.workdir / "ask" / "transcript.jsonl"
         )
-        check_paths(args, log_of_filters=args.transcript.with_name("filters.jsonl"))
+        with timings.phase("import the library"):
+            from llmjax.infer import resuming
+
+        more = {"answers_before": resuming.before(args.out)} if args.out else {}
+        check_paths(args, log_of_filters=args.transcript.with_name("filters.jsonl"), **more)
     with timings.phase("import the library"):
         from llmjax.infer import filters
-        from llmjax.infer.command import open_engine
+        from llmjax.infer.command import made_from, open_engine
         from llmjax.retrieve import questions
 
-    start, show = _database(args) if args.db else _documents(args)
+    given = questions.read(args.questions) if args.questions else [questions.Question(1, args.question)]
+    rules = filters.load(args.filters) if args.filters else ()
+    start, show, source = _database(args) if args.db else _documents(args)
     if args.replay:
         return _replay(args, start)
-    given = questions.read(args.questions) if args.questions else [questions.Question(1, args.question)]
     setting = {"today": datetime.date.today().isoformat()}
     engine = open_engine(args.workdir, c, length=LENGTH, slots=len(given))
-    settings = {
-        "transcript": args.transcript, "setting": setting, "rules": filters.load(args.filters) if args.filters else (),
-    }  # fmt: skip
+    settings = {"transcript": args.transcript, "setting": setting, "rules": rules}
     started = functools.partial(_started, start, setting)
     if args.questions:
-        counts = questions.answer_file(engine, given, started, out=args.out, **settings)
+        common = made_from(args.workdir, c, args.filters and resuming.file_digest(args.filters))
+        common = {"database" if args.db else "documents": source(), **common}
+        counts = questions.answer_file(engine, given, started, out=args.out, common=common, **settings)
         print(f"{args.out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
         return 0
     for _, row, made in questions.answers(engine, given, started, **settings):
@@ -97,18 +102,24 @@ def _started(start: Any, setting: dict[str, Any], question: str) -> Any:
     return start(question, setting)
 
 
-def _database(args: argparse.Namespace) -> tuple[Any, Any]:
-    """How a question to a database is answered, and how the answer is shown."""
+def _database(args: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """How a question to a database is answered, how the answer is shown, and a hash of the database's content."""
     from llmjax.retrieve.database import ask
     from llmjax.retrieve.database.execute import open_database
 
     database = open_database(args.db)
     _ = database.schema  # fails before the model is loaded
-    return lambda question, setting: ask.ask(database, question, today=setting["today"]), ask.table_text
+
+    def content() -> str:
+        from llmjax.infer.resuming import file_digest
+
+        return file_digest(*map(Path, database.files or (database.path, Path(f"{database.path}-wal"))))
+
+    return lambda question, setting: ask.ask(database, question, today=setting["today"]), ask.table_text, content
 
 
-def _documents(args: argparse.Namespace) -> tuple[Any, Any]:
-    """How a question to documents is answered, and how the answer is shown. The index is brought up to date first."""
+def _documents(args: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """As `_database`, of documents. Their index is brought up to date first."""
     from llmjax.progress import counter
     from llmjax.retrieve.documents import ask
     from llmjax.retrieve.documents.index import Index
@@ -129,7 +140,13 @@ def _documents(args: argparse.Namespace) -> tuple[Any, Any]:
         model = load(args.encoder)
         encoder = ask.Encoder(embed.name_of(args.encoder, model), functools.partial(embed.encode, model))
         index.embed(encoder.name, encoder.encode, tell=counter("embedding", " passages"))
-    return lambda question, setting: ask.ask(index, question, encoder=encoder), ask.text_of
+
+    def content() -> str:
+        from llmjax.infer.resuming import digest, model_digest
+
+        return digest(index.content(), args.encoder and model_digest(args.encoder))
+
+    return lambda question, setting: ask.ask(index, question, encoder=encoder), ask.text_of, content
 
 
 def index_of(workdir: Path, documents: Path) -> Path:

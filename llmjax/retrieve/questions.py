@@ -11,9 +11,9 @@ from llmjax import storage
 from llmjax.errors import UserError
 from llmjax.infer import asking
 from llmjax.infer.asking import Conversation
-from llmjax.infer.batch import answered
 from llmjax.infer.engine import Engine
 from llmjax.infer.filters import Rule
+from llmjax.infer.resuming import MADE_FROM, MadeFrom, digest, resuming
 from llmjax.progress import counter
 
 
@@ -35,7 +35,8 @@ class Question:
 def read(path: Path) -> list[Question]:
     """The questions of a JSONL file whose rows have "question" and maybe "id"; other fields are left alone.
 
-    Raises UserError, with the number of the line, for a row without a question and for an id that comes twice.
+    Raises UserError, with the number of the line, for a row without a question and for an id that comes twice; and for a
+    file without questions.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path} with questions")
@@ -53,6 +54,8 @@ def read(path: Path) -> list[Question]:
         if str(question.id) in found:
             raise UserError(f"{path}:{number}: the id {question.id!r} comes twice")
         found[str(question.id)] = question
+    if not found:
+        raise UserError(f"{path} has no questions: write a row with question for each")
     return list(found.values())
 
 
@@ -86,20 +89,26 @@ def answers(
 
 
 def answer_file(
-    engine: Engine, questions: Sequence[Question], start: Start, *, out: Path, **settings: Any
+    engine: Engine,
+    questions: Sequence[Question],
+    start: Start,
+    *,
+    out: Path,
+    common: MadeFrom | None = None,
+    **settings: Any,
 ) -> dict[str, int]:
     """Answer the questions that have no answer in `out`, and write each when it is finished: counts of what was done.
 
-    `settings` are those of `answers`.
+    `common` is what all answers are made from, see `infer.resuming`; `settings` are those of `answers`.
     """
-    done = answered(out)
-    todo = [question for question in questions if str(question.id) not in done]
-    counts = {"answered before": len(questions) - len(todo), "answered": 0, "refused": 0, "failed": 0}
+    wanted = {str(question.id): {"question": digest(question.text), **(common or {})} for question in questions}
     show = counter("answering", " questions")
-    with storage.appending(out) as file:
+    with resuming(out, wanted) as (done, file):
+        todo = [question for question in questions if str(question.id) not in done]
+        counts = {"answered before": len(questions) - len(todo), "answered": 0, "refused": 0, "failed": 0}
         made = answers(engine, todo, start, **settings)
-        for number, (_, row, result) in enumerate(made, start=1):
-            file.write(json.dumps(row) + "\n")
+        for number, (question, row, result) in enumerate(made, start=1):
+            file.write(json.dumps({**row, MADE_FROM: wanted[str(question.id)]}) + "\n")
             counts["failed" if result is None else "refused" if row.get("refused") else "answered"] += 1
             if show is not None:
                 show(number, len(todo))

@@ -252,6 +252,10 @@ class Index:
         documents, found = self._db.execute(sql).fetchone()
         return documents, found
 
+    def content(self) -> list[tuple[str, str]]:
+        """The path and the hash of every file that was read."""
+        return [(path, digest) for path, digest in self._db.execute("SELECT path, digest FROM files ORDER BY path")]
+
     def lexical(self, question: str, *, k: int = DEPTH) -> list[tuple[int, float]]:
         """(block, BM25) of the best blocks, the best first."""
         words = query_words(question)
