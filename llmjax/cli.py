@@ -236,6 +236,8 @@ def _chain(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, conf
 def _config(args: argparse.Namespace, overrides: Sequence[str]) -> config.ConfigDict:
     """The config that the arguments name; `args.workdir` becomes the folder of its run, and `args.named` is what was given."""
     verb = VERBS[args.verb]
+    if verb.workdir and args.workdir is None:
+        args.workdir = verb.workdir(args)
     args.named = getattr(args, "workdir", None)
     if verb.config == "none" and overrides:
         raise UserError(f"llmjax {args.verb} has no settings: leave --config.{overrides[0].partition('=')[0]} out")

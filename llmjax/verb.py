@@ -37,6 +37,7 @@ class Verb:
     whole: bool = False  # when `run` returns None, the whole recipe runs, not the stage of the verb's name
     config: str = "run"  # "run": --config, or that of --workdir; "file": --config; "optional": or the base; "none"
     after: str = ""  # the help after `about`
+    workdir: Callable[[argparse.Namespace], Path] | None = None  # the run where none is given; None: runs/NAME
 
 
 def check_paths(args: argparse.Namespace, **more: Path) -> None:

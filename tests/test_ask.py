@@ -3,12 +3,14 @@
 import json
 import random
 import sqlite3
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 from networks import make, settings
 
+from llmjax import cli
 from llmjax.data.tokenizer import byte_tokenizer
 from llmjax.errors import UserError
 from llmjax.infer import asking, constrained, resuming
@@ -22,6 +24,7 @@ from llmjax.retrieve.database.score import same_rows
 
 pytest.importorskip("llguidance")
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data" / "apps"
+RUN = Path(__file__).parent / "fixtures" / "run_c4ef595"
 TODAY = "2025-01-31"
 
 
@@ -270,6 +273,34 @@ def test_two_processes_do_not_write_the_same_answers(tmp_path):
         pytest.raises(UserError, match="another process writes .*a.jsonl"),
     ):
         questions.answer_file(None, [questions.Question(1, "a")], None, out=tmp_path / "a.jsonl")
+
+
+def test_a_replay_needs_no_more_than_the_transcript_which_names_its_run(database, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("llmjax.infer.command.open_engine", lambda *_, **__: types.SimpleNamespace(count=1))
+    monkeypatch.chdir(tmp_path)  # whose runs/assistant is none
+    run = Path("runs") / "mine"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text((RUN / "config.json").read_text())
+    replay = ["ask", "--db", str(database.path), "--replay", str(run / "ask" / "transcript.jsonl")]
+    assert cli.main(replay) == 2 and "there is no transcript" in capsys.readouterr().err
+    assert cli.main(["ask", "--db", str(database.path), "--workdir", str(run), "Delete all customers"]) == 0
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir("below")
+    replay[-1] = str(tmp_path / run / "ask" / "transcript.jsonl")
+    assert cli.main(replay) == 0 and "1 answers are the same, 0 differ" in capsys.readouterr().out
+    transcript = (tmp_path / run / "ask" / "transcript.jsonl").read_text()
+    Path("t.jsonl").write_text(transcript + transcript.replace(str(run), "another"))
+    replay[-1] = "t.jsonl"
+    assert cli.main(replay) == 2 and "of several runs" in capsys.readouterr().err
+    (tmp_path / run).rename(tmp_path / "away")
+    Path("t.jsonl").write_text(transcript)
+    assert cli.main(replay) == 2
+    assert f"t.jsonl is of the run {tmp_path / run}, which is gone" in capsys.readouterr().err
+    assert cli.main([*replay, "--workdir", str(tmp_path / "away")]) == 0
+    older = json.loads(transcript)
+    del older["setting"]["workdir"]
+    Path("t.jsonl").write_text(json.dumps(older) + "\n")
+    assert cli.main(replay) == 2 and "runs/assistant has no config.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,12 @@ from serving import GREEDY, ROOM, Client, floats, joined, language_model, servin
 from llmjax.infer.request import Event
 from llmjax.infer.text import held_back
 from llmjax.retrieve.database import grammar as sql_grammar
+from llmjax.serve import messages
+from llmjax.serve.app import POSTS
 from llmjax.serve.choices import Written
 from llmjax.serve.log_probs import Names
 from llmjax.serve.messages import Function, Tool
+from llmjax.serve.refusals import Refusal
 from llmjax.serve.tools import Choice, Parser, grammar
 
 LOOK = {
@@ -140,6 +143,23 @@ def test_what_is_no_clean_json_is_refused(client, body):
 def test_what_cannot_be_done_is_refused_by_name(client, fields):
     answer = client.complete(**fields) if "prompt" in fields else client.chat(**fields)
     assert answer.status == 400 and answer.error["message"]
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_a_field_of_ours_is_read_or_refused_by_name(path):
+    """On every path: who saw it work on another one is not answered as if it worked here."""
+    kind = POSTS[path][1]
+    unread = [name for name in messages.OWN if name not in kind.__struct_fields__]
+    for name in unread:
+        with pytest.raises(Refusal) as refused:
+            messages.read(json.dumps({name: "a"}).encode(), kind)
+        assert refused.value.status == 400 and refused.value.param == name
+
+
+def test_a_source_is_not_passed_over_in_silence(client):
+    assert client.complete(source="songs").error["param"] == "source"
+    answer = client.post("/v1/responses", {"input": "hi", "source": "songs"})
+    assert answer.status == 400 and answer.error["param"] == "source" and "source is not supported" in answer.text
 
 
 def test_every_limit_of_fields_is_kept(client):

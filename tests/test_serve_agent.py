@@ -157,6 +157,11 @@ def test_a_run_is_made_again_from_its_transcript_without_running_a_tool(
     folder = Path(__file__).parent / "fixtures" / "run_c4ef595"
     assert cli.main(["agent", "--tools", str(tools_file), "--workdir", str(folder), "--replay", str(path)]) == 0
     assert "1 answers are the same, 0 differ" in capsys.readouterr().out
+    row = json.loads(answer.json["transcript"])
+    row["setting"]["workdir"] = str(folder)
+    path.write_text(json.dumps(row) + "\n")
+    monkeypatch.chdir(tmp_path)  # whose runs/assistant is none
+    assert cli.main(["agent", "--tools", str(tools_file), "--replay", str(path)]) == 0
 
 
 def test_text_of_a_tool_stays_data_and_is_cut_for_clients_only(client, monkeypatch):

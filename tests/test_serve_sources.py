@@ -86,7 +86,15 @@ def test_clients_of_openai_get_sql_and_rows_beside_a_chat_completion(client, mon
         text, found = answer.json["choices"][0]["message"]["content"], answer.json["answer"]
     assert found["rows"] == [["<b>0</b>"], ["<b>10</b>"]] and found["sql"] == SQL and found["source"] == "songs"
     assert text.startswith(SQL) and "<b>10</b>" in text
-    for wrong in ({"source": "no"}, {"n": 2}, {"stop": "x"}, {"logprobs": True}, {"messages": body["messages"][:2]}):
+    for wrong in (
+        {"source": "no"},
+        {"n": 2},
+        {"stop": "x"},
+        {"logprobs": True},
+        {"top_k": 3},
+        {"min_p": 0.1},
+        {"messages": body["messages"][:2]},
+    ):
         refused = client.post("/v1/chat/completions", {**body, **wrong}, authorization="Bearer first")
         assert refused.status in (400, 404) and refused.error["param"] in wrong, wrong
 

@@ -24,7 +24,6 @@ LENGTH = 4096  # tokens of a task, where infer.length and the model permit
 
 
 def _add(verb: argparse.ArgumentParser) -> None:
-    verb.set_defaults(workdir=WORKDIR)
     verb.add_argument("goal", nargs="?", metavar="GOAL", help="what the agent is to do")
     add_tools(verb, needed=True)
     add_writes(verb)
@@ -130,7 +129,7 @@ def _act(args: argparse.Namespace, c: ConfigDict, given: Any) -> int:
     (one,) = asking.run(engine, [(None, start)], rules=rules, log=args.transcript.with_name("filters.jsonl"))
     trace = None if one.result is None else one.result[0]
     made = {"error": one.error} if trace is None else trace.row()
-    setting["budget"] = vars(budget)
+    setting |= {"budget": vars(budget), "workdir": str(args.workdir.absolute())}
     row = {"goal": args.goal, "setting": setting, "asked": one.transcript, "answer": made}
     with storage.appending(args.transcript) as file:
         file.write(json.dumps(row) + "\n")
@@ -168,6 +167,7 @@ def _replay(path: Path, given: Any) -> int:
             row = json.loads(line)
             goal, setting, asked, before = (row[name] for name in ("goal", "setting", "asked", "answer"))
             method = setting.pop("method")
+            setting.pop("workdir", None)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}:{number_} is no row of a transcript: {error}") from error
         if "error" in before:
@@ -244,10 +244,20 @@ def _line(text: str) -> str:
     return shown if len(shown) <= 100 else f"{shown[:99]}\u2026"
 
 
+def _workdir(args: argparse.Namespace) -> Path:
+    """The run where none is given."""
+    if args.replay is None:
+        return WORKDIR
+    from llmjax.infer.asking import run_of
+
+    return run_of(args.replay) or WORKDIR
+
+
 VERBS = {
     "agent": Verb(
         "let a model act by calling functions, APIs and MCP servers, within permissions and a budget",
-        _add, _agent, after=" The model is the run's (default: runs/assistant).",
+        _add, _agent, after=" The model is the run's (default: runs/assistant, or with --replay that of the transcript).",
+        workdir=_workdir,
     ),
     "mcp": Verb(
         "offer tools, a search in documents or a model to other programs, as an MCP server", _add_mcp, _mcp, config="optional",

@@ -8,11 +8,14 @@
 which `replay` goes through it again without a model.
 """
 
+import contextlib
+import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from llmjax import storage
 from llmjax.data.chat import Message, chat_ids
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
@@ -152,6 +155,30 @@ def replay(conversation: Conversation[Result], transcript: Sequence[Mapping[str,
         result: Result = stop.value
         return result
     raise UserError("the transcript ends before the answer")
+
+
+def run_of(transcript: Path) -> Path | None:
+    """The run whose model wrote a transcript; None: it does not say, as those of servers and of earlier versions.
+
+    Raises UserError for a transcript that is missing, or of several runs, or whose run is gone.
+    """
+    if not transcript.is_file():
+        raise UserError(f"there is no transcript {transcript}")
+    found = set()
+    for line in storage.read_lines(transcript):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # the replay says which row is none
+            found.add(Path(json.loads(line)["setting"]["workdir"]))
+    if len(found) > 1:
+        raise UserError(
+            f"{transcript} has answers of several runs, {', '.join(map(str, sorted(found)))}: give --workdir RUN"
+        )
+    for run in found:
+        if not (run / "config.json").is_file():
+            raise UserError(
+                f"{transcript} is of the run {run}, which is gone: put it back, or give --workdir with another run"
+            )
+        return run
+    return None
 
 
 def scripted(conversation: Conversation[Result], write: Callable[[Ask], str]) -> tuple[Result, list[dict[str, Any]]]:

@@ -20,7 +20,6 @@ LENGTH = 2048  # tokens of a prompt and an answer, where infer.length and the mo
 
 
 def _add(verb: argparse.ArgumentParser) -> None:
-    verb.set_defaults(workdir=WORKDIR)
     verb.add_argument("question", nargs="?", metavar="QUESTION", help="one question; the answer is printed")
     verb.add_argument(
         "--db", type=Path, metavar="FILE", help="ask a database: a file of SQLite, DuckDB or Parquet, or a folder of Parquet files"
@@ -81,7 +80,7 @@ def _ask(args: argparse.Namespace, c: ConfigDict) -> int:
     start, show, source = _database(args) if args.db else _documents(args)
     if args.replay:
         return _replay(args, start)
-    setting = {"today": datetime.date.today().isoformat()}
+    setting = {"today": datetime.date.today().isoformat(), "workdir": str(args.workdir.absolute())}
     engine = open_engine(args.workdir, c, length=LENGTH, slots=len(given))
     settings = {"transcript": args.transcript, "setting": setting, "rules": rules}
     started = functools.partial(_started, start, setting)
@@ -167,10 +166,20 @@ def _replay(args: argparse.Namespace, start: Any) -> int:
     return 1 if different else 0
 
 
+def _workdir(args: argparse.Namespace) -> Path:
+    """The run where none is given."""
+    if args.replay is None:
+        return WORKDIR
+    from llmjax.infer.asking import run_of
+
+    return run_of(args.replay) or WORKDIR
+
+
 VERBS = {
     "ask": Verb(
         "answer questions from documents, with citations, or from a database, with SQL and rows",
-        _add, _ask, after=" The model is the run's (default: runs/assistant).",
+        _add, _ask, after=" The model is the run's (default: runs/assistant, or with --replay that of the transcript).",
+        workdir=_workdir,
     ),
 }  # fmt: skip
 registered.TASKS |= {

@@ -1,7 +1,7 @@
 """Bodies of requests: strict JSON, and the types of its fields.
 
 Null is the same as an absent field. Unknown fields are ignored. What would change the meaning of an answer and is not
-supported is refused by its name.
+supported, or is one of our fields on a path that does not read it, is refused by its name.
 """
 
 import json
@@ -230,6 +230,12 @@ class FeedbackBody(Body, kw_only=True):
     rejected: str | None = None
 
 
+# Fields that only this server has, or only servers like it. A path that does not read one refuses it, because a client that
+# found it to work on another path would take the answer for what it is not.
+OWN = (
+    "source", "files", "transcript", "asks", "structured_outputs", "chat_template_kwargs", "top_k", "min_p", "typical_p", "repetition_penalty",
+)  # fmt: skip
+
 # Fields that would change the meaning of the answer, with the values that ask for nothing.
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "chat_template": ((), "the model's own template is used; chat_template_kwargs sets its variables"),
@@ -269,6 +275,9 @@ def read(data: bytes, kind: type[T], *, on_unknown: Callable[[str], None] = lamb
     for name, (harmless, why) in REFUSED.items():
         if name in given and given[name] not in harmless:
             raise unsupported(name, why)
+    for name in OWN:
+        if name in given and name not in kind.__struct_fields__:
+            raise unsupported(name, "this path does not read it, others do: see /openapi.json")
     for name in given.keys() - REFUSED.keys() - set(kind.__struct_fields__):
         on_unknown(name)
     try:

@@ -12,6 +12,7 @@ from llmjax.serve.server import Served, new_id
 # What such an answer has no use for, or what would get around its prompt.
 REFUSED = (
     "tools", "tool_choice", "response_format", "structured_outputs", "chat_template_kwargs", "logprobs", "top_logprobs", "logit_bias", "stop",
+    "top_k", "min_p", "typical_p", "repetition_penalty",
 )  # fmt: skip
 
 
