@@ -17,7 +17,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -158,13 +158,15 @@ def llmjax(
     budget: Budget | None = None,
     log: Path | None = None,
     environment: Mapping[str, str] | None = None,
-) -> None:
-    """Run `llmjax ARGUMENTS` in a process of its own.
+    accepted: Collection[int] = (0,),
+) -> int:
+    """Run `llmjax ARGUMENTS` in a process of its own: its status.
 
     At the end of the budget it gets SIGTERM, on which a training saves, and the same command goes on from there.
 
     Args:
         log: gets what it says, behind what is there; None: it says it here.
+        accepted: the statuses that are no failure.
 
     Raises:
         OutOfTime: when it was stopped.
@@ -185,9 +187,10 @@ def llmjax(
             if isinstance(error, subprocess.TimeoutExpired):
                 raise OutOfTime from None
             raise
-    if status:
+    if status not in accepted:
         where = "" if log is None else f": {log.read_text(errors='replace')[-2000:]}"
         raise RuntimeError(f"llmjax {' '.join(map(str, arguments[:3]))} ended with status {status}{where}")
+    return status
 
 
 class WorkerError(Exception):

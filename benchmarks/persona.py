@@ -21,15 +21,13 @@ import json
 import math
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import ROOT, cpu_seconds, make_parser, write
+from common import cpu_seconds, llmjax, make_parser, write
 
 AUTHORS = ("HAMILTON", "MADISON")
 PERSONAS = {"hamilton": "HAMILTON", "madison": "MADISON", "small": "HAMILTON"}
@@ -88,7 +86,7 @@ def train(
         "persona", "--texts", texts, "--name", name.title(), "--rights", work / "rights.json", "--base", base, "--to", work / name,
         *(word for one in (f"train.duration={duration}", *TRAINING) for word in ("--set", one)),
     ]  # fmt: skip
-    subprocess.run([sys.executable, "-m", "llmjax", *map(str, words)], check=True, cwd=ROOT)
+    llmjax(*words)
     kept = json.loads((work / name / "persona.json").read_text())
     return {
         "words": kept["style"]["words"], "threshold": kept["threshold"], "facts": len(kept["facts"]),

@@ -14,7 +14,6 @@ for muP. Losses are means over the seeds.
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> int:
-    from common import make_parser, write
+    from common import llmjax, make_parser, write
 
     parser = make_parser(__doc__, out=Path("results/transfer.json"))
     parser.add_argument("--workdir", type=Path, default=Path("runs/transfer-study"), help="the folder of all studies")
@@ -90,17 +89,16 @@ def main() -> int:
     parser.add_argument("--widths", default=",".join(map(str, WIDTHS)), help="widths, with commas")
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
+    folder = args.workdir.resolve()
     before = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
     rows: dict[str, dict[str, Any]] = before.get("rows", {})
     for optimizer in args.only.split(","):
         for scheme in args.schemes.split(","):
             for width in args.widths.split(","):
                 config = f"benchmarks/transfer.py:width={width},optimizer={optimizer},init={scheme}"
-                words = ["sweep", "--config", config, "--workdir", str(args.workdir), "--seeds", str(args.seeds)]
-                status = subprocess.run([sys.executable, "-m", "llmjax", *words], check=False).returncode
-                if status not in (0, 1):  # 1: some trials failed, which the results say
-                    return status
-                found = json.loads((args.workdir / "results.json").read_text(encoding="utf-8"))
+                # Status 1: some trials failed, which the results say.
+                llmjax("sweep", "--config", config, "--workdir", folder, "--seeds", str(args.seeds), accepted=(0, 1))
+                found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
                 rows[f"{optimizer} {scheme} {width}"] = {
                     "command": f"llmjax sweep --config {config} --seeds {args.seeds}",
                     "loss": {name: arm["value"] for name, arm in found["arms"].items()},

@@ -30,6 +30,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from browsing import browser  # noqa: F401 - a fixture
 from helpers import WORDS, tiny_config
 
 from llmjax import recipe

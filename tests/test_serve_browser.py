@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("llguidance")
 
-from browsing import SIZES, chromium, keep_screenshot, serious
+from browsing import SIZES, keep_screenshot, serious
 from serving import Client, language_model, listening, serving, until
 from test_serve_models import adapter
 from test_serve_page import ELEMENTS, HOSTILE
@@ -41,12 +41,6 @@ $$\\int_0^1 x^2\\,dx = \\frac{1}{3}$$
 2. second
 
 > quoted"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

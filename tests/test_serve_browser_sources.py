@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("llguidance")
 
-from browsing import SIZES, chromium, keep_screenshot, serious
+from browsing import SIZES, keep_screenshot, serious
 from serving import Client, language_model, listening, scripted, serving
 from test_prepare_extract import make_pdf
 from test_serve_agent import ANSWER, TOOLS, step, use, world
@@ -26,12 +26,6 @@ from llmjax.serve.agent import Agents
 pytestmark = pytest.mark.slow
 
 SQL = "SELECT Id, Title, Length FROM Song"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

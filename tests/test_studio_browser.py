@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("starlette")
 
 import uvicorn
-from browsing import SIZES, chromium, keep_screenshot, serious
+from browsing import SIZES, keep_screenshot, serious
 from helpers import tiny_config
 from test_report import make_run, metrics_row
 from test_studio import HOSTILE, hostile, root  # noqa: F401 - fixtures
@@ -27,12 +27,6 @@ from llmjax.studio.places import Places
 from llmjax.sweep import study
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture
