@@ -1,7 +1,9 @@
-"""Makes a persona: reads the writings, indexes them, measures what to decline, trains adapters, and writes facts down.
+"""Makes a persona: reads and indexes the writings, measures which questions to decline, trains adapters, extracts
+facts.
 
-Each step takes what is there already when the same command runs again. The training is a chain config that is written to
-the file voice.py of the persona and run by `llmjax run` in a process of its own, so that both never hold the devices at once.
+When the same command runs again, each step keeps the results that exist. The training is a chain config: this module
+writes it to the persona's voice.py, and `llmjax run` runs it in another process, so that two processes never hold the
+devices at once.
 """
 
 import contextlib
@@ -63,7 +65,7 @@ def get_chain(arg: str = "") -> dict[str, ConfigDict]:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a persona is made of."""
+    """The settings of a persona."""
 
     texts: Path
     name: str
@@ -85,10 +87,11 @@ def build(
     """Make a persona, and write its card.
 
     Args:
-        open_engine: the engine of the base, which writes the facts down.
+        open_engine: gives the engine of the base model, which extracts the facts.
         train: runs a command of llmjax with these arguments and returns its status; None: in another process.
 
-    Raises UserError for rights that are not stated, before anything else is read, and for writings that do not do.
+    Raises UserError for rights that are not stated, before it reads anything else, and for writings that are too few or
+    unreadable.
     """
     stated = rights.read(wanted.rights)
     name = card.check_name(wanted.name)
@@ -167,7 +170,7 @@ def _read(wanted: Wanted) -> tuple[dict[str, str], list[dict[str, Any]]]:
 
 
 def _write(folder: Path, texts: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Put the writings into the persona's folder; files that have not changed are left alone."""
+    """Write the writings into the persona's folder; files that have not changed stay as they are."""
     inside = folder / card.TEXTS
     for old in sorted(inside.iterdir()) if inside.is_dir() else ():
         if old.name not in texts:
@@ -181,7 +184,7 @@ def _write(folder: Path, texts: Mapping[str, str], rows: Sequence[Mapping[str, A
 
 
 def _file_name(path: str, taken: Mapping[str, str]) -> str:
-    """A file's name for a document: letters of its path, and unlike those that are taken."""
+    """A file name for a document: the letters of its path, different from the names in use."""
     name = re.sub(r"[^\w.-]+", "_", path.removesuffix(".txt")).strip("._") or "text"
     found, number = f"{name}.txt", 2
     while found in taken:
@@ -190,10 +193,11 @@ def _file_name(path: str, taken: Mapping[str, str]) -> str:
 
 
 def _batch(words: int, longest: int, *, shorter: bool) -> tuple[int, int]:
-    """The rows and the tokens of a row of a step, so that few writings have some steps too. A word has at least a token.
+    """(rows of a step, tokens of a row), small enough that a short text gives several steps. A word counts as one
+    token.
 
     Args:
-        shorter: whether rows may be cut; those of conversations are what they are.
+        shorter: whether rows may be cut; rows of conversations have fixed lengths.
     """
     length = longest
     while shorter and length > SHORTEST_SEQUENCE and words < 4 * length:
@@ -202,7 +206,8 @@ def _batch(words: int, longest: int, *, shorter: bool) -> tuple[int, int]:
 
 
 def _trained(wanted: Wanted, base: Path, words: int, train: Callable[[Sequence[str]], int]) -> str:
-    """Train on the writings, which have so many words; the run within the folder, "" if nothing is to be trained."""
+    """Train on the writings, which have that many words. Returns the run within the folder; "" if there is nothing to
+    train."""
     if wanted.learn == "nothing":
         return ""
     folder = wanted.folder.resolve()
@@ -235,7 +240,7 @@ def _command(arguments: Sequence[str]) -> int:
 
 
 def _before(folder: Path) -> Persona | None:
-    """The persona that the folder has; None for a card that is missing, damaged or out of date, which is made anew."""
+    """The persona in the folder; None if its card is missing, damaged or out of date, and must be made again."""
     with contextlib.suppress(UserError):
         return card.read(folder)
     return None
@@ -244,7 +249,7 @@ def _before(folder: Path) -> Persona | None:
 def _facts(
     name: str, open_engine: Callable[[], Engine], looked: Sequence[Sequence[ask.Passage]], say: Callable[[str], None]
 ) -> tuple[Fact, ...]:
-    """Facts that the base writes down from passages."""
+    """The facts that the base model extracts from passages."""
     jobs = [(number, lambda p=passages: card.facts(name, p)) for number, passages in enumerate(looked) if passages]
     found: list[Fact] = []
     for one in asking.run(open_engine(), jobs) if jobs else ():

@@ -1,6 +1,6 @@
-"""The card of a persona, DIR/persona.json: its name, rights, style, facts with quotes, and what it answers with.
+"""The card of a persona, DIR/persona.json: its name, rights, style, facts with quotes, base and training.
 
-DIR/card.md is the same for people. DIR/texts has the writings, DIR/index their index, DIR/voice the training.
+DIR/card.md has the same content for readers. DIR/texts has the writings, DIR/index their index, DIR/voice the training.
 """
 
 import dataclasses
@@ -60,19 +60,19 @@ class Persona:
 
     @property
     def disclosure(self) -> str:
-        """What every conversation begins with. It follows from the name, so that no file can leave it out."""
+        """The disclosure at the start of every conversation. It follows from the name, so no file can leave it out."""
         if self.speaker:
             return f"(This is a simulation of the character {self.speaker}, made from lines by {self.rights.who}. It is not a person.)"
         return f"(This is a simulation made from the writings of {self.name}. It is not {self.name}.)"
 
     @property
     def model(self) -> Path:
-        """The run of the model that answers, as it is loaded alone."""
+        """The path of the model that answers, for loading it alone."""
         return self.folder / self.run if self.run else Path(self.base)
 
     @property
     def public(self) -> dict[str, Any]:
-        """What clients of a server are told of it."""
+        """The fields that a server's clients see."""
         return {"name": self.name, "simulated": True, "disclosure": self.disclosure}
 
     def check_open(self) -> None:
@@ -85,7 +85,7 @@ class Persona:
 
 
 def check_name(name: str) -> str:
-    """The name without spaces around it. Raises UserError for one that is none."""
+    """The name without surrounding spaces. Raises UserError if the text cannot be a name."""
     found = name.strip()
     if not found or len(found) > LONGEST_NAME or not found.isprintable() or not any(c.isalpha() for c in found):
         raise UserError(f"--name {name[:80]!r}: a name has letters, and at most {LONGEST_NAME} characters")
@@ -95,7 +95,8 @@ def check_name(name: str) -> str:
 
 
 def facts(name: str, passages: Sequence[Passage]) -> Conversation[tuple[Fact, ...]]:
-    """The conversation that writes facts down from passages; those whose quote, numbers or names fail are dropped."""
+    """The conversation that extracts facts from passages. It drops facts whose quote, numbers or names fail the
+    check."""
     shown = [passages[:count] for count in range(len(passages), 0, -1)]
     prompts = tuple(
         [{"role": "system", "content": FACTS_PROMPT.format(name=name)}, {"role": "user", "content": numbered(some)}]
@@ -124,12 +125,12 @@ def write(persona: Persona) -> None:
 
 
 def is_persona(folder: Path) -> bool:
-    """Whether a folder is that of a persona."""
+    """Whether a folder holds a persona."""
     return (folder / FILE).is_file()
 
 
 def read(folder: Path) -> Persona:
-    """The persona in a folder. Raises UserError for one that is none or damaged, and when its consent has ended."""
+    """The persona in a folder. Raises UserError for a folder without one, a damaged card, and a consent that has ended."""
     again = "make the persona again with `llmjax persona --texts DIR --name NAME --rights FILE`"
     if not is_persona(folder):
         raise UserError(f"{folder} is no persona, because it has no {FILE}: {again}")
@@ -150,7 +151,7 @@ def read(folder: Path) -> Persona:
 
 
 def page(persona: Persona) -> str:
-    """The card for people, in Markdown."""
+    """The card as Markdown."""
     measured, own = persona.threshold, persona.rights
     shares = f"{100 * measured.declined_inside:.0f} % of {measured.inside} inside, {100 * measured.declined_outside:.0f} % of {measured.outside} outside"
     lines = [
@@ -168,5 +169,5 @@ def page(persona: Persona) -> str:
 
 
 def fingerprint(texts: dict[str, str]) -> str:
-    """What tells the writings from others."""
+    """A digest of the writings."""
     return hashlib.blake2b(json.dumps(sorted(texts.items())).encode(), digest_size=16).hexdigest()

@@ -103,7 +103,7 @@ def _engine(model: Path, c: ConfigDict, adapters: dict[str, Path]) -> Any:
 
 
 def _opened(personas: Sequence[Any], c: ConfigDict) -> tuple[Any, dict[str, str]]:
-    """The engine that answers as these personas, and the adapter of each by its name."""
+    """The engine of these personas, and the adapter of each persona by name."""
     if len({one.name for one in personas}) < len(personas):
         raise UserError(f"both personas are called {personas[0].name}: two of different names can talk")
     if len(personas) > 1 and (
@@ -123,7 +123,7 @@ def _opened(personas: Sequence[Any], c: ConfigDict) -> tuple[Any, dict[str, str]
 
 
 def _said(args: argparse.Namespace, name: str, reply: Any) -> None:
-    """Print what a persona said, and keep it."""
+    """Print a persona's answer, and append it to --out."""
     print(f"{name}: {''.join(x if x.isprintable() or x == chr(10) else ' ' for x in reply.text)}\n", flush=True)
     if args.out:
         storage.append_line(args.out, json.dumps({"name": name, **reply.row()}, ensure_ascii=False))

@@ -20,7 +20,7 @@ KINDS = ("burrows", "cosine")
 
 @dataclass(frozen=True)
 class Attribution:
-    """Known authors, ready to be compared with."""
+    """The standardised word rates of known authors."""
 
     words: tuple[str, ...]
     mean_W: np.ndarray  # rates of the words over all known texts
@@ -61,7 +61,7 @@ def fit(texts: Mapping[str, Sequence[str]], *, words: int = WORDS) -> Attributio
 
 
 def rates(text: str, words: Sequence[str]) -> np.ndarray:
-    """How often each of the words comes, as shares of all words of the text: float64 (W)."""
+    """The share of each of the W words among all words of the text, float64 (W,)."""
     found = Counter(words_of(text))
     total = sum(found.values())
     if not total:
@@ -75,6 +75,6 @@ def _cosine(a_W: np.ndarray, b_W: np.ndarray) -> float:
 
 
 def blocks(texts: Sequence[str], *, words: int = 1000) -> list[str]:
-    """Texts, one after another, in blocks of so many words; what is left at the end is dropped."""
+    """The joined texts in blocks of that many words, without the incomplete last block."""
     every = [word for text in texts for word in text.split()]
     return [" ".join(every[i : i + words]) for i in range(0, len(every) - words + 1, words)]

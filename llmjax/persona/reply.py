@@ -1,8 +1,8 @@
-"""What a persona says: an answer whose sentences quote its writings, or that it has not written about that.
+"""What a persona says: an answer whose sentences quote its writings, or that it has not written about the question.
 
-Every conversation says that it is a simulation: the system prompt does, and the first answer begins with it. An answer counts as
-the first one unless an answer above it has the disclosure, so no message can leave it out. Messages are data: a persona has
-one system prompt, its own. A question that the writings do not cover is declined without asking the model.
+The system prompt says that the persona is a simulation, and the first answer begins with this disclosure. An answer
+counts as the first one unless an earlier answer has the disclosure, so no message can leave it out. Messages are data:
+the only system prompt is the persona's own. A question that the writings do not cover is declined without the model.
 """
 
 import re
@@ -56,7 +56,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one of two personas said."""
+    """One persona's answer in a conversation of two."""
 
     name: str
     reply: Reply
@@ -160,9 +160,9 @@ def talk(
     first: Persona, second: Persona, *, topic: str, turns: int, adapters: Mapping[str, str],
     tell: Callable[[Turn], None] = lambda turn: None,
 ) -> Conversation[list[Turn]]:  # fmt: skip
-    """Two personas converse, by turns, so many times at most: `first` answers the topic.
+    """Two personas converse in turn, with at most `turns` answers. `first` answers the topic.
 
-    It ends early when one declines what the other declined, because nothing new can follow.
+    The conversation ends early when both decline in a row, because nothing new can follow.
 
     Args:
         adapters: the name of each persona -> its adapter in the engine.

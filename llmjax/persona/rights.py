@@ -1,6 +1,6 @@
 """The rights statement of a persona: whose texts they are, which ones, and why they may be used.
 
-It is a JSON file that a person fills in. Nothing else is read before it holds.
+A person fills in this JSON file. llmjax reads nothing else before the statement is valid.
 """
 
 import datetime
@@ -30,7 +30,7 @@ PLACEHOLDER = re.compile(
 
 @dataclass(frozen=True)
 class Rights:
-    """A statement that is filled in."""
+    """A valid statement."""
 
     who: str
     texts: str
@@ -46,7 +46,7 @@ class Rights:
 
 
 def read(path: Path) -> Rights:
-    """The statement in a file. Raises UserError, which says what to write, for one that is not filled in."""
+    """The statement in a file. Raises UserError, which says what to write, if it is not filled in."""
     if not path.is_file():
         raise UserError(f"there is no rights statement {path}: {_form()}")
     given = storage.read_json(path, mend=_form())
@@ -58,7 +58,8 @@ def read(path: Path) -> Rights:
 
 
 def checked(given: dict[str, object], where: str) -> Rights:
-    """The statement of these fields. Raises UserError for one that is missing, empty, a placeholder, or out of date."""
+    """The statement of these fields. Raises UserError for a field that is missing, empty, a placeholder or out of
+    date."""
     for name, meaning in FIELDS.items():
         value = given.get(name)
         if not isinstance(value, str) or sum(c.isalpha() for c in value) < LETTERS or is_placeholder(value, meaning):
@@ -79,7 +80,7 @@ def checked(given: dict[str, object], where: str) -> Rights:
 
 
 def is_placeholder(value: str, meaning: str = "") -> bool:
-    """Whether an answer stands for one that is yet to be given."""
+    """Whether a field still holds a placeholder."""
     said = value.strip()
     return said.lower() == meaning.lower() or PLACEHOLDER.fullmatch(said) is not None
 

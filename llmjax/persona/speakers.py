@@ -1,9 +1,9 @@
 """The lines of one speaker of a play, a script or a novel.
 
 Plays name the speaker in a heading: on a line of its own (`HAMLET`, `HAMLET:`, `First Citizen:`), or before the words
-(`HAMLET. To be`, `Ham. To be`, `Anna: Hello`). The notation is found in the text: it is the one that gives speakers who
-come back, and most of the lines. A novel is read by its quotes, and only where most of them say who speaks
-(`"Come," said Holmes`); else it is refused, because its lines would be somebody else's.
+(`HAMLET. To be`, `Ham. To be`, `Anna: Hello`). The module detects the notation: the one that gives the most lines and
+speakers who return. A novel is read by its quotes, if most of them name the speaker (`"Come," said Holmes`). Other
+novels are refused, because some lines would be another speaker's.
 """
 
 import difflib
@@ -25,7 +25,7 @@ NOTATIONS: Mapping[str, re.Pattern[str]] = {
     "Nam. before the words, indented": re.compile(r"[ \t]+_?([A-Z][a-z]{0,11}(?: [A-Z]?[a-z]+)?)\._?[ \t]+\S"),
     "Name: before the words": re.compile(rf"[ \t]*{MARK}({NAME}){MARK}:{MARK}(?:[ \t]+\S|[ \t]*$)"),
 }  # fmt: skip
-# What stands where a name would, and is none.
+# Words in the place of a name that are no names.
 NO_NAME = re.compile(
     r"(act|scene|prologue|epilogue|the end|finis|chapter|book|part|volume|contents|dramatis|persons|enter|exit|exeunt|re-enter|"
     r"curtain|int|ext|note|\d+)\b.*|(?-i:(XC|XL|L?X{0,3})(IX|IV|V?I{0,3}))", re.IGNORECASE
@@ -53,7 +53,7 @@ BEFORE = re.compile(rf"(?:({TITLED})\s+{SAID}|{SAID}\s+({TITLED}))[,:]?\s*$")
 
 @dataclass(frozen=True)
 class Speech:
-    """What somebody says at a time."""
+    """One speech."""
 
     speaker: str
     text: str
@@ -63,7 +63,8 @@ class Speech:
 def lines_of(texts: Mapping[str, str], name: str) -> dict[str, list[Speech]]:
     """path -> speeches of the speaker, for the texts in which there are any.
 
-    Raises UserError for a text that is no play and no novel that says who speaks, and for a speaker with hardly a line.
+    Raises UserError for a text that is neither a play nor a novel that names its speakers, and for a speaker with too
+    few lines.
     """
     found: dict[str, list[Speech]] = {}
     counts: Counter[str] = Counter()
@@ -86,15 +87,15 @@ def lines_of(texts: Mapping[str, str], name: str) -> dict[str, list[Speech]]:
 
 
 def speeches(text: str) -> list[Speech]:
-    """The speeches of a play, in order; none: it is no play."""
+    """The speeches of a play in order; empty if the text is no play."""
     found = [one for heading in NOTATIONS.values() if _is_play(one := _cut(text, heading), text)]
     most = max(map(len, found), default=0)
-    # Looser notations are later, and take words before a colon for names: a strict one that finds nearly as much is right.
+    # Later notations are looser: they take any words before a colon for names. So the first that finds nearly the most wins.
     return next((one for one in found if len(one) >= NEARLY * most), [])
 
 
 def _is_play(found: Sequence[Speech], text: str) -> bool:
-    """Whether speakers come back, most of the text is theirs, and they take turns."""
+    """Whether speakers return, speak most of the text, and take turns."""
     counts = Counter(one.speaker for one in found)
     back = {name for name, count in counts.items() if count >= COMES_BACK}
     words = sum(len(one.text.split()) for one in found if one.speaker in back)
@@ -102,7 +103,8 @@ def _is_play(found: Sequence[Speech], text: str) -> bool:
 
 
 def _cut(text: str, heading: re.Pattern[str]) -> list[Speech]:
-    """The text cut at the headings of one notation. A name that comes once is a heading only behind an empty line."""
+    """The text cut at the headings of one notation. A name that occurs once counts as a heading only after an empty
+    line."""
     lines = DIRECTION.sub("", text).splitlines()
     marks = [_heading(line, heading) for line in lines]
     alone = [not above.strip() for above in ["", *lines[:-1]]]  # whether an empty line is above

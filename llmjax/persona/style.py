@@ -1,6 +1,6 @@
 """Figures of a style: lengths of sentences, function words, favourite words.
 
-Function words say most about who writes, because nobody chooses them (Mosteller and Wallace 1964).
+Function words identify an author best, because authors do not choose them consciously (Mosteller and Wallace 1964).
 """
 
 import re

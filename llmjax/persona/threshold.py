@@ -1,9 +1,10 @@
-"""Which questions a persona declines: those of whose words no passage has enough. How many are enough is measured.
+"""Which questions a persona declines: those whose words no single passage covers well enough. The threshold is
+measured.
 
-A question is scored by `Index.coverage`, the share of its words, by rarity, that one passage has. The threshold is the one that
-best tells questions that the texts cover from others (Youden 1950), on one half of the questions; the other half says how
-often it is wrong. Without questions of the user, those inside are words of sentences of the texts, scored without the passage that
-has the sentence, as a question in other words would be; those outside are the list below.
+`Index.coverage` scores a question: the share of its words, weighted by rarity, that one passage has. Half of the
+questions choose the threshold that best separates covered questions from others (Youden 1950). The other half gives its
+error rates. The user may give questions. Otherwise the covered ones are words of sentences of the texts, scored without
+the passage that holds the sentence, and the others are the list below.
 """
 
 import itertools
@@ -54,7 +55,7 @@ OUTSIDE = (
 
 @dataclass(frozen=True)
 class Threshold:
-    """A coverage below which questions are declined, and what it was measured on."""
+    """The coverage below which questions are declined, and its measurement."""
 
     coverage: float
     inside: int  # questions that counted in the measurement of errors, not in the choice
@@ -70,7 +71,7 @@ def measure(index: Index, texts: Mapping[str, str], *, questions: Path | None = 
     Args:
         questions: a JSONL file of rows with `question` and `inside` (true or false); None: see the module.
 
-    Raises UserError where there are too few questions.
+    Raises UserError for too few questions.
     """
     if questions is not None:
         inside, outside = ([_score(index, q) for q in _read(questions) if q[1] is is_in] for is_in in (True, False))
@@ -96,8 +97,8 @@ def measure(index: Index, texts: Mapping[str, str], *, questions: Path | None = 
 def best(inside: Sequence[float], outside: Sequence[float]) -> float:
     """The value that best separates both: the middle between two scores where most of `inside` are above and `outside` below.
 
-    Of equal ones it is the lowest, which declines the fewest questions. It is above 0, because a passage without a word of
-    the question answers nothing.
+    Among equally good values it is the lowest, which declines the fewest questions. It is above 0, because a passage
+    without a word of the question answers nothing.
     """
     scores = sorted({0.0, *inside, *outside, 1.0})
     middles = [(a + b) / 2 for a, b in itertools.pairwise(scores)]
@@ -109,7 +110,7 @@ def best(inside: Sequence[float], outside: Sequence[float]) -> float:
 
 
 def made_of(texts: Mapping[str, str], *, seed: int = 0) -> list[tuple[str, tuple[str, int, int]]]:
-    """Questions made of sentences: (words, where the sentence stands), at most MOST, drawn with a seed."""
+    """Questions made of sentences: (words, place of the sentence), at most MOST, drawn with a seed."""
     rng = random.Random(seed)
     every = [(path, a, b) for path, text in sorted(texts.items()) for a, b in sentences(text)]
     found = []
@@ -123,7 +124,7 @@ def made_of(texts: Mapping[str, str], *, seed: int = 0) -> list[tuple[str, tuple
 
 
 def _score(index: Index, asked: tuple[str, Any]) -> float:
-    """The coverage of a question, without the passages that have the sentence that it is made of."""
+    """The coverage of a question, without the passages that hold its sentence."""
     question, place = asked
     passages = search(index, question)
     if isinstance(place, tuple):
@@ -133,7 +134,7 @@ def _score(index: Index, asked: tuple[str, Any]) -> float:
 
 
 def _read(path: Path) -> list[tuple[str, bool]]:
-    """The questions of a user, each with whether the texts cover it."""
+    """The user's questions, each with whether the texts cover it."""
     found = []
     for number, line in enumerate(storage.read_lines(path) if path.is_file() else (), start=1):
         if not line.strip():

@@ -31,7 +31,7 @@ CONSTANTS = ("E", "A", "B", "alpha", "beta")
 SIZES = (1e6, 1e14)  # parameters between which the best size is looked for
 LEAST, MOST = 1e4, 1e18  # parameters and tokens of a run that a law can tell anything of
 INTERVAL = 0.9
-FAR = 10.0  # times the largest budget that was run, from where a law's word is marked
+FAR = 10.0  # times the largest fitted budget, from where a law's numbers are marked
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ class Size:
 
 
 def of_flops(law: Law, flops: float, *, served: float = 0.0) -> Size:
-    """The size with the lowest loss where training and serving together take so many FLOPs.
+    """The size with the lowest loss for this many FLOPs of training and serving together.
 
-    Raises UserError if serving alone takes all of them for every model.
+    Raises UserError if serving alone takes all FLOPs at every size.
     """
     if not served:
         return Size(law.best_size(flops), law.best_tokens(flops))
@@ -135,7 +135,7 @@ def of_flops(law: Law, flops: float, *, served: float = 0.0) -> Size:
 
 
 def of_parameters(law: Law, parameters: float) -> Size:
-    """The training length for which this size is the best one of its FLOPs."""
+    """The training length at which this size is the best one for its FLOPs."""
     low, high = 1e10, 1e40
     for _ in range(200):  # the best size grows with the FLOPs
         middle = math.sqrt(low * high)
@@ -165,7 +165,7 @@ def of_loss(law: Law, loss: float, *, served: float = 0.0) -> Size:
 
 
 def _lowest(of: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function with one valley is lowest, by golden sections in the logarithm."""
+    """The minimum of a function with one valley, by golden-section search in the logarithm."""
     ratio = (math.sqrt(5) - 1) / 2
     a, b = math.log(low), math.log(high)
     for _ in range(200):
@@ -264,7 +264,7 @@ def enough(machine: Machine, figures: dict[str, Figure], *, days: float, least: 
 
 
 def measured_mfu(run: Path) -> Figure:
-    """The share of the peak that a finished run reached. Raises UserError for a folder that does not say it."""
+    """The share of the peak that a finished run reached. Raises UserError for a folder whose results lack it."""
     file = run / "results.json"
     if file.is_file():
         value = storage.read_json(file, mend="run its config again").get("train/mfu")

@@ -1,4 +1,4 @@
-"""Arms against the control: differences paired by seed, their intervals, and what many comparisons ask for.
+"""Arms against the control: differences paired by seed, their intervals, and the correction for many comparisons.
 
 Runs with the same seed read the same batches from the same start where the arm allows it, so differences by seed vary
 less than the runs do. Intervals are Student's, of 95 %. P-values are corrected for the number of arms by Holm's method
@@ -30,7 +30,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Arm:
-    """What is known of an arm."""
+    """An arm: the states and values of its trials, and its difference to the control."""
 
     name: str
     settings: dict[str, Any]
@@ -141,7 +141,7 @@ def results(study: Study, arms: Sequence[Arm]) -> dict[str, Any]:
 
 
 def verdict(study: Study, arm: Arm) -> str:
-    """What the difference says, in a word or two."""
+    """The verdict on an arm in a few words: better, worse or not shown."""
     if arm.name == study.design.control:
         return "the control"
     if arm.difference is None:

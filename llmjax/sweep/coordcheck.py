@@ -1,10 +1,10 @@
 """The coordinate check: do activations keep their size, and move alike, when the width or the depth grows?
 
-The same few steps are taken at several widths (or depths), at full rate from the first step. At every step the mean
-absolute value of activations is measured at named places on a batch that is not trained on, and of how far they are from
-where they started. With the right parametrisation neither depends on the width (Yang et al. 2021, Tensor Programs V,
-appendix D.1). The slope of log change over log width says so: 0 where the parametrisation holds, about 1/2 to 1 where
-rates are too high for the width.
+The check takes the same few steps at several widths (or depths), at full rate from the first step. At every step it
+measures activations at named places on a batch that is not trained on: their mean absolute value, and the mean absolute
+change since the start. With the right parametrisation neither depends on the width (Yang et al. 2021, Tensor Programs
+V, appendix D.1). The slope of log change over log width says so: 0 where the parametrisation holds, about 1/2 to 1
+where rates are too high for the width.
 """
 
 import functools
@@ -46,7 +46,7 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Place:
-    """What was measured at one place: by size (width or layers), then by step from 0; means over the seeds."""
+    """The measurements at one place: by size (width or layers), then by step from 0; means over the seeds."""
 
     name: str
     value: list[list[float]]  # mean absolute activation
@@ -79,10 +79,10 @@ class Check:
 
 
 def at_width(c: ConfigDict, width: int, *, keep_heads: bool) -> ConfigDict:
-    """The config with another width, and with everything else that grows as the width does.
+    """The config with another width, and with every size that grows with the width.
 
     Args:
-        keep_heads: the heads grow, and not their number.
+        keep_heads: the size of the heads grows, not their number.
 
     Raises:
         UserError: for a width at which some size is no whole number.
@@ -115,7 +115,7 @@ def at_width(c: ConfigDict, width: int, *, keep_heads: bool) -> ConfigDict:
 
 
 def keeps_heads(c: ConfigDict, widths: Sequence[int]) -> bool:
-    """Whether the heads must grow instead of their number: some width has no whole number of heads of this size."""
+    """Whether the size of the heads must grow: some width has no whole number of heads of the present size."""
     groups = c.model.kv_heads if c.model.kv_heads > 1 else c.model.heads
     return any(groups * width % c.model.width for width in widths)
 
@@ -179,7 +179,7 @@ def _mean(arrays: Sequence[np.ndarray]) -> float:
 def measure(
     c: ConfigDict, batches: Sequence[Batch], *, seeds: int
 ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], float]:
-    """Train on all batches but the last, and look at the last before every step and at the end.
+    """Train on all batches but the last. Measure activations on the last one before every step and at the end.
 
     Returns:
         Place -> (mean absolute activation, mean absolute change since step 0), each (steps + 1,), means over the seeds;
@@ -225,7 +225,7 @@ def slope(sizes: Sequence[int], values: Sequence[float]) -> float:
 
 
 def verdict(of: float, *, limit: float = LIMIT) -> str:
-    """What the slope of the change means."""
+    """The verdict of a slope: holds, grows or vanishes."""
     if abs(of) <= limit:
         return "holds"
     return "vanishes" if of < 0 else "grows"  # NaN: something is not finite any more

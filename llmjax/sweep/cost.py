@@ -1,4 +1,4 @@
-"""What a study will cost: FLOPs by formula, seconds as its ended trials took."""
+"""The cost of a study: FLOPs by formula, and seconds by the trials that have ended."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Cost:
 
 
 def keep_off_accelerators() -> None:
-    """Keep JAX on the CPU, in a process that only looks: its estimates must not take a device from a run."""
+    """Keep JAX on the CPU in a process that only estimates, so that it takes no device from a run."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")

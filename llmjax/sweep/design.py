@@ -1,4 +1,4 @@
-"""What a study compares: named arms, each a set of changed settings, times seeds.
+"""The design of a study: named arms, each a set of changed settings, times seeds.
 
 A config file describes it by `get_sweep(arg)` beside `get_config(arg)`:
 
@@ -81,7 +81,7 @@ def read_design(tree: Any) -> Design:
 
 
 def read_seeds(given: Any) -> tuple[int, ...]:
-    """Seeds from their number (3: 0, 1 and 2) or a list of them. Raises UserError for anything else."""
+    """Seeds from their number (3 gives 0, 1 and 2) or from a list. Raises UserError for anything else."""
     seeds = tuple(range(given)) if isinstance(given, int) else tuple(given)
     if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) for seed in seeds):
         raise UserError(f"seeds are {given!r}: give how many, such as 3, or different whole numbers, such as (0, 1, 2)")

@@ -38,7 +38,7 @@ def survivors(values: Mapping[str, float | None], *, eta: int = ETA, better: str
 
 
 def chosen(losses: Sequence[Sequence[float]], levels: Sequence[int], *, eta: int = ETA) -> tuple[int, list[int]]:
-    """What halving chooses from curves that are known: (the arm, the level that each arm reached).
+    """Halving on known curves: (the chosen arm, the level that each arm reached).
 
     Args:
         losses: of each arm at each level (arms, levels).

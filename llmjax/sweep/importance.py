@@ -1,4 +1,4 @@
-"""How much each setting of a search matters: permutation importance (Breiman 2001) on a small surrogate.
+"""The importance of each setting of a search: permutation importance (Breiman 2001) on a small surrogate.
 
 The surrogate is a ridge regression of the metric on each setting's place and its square, with a column for each value of
 a setting without an order. It has no interactions. A forest would find more of them with many more trials than a search
@@ -60,7 +60,7 @@ def _columns(one: Dimension, values: Sequence[object]) -> np.ndarray:
 
 
 def _once(columns: Sequence[np.ndarray], y: np.ndarray, rng: np.random.Generator) -> list[float]:
-    """[the share of variance explained, and for each setting how much of it is lost when that is shuffled]."""
+    """[the share of variance explained, then for each setting the share that is lost when its values are shuffled]."""
     x = np.concatenate([np.ones((len(y), 1)), *columns], axis=1)
     weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ y)
     total = float(np.square(y - y.mean()).sum())

@@ -1,4 +1,4 @@
-"""The best size for each budget, and how both grow: Hoffmann et al. 2022, approach 2.
+"""The best size for each budget, and how it grows with the budget: Hoffmann et al. 2022, approach 2.
 
 For each number of FLOPs a parabola of the loss over ln N has its lowest point at the best size; a line through those
 points in logarithms gives N ~ C^a. In place of the parabola, Akima's curve goes through all points (Porian et al. 2024): it
@@ -70,7 +70,7 @@ def growth(budgets: np.ndarray, sizes: np.ndarray, *, dropped: tuple[float, ...]
 
 
 def _parabola(x: np.ndarray, loss: np.ndarray) -> float | None:
-    """Where the parabola of losses over x is lowest; None: not among the sizes."""
+    """The x at which the parabola of losses is lowest; None if it lies outside the sizes."""
     middle = float(x.mean())
     curve, slope, _ = np.polyfit(x - middle, loss, 2)
     lowest = middle - slope / (2 * curve) if curve > 0 else math.inf
@@ -78,7 +78,7 @@ def _parabola(x: np.ndarray, loss: np.ndarray) -> float | None:
 
 
 def _akima(x: np.ndarray, loss: np.ndarray) -> float | None:
-    """Where Akima's curve of ln L through all points is lowest, by 25 steps between neighbours; None: at an end."""
+    """The x at which Akima's curve of ln L is lowest, in 25 steps between neighbours; None if it lies at an end."""
     from scipy.interpolate import Akima1DInterpolator
 
     places = np.unique(x)

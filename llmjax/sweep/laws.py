@@ -62,7 +62,7 @@ class Law:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The loss of a run that has not been made, and the interval that is to hold it."""
+    """The predicted loss of a run that has not been made, and the interval of that run."""
 
     parameters: float
     tokens: float
@@ -77,7 +77,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Fit:
-    """A law with what says whether to trust it."""
+    """A fitted law and its diagnostics."""
 
     law: Law
     points: Points
@@ -93,17 +93,17 @@ class Fit:
         return float(np.sqrt(np.mean(np.square(np.log(self.points.loss / predicted)))))
 
     def interval(self, of: Callable[[Law], float], *, share: float = INTERVAL) -> tuple[float, float]:
-        """The interval that holds that share of the resampled values of something."""
+        """The interval that holds the share `share` of the resampled values of `of`."""
         values = [of(law) for law in self.resamples]
         low, high = np.percentile(values, [50 - 50 * share, 50 + 50 * share])
         return float(low), float(high)
 
     def predict(self, parameters: float, tokens: float, *, share: float = INTERVAL) -> Prediction:
-        """The loss of one more run, with an interval for that run and not only for its mean.
+        """The loss of one more run, with an interval for that single run, not for the mean.
 
         The interval holds that share of all sums of ln L by a resampled law and a residual of the fit. Residuals are
-        scaled for the constants that were fitted to them. The interval does not cover that the law itself may be wrong
-        so far out.
+        scaled for the constants that were fitted to them. The interval does not cover an error of the law's form far
+        beyond the fitted runs.
 
         Raises:
             UserError: for a fit without resamples.
@@ -124,7 +124,7 @@ def fit(points: Points, *, drop_highest: int = 0, resamples: int = 1000, seed: i
     """Fit the law to runs.
 
     Args:
-        drop_highest: leave out every loss that is not below the so many highest of them; 0: none.
+        drop_highest: leave out this many of the highest losses, and every loss equal to the lowest of them; 0: none.
         resamples: of the bootstrap over runs; 0: no intervals, and no trial on the costliest runs.
 
     Raises:
@@ -170,7 +170,8 @@ def _optimum(points: Points, seed: int, delta: float) -> tuple[tuple[np.ndarray,
 
 
 def _beyond(points: Points, seed: int, delta: float) -> tuple[float, ...]:
-    """ln L - ln L(N, D) of the costliest quarter of the runs, by a law of the others; (): the others hold no law."""
+    """ln L - ln L(N, D) of the costliest quarter of the runs, by a law fitted to the others; () if no law fits the
+    others."""
     costliest = points.flops > np.quantile(points.flops, 1 - COSTLIEST)
     try:
         (x, value), _ = _optimum(points.taken(~costliest), seed, delta)
@@ -232,7 +233,7 @@ def _projected(points: Points) -> np.ndarray:
 
 
 def _starts(seed: int) -> np.ndarray:
-    """Other starts, spread over what laws of language models have."""
+    """Other starts, spread over the usual constants of language models."""
     draws = np.random.default_rng(seed).random((STARTS, PARAMETERS))
     low, high = np.array([0.0, 0.0, -1.0, 0.1, 0.1]), np.array([15.0, 15.0, 1.0, 0.8, 0.8])
     return low + draws * (high - low)

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from llmjax.sweep.laws import Fit, Prediction
 
 ENOUGH = 20  # runs: four for each of the five constants
-BEYOND = 3  # powers of ten beyond the largest budget that was run, to which the table of best sizes goes
+BEYOND = 3  # powers of ten beyond the largest fitted budget, up to which the table of best sizes goes
 CONSTANTS = ("E", "A", "B", "alpha", "beta")
 OFF = 0.01  # mean error in ln loss on the costliest runs, from which a law is warned of
-FAR = 10.0  # times the largest budget that was run, from where a prediction is marked
+FAR = 10.0  # times the largest fitted budget, from where a prediction is marked
 
 
 def _add(verb: argparse.ArgumentParser) -> None:
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace, c: ConfigDict) -> int:
 
 
 def described(fit: "Fit") -> list[str]:
-    """The law, and what it says of budgets, as lines."""
+    """The law and its best sizes for budgets, as lines."""
     from llmjax import human
 
     law, least, most = fit.law, float(fit.points.flops.min()), float(fit.points.flops.max())
@@ -125,7 +125,7 @@ def predicted(fit: "Fit", predictions: "Sequence[Prediction]") -> list[str]:
 
 
 def trust(fit: "Fit") -> list[str]:
-    """What speaks for the fit and against it."""
+    """The fit's diagnostics and warnings."""
     import numpy as np
 
     lines = [

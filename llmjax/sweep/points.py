@@ -22,7 +22,7 @@ UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 @dataclass(frozen=True)
 class Points:
-    """P runs: float64 arrays (P,), and what each is called. Nothing is an integer: 6 N D overflows one."""
+    """P runs: float64 arrays (P,), and the runs' names. Numbers are floats, because 6 N D overflows an int64."""
 
     parameters: np.ndarray
     tokens: np.ndarray
@@ -38,7 +38,7 @@ class Points:
         return FLOPS_PER_PARAMETER * self.parameters * self.tokens
 
     def taken(self, keep: np.ndarray) -> "Points":
-        """The points of a mask alone."""
+        """The points that a mask selects."""
         names = tuple(name for name, kept in zip(self.names, keep, strict=True) if kept)
         return Points(self.parameters[keep], self.tokens[keep], self.loss[keep], names, self.missing)
 
@@ -48,7 +48,8 @@ def read_table(
 ) -> Points:
     """The points of a CSV file with a header. Of parameters, tokens and FLOPs (6 N D) two columns are needed.
 
-    Columns are divided by commas, semicolons or tabs. A row where a cell is empty or says NaN, NA, null or - has no point.
+    Columns are divided by commas, semicolons or tabs. A row with an empty cell, or with NaN, NA, null or -, gives no
+    point.
 
     Raises:
         UserError: for a file that cannot be read, a column that is not there, and a number that is not above 0.
@@ -86,7 +87,8 @@ def read_table(
 
 
 def _rows(file: Path, columns: Collection[str]) -> tuple[list[tuple[int, dict[str, str]]], str]:
-    """The rows with the lines where they end, and what divides their cells: that with which the header has the columns."""
+    """The rows with the numbers of their last lines, and the delimiter: the one with which the header has the
+    columns."""
     try:
         data = file.read_bytes()
         text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
@@ -124,9 +126,9 @@ def _rows(file: Path, columns: Collection[str]) -> tuple[list[tuple[int, dict[st
 
 
 def _value(text: str, delimiter: str) -> float | None:
-    """The number in a cell, 7B and 1,000,000 too; None: there is none; NaN: the text is no number.
+    """The number in a cell, such as 7B or 1,000,000; None for an empty cell; NaN for a text that is no number.
 
-    Where semicolons divide cells, a comma is a decimal point. 1,234 may be either there, and is no number.
+    With semicolons as delimiters a comma is a decimal point. There 1,234 is ambiguous, and counts as no number.
     """
     text = "".join(text.split()).replace("'", "")
     if text.lower() in MISSING:

@@ -1,4 +1,4 @@
-"""Scaling laws and rules as they were published, as functions. Nothing here is fitted by this project.
+"""Published scaling laws and rules as functions. This project fitted none of them.
 
 Losses are in nats a token of the papers' own data and tokenizers, so they do not compare with each other.
 """
@@ -104,7 +104,7 @@ def power_lines(tokens: float) -> Rule:
 
 
 def rules(parameters: float, tokens: float) -> list[Rule]:
-    """What each rule says of a training."""
+    """Every rule's rate and batch for a training."""
     return [step_law(parameters, tokens), deepseek(6.0 * parameters * tokens), power_lines(tokens)]
 
 

@@ -1,4 +1,4 @@
-"""Which point of a space to try next: random, quasi-random, or by the results so far (TPE).
+"""Samplers choose the next point of a space: at random, quasi-randomly, or by the results so far (TPE).
 
 A sampler is a function of the space, the number of the point, a seed and the points that are known, so a study can be
 continued, and benchmarks can use it without runs.

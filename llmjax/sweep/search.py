@@ -1,4 +1,5 @@
-"""A search: arms that a sampler proposes, all at once or by the results so far, and what they say of the settings.
+"""A search: a sampler proposes arms, all at once or by the results so far. Their results give the importance of
+settings.
 
 study.json keeps the space, the sampler and the arms proposed so far. New arms follow from that and from trials.jsonl, so
 any worker may propose them, under a lock.
@@ -24,7 +25,7 @@ DURATION = "train.duration"
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched, and how."""
+    """The space of a search, and its sampler."""
 
     space: tuple[Dimension, ...]
     sampler: str  # of SAMPLERS, or halving
@@ -51,7 +52,7 @@ def read(found: Study) -> Search:
 
 
 def first(folder: Path, c: config.ConfigDict, search: Search, design: Design) -> Study:
-    """The study of a search with its first arms; those of an earlier command with the same space stay."""
+    """The study of a search with its first arms. Arms of an earlier command with the same space stay."""
     one_run_a = DURATION if search.rungs else ""
     empty = study.plan(folder, c, design, search=search.as_json(), one_run_a=one_run_a)
     before = study.read(folder) if study.is_study(folder) else empty
@@ -78,7 +79,7 @@ def extended(found: Study, rows: Mapping[str, Row]) -> Study:
 
 
 def propose(folder: Path) -> Study:
-    """The study of a folder, after new arms were added to it where the sampler wants some."""
+    """The study of a folder, with the new arms that the sampler proposes now."""
     with storage.locked(folder / ".search.lock"):
         before = study.read(folder)
         if not before.search:
@@ -112,7 +113,7 @@ def _proposed(found: Study, search: Search, rows: Mapping[str, Row], *, upto: in
 
 
 def _known(found: Study, search: Search, rows: Mapping[str, Row]) -> list[samplers.Known]:
-    """The arms all of whose seeds have ended, with the means of their metrics, turned so that lower is better."""
+    """The arms whose seeds have all ended, with the means of their metrics; signs are such that lower is better."""
     signs = [1.0 if better == "lower" else -1.0 for better in found.design.better]
     known = []
     for name, settings in found.design.arms.items():
@@ -168,7 +169,7 @@ def _means(found: Study, arms: Mapping[str, Settings], rows: Mapping[str, Row]) 
 
 
 def summary(found: Study, arms: Sequence[Arm], rows: Mapping[str, Row]) -> dict[str, Any]:
-    """What the search says, for results.json: the best arm, the importance of each setting, the trade-offs."""
+    """The search's results for results.json: the best arm, the importance of each setting, the trade-offs."""
     if not found.search:
         return {}
     search = read(found)

@@ -1,4 +1,4 @@
-"""The folder of a study: what is compared, what has happened, and who works on what.
+"""The folder of a study: its design, the states of its trials, and the workers' leases.
 
     study.json      the config, the arms and seeds, and the trials that follow from them
     trials.jsonl    a line for each change of a trial's state; the last line of a trial counts
@@ -60,7 +60,8 @@ def is_study(folder: Path) -> bool:
 def plan(
     folder: Path, c: config.ConfigDict, design: Design, *, search: dict[str, Any] | None = None, one_run_a: str = ""
 ) -> Study:
-    """The study in a folder as it will be. Nothing is written. Raises UserError for an arm that the config refuses."""
+    """The study that a folder will hold. This function writes nothing. Raises UserError for an arm that the config
+    refuses."""
     return Study(folder, c, design, tuple(trials(c, design, one_run_a=one_run_a)), search or {}, one_run_a)
 
 
@@ -94,7 +95,8 @@ def read(folder: Path) -> Study:
 
 
 def rows(folder: Path) -> dict[str, Row]:
-    """The last line of every trial of trials.jsonl, by id. A line that a killed process left unfinished is left out."""
+    """The last line of every trial of trials.jsonl, by id. The reader skips a line that a killed process left
+    unfinished."""
     found: dict[str, Row] = {}
     path = folder / "trials.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():

@@ -68,7 +68,7 @@ def _add(verb: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, c: ConfigDict) -> int:
-    """Run what is open of a study. Exit status 0: all trials have ended; 1: some failed, or are still open."""
+    """Run the open trials of a study. Exit status 0: all trials have ended; 1: some failed, or are still open."""
     from llmjax.sweep import worker
 
     worker.share_programs(_folder(args, c))
@@ -120,7 +120,7 @@ def _words(args: argparse.Namespace, folder: Path) -> list[str]:
 
 
 def _planned(args: argparse.Namespace, c: ConfigDict) -> "Study":
-    """The study that the command asks for: of its config, or the one in --workdir."""
+    """The study of the command's config, or the one in --workdir."""
     from llmjax import config
     from llmjax.sweep import design, search, study
     from llmjax.sweep.space import read_space
@@ -173,7 +173,7 @@ def _print_plan(found: "Study", rows: "dict[str, Row]", left: "Cost", args: argp
 
 
 def _work(args: argparse.Namespace, found: "Study") -> None:
-    """Run what is open, one trial after another, and write the table whenever one ends."""
+    """Run the open trials one after another, and write the table when one ends."""
     from llmjax.sweep import page, search, study, worker
 
     before = study.rows(found.folder)

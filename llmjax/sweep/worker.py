@@ -1,7 +1,7 @@
 """A worker takes trials of a study, one after another, runs them, and writes a line when one ends.
 
-It renews the lease of its trial from a thread. A worker whose lease is another's ends its process at once, so that it
-writes nothing more. A killed worker leaves a lease that others take over, and a run that goes on where it was.
+It renews the lease of its trial from a thread. When another worker takes the lease, the process ends at once, so that
+it writes nothing more. After a worker is killed, another one takes over its lease and continues its run.
 """
 
 import json
@@ -36,10 +36,10 @@ def work(
     wanted: Callable[[], Sequence[Trial]],
     ended: Callable[[Trial], None] = lambda trial: None,
 ) -> None:
-    """Run trials until none is wanted.
+    """Run trials until `wanted` returns none.
 
     Args:
-        wanted: the trials that are open now, in the order of preference; those of other workers are passed over.
+        wanted: the trials that are open now, in the order of preference. The worker skips trials that others hold.
         ended: called when a trial of this worker has ended.
     """
     while open_now := wanted():
@@ -48,7 +48,7 @@ def work(
 
 
 def _try(study: Study, trial: Trial, wanted: Callable[[], Sequence[Trial]], ended: Callable[[Trial], None]) -> bool:
-    """Run a trial to its end if it is free; whether this worker has done so. All processes of a job call this."""
+    """Run a trial to its end if it is free. Returns whether this worker ran it. All processes of a job call this."""
     taken: list[storage.Lease] = []
 
     def take() -> bool:
@@ -125,7 +125,7 @@ def run_trial(study: Study, trial: Trial) -> None:
 
 
 def run_stages(study: Path, c: ConfigDict, folder: Path) -> recipe.Results:
-    """Run the stages of a trial; those that trials share run once, in a folder of their own."""
+    """Run the stages of a trial. A stage that trials share runs once, in its own folder."""
     for stage in (stage for stage in c.stages if stage in SHARED):
         _adopt(study, c, folder, stage)
     return recipe.run(c, folder, [stage for stage in c.stages if stage not in SHARED])
@@ -153,7 +153,7 @@ def shared_stage(study: Path, c: ConfigDict, stage: str) -> Path:
 
 
 def outcome(study: Study, folder: Path, results: recipe.Results) -> dict[str, Any]:
-    """What the line of a finished run says: its state, its value of each metric, and what it took.
+    """The line of a finished run: its state, its value of each metric, and its cost.
 
     A run whose training loss ended above where it began, or whose metric is not finite, has diverged. A run without
     the metric has failed.
