@@ -6,11 +6,11 @@ The tasks have the form of tau2-bench: user_scenario, and evaluation_criteria wi
 must be said. DIR (by default that of the tasks) has flights, reservations and users as .json.gz, and policy.md. The world is in
 `airline_world.py`.
 
-A try succeeds if the final state equals that after the reference actions, and every fact is said in the answer; the path is
-free. All reference actions must replay without an error. Two scripts go through the agent's own loop, grammar of calls and
-permissions: "reference" writes the reference actions and must reach 1; "idle" answers at once, and reaches the share of
-tasks in which nothing is to be done. With --workdir, the model of that run acts; the user's wishes are its first message, and
-the user agrees to every call.
+A try succeeds if the final state equals that after the reference actions and the answer has every fact. The path is
+free. All reference actions must replay without an error. Two scripts go through the agent's own loop, grammar of calls
+and permissions: "reference" writes the reference actions and must reach 1; "idle" answers at once, and reaches the
+share of tasks in which nothing is to be done. With --workdir, the model of that run acts; the user's wishes are its
+first message, and the user agrees to every call.
 """
 
 import copy

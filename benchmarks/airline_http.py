@@ -4,12 +4,12 @@
 
 The world is served on this machine, and an agent gets tools from its OpenAPI file. Every endpoint that reads is there several times, under
 names that say nothing: one works, and each of the others has a fault: gone (404), hangs, schema (another form of answer), stale (the state
-before anything was done), flaky (503 every other time). Endpoints that write lose their first answer after the deed is done.
+before anything was done), flaky (503 every other time). Endpoints that write lose their first answer after the write.
 
-A script makes the reference actions of each task, at an endpoint chosen at random; where a call fails it chooses again. It has as many
-calls as there are actions and N more. A try succeeds if the final state is that after the reference actions. The filter calls every reading
-endpoint with an example before the task (llmjax/agents/probes.py); its calls are told beside. The writes are sent again under the same
-Idempotency-Key, and each must be done once.
+A script makes the reference actions of each task at an endpoint chosen at random. When a call fails, it chooses again.
+Its budget is the number of actions plus N calls. A try succeeds if the final state is that after the reference actions.
+The filter calls every reading endpoint with an example before the task (llmjax/agents/probes.py); the script reports
+these calls separately. The agent sends writes again under the same Idempotency-Key, and each write must happen once.
 """
 
 import contextlib

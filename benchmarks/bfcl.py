@@ -3,9 +3,10 @@
     python benchmarks/bfcl.py --data DIR [--workdir RUN] [--limit N] [--free] [--out FILE.json]
 
 DIR has the files of the categories (CATEGORY.jsonl, CATEGORY.answers.jsonl), as the Berkeley function-calling leaderboard publishes
-them. The ceiling is a script that writes the first accepted values: where it is not right, the data contradicts itself, and the row is
-named. With --workdir, the model of that run writes under the schema of a question's functions ("constrained"), and with --free also
-without ("free"). A call is invalid if it names no function of the question, or has arguments that are not of its schema.
+them. The ceiling is a script that writes the first accepted values. Where it is wrong, the data contradict themselves,
+and the script names the row. With --workdir, the model of that run writes under the schema of a question's functions
+("constrained"), and with --free also without ("free"). A call is invalid if it names no function of the question, or
+has arguments that are not of its schema.
 """
 
 import json

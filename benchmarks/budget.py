@@ -1,9 +1,9 @@
-"""What `llmjax budget` says of famous budgets, beside what their authors chose.
+"""The choices of `llmjax budget` for famous budgets, beside those of their authors.
 
     python benchmarks/budget.py --out results/budget.json
 
-The budget of each is 6 x parameters x tokens of what was chosen. The law is the one that `llmjax budget` uses: Chinchilla's
-240 points in Epoch's reading. The table in docs/laws.md is printed by this script.
+Each budget is 6 x parameters x tokens of the authors' choice. The law is the one that `llmjax budget` uses:
+Chinchilla's 240 points in Epoch's reading. The table in docs/laws.md is printed by this script.
 """
 
 import sys

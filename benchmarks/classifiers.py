@@ -1,12 +1,12 @@
-"""What the scores of the preparation are worth: quality and toxicity classifiers, the n-gram model, the word lists.
+"""The value of the preparation's scores: quality and toxicity classifiers, the n-gram model, the word lists.
 
     python benchmarks/classifiers.py --texts ../shared/data --out results/classifiers.json
 
 Textbook-like text (the standard library's documentation, encyclopedia, speeches, science news) against messy text
 (chat, forum posts, change logs, message catalogues), from the folder given and from this machine. Missing sources are
-left out and named. Every document is about 1,500 characters of a file. Held-out documents come from the same sources
-as the training documents, which flatters. So the quality classifier is also trained without one source of each kind,
-and measured on those two.
+left out and named. Every document is about 1,500 characters of a file. Held-out documents come from the sources of the
+training documents, which makes the figures too good. So the quality classifier is also trained without one source of
+each kind, and measured on those two.
 
 Toxicity has no hand-made labels here. Three weak labels stand in: the rejected answer of a pair against the chosen one
 (both about unpleasant questions: hard), rude chat against forum and encyclopedia (mostly a difference of kind: easy),

@@ -1,4 +1,5 @@
-"""What an engine pays for many requests, one of a given form, and hostile rows: counts, and CPU seconds of this thread.
+"""The engine's cost of many requests, of one constrained text, and of hostile rows: counts, and CPU seconds of this
+thread.
 
     python benchmarks/engine_load.py --out results/engine_load.json       about 2 minutes on 2 idle cores
     python benchmarks/engine_load.py --waiting 1000                       to see that it runs

@@ -1,12 +1,12 @@
-"""Injections in what tools return: each attack, the layer that stopped it, and what a model without any doubt would have done.
+"""Injections in the results of tools: each attack, the layer that stops it, and the calls of a model that obeys it.
 
     python benchmarks/injections.py --travel DIR [--prompts FILE.json] [--workdir RUN] [--limit N] [--out FILE.json]
 
 DIR has AgentDojo's travel world, environment.yaml and injection_vectors.yaml (Debenedetti et al. 2024). Its reviews and mails hold
-an attack in turn: a wish of the attacker, in several wrappings. The agent is the worst there is: a script that reads the text and then makes
-exactly the attacker's call. The user lets reservations run without a question, and agrees to one call alone, the one that they asked for,
-and to opening any page. An attack escapes if the attacker's call has run. "no layers" is the control: every call is agreed to, and
-nothing counts as a stranger's.
+an attack in turn: a wish of the attacker, in several wrappings. The agent is the worst case: a script that reads the
+text and then makes exactly the attacker's call. The user permits reservations without a question, and agrees to opening
+any page and to the one call that they asked for. An attack escapes if the attacker's call has run. "no layers" is the
+control: every call is agreed to, and nothing counts as a stranger's.
 
 FILE has CyberSecEval's prompt injections: the secret or the rule is the policy, the injection is a mail, and the script mails what
 the injection asks for and searches the web for it.

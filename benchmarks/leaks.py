@@ -1,4 +1,5 @@
-"""Benchmark questions hidden in training text: how many are found, and how many clean documents are taken for leaks?
+"""Benchmark questions hidden in training text: the share that is found, and the clean documents that are rejected as
+leaks.
 
     python benchmarks/leaks.py --eval DIR --texts DIR [--out results/leaks.json]
 
@@ -6,7 +7,7 @@ Hides 200 questions of the benchmarks in DIR (JSONL, as lm-evaluation-harness re
 in paragraphs of --texts, each in four ways: verbatim; in other case, spacing and punctuation; with one word in twenty
 changed; with one word in ten changed. Then `prepare` runs with the step decontaminate on these and on 10,000 clean
 documents: lines of --texts and paragraphs of the Python files installed with this interpreter that hold none of them.
-Questions of fewer than 8 words cannot be told from chance and are counted apart. Needs the extra [data].
+Questions of fewer than 8 words also occur by chance, so the script counts them separately. Needs the extra [data].
 
 Hardware: any; a minute on 2 CPU cores.
 """

@@ -1,4 +1,4 @@
-"""The length bias of the mean of means: what GRPO's own aggregation does to lengths that no reward asks for.
+"""The length bias of the mean of means: how GRPO's own aggregation changes lengths that no reward asks for.
 
     python benchmarks/length_bias.py --out results/length_bias.json
 
@@ -7,8 +7,8 @@ good update leaves the lengths alone. With `sequence` each word's mean counts th
 letter than a short one, and a short right word is pushed more than a long one, so wrong words grow and right words shrink.
 `constant` weighs every token the same (Dr. GRPO, Liu et al. 2025).
 
-Each of the runs takes less than three minutes of 2 cores. What is done is not done again: with `--seconds 170` the script stops after
-that time, and the same command goes on. The results are written after every run.
+Each of the runs takes less than three minutes of 2 cores. The script skips finished runs. With `--seconds 170` it stops
+after that time, and the same command goes on. The results are written after every run.
 """
 
 import json

@@ -1,4 +1,5 @@
-"""Personas of the Federalist's authors: style, who is taken for whom, and which questions are declined.
+"""Personas of the Federalist's authors: their style, the author that Burrows' Delta finds, and the questions that they
+decline.
 
     python benchmarks/persona.py --base runs/smollm2 --papers ../shared/data/apps/authorship/federalist.jsonl.gz --work /tmp/personas --out results/persona.json
 
@@ -13,7 +14,7 @@ kept in WORK/rows.jsonl, so that the same command goes on; `--only NAME` measure
     decline NAME    the share of questions declined: of sentences of held-out papers, of the other author's, and of other subjects
 
 The result also has, for each persona, the bits per byte that it gains over the base on its own author and on the other one, by
-block. The difference of both gains is the style, as distinct from the period and the subject.
+block. The difference of both gains measures the style, apart from the period and the subject.
 """
 
 import gzip

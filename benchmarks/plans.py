@@ -6,9 +6,9 @@
 Every plan is `llmjax plan` in a process of its own (one at a time holds the TPU's compiler) and is kept as
 results/plans/NAME.json. table.md is made of all plans and variants that are there (`--table` plans nothing and only makes
 the table). `--variants` plans the same runs with other options of the compiler, meshes, policies and batches, without the
-measurement of held-out text: each adds a row to variants.json when it is done, and those that are there are not planned
-again. Estimates are rooflines: the peak FLOP/s, the bandwidths and nothing else. Published numbers are measurements.
-Where authors did not give MFU, it is computed here from what they gave, with 6 FLOPs a parameter and token.
+measurement of held-out text: each adds a row to variants.json when it ends, and the script skips variants with a row.
+Estimates are rooflines: the peak FLOP/s, the bandwidths and nothing else. Published numbers are measurements. Where
+authors did not give MFU, it is computed here from what they gave, with 6 FLOPs a parameter and token.
 """
 
 import argparse

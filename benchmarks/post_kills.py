@@ -2,12 +2,13 @@
 
     python benchmarks/post_kills.py --out results/post_kills.json
 
-Each of the three runs is killed ten times: while it starts, samples a round, takes steps and writes a checkpoint. The same command goes on each time. At the end its parameters, and the losses of
-every step, are compared bit for bit with those of a run that nothing disturbed. A model of a few thousand parameters; about
-five seconds of a core for each start, ten minutes in all.
+Each of the three runs is killed ten times: while it starts, samples a round, takes steps and writes a checkpoint. The
+same command goes on each time. At the end the script compares the parameters and the losses of every step bit for bit
+with an undisturbed run. The model has a few thousand parameters. A start takes about five seconds of a core, and the
+whole ten minutes.
 
-What is done is not done again: with `--seconds 170` no kill begins after that time, and the same command goes on. `--only dpo` takes
-that run alone. The results are written after every run.
+The script skips finished runs. With `--seconds 170` no kill begins after that time, and the same command goes on.
+`--only dpo` makes that run alone. The results are written after every run.
 """
 
 import json

@@ -1,4 +1,5 @@
-"""Does preparation help? The same model and tokens on a corpus as it came and as `prepare` makes it, several seeds.
+"""Does preparation help? The same model and number of tokens on the raw corpus and on the prepared one, with several
+seeds.
 
     python benchmarks/prepare_helps.py --texts DIR [--seeds 3] [--steps 200] [--out results/prepare_helps.json]
 

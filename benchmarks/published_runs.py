@@ -1,10 +1,11 @@
-"""What famous runs cost by our calculators, beside what was published.
+"""The cost of famous runs by our calculators, beside the published figures.
 
     python benchmarks/published_runs.py --out results/published_runs.json
 
 FLOPs are those of `llmjax plan` for the model's config, attention included, or 6 x parameters x tokens where there is no
 config. Chip-hours, days and dollars follow with the share of the peak that `llmjax budget` assumes, and with list prices.
-The share that the published time implies is the same formula turned round. The table in docs/plan.md is printed here.
+The share of the peak that the published time implies follows from the same formula. The script prints the table in
+docs/plan.md.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What each change of the quickstart's settings gave: writes results/quickstart_changes.json.
+"""The effect of each change of the quickstart's settings: writes results/quickstart_changes.json.
 
     python benchmarks/quickstart_changes.py --only 'as at c4ef595,width 128 for 192'
     python benchmarks/quickstart_changes.py --only seeds
@@ -8,7 +8,7 @@ Each arm up to width 128 has the changes of the arms before it, but for the rows
 text in rows of the training's length, which gives a token less context than `llmjax eval`. `seeds` runs the config as it
 is for about as many steps as its time gives, and takes the figure of `llmjax eval`. `cost` is CPU seconds a step
 here and in a checkout of an earlier commit, by turns. Steps and CPU seconds are compared, never minutes: the machine may
-be shared. Runs that are there already are not made again. An arm takes 2 minutes of one core, a seed 10.
+be shared. The script skips finished runs. An arm takes 2 minutes of one core, a seed 10.
 """
 
 import json

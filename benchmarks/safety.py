@@ -1,4 +1,4 @@
-"""Refusals, over-refusals and injections: of a model, of filters, and of two scripts that show what the figures can be.
+"""Refusals, over-refusals and injections of a model, of filters, and of two scripts that give the ends of the scale.
 
     python benchmarks/safety.py --prompts FILE [--workdir RUN] [--filters FILE.json] [--limit N] [--out FILE.json]
 
@@ -8,7 +8,7 @@ and injection_variant, as CyberSecEval's prompt injections: an injection succeed
 question quotes or names; questions without such a text need a judge and are counted as not judged.
 
 With --workdir, the model answers greedily. With --filters, the rules (llmjax/infer/filters.py) also see prompts and answers,
-and a block is a refusal. The script "refuses" declines all; "complies" does what is asked. They are the ends of the scale.
+and a block is a refusal. The script "refuses" declines everything, and "complies" does everything.
 """
 
 import collections

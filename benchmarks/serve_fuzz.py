@@ -1,4 +1,4 @@
-"""Requests that nobody would write, to every path of the server: none may be answered with 5xx, and none may hang it.
+"""Random and extreme requests to every path of the server: no answer may be 5xx, and no request may hang it.
 
     python -m venv .venv-fuzz && .venv-fuzz/bin/pip install "schemathesis>=4,<5"
     python benchmarks/serve_fuzz.py --python .venv-fuzz/bin/python --out results/serve_fuzz.json    about 5 minutes of a core

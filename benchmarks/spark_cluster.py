@@ -1,4 +1,5 @@
-"""The preparation on a real Spark cluster of this machine, a worker killed on the way, against the local engine.
+"""The preparation on a real Spark cluster on this machine, with one worker killed during the run, against the local
+engine.
 
     pip install 'llmjax[data,spark]'        and Java 17
     python benchmarks/spark_cluster.py [--sources stdlib ...] [--workers 3] [--out results/spark_cluster.json]

@@ -1,11 +1,11 @@
-"""A study that is killed again and again, with two workers on it: the same table as one that is left alone.
+"""A study with two workers that are killed again and again must give the table of an undisturbed study.
 
     python benchmarks/sweep_kills.py --kills 20 --out results/sweep_kills.json
 
-Twelve arms with three seeds of tiny runs on generated text. The first study runs alone. The second has two workers, each of
-which is killed by SIGKILL at random times, so many times together, and started again. Shown are whether the tables are
-the same, whether a trial ended twice, and how many steps were taken that a killed run had taken before. `--small` is the form
-that a test runs: two arms, two seeds, three kills.
+Twelve arms with three seeds of tiny runs on generated text. The first study runs alone. The second has two workers. The
+script kills them with SIGKILL at random times, --kills times in all, and starts them again. It reports whether the
+tables are equal, whether a trial ended twice, and how many steps were taken twice. `--small` is the form that a test
+runs: two arms, two seeds, three kills.
 """
 
 import json

@@ -5,9 +5,9 @@
 
 A row is a task (sft, dpo, grpo) at a shape (tiny, small, smollm2): the same model of random weights, the same rows, batches and
 steps, float32, AdamW. The two sides take turns, each in a process of its own. Ours is the command of the task, and its steps are timed by
-its metrics; TRL's is its script, which times its steps likewise. The first steps are left out. A measurement that is in --out is not
-made again, so with `--seconds 170` the script stops after the measurement in which that time ends, and the same command goes on. One takes
-up to two minutes of 2 idle cores at SmolLM2's shape.
+its metrics; TRL's is its script, which times its steps in the same way. The first steps are left out. The script skips
+measurements that --out has. With `--seconds 170` it stops after the measurement in which that time ends, and the same
+command goes on. One takes up to two minutes of 2 idle cores at SmolLM2's shape.
 
 What the numbers count: SFT and DPO all tokens of a step, GRPO the sampled ones. Our DPO asks the reference once, before the first
 step, and TRL's in each step: that time, without what it took to compile, is added to our steps. TRL's GRPO allows no answer to end

@@ -28,7 +28,7 @@ class Advantages(NamedTuple):
 
 
 def equal_groups(rewards: Rewards) -> dict[int, bool]:
-    """Of each group whether it teaches nothing: fewer than two texts are scored, or all earn the same."""
+    """Whether each group teaches nothing: fewer than two of its texts are scored, or all have the same reward."""
     values = np.asarray(rewards.values, np.float64)
     found = {}
     for group in np.unique(rewards.groups):

@@ -1,6 +1,6 @@
 """The answers stage: the model answers the prompts of `eval.prompts`, and the rewards of `rollout.rewards` score them.
 
-The same prompts and rewards before and after a training say what it taught. Answers are greedy, of at most
+The same prompts and rewards before and after a training measure its effect. Answers are greedy, of at most
 `rollout.tokens` tokens. A run that does not train measures the model of `train.init_from`.
 """
 
@@ -120,7 +120,7 @@ def _baseline(c: ConfigDict) -> Any:
 
 
 def _scores(c: ConfigDict, answers: Sequence[str], columns: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """A number an answer under each name, NaN where there is none."""
+    """One number for each answer under each name; NaN where there is none."""
     matches = [rewards.exact_match(answer, row) for answer, row in zip(answers, columns, strict=True)]
     found = {"exact_match": np.array([np.nan if one is None else one for one in matches])}
     if given := _rewards(c):

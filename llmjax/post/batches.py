@@ -1,6 +1,6 @@
 """Batches of conversations, preferences and rankings: batch k is a pure function of (config, rows, k).
 
-Groups are packed into rows once, best fit and whole, and rows come in an order that is drawn anew for every epoch.
+Groups are packed once, whole, by best fit. Every epoch has a new random order of rows.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ COMPARING = (
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a split: which groups each holds, and how many answers a row has at most."""
+    """The rows of a split: the groups in each row, and the largest number of answers in a row."""
 
     store: Store
     groups: list[list[int]]
@@ -45,19 +45,19 @@ class Rows:
 
     @cached_property
     def chosen_tokens(self) -> int:
-        """The tokens that are learnt of all chosen answers."""
+        """The number of learnt tokens in all chosen answers."""
         learnt = np.add.reduceat(self.store.weights > 0, self.store.start[:-1])
         return int(learnt[::2].sum())
 
     @property
     def padding(self) -> float:
-        """The share of the places that hold no token."""
+        """The share of positions without a token."""
         sizes = self.store.sizes - 1
         return 1 - float(sizes.sum()) / (len(self.groups) * self.length)
 
 
 def rows_of(store: Store, c: ConfigDict, *, reference: np.ndarray | None = None) -> Rows:
-    """The groups packed into rows of `train.sequence_length`; with `data.pack` off one group a row."""
+    """The groups packed into rows of `train.sequence_length`; without `data.pack`, one group a row."""
     length = c.train.sequence_length
     sizes = np.add.reduceat(store.sizes - 1, store.first[:-1]) if len(store) else np.zeros(0, np.int64)
     groups = best_fit(sizes.tolist(), length=length) if c.data.pack else [[g] for g in range(len(store))]
@@ -108,7 +108,7 @@ def row(rows: Rows, number: int, c: ConfigDict) -> Batch:
 
 
 def _margins(store: Store, groups: Sequence[int]) -> list[float]:
-    """Of each answer: the margin of its group for the best, 0 for the others."""
+    """The margin of the group for its best answer, and 0 for the others."""
     found: list[float] = []
     for g in groups:
         ranks = store.ranks[store.first[g] : store.first[g + 1]]
@@ -126,7 +126,7 @@ def weigh_length(row: Batch, answers: int, weight: float) -> None:
 
 
 def batches_of(rows: Rows, c: ConfigDict, *, host: int = 0, hosts: int = 1) -> Callable[[int], Batch]:
-    """Batch number -> this host's rows of it: the epochs' rows one after another, each epoch in an order of its own."""
+    """Batch number -> this host's rows of it. Epochs follow one another, each in its own order."""
     from grain.experimental import index_shuffle  # it imports jax, which reading rows does without
 
     count, size = len(rows.groups), c.train.batch_size
@@ -144,7 +144,7 @@ def batches_of(rows: Rows, c: ConfigDict, *, host: int = 0, hosts: int = 1) -> C
 
 
 def heldout_batches_of(rows: Rows, c: ConfigDict, *, count: int, host: int = 0, hosts: int = 1) -> list[Batch]:
-    """At most `count` batches' worth of rows, in micro-batches, in the order in which they lie; the last is filled up."""
+    """The rows of at most `count` batches as micro-batches, in stored order. The last one is padded with empty rows."""
     size = c.train.batch_size // c.train.micro_batches
     wanted = min(len(rows.groups), count * c.train.batch_size)
     found = []

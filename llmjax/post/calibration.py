@@ -1,4 +1,4 @@
-"""Whether a reward model is right where it is sure: its held-out pairs by the margin that it gives them."""
+"""The calibration of a reward model: accuracy on held-out pairs by the margin that it gives them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +46,7 @@ def beside(workdir: Path, batches: Sequence[Batch]) -> Beside:
 
 
 def pair_gaps(scores_BA: np.ndarray, batch: Batch) -> np.ndarray:
-    """By how much the better answer's score is above the worse one's, (P,), of all pairs of a batch (see `reward_loss`)."""
+    """The better answer's score minus the worse one's, (P,), for all pairs of a batch (see `reward_loss`)."""
     same_BAA = batch["groups"][:, :, None] == batch["groups"][:, None, :]
     there_BAA = (batch["exists"][:, :, None] > 0) & (batch["exists"][:, None, :] > 0)
     better_BAA = batch["ranks"][:, :, None] < batch["ranks"][:, None, :]
@@ -55,7 +55,7 @@ def pair_gaps(scores_BA: np.ndarray, batch: Batch) -> np.ndarray:
 
 
 def by_margin(gaps_P: np.ndarray, *, bins: int = BINS) -> list[Bin]:
-    """Pairs in bins of equal number, from those whose scores are nearest to each other."""
+    """The pairs in bins of equal size, in rising order of the absolute margin."""
     gaps_P = gaps_P[np.argsort(np.abs(gaps_P), kind="stable")].astype(np.float64)
     found = []
     for part in np.array_split(gaps_P, min(bins, len(gaps_P))):

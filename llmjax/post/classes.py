@@ -1,4 +1,4 @@
-"""Texts with labels: classes by number, and what is measured of held-out ones."""
+"""Texts with labels: the numbers of the classes, and the measures of held-out texts."""
 
 import math
 from collections.abc import Sequence
@@ -52,7 +52,8 @@ def resolve(c: ConfigDict, workdir: Path) -> ConfigDict:
 
 
 def number_of(row: Row, c: ConfigDict) -> float:
-    """The number of a row's class, or the number that is its label. Raises RowError for a row without, or of another class."""
+    """The number of a row's class, or its numeric label. Raises RowError for a row without a label, or with an unknown
+    class."""
     labels = c.objective.classify.labels
     if row.label is None:
         raise RowError("there is no label: give text and label")
@@ -67,7 +68,7 @@ def number_of(row: Row, c: ConfigDict) -> float:
 
 
 def beside(c: ConfigDict, workdir: Path, batches: Sequence[Batch]) -> Beside:
-    """What is measured of held-out texts beside the loss: `of_classes` or `of_numbers`, and tables for the report."""
+    """The measures of held-out texts beside the loss: `of_classes` or `of_numbers`, and tables for the report."""
     labels_S = np.concatenate([rows["labels"][rows["exists"] > 0] for rows in batches])
 
     def outputs(network: Any, params: Any, batch: Any) -> jax.Array:
@@ -85,7 +86,7 @@ def beside(c: ConfigDict, workdir: Path, batches: Sequence[Batch]) -> Beside:
 
 
 def tables(confusion_CC: np.ndarray, labels: Sequence[str]) -> list[Table]:
-    """A row for each class, and, of few classes, how often each was taken for each."""
+    """A row for each class, and for few classes also the confusion counts."""
     rows: list[list[str | int | float]] = []
     for i, label in enumerate(labels):
         right, taken, there = (int(x) for x in (confusion_CC[i, i], confusion_CC[:, i].sum(), confusion_CC[i].sum()))
@@ -117,7 +118,7 @@ def of_classes(confusion_CC: np.ndarray) -> dict[str, float]:
 
 
 def of_numbers(found_S: np.ndarray, wanted_S: np.ndarray) -> dict[str, float]:
-    """rmse (of the squared errors' mean the root), and Pearson's and Spearman's correlations, NaN where a side is constant."""
+    """rmse, and the correlations of Pearson and Spearman, NaN where a side is constant."""
     return {
         "rmse": math.sqrt(float(np.mean(np.square(found_S - wanted_S)))),
         "pearson": _correlation(found_S, wanted_S),

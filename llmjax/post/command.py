@@ -35,7 +35,7 @@ def _add(verb: argparse.ArgumentParser) -> None:
 
 
 def _checked(verb: str) -> Callable[[argparse.Namespace, ConfigDict], None]:
-    """What a verb does before its recipe runs: it refuses a config of another kind."""
+    """The check of a verb before its recipe runs. It refuses a config of another kind."""
     objective = OBJECTIVES[verb][0]
 
     def run(args: argparse.Namespace, c: ConfigDict) -> None:
@@ -53,7 +53,7 @@ def _checked(verb: str) -> Callable[[argparse.Namespace, ConfigDict], None]:
 
 
 def _continued(args: argparse.Namespace, c: ConfigDict) -> None:
-    """What `llmjax cpt` does before its recipe runs: it refuses a config that continues nothing."""
+    """The check of `llmjax cpt` before its recipe runs. It refuses a config without a model to go on with."""
     if c.data.format != "text" or not c.train.init_from:
         raise UserError(
             "llmjax cpt continues the training of a model on text: begin with configs/post/cpt.py, and give "

@@ -1,4 +1,4 @@
-"""Sampled answers with their rewards, as rows to train on, and those rows as small as a checkpoint keeps them."""
+"""Sampled answers with their rewards, as rows to train on, and the compact form of these rows in a checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ OF_TOKENS = ("sampler", "old", "reference", "advantages", "returns", "old_values
 
 
 class Draw(NamedTuple):
-    """Sampled answers: prompts and texts, one an answer, with their rewards and the ids of their groups (S,)."""
+    """S sampled answers: a prompt and a text for each, with rewards and ids of groups (S,)."""
 
     prompts: list[list[int]]
     made: Rollouts
@@ -24,14 +24,14 @@ class Draw(NamedTuple):
     groups: np.ndarray
 
     def taken(self, keep_S: np.ndarray) -> "Draw":
-        """The answers of a mask alone."""
+        """The answers that a mask selects."""
         where = np.flatnonzero(keep_S)
         scored = Scored(self.scored.total[where], {k: v[where] for k, v in self.scored.parts.items()})
         prompts, texts = [self.prompts[i] for i in where], [self.texts[i] for i in where]
         return Draw(prompts, self.made.take(where), texts, scored, self.groups[where])
 
     def with_different_rewards(self, samples: int) -> "Draw":
-        """The groups whose scored answers do not all earn the same."""
+        """The groups whose scored answers differ in reward."""
         by_group = self.scored.total.reshape(-1, samples)
         unknown = np.isnan(by_group)
         lowest, highest = np.where(unknown, np.inf, by_group).min(1), np.where(unknown, -np.inf, by_group).max(1)
@@ -61,7 +61,7 @@ def rows_of(draw: Draw, *, length: int, mask_cut: bool) -> dict[str, np.ndarray]
     made, rows = draw.made, []
     for i, (prompt, size) in enumerate(zip(draw.prompts, made.lengths, strict=True)):
         tokens, sampled = made.tokens[i, :size], made.sampled[i, :size]
-        # One id more, so that the last token is an input too: a critic says there what would have followed.
+        # One id more, so that the last token is an input too: the critic gives its value there.
         ids = np.array([*prompt, *tokens, tokens[-1]], np.int32)
         row = packed([Example(ids, np.r_[np.zeros(len(prompt)), sampled, 0].astype(np.float32))], length=length)
         row["sampler"] = np.zeros(length, np.float32)
@@ -74,7 +74,7 @@ def rows_of(draw: Draw, *, length: int, mask_cut: bool) -> dict[str, np.ndarray]
 
 
 def drift_of(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """How far the trainer's log-probabilities are from the sampler's, raw: log r = old - sampler of each learnt token.
+    """The drift of the trainer's log-probabilities from the sampler's: log r = old - sampler for each learnt token.
 
     drift and drift_max: mean and largest |log r|, in nats. drift_ratio: the mean of r. drift_k3: the mean of r - 1 - log r.
     drift_far: the share of tokens whose r is beyond 10 percent. drift_text_5, _50 and _95: quantiles of a text's log r,
@@ -114,7 +114,7 @@ def to_keep(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def from_kept(kept: Mapping[str, np.ndarray], *, length: int) -> dict[str, np.ndarray]:
-    """The rows from which `to_keep` made this, bit for bit."""
+    """The rows that `to_keep` was given, bit for bit."""
     ends = np.cumsum(kept["sizes"])
     places = np.cumsum(kept["sizes"] - 1)
     bits = np.unpackbits(kept["learnt"], count=int(places[-1]))

@@ -1,4 +1,4 @@
-"""What is measured on held-out rows while a model is trained further: the objective's loss and metrics, and tables."""
+"""The measures on held-out rows during post-training: the objective's loss and metrics, and tables."""
 
 import json
 import math
@@ -74,7 +74,7 @@ def make_heldout(
 def figures(file: Path) -> dict[str, float]:
     """The numbers of the last evaluation in a file of metrics, by their names: accuracy, reward, exact_match, ...
 
-    The loss is heldout_loss, because a training has a loss too; a single reward's mean goes by the reward's name.
+    The loss is called heldout_loss, because a training has a loss too. A single reward's mean has the reward's name.
     """
     rows = [json.loads(line) for line in file.read_text("utf-8").splitlines() if '"heldout_' in line]
     found = {name: value for name, value in (rows[-1] if rows else {}).items() if name.startswith("heldout_")}
@@ -85,7 +85,7 @@ def figures(file: Path) -> dict[str, float]:
 def reference_log_probs(c: ConfigDict, module: Transformer, params: Any, made: Rows, mesh: Mesh) -> np.ndarray:
     """Summed log-probabilities of every example of a split, (E,) float32, in the order of its store.
 
-    Rows are computed as they are trained, so that a policy that has not moved yet has the same numbers.
+    The rows have the layout of the training, so a policy before its first step has exactly the same numbers.
     """
     sharding, network = batch_shardings(mesh), placement.on_mesh(module, mesh, c)
 

@@ -2,8 +2,8 @@
 
     --config.rollout.rewards='["llmjax.post.instructions:ifeval"]'
 
-The rows of prompts have IFEval's columns: prompt, instruction_id_list and kwargs. Where other prompts stand in the same file,
-theirs are null, and this reward does not score them.
+The rows of prompts have IFEval's columns: prompt, instruction_id_list and kwargs. Other prompts of the same file have
+null there, and this reward does not score them.
 """
 
 import json

@@ -1,4 +1,5 @@
-"""What policy optimisation hands to the loop: an engine on the training's mesh, a source of rounds, an evaluation."""
+"""The parts of policy optimisation for the loop: an engine on the training's mesh, a source of rounds, an
+evaluation."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,7 +67,8 @@ def stage(
 
 
 def make_engine(c: ConfigDict, module: Transformer, tokenizer: Tokenizer, mesh: Mesh, *, length: int) -> Engine:
-    """An engine for the training's parameters, whose first ones are of no use: every round loads its own."""
+    """An engine for the training's parameters. Its first parameters are placeholders, because every round loads new
+    ones."""
     like = abstract_params(c, module, mesh)
     places = jax.tree.map(lambda x: x.sharding, like)
     params = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), out_shardings=places)()

@@ -2,8 +2,8 @@
 
     rollout.rewards = ("llmjax.post.program_reward:passes",)
 
-`check` is a Python program that reads the variable `answer`. It runs in the sandbox (eval/sandbox.py), as does whatever it
-evaluates of the answer, so it needs Linux. An assertion that fails, a limit or an early exit are worth 0.
+`check` is a Python program that reads the variable `answer`. It runs in the sandbox (eval/sandbox.py), together with
+any part of the answer that it evaluates, so it needs Linux. A failed assertion, a limit or an early exit gives 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ _known: dict[str, bool] = {}  # program -> whether it passed
 def passes(answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
     """1 for each answer with which the row's `check` passes, else 0; None for a row without `check`.
 
-    A program that ran before is not run again; the others run several at a time.
+    Results of earlier programs are remembered. New programs run several at a time.
     """
     programs = [
         f"answer = {answer!r}\n{row['check']}" if row.get("check") else ""

@@ -1,4 +1,4 @@
-"""The model that a training starts from, as what its policy is compared with."""
+"""The reference of a policy: the model that the training starts from."""
 
 import dataclasses
 import hashlib
@@ -47,17 +47,17 @@ def with_reference(
 def reference_params(c: ConfigDict, module: transformer.Transformer, mesh: Mesh) -> Any:
     """The parameters of the model that the training starts from, in the places and types of `abstract_params`.
 
-    With adapters that are new they are those of the first step, so that the policy starts exactly there.
+    New adapters have their values of the first step, so the policy starts exactly at the reference.
     """
     abstract = abstract_params(c, module, mesh)
     return initial.begun(abstract, initial.read(c, abstract))
 
 
 def own_params(c: ConfigDict, module: transformer.Transformer, mesh: Mesh) -> Any:
-    """What the reference of a policy has of its own: the trained parameters, as they are where the training starts.
+    """The reference's own parameters: the trained ones, with their values at the start of the training.
 
-    What is frozen the two share. New adapters and heads are 0 here: an adapter then adds nothing, and the reference is the
-    base. It is computed by the policy's program, so the two have the same bits at the first step.
+    Policy and reference share the frozen parameters. New adapters and heads are 0 here, so the reference is the base.
+    The policy's program computes the reference, so both have the same bits at the first step.
     """
     trained, abstract = is_trained(c), abstract_params(c, module, mesh)
     own, _ = divide(abstract, trained)
@@ -84,7 +84,7 @@ def abstract_params(c: ConfigDict, module: transformer.Transformer, mesh: Mesh) 
 
 
 def _reference_key(c: ConfigDict, packed: Mapping[str, Rows]) -> str:
-    """What the reference's log-probabilities depend on: the checkpoint, the ids and how the model computes."""
+    """The key of the reference's log-probabilities: the checkpoint, the ids and the settings of the computation."""
     digest = hashlib.blake2b(digest_size=16)
     folder = folders.newest(Path(c.train.init_from))
     model = {k: v for k, v in c.model.to_dict().items() if k not in ("attention", "remat", "barriers", "scan_unroll")}

@@ -7,8 +7,8 @@
     model:runs/reward        the reward model of a run, with its own tokenizer
 
 `answer` is a text without special tokens, `row` the other columns of the prompt's row in its file, and the prompt itself
-under "prompt". None says that the answer cannot be scored: it takes part in no baseline, and is counted. A function that is
-marked by `batched` gets the lists of all answers and rows at once.
+under "prompt". None says that the answer cannot be scored: it takes part in no baseline, and is counted. A function
+with the mark `batched` gets the lists of all answers and rows at once.
 """
 
 import ast
@@ -55,7 +55,7 @@ def batched(function: Callable[..., Any]) -> Callable[..., Any]:
 def parse(given: Sequence[str]) -> dict[str, Reward]:
     """The rewards by name. A reward model is looked up here and read when it first scores.
 
-    Raises UserError for one that is not there, or is there twice.
+    Raises UserError for an unknown reward, and for one that is named twice.
     """
     found: dict[str, Reward] = {}
     for text in given:
@@ -105,7 +105,7 @@ def _model(run: str) -> ScoreAll:
 def score(rewards: Mapping[str, Reward], answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Scored:
     """The rewards of answers, one result an answer and reward, always.
 
-    A reward that raises ends the run: a reward that fails is a fault to be seen, not a score of 0.
+    An exception in a reward ends the run: the user must see the fault, and 0 would be a wrong score.
 
     Raises UserError for a reward that gives another number of results, or one that is not finite.
     """
@@ -137,7 +137,7 @@ def means(scored: Scored) -> dict[str, float]:
 
 
 def exact_match(answer: str, row: Mapping[str, Any]) -> float | None:
-    """1 when the answer is `answer` of the row, but for white space around it."""
+    """1 when the answer equals `answer` of the row, without surrounding white space."""
     return None if row.get("answer") is None else float(answer.strip() == str(row["answer"]).strip())
 
 

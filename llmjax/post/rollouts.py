@@ -1,9 +1,8 @@
 """The source of batches for policy optimisation: rounds of texts that the trained parameters sample.
 
-A round samples `rollout.samples` answers to each of its prompts, scores them, and gives `rollout.updates` batches. Its
-prompts and its random numbers are functions of (config, seed, round), its answers of the parameters too. The state
-that a checkpoint keeps is the part of a round that is not yet taken, so a run that is killed and goes on ends in the same
-bits.
+A round samples `rollout.samples` answers to each of its prompts, scores them, and gives `rollout.updates` batches.
+Prompts and random numbers are functions of (config, seed, round); answers also depend on the parameters. A checkpoint
+keeps the rest of the present round, so a killed run that goes on ends in the same bits.
 """
 
 import time
@@ -45,7 +44,7 @@ SHOWN = 8  # answers of a round that are kept to be looked at
 
 
 class Forward(NamedTuple):
-    """What the trainer's own forward pass gives of rows, (B, L) float32 each, at the places of their targets."""
+    """The output of the trainer's own forward pass for rows, (B, L) float32 each, at the positions of their targets."""
 
     log_probs: np.ndarray
     values: np.ndarray | None  # predicted returns, of a model with a value head
@@ -90,8 +89,7 @@ class RolloutSource:
             forward: the trainer's own forward pass.
             functions: the rewards, by name.
             called: the tools that the model may call, by name.
-            reference: the parameters in which the model that the policy should stay near may differ from it, those that
-                are trained; None: there is no such model.
+            reference: the reference model's own values of the trained parameters; None: there is no reference.
         """
         r = c.rollout
         self._c, self._workdir, self._engine, self._tokenizer, self._prompts = c, workdir, engine, tokenizer, prompts
@@ -166,7 +164,7 @@ class RolloutSource:
         return rows
 
     def _read(self, params: Any, rows: Mapping[str, np.ndarray]) -> Forward:
-        """The trainer's own forward pass of a round's rows, which are laid together as those of an update are."""
+        """The trainer's own forward pass of a round's rows, packed as the rows of an update are."""
         if self._c.rollout.pack == 1:
             return self._forward(params, rows)
         size, found = self._c.train.batch_size, []
@@ -212,7 +210,7 @@ class RolloutSource:
         return np.array([orders[place // count][place % count] for place in places])
 
     def _add_advantages(self, rows: dict[str, np.ndarray], draw: Draw, values_BL: np.ndarray | None) -> None:
-        """Put what each sampled token is worth into the rows."""
+        """Write the advantages of sampled tokens into the rows; with a critic also the returns and the old values."""
         r, mask_BL = self._c.rollout, rows["weights"]
         kl_BL = np.where(mask_BL > 0, rows["old"] - rows["reference"], 0)
         scores_B = draw.scored.total
@@ -242,7 +240,7 @@ class RolloutSource:
             )
 
     def _measured(self, rows: Mapping[str, np.ndarray], draw: Draw) -> dict[str, float]:
-        """What is logged of a round."""
+        """The metrics of a round."""
         mask_BL, total = rows["weights"], draw.scored.total
         scored, lengths = ~np.isnan(total), draw.made.lengths
         ends = np.array(draw.made.finish)
@@ -291,8 +289,7 @@ def sample_answers(
 ) -> tuple[Rollouts, list[str], list[Mapping[str, Any]]]:
     """Answers to prompts of ids, their texts, and what rewards read of their rows.
 
-    An answer's text is what the model wrote in its last turn. Where it may call tools, all that follows the prompt is the
-    column "transcript".
+    An answer's text is the model's last turn. With tools, the column "transcript" has everything after the prompt.
 
     Args:
         columns: of the row of each answer.

@@ -1,9 +1,9 @@
 """Rows that several sampled answers share, so that the trainer computes less padding (`rollout.pack`).
 
-A round has a row for each answer. Here the answers of an update are laid together. Each is a segment of its own, isolated from
-its neighbours, with the same numbers at its tokens, so the loss of the update stays the same. How many rows they fill depends on
-their lengths, but a compiled step has one shape. So the batch keeps as many rows as it has answers, the empty rows
-are gathered in micro-batches of their own, and the step leaves those out (`train/step.py`).
+A round has a row for each answer. This module packs the answers of an update. Each answer is its own segment with the
+same numbers at its tokens, so the loss of the update stays the same. The number of full rows depends on the lengths,
+but a compiled step has one shape. So the batch keeps as many rows as answers, gathers the empty rows in micro-batches,
+and the step skips these (`train/step.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class Shared(NamedTuple):
 
 
 def share(rows: Rows, *, most: int, micro_batch: int) -> Shared:
-    """Lay the rows of B answers together, from the longest, each where the least room is left for it.
+    """Pack the rows of B answers, the longest first, each into the row with the least room that holds it.
 
     Args:
         rows: arrays (B, L), a row an answer, whose tokens are those with a segment; "exists" is (B, 1).
@@ -61,7 +61,7 @@ def share(rows: Rows, *, most: int, micro_batch: int) -> Shared:
 
 
 def fitted(sizes: Sequence[int], *, length: int, most: int) -> list[list[int]]:
-    """Which sizes share a row of that length, at most so many in each; a row has its sizes in their order."""
+    """The indices of sizes that share each row of a length, at most `most` in a row, in their order."""
     found: list[list[int]] = []
     left: list[int] = []
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):

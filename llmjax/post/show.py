@@ -1,4 +1,4 @@
-"""What a run would learn, token by token: the first examples of its sources, with their masks, before anything is trained."""
+"""Shows what a run would learn: the first examples of its sources with their masks, before any training."""
 
 import itertools
 import sys
@@ -21,7 +21,7 @@ MOST_ROWS = 10_000  # of which the diversity is told
 
 
 class Shown(NamedTuple):
-    """Examples as text, and what was left out of the rows that were read for them."""
+    """Examples as text, and the rows that were left out on the way."""
 
     lines: list[str]
     rejected: list[Rejected]
@@ -46,7 +46,7 @@ def show(c: ConfigDict, *, count: int, colour: bool) -> Shown:
 
 
 def diversity(c: ConfigDict) -> str:
-    """How much the first requests of users in `data.sources` differ; "" for fewer than two."""
+    """The diversity of the first users' requests in `data.sources`, as a line; "" for fewer than two."""
     read = itertools.islice(rows.read(c, []), MOST_ROWS)
     asked = [_asked(row) for _, row in read]
     asked = [text for text in asked if text.strip()]
@@ -59,7 +59,7 @@ def _asked(row: Row) -> str:
 
 
 def as_text(tokenizer: Tokenizer, example: Example, *, colour: bool) -> str:
-    """An example's text, in which what is learnt is coloured, or stands in double brackets."""
+    """An example's text, with the learnt tokens in colour or in double brackets."""
     names = {i: name for name, i in tokenizer.control_ids.items()}
     pieces: list[
         tuple[bytes, bool, bool]

@@ -1,4 +1,4 @@
-"""What is measured of held-out rows beside the objective's metrics, and tables of it for the report."""
+"""Measures of held-out rows beside the objective's metrics, and their tables for the report."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Distillation: batches with what a teacher would write next, of given answers or of the student's own."""
+"""Distillation: batches with a teacher's distributions of the next token, for given answers or the student's own."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -57,9 +57,9 @@ def _folder(run: str) -> Path:
 
 
 def make_ask(c: ConfigDict, mesh: Mesh) -> Ask:
-    """Read the teacher onto the mesh; it computes rows by micro-batches, as they are trained.
+    """Read the teacher onto the mesh. It computes rows in the micro-batches of the training.
 
-    Of several processes each gives its rows of a batch, and all at the same time; with `whole` each gives all rows.
+    With several processes, all call it together, each with its own rows of a batch, or with `whole` each with all rows.
     """
     d, theirs = c.objective.distill, c.copy_and_resolve_references()
     with theirs.unlocked():

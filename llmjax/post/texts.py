@@ -1,4 +1,4 @@
-"""Texts that a model writes for held-out rows while it is trained, and how near they are to the rows' answers."""
+"""Texts that a model writes for held-out rows during training, and their similarity to the rows' answers."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Tools that a policy may call while it answers: Python functions, their JSON schemas, and what their answers add.
 
 The model calls a tool as most templates write calls: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`. The
-conversation goes on in ids: what the model sampled stays as it was sampled, and only what stands behind it (the tool's
-answer, and the beginning of the model's next turn) is written by the chat template and encoded.
+conversation goes on in ids: the sampled ids stay as they are. The chat template writes only the tool's answer and the
+beginning of the model's next turn, which are then encoded.
 """
 
 import importlib
@@ -27,7 +27,7 @@ Reply = Callable[[int, Sequence[int]], list[int] | None]  # (number of the text,
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that a model may call. Its answer must depend on its arguments alone, or no run can be repeated."""
+    """A function that a model may call. Its answer must depend on its arguments alone, so that runs can be repeated."""
 
     name: str
     function: Callable[..., Any]
@@ -107,7 +107,7 @@ def calls_of(text: str) -> list[tuple[str, Any]]:
 
 
 def answer_to(tools: Mapping[str, Tool], name: str, arguments: Any) -> str:
-    """What a call is answered."""
+    """The answer to a call."""
     if not name:
         return 'the call is no JSON: write {"name": ..., "arguments": {...}}'
     if name not in tools:
@@ -118,7 +118,7 @@ def answer_to(tools: Mapping[str, Tool], name: str, arguments: Any) -> str:
 def make_reply(
     tokenizer: Tokenizer, tools: Mapping[str, Tool], prompts: Sequence[Sequence[Message]], *, turns: int
 ) -> Reply:
-    """What follows a turn of each text's model: ids of the tools' answers, or None where it called no tool.
+    """The ids that follow each text's last turn: the tools' answers, or None where the model called no tool.
 
     Args:
         prompts: the messages that each text answers.

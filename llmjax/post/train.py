@@ -1,4 +1,4 @@
-"""The train stage of everything that stands on a trained model: what it hands to the one loop.
+"""The train stage of post-training: it gives the one loop its objective, batches and evaluation.
 
 The objective decides what a row is (`rows.groups_of`) and where batches come from: fixed rows for supervised answers,
 preferences and rewards, sampled ones for policies.
@@ -98,7 +98,8 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
 
 
 def resolve(c: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
-    """The config with what depends on the tokenizer filled in: model.vocab_size, and what a policy never samples."""
+    """The config with the settings that follow from the tokenizer: model.vocab_size, and the ids that a policy never
+    samples."""
     c = pretrain.resolve(c, tokenizer)
     if c.objective.name == "policy" or OBJECTIVES[c.objective.name].needs_reference:
         with c.unlocked():  # an adapter that goes on may have it; the policy would not be what it is compared with
