@@ -1,6 +1,7 @@
 """A tiny model, a tiny run and its batches, and how to start the command: for the tests of training, recipes and the command."""
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -160,6 +161,11 @@ def _told(c: config.ConfigDict) -> str:
 def first_params(module: transformer.Transformer) -> Any:
     """The parameters that a model starts with, made once for all tests."""
     return jax.jit(partial(transformer.init_params, module))(jax.random.key(0))
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def mesh_of(line: str) -> Mesh:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from oracles_recurrent import rglru
+from oracles_recurrent import gelu_tanh, rglru
 
 Params = dict[str, np.ndarray]
 Turn = Callable[[np.ndarray], np.ndarray]
@@ -31,11 +31,6 @@ def silu(x: np.ndarray) -> np.ndarray:
 def gelu(x: np.ndarray) -> np.ndarray:
     """x times the normal distribution function (Hendrycks & Gimpel 2016)."""
     return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
-
-
-def gelu_tanh(x: np.ndarray) -> np.ndarray:
-    """Its approximation, in GPT-2 and GPT-3."""
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def layer_norm(w: Params, name: str, x: np.ndarray, epsilon: float) -> np.ndarray:

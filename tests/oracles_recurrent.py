@@ -24,6 +24,7 @@ def softplus(x: np.ndarray) -> np.ndarray:
 
 
 def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    """GELU's approximation, in GPT-2, GPT-3 and Griffin (Hendrycks & Gimpel 2016)."""
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 

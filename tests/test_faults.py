@@ -17,8 +17,8 @@ import jax
 import numpy as np
 import pytest
 import test_source
-from helpers import first_params, make_batch, mesh_of, run_command, tiny_config
-from test_processes import assert_same_losses, launch, rows_of
+from helpers import first_params, make_batch, mesh_of, rows_of, run_command, tiny_config
+from test_processes import assert_same_losses, launch
 from test_train import assert_same_run, last_state, train, trained_steps, wait_for
 
 from llmjax import cli

@@ -1,13 +1,12 @@
 """The gradient noise scale is that of a known noise, is logged, and survives a kill; a run knows its dollars."""
 
-import json
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import stopping_at, tiny_config, train
+from helpers import rows_of, stopping_at, tiny_config, train
 
 from llmjax import config
 from llmjax.objectives.losses import Mean, Sums
@@ -66,10 +65,6 @@ def test_the_noise_scale_needs_micro_batches():
     c.train.noise_scale = True
     with pytest.raises(ValueError, match=r"set train\.micro_batches to at least 2"):
         config.check(c)
-
-
-def rows_of(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.usefixtures("one_device")

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import few
+from helpers import few, rows_of
 
 import llmjax
 from llmjax import cli, config, recipe
@@ -48,10 +48,6 @@ def older(run):
             del entry["settings"][key]
     (run / "stages.json").write_text(json.dumps(stages))
     return run
-
-
-def rows_of(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_no_path_of_a_machine_and_at_most_a_mebibyte():

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from helpers import run_command, start_command, tiny_config
+from helpers import rows_of, run_command, start_command, tiny_config
 
 import llmjax
 from llmjax import cli, config, recipe, storage
@@ -82,12 +82,8 @@ def post(folder: Path, verb: str, start: str, data: str, *more: str, name: str =
     return cli.main([verb, "--config", f"configs/post/{of}.py", "--workdir", str(folder / (name or verb)), *given])
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_a_base_model_is_taught_and_is_a_run_like_any_other(folder, capsys):
-    held = [row["heldout_loss"] for row in metrics(folder / "sft") if "heldout_loss" in row]
+    held = [row["heldout_loss"] for row in rows_of(folder / "sft") if "heldout_loss" in row]
     assert held[-1] < 0.9 * held[0]
     index = json.loads((folder / "sft" / "rows" / "index.json").read_text())["counts"]
     assert index["rows"] == 64 and index["train_groups"] + index["heldout_groups"] == 64 and index["heldout_groups"] > 4
@@ -108,7 +104,7 @@ def test_a_preference_run_starts_at_ln_2_and_learns_which_answer_is_better(folde
         post(folder, "dpo", "sft", "pairs", "--config.train.duration=12 steps", "--config.train.eval_every=12 steps")
         == 0
     )
-    first, *_, last = metrics(folder / "dpo")
+    first, *_, last = rows_of(folder / "dpo")
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6) and abs(first["margin"]) < 1e-6
     assert last["loss"] < 0.6 and last["accuracy"] > 0.7 and last["margin"] > 0
     reference = np.load(folder / "dpo" / "rows" / "reference.npz")
@@ -124,7 +120,7 @@ def test_a_reward_model_orders_answers_and_scores_texts(folder):
         "--config.optimizer.learning_rate=1e-2",
     )
     assert post(folder, "reward", "sft", "pairs", *more) == 0
-    first, *_, last = metrics(folder / "reward")
+    first, *_, last = rows_of(folder / "reward")
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)  # the head begins at 0
     assert last["accuracy"] > first["accuracy"] and last["loss"] < 0.6
     results = json.loads((folder / "reward" / "results.json").read_text())
@@ -169,14 +165,14 @@ def test_a_reward_model_learns_the_order_of_letters_and_not_only_how_many_there_
         "--config.train.batch_size=32", "--config.train.sequence_length=32",
     )  # fmt: skip
     assert post(tmp_path, "reward", "base", "pairs", *more) == 0
-    assert metrics(tmp_path / "reward")[-1]["heldout_accuracy"] > 0.9
+    assert rows_of(tmp_path / "reward")[-1]["heldout_accuracy"] > 0.9
 
 
 @pytest.mark.slow
 def test_single_answers_are_learnt_from_as_good_or_bad(folder):
     more = ("--config.train.duration=12 steps", "--config.train.eval_every=12 steps")
     assert post(folder, "kto", "sft", "judged", *more) == 0
-    first, *_, last = metrics(folder / "kto")
+    first, *_, last = rows_of(folder / "kto")
     assert first["loss"] == pytest.approx(0.5, abs=1e-6) and abs(first["kl"]) < 1e-6
     assert last["loss"] < 0.48 and last["good_reward"] > last["bad_reward"]
     store = rows.load(folder / "kto", "train")
@@ -260,7 +256,7 @@ def test_a_student_comes_nearer_to_its_teacher_and_writes_what_it_wrote(folder):
         "--config.objective.distill.top=8",
     )  # fmt: skip
     assert post(folder, "distill", "base", "chats", *more) == 0
-    first, *_, last = metrics(folder / "distill")
+    first, *_, last = rows_of(folder / "distill")
     assert last["divergence"] < 0.5 * first["divergence"] and last["agreement"] > first["agreement"]
     results = json.loads((folder / "distill" / "results.json").read_text())
     assert {"train/exact_match", "train/rougeL", "train/heldout_loss", "train/divergence"} <= results.keys()
@@ -272,7 +268,7 @@ def test_a_teacher_is_its_own_student_and_a_students_own_answers_are_the_same_af
     same = (f"--config.objective.distill.teacher={folder / 'sft'}", "--config.objective.distill.on_policy=0.5",
             "--config.rollout.tokens=4", "--config.objective.distill.divergence=reverse")  # fmt: skip
     assert post(folder, "distill", "sft", "chats", *same, "--config.train.duration=6 steps", name="whole-own") == 0
-    seen = metrics(folder / "whole-own")
+    seen = rows_of(folder / "whole-own")
     assert abs(seen[0]["divergence"]) < 1e-5 and {row["rollout/on_policy"] for row in seen} == {0.0, 1.0}
     for steps in (3, 6):
         assert (
@@ -303,7 +299,7 @@ def as_if_killed_after_step_3(folder: Path, whole: str, cut: str) -> None:
 @pytest.mark.slow  # test_post_rollouts.py samples, test_source.py stops inside a round
 def test_sampler_and_trainer_agree_and_a_run_that_stops_inside_a_round_ends_in_the_same_bits(folder):
     assert post(folder, "grpo", "sft", "prompts", *GRPO, "--config.train.duration=4 steps", name="whole") == 0
-    seen = metrics(folder / "whole")
+    seen = rows_of(folder / "whole")
     for row in seen[::2]:  # the first update of each round
         assert row["ratio"] == pytest.approx(1, abs=1e-6)
     assert all(row["rollout/drift_max"] <= 2e-5 for row in seen[::2])
@@ -315,7 +311,7 @@ def test_sampler_and_trainer_agree_and_a_run_that_stops_inside_a_round_ends_in_t
     assert post(folder, "grpo", "sft", "prompts", *GRPO, "--config.train.duration=4 steps", name="cut") == 0
     whole, cut = (llmjax.load(folder / name).params for name in ("whole", "cut"))
     jax.tree.map(np.testing.assert_array_equal, whole, cut)
-    for a, b in zip(seen, metrics(folder / "cut"), strict=True):
+    for a, b in zip(seen, rows_of(folder / "cut"), strict=True):
         of_its_own = ("seconds", "per_second", "mfu", "goodput", "changed", "heldout")
         same = {name for name in a.keys() | b.keys() if not any(word in name for word in of_its_own)}
         assert {name: a[name] for name in same} == {name: b[name] for name in same}
@@ -329,11 +325,11 @@ def test_answers_that_share_rows_teach_the_same_and_a_stop_inside_a_round_change
     apart, shared = f"{verb}-apart", f"{verb}-shared"
     assert post(folder, verb, "sft", "prompts", *given, name=apart) == 0
     assert post(folder, verb, "sft", "prompts", *given, "--config.rollout.pack=4", name=shared) == 0
-    for one, other in zip(metrics(folder / apart), metrics(folder / shared), strict=True):
+    for one, other in zip(rows_of(folder / apart), rows_of(folder / shared), strict=True):
         for name in ("loss", "ratio", "grad_norm", "k3", "entropy"):
             assert other[name] == pytest.approx(one[name], rel=1e-4, abs=2e-6), name
         assert other.get("rollout/reward") == one.get("rollout/reward")
-    first, *_ = metrics(folder / shared)
+    first, *_ = rows_of(folder / shared)
     assert first["ratio"] == pytest.approx(1, abs=1e-6) and first["rollout/drift_max"] <= 2e-5
     as_if_killed_after_step_3(folder, shared, f"{shared}-cut")
     assert post(folder, verb, "sft", "prompts", *given, "--config.rollout.pack=4", name=f"{shared}-cut") == 0
@@ -348,7 +344,7 @@ def test_a_policy_with_a_critic_is_held_to_its_reference(folder):
         "--config.train.duration=4 steps", "--config.train.eval_every=4 steps", "--config.rollout.kl_target=0.1",
     )  # fmt: skip
     assert post(folder, "ppo", "sft", "prompts", *more) == 0
-    first, _, second, _ = metrics(folder / "ppo")
+    first, _, second, _ = rows_of(folder / "ppo")
     assert first["ratio"] == pytest.approx(1, abs=1e-6) and first["k1"] == pytest.approx(0, abs=1e-6)
     assert first["value_loss"] >= 0 and second["rollout/kl_weight"] != first["rollout/kl_weight"]
 
@@ -375,7 +371,7 @@ def test_a_policy_of_adapters_starts_at_its_base_and_ends_in_the_same_bits_after
         "--config.train.duration=4 steps",
     )
     assert post(folder, verb, "sft", "prompts", *given, name=name) == 0
-    seen = metrics(folder / name)
+    seen = rows_of(folder / name)
     for row in seen[::2]:  # the first update of each round
         assert row["ratio"] == pytest.approx(1, abs=1e-6) and row["rollout/drift_max"] <= 2e-5
     assert seen[0]["rollout/kl"] == 0 and seen[0]["k3"] == pytest.approx(0, abs=1e-9)
@@ -530,7 +526,7 @@ def test_a_policy_run_killed_at_any_moment_ends_in_the_bits_of_one_that_was_not(
     random_, killed = random.Random(0), folder / "killed"
 
     def taken() -> int:
-        return len(metrics(killed)) if (killed / "metrics.jsonl").exists() else 0
+        return len(rows_of(killed)) if (killed / "metrics.jsonl").exists() else 0
 
     for _ in range(6):
         before, process = taken(), start_command(*command, "--workdir", killed)
@@ -543,5 +539,5 @@ def test_a_policy_run_killed_at_any_moment_ends_in_the_bits_of_one_that_was_not(
     assert status == 0, output
     whole, again = (llmjax.load(folder / name).params for name in ("undisturbed", "killed"))
     jax.tree.map(np.testing.assert_array_equal, whole, again)
-    assert [row["step"] for row in metrics(killed)] == list(range(1, 25))
-    assert [row["loss"] for row in metrics(killed)] == [row["loss"] for row in metrics(folder / "undisturbed")]
+    assert [row["step"] for row in rows_of(killed)] == list(range(1, 25))
+    assert [row["loss"] for row in rows_of(killed)] == [row["loss"] for row in rows_of(folder / "undisturbed")]

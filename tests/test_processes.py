@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import mesh_of, run_command
+from helpers import mesh_of, rows_of, run_command
 
 from llmjax import storage
 from llmjax.parallel import processes
@@ -144,10 +144,6 @@ def launch(count, workdir, *settings, restarts=0, verb="train"):
     command += ["--", verb, "--workdir", workdir, *settings]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=300)
     return done.returncode, done.stdout + done.stderr
-
-
-def rows_of(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 LOSSES = ("loss", "heldout_loss")

@@ -16,8 +16,8 @@ import helpers
 import jax
 import numpy as np
 import pytest
-from helpers import assert_same_bits, first_params, make_batch, mesh_of, tiny_config, train
-from test_train import last_state, rows_of
+from helpers import assert_same_bits, first_params, make_batch, mesh_of, rows_of, tiny_config, train
+from test_train import last_state
 
 from llmjax import recipe
 from llmjax.data.batches import heldout_batches

@@ -26,6 +26,7 @@ from helpers import (
     make_batch,
     mesh_of,
     prepare_steps,
+    rows_of,
     run_command,
     start_command,
     stopping_at,
@@ -69,10 +70,6 @@ def last_state(workdir):
                 like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree)
                 state[path.name] = checkpointer.restore(path.absolute(), like)
         return int(folder.name), state
-
-
-def rows_of(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_same_run(workdir, expected):

@@ -4,7 +4,7 @@ Every number is of one chip, as its maker counts chips, in bytes, bytes/s, FLOP/
 `sources` says where each is from. What no maker publishes is marked "assumed".
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 GIB = 2**30
 GB = 1e9
@@ -45,13 +45,6 @@ class Chip:
     def clock(self) -> float:
         """Cycles a second, from the peak and the FLOPs of a cycle; 0: not known."""
         return self.flops / self.cycle_flops if self.cycle_flops else 0.0
-
-    def unsourced(self) -> list[str]:
-        """Numbers without a source."""
-        plain = ("name", "kind", "sources", "devices", "node")
-        return [
-            f.name for f in fields(self) if f.name not in plain and getattr(self, f.name) and f.name not in self.sources
-        ]
 
 
 def _tpu(page: str, **more: str) -> dict[str, str]:

@@ -27,7 +27,6 @@ from llmjax.persona.card import Fact, Persona
 from llmjax.retrieve.documents import ask, reading
 from llmjax.retrieve.documents.index import Index
 
-LEARN = ("texts", "replies", "nothing")
 REPLIES = "replies.jsonl"
 # What facts are looked for with.
 LOOKED_FOR = (

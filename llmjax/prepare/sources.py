@@ -30,7 +30,6 @@ CODE_SUFFIXES = (
 )  # fmt: skip
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", *CODE_SUFFIXES)
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
-MAIL_SUFFIXES = (".eml", ".mbox")
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines")
 WARC_SUFFIXES = (".warc", ".wet")
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")

@@ -17,7 +17,6 @@ from llmjax.sweep import study as studies
 from llmjax.sweep.study import Study
 from llmjax.sweep.worker import LOST
 
-LAUNCHERS = ("local", "slurm", "gke", "tpu_vm", "sky")
 LAUNCH = Path(__file__).parents[2] / "launch"  # of a checkout
 POLL_SECONDS = 0.5
 PARENT = "LLMJAX_SWEEP_PARENT"  # the process that started this worker, with which it ends
