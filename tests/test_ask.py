@@ -308,7 +308,7 @@ def test_a_replay_needs_no_more_than_the_transcript_which_names_its_run(database
     [("{}", "q.jsonl:1: a row must be an object with a text in question"), ("x", "q.jsonl:1: this is no JSON"),
      ('{"question": "a", "id": 2}\n{"question": "b"}', "q.jsonl:2: the id 2 comes twice"), ("", "q.jsonl has no questions"), ("\n \n", "no questions"),
      ('{"question": "a", "id": "2"}\n{"question": "b", "id": 2}', "q.jsonl:2: the id 2 comes twice"), ('{"question": 7}', "a text in question"),
-     ('{"question": " "}', "a text in question"), ("[" * 100_000, "no JSON"), ('"a"', "an object")],
+     ('{"question": " "}', "a text in question"), (json.dumps({"question": "x " * 500_000}), "1,000,000 characters"), ("[" * 100_000, "no JSON"), ('"a"', "an object")],
 )  # fmt: skip
 def test_a_wrong_row_is_an_error_with_its_line(tmp_path, text, message):
     (tmp_path / "q.jsonl").write_text(text)

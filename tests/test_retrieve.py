@@ -1,5 +1,6 @@
 """Questions to documents: blocks have their place, an index follows its files, every citation is checked."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ import pytest
 from llmjax.errors import UserError
 from llmjax.infer import asking
 from llmjax.retrieve.database import grammar as sql_grammar
-from llmjax.retrieve.documents import ask, blocks, cite, measures, task
+from llmjax.retrieve.documents import ask, blocks, cite, measures, reading, task
 from llmjax.retrieve.documents.index import Index, Passage, fused
 from llmjax.retrieve.documents.words import query_words
 
@@ -418,6 +419,83 @@ def test_an_index_is_searched_while_another_process_writes_it(folder, tmp_path):
             other._db.execute("PRAGMA busy_timeout=0")
             with pytest.raises(UserError, match="another process"):
                 other.update(folder)
+
+
+def test_a_search_sees_one_state_of_an_index_that_is_written_meanwhile(folder, tmp_path, monkeypatch):
+    with Index(tmp_path) as index, Index(tmp_path) as other:
+        index.update(folder)
+        other._db.execute("PRAGMA busy_timeout=0")
+        (folder / "deep" / "ships.txt").unlink()
+        whole = Index.lexical
+
+        def meanwhile(self, question):
+            found = whole(self, question)
+            with contextlib.suppress(UserError):  # it waits, as a process does
+                other.update(folder)
+            return found
+
+        monkeypatch.setattr(Index, "lexical", meanwhile)
+        asked = next(ask.ask(index, "When did the Vasa sink?"))
+        assert "deep/ships.txt" in asked.prompts[0][1]["content"]
+        monkeypatch.undo()
+        other.update(folder)
+        assert paths(index, "Vasa") == []
+
+
+def test_vectors_are_those_of_the_texts_that_the_index_still_has(folder, tmp_path):
+    """Another process replaces a document while its vector is made; the new block may even have the old one's number."""
+    with Index(tmp_path) as index, Index(tmp_path) as other:
+        index.update(folder)
+
+        def encode(texts):
+            (folder / "deep" / "ships.txt").write_text("Apples grow on trees in the garden.\n")
+            other.update(folder)
+            return np.ones((len(texts), 1), np.float32)
+
+        index.embed("one", encode)
+        stale = "SELECT count(*) FROM vectors WHERE block NOT IN (SELECT id FROM blocks)"
+        assert index._db.execute(stale).fetchone() == (0,)
+        assert index.embed("one", lambda texts: np.ones((len(texts), 1), np.float32)) == 1
+        assert len(index.passages(index.semantic("one", np.ones(1)))) == index.counts()[1]
+
+
+def test_a_full_disk_leaves_the_index_as_it_was(folder, tmp_path):
+    with Index(tmp_path) as index:
+        index.update(folder)
+        before = index.counts()
+        (pages,) = index._db.execute("PRAGMA page_count").fetchone()
+        index._db.execute(f"PRAGMA max_page_count={pages + 1}")
+        (folder / "long.txt").write_text("".join(f"Word {i} is number{i}.\n" for i in range(5000)))
+        with pytest.raises(UserError, match="the disk is full: free some space"):
+            index.update(folder)
+        assert index.counts() == before and paths(index, "Vasa") == ["deep/ships.txt"]
+        index._db.execute("PRAGMA max_page_count=1000000")
+        assert index.update(folder).read == 1
+
+
+def test_files_that_go_while_they_are_read_and_those_that_cannot_be_read(folder, tmp_path, monkeypatch):
+    listed = reading.files_of
+    with Index(tmp_path / "index") as index:
+        index.update(folder)
+
+        def going(path):
+            found = listed(path)
+            (folder / "deep" / "ships.txt").unlink()
+            return found
+
+        monkeypatch.setattr(reading, "files_of", going)
+        assert index.update(folder).removed == 1 and paths(index, "Vasa") == []
+        monkeypatch.undo()
+        before = index.counts()
+        bad = tmp_path / "bad"
+        bad.mkdir()
+        (bad / "a.txt").write_text("")
+        for _ in range(2):  # it is not taken for a folder that says nothing the second time either
+            with pytest.raises(UserError, match=r"none of the 1 files of .*bad can be read \(a.txt: empty"):
+                index.update(bad)
+        assert index.counts() == before
+    with pytest.raises(UserError, match="a.txt is a file: give a folder"):
+        Index(bad / "a.txt")
 
 
 def test_a_passage_with_control_characters_can_be_quoted():

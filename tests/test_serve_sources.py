@@ -1,6 +1,7 @@
 """Questions through the server to databases and documents of its operator: the command's answers, and the command's limits."""
 
 import argparse
+import functools
 import hashlib
 import json
 import sqlite3
@@ -20,7 +21,7 @@ from test_ask_attacks import ATTACKS
 from llmjax.errors import UserError
 from llmjax.retrieve import command as ask_command
 from llmjax.retrieve import questions
-from llmjax.retrieve.database import grammar
+from llmjax.retrieve.database import execute, grammar
 from llmjax.serve import command, sources
 
 SQL = "SELECT Title FROM Song ORDER BY Title LIMIT 2"
@@ -183,6 +184,19 @@ def test_questions_of_a_client_that_leaves_end_and_their_place_is_free(client, m
     exchange.leave()
     assert until(lambda: client.server.admission.taken == 0)
     go_on.set()
+
+
+def test_the_query_of_a_client_that_leaves_ends(client, monkeypatch):
+    """It would run for a minute. No other query of the question begins."""
+    monkeypatch.setattr(execute, "Limits", functools.partial(execute.Limits, seconds=60, cpu_seconds=60))
+    left = ["Song", "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT COUNT(*) FROM n"]
+    with scripted(monkeypatch, lambda _: left.pop(0)):
+        exchange = client.open(
+            "POST", "/ask", {"question": "Which?", "source": "songs"}, {"authorization": "Bearer first"}
+        )
+        assert until(lambda: not left and execute.running)
+        exchange.leave()
+        assert until(lambda: client.server.admission.taken == 0 and not execute.running)
 
 
 def test_names_of_sources_differ(song, tmp_path):

@@ -76,6 +76,7 @@ def _ask(args: argparse.Namespace, c: ConfigDict) -> int:
         from llmjax.retrieve import questions
 
     given = questions.read(args.questions) if args.questions else [questions.Question(1, args.question)]
+    questions.check_length(args.question or "", "the question")
     rules = filters.load(args.filters) if args.filters else ()
     start, show, source = _database(args) if args.db else _documents(args)
     if args.replay:

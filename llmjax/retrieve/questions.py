@@ -16,6 +16,8 @@ from llmjax.infer.filters import Rule
 from llmjax.infer.resuming import MADE_FROM, MadeFrom, digest, resuming
 from llmjax.progress import counter
 
+LONGEST = 20_000  # characters of a question
+
 
 class Answer(Protocol):
     """What a conversation about a question ends with."""
@@ -50,6 +52,7 @@ def read(path: Path) -> list[Question]:
             raise UserError(f"{path}:{number}: this is no JSON: {error}") from error
         if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
             raise UserError(f"{path}:{number}: a row must be an object with a text in question")
+        check_length(row["question"], f"{path}:{number}: the question")
         question = Question(row.get("id", number), row["question"])
         if str(question.id) in found:
             raise UserError(f"{path}:{number}: the id {question.id!r} comes twice")
@@ -57,6 +60,14 @@ def read(path: Path) -> list[Question]:
     if not found:
         raise UserError(f"{path} has no questions: write a row with question for each")
     return list(found.values())
+
+
+def check_length(text: str, where: str) -> None:
+    """Raise UserError for a question that is too long to be one."""
+    if len(text) > LONGEST:
+        raise UserError(
+            f"{where} has {len(text):,} characters, and a question may have {LONGEST:,}: shorten it, or ask several"
+        )
 
 
 Start = Callable[[str], Conversation[Answer]]  # of a question's text

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from llmjax.infer.asking import Ask, Conversation, fitting
 from llmjax.infer.request import Request
+from llmjax.retrieve.database import execute
 from llmjax.serve import answering
 from llmjax.serve.answering import WAIT_SECONDS, Asked
 from llmjax.serve.calls import PING_SECONDS, Call
@@ -87,10 +88,19 @@ class Talk:
         """What a function returns that runs in a thread, while its news are told and the client gets signs of life.
 
         The thread is a daemon, so that a tool which hangs does not keep the server from ending. Raises Refusal when the answer
-        is stopped or takes too long. The thread goes on then, and its result is dropped.
+        is stopped or takes too long. Its query to a database ends then. The thread goes on, and its result is dropped.
         """
         future: Future[T] = Future()
-        threading.Thread(target=settle, args=(future, function), name="conversation", daemon=True).start()
+        thread = threading.Thread(target=settle, args=(future, function), name="conversation", daemon=True)
+        thread.start()
+        try:
+            return await self._awaited(future)
+        except BaseException:
+            execute.end(thread)
+            raise
+
+    async def _awaited(self, future: Future[T]) -> T:
+        """The result of a future, see `_away`."""
         running = asyncio.wrap_future(future)
         running.add_done_callback(lambda _: self._news.put_nowait(None))
         told = time.monotonic()

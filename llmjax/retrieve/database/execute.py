@@ -10,6 +10,8 @@ import functools
 import json
 import subprocess
 import sys
+import threading
+import weakref
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from llmjax.retrieve.database.schema import Schema, Table
 
 CHILD = Path(__file__).with_name("child.py")
 SQLITE_HEADER, DUCKDB_MARK, PARQUET_MARK = b"SQLite format 3\0", b"DUCK", b"PAR1"
+running: dict[threading.Thread, subprocess.Popen[bytes]] = {}  # by the threads that wait for them
+_ended: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 DUCKDB_MEMORY = 4 << 30  # addresses, of which it uses a quarter: it reserves more than it uses
 
 
@@ -79,20 +83,33 @@ class Database:
         memory = limits.memory if self.kind == "sqlite" else max(limits.memory, DUCKDB_MEMORY)
         given |= {"path": str(self.path), "kind": self.kind, "files": self.files}
         given["limits"] = {**asdict(limits), "memory": memory}
-        try:
-            done = subprocess.run(
-                [sys.executable, "-I", *(["-S"] if self.kind == "sqlite" else []), str(CHILD)],
-                input=json.dumps(given).encode(), capture_output=True, timeout=limits.cpu_seconds + 5.0, env={}, cwd="/",
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return {"refused": f"it ran longer than {limits.cpu_seconds + 5:g} s", "layer": "time"}
-        if done.returncode == 0:
-            reply: dict[str, Any] = json.loads(done.stdout)
+        command = [sys.executable, "-I", *(["-S"] if self.kind == "sqlite" else []), str(CHILD)]
+        thread, pipe = threading.current_thread(), subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env={}, cwd="/") as child:
+            running[thread] = child
+            if thread in _ended:
+                child.kill()
+            try:
+                out, errors = child.communicate(json.dumps(given).encode(), timeout=limits.cpu_seconds + 5.0)
+            except subprocess.TimeoutExpired:
+                return {"refused": f"it ran longer than {limits.cpu_seconds + 5:g} s", "layer": "time"}
+            finally:
+                child.kill()
+                del running[thread]
+        if child.returncode == 0:
+            reply: dict[str, Any] = json.loads(out)
             return reply
-        if done.returncode < 0:
-            layer = "time" if -done.returncode in (24, 9) else "process"  # SIGXCPU, SIGKILL after it
-            return {"refused": f"the process ended with signal {-done.returncode}", "layer": layer}
-        raise RuntimeError(f"the database's process failed: {done.stderr.decode('utf-8', 'replace')[-2000:]}")
+        if child.returncode < 0:
+            layer = "time" if -child.returncode in (24, 9) else "process"  # SIGXCPU, SIGKILL after it
+            return {"refused": f"the process ended with signal {-child.returncode}", "layer": layer}
+        raise RuntimeError(f"the database's process failed: {errors.decode('utf-8', 'replace')[-2000:]}")
+
+
+def end(thread: threading.Thread) -> None:
+    """End the query that a thread waits for, and each that it would begin: nobody waits for its answer."""
+    _ended.add(thread)
+    if (child := running.get(thread)) is not None:
+        child.kill()
 
 
 def open_database(path: Path) -> Database:

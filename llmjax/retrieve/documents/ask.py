@@ -88,10 +88,12 @@ def ask(
             occur in a passage.
         coverage: see COVERAGE.
     """
-    passages = search(index, question, encoder=encoder)
+    with index.reading():
+        passages = search(index, question, encoder=encoder)
+        covered = encoder is not None or index.coverage(question, passages) >= coverage
     if not passages:
         return Answer(NOTHING, refused=True, reason="no passage has a word of the question")
-    if encoder is None and index.coverage(question, passages) < coverage:
+    if not covered:
         reason = "no passage has enough of the question's words"
         return Answer(NOTHING, refused=True, reason=reason, passages=tuple(passages))
     shown = [passages[:count] for count in range(len(passages), 0, -1)]  # as many as fit

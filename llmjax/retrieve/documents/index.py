@@ -64,6 +64,7 @@ class Changes:
     documents: int = 0
     blocks: int = 0
     unreadable: int = 0
+    why: str = ""  # the first that could not be read, and the reason
 
 
 class _Connection(sqlite3.Connection):
@@ -85,6 +86,8 @@ def _mend(error: sqlite3.DatabaseError) -> str:
     said = str(error)
     if "fts5" in said and "module" in said:
         return "cannot be made, because this Python's SQLite has no FTS5: use a Python of python.org, Debian or conda"
+    if "full" in said:
+        return "cannot be written, because the disk is full: free some space, or give another --index; it is as it was"
     if "locked" in said:
         return "is being written by another process: wait for its end, or give another --index"
     if any(mark in said for mark in ("readonly", "unable to open", "disk")):
@@ -98,7 +101,10 @@ class Index:
 
     def __init__(self, folder: Path) -> None:
         """Open the index in a folder, or begin an empty one there."""
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"the index {folder} is a file: give a folder with --index") from error
         self.path = folder / FILE
         self._vectors: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         try:
@@ -144,10 +150,21 @@ class Index:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # SQLite itself goes back when the disk is full
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Searches that see one state of the index, whatever another process writes meanwhile."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("COMMIT")
 
     # ------------------------------------------------------------------ updates
 
@@ -157,7 +174,7 @@ class Index:
         Args:
             tell: called with the numbers of files that are done and of all.
 
-        Raises UserError for a path without a readable file.
+        Raises UserError for a path without a readable file; the index then stays as it was.
         """
         files = reading.files_of(path)
         changes = Changes()
@@ -170,15 +187,23 @@ class Index:
                 self._update_file(file, known.get(file.path), changes)
                 if tell is not None:
                     tell(number, len(files))
+            if not self.counts()[0]:
+                why = f" ({changes.why})" if changes.why else ""
+                raise UserError(f"none of the {len(files):,} files of {path} can be read{why}: give others")
         self._vectors.clear()
         return changes
 
     def _update_file(self, file: File, known: tuple[str, str] | None, changes: Changes) -> None:
-        stamp = file.stamp
+        try:
+            stamp = file.stamp
+            digest = "" if known is not None and known[0] == stamp else file.digest()
+        except FileNotFoundError:  # it was there when the folder was listed
+            self._remove(file.path)
+            changes.removed += known is not None
+            return
         if known is not None and known[0] == stamp:
             changes.unchanged += 1
             return
-        digest = file.digest()
         if known is not None and known[1] == digest:
             changes.unchanged += 1
         else:
@@ -186,6 +211,7 @@ class Index:
             self._remove(file.path)
             for path, text, reason in reading.texts_of(file):
                 changes.unreadable += bool(reason)
+                changes.why = changes.why or (f"{path}: {reason}" if reason else "")
                 if not reason:
                     changes.documents += 1
                     changes.blocks += self._add(file.path, path, text, cutting.cut(text), title=path)
@@ -237,8 +263,13 @@ class Index:
             some = lacking[first : first + rows]
             vectors = encode([f"{title.strip()}\n{body}" for _, title, body in some]).astype(np.float32)
             with self._writing():
-                made = [(encoder, row[0], vector.tobytes()) for row, vector in zip(some, vectors, strict=True)]
-                self._db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", made)
+                for row, vector in zip(
+                    some, vectors, strict=True
+                ):  # of those that no other process has changed meanwhile
+                    self._db.execute(
+                        "INSERT OR REPLACE INTO vectors SELECT ?, rowid, ? FROM words WHERE rowid = ? AND title = ? AND body = ?",
+                        (encoder, vector.tobytes(), *row),
+                    )
             if tell is not None:
                 tell(min(first + rows, len(lacking)), len(lacking))
         self._vectors.clear()
