@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from llmjax import config
+from llmjax.infer.engine import Engine
+from llmjax.infer.request import Completion, Request
 from llmjax.model import transformer
 from llmjax.model.views import Tokens, visible
 from llmjax.parallel.placement import path_name
@@ -37,6 +39,13 @@ def make(c: config.ConfigDict, seed: int = 0) -> tuple[transformer.Transformer, 
         return jnp.asarray(1 + np.abs(drawn) if "running_var" in path_name(path) else drawn, x.dtype)
 
     return module, jax.tree_util.tree_map_with_path(value, shapes)
+
+
+def answers(engine: Engine, requests: list[Request]) -> list[Completion]:
+    """What an engine answers to requests that it gets at once."""
+    numbers = [engine.submit(request) for request in requests]
+    done = dict(engine.run())
+    return [done[number] for number in numbers]
 
 
 def logits_of(module: transformer.Transformer, params: Any, tokens_BL: jax.Array, **arguments: Any) -> jax.Array:

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import few, mesh_of, tiny_config
-from networks import make, settings
+from networks import answers, make, settings
 
 from llmjax.data.tokenizer import byte_tokenizer
 from llmjax.errors import UserError
 from llmjax.infer import weights
 from llmjax.infer.engine import Engine
-from llmjax.infer.request import Completion, Request
+from llmjax.infer.request import Request
 from llmjax.infer.slots import take_row
 from llmjax.parallel import placement
 
@@ -51,12 +51,6 @@ PROMPTS = [tuple((7 * i + j * j) % 250 + 4 for j in range(n)) for i, n in enumer
 @functools.cache
 def model(name: str = "llama") -> tuple[Any, Any]:
     return make(settings(vocab_size=V, **ARCHITECTURES[name]))
-
-
-def answers(engine: Engine, requests: list[Request]) -> list[Completion]:
-    numbers = [engine.submit(request) for request in requests]
-    done = dict(engine.run())
-    return [done[number] for number in numbers]
 
 
 @functools.cache

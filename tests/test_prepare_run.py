@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from test_prepare import rows, tree
 
 from llmjax import cli, config, recipe
 from llmjax.data.documents import languages_of
@@ -39,15 +40,6 @@ def configured(sources, steps=("exact",), **settings) -> config.ConfigDict:
 
 def prepared(workdir: Path, sources, steps=("exact",), **settings) -> dict:
     return run.run(configured(sources, steps, **settings), workdir)
-
-
-def rows(workdir: Path, split: str) -> list[dict]:
-    files = sorted((workdir / "prepare" / split).glob("*.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_bytes().splitlines()]
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def sentences(seed: int, count: int) -> str:

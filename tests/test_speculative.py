@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from networks import make, settings
+from networks import answers, make, settings
 from scipy import stats
 
 from llmjax.data.tokenizer import byte_tokenizer
 from llmjax.infer.engine import Engine
-from llmjax.infer.request import Completion, Request
+from llmjax.infer.request import Request
 
 TOKENIZER = byte_tokenizer()
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -30,12 +30,6 @@ def model(name: str) -> tuple[Any, Any]:
 @functools.cache
 def draft() -> tuple[Any, Any]:
     return make(settings(vocab_size=32, layers=1), seed=1)
-
-
-def answers(engine: Engine, requests: list[Request]) -> list[Completion]:
-    numbers = [engine.submit(request) for request in requests]
-    done = dict(engine.run())
-    return [done[number] for number in numbers]
 
 
 def near(name: str) -> tuple[Any, Any]:
