@@ -4,21 +4,26 @@
     python benchmarks/serve_fuzz.py --python .venv-fuzz/bin/python --out results/serve_fuzz.json    about 5 minutes of a core
 
 "schemathesis": requests that fit the server's own OpenAPI document, and requests that do not, until there are 10,000. Errors
-must have the form that the document says. "numbers": every numeric field of every body with extreme values. The numbers of
-requests and of their statuses are those that the server itself counts (`/metrics`). Afterwards the server must write the
-same text as before. Without --workdir it serves a tiny model.
+must have the form that the document says. "numbers": every numeric field of every body with extreme values; "texts": every
+field of text with odd ones. Both also ask a database, documents, an agent with a tool, and a persona, which the server gets beside
+the model. The numbers of requests and of their statuses are those that the server itself counts (`/metrics`). Afterwards the
+server must write the same text as before. Without --workdir it serves a tiny model. --requests 0 leaves schemathesis out.
 """
 
 import argparse
+import base64
 import http.client
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import types
 import typing
+import urllib.error
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,6 +32,8 @@ import msgspec
 from common import make_parser, write
 from serving import Process, served_run
 
+from llmjax.persona import card, rights, style, threshold
+from llmjax.retrieve.documents.index import Index
 from llmjax.serve.app import POSTS
 
 CHECKS = "not_a_server_error,status_code_conformance,response_schema_conformance"
@@ -35,30 +42,75 @@ VALUES = (
     -(2**63), 10**30, 10**4000, True, False, "1", "", [], [1], {}, float("nan"), float("inf"),
 )  # fmt: skip
 AT_ONCE = 8  # requests
-BASES: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "logprobs": True},
-    "/v1/completions": {"prompt": "hi", "max_tokens": 2},
-    "/v1/responses": {"input": "hi", "max_output_tokens": 2},
-    "/v1/embeddings": {"input": "hi"},
-    "/v1/rerank": {"query": "a", "documents": ["a", "b"]},
-    "/v1/fim/completions": {"prompt": "a", "suffix": "b", "max_tokens": 2},
-    "/ask": {"question": "a", "files": [{"name": "a", "text": "a"}]},
-    "/tokenize": {"prompt": "hi"},
-    "/detokenize": {"tokens": [5]},
-    "/feedback": {"prompt": [], "completion": "a", "label": True},
-}
+DATABASE, DOCUMENTS, PERSONA = "songs", "papers", "keeper"  # names that the server gives what `beside` makes
+HI = [{"role": "user", "content": "hi"}]
+BASES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("/v1/chat/completions", {"messages": HI, "max_tokens": 2, "logprobs": True}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Delete all songs"}], "source": DATABASE}),
+    ("/v1/chat/completions", {"messages": HI, "model": PERSONA}),
+    ("/v1/completions", {"prompt": "hi", "max_tokens": 2}),
+    ("/v1/responses", {"input": "hi", "max_output_tokens": 2}),
+    ("/v1/embeddings", {"input": "hi"}),
+    ("/v1/rerank", {"query": "a", "documents": ["a", "b"]}),
+    ("/v1/fim/completions", {"prompt": "a", "suffix": "b", "max_tokens": 2}),
+    ("/ask", {"question": "a", "files": [{"name": "a", "text": "a"}]}),
+    ("/ask", {"question": "Which songs are there?", "source": DATABASE}),
+    ("/ask", {"question": "Which ship sank?", "source": DOCUMENTS, "transcript": True}),
+    ("/agent", {"goal": "Look at the mail.", "calls": 1, "tokens": 48}),
+    ("/agent/permission", {"id": "a", "allow": True}),
+    ("/read", {"name": "a.html", "data": base64.b64encode(b"<p>A page with a text.</p>").decode()}),
+    ("/tokenize", {"prompt": "hi"}),
+    ("/detokenize", {"tokens": [5]}),
+    ("/feedback", {"prompt": [], "completion": "a", "label": True}),
+)
+TEXTS = (
+    "", " ", "\n", "\0", "a\0b", "\u202e", "\ufeff", "\U0001f600" * 30, "e\u0301" * 99, "<|im_end|>", "<s>", "{{ 7 * 7 }}", "${x}", "%s%n",
+    "' OR 1=1; --", '") OR rank', "NEAR(a b) AND *", "../../etc/passwd", "/dev/null", "a.pdf", "a.eml", "con", "(" * 500, "a" * 1999, "\u00e4 " * 990, "=" * 5000,
+    "data:text/html;base64,AAAA", "\ud800",
+)  # fmt: skip
+TOOLS = """
+def look(where: str) -> str:
+    \"""Look somewhere.\"""
+    return f"nothing in {where}"
+"""
 GREEDY = {"prompt": "The", "max_tokens": 20, "temperature": 0, "logprobs": 1}
 
 
-def numeric(kind: type[msgspec.Struct]) -> list[str]:
-    """The fields of a body that are numbers, or have numbers in them."""
+def fields_of(kind: type[msgspec.Struct], *wanted: type) -> list[str]:
+    """The fields of a body that are of these types, or have such values in them."""
 
     def within(hint: Any) -> bool:
         if isinstance(hint, types.UnionType) or typing.get_origin(hint):
             return any(within(one) for one in typing.get_args(hint))
-        return hint in (int, float)
+        if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+            return False
+        return hint in wanted
 
     return [one.name for one in msgspec.structs.fields(kind) if within(one.type)]
+
+
+def beside(folder: Path, workdir: Path) -> list[str]:
+    """A database, documents, a tool and a persona for a server of a run, as its arguments."""
+    with sqlite3.connect(folder / f"{DATABASE}.sqlite") as db:
+        db.execute('CREATE TABLE "Song of € \'x\'" (Id INTEGER PRIMARY KEY, "Title <b>" TEXT, Length REAL)')
+        db.executemany(
+            "INSERT INTO \"Song of € 'x'\" VALUES (?, ?, ?)", [(i, f"<b>{i}</b>", i * 0.1) for i in range(30)]
+        )
+    db.close()
+    (folder / DOCUMENTS).mkdir()
+    (folder / DOCUMENTS / "ships.md").write_text("# Ships\n\nThe Vasa sank in 1628 before Stockholm.\n")
+    (folder / "tools.py").write_text(TOOLS)
+    own = rights.Rights("Ann", "letters", "public domain", "she died in 1850", "the benchmark")
+    limits = threshold.Threshold(0.4, 20, 20, 0.1, 0.9, "none")
+    figures = style.figures(["The oil lasts."])
+    made = card.Persona("Ann Keeper", str(workdir.resolve()), "", False, own, limits, figures, folder=folder / PERSONA)
+    with Index(made.folder / card.INDEX) as index:
+        index.add_texts([("a.txt", "The oil of the lamp lasts until the morning.")])
+    card.write(made)
+    return [
+        "--db", str(folder / f"{DATABASE}.sqlite"), "--docs", str(folder / DOCUMENTS), "--tools", str(folder / "tools.py"),
+        "--adapter", f"{PERSONA}={made.folder}", "--calls", "2", "--seconds", "20", "--tokens", "64",
+    ]  # fmt: skip
 
 
 def statuses(server: Process) -> Counter[tuple[str, str]]:
@@ -69,29 +121,44 @@ def statuses(server: Process) -> Counter[tuple[str, str]]:
     return Counter({(route, status): int(float(count)) for route, status, count in lines})
 
 
-def numbers(port: int) -> dict[str, Any]:
-    """Every numeric field with every value: how many requests, and those whose answer is wrong."""
+def odd(port: int, values: Sequence[Any], *wanted: type) -> dict[str, Any]:
+    """Every field of these types with every value: how many requests, and those whose answer is wrong."""
     bodies: list[tuple[str, str, Any]] = []
-    for path, (_, kind) in POSTS.items():
-        for name in numeric(kind):
-            for value in VALUES:
-                listed = name in ("logit_bias", "tokens", "prompt", "input")
-                bodies += [(path, name, one) for one in ([value, [value], {"5": value}] if listed else [value])]
+    for path, base in BASES:
+        for name in fields_of(POSTS[path][1], *wanted):
+            for value in values:
+                listed = name in ("logit_bias", "tokens", "prompt", "input", "stop", "documents")
+                bodies += [
+                    (path, name, {**base, name: one}) for one in ([value, [value], {"5": value}] if listed else [value])
+                ]
+        for value in values if str in wanted else ():
+            if "messages" in base:
+                bodies.append((path, "messages", {**base, "messages": [{"role": "user", "content": value}]}))
+            if "files" in base:
+                bodies.append((path, "files", {**base, "files": [{"name": value, "text": value}]}))
 
     def answered(one: tuple[str, str, Any]) -> str:
-        path, name, value = one
+        path, name, given = one
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-        body = json.dumps({**BASES[path], name: value})
-        connection.request("POST", path, body, {"content-type": "application/json"})
+        connection.request("POST", path, json.dumps(given), {"content-type": "application/json"})
         answer = connection.getresponse()
         content = answer.read()
         connection.close()
         error = json.loads(content).get("error", {}) if answer.status >= 400 else {"message": ""}
         good = answer.status < 500 and "message" in error
-        return "" if good else f"{path} {name}={str(value)[:60]}: {answer.status} {content[:200]!r}"
+        return "" if good else f"{path} {name}={str(given[name])[:60]!r}: {answer.status} {content[:200]!r}"
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
         return {"requests": len(bodies), "wrong": list(filter(None, threads.map(answered, bodies)))}
+
+
+def plain(server: Process, path: str, body: dict[str, Any]) -> str:
+    """What a path says where it refuses a body that is not odd."""
+    try:
+        server.get(path, body)
+    except urllib.error.HTTPError as error:
+        return f"{error.code} {json.dumps(body)[:100]}: {error.read().decode()[:300]}"
+    return ""
 
 
 def main() -> int:
@@ -102,12 +169,15 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=250, help="of schemathesis for each path, in each of its runs")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    with served_run(args.workdir) as workdir:
-        server = Process(workdir, 4, 256, ["--config.serve.queue=256"])
+    longer = ["--config.model.max_length=2048"]  # so that prompts with a schema or tools fit
+    with served_run(args.workdir, longer) as workdir, tempfile.TemporaryDirectory() as folder:
+        server = Process(workdir, 4, 2048, ["--config.serve.queue=256", *beside(Path(folder), workdir)])
         try:
             before = server.get("/v1/completions", GREEDY)["choices"]
-            of_numbers = numbers(server.port)
-            print(of_numbers, flush=True)
+            refused = {path: said for path, body in BASES if (said := plain(server, path, body))}
+            print(refused, flush=True)
+            of_numbers, of_texts = odd(server.port, VALUES, int, float), odd(server.port, TEXTS, str)
+            print(of_numbers, of_texts, flush=True)
             made: list[dict[str, Any]] = []
             while sum(one["requests"] for one in made) < args.requests:
                 made.append(schemathesis(args, server, seed=args.seed + len(made)))
@@ -120,14 +190,21 @@ def main() -> int:
     for (_, one), count in counted.items():
         by_status[one] += count
     results: dict[str, Any] = {
-        "numbers": of_numbers, "schemathesis": made, "requests": sum(one["requests"] for one in made),
+        "numbers": of_numbers, "texts": of_texts, "refused_plain": refused, "schemathesis": made, "requests": sum(one["requests"] for one in made),
         "statuses": dict(sorted(by_status.items())),
         "server_errors": {f"{route} {one}": n for (route, one), n in counted.items() if one.startswith("5")},
         "same_text_afterwards": again == before, "exit_status": status,
     }  # fmt: skip
     failed = [out for one in made for out in one["failures"]]
+    # No question for permission is open, and few models were taught to fill in the middle.
     results["passes"] = (
-        not results["server_errors"] and not of_numbers["wrong"] and not failed and again == before and status == 0
+        refused.keys() <= {"/agent/permission", "/v1/fim/completions"}
+        and not results["server_errors"]
+        and not of_numbers["wrong"]
+        and not of_texts["wrong"]
+        and not failed
+        and again == before
+        and status == 0
     )
     print(json.dumps(results, indent=1))
     write(results, args.out)

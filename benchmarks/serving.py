@@ -57,8 +57,11 @@ TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{%
 
 
 @contextlib.contextmanager
-def served_run(workdir: Path | None) -> Iterator[Path]:
-    """The run that is served: the one that is given, without what its server has kept; or a tiny model of bytes."""
+def served_run(workdir: Path | None, more: Sequence[str] = ()) -> Iterator[Path]:
+    """The run that is served: the one that is given, without what its server has kept; or a tiny model of bytes.
+
+    `more` are settings of the tiny model.
+    """
     with tempfile.TemporaryDirectory() as name:
         if workdir is not None:
             linked = Path(name) / workdir.resolve().name
@@ -72,7 +75,7 @@ def served_run(workdir: Path | None) -> Iterator[Path]:
         texts.mkdir()
         for i in range(60):
             (texts / f"{i}.txt").write_text(f"Text {i}: the model reads the number {i * 7} and writes it again.\n" * 8)
-        given = (f"--config.data.sources=['{texts}']", *TINY, "--workdir", Path(name) / "tiny")
+        given = (f"--config.data.sources=['{texts}']", *TINY, *more, "--workdir", Path(name) / "tiny")
         llmjax("run", "--config", "configs/quickstart.py", *given, log=Path(name) / "log")
         (Path(name) / "tiny" / "tokenizer" / "chat_template.jinja").write_text(TEMPLATE)
         yield Path(name) / "tiny"

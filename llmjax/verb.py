@@ -23,6 +23,7 @@ ENDS = {
     "json_schema": "\0",
     "grammar": "\0",
 }  # texts that name a file to read, up to this
+FOLDERS = ("docs", "texts")  # arguments whose folders are read with all files in them
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Verb:
 
 
 def check_paths(args: argparse.Namespace, **more: Path) -> None:
-    """Refuse a file that is to be written and is read too, or is to be written twice, whatever its paths are.
+    """Refuse a file that is to be written and is read too, or in a folder that is, or is to be written twice, whatever its path.
 
     Args:
         args: the arguments of a verb. Every path in them that `WRITES` does not name is read.
@@ -66,6 +67,10 @@ def check_paths(args: argparse.Namespace, **more: Path) -> None:
                 said = name.replace("_", " ") if name in more else f"--{name.replace('_', '-')}"
                 raise UserError(f"{said} {path} is the file of {other}, which {what}: give another")
         earlier.append((name, path))
+        for other, folder in reads if name not in more else ():
+            if other in FOLDERS and folder.is_dir() and _within(path, folder):
+                said = f"--{name} {path} lies in {folder}, the folder of {other}, and would be read there the next time"
+                raise UserError(f"{said}: give another")
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -75,3 +80,8 @@ def _same(one: Path, other: Path) -> bool:
     if one.exists() and other.exists():
         return one.samefile(other)
     return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _within(path: Path, folder: Path) -> bool:
+    """Whether a path, which may not exist yet, is below a folder."""
+    return Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents

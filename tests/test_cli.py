@@ -196,8 +196,10 @@ def test_a_file_that_is_read_and_written_is_refused_whatever_its_path_is(link, t
 def test_what_ask_writes_beside_its_answers_is_none_of_its_files_either(config_file, tmp_path, capsys):
     file = tmp_path / "a.transcript.jsonl"
     file.write_text('{"question": "a"}\n')
-    words = ("ask", "--config", config_file, "--docs", tmp_path, "--questions", file, "--out", tmp_path / "a.jsonl")
-    assert "--transcript" in mistake(capsys, *words)
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    words = ("ask", "--config", config_file, "--docs", docs, "--questions", file, "--out", tmp_path / "a.jsonl")
+    assert "transcript" in mistake(capsys, *words)
     rules = tmp_path / "filters.jsonl"
     rules.write_text('{"rules": []}')
     words = (
@@ -205,7 +207,7 @@ def test_what_ask_writes_beside_its_answers_is_none_of_its_files_either(config_f
         "--config",
         config_file,
         "--docs",
-        tmp_path,
+        docs,
         "a",
         "--filters",
         rules,
@@ -214,6 +216,20 @@ def test_what_ask_writes_beside_its_answers_is_none_of_its_files_either(config_f
     )
     assert "filters.jsonl" in mistake(capsys, *words)
     assert file.read_text() == '{"question": "a"}\n' and rules.read_text() == '{"rules": []}'
+
+
+def test_nothing_is_written_among_the_documents(config_file, tmp_path, capsys):
+    """They would have changed when the next question is asked, by the answers."""
+    docs = tmp_path / "docs"
+    (docs / "deep").mkdir(parents=True)
+    words = ("ask", "--config", config_file, "--docs", docs, "--workdir", docs / "runs")
+    for more in (
+        ("--questions", "q.jsonl", "--out", docs / "deep" / "a.jsonl"),
+        ("a", "--transcript", docs / "t.jsonl"),
+    ):
+        assert f"lies in {docs}, the folder of docs" in mistake(capsys, *words, *more)
+    assert "lies in" in mistake(capsys, "persona", "--texts", docs, "--to", docs / "somebody")
+    assert "q.jsonl" in mistake(capsys, *words, "--questions", "q.jsonl", "--out", tmp_path / "docs.jsonl")
 
 
 def test_a_device_may_take_all_that_is_written(capsys):

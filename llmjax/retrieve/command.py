@@ -69,7 +69,8 @@ def _ask(args: argparse.Namespace, c: ConfigDict) -> int:
             from llmjax.infer import resuming
 
         more = {"answers_before": resuming.before(args.out)} if args.out else {}
-        check_paths(args, log_of_filters=args.transcript.with_name("filters.jsonl"), **more)
+        more |= {"transcript": args.transcript, "log_of_filters": args.transcript.with_name("filters.jsonl")}
+        check_paths(args, **more)
     with timings.phase("import the library"):
         from llmjax.infer import filters
         from llmjax.infer.command import made_from, open_engine
