@@ -163,6 +163,28 @@ def test_nothing_runs_twice_and_more_arms_and_seeds_add_to_what_is_there(tmp_pat
     assert not list((tmp_path / "leases").glob("[!.]*"))
 
 
+def test_a_study_of_a_version_with_fewer_settings_runs_nothing_again(tmp_path, fake_runs):
+    found = planned(tmp_path)
+    work(found)
+    for name in ("study.json", "trials.jsonl"):  # names that were made of other settings
+        text = (tmp_path / name).read_text()
+        for trial in found.trials:
+            text = text.replace(trial.id, trial.id[::-1])
+        (tmp_path / name).write_text(text)
+    tree = json.loads((tmp_path / "study.json").read_text())
+    del tree["config"]["train"]["ema"]
+    (tmp_path / "study.json").write_text(json.dumps(tree))
+    fake_runs.clear()
+    more = planned(tmp_path, seeds=3)
+    assert (
+        [one.id for one in more.trials[:4]]
+        == [one.run for one in more.trials[:4]]
+        == [t.id[::-1] for t in found.trials]
+    )
+    work(more)
+    assert [seed for _, seed in fake_runs] == [2, 2]
+
+
 def test_two_workers_share_the_trials(tmp_path, fake_runs):
     found = planned(tmp_path, seeds=6)
     threads = [threading.Thread(target=work, args=(found,)) for _ in range(2)]

@@ -15,7 +15,7 @@ process that has its lease (llmjax/storage.py).
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,25 @@ def is_study(folder: Path) -> bool:
 def plan(
     folder: Path, c: config.ConfigDict, design: Design, *, search: dict[str, Any] | None = None, one_run_a: str = ""
 ) -> Study:
-    """The study that a folder will hold. This function writes nothing. Raises UserError for an arm that the config
-    refuses."""
-    return Study(folder, c, design, tuple(trials(c, design, one_run_a=one_run_a)), search or {}, one_run_a)
+    """The study that a folder will hold. This function writes nothing. Raises UserError for an arm that the config refuses.
+
+    Trials that are in the folder's study.json keep the names that they have there: an earlier version made them of the
+    settings that it had.
+    """
+    made, names = trials(c, design, one_run_a=one_run_a), _names_before(folder)
+    kept = (replace(one, id=names.get(one.id, one.id), run=names.get(one.run, one.run)) for one in made)
+    return Study(folder, c, design, tuple(kept), search or {}, one_run_a)
+
+
+def _names_before(folder: Path) -> dict[str, str]:
+    """The name that this version makes -> the name in study.json, of trials and runs; {} without a study.json to read."""
+    try:
+        before = read(folder)
+        now = {(one.arm, one.seed): one for one in trials(before.config, before.design, one_run_a=before.one_run_a)}
+    except UserError:
+        return {}
+    pairs = [(now[old.arm, old.seed], old) for old in before.trials if (old.arm, old.seed) in now]
+    return {made.id: old.id for made, old in pairs} | {made.run: old.run for made, old in pairs}
 
 
 def write(study: Study) -> None:
