@@ -1,5 +1,7 @@
 """Questions to a database: the grammar has the schema, answers have their rows, what cannot be answered is refused."""
 
+import contextlib
+import errno
 import json
 import random
 import sqlite3
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from networks import make, settings
 
-from llmjax import cli
+from llmjax import cli, storage
 from llmjax.data.tokenizer import byte_tokenizer
 from llmjax.errors import UserError
 from llmjax.infer import asking, constrained, resuming
@@ -265,6 +267,43 @@ def test_an_answer_stays_only_as_long_as_what_it_was_made_from(tmp_path, monkeyp
     old = [json.loads(line) for line in resuming.before(out).read_text().splitlines()]
     assert [row["error"] for row in old] == ["answer 1", "answer 2"][: len(old)] and len(old) == len(asked) - 2
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_amid_an_answer_loses_none_and_a_link_stays_one(tmp_path, monkeypatch):
+    def answers(engine, todo, start, **settings):
+        yield from ((one, {"id": one.id, "question": one.text, "refused": False}, object()) for one in todo)
+
+    appending = storage.appending
+
+    @contextlib.contextmanager
+    def full(path):
+        with appending(path) as file:
+
+            def write(text):
+                left = 1 - len(path.read_text().splitlines())
+                file.write(text if left else text[:20])
+                if not left:
+                    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+            yield types.SimpleNamespace(write=write)
+
+    monkeypatch.setattr(questions, "answers", answers)
+    (tmp_path / "disk").mkdir()
+    out = tmp_path / "a.jsonl"
+    out.symlink_to(tmp_path / "disk" / "a.jsonl")
+    given = [questions.Question(1, "one"), questions.Question(2, "two")]
+    with monkeypatch.context() as patch:
+        patch.setattr(resuming.storage, "appending", full)
+        with pytest.raises(OSError, match="No space left"):
+            questions.answer_file(None, given, None, out=out)
+    assert len(out.read_text().splitlines()) == 2 and not out.read_text().endswith("\n")
+    assert questions.answer_file(None, given, None, out=out)["answered before"] == 1
+    given[0] = questions.Question(1, "one?")
+    assert questions.answer_file(None, given, None, out=out)["answered"] == 1
+    assert sorted(json.loads(line)["question"] for line in out.read_text().splitlines()) == ["one?", "two"]
+    assert out.is_symlink() and {path.name for path in tmp_path.rglob("*")} == {"disk", "a.jsonl", "a.before.jsonl"}
+    with pytest.raises(UserError, match="disk is no file"):
+        questions.answer_file(None, given, None, out=tmp_path / "disk")
 
 
 def test_two_processes_do_not_write_the_same_answers(tmp_path):

@@ -8,6 +8,7 @@ again. Answers of earlier versions have no hashes and stay.
 import contextlib
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -104,15 +105,18 @@ def resuming(out: Path, wanted: Mapping[str, MadeFrom]) -> Iterator[tuple[set[st
 
     Raises UserError for a file that is none of answers, or that another process appends to.
     """
+    if out.exists() and not out.is_file():
+        raise UserError(f"{out} is no file, so answers cannot be gone on with there: give another --out")
     busy = f"another process writes {out}: wait for it, or give another --out"
-    lock = out.with_name(f".{out.name}.lock")
+    real = Path(os.path.realpath(out))  # a link stays one, and all names of a file have one lock
+    lock = real.with_name(f".{real.name}.lock")
     with storage.locked(lock, otherwise=busy):
         try:
             done, kept, old, changed = look(out, wanted)
             if old:
                 with storage.appending(before(out)) as file:
                     file.write(b"".join(old).decode())
-                storage.write_bytes(out, b"".join(kept))
+                storage.write_bytes(real, b"".join(kept))
                 parts = ", ".join(f"of {count:,} the {name}" for name, count in changed.items())
                 print(
                     f"{out}: {len(old):,} answers are made again ({parts} changed); the old ones are in {before(out)}"
