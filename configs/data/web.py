@@ -9,8 +9,8 @@ near duplicates over all sources at once; FineWeb does so for each crawl. `stric
 50 tokens (Lee et al. 2021). Rejected documents are in WORKDIR/prepare/rejected/ with their reasons, and
 WORKDIR/prepare/card.html says how much was lost at each step.
 
-Needs the extra [data]. Hardware: any; about 1.5 MB of input a second and core (66 MB of /usr/share/doc and prose),
-most of it repair, extraction and the rules of repetition.
+Needs the extra [data]. Hardware: any; about 5.7 MB of input a second of a core (43 MB of HTML, text and WARC, most of it
+rejected: benchmarks/prepare_speed.py), most of it the rules of repetition, repair and the language.
 
 Penedo et al. (2024), "The FineWeb Datasets: Decanting the Web for the Finest Text Data at Scale".
 """
