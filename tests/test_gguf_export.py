@@ -131,6 +131,31 @@ def test_quantized_weights_are_within_half_a_step_of_their_block(tmp_path, kind,
     assert 0 < error < (0.02 if kind == "q8_0" else 0.3)
 
 
+# Of `block_rows`, by ggml_quantize_chunk of llama.cpp 0.5.0.
+LLAMA_CPPS = {
+    "q8_0": "4d1e81df3d9af856b41270cd2b89e745a2005ebb1977d53390ee4caa0866c3217fdc"
+    "08200020c05f8100e040a17f0020c05f8100e040a17f0020c05f8100e040a17f0020" + "00" * 34,
+    "q4_0": "402ee046acf258bd1379df358be046acf268003068ca24fe80a846ec028f68ca24fe80a80080" + "88" * 16,
+}
+
+
+def block_rows() -> np.ndarray:
+    """A row of many numbers, one with as much above zero as below, and one of zeros, (3, 32)."""
+    i = np.arange(32)
+    return np.stack([(i * 37 % 101 - 50) / 64, np.where(i % 2, 1, -1) * (i % 5) / 4, np.zeros(32)]).astype(np.float32)
+
+
+def test_blocks_have_the_bytes_that_llama_cpps_quantizer_writes(tmp_path):
+    tensors = random_tensors(LLAMA)
+    tensors["model.layers.1.mlp.up_proj.weight"][:3] = block_rows()
+    import_model(write_model(tmp_path / "hf", LLAMA, tensors, tokenizer=True), tmp_path / "run")
+    for kind, stored in LLAMA_CPPS.items():
+        export_gguf(tmp_path / "run", tmp_path / f"{kind}.gguf", type_name=kind)
+        reader = gguf.GGUFReader(tmp_path / f"{kind}.gguf")
+        written = next(tensor for tensor in reader.tensors if tensor.name == "blk.1.ffn_up.weight")
+        assert written.data[:3].tobytes().hex() == stored
+
+
 def test_rows_that_are_no_multiple_of_a_block_are_in_half_precision(tmp_path):
     export_gguf(run_of(tmp_path, LLAMA), tmp_path / "m.gguf", type_name="q4_0")
     kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
