@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import random
+import shutil
 import sqlite3
 import types
 from pathlib import Path
@@ -267,6 +268,38 @@ def test_an_answer_stays_only_as_long_as_what_it_was_made_from(tmp_path, monkeyp
     old = [json.loads(line) for line in resuming.before(out).read_text().splitlines()]
     assert [row["error"] for row in old] == ["answer 1", "answer 2"][: len(old)] and len(old) == len(asked) - 2
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("kind", ["database", "documents"])
+def test_the_command_answers_again_what_is_asked_of_something_that_changed(kind, tmp_path, monkeypatch, capsys):
+    """Both questions are refused without a model. The model is not read either, but its checkpoint counts."""
+    monkeypatch.setattr("llmjax.infer.command.open_engine", lambda *_, **__: types.SimpleNamespace(count=1))
+    run, docs, path = tmp_path / "run", tmp_path / "docs", tmp_path / "a.sqlite"
+    shutil.copytree(RUN, run)
+    docs.mkdir()
+
+    def change(text):
+        (docs / "a.txt").write_text(f"The {text} grows on trees.\n")
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            db.execute(f"CREATE TABLE {text} (Id INT)")
+
+    change("apple")
+    (tmp_path / "q.jsonl").write_text('{"question": "Delete all zebras"}\n{"question": "Drop the zebras"}\n')
+    given = ["--db", str(path)] if kind == "database" else ["--docs", str(docs)]
+    given += ["--questions", str(tmp_path / "q.jsonl"), "--out", str(tmp_path / "a.jsonl"), "--workdir", str(run)]
+
+    def said(*more):
+        assert cli.main(["ask", *given, *more]) == 0
+        return capsys.readouterr().out
+
+    assert "2 refused" in said() and "2 answered before" in said()
+    change("pear")
+    assert f"2 answers are made again (of 2 the {kind} changed)" in said() and "2 answered before" in said()
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [set(row["made_from"]) for row in rows] == [{"question", kind, "model", "settings"}] * 2
+    assert "of 2 the settings changed" in said("--config.infer.weights=int8")
+    (run / "tokenizer" / "chat_template.jinja").write_text("{{ messages }}")
+    assert "of 2 the model changed" in said("--config.infer.weights=int8")
 
 
 def test_a_full_disk_amid_an_answer_loses_none_and_a_link_stays_one(tmp_path, monkeypatch):
