@@ -14,7 +14,7 @@ from networks import make, settings
 from llmjax import cli, config
 from llmjax.data.tokenizer import Tokenizer, byte_tokenizer
 from llmjax.errors import UserError
-from llmjax.infer import batch
+from llmjax.infer import batch, resuming
 from llmjax.infer.command import request_settings
 from llmjax.infer.language_model import LanguageModel
 from llmjax.infer.request import Request
@@ -175,7 +175,7 @@ def test_lines_of_text_are_prompts_with_their_numbers_as_ids(tmp_path):
 def test_a_file_that_is_no_answers_is_left_alone(tmp_path, text):
     (tmp_path / "notes.txt").write_text(text)
     with pytest.raises(UserError, match="not a file of answers"):
-        batch.answered(tmp_path / "notes.txt")
+        resuming.look(tmp_path / "notes.txt", {})
     assert (tmp_path / "notes.txt").read_text() == text
 
 
