@@ -1,6 +1,7 @@
 """The floors of the house: which room imports which, read from the source."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
@@ -65,11 +66,19 @@ def room_of(module: str) -> str:
     return module.partition(".")[0]
 
 
-GRAPH = {module: modules_read(module) for module in MODULES}
-ROOMS = {
-    room: {room_of(read) for module in GRAPH if room_of(module) == room for read in GRAPH[module]} - {room}
-    for room in map(room_of, GRAPH)
-}
+@functools.cache
+def graph() -> dict[str, set[str]]:
+    """Module -> the modules that it imports. It is read in a test, as every worker collects the tests."""
+    return {module: modules_read(module) for module in MODULES}
+
+
+@functools.cache
+def rooms() -> dict[str, set[str]]:
+    """Room -> the rooms that it imports."""
+    found: dict[str, set[str]] = {}
+    for module, reads in graph().items():
+        found.setdefault(room_of(module), set()).update(map(room_of, reads))
+    return {room: reads - {room} for room, reads in found.items()}
 
 
 def circle(graph: Mapping[str, set[str]]) -> list[str]:
@@ -82,21 +91,21 @@ def circle(graph: Mapping[str, set[str]]) -> list[str]:
 
 
 def test_every_room_has_a_floor() -> None:
-    assert ROOMS.keys() <= FLOOR_OF.keys()
+    assert rooms().keys() <= FLOOR_OF.keys()
 
 
 def test_a_room_imports_from_its_own_floor_and_below() -> None:
     assert [
         f"{module} imports {read}"
-        for module, reads in GRAPH.items()
+        for module, reads in graph().items()
         for read in reads
         if FLOOR_OF[room_of(read)] > FLOOR_OF[room_of(module)]
     ] == []
 
 
 def test_rooms_do_not_import_each_other_in_a_circle() -> None:
-    assert circle(ROOMS) == []
+    assert circle(rooms()) == []
 
 
 def test_modules_do_not_import_each_other_in_a_circle() -> None:
-    assert circle(GRAPH) == []
+    assert circle(graph()) == []

@@ -97,8 +97,10 @@ def test_sampled_texts_come_as_often_as_the_model_says(drafts, top_p):
     engine = Engine(module, params, TOKENIZER, slots=128, length=32, chunks=(16,), ahead=2, draft=given)
     found = answers(engine, [Request(ids, 2, top_p=top_p, seed=7, number=i) for i in range(count)])
 
+    apply = jax.jit(module.apply)  # operation by operation each would be compiled alone
+
     def distribution(tokens_BL: np.ndarray) -> np.ndarray:
-        logits_BV = np.array(module.apply({"params": params}, tokens_BL)[:, -1], np.float64)
+        logits_BV = np.array(apply({"params": params}, tokens_BL)[:, -1], np.float64)
         logits_BV[:, [0, 1, 3]] = -np.inf
         p = np.exp(logits_BV - logits_BV.max(-1, keepdims=True))
         p /= p.sum(-1, keepdims=True)
