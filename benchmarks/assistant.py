@@ -1,6 +1,7 @@
 """configs/assistant.py with several seeds: what each link teaches, with intervals, times and a conversation.
 
     python benchmarks/assistant.py --base runs/quickstart [--seeds 3] [--runs runs/assistant-seeds] [--out results/assistant.json]
+    python benchmarks/assistant.py --pages               only the tables of README and docs/assistant.md, from results/
 
 Every seed is a chain of its own behind the same base model; one that is done is not run again, and its times are kept. The
 same 200 held-out prompts measure every link. Intervals are of 95 %: differences are paired over prompts, and the variance of
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import ROOT, cpu_seconds, make_parser, write
+from common import ROOT, cpu_seconds, make_parser, replaced, write
 
 LINKS = ("base", "sft", "dpo", "grpo")
 NORMAL_95 = 1.96
@@ -27,6 +28,8 @@ DIFFERENCES = (  # (name, later, earlier, measure)
     ("grpo above sft", "grpo", "sft", "exact_match"),
     ("dpo above sft", "dpo", "sft", "reward"),
 )
+RESULTS = ROOT / "results" / "assistant.json"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "assistant.md")  # each has the table
 QUESTIONS = (
     "Which arguments call `def resize(width, height, scale=1)` with height=20 and width=7?",
     "Which arguments call `def resize(width, height, scale=1)` with scale=3 and height=20 and width=7?",
@@ -75,13 +78,38 @@ def conversation(workdir: Path) -> list[dict[str, str]]:
     return found
 
 
+def table() -> str:
+    """What each link reaches, from the results that are kept, as Markdown."""
+    results = json.loads(RESULTS.read_text())
+    lines = [
+        f"| 200 questions about functions never seen, {results['seeds']} seeds | base | examples | preferences | rewards | no model |",
+        "|---|---|---|---|---|---|",
+    ]
+    for measure, name in (("exact_match", "exact match"), ("reward", "reward")):
+        means = [results["links"][link][measure]["mean"] for link in LINKS]
+        cells = [*(f"{mean:.3f}" for mean in means), f"{results['baseline'][measure]:.3f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_pages() -> None:
+    """Put the table into the pages."""
+    for page in PAGES:
+        page.write_text(replaced(page.read_text(), "assistant", table()))
+
+
 def main() -> None:
     """See the module."""
-    parser = make_parser(__doc__, out=ROOT / "results" / "assistant.json")
-    parser.add_argument("--base", type=Path, required=True, help="a finished run of configs/quickstart.py")
+    parser = make_parser(__doc__, out=RESULTS)
+    parser.add_argument("--base", type=Path, help="a finished run of configs/quickstart.py")
+    parser.add_argument("--pages", action="store_true", help="only the tables, from the results that are kept")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "assistant-seeds", help="where the chains are")
     args = parser.parse_args()
+    if args.pages:
+        return write_pages()
+    if not args.base:
+        parser.error("give --base, a finished run of configs/quickstart.py, or --pages")
     folders = [args.runs.resolve() / str(seed) for seed in range(args.seeds)]
     times = [run_seed(args.base.resolve(), folder, seed) for seed, folder in enumerate(folders)]
     scores = {
@@ -115,6 +143,8 @@ def main() -> None:
     for said in results["conversation"]:
         print(f"> {said['question']}\n{said['answer']}")
     write(results, args.out)
+    if args.out.resolve() == RESULTS:
+        write_pages()
 
 
 if __name__ == "__main__":

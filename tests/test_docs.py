@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import assistant
 import pytest
 import quickstart
 from helpers import WORDS
@@ -199,6 +200,11 @@ def test_readme_is_short_and_its_figures_are_those_of_results():
     readme = text_of(ROOT / "README.md")
     for part, content in (("figures", quickstart.table()), ("comparison", quickstart.comparison())):
         assert quickstart.replaced(readme, part, content) == readme, "run python benchmarks/quickstart.py"
+    for page in assistant.PAGES:
+        text = text_of(page)
+        assert assistant.replaced(text, "assistant", assistant.table()) == text, (
+            "run python benchmarks/assistant.py --pages"
+        )
     assert len(readme.splitlines()) <= 130
 
 
