@@ -173,16 +173,17 @@ def test_no_file_of_a_run_that_is_cut_missing_or_something_else_makes_the_studio
     ]  # fmt: skip
     files = [path for path in run.rglob("*") if path.suffix in (".json", ".jsonl")]
     assert len(files) >= 9
-    for path in files:
-        whole = path.read_bytes()
-        for damaged in (whole[: len(whole) // 2], b"[[]]", b'{"a": {"b": null}, "sources": 1}', None):
-            if damaged is None:
-                path.unlink()
-            else:
-                path.write_bytes(damaged)
-            for asked in paths:
-                assert client.get(asked).status_code in (200, 400, 404, 409), (path, damaged, asked)
-        path.write_bytes(whole)
+    with client:  # one event loop for all requests
+        for path in files:
+            whole = path.read_bytes()
+            for damaged in (whole[: len(whole) // 2], b"[[]]", b'{"a": {"b": null}, "sources": 1}', None):
+                if damaged is None:
+                    path.unlink()
+                else:
+                    path.write_bytes(damaged)
+                for asked in paths:
+                    assert client.get(asked).status_code in (200, 400, 404, 409), (path, damaged, asked)
+            path.write_bytes(whole)
 
 
 # ---------------------------------------------------------------------- names
@@ -201,22 +202,22 @@ def test_no_name_leads_out_of_the_folder(root):
     make_run(root / "run", steps=20)
     (root / "link").symlink_to(root.parent)
     (root / "circle").symlink_to(root / "circle")
-    client = open_studio(root)
-    for path in READERS:
-        for name in NAMES:
-            raw = quote(name, safe="", errors="surrogatepass")
-            also = "&name=run" if path == "/api/compare" else ""
-            answer = client.get(f"{path}?name={raw}{also}&round=1")
-            assert SECRET not in answer.text and "root:" not in answer.text
-            assert answer.status_code in (200, 400, 404, 409), (path, name)
-            if path not in ("/api/runs", "/api/places"):
-                assert answer.status_code != 200, (path, name)
-    assert "secret" not in client.get("/api/files").text
-    for path in ("/../secret.jsonl", "/%2e%2e/secret.jsonl", "/static/app.js", "/app.py"):
-        assert client.get(path).status_code == 404
-    assert client.get("/api/rows", params={"place": "/", "name": "etc/passwd"}).status_code == 404
-    for wrong in ("-1", "1e9", "x", "9" * 30):
-        assert client.get("/api/rows", params={"name": "run", "start": wrong}).status_code == 400
+    with open_studio(root) as client:  # one event loop for all requests
+        for path in READERS:
+            for name in NAMES:
+                raw = quote(name, safe="", errors="surrogatepass")
+                also = "&name=run" if path == "/api/compare" else ""
+                answer = client.get(f"{path}?name={raw}{also}&round=1")
+                assert SECRET not in answer.text and "root:" not in answer.text
+                assert answer.status_code in (200, 400, 404, 409), (path, name)
+                if path not in ("/api/runs", "/api/places"):
+                    assert answer.status_code != 200, (path, name)
+        assert "secret" not in client.get("/api/files").text
+        for path in ("/../secret.jsonl", "/%2e%2e/secret.jsonl", "/static/app.js", "/app.py"):
+            assert client.get(path).status_code == 404
+        assert client.get("/api/rows", params={"place": "/", "name": "etc/passwd"}).status_code == 404
+        for wrong in ("-1", "1e9", "x", "9" * 30):
+            assert client.get("/api/rows", params={"name": "run", "start": wrong}).status_code == 400
 
 
 def test_only_this_machines_names_and_pages_are_answered(root):
