@@ -303,7 +303,7 @@ def test_what_is_accepted_starts_with_finite_logits():
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(100, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.exhaustive)]
+    "number", [pytest.param(60, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.exhaustive)]
 )
 def test_much_more_of_what_is_accepted_can_be_built_placed_and_trained(number):
     build_some(random.Random(99), number)

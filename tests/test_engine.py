@@ -137,7 +137,7 @@ def random_request(seed: int) -> Request:
     )
 
 
-@pytest.mark.parametrize("count", few([40, 200], slow=0))
+@pytest.mark.parametrize("count", few([24, 200], slow=0))
 def test_requests_that_come_and_go_get_what_they_get_alone(count):
     """Random lengths, settings and cancellations against 8 slots: the same answers, all slots free, nothing compiled."""
     make_engine = functools.partial(Engine, *model(), TOKENIZER, **COMMON | {"slots": 8})

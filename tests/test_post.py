@@ -354,9 +354,10 @@ def test_a_policy_with_a_critic_is_held_to_its_reference(folder):
     ("verb", "more"),
     [
         ("grpo", (*GRPO, *WITH_REFERENCE)),
-        (
+        pytest.param(
             "grpo",
             (*GRPO, *WITH_REFERENCE, "--config.model.adapter.kind=dora", "--config.model.adapter.base_format=nf4"),
+            marks=pytest.mark.exhaustive,  # test_adapters.py has DoRA on nf4, and the others have the policy
         ),
         ("ppo", (*GRPO, "--config.rollout.samples=1")),
     ],
