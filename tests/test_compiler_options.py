@@ -1,6 +1,7 @@
 """Options of the compiler are chosen by chip, refused by name, part of what a program is, and exact unless they say otherwise."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,30 @@ def test_what_the_compiler_does_not_take_is_refused_by_name(option):
     name, _, value = option.partition("=")
     with pytest.raises(UserError, match=f"does not take {option}"):
         compiler_options.compile_with(lowered, {name: value})
+
+
+# Of libtpu 0.0.52, for Llama 2 70B on v5p with the set `overlap`.
+REFUSED = (
+    "FAILED_PRECONDITION: Continuation fusion for AllGather is enabled on platform viperfish (variant: ), but it is not "
+    "supported/recommended on platforms other than TPU v5e, and this might lead to many errors including but not limited to: "
+    "incorrect results, hang, SDC, etc. Please disable it with xla_tpu_enable_async_collective_fusion=false "
+)
+
+
+def test_an_option_of_a_set_that_a_newer_compiler_refuses_is_named_and_can_be_turned_off():
+    class Lowered:
+        def compile(self, compiler_options):
+            if compiler_options["xla_tpu_enable_async_collective_fusion"]:
+                raise jax.errors.JaxRuntimeError(REFUSED)
+            return "compiled"
+
+    v5p, entries = device("TPU v5"), ["overlap"]
+    with pytest.raises(
+        UserError, match=r"does not take xla_tpu_enable_async_collective_fusion=true .*incorrect"
+    ) as refused:
+        compiler_options.compile_with(Lowered(), compiler_options.choose(entries, v5p))
+    advised = re.search(r"add '(\S+)' behind the set", str(refused.value))[1]
+    assert compiler_options.compile_with(Lowered(), compiler_options.choose([*entries, advised], v5p)) == "compiled"
 
 
 def test_a_program_compiled_with_other_options_is_another_program():

@@ -169,8 +169,11 @@ def compile_with(lowered: jax.stages.Lowered, options: Options) -> Any:
     except jax.errors.JaxRuntimeError as error:
         said = str(error).strip().partition("\n")[0]
         named = next((name for name in options if name in said), None)
-        if named is None or "INVALID_ARGUMENT" not in said:
+        if named is None or not any(kind in said for kind in ("INVALID_ARGUMENT", "FAILED_PRECONDITION")):
             raise
+        instead = "leave it out"
+        if options[named] == ON:
+            instead += f", or add '{named}=false' behind the set that has it"
         raise UserError(
-            f"parallel.compiler: this compiler does not take {named}={options[named]} ({said}): leave it out"
+            f"parallel.compiler: this compiler does not take {named}={options[named]} ({said}): {instead}"
         ) from error

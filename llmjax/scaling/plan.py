@@ -62,12 +62,12 @@ def plan_locked(
     c = compiler.resolve(c, platform="tpu" if tpu else "gpu")
     sizes = compiler.stages(c)
     stage = sizes.stages[-1]
-    plan = _facts(c, topology, sizes, stage)
+    plan = facts(c, topology, sizes, stage)
     formula = post.plan(c, topology, stage)
     plan["on_paper"] = {"memory": formula.memory, "seconds": formula.seconds}
     plan["checkpoint"] = _checkpoint(c, topology)
     if tpu and not paper:
-        mesh = _mesh(c, topology)
+        mesh = mesh_on(c, topology)
         _compile(plan, c, topology, mesh, sizes, stage, save)
     else:
         if save is not None:
@@ -78,12 +78,12 @@ def plan_locked(
     return plan
 
 
-def _mesh(c: ConfigDict, topology: Topology) -> Mesh:
+def mesh_on(c: ConfigDict, topology: Topology) -> Mesh:
     """The mesh over the devices of a topology, with neighbours of the torus along the last axes."""
     return meshes.make_mesh(c.parallel.mesh, devices=devices(topology), slices=topology.slices)
 
 
-def _facts(c: ConfigDict, topology: Topology, sizes: BatchSizes, stage: Stage) -> Plan:
+def facts(c: ConfigDict, topology: Topology, sizes: BatchSizes, stage: Stage) -> Plan:
     """The numbers that need no compilation."""
     axes = compiler.abstract_mesh(c, devices=topology.devices).shape
     tokens = stage.rows * c.train.sequence_length
