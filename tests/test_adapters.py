@@ -18,7 +18,7 @@ from llmjax.interop.merged import MergedReader, _same_in_16_bits
 from llmjax.model import adapters, blockwise, transformer
 from llmjax.parallel import mesh as meshes
 from llmjax.post import reference
-from llmjax.train import checkpoint, initial
+from llmjax.train import base, checkpoint, initial
 from llmjax.train.frozen import combine, is_trained
 from llmjax.train.optimizer import own_rate
 
@@ -164,7 +164,11 @@ def test_a_base_that_is_gone_or_changed_is_named_and_can_be_mended(runs, trained
         UserError, match=r"its base, the checkpoint .*nowhere, is not there: .* as \"absolute\" into .*base.json"
     ):
         llmjax.load(run)
-    file.write_text(json.dumps({**told, "absolute": str(folder / "elsewhere" / "checkpoints" / "2")}))
+    elsewhere = folder / "elsewhere" / "checkpoints" / "2"
+    with pytest.raises(UserError, match="is not there"):
+        base.follow(file.parent, run / "checkpoints" / "none")
+    base.follow(file.parent, elsewhere)  # as a training that goes on from a start by its new path
+    assert json.loads(file.read_text())["absolute"] == str(elsewhere)
     llmjax.load(run)
     other = next(
         path for path in (folder / "elsewhere" / "checkpoints" / "2" / "params").rglob("*") if path.stat().st_size > 99

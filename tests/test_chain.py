@@ -11,7 +11,8 @@ from helpers import tiny_config
 
 from llmjax import cli, config, recipe, storage
 from llmjax.errors import UserError
-from llmjax.recipe import chain, named, stages
+from llmjax.post import rows
+from llmjax.recipe import chain, named, record, stages
 from llmjax.train import folders
 
 LEAVES = {"prepare": "prepare/train/a.jsonl", "tokenizer": "tokenizer/tokens/index.json", "train": "checkpoints/8/x"}
@@ -144,8 +145,13 @@ def test_a_run_and_what_its_settings_name_may_move_apart_from_each_other(calls, 
         recipe.run(config_at(there), moved, STAGES)
         recipe.run(config_at(there), moved, ("train",))
     assert calls.made == all_of("more")
-    noted = json.loads((moved / "stages.json").read_text())["train"]
-    assert noted["done"] and noted["models"].keys() == {str(here / "start"), str(here / "teacher")}
+    there.rename(tmp_path / "gone")
+    recipe.run(config_at(there), moved, STAGES)  # by what was noted of both paths
+    (tmp_path / "gone").rename(there)
+    recipe.run(config_at(there), moved, STAGES)
+    assert calls.made == all_of("more")
+    paths = {str(folder / name) for folder in (here, there) for name in ("start", "teacher")}
+    assert record.models(moved).keys() == paths
 
     before = files_of(moved)
     for name, key in (("start", "train.init_from"), ("teacher", "objective.distill.teacher")):
@@ -276,3 +282,18 @@ def test_results_of_links_are_told_in_a_table(calls, links, tmp_path):
         ["exact_match", "reward"], ["base", "0.000"], ["more", "0.500", "0.250"], ["last"],
     ]  # fmt: skip
     assert recipe.run  # the recipe of each link
+
+
+def test_files_of_conversations_may_move_and_may_not_change(tmp_path):
+    def digests(folder):
+        c = tiny_config(data__format="conversations", train__init_from="x", data__sources=(str(folder / "a.jsonl"),))
+        return rows.fingerprint(c), rows.fingerprint(c, folders=False)
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    (here / "a.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n')
+    before = digests(here)
+    here.rename(there)
+    assert digests(there)[0] != before[0] and digests(there)[1] == before[1]
+    (there / "a.jsonl").write_text('{"prompt": "1+1=", "completion": "11"}\n')
+    assert digests(there)[1] != before[1]

@@ -286,12 +286,16 @@ def read(c: ConfigDict, rejected: list[Rejected]) -> Iterator[tuple[Path, Row]]:
                 yield file, found
 
 
-def fingerprint(c: ConfigDict) -> str:
-    """A digest of what the stage reads: names, sizes and times of the files of `data.sources`, and the chat template.
+def fingerprint(c: ConfigDict, *, folders: bool = True) -> str:
+    """A digest of what the stage reads: paths, sizes and times of the files of `data.sources`, and the chat template.
+
+    Args:
+        folders: off: of the paths only the names of the files count, so that they may be moved.
 
     Raises UserError when one is not there.
     """
-    parts = [records.state(file) for file in records.files_of(c.data.sources)]
+    files = records.files_of(c.data.sources)
+    parts = [[name if folders else Path(name).name, *rest] for name, *rest in map(records.state, files)]
     return hashlib.blake2b(json.dumps([parts, _template(c)]).encode(), digest_size=16).hexdigest()
 
 

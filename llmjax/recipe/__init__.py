@@ -29,7 +29,7 @@ from llmjax.parallel import processes
 from llmjax.recipe import named, record, stages
 from llmjax.recipe.decide import Decision, Task, decide
 from llmjax.recipe.record import adopt, is_finished
-from llmjax.recipe.stages import FILES, READING, function, identity, stage_of
+from llmjax.recipe.stages import FILES, READING, dependencies, function, identity, stage_of
 
 __all__ = ["Results", "adopt", "check", "claim", "identity", "is_finished", "run", "stage_of"]
 
@@ -58,6 +58,7 @@ def run(c: ConfigDict, workdir: Path, names: Sequence[str], *, start: str = "", 
             decision, stage = _decided(task, name), stage_of(c, name)
             if decision.skip:
                 processes.say(f"{name}: done already, skipped ({workdir / name})")
+                processes.broadcast_from_first(partial(_note_models, c, workdir, name))
                 if len(task.stages) == 1 and stage.show and processes.is_first():
                     function(stage.show)(workdir)
                 continue
@@ -154,13 +155,16 @@ def _files(c: ConfigDict, workdir: Path, *, live: bool) -> str | None:
     is_text = c.data.format == "text"
     stage = "prepare" if is_text else "rows"
     before = record.read(workdir).get(stage, {"done": False, "settings": {}})
-    same = before["settings"].get("data.sources") == list(c.data.sources)
+    given = list(c.data.sources)
+    same = given == before["settings"].get("data.sources") or (before["done"] and given == record.sources(workdir))
     if not live and (same or not before["settings"]):
         return before["settings"].get(FILES)
     try:
         if not is_text:
             from llmjax.post import rows  # imports JAX, which preparing text does without
 
+            if (noted := before.get("files")) and rows.fingerprint(c, folders=False) == noted:
+                return before["settings"][FILES]
             return rows.fingerprint(c)
         from llmjax.prepare.sources import sources_fingerprint
 
@@ -184,17 +188,28 @@ def _begin(c: ConfigDict, workdir: Path, stage: str, decision: Decision) -> None
     if stage == "report":
         return
     storage.write_text(workdir / "config.json", config.to_json(c))
-    known = record.models(workdir)
+    known, asked = record.models(workdir), dependencies(c, stage)
     entry: dict[str, Any] = {"done": False, "settings": decision.settings}
-    entry["models"] = {
-        path: (goes_on and known.get(path)) or named.fingerprint(path) or known.get(path, "")
-        for path in named.paths(decision.settings)
-    }
+    now = {path: told for path in named.paths(asked) if not goes_on and (told := named.fingerprint(path))}
+    entry["models"] = named.fingerprints(decision.settings, known | now) | named.fingerprints(asked, known | now)
+    if stage == "rows":
+        from llmjax.post import rows
+
+        entry["files"] = rows.fingerprint(c, folders=False)
     if goes_on:  # keep a note of every change
         entry["changes"] = list(record.read(workdir).get(stage, {}).get("changes", ()))
         if decision.changed:
             entry["changes"].append({"step": step, "settings": decision.changed})
     record.note(workdir, stage, entry)
+
+
+def _note_models(c: ConfigDict, workdir: Path, stage: str) -> None:
+    """Note the models of a stage that is done, by the paths that they have now."""
+    known = record.models(workdir)
+    found = named.fingerprints(dependencies(c, stage), known)
+    if new := {path: told for path, told in found.items() if told and path not in known}:
+        entry = record.read(workdir)[stage]
+        record.note(workdir, stage, entry | {"models": entry.get("models", {}) | new})
 
 
 def _end(workdir: Path, stage: str, results: Results) -> None:

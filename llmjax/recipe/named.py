@@ -26,6 +26,11 @@ def reward_path(text: str) -> str:
     return where.removeprefix(MODEL) if where.startswith(MODEL) else ""
 
 
+def fingerprints(settings: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, str]:
+    """path -> the fingerprint that is known, or that is now, of the runs that settings name."""
+    return {path: known.get(path) or fingerprint(path) for path in paths(settings)}
+
+
 def fingerprint(path: str) -> str:
     """What tells the weights of a run from others; "" if it has none, or is not there."""
     from llmjax.train import base, folders
@@ -63,7 +68,9 @@ def _moved(
         if path in named:
             continue
         for old in named:
-            if Path(old).resolve() == Path(path).resolve() or (known.get(old) and known[old] == now(path)):
+            if Path(old).resolve() == Path(path).resolve() or (
+                known.get(old) and known[old] == (now(path) or known.get(path))
+            ):
                 yield path, old
                 break
 

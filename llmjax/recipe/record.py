@@ -4,6 +4,7 @@ stages.json keeps the settings with which each stage was started, fingerprints o
 the stage was finished or ended with an error.
 """
 
+import contextlib
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,13 @@ def start(workdir: Path) -> str:
 def models(workdir: Path) -> dict[str, str]:
     """Path -> fingerprint, of the runs that the settings of the stages name."""
     return {path: told for entry in read(workdir).values() for path, told in entry.get("models", {}).items()}
+
+
+def sources(workdir: Path) -> list[str]:
+    """`data.sources` of config.json: those that were accepted last, perhaps by other paths than the stages noted."""
+    with contextlib.suppress(UserError):  # there is none, or it is damaged and will be written again
+        return list(config.load(str(workdir / "config.json")).data.sources)
+    return []
 
 
 def note(workdir: Path, stage: str, entry: Mapping[str, Any]) -> None:

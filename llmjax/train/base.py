@@ -7,7 +7,7 @@ together, and then at its absolute path.
 
 import hashlib
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from llmjax import storage
@@ -96,3 +96,19 @@ def read(checkpoints: Path) -> Base | None:
 def write(checkpoints: Path, base: Base) -> None:
     """Write `base.json`."""
     storage.write_json(checkpoints / FILE, asdict(base))
+
+
+def follow(checkpoints: Path, start: Path) -> None:
+    """Note where the base of a run is now, if it is gone from its place and `start` is the same checkpoint, or stands on it."""
+    kept = read(checkpoints)
+    if kept is None:
+        return
+    try:
+        kept.folder(checkpoints)
+    except CheckpointError:
+        theirs = read(start.parent)
+        folder = start if theirs is None else theirs.folder(start.parent)
+        if fingerprint(folder, kept.item) != kept.fingerprint:
+            raise
+        absolute, run = folder.absolute(), checkpoints.absolute().parent
+        write(checkpoints, replace(kept, path=os.path.relpath(absolute, run), absolute=str(absolute)))

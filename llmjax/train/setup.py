@@ -26,7 +26,7 @@ from llmjax.model.transformer import Transformer
 from llmjax.objectives import Objective
 from llmjax.parallel import compiler_options, pipeline, placement, processes
 from llmjax.parallel import mesh as meshes
-from llmjax.train import base, checkpoint, hardware, initial
+from llmjax.train import base, checkpoint, folders, hardware, initial
 from llmjax.train import budget as budgets
 from llmjax.train import optimizer as optimizers
 from llmjax.train.budget import Budget
@@ -234,12 +234,18 @@ def _name_base(c: ConfigDict, workdir: Path, frozen: Any) -> str:
     return found.absolute
 
 
+def _follow_base(c: ConfigDict, checkpoints: Path) -> None:
+    if c.train.init_from and folders.steps_in(checkpoints):
+        base.follow(checkpoints, folders.newest(Path(c.train.init_from)))
+
+
 def _state(
     c: ConfigDict, workdir: Path, factory: Programs, total: int, initial_params: Callable[[Any], Any] | None
 ) -> Restored:
     """The state of the newest checkpoint, or a new one."""
     folder, abstract = workdir / "checkpoints", factory.abstract
     folder.mkdir(parents=True, exist_ok=True)
+    processes.broadcast_from_first(lambda: _follow_base(c, folder))
     restored = checkpoint.restore(folder, abstract)
     if restored is not None:
         processes.say(f"resuming from step {restored.meta['step']:,} of {total:,}")
