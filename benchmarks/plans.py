@@ -101,6 +101,7 @@ PALM, PALM_FEATURES = ("palm.py", "v4:12x16x16", 2), ("palm.py:features", "v4:12
 OVERLAP = "parallel.compiler=('overlap',)"
 FUSED = "model.barriers=False"
 VMEM = "parallel.compiler=('overlap','gathers','xla_tpu_scoped_vmem_limit_kib=98304')"
+UNFUSED = "parallel.compiler=('overlap','gathers','xla_tpu_enable_async_collective_fusion=false')"
 VARIANTS: dict[str, tuple[str, str, int, tuple[str, ...]]] = {
     "llama2/as it was": (*LLAMA, ()),
     "llama2/as it was, overlap": (*LLAMA, (OVERLAP,)),
@@ -108,6 +109,7 @@ VARIANTS: dict[str, tuple[str, str, int, tuple[str, ...]]] = {
     "llama2/published shape, overlap, gathers": (*LLAMA_ROW, (FUSED,)),
     "llama2/published shape, overlap, gathers, 96 MiB of vmem": (*LLAMA_ROW, (VMEM, FUSED)),
     LLAMA_BEST: (*LLAMA_ROW, ()),
+    "llama2/published shape, overlap but for fusions, gathers, barriers": (*LLAMA_ROW, (UNFUSED,)),
     "mixtral/as it was": (*MIXTRAL, ()),
     "mixtral/published types, 24 rows, overlap, gathers": (*MIXTRAL_ROW, ()),
     "mixtral/published shape, overlap, gathers": (*MIXTRAL_ROW, ("train.batch_size=4608",)),
