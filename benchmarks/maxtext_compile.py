@@ -68,11 +68,13 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.kept / "step.json").exists():
         args.kept.mkdir(parents=True, exist_ok=True)
+        # The libtpu of this interpreter is not that of MaxText's.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TPU_")}
         given = {"LIBTPU_INIT_ARGS": FLAGS, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
         with compiler_lock():
             python = os.path.abspath(shutil.which(args.python) or args.python)
             command = [python, "-c", COMPILE, str(args.kept.resolve()), *SETTINGS]
-            subprocess.run(command, cwd=args.kept, env={**os.environ, **given}, check=True)
+            subprocess.run(command, cwd=args.kept, env={**environment, **given}, check=True)
     made = json.loads((args.kept / "step.json").read_text())
     with compiler_lock():
         topology = parse_topology(TOPOLOGY)
