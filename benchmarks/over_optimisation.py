@@ -3,13 +3,14 @@
     python benchmarks/over_optimisation.py --out results/over_optimisation.json
 
 A small model is taught random words over the letters a to d. The gold reward of a word is the share of its neighbours that
-follow each other in the circle a b c d, less what the word is longer than eight letters. A reward model sees pairs of
-random words, of which one in ten is labelled wrongly, and never the gold reward. Then GRPO optimises the reward model, with
-several weights of the KL to the start, and with none as the control; the gold reward only watches, with weight 0. Each run gives
-reward, gold reward and sqrt(KL) of every round (Gao et al. 2023).
+follow each other in the circle a b c d, less what the word is longer than eight letters; below four letters it is 0. A reward model
+sees pairs of random words, of which one in ten is labelled wrongly, and never the gold reward. It begins with random weights: a model that
+has learnt to write random words has learnt that neighbours say nothing. Then GRPO optimises the reward model, with several weights
+of the KL to the start, and with none as the control; the gold reward only watches, with weight 0. Few pairs teach a proxy that
+can be exploited. Each run gives reward, gold reward and sqrt(KL) of every round (Gao et al. 2023).
 
-Each seed has a start and a reward model, and a run for each weight, of less than three minutes of 2 cores each. What is done is not done
-again: with `--seconds 170` the script stops after that time, and the same command goes on. The results are written after every run.
+Each run takes less than three minutes of 2 cores. The script skips finished runs: with `--seconds 170` it stops after that
+time, and the same command goes on. The results are written after every run.
 """
 
 import itertools
@@ -23,13 +24,14 @@ from typing import Any
 
 from common import ROOT, Budget, OutOfTime, llmjax, make_parser, write
 
-LETTERS, LONGEST, ENOUGH = "abcd", 14, 8
+LETTERS, LONGEST = "abcd", 14
+LEAST, ENOUGH = 4, 8  # letters
 PAIR = 40  # tokens of two answers with their prompts, at most
 UNFELT = 1e-9  # the control's weight of the KL: with 0 the reference is not read, and the KL not measured
 MODEL = (
     "--config.tokenizer.kind=byte", "--config.model.layers=2", "--config.model.width=64", "--config.model.heads=4",
     "--config.model.mlp_width=128", "--config.model.vocab_size=320", "--config.data.min_bytes=1", "--config.data.holdout_percent=5",
-    "--config.train.batch_size=32", "--config.train.sequence_length=24", "--config.train.duration=60 steps",
+    "--config.train.batch_size=32", "--config.train.sequence_length=24",
     "--config.model.pattern=('conv','global')",  # attention alone does not find neighbours in so few steps
     "--config.train.eval_every=0 steps", "--config.stages=('prepare','tokenizer','train')",
 )  # fmt: skip
@@ -39,15 +41,15 @@ TAUGHT = (
     "--config.train.eval_every=100%", "--config.stages=('rows','train')",
 )  # fmt: skip
 POLICY = (
-    "--config.rollout.samples=8", f"--config.rollout.tokens={LONGEST}", "--config.rollout.slots=64",
-    "--config.optimizer.learning_rate=1e-3",
+    "--config.rollout.samples=16", f"--config.rollout.tokens={LONGEST}", "--config.rollout.slots=64", "--config.train.batch_size=128",
+    "--config.optimizer.name=muon", "--config.optimizer.muon_learning_rate=0.003", "--config.optimizer.learning_rate=3e-4",
 )  # fmt: skip
 
 
 def gold(answer: str, row: Mapping[str, Any]) -> float:
     """The hidden reward of a word."""
     word = answer.strip()
-    if len(word) < 2 or any(letter not in LETTERS for letter in word):
+    if len(word) < LEAST or any(letter not in LETTERS for letter in word):
         return 0.0
     good = sum(LETTERS[(LETTERS.index(a) + 1) % 4] == b for a, b in itertools.pairwise(word))
     return good / (len(word) - 1) - 0.15 * max(0, len(word) - ENOUGH)
@@ -57,7 +59,8 @@ def main() -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.02, 0.1], help="of the KL")
-    parser.add_argument("--steps", type=int, default=150, help="of each policy")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[1000, 8000], help="that teach the reward model")
+    parser.add_argument("--steps", type=int, default=300, help="of each policy")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "words", help="where the runs are")
     parser.add_argument("--seconds", type=float, default=0, help="stop after so many, to go on later; 0: never")
     args = parser.parse_args()
@@ -66,19 +69,21 @@ def main() -> int:
         for seed in args.seeds:
             folder = args.runs.resolve() / str(seed)
             start = make_start(folder, seed, budget)
-            rewarded = teach(
-                folder, "reward", start, pairs(seed), f"--config.seed={seed}", "--config.optimizer.learning_rate=3e-3",
-                "--config.train.duration=12 epochs", f"--config.train.sequence_length={PAIR}", "--config.data.holdout_percent=20", budget=budget,
-            )  # fmt: skip
-            accuracy = last(rewarded, "heldout_accuracy")
-            functions = [f"model:{rewarded}", "over_optimisation:gold=0"]
-            for weight in args.weights:
+            for count, weight in itertools.product(args.pairs, args.weights):
+                rewarded = teach(
+                    folder, "reward", make_base(folder, seed, budget, steps=1), pairs(seed, count), f"--config.seed={seed}",
+                    "--config.optimizer.learning_rate=3e-3", "--config.schedule.name=linear", "--config.schedule.final=0.0",
+                    f"--config.train.sequence_length={PAIR}", "--config.data.holdout_percent=20",
+                    "--config.train.duration=400 steps", name=f"reward-{count}", budget=budget,
+                )  # fmt: skip
+                functions = [f"model:{rewarded}", "over_optimisation:gold=0"]
                 run = teach(
                     folder, "grpo", start, prompts(), *POLICY, f"--config.rollout.rewards={functions}", f"--config.seed={seed}",
                     f"--config.objective.policy.kl_weight={max(weight, UNFELT)}", f"--config.train.duration={args.steps} steps",
-                    name=f"kl-{weight}", budget=budget,
+                    name=f"kl-{weight}-{count}", budget=budget,
                 )  # fmt: skip
-                runs.append({"seed": seed, "kl_weight": weight, "reward_model_accuracy": accuracy, **curve(run)})
+                row = {"seed": seed, "pairs": count, "kl_weight": weight}
+                runs.append({**row, "reward_model_accuracy": last(rewarded, "heldout_accuracy"), **curve(run)})
                 print({key: value for key, value in runs[-1].items() if key != "rounds"}, flush=True)
                 write({"steps": args.steps, "summary": summary(runs), "runs": runs}, args.out)
     except OutOfTime:
@@ -86,16 +91,25 @@ def main() -> int:
     return 0
 
 
-def make_start(folder: Path, seed: int, budget: Budget) -> Path:
-    """A model that writes random words after a letter."""
+def make_base(folder: Path, seed: int, budget: Budget, *, steps: int) -> Path:
+    """A model that has read random words for so many steps."""
     draw = random.Random(seed)
     for i in range(32):
         lines = [f"{draw.choice(string.ascii_lowercase)}: {word(draw)}\n" for _ in range(60)]
         write_once(folder / "texts" / f"{i}.txt", "".join(lines))
-    given = (f"--config.data.sources=['{folder / 'texts'}']", f"--config.seed={seed}", "--workdir", folder / "base")
+    workdir = folder / f"base-{steps}"
+    given = (f"--config.data.sources=['{folder / 'texts'}']", f"--config.seed={seed}", f"--config.train.duration={steps} steps",
+             "--workdir", workdir)  # fmt: skip
     llmjax("run", "--config", "configs/quickstart.py", *MODEL, *given, budget=budget, log=folder / "log")
+    return workdir
+
+
+def make_start(folder: Path, seed: int, budget: Budget) -> Path:
+    """A model that writes random words after a letter."""
+    draw = random.Random(f"chats {seed}")
     chats = [{"prompt": asked, "completion": word(draw)} for asked in questions() for _ in range(40)]
-    return teach(folder, "sft", folder / "base", chats, f"--config.seed={seed}", "--config.optimizer.learning_rate=2e-3",
+    base = make_base(folder, seed, budget, steps=60)
+    return teach(folder, "sft", base, chats, f"--config.seed={seed}", "--config.optimizer.learning_rate=2e-3",
                  "--config.train.duration=3 epochs", budget=budget)  # fmt: skip
 
 
@@ -111,7 +125,7 @@ def prompts() -> list[dict[str, str]]:
     return [{"prompt": asked} for asked in questions()]
 
 
-def pairs(seed: int, count: int = 600) -> list[dict[str, str]]:
+def pairs(seed: int, count: int) -> list[dict[str, str]]:
     """Pairs of random words, the better one by the gold reward first, but for one in ten."""
     draw, made = random.Random(f"pairs {seed}"), []
     while len(made) < count:
@@ -186,17 +200,19 @@ def curve(run: Path) -> dict[str, Any]:
 
 
 def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """For each weight over the seeds: the rise of the gold reward, its fall from its best, and the KL; mean, least, largest."""
+    """For each number of pairs and weight, over the seeds: what the gold reward rises, how far it falls from its best, and the KL; mean, least, largest."""
     found = {}
-    for weight in sorted({one["kl_weight"] for one in runs}):
-        mine = [one for one in runs if one["kl_weight"] == weight]
+    for count, weight in sorted({(one["pairs"], one["kl_weight"]) for one in runs}):
+        mine = [one for one in runs if (one["pairs"], one["kl_weight"]) == (count, weight)]
         columns = {
             "rise": [one["gold_at_last"] - one["gold_at_first"] for one in mine],
             "rise_to_best": [one["gold_best"] - one["gold_at_first"] for one in mine],
             "fall_from_best": [one["gold_best"] - one["gold_at_last"] for one in mine],
             "kl": [one["kl_at_last"] for one in mine],
         }
-        found[str(weight)] = {name: [statistics.fmean(x), min(x), max(x)] for name, x in columns.items()}
+        found[f"{count} pairs, {weight:g} KL"] = {
+            name: [statistics.fmean(x), min(x), max(x)] for name, x in columns.items()
+        }
     return found
 
 
