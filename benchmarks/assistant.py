@@ -82,7 +82,7 @@ def table() -> str:
     """What each link reaches, from the results that are kept, as Markdown."""
     results = json.loads(RESULTS.read_text())
     lines = [
-        f"| 200 questions about functions never seen, {results['seeds']} seeds | base | examples | preferences | rewards | no model |",
+        f"| {results['prompts']:.0f} questions about functions never seen, {results['seeds']} seeds | base | examples | preferences | rewards | no model |",
         "|---|---|---|---|---|---|",
     ]
     for measure, name in (("exact_match", "exact match"), ("reward", "reward")):

@@ -10,19 +10,9 @@ from ml_collections import ConfigDict
 
 from llmjax.errors import UserError
 
-WRITES = (
-    "out",
-    "to",
-    "transcript",
-    "write_config",
-    "save_executable",
-)  # arguments of all verbs that name what is written
-ENDS = {
-    "config": ":",
-    "tools": "@http",
-    "json_schema": "\0",
-    "grammar": "\0",
-}  # texts that name a file to read, up to this
+# Arguments of all verbs that name what is written; and texts that name a file to read, up to these characters.
+WRITES = ("out", "to", "transcript", "write_config", "save_executable")
+ENDS = {"config": ":", "tools": "@http", "json_schema": "\0", "grammar": "\0"}
 FOLDERS = ("docs", "texts")  # arguments whose folders are read with all files in them
 
 

@@ -6,7 +6,8 @@ LIBTPU_INIT_ARGS, so a plan and a run compile alike, and other programs stay as 
 
 The values are those that MaxText, its recipes and axlearn publish for their runs. Sets marked `exact` move work and leave
 every number as it is. The others may change the order of sums, or their precision. No config of this repository names
-one of them: run benchmarks/compiler_options.py on the chip first, which compares losses with and without.
+one of them: run benchmarks/compiler_options.py on the chip first, which compares losses with and without. Do so with `overlap` on
+v5p and v6e too: libtpu 0.0.52 refuses its xla_tpu_enable_async_collective_fusion on v5p, as fit for v5e alone.
 """
 
 import difflib
