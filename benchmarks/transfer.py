@@ -1,10 +1,10 @@
 """Does the best rate of a small model hold at four times the width? muP against the standard parametrisation.
 
     python benchmarks/transfer.py --out results/transfer.json
-    python benchmarks/transfer.py --only adamw --seeds 1 --widths 64
+    python benchmarks/transfer.py --only adamw --seeds 1 --widths 32
 
 Five rates at each of two widths, AdamW and Muon, muP and the standard parametrisation, three seeds: 120 runs of 0.8M tokens
-of this Python's standard library, bytes for tokens, of half a minute to three of two idle cores each. Trainings are in steps,
+of this Python's standard library, bytes for tokens, of half a minute to one of two idle cores each. Trainings are in steps,
 so the machine's load does not change them. The script may be stopped at any time and goes on where it was; results are
 written after every optimizer, scheme and width, with what is still open.
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from llmjax.config import ConfigDict, base, parse_arg
 
-WIDTHS = (64, 256)
+WIDTHS = (32, 128)
 RATES = {
     "adamw": (0.001, 0.003, 0.01, 0.03, 0.1),
     "muon": (0.005, 0.01, 0.02, 0.04, 0.08),
