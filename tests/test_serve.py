@@ -226,6 +226,26 @@ def test_bugs_3_and_4_two_calls_have_their_index_and_arguments_are_texts(client)
     assert len({call["id"] for call in made["calls"]}) == len(made["calls"])
 
 
+MENTIONS = (
+    'Write <tool_call> {"name": "rm", "arguments": {}} then.',
+    '<tool_call>{"name": "rm", "arguments": {"x": 1}}</tool_call>',
+    '<tool_call> {"name": "\\q", "arguments": {}}',
+    "It begins with <tool_call>",
+    "a" * 2000 + "<tool_call>" + "b" * 2000,
+)
+
+
+@pytest.mark.parametrize("text", MENTIONS)
+def test_a_text_that_only_mentions_a_call_is_a_text(text):
+    """The grammar lets a model write it where it may write texts, so none of it is a call, and nothing of it is lost."""
+    assert sql_grammar.accepts(grammar(Choice([Tool("function", Function("f"))])), text)
+    for size in (1, 7, len(text)):
+        parser = Parser()
+        for start in range(0, len(text), size):
+            parser.feed(text[start : start + size], last=start + size >= len(text))
+        assert parser.content == text and parser.calls == []
+
+
 def test_bug_5_an_answer_without_calls_has_no_key_for_them(client):
     message = client.chat(tools=[LOOK], tool_choice="none").json["choices"][0]["message"]
     assert "tool_calls" not in message and isinstance(message["content"], str)
@@ -436,6 +456,9 @@ def test_bug_19_base64_and_lists_are_the_same_vectors(client):
     assert client.post("/v1/embeddings", {"input": [[1, 100_000]]}).status == 400  # ids of another vocabulary
     ranked = client.post("/v1/rerank", {"query": "some text", "documents": ["another", "some text"], "top_n": 1}).json
     assert ranked["results"][0]["index"] == 1
+    for wrong in ({"query": ""}, {"documents": []}, {"documents": [""]}, {"top_n": 0}):
+        refused = client.post("/v1/rerank", {"query": "a", "documents": ["b"], **wrong})
+        assert refused.status == 400 and refused.error["param"] == next(iter(wrong))
 
 
 def test_bug_20_a_seed_gives_the_same_text_under_any_load_and_samples_differ(client):

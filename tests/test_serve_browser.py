@@ -126,9 +126,9 @@ def rows(client: Client, name: str) -> list[Any]:
 def test_an_answer_streams_and_stops_and_its_slot_is_free(page, served, monkeypatch):
     step = Engine.step
 
-    def slowly(self: Engine) -> Any:
+    def slowly(self: Engine, *arguments: Any) -> Any:
         time.sleep(0.05)
-        return step(self)
+        return step(self, *arguments)
 
     monkeypatch.setattr(Engine, "step", slowly)
     page.click("#open-settings")

@@ -194,6 +194,11 @@ def test_a_persona_is_disclosed_and_quoted_over_http_and_answers_in_no_other_way
         assert "own system prompt" in asking.chat(model="one", messages=system).error["message"]
         for fields in ({"tools": [TOOL]}, {"chat_template_kwargs": {"a": 1}}, {"response_format": {"type": "json_object"}}, {"n": 2}, {"logprobs": True}):  # fmt: skip
             assert asking.chat(model="one", messages=question, **fields).status == 400
+        for seed in (-1, 2**70):  # as without a persona
+            assert asking.chat(model="one", messages=question, max_tokens=100, seed=seed).status == 200
+        for fields in ({"max_tokens": 0}, {"max_tokens": 9, "max_completion_tokens": 0}):
+            refused = asking.chat(model="one", messages=question, **fields)
+            assert refused.status == 400 and refused.error["param"] == list(fields)[-1]
         assert "/v1/chat/completions" in asking.complete(model="one").error["message"]
         assert asking.post("/v1/responses", {"model": "two", "input": "Does the oil last?"}).status == 400
         assert asking.chat(model="tiny", max_tokens=2).status == 200

@@ -160,6 +160,20 @@ def test_depth_is_counted_outside_of_texts_only():
         messages.parse(b'{"a":"\\\\"' + b',"b":' + b"[" * 70)
 
 
+def test_a_text_without_an_end_is_looked_at_once(client):
+    assert (
+        messages.QUOTED.sub("", '[1, "a\\\\", "b' + '\\"' * 5) == "[1, , "
+    )  # from its first quote to the end of the body
+    assert messages.QUOTED.sub("", '"a\\') == ""
+    answer = client.post("/v1/completions", b'{"prompt": "' + b'\\"' * 1_000_000)
+    assert answer.status == 400 and answer.error["code"] == "invalid_json"
+
+
+def test_a_body_that_is_packed_is_refused_by_name(client):
+    answer = client.post("/v1/completions", b"\x1f\x8b\x08", **{"content-encoding": "gzip"})
+    assert answer.status == 415 and "gzip" in answer.error["message"]
+
+
 def test_a_reader_that_is_too_slow_is_cut_off(client):
     body = {"prompt": "hi", "max_tokens": 500, "logit_bias": {"2": -100}, "stream": True, "n": 8}
     exchange = client.open("POST", "/v1/completions", body, reads=False)
@@ -185,11 +199,11 @@ def test_a_step_that_fails_fails_its_texts_and_the_engine_goes_on(client, monkey
     expected = client.chat(**GREEDY).json["choices"]
     step, failed = Engine.step, []
 
-    def fail_once(self: Engine) -> object:
+    def fail_once(self: Engine, *arguments: object) -> object:
         if not failed and self.busy:
             failed.append(1)
             raise RuntimeError("memory")
-        return step(self)
+        return step(self, *arguments)
 
     monkeypatch.setattr(Engine, "step", fail_once)
     answer = client.chat(**GREEDY)

@@ -327,8 +327,12 @@ class Engine:
         """End a request now: its last event comes with the next `step`. False if it has ended, or is not known."""
         return self._scheduler.cancel(number)
 
-    def step(self) -> list[Event]:
+    def step(self, between: Callable[[], None] | None = None) -> list[Event]:
         """Admit waiting requests, write up to `steps` tokens in each slot, and return the news of all requests.
+
+        Args:
+            between: called after each chunk of prompts, when the device has read it. It may cancel requests, whose prompts
+                are then read no further.
 
         A request that cannot go on ends with an event that says why, without effect on others. After an interrupted step,
         which may have stopped anywhere, the next one begins all texts in slots again, which gives the same tokens.
@@ -343,6 +347,9 @@ class Engine:
         with self._context(), timings.phase("read prompts and write"):
             for action in s.reads():
                 self._do(action)
+                if between is not None and isinstance(action, Read):
+                    jax.block_until_ready(self.slots)  # or all chunks would wait for the device already
+                    between()
             limit_B = s.limits()
             if limit_B.any():
                 s.take(self._decode(s.keep(), limit_B, s.words(self._all_BW.shape[1])))

@@ -1,11 +1,13 @@
 """What a model computes from given tokens: the log-probability of each, and one vector for a text.
 
-Batches have few shapes: lengths are powers of two, and rows are one or ROWS.
+Batches have few shapes: lengths are powers of two, and rows are one or ROWS. A caller that shares the device takes them one at a
+time, and does other work between them.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,8 @@ from llmjax.objectives import chunks
 from llmjax.objectives.losses import predictions_of
 from llmjax.parallel import placement
 
+T = TypeVar("T")
+Batch = list[tuple[int, T]]  # numbers of rows, each with what was computed
 ROWS = 8
 SHORTEST = 32  # tokens of a batch's rows
 CHUNK_TOKENS = 256  # tokens of a batch whose logits are in memory at a time
@@ -34,28 +38,44 @@ class TokenScores(NamedTuple):
 
 def token_scores(model: LanguageModel, rows: Sequence[Sequence[int]], *, likeliest: int = 1) -> list[TokenScores]:
     """The scores of each row of ids; a row of one token has none. Raises UserError as `_check` does."""
+    return in_order(batches_of_scores(model, rows, likeliest=likeliest))
+
+
+def batches_of_scores(
+    model: LanguageModel, rows: Sequence[Sequence[int]], *, likeliest: int = 1
+) -> Iterator[Batch[TokenScores]]:
+    """The batches of `token_scores`."""
     _check(model, rows)
-    found: list[Any] = [None] * len(rows)
     for numbers, tokens_BL, segments_BL in _batches(rows):
         targets_BL = np.pad(tokens_BL[:, 1:], ((0, 0), (0, 1)))
         parts = -(-tokens_BL.size // CHUNK_TOKENS)
         with placement.active(model.mesh, model.config):
             made = _scores(model.module, model.params, tokens_BL, segments_BL, targets_BL, parts=parts, top=likeliest)
         arrays = [np.asarray(one) for one in made]
-        for row, number in enumerate(numbers):
-            found[number] = TokenScores(*(one[row, : len(rows[number]) - 1] for one in arrays))
-    return found
+        yield [
+            (number, TokenScores(*(one[row, : len(rows[number]) - 1] for one in arrays)))
+            for row, number in enumerate(numbers)
+        ]
 
 
 def embed(model: LanguageModel, rows: Sequence[Sequence[int]]) -> np.ndarray:
     """Vectors (rows, width) float32 of length 1: the mean of the last layer's states over a row's tokens."""
+    found = in_order(batches_of_vectors(model, rows))
+    return np.array(found, np.float32).reshape(len(rows), model.config.model.width)
+
+
+def batches_of_vectors(model: LanguageModel, rows: Sequence[Sequence[int]]) -> Iterator[Batch[np.ndarray]]:
+    """The batches of `embed`."""
     _check(model, rows)
-    found = np.zeros((len(rows), model.config.model.width), np.float32)
     for numbers, tokens_BL, segments_BL in _batches(rows):
         with placement.active(model.mesh, model.config):
             vectors_BD = np.asarray(_means(model.module, model.params, tokens_BL, segments_BL))
-        found[numbers] = vectors_BD[: len(numbers)]
-    return found
+        yield list(zip(numbers, vectors_BD, strict=False))  # without the rows that are padding
+
+
+def in_order(batches: Iterable[Batch[T]]) -> list[T]:
+    """What batches have, by the numbers of the rows."""
+    return [one for _, one in sorted(itertools.chain.from_iterable(batches), key=lambda pair: pair[0])]
 
 
 def _check(model: LanguageModel, rows: Sequence[Sequence[int]]) -> None:

@@ -185,6 +185,8 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
         return b""
     if header(scope, "content-type").partition(";")[0].strip().lower() != "application/json":
         raise Refusal(415, "send JSON, with content-type: application/json", code="unsupported_media_type")
+    if (coding := header(scope, "content-encoding").strip().lower()) not in ("", "identity"):
+        raise Refusal(415, f"send the body as it is, not as {coding[:40]}", code="unsupported_media_type")
     parts, size = [], 0
     try:
         async with asyncio.timeout(BODY_SECONDS):

@@ -1,6 +1,5 @@
 """POST /v1/chat/completions."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from llmjax.serve.fields import choices_of, form_of, likeliest_of, requests_of, 
 from llmjax.serve.log_probs import chat_form
 from llmjax.serve.messages import ROLES, ChatBody, Sampled, parse
 from llmjax.serve.refusals import Refusal
-from llmjax.serve.server import Served, new_id
+from llmjax.serve.server import Served
 from llmjax.serve.tickets import Ticket
 from llmjax.serve.tools import Choice, Parser, as_json, chosen, grammar
 
@@ -45,11 +44,8 @@ async def chat(call: Call) -> None:
 
 async def send(asked: Asked, served: Served, body: Sampled, *, log_probs: bool = False, top: int = 0) -> None:
     """Send an answer in the form of chat completions, whole or as a stream."""
-    head = {
-        "id": new_id("chatcmpl"), "created": int(time.time()), "model": body.model or served.name,
-        "system_fingerprint": served.fingerprint,
-    }  # fmt: skip
-    form = Form(head, log_probs, top, bool(body.stream_options and body.stream_options.include_usage))
+    head = served.head("chatcmpl", body)
+    form = Form(head, log_probs, top, body.counted)
     if body.stream:
         await _stream(asked, form)
         return
@@ -84,10 +80,7 @@ async def asked(
         if constraint is not None and constraint[0] != "json_schema":
             raise Refusal(400, "tools and structured_outputs cannot be combined", param="structured_outputs")
         constraint = ("grammar", grammar(tools, schema_of(body.response_format)))
-    requests = requests_of(
-        body, ids, defaults=served.defaults, room=served.room, count=count, constraint=constraint,
-        asked=body.max_completion_tokens,
-    )  # fmt: skip
+    requests = requests_of(body, ids, defaults=served.defaults, room=served.room, count=count, constraint=constraint)
     await ticket.submit(requests)
     texts = [Written(served.names, Parser() if tools.tools else None) for _ in range(count)]
     if call.server.log_texts:

@@ -1,12 +1,11 @@
 """POST /v1/completions and /v1/fim/completions: plain prompts, repeated with their log-probabilities if asked for."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llmjax.errors import UserError
-from llmjax.infer.given import TokenScores, token_scores
+from llmjax.infer.given import TokenScores, batches_of_scores
 from llmjax.objectives.special import special_ids
 from llmjax.serve import answering, chat
 from llmjax.serve.answering import Asked
@@ -16,7 +15,7 @@ from llmjax.serve.fields import MOST_LIKELIEST, choices_of, likeliest_of, reques
 from llmjax.serve.log_probs import Placed, completion_form
 from llmjax.serve.messages import CompletionBody
 from llmjax.serve.refusals import Refusal, unsupported
-from llmjax.serve.server import Served, new_id
+from llmjax.serve.server import Served
 from llmjax.serve.tickets import Ticket
 
 UNKNOWN = float("nan")  # the log-probability of a text's first token
@@ -100,7 +99,7 @@ async def _echoes(
     if top is None:
         return [Echo(text, None) for text in texts]
     kept = 1 if top <= 1 else MOST_LIKELIEST  # few programs
-    scores = await call.server.compute(served, lambda model: token_scores(model, rows, likeliest=kept))
+    scores = await call.server.compute(served, lambda model: batches_of_scores(model, rows, likeliest=kept))
     return [Echo(text, _placed(served, row, one)) for text, row, one in zip(texts, rows, scores, strict=True)]
 
 
@@ -137,10 +136,7 @@ def _characters(served: Served, row: Sequence[int]) -> int:
 
 
 def _head(body: CompletionBody, served: Served) -> dict[str, Any]:
-    return {
-        "id": new_id("cmpl"), "object": "text_completion", "created": int(time.time()),
-        "model": body.model or served.name, "system_fingerprint": served.fingerprint,
-    }  # fmt: skip
+    return {**served.head("cmpl", body), "object": "text_completion"}
 
 
 def _joined(first: Mapping[str, list[Any]] | None, second: Mapping[str, list[Any]] | None) -> dict[str, list[Any]]:
@@ -176,8 +172,7 @@ async def _stream(
     asked: Asked, echoes: Sequence[Echo], body: CompletionBody, served: Served, count: int, top: int | None
 ) -> None:
     reply, head = asked.call.reply, _head(body, served)
-    counted = bool(body.stream_options and body.stream_options.include_usage)
-    beside = {"usage": None} if counted else {}
+    beside = {"usage": None} if body.counted else {}
 
     def chunk(index: int, text: str, log_probs: Any, finish: str | None = None) -> dict[str, Any]:
         choice = {"index": index, "text": text, "logprobs": log_probs, "finish_reason": finish}
@@ -193,7 +188,7 @@ async def _stream(
         await reply.data(chunk(index, delta.content, own))
     for index in range(number):
         await reply.data(chunk(index, "", None, asked.texts[index].finish_reason if asked.texts else "length"))
-    if counted:
+    if body.counted:
         await reply.data({**head, "choices": [], "usage": usage(asked.prompts, asked.texts)})
     await reply.data("[DONE]")
     await reply.end()

@@ -29,7 +29,6 @@ def requests_of(
     room: int,
     count: int,
     constraint: tuple[str, Any] | None = None,
-    asked: int | None = None,
 ) -> list[Request]:
     """The requests of one prompt, one for each of `count` samples.
 
@@ -37,20 +36,18 @@ def requests_of(
         defaults: settings of `Request` for fields that are absent.
         room: tokens of prompt and text together.
         constraint: its kind and the constraint itself; None: that of the body.
-        asked: the most tokens to write, where another field than max_tokens says it.
-
     Raises Refusal that names the wrong field.
     """
     given: dict[str, Any] = {**defaults, **dict.fromkeys(CONSTRAINTS, "")}
     given |= {name: value for name in NUMBERS if (value := getattr(body, name)) is not None}
-    given["max_new_tokens"] = _length(body, len(ids), room, asked)
+    given["max_new_tokens"] = _length(body, len(ids), room)
     if body.stop is not None:
         given["stop"] = _stops(body.stop)
     if body.logit_bias:
         if len(body.logit_bias) > MOST_BIASES:
             raise Refusal(400, f"logit_bias has more than {MOST_BIASES:,} ids", param="logit_bias")
         given["logit_bias"] = body.logit_bias
-    given["seed"] = secrets.randbits(32) if body.seed is None else body.seed % 2**32
+    given["seed"] = seed_of(body, secrets.randbits(32))
     found = constraint or form_of(body)
     if found is not None:
         given[found[0]] = found[1]
@@ -75,11 +72,23 @@ def likeliest_of(name: str, value: int | None) -> int:
     return value or 0
 
 
-def _length(body: Sampled, prompt: int, room: int, asked: int | None) -> int:
+def seed_of(body: Sampled, otherwise: int) -> int:
+    """The seed of a request; clients send any whole number."""
+    return otherwise if body.seed is None else body.seed % 2**32
+
+
+def length_of(body: Sampled) -> int | None:
+    """The most tokens to write, the smaller of the fields that say it; None: the request does not say. Raises Refusal."""
+    names = [name for name in ("max_tokens", "max_completion_tokens") if getattr(body, name, None) is not None]
+    for name in names:
+        if getattr(body, name) < 1:
+            raise Refusal(400, f"{name}={getattr(body, name)} must be at least 1", param=name)
+    return min((getattr(body, name) for name in names), default=None)
+
+
+def _length(body: Sampled, prompt: int, room: int) -> int:
     """The most tokens to write. Raises Refusal if they do not fit beside the prompt: nothing is cut silently."""
-    wanted = body.max_tokens if asked is None else asked if body.max_tokens is None else min(asked, body.max_tokens)
-    if wanted is not None and wanted < 1:
-        raise Refusal(400, f"max_tokens={wanted} must be at least 1", param="max_tokens")
+    wanted = length_of(body)
     if prompt + (wanted or 1) > room:
         raise Refusal(
             400,

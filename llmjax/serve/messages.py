@@ -7,7 +7,7 @@ supported, or is one of our fields on a path that does not read it, is refused b
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -15,7 +15,9 @@ import msgspec
 from llmjax.serve.refusals import Refusal, unsupported
 
 DEEPEST = 64  # levels of lists and objects
-QUOTED = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# A text of JSON, up to its end or that of the body. It fits wherever a text begins: or it would be looked for again from every
+# quote in a text without an end, which takes the square of the time.
+QUOTED = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 BRACKETS = re.compile(r"[\[\]{}]")
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 T = TypeVar("T", bound="Body")
@@ -76,6 +78,11 @@ class Sampled(Body, kw_only=True):
     stream_options: StreamOptions | None = None
     structured_outputs: Guided | None = None
     response_format: dict[str, Any] | None = None
+
+    @property
+    def counted(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
 
 
 class Function(msgspec.Struct):
@@ -288,6 +295,11 @@ def read(data: bytes, kind: type[T], *, on_unknown: Callable[[str], None] = lamb
         if param is None and "missing required field" in message:
             param = message.rpartition("field `")[2].rstrip("`")
         raise Refusal(400, f"{param}: {message}" if path else message, code="invalid_type", param=param) from error
+
+
+def text_of(content: str | Sequence[Mapping[str, Any]]) -> str:
+    """The text of a message's content, which may be parts."""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def parse(data: bytes) -> Any:

@@ -5,7 +5,7 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,12 +16,13 @@ from ml_collections import ConfigDict
 from llmjax.data.chat import chat_ids, chat_text
 from llmjax.errors import UserError
 from llmjax.infer.engine import Engine
+from llmjax.infer.given import Batch, in_order
 from llmjax.infer.language_model import LanguageModel
 from llmjax.infer.request import prompt_ids
 from llmjax.serve.admission import Admission
 from llmjax.serve.fields import MOST_LIKELIEST
 from llmjax.serve.log_probs import Names
-from llmjax.serve.messages import Tool
+from llmjax.serve.messages import Body, Tool
 from llmjax.serve.metrics import Metrics
 from llmjax.serve.refusals import Refusal
 from llmjax.serve.sources import Source
@@ -69,6 +70,13 @@ class Served:
     def fingerprint(self) -> str:
         """Changes with whatever changes answers to the same request."""
         return f"llmjax-{__version__}-{self.model.tokenizer.fingerprint[:8]}-{self.model.step}"
+
+    def head(self, kind: str, body: Body) -> dict[str, Any]:
+        """What every part of an answer has; `kind` begins its id."""
+        return {
+            "id": new_id(kind), "created": int(time.time()), "model": body.model or self.name,
+            "system_fingerprint": self.fingerprint,
+        }  # fmt: skip
 
     def chat(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool], variables: Mapping[str, Any]
@@ -138,6 +146,7 @@ class Server:
         self._tickets: set[Ticket] = set()
         self._unknown: set[str] = set()  # fields that were ignored
         self._merged = ("", models[0].model)  # the last model whose adapter was merged, by its name
+        self._computing = asyncio.Lock()
         self._threads = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="prompts")
 
     # ------------------------------------------------------------------ life
@@ -228,11 +237,20 @@ class Server:
             except TimeoutError:
                 raise UserError(f"the prompt could not be prepared within {PREPARING_SECONDS:.0f} s") from None
 
-    async def compute(self, served: Served, function: Callable[[LanguageModel], T]) -> T:
-        """What a function returns that computes with a model, between two steps of the engines."""
+    async def compute(self, served: Served, batches: Callable[[LanguageModel], Iterator[Batch[T]]]) -> list[T]:
+        """What a model computes of rows, in their order. Each batch is computed between two steps of the engines.
+
+        So texts that are written wait for one batch, and a client that leaves ends the rest. One request is computed at a
+        time, which keeps one merged adapter in memory.
+        """
         self.check_ready()
+        made: list[Batch[T]] = []
         with refused():
-            return await self.worker.call(lambda: function(self._reading(served)))
+            async with self._computing:
+                left = await self.worker.call(lambda: batches(self._reading(served)))
+                while batch := await self.worker.call(lambda: next(left, [])):
+                    made.append(batch)
+        return in_order(made)
 
     def _reading(self, served: Served) -> LanguageModel:
         """The model that reads whole texts. An adapter is merged into it; only the last of these is kept in memory."""

@@ -142,9 +142,12 @@ def refused() -> Iterator[None]:
 
 
 async def _compiled(future: "Future[Any]") -> None:
-    """Wait for a constraint to be compiled. Raises UserError for one that is wrong or takes too long."""
+    """Wait for a constraint to be compiled. Raises UserError for one that is wrong or takes too long.
+
+    A client that leaves takes its constraint out of the queue, so that those of others do not wait for it.
+    """
     try:
         async with asyncio.timeout(SECONDS):
-            await asyncio.shield(asyncio.wrap_future(future))
+            await asyncio.wrap_future(future)
     except TimeoutError:
         raise UserError(f"the constraint takes more than {SECONDS:.0f} s: make it simpler") from None

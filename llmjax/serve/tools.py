@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmjax.serve.messages import Tool
+from llmjax.serve.messages import Tool, text_of
 from llmjax.serve.refusals import Refusal
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
+MARK = f"{OPENING}\n"  # behind it the grammar lets a call follow, and nothing else; a text has none
 NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"((?:[^"\\]|\\.)*)"\s*,\s*"arguments"\s*:\s*(?=\{)')
 COMBINED = ("$ref", "anyOf", "oneOf", "allOf")  # a schema with one of these has its properties elsewhere
-LONGEST_HEAD = 1000  # characters before the arguments: more is no call
 MOST_TOOLS, MOST_CHARACTERS = 128, 1 << 16
 INTRODUCTION = (
     "You may call these functions:\n{functions}\n"
@@ -126,24 +126,20 @@ def introduced(messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]) -> 
     for message in messages:
         content, role = message.get("content") or "", message.get("role")
         if role == "tool":
-            found.append({"role": "user", "content": f"<tool_response>\n{_text(content)}\n</tool_response>"})
+            found.append({"role": "user", "content": f"<tool_response>\n{text_of(content)}\n</tool_response>"})
         elif message.get("tool_calls"):
             calls = [
                 f"{OPENING}\n{json.dumps(call['function'], ensure_ascii=False)}\n{CLOSING}"
                 for call in message["tool_calls"]
             ]
-            found.append({"role": "assistant", "content": "\n".join([*filter(None, [_text(content)]), *calls])})
+            found.append({"role": "assistant", "content": "\n".join([*filter(None, [text_of(content)]), *calls])})
         else:
             found.append(dict(message))
     if not tools:
         return found
     if found and found[0].get("role") == "system":
-        return [{**found[0], "content": f"{_text(found[0].get('content') or '')}\n\n{told}"}, *found[1:]]
+        return [{**found[0], "content": f"{text_of(found[0].get('content') or '')}\n\n{told}"}, *found[1:]]
     return [{"role": "system", "content": told}, *found]
-
-
-def _text(content: Any) -> str:
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def described(tool: Tool) -> dict[str, Any]:
@@ -165,7 +161,7 @@ class Call:
 
 @dataclass
 class Parser:
-    """Parts the text of an answer into content and calls, whatever pieces it comes in."""
+    """Parts the text of an answer under `grammar` into content and calls, whatever pieces it comes in."""
 
     content: str = ""
     calls: list[Call] = field(default_factory=list)
@@ -192,17 +188,14 @@ class Parser:
                 self._rest = self._rest[head.end() :]
                 self.calls.append(Call(json.loads(f'"{head[1]}"')))
                 return True
-            if len(self._rest) > LONGEST_HEAD:
-                self.content, self._inside = self.content + OPENING, False
-                return True
             return False
         if self.calls:  # behind a call: its end, and maybe the next one
             behind = re.match(r"[\s}]*" + CLOSING + r"\s*", self._rest)
             if behind:
                 self._rest = self._rest[behind.end() :]
-        if (at := self._rest.find(OPENING)) >= 0:
+        if (at := self._rest.find(MARK)) >= 0:
             self.content += self._rest[:at] if not self.calls else ""
-            self._rest, self._inside = self._rest[at + len(OPENING) :], True
+            self._rest, self._inside = self._rest[at + len(MARK) :], True
             return True
         if not self.calls:
             certain = len(self._rest) - _held_back(self._rest)
@@ -230,7 +223,7 @@ class Parser:
 
 def _held_back(text: str) -> int:
     """How many characters at the end may begin the mark of a call."""
-    return next((n for n in range(min(len(OPENING) - 1, len(text)), 0, -1) if OPENING.startswith(text[-n:])), 0)
+    return next((n for n in range(min(len(MARK) - 1, len(text)), 0, -1) if MARK.startswith(text[-n:])), 0)
 
 
 def as_json(calls: Sequence[Call]) -> list[dict[str, Any]]:

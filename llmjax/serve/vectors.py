@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from llmjax.infer.given import embed
+from llmjax.infer.given import batches_of_vectors
 from llmjax.serve.calls import Call
 from llmjax.serve.completions import prompts_of
 from llmjax.serve.messages import EmbeddingsBody, RerankBody
@@ -37,8 +37,12 @@ async def rerank(call: Call) -> None:
     """Documents in the order of the cosine of their vectors with the query's."""
     body = call.read(RerankBody)
     served = call.server.model(body.model)
-    if not body.documents or (body.top_n is not None and body.top_n < 1):
-        raise Refusal(400, "documents must have a text, and top_n must be at least 1", param="documents")
+    if not body.query:
+        raise Refusal(400, "query must have a text", param="query")
+    if not body.documents:
+        raise Refusal(400, "documents must have a text", param="documents")
+    if body.top_n is not None and body.top_n < 1:
+        raise Refusal(400, f"top_n={body.top_n} must be at least 1", param="top_n")
     vectors, tokens = await _vectors(call, served, [body.query, *body.documents], "documents")
     scores = vectors[1:] @ vectors[0]
     order = np.argsort(-scores, kind="stable").tolist()[: body.top_n]
@@ -71,7 +75,7 @@ async def _vectors(
                 400, f"a text has {longest} tokens, and the model reads {served.room}", code="context_length_exceeded",
                 param=param,
             )  # fmt: skip
-        vectors = await call.server.compute(served, lambda model: embed(model, rows))
+        vectors = np.array(await call.server.compute(served, lambda model: batches_of_vectors(model, rows)))
     finally:
         place.leave()
     tokens = sum(map(len, rows))

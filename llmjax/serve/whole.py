@@ -1,13 +1,12 @@
 """Chat completions whose answer is known at once, because it was checked first: in one piece, whole or as a stream."""
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmjax.serve.calls import Call
-from llmjax.serve.messages import ChatBody
+from llmjax.serve.messages import ChatBody, text_of
 from llmjax.serve.refusals import Refusal
-from llmjax.serve.server import Served, new_id
+from llmjax.serve.server import Served
 
 # What such an answer has no use for, or what would get around its prompt.
 REFUSED = (
@@ -26,11 +25,7 @@ def check_fields(body: ChatBody, with_what: str) -> None:
 
 def plain(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """The messages, each with its text."""
-    return [{"role": one["role"], "content": _text(one.get("content", ""))} for one in messages]
-
-
-def _text(content: Any) -> str:
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+    return [{"role": one["role"], "content": text_of(one.get("content", ""))} for one in messages]
 
 
 async def send(
@@ -44,24 +39,20 @@ async def send(
         beside: fields of ours, in every chunk of a stream.
         end: fields of ours, in the last chunk.
     """
-    head = {
-        "id": new_id("chatcmpl"), "created": int(time.time()), "model": body.model or served.name,
-        "system_fingerprint": served.fingerprint, **beside,
-    }  # fmt: skip
+    head = {**served.head("chatcmpl", body), **beside}
     if not body.stream:
         message = {"role": "assistant", "content": text, "refusal": None}
         choices = [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}]
         made = {**head, "object": "chat.completion", "choices": choices, "usage": counts}
         await call.reply.json({**made, **(end or {})})
         return
-    counted = bool(body.stream_options and body.stream_options.include_usage)
-    head |= {"object": "chat.completion.chunk", **({"usage": None} if counted else {})}
+    head |= {"object": "chat.completion.chunk", **({"usage": None} if body.counted else {})}
     if not call.reply.status:
         await call.reply.stream()
     for delta, finish in (({"role": "assistant", "content": ""}, None), ({"content": text}, None), ({}, "stop")):
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
         await call.reply.data({**head, "choices": [choice], **((end or {}) if finish else {})})
-    if counted:
+    if body.counted:
         await call.reply.data({**head, "choices": [], "usage": counts})
     await call.reply.data("[DONE]")
     await call.reply.end()

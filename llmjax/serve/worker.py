@@ -43,6 +43,7 @@ class Worker:
         self.ready = False
         self.failure: BaseException | None = None
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._left: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()  # requests to end, also within a step
         self._listeners: dict[tuple[str, int], Listener] = {}
         self._busy_since = 0.0  # 0: it waits for work
         self._ending = False
@@ -99,14 +100,16 @@ class Worker:
         return await self.call(submit)
 
     def cancel(self, name: str, numbers: Sequence[int]) -> None:
-        """End requests. They tell nothing any more."""
+        """End requests, also while their prompts are read. They tell nothing any more."""
+        for number in numbers:
+            self._left.put((name, number))
+        self._inbox.put(self._end_left)
 
-        def cancel() -> None:
-            for number in numbers:
-                if self._listeners.pop((name, number), None) is not None:
-                    self.engines[name].cancel(number)
-
-        self._inbox.put(cancel)
+    def _end_left(self) -> None:
+        while not self._left.empty():
+            name, number = self._left.get()
+            if self._listeners.pop((name, number), None) is not None:
+                self.engines[name].cancel(number)
 
     def _run(self) -> None:
         try:
@@ -121,7 +124,7 @@ class Worker:
                         continue
                     self._busy_since = time.monotonic()
                     try:
-                        self._tell(name, engine.step())
+                        self._tell(name, engine.step(self._end_left))
                         failures = 0
                     except Exception as error:
                         traceback.print_exc()
@@ -142,16 +145,12 @@ class Worker:
                 self._loop.call_soon_threadsafe(self._on_change)
 
     def _take(self) -> None:
-        """Do what was handed over; wait for it if no engine has work."""
+        """Do what was handed over; wait for it if no engine has work. What comes meanwhile waits for a step."""
         wait = not any(engine.busy for engine in self.engines.values())
-        while True:
-            try:
-                function = self._inbox.get(block=wait)
-            except queue.Empty:
-                return
+        for _ in range(max(self._inbox.qsize(), int(wait))):
+            function = self._inbox.get()
             self._busy_since = time.monotonic()
             function()
-            wait = False
 
     def _tell(self, name: str, events: Sequence[Event]) -> None:
         told: list[tuple[Listener, Event]] = []
