@@ -11,7 +11,7 @@ CONFIG ?= configs/quickstart.py
 TOPOLOGY ?= v5e:2x2
 RUN ?= runs/assistant
 PYTEST := $(VENV)/bin/python -m pytest
-PARALLEL := -n auto --dist worksteal
+PARALLEL := -n auto --dist loadfile  # what the tests of a file share is made once
 
 # What `make test-core` runs, for another Python, another jax or another processor: the numbers of the network and of
 # training, what a compiler can get wrong, and what changes with the versions of libraries: files, tokenizers, the command.

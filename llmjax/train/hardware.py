@@ -1,5 +1,6 @@
 """Peak FLOP/s of devices, the denominator of MFU."""
 
+import functools
 import time
 
 import jax
@@ -22,6 +23,7 @@ def peak_flops(device: jax.Device, *, device_count: int) -> tuple[float, str]:
     return chip.flops / chip.devices * device_count, f"published bfloat16 peak of {chip.kind}"
 
 
+@functools.cache  # once for all trainings of a process
 def _measured_cpu() -> float:
     size, best = 1536, float("inf")
     a = jnp.ones((size, size), jnp.float32)
