@@ -4,14 +4,17 @@
     python benchmarks/trl_speed.py --scripts ../shared/repro/trl --peer venv/bin/python [--only sft-tiny] [--turns 3]
 
 A row is a task (sft, dpo, grpo) at a shape (tiny, small, smollm2): the same model of random weights, the same rows, batches and
-steps, float32, AdamW. The two sides take turns, each in a process of its own. Ours is the command of the task, and its steps are timed by
-its metrics; TRL's is its script, which times its steps in the same way. The first steps are left out. The script skips
-measurements that --out has. With `--seconds 170` it stops after the measurement in which that time ends, and the same
-command goes on. One takes up to two minutes of 2 idle cores at SmolLM2's shape.
+steps, float32, AdamW. The two sides take turns, each in a process of its own. Ours is the command of the task, with the huge
+pages that the installed command asks for, and its steps are timed by its metrics; TRL's is its script, which times its
+steps in the same way. The first steps are left out. The script skips measurements that --out has. With `--seconds 170` it
+stops after the measurement in which that time ends, and the same command goes on. One takes up to two minutes of 2 idle
+cores at SmolLM2's shape.
 
-What the numbers count: SFT and DPO all tokens of a step, GRPO the sampled ones. Our DPO asks the reference once, before the first
-step, and TRL's in each step: that time, without what it took to compile, is added to our steps. TRL's GRPO allows no answer to end
-early; ours do, and a row costs the same then. `peak_memory` is the process's largest resident size, compilation included.
+What the numbers count: SFT and DPO all tokens of a step, GRPO the sampled ones. Ours computes a prompt once for the answers to
+it (`data.share_prompts`), and its tokens count for each of them, as TRL's do. Our DPO asks the reference once, before the
+first step, and TRL's in each step: that time, without what it took to compile, is added to our steps. TRL's GRPO allows no
+answer to end early; ours do, and a row costs the same then. `peak_memory` is the process's largest resident size,
+compilation included.
 """
 
 import argparse
@@ -34,6 +37,8 @@ from typing import Any
 
 from common import ROOT, Budget, OutOfTime, llmjax, make_parser, peak_bytes, write
 
+from llmjax.start import HUGE_PAGES
+
 SHAPES = {  # vocabulary, width, MLP, layers, heads, key-value heads: those of the peer's common.py
     "tiny": (512, 64, 256, 2, 4, 4),
     "small": (4096, 256, 768, 6, 8, 4),
@@ -51,6 +56,7 @@ PLAIN = (
     "--config.schedule.warmup=0 steps", "--config.data.pack=False",
 )  # fmt: skip
 SIDES = ("ours", "theirs")
+MOST_UNROLLED = 6  # layers of a scan side by side: faster, and more of them would compile for minutes
 
 
 # ------------------------------------------------------------------ our side
@@ -66,7 +72,8 @@ def make_base(shape: str, runs: Path, budget: Budget) -> Path:
             (texts / f"{number}.txt").write_text("\n".join(letters(draw, 60) for _ in range(20)))
     model = {
         "vocab_size": vocabulary, "width": width, "mlp_width": mlp, "layers": layers, "heads": heads, "kv_heads": kv_heads,
-        "tie_embeddings": True, "rotary_base": 100_000.0, "max_length": 2048, "scan_unroll": 1,
+        "tie_embeddings": True, "rotary_base": 100_000.0, "max_length": 2048, "scan_unroll": min(layers, MOST_UNROLLED),
+        "pattern": ("global",), "qk_norm": False,
     }  # fmt: skip
     llmjax(
         "run", "--config", "configs/quickstart.py", f"--config.data.sources=['{texts}']", "--config.tokenizer.kind=byte",
@@ -106,10 +113,14 @@ def settings(task: str, numbers: Sequence[int]) -> tuple[str, ...]:
         found |= {
             "train.sequence_length": prompt + completion, "rollout.tokens": completion, "rollout.samples": group,
             "rollout.slots": count, "rollout.rewards": "['trl_speed:even']", "optimizer.learning_rate": 1e-6,
+            "data.share_prompts": True,
         }  # fmt: skip
+    elif task == "dpo":  # a row is a pair: its prompt but the last token, and each answer behind that one
+        length, half = numbers[1], numbers[1] // 2
+        found |= {"data.share_prompts": True, "train.sequence_length": half - 1 + 2 * (length - half + 1)}
+        found |= {"optimizer.learning_rate": 1e-5}
     else:
-        found |= {"train.sequence_length": numbers[1] * (2 if task == "dpo" else 1)}
-        found |= {"optimizer.learning_rate": 1e-5 if task == "dpo" else 1e-4}
+        found |= {"train.sequence_length": numbers[1], "optimizer.learning_rate": 1e-4}
     return tuple(f"--config.{name}={value}" for name, value in found.items())
 
 
@@ -199,8 +210,12 @@ def measure(side: str, row: str, args: argparse.Namespace, budget: Budget) -> di
         else:  # its scripts keep their results beside themselves
             folder = Path(shutil.copytree(args.scripts, Path(name) / "scripts", ignore=shutil.ignore_patterns("venv")))
             command = [str(args.peer.absolute()), f"bench_{task}.py", PEER.get(shape, shape), *map(str, numbers)]
-        paths = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "benchmarks")))} if side == "ours" else {}
-        environment = {**os.environ, "SKIP": str(skip), "THREADS": str(os.cpu_count()), **paths}
+        own = (
+            {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "benchmarks"))), **HUGE_PAGES}
+            if side == "ours"
+            else {}
+        )
+        environment = {**os.environ, "SKIP": str(skip), "THREADS": str(os.cpu_count()), **own}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     said = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not said:

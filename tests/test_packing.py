@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llmjax.data.examples import Example
-from llmjax.data.packing import best_fit, packed, size_of
+from llmjax.data.packing import best_fit, learnt_places, packed, packed_trees, size_of, text_of, tree_size
 
 
 def example(*ids: int, learnt: int = 1) -> Example:
@@ -47,3 +47,28 @@ def test_the_weight_of_a_row_is_its_tokens_less_one_a_document():
     examples = [example(*range(1, n + 1), learnt=0) for n in (12, 8, 9, 6, 5)]
     row = packed(examples, length=64)
     assert row["weights"].sum() == 40 - 5 == sum(map(size_of, examples))
+
+
+def test_answers_to_one_prompt_are_branches_behind_all_of_it_but_its_last_token():
+    pair = [example(5, 6, 7, 8, 9, learnt=3), example(5, 6, 7, 9, learnt=3)]
+    other = [example(1, 2, 3, learnt=1)]
+    groups = [[*map(text_of, texts)] for texts in (pair, other)]
+    assert [tree_size(texts) for texts in groups] == [5, 2]
+    row, places = packed_trees(groups, length=8)
+    np.testing.assert_array_equal(row["tokens"], [5, 6, 7, 8, 7, 1, 2, 0])
+    np.testing.assert_array_equal(row["targets"], [6, 7, 8, 9, 9, 2, 3, 0])
+    np.testing.assert_array_equal(row["positions"], [0, 1, 2, 3, 2, 0, 1, 0])
+    np.testing.assert_array_equal(row["segments"], [1, 1, 1, 1, 1, 2, 2, 0])
+    np.testing.assert_array_equal(row["answers"], [0, 0, 1, 1, 2, 3, 3, 0])
+    np.testing.assert_array_equal(row["until"], [5, 5, 4, 4, 5, 7, 7, 8])
+    np.testing.assert_array_equal(row["weights"], [0, 0, 1, 1, 1, 1, 1, 0])
+    assert places == [(2, 2, 2), (4, 2, 1), (5, 0, 2)]
+    with pytest.raises(ValueError, match="do not fit"):
+        packed_trees(groups, length=6)
+
+
+def test_learnt_places_are_all_there_in_their_order():
+    weights = np.array([0, 1, 0, 0, 0.5, 1], np.float32)
+    assert learnt_places(weights, 3).tolist() == [1, 4, 5] and learnt_places(weights, 4).tolist() == [0, 1, 4, 5]
+    with pytest.raises(ValueError, match="room for 2"):
+        learnt_places(weights, 2)

@@ -39,7 +39,7 @@ def test_a_row_has_the_peers_lengths_and_a_config_that_takes_them(script, row, t
         assert c.train.sequence_length == prompt + completion
         return
     assert {size_of(example) for one in made for example in one.examples} == {numbers[1]}
-    assert {rows.places(one) for one in made} == {c.train.sequence_length}
+    assert {rows.places(one, shared=c.data.share_prompts) for one in made} == {c.train.sequence_length}
     assert len(made) == count * steps and c.train.batch_size == count
     learnt = made[0].examples[0].weights.sum()
     assert learnt == numbers[1] // 2 + 1  # the end of the text is learnt too

@@ -1,5 +1,6 @@
 """Which settings of the objective contradict each other or the model, and what to set instead (see model_checks.py)."""
 
+import re
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
@@ -17,6 +18,7 @@ PREFERENCES = (
     "sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo", "nca", "bco", "sppo", "apo_zero", "apo_down", "discopop", "aot",
     "aot_unpaired", "simpo", "cpo", "orpo",
 )  # fmt: skip
+SHARING = ("preference", "unpaired", "policy")  # objectives that compare answers to one prompt
 WITHOUT_REFERENCE = {"simpo", "cpo", "orpo", "sft"}
 SENTINELS = 100  # ids that stand for hidden spans, as many as T5 has
 UNILM_TYPES = 6
@@ -163,6 +165,38 @@ def _answers(c: ConfigDict) -> Iterator[str]:
         )
 
 
+def _shared_prompts(c: ConfigDict) -> Iterator[str]:
+    """Of rows that are trees: a prompt and the answers to it."""
+    name, m, t, samples = c.objective.name, c.model, c.train, c.rollout.samples
+    if not c.data.share_prompts:
+        return
+    if name not in SHARING:
+        yield f"data.share_prompts is for answers to one prompt, and objective.name={name} has none: set it to False"
+    recurrent = next((kind for kind in m.pattern if kind in RECURRENT), "")
+    if recurrent:
+        yield f"{recurrent} layers read one text after another, not several with one beginning: set data.share_prompts=False"
+    if m.moe.experts:
+        yield (
+            "the losses that balance model.moe.experts count every token, and a shared prompt is fewer of them: set "
+            "data.share_prompts=False"
+        )
+    if m.attention == "splash":
+        yield "model.attention=splash cannot see a row as a tree: set it to auto, or data.share_prompts=False"
+    for axis in ("context", "pipeline"):
+        if re.search(rf"\b{axis}=(?!1\b)", c.parallel.mesh):
+            yield (
+                f"data.share_prompts needs whole rows in every layer, and parallel.mesh={c.parallel.mesh!r} divides them: set "
+                f"it to False, or use a mesh without the axis {axis}"
+            )
+    if name == "policy" and c.rollout.pack > 1:
+        yield "rollout.pack and data.share_prompts both say which answers share a row: set rollout.pack=1"
+    if name == "policy" and t.batch_size % (samples * t.micro_batches):
+        yield (
+            f"data.share_prompts makes a row of the rollout.samples={samples} answers to a prompt, which must not be cut: make "
+            f"train.batch_size={t.batch_size} a multiple of them times train.micro_batches={t.micro_batches}"
+        )
+
+
 def _sampled(c: ConfigDict) -> Iterator[str]:
     """Of rows that are conversations, and of answers that are sampled."""
     name, m, r, t = c.objective.name, c.model, c.rollout, c.train
@@ -200,4 +234,4 @@ def _sampled(c: ConfigDict) -> Iterator[str]:
         )
 
 
-PARTS = (_shares, _directions, _parts_of_models, _data, _answers, _sampled)
+PARTS = (_shares, _directions, _parts_of_models, _data, _answers, _shared_prompts, _sampled)

@@ -16,6 +16,7 @@ def _data(c: ConfigDict) -> None:
     c.data.turns = "all"  # conversations: turns of the assistant that are learnt, all or the last
     c.data.chat_template = ""  # conversations: the Jinja template to write them by, or a file with it; "": the tokenizer's own
     c.data.pack = True  # conversations: rows hold as many of them as fit; off: one each
+    c.data.share_prompts = False  # answers to one prompt, of a pair or of a policy's group, share a row that holds the prompt once
     c.data.rejected_percent = 20.0  # conversations: more unusable rows than this share are an error
     c.data.text_field = "text"  # the field of rows that holds the text; "content.text" is the field text of content
     c.data.min_bytes = 16  # shorter documents, in UTF-8 bytes, are rejected

@@ -2,11 +2,19 @@
 
 Preferences, rewards and policies are about whole answers. A row packs A of them, each behind its own prompt as one
 segment: answer a has the segment a + 1, and segment 0 is padding. What belongs together (a pair, a ranking) is never
-torn apart: it lies in one row.
+torn apart: it lies in one row. Where answers share a prompt (`data.packing.packed_trees`), the tree is the segment, and
+the batch's "answers" number the tokens: a + 1 in answer a, and 0 in prompts and padding.
 """
 
 import jax
 import jax.numpy as jnp
+
+from llmjax.objectives.losses import Batch
+
+
+def numbers_of(batch: Batch) -> jax.Array:
+    """The number of each token's answer, from 1, (B, L) int32: the `segments_BL` of this module's functions."""
+    return batch.get("answers", batch["segments"])
 
 
 def _is_of(segments_BL: jax.Array, answers: int) -> jax.Array:

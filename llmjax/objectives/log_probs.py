@@ -10,7 +10,10 @@ from llmjax.objectives.losses import Predictions
 
 
 class LogProbs(NamedTuple):
-    """(B, L) float32 each: log-probabilities of the targets in nats, and entropies of the whole distributions."""
+    """(B, L) float32 each: log-probabilities of the targets in nats, and entropies of the whole distributions.
+
+    Both are 0 at places that are not predicted.
+    """
 
     targets: jax.Array
     entropy: jax.Array
@@ -48,4 +51,5 @@ def log_probs(
         entropy_BL = log_z_BL - jnp.sum(jnp.where(p_BLV > 0, p_BLV * scaled_BLV, 0.0), axis=-1)
         return LogProbs(target_BL - log_z_BL, entropy_BL)
 
-    return chunks.token_values(of, predictions, loss_chunks)
+    found: LogProbs = chunks.token_values(of, predictions, loss_chunks)
+    return LogProbs(*map(predictions.spread, found))

@@ -9,11 +9,12 @@ from ml_collections import ConfigDict
 
 from llmjax.model import routing
 from llmjax.model.head import Head, head_params
+from llmjax.model.per_device import axes_of
 from llmjax.objectives import chunks
 
 Batch = dict[str, jax.Array]
 # Keys of a batch that are inputs of the model under another name.
-INPUTS = {name: f"{name}_BL" for name in ("positions", "segments", "orders", "types", "languages")}
+INPUTS = {name: f"{name}_BL" for name in ("positions", "segments", "orders", "until", "types", "languages")}
 SOURCE = ("tokens", "positions", "segments", "languages")  # batch["source_tokens"] ... are the encoder's input
 
 
@@ -49,7 +50,8 @@ class Auxiliary(NamedTuple):
 class Predictions(NamedTuple):
     """What a model predicts and what it should: hidden_BLD, from which the head makes logits, targets_BL and weights_BL.
 
-    The weight of a target that is not asked for is 0. `head_params` are those of `model.head.head_params`.
+    The weight of a target that is not asked for is 0. `head_params` are those of `model.head.head_params`. With `places`
+    (B, Q) int32 the arrays hold these places of rows of `length` tokens alone, and their second dimension is Q.
     """
 
     hidden: jax.Array
@@ -58,12 +60,39 @@ class Predictions(NamedTuple):
     targets: jax.Array
     weights: jax.Array
     auxiliary: Auxiliary = Auxiliary()
+    places: jax.Array | None = None
+    length: int = 0
 
     @property
     def logits(self) -> jax.Array:
         """logits_BLV float32 of all tokens at once."""
         logits_BLV: Any = self.head.apply({"params": self.head_params}, self.hidden)
         return logits_BLV
+
+    def at(self, places_BQ: jax.Array) -> "Predictions":
+        """The predictions of some places of each row: different ones, in ascending order."""
+        hidden, targets, weights = (
+            x_BL.at[_rows(places_BQ), places_BQ].get(
+                mode="promise_in_bounds", unique_indices=True, indices_are_sorted=True
+            )
+            for x_BL in (self.hidden, self.targets, self.weights)
+        )
+        return self._replace(
+            hidden=hidden, targets=targets, weights=weights, places=places_BQ, length=self.hidden.shape[1]
+        )
+
+    def spread(self, values: jax.Array) -> jax.Array:
+        """Values of what is predicted, (B, L), or (B, Q) of some places, as values of all tokens: 0 elsewhere."""
+        if self.places is None:
+            return values
+        zeros_BL = jnp.zeros((values.shape[0], self.length), values.dtype)
+        return zeros_BL.at[_rows(self.places), self.places].set(
+            values, mode="promise_in_bounds", unique_indices=True, indices_are_sorted=True
+        )
+
+
+def _rows(places_BQ: jax.Array) -> jax.Array:
+    return jnp.arange(places_BQ.shape[0])[:, None]
 
 
 def cross_entropy(logits_BLV: jax.Array, targets_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -129,7 +158,8 @@ def call(module: nn.Module, params: Any, batch: Batch, rng: jax.Array | None, **
     """The model's output for a batch, and what its layers sow: the sum of their losses, and the use of their experts.
 
     Args:
-        batch: tokens (B, L), and of positions, segments, orders, types, languages and source_* what the objective gives.
+        batch: tokens (B, L), and of positions, segments, orders, until, types, languages and source_* what the objective
+            gives.
         rng: key for what is random in training; None: evaluation.
         settings: passed on to the model.
     """
@@ -170,6 +200,11 @@ def predictions_of(
 def predict(
     module: nn.Module, params: Any, batch: Batch, rng: jax.Array | None, c: ConfigDict | None = None
 ) -> Predictions:
-    """Predictions of every position of a batch: for all objectives that only differ by the batch."""
+    """Predictions of a batch: for all objectives that only differ by the batch.
+
+    A batch with `places` (B, Q), which has all that are learnt among them, gets predictions of these alone: the head
+    computes no logits for prompts. Where devices divide the rows' tokens, every position is predicted.
+    """
     hidden_BLD, auxiliary = call(module, params, batch, rng, output="hidden")
-    return predictions_of(module, params, hidden_BLD, batch["targets"], batch["weights"], auxiliary)
+    made = predictions_of(module, params, hidden_BLD, batch["targets"], batch["weights"], auxiliary)
+    return made.at(batch["places"]) if "places" in batch and not axes_of("L", hidden_BLD.shape[1]) else made

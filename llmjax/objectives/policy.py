@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from llmjax.model import head
 from llmjax.objectives import losses
-from llmjax.objectives.answers import per_answer, per_token
+from llmjax.objectives.answers import numbers_of, per_answer, per_token
 from llmjax.objectives.log_probs import log_probs
 from llmjax.objectives.losses import Batch, Mean, Sums
 
@@ -153,7 +153,7 @@ def policy_loss(module: Any, params: Any, batch: Batch, rng: jax.Array | None, c
     sampler)|), value_loss, value_error.
     """
     p, answers = c.policy, batch["exists"].shape[1]
-    mask_BL, segments_BL, advantages_BL = batch["weights"], batch["segments"], batch["advantages"]
+    mask_BL, segments_BL, advantages_BL = batch["weights"], numbers_of(batch), batch["advantages"]
     predictions = losses.predict(module, params, batch, rng)
     made = log_probs(
         predictions, loss_chunks=c.loss_chunks, vocab_size=c.vocab_size, never=tuple(p.never), temperature=p.temperature

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from llmjax.objectives import losses
-from llmjax.objectives.answers import per_answer
+from llmjax.objectives.answers import numbers_of, per_answer
 from llmjax.objectives.log_probs import log_probs
 from llmjax.objectives.losses import Batch, Mean, Sums
 
@@ -196,7 +196,7 @@ def sides(
     """
     predictions = losses.predict(module, params, batch, rng)
     made = log_probs(predictions, loss_chunks=c.loss_chunks, vocab_size=c.vocab_size)
-    weights_BL, segments_BL, answers = batch["weights"], batch["segments"], batch["reference"].shape[1]
+    weights_BL, segments_BL, answers = batch["weights"], numbers_of(batch), batch["reference"].shape[1]
     trained_BL = (weights_BL > 0).astype(jnp.float32)
     policy_BA = per_answer(made.targets * weights_BL, segments_BL, answers)
     tokens_BA = per_answer(trained_BL, segments_BL, answers)

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from ml_collections import ConfigDict
 
-from llmjax.data.packing import best_fit, packed, size_of
+from llmjax.data.packing import best_fit, learnt_places, most_places, packed, packed_trees, size_of, text_of, tree_size
 from llmjax.data.source import Batch
 from llmjax.post.rows import Store
 
@@ -22,6 +22,7 @@ COMPARING = (
     "reward",
     "classify",
 )  # objectives whose rows hold answers with numbers of their own
+AT_PLACES = ("causal", "preference", "unpaired")  # objectives whose losses read the logits of learnt places alone
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Rows:
     length: int
     answers: int
     reference: np.ndarray | None = None  # summed log-probabilities of each example by the reference model
+    filled: int = 0  # positions with a token, of all rows
+    learnt: int = 0  # places of a row for which logits are computed; 0: for all
 
     @property
     def pairs(self) -> int:
@@ -52,24 +55,35 @@ class Rows:
     @property
     def padding(self) -> float:
         """The share of positions without a token."""
-        sizes = self.store.sizes - 1
-        return 1 - float(sizes.sum()) / (len(self.groups) * self.length)
+        return 1 - self.filled / (len(self.groups) * self.length)
 
 
 def rows_of(store: Store, c: ConfigDict, *, reference: np.ndarray | None = None) -> Rows:
     """The groups packed into rows of `train.sequence_length`; without `data.pack`, one group a row."""
     length = c.train.sequence_length
     sizes = np.add.reduceat(store.sizes - 1, store.first[:-1]) if len(store) else np.zeros(0, np.int64)
+    if c.data.share_prompts:
+        sizes = np.array([tree_size([*map(text_of, store.examples(g))]) for g in range(len(store))], np.int64)
     groups = best_fit(sizes.tolist(), length=length) if c.data.pack else [[g] for g in range(len(store))]
     counts = np.diff(store.first)
     answers = max((int(counts[row].sum()) for row in groups), default=0)
-    return Rows(store, groups, length, answers, reference)
+    learnt = 0
+    if len(store) and c.objective.name in AT_PLACES:
+        tokens = np.add.reduceat(np.add.reduceat(store.weights > 0, store.start[:-1], dtype=np.int64), store.first[:-1])
+        learnt = most_places(max(int(tokens[row].sum()) for row in groups), length)
+    return Rows(store, groups, length, answers, reference, filled=int(sizes.sum()), learnt=learnt)
 
 
 def row(rows: Rows, number: int, c: ConfigDict) -> Batch:
     """One row as the objective of `c` reads it, without the batch dimension. `number` beyond the last: a row of padding."""
     numbers = rows.examples(number)
-    made = packed([rows.store.example(e) for e in numbers], length=rows.length)
+    if c.data.share_prompts:
+        trees = [[*map(text_of, rows.store.examples(g))] for g in (rows.groups[number] if numbers else [])]
+        made, _ = packed_trees(trees, length=rows.length)
+    else:
+        made = packed([rows.store.example(e) for e in numbers], length=rows.length)
+    if rows.learnt:
+        made["places"] = learnt_places(made["weights"], rows.learnt)
     if c.objective.name not in COMPARING:
         return made
     a, room = len(numbers), rows.answers
@@ -119,7 +133,8 @@ def _margins(store: Store, groups: Sequence[int]) -> list[float]:
 def weigh_length(row: Batch, answers: int, weight: float) -> None:
     """Give tokens of a pair's longer answer beyond the shorter one's length a smaller weight (LD-DPO, Liu et al. 2024)."""
     for first in range(1, answers + 1, 2):
-        sides = [np.flatnonzero((row["segments"] == s) & (row["weights"] > 0)) for s in (first, first + 1)]
+        numbers = row.get("answers", row["segments"])
+        sides = [np.flatnonzero((numbers == s) & (row["weights"] > 0)) for s in (first, first + 1)]
         shared = min(map(len, sides))
         for places in sides:
             row["weights"][places[shared:]] = weight

@@ -81,7 +81,8 @@ def make_engine(c: ConfigDict, module: Transformer, tokenizer: Tokenizer, mesh: 
 def make_forward(c: ConfigDict, module: Transformer, mesh: Mesh) -> MakeForward:
     """The trainer's own forward pass of rows, a micro-batch at a time."""
     sharding, network, p = batch_shardings(mesh), placement.on_mesh(module, mesh, c), c.objective.policy
-    size = c.train.batch_size // c.train.micro_batches
+    answers = c.rollout.samples if c.data.share_prompts else 1  # in a row
+    size = c.train.batch_size // c.train.micro_batches // answers
 
     def step(params: Any, batch: Any) -> tuple[jax.Array, jax.Array | None]:
         made = losses.predict(network, params, batch, None)
@@ -94,7 +95,7 @@ def make_forward(c: ConfigDict, module: Transformer, mesh: Mesh) -> MakeForward:
     run = jax.jit(step)
 
     def forward(params: Any, rows: Mapping[str, np.ndarray]) -> Forward:
-        read = ("tokens", "targets", "positions", "segments", "weights")
+        read = {"tokens", "targets", "positions", "segments", "weights", "places", "until"} & rows.keys()
         parts = []
         with placement.active(mesh, c):
             for first in range(0, len(rows["tokens"]), size):

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from llmjax import storage
 from llmjax.data.generators import generator
+from llmjax.data.packing import learnt_places, most_places
 from llmjax.data.source import Batch
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.errors import UserError
@@ -112,8 +113,8 @@ class RolloutSource:
         batch = {name: values[:size] for name, values in self._left.items()}
         self._left = {name: values[size:] for name, values in self._left.items() if len(values) > size}
         if self._c.rollout.pack == 1:
-            return batch
-        return sharing.batch_of(self._shared(batch), micro_batches=self._c.train.micro_batches)
+            return self._laid_out(batch).rows
+        return sharing.batch_of(self._laid_out(batch), micro_batches=self._c.train.micro_batches)
 
     def state(self) -> dict[str, np.ndarray]:
         adapted = {"kl_weight": np.array(self._kl_weight)} if self._c.rollout.kl_target else {}
@@ -165,21 +166,34 @@ class RolloutSource:
 
     def _read(self, params: Any, rows: Mapping[str, np.ndarray]) -> Forward:
         """The trainer's own forward pass of a round's rows, packed as the rows of an update are."""
-        if self._c.rollout.pack == 1:
-            return self._forward(params, rows)
         size, found = self._c.train.batch_size, []
         for first in range(0, len(rows["tokens"]), size):
-            shared = self._shared({name: values[first : first + size] for name, values in rows.items()})
+            shared = self._laid_out({name: values[first : first + size] for name, values in rows.items()})
             made = self._forward(params, shared.rows)
             found.append(made._replace(log_probs=shared.apart(made.log_probs),
                                        values=None if made.values is None else shared.apart(made.values)))  # fmt: skip
         values = None if found[0].values is None else np.concatenate([one.values for one in found])
         return Forward(np.concatenate([one.log_probs for one in found]), values)
 
-    def _shared(self, rows: Mapping[str, np.ndarray]) -> Shared:
-        """An update's rows, several answers in each."""
-        c = self._c
-        return sharing.share(rows, most=c.rollout.pack, micro_batch=c.train.batch_size // c.train.micro_batches)
+    def _laid_out(self, rows: Mapping[str, np.ndarray]) -> Shared:
+        """An update's rows as the trainer computes them, with the places that are learnt where these are few.
+
+        A critic gives values of other places too, so it gets none.
+        """
+        c, r, length = self._c, self._c.rollout, self._c.train.sequence_length
+        if r.pack > 1:
+            return sharing.share(rows, most=r.pack, micro_batch=c.train.batch_size // c.train.micro_batches)
+        critic, answers = c.model.value_head, 1
+        if c.data.share_prompts:
+            answers = r.samples
+            length += (r.samples - 1) * r.tokens - 1 + r.samples * critic
+            made = sharing.share_prompts(rows, samples=answers, length=length, whole=critic)
+        else:
+            made = sharing.alone(rows)
+        count = most_places(answers * r.tokens, length)
+        if not critic and count:
+            made.rows["places"] = np.stack([learnt_places(weights_L, count) for weights_L in made.rows["weights"]])
+        return made
 
     def _draw(self, number: int, drawn: int, groups: int) -> Draw:
         """Answers to the prompts of one draw of a round, and their rewards."""

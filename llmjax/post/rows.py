@@ -23,7 +23,7 @@ from llmjax import progress, storage
 from llmjax.data import conversations, records, tokenizer_stage
 from llmjax.data.conversations import Rejected, Row, RowError
 from llmjax.data.examples import Example, answer_example, as_messages, examples_of, prompt_ids, whole_ids
-from llmjax.data.packing import size_of
+from llmjax.data.packing import size_of, text_of, tree_size
 from llmjax.data.tokenizer import Tokenizer
 from llmjax.data.tokenizer_files import load_tokenizer, with_template
 from llmjax.errors import UserError
@@ -226,7 +226,7 @@ def _with_mismatches(groups: Sequence[Group]) -> list[Group]:
 
 def _fitting(groups: Sequence[Group], c: ConfigDict, counts: Counter[str]) -> list[Group]:
     """The groups that fit into a row; the others are counted."""
-    found = [group for group in groups if places(group) <= c.train.sequence_length]
+    found = [group for group in groups if places(group, shared=c.data.share_prompts) <= c.train.sequence_length]
     counts["too_long"] += len(groups) - len(found)
     return found
 
@@ -236,9 +236,9 @@ def _read_to_its_end(example: Example) -> Example:
     return Example(np.append(example.ids, example.ids[-1:]), np.append(example.weights, np.float32(0)))
 
 
-def places(group: Group) -> int:
-    """The places that a group takes in a row."""
-    return sum(size_of(example) for example in group.examples)
+def places(group: Group, *, shared: bool = False) -> int:
+    """The places that a group takes in a row; with `shared` that holds the common part of its prompts once."""
+    return tree_size([*map(text_of, group.examples)]) if shared else sum(map(size_of, group.examples))
 
 
 def save(folder: Path, split: str, groups: Sequence[Group]) -> None:
