@@ -37,7 +37,6 @@ from llmjax.data.packing import packed, size_of
 from llmjax.errors import UserError
 from llmjax.interop.read import import_model
 from llmjax.objectives import losses, policy, preference
-from llmjax.objectives.answers import per_answer
 from llmjax.objectives.log_probs import log_probs
 from llmjax.post.batches import weigh_length
 
@@ -63,7 +62,10 @@ def chosen_from(table: dict[str, str]) -> Callable[[str], str]:
 
 
 def truth(text: str) -> bool:
-    return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+    known = {"true": True, "false": False, "1": True, "0": False}
+    if text.lower() not in known:
+        raise UserError("give True or False")
+    return known[text.lower()]
 
 
 # what TRL sets -> our setting, and its value from TRL's
@@ -87,6 +89,8 @@ GRPO: dict[str, tuple[str, Callable[[str], Any]]] = {
     "sapo_temperature_pos": ("gate_positive", float),
     "sapo_temperature_neg": ("gate_negative", float),
     "max_completion_length": ("length", int),
+    "temperature": ("temperature", float),
+    "entropy_coef": ("entropy_weight", float),
 }
 GRPO |= {"corrected": GRPO["use_bias_correction_kl"]}
 ROLLOUTS = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask", "advantages", "old_log_probs",
@@ -125,10 +129,12 @@ def put(c: ConfigDict, table: dict[str, tuple[str, Callable[[str], Any]]], said:
     for key, value in said.items():
         if key not in table:
             raise UserError(f"{key!r} is not compared: known are {', '.join(table)}")
+        if str(value) == "None":  # as it is without
+            continue
         name, read = table[key]
         try:
             c[name] = read(str(value))
-        except (KeyError, ValueError) as error:
+        except ValueError as error:
             raise UserError(f"{key} {value!r} cannot be read: {error}") from None
 
 
@@ -137,18 +143,18 @@ def dpo_settings(name: str) -> ConfigDict:
     c = config.base().objective.copy_and_resolve_references()
     setting = setting_of(name)
     said = dict(setting.said)
-    weights = re.findall(r"[\d.e-]+", said.pop("loss_weights", "")) or ["1"] * len(setting.losses)
-    known = preference.LOSSES.keys() | {"sft"}
-    kinds = [PREFERENCES.get(loss, loss) for loss in setting.losses]
-    unknown = [loss for loss, kind in zip(setting.losses, kinds, strict=True) if kind not in known]
-    if unknown or len(weights) != len(kinds):
-        raise UserError(
-            f"the loss {unknown[0]!r} is not compared"
-            if unknown
-            else f"{len(kinds)} losses have {len(weights)} weights"
-        )
+    weights = re.findall(r"[^\s+,;\[\]()]+", said.pop("loss_weights", "")) or ["1"] * len(setting.losses)
+    ours = {kind: kind for kind in (*preference.LOSSES, "sft")} | PREFERENCES
+    if unknown := [loss for loss in setting.losses if loss not in ours]:
+        raise UserError(f"the loss {unknown[0]!r} is not compared: known are {', '.join(ours)}")
+    kinds = [ours[loss] for loss in setting.losses]
+    if not kinds or len(set(kinds)) < len(kinds) or len(weights) != len(kinds):
+        raise UserError(f"{len(kinds)} losses have {len(weights)} weights: give each loss once, and a weight for each")
     put(c.preference, DPO, said)
-    c.preference.loss = " ".join(f"{kind}={weight}" for kind, weight in zip(kinds, weights, strict=True))
+    try:
+        c.preference.loss = " ".join(f"{kind}={float(weight)}" for kind, weight in zip(kinds, weights, strict=True))
+    except ValueError:
+        raise UserError(f"loss_weights {' '.join(weights)!r} are no numbers") from None
     if c.preference.divergence == "alpha" and c.preference.alpha == 0:
         c.preference.divergence = "reverse_kl"  # the limit
     return c
@@ -157,16 +163,16 @@ def dpo_settings(name: str) -> ConfigDict:
 def grpo_settings(name: str, given: dict[str, Any]) -> ConfigDict:
     """The same of a policy loss; `given` are settings of all, in the batch's file."""
     c = config.base().objective.copy_and_resolve_references()
-    (loss,), said = setting_of(name)
+    losses, said = setting_of(name)
+    loss = "+".join(losses)
     if loss not in AGGREGATE:
         raise UserError(f"the loss {loss!r} is not compared: known are {', '.join(AGGREGATE)}")
     if loss == "cispo" and "epsilon_high" in said:
         said["cispo_epsilon_high"] = said.pop("epsilon_high")
-    put(c.policy, GRPO, {key: value for key, value in given.items() if value is not None} | said)
+    c.policy.temperature = 1.0
+    put(c.policy, GRPO, given | said)
     c.policy.loss = loss if loss in policy.LOSSES else "clip"
-    c.policy.aggregate, c.policy.temperature = AGGREGATE[loss], 1.0
-    if c.policy.dual_clip and c.policy.dual_clip < 1 + (c.policy.clip_high or c.policy.clip):
-        raise UserError("delta is below 1 + epsilon_high, where TRL also cuts tokens of a positive advantage")
+    c.policy.aggregate = AGGREGATE[loss]
     return c
 
 
@@ -180,8 +186,17 @@ def reason(kind: str, c: ConfigDict, batch: dict[str, np.ndarray]) -> str:
                 "TRL's sigmoid ignores label_smoothing; conservative DPO (Mitchell 2023) has two terms: "
                 "-(1 - e) log sigmoid(x) - e log sigmoid(-x)"
             )
-    elif c.policy.aggregate == "sequence" and not batch["weights"].any(axis=1).all():
+        return ""
+    p = c.policy
+    if p.aggregate == "sequence" and not batch["weights"].any(axis=1).all():
         return "TRL's mean over texts counts those without a token that is trained, which are left out here"
+    if p.loss == "clip" and 0 < p.dual_clip < 1 + (p.clip_high or p.clip):
+        return (
+            "TRL's delta below 1 + epsilon_high also cuts tokens of a positive advantage; the dual clip is of negative ones "
+            "(Ye et al. 2020)"
+        )
+    if p.entropy_weight and p.aggregate != "token":
+        return "TRL's entropy bonus is a mean over tokens whatever the loss is; here it is a term of each token's loss"
     return ""
 
 
@@ -195,23 +210,24 @@ def pairs(rows: list[dict[str, list[int]]], reference: Any, *, length_weight: fl
     length = max(sum(map(size_of, both)) for both in sides)
     made = [packed(both, length=length) for both in sides]
     for row in made:
-        weigh_length(row, 2, length_weight)
+        if length_weight != 1:
+            weigh_length(row, 2, length_weight)
     batch = {name: np.stack([row[name] for row in made]) for name in made[0]}
     tokens = sum(float(both[0].weights.sum()) for both in sides)
     return batch | {
-        "reference": np.asarray(summed(reference, batch, answers=2)),
+        "reference": np.asarray(reference_of(reference, batch)),
         "pair_weights": np.ones((len(rows), 1), np.float32),
         "token_share": np.full(len(rows), len(rows) / tokens, np.float32),
     }
 
 
-def summed(model: Any, batch: dict[str, np.ndarray], *, answers: int) -> jax.Array:
-    """Log-probabilities of each answer, (B, A)."""
+def reference_of(model: Any, batch: dict[str, np.ndarray]) -> jax.Array:
+    """Log-probabilities of both answers of each pair, (B, 2)."""
 
     @jax.jit
     def of(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
         made = log_probs(losses.predict(model.module, params, batch, None), loss_chunks=1)
-        return per_answer(made.targets * batch["weights"], batch["segments"], answers)
+        return preference.summed(made.targets, batch, answers=2)
 
     return of(model.params, batch)
 
@@ -329,14 +345,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", type=Path, required=True, help="the file of TRL's numbers")
     args = parser.parse_args()
-    golden, given = (json.loads((args.golden.parent / name).read_text()) for name in (args.golden.name, "batch.json"))
+    try:
+        differs = run(args.golden)
+    except UserError as error:
+        sys.exit(str(error))
+    sys.exit(f"{len(differs)} settings differ: {', '.join(differs)}" if differs else 0)
+
+
+def read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is no JSON object")
+    return found
+
+
+def run(file: Path) -> list[str]:
+    """The names of what differs. Raises UserError for files that are not there, or of another form."""
+    golden, given = read(file), read(file.with_name("batch.json"))
+    for kind, settings in golden.items():
+        needed = {"dpo": "dpo_rows", "dpo_metrics": "dpo_rows", "grpo": "grpo"}.get(kind)
+        if needed and needed not in given:
+            raise UserError(f"{file.with_name('batch.json')} has no {needed}, which the settings of {kind} need")
+        for name, wanted in settings.items() if isinstance(settings, dict) and kind in ("dpo", "grpo") else ():
+            if not isinstance(wanted, dict) or not all(
+                isinstance(wanted.get(key), int | float) for key in ("loss", "grad_norm")
+            ):
+                raise UserError(f"{file}: {kind}: {name!r} is {wanted!r}: give numbers for loss and grad_norm")
     with tempfile.TemporaryDirectory() as folder:
         models = {}
         for name in ("policy", "reference"):
-            import_model(args.golden.parent / name, Path(folder) / name, dtype="float32", tokenizer="none")
+            import_model(file.parent / name, Path(folder) / name, dtype="float32", tokenizer="none")
             models[name] = llmjax.load(Path(folder) / name)
-        differs = list(compared(golden, given, models))
-    sys.exit(f"{len(differs)} settings differ: {', '.join(differs)}" if differs else 0)
+        return list(compared(golden, given, models))
 
 
 if __name__ == "__main__":

@@ -81,15 +81,42 @@ def test_settings_of_trl_are_read_by_name_and_unknown_ones_refused_by_name():
     assert trl_golden.grpo_settings("cispo, token, beta 0.0, epsilon_high 1.1", given).policy.ratio_cap == 1.1
     for name, why in (
         ("wpo", "'wpo'"),
-        ("sigmoid, use_weighting True", "'use_weighting'"),
+        ("wpo", "known are sigmoid, .*, nca_pair, bco_pair"),
+        ("sigmoid, use_weighting True", "'use_weighting' is not compared: known are beta, label_smoothing"),
         ("sigmoid, beta x", "beta 'x'"),
+        ("sigmoid+sigmoid", "give each loss once"),
+        ("", "give each loss once"),
+        ("sigmoid+sft, loss_weights 1", "2 losses have 1 weights"),
+        ("sigmoid+sft, loss_weights one+two", "are no numbers"),
     ):
         with pytest.raises(UserError, match=why):
             trl_golden.dpo_settings(name)
     for name, why in (("vespo, token", "'vespo'"), ("grpo, token, top_entropy_quantile 0.2", "'top_entropy_quantile'"),
-                      ("grpo, word", "'word'"), ("grpo, token, delta 1.05", "delta")):  # fmt: skip
+                      ("grpo, word", "'word'"), ("grpo+sapo, token", "'grpo.sapo' is not compared: known are grpo, sapo"),
+                      ("grpo, token, corrected maybe", "corrected 'maybe' cannot be read: give True")):  # fmt: skip
         with pytest.raises(UserError, match=why):
             trl_golden.grpo_settings(name, given)
+    c = trl_golden.grpo_settings("grpo, token, delta 1.05, epsilon_high None", given)
+    assert "cuts tokens of a positive advantage" in trl_golden.reason("grpo", c, {"weights": np.ones((2, 3))})
+
+
+def test_a_file_of_another_form_is_refused_in_a_line(tmp_path, monkeypatch):
+    file = tmp_path / "golden.json"
+    for golden, batch, told in (
+        ("{", "{}", "golden.json cannot be read"),
+        ("[]", "{}", "is no JSON object"),
+        ('{"dpo": {}}', None, "batch.json cannot be read"),
+        ('{"dpo": {}}', "{}", "has no dpo_rows"),
+        ('{"grpo": {"grpo, token": {"loss": 1}}}', '{"grpo": {}}', "give numbers for loss and grad_norm"),
+        ('{"versions": {}}', "{}", "policy"),  # the models
+    ):
+        file.write_text(golden)
+        file.with_name("batch.json").write_text(batch) if batch else file.with_name("batch.json").unlink(
+            missing_ok=True
+        )
+        monkeypatch.setattr("sys.argv", ["trl_golden.py", "--golden", str(file)])
+        with pytest.raises(SystemExit, match=told):
+            trl_golden.main()
 
 
 def test_what_tools_wrote_between_sampled_tokens_is_read_but_not_trained():

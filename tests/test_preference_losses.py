@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import tiny_config
 from ml_collections import ConfigDict
 
 from llmjax.objectives import losses, preference, reward
+from llmjax.objectives.log_probs import LogProbs
 from llmjax.objectives.preference import LOSSES, Answers
+from llmjax.post import batches, reference
 
 
 def settings(**changes: float | str) -> ConfigDict:
@@ -76,6 +79,22 @@ def test_divergences_are_zero_at_equal_sides_and_grow_with_the_better_one(diverg
     assert float(same[0]) == 0.0 and 0 < ahead[0] < ahead[1]
 
 
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js", "alpha"])
+def test_divergences_by_length_leave_a_policy_at_its_reference_without_a_margin_and_are_their_formulas(divergence):
+    given, lengths = settings(divergence=divergence, beta=0.5), (2, 9)
+    assert float(LOSSES["sigmoid_norm"](*pair(0.0, 0.0, tokens=lengths), given)[0]) == pytest.approx(math.log(2))
+    assert float(LOSSES["ipo"](*pair(0.0, 0.0, tokens=lengths), given)[0]) == pytest.approx(1.0)
+    score = {
+        "reverse_kl": lambda x: x,
+        "forward_kl": lambda x: 1 - math.exp(-x),
+        "js": lambda x: math.log(2 / (1 + math.exp(-x))),
+        "alpha": lambda x: (1 - math.exp(-0.5 * x)) / 0.5,
+    }[divergence]
+    margin = score(0.8) / 2 - score(-0.4) / 9
+    found = LOSSES["ipo"](*pair(0.8, -0.4, tokens=lengths), given)
+    assert float(found[0]) == pytest.approx((margin - 1.0) ** 2, rel=1e-5)
+
+
 def test_alpha_goes_from_reverse_to_forward_kl():
     for alpha, name in ((1e-4, "reverse_kl"), (1.0, "forward_kl")):
         near = preference.difference(*pair(0.8, -0.4), settings(divergence="alpha", alpha=alpha))
@@ -123,6 +142,45 @@ def test_every_loss_is_its_papers_formula():
     chosen, rejected = pair(better, worse, tokens=(2, 3))
     found = jax.jit(lambda a, z: {name: loss(a, z, given)[0] for name, loss in LOSSES.items()})(chosen, rejected)
     assert {name: float(value) for name, value in found.items()} == pytest.approx(wanted, rel=1e-5)
+
+
+def test_length_weights_move_what_is_compared_and_neither_lengths_nor_what_is_learnt_of_chosen_answers(monkeypatch):
+    """TRL 1.16's way: chosen answers of 4 tokens, rejected ones of 2, whose common length counts alone."""
+    nats = jnp.array([[-9.0, -1, -2, -3, -4, -9, -5, -6]])
+    mask = np.array([[0, 1, 1, 1, 1, 0, 1, 1]], np.float32)
+    row = {"weights": mask[0], "segments": np.array([1] * 5 + [2] * 3, np.int32)}
+    batches.weigh_length(row, 2, 0.0)
+    batch = {name: values[None] for name, values in row.items()}
+    batch |= {"reference": np.float32([[-4, -10]]), "pair_weights": np.ones((1, 1)), "token_share": np.float32([0.25])}
+    assert batch["weights"].tolist() == mask.tolist() and batch["length_weights"][0].tolist() == [
+        1,
+        1,
+        1,
+        0,
+        0,
+        1,
+        1,
+        1,
+    ]
+    assert preference.summed(nats, batch, answers=2).tolist() == [[-3, -11]]
+    monkeypatch.setattr(preference, "log_probs", lambda *_, **__: LogProbs(nats, jnp.zeros_like(nats)))
+    monkeypatch.setattr(losses, "predict", lambda *_: losses.Predictions(*[None] * 5))
+    for loss, wanted in (("sft", 10 / 4), ("ipo", (1 / 4 - -1 / 2 - 1) ** 2)):
+        c = ConfigDict({"preference": settings(beta=0.5, loss=loss), "loss_chunks": 1, "vocab_size": 0})
+        sums = preference.preference_loss(None, None, batch, None, c)
+        assert float(sums.objective / sums.weight) == pytest.approx(wanted), loss
+
+
+def test_a_reference_is_computed_again_when_the_length_weight_changes(monkeypatch, tmp_path):
+    monkeypatch.setattr(reference.folders, "newest", lambda path: path)
+    monkeypatch.setattr(reference.folders, "read_meta", lambda folder: {})
+    keys = set()
+    for weight in (1.0, 0.5, 0.25):
+        c = tiny_config(
+            data__format="conversations", objective__name="preference", objective__preference__length_weight=weight
+        )
+        keys.add(reference._reference_key(c, {}))
+    assert len(keys) == 3
 
 
 def test_aot_compares_distributions_whatever_the_order_of_the_pairs():

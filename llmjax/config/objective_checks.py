@@ -19,6 +19,9 @@ PREFERENCES = (
     "aot_unpaired", "simpo", "cpo", "orpo",
 )  # fmt: skip
 SHARING = ("preference", "unpaired", "policy")  # objectives that compare answers to one prompt
+# Losses of the difference of two scores, in which log Z of the f-divergence cancels (Wang et al. 2023).
+OF_DIFFERENCES = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo", "discopop", "sft"}
+WEIGHT = r"((\d+(\.\d*)?|\.\d+)(e-?\d+)?)?"
 WITHOUT_REFERENCE = {"simpo", "cpo", "orpo", "sft"}
 SENTINELS = 100  # ids that stand for hidden spans, as many as T5 has
 UNILM_TYPES = 6
@@ -132,9 +135,21 @@ def _answers(c: ConfigDict) -> Iterator[str]:
     if o.name == "reward" and not c.model.value_head:
         yield "objective.name=reward needs a head that gives a number: set model.value_head=true"
     known = (*PREFERENCES, "sft")
-    losses = [part.partition("=")[0] for part in o.preference.loss.split()]
+    parts = [part.partition("=")[::2] for part in o.preference.loss.split()]
+    losses = [name for name, _ in parts]
     if not losses or any(name not in known for name in losses):
         yield f"objective.preference.loss={o.preference.loss!r} must name losses, with weights or without: {', '.join(known)}"
+    if len(set(losses)) < len(losses) or not all(re.fullmatch(WEIGHT, weight) for _, weight in parts):
+        yield (
+            f"objective.preference.loss={o.preference.loss!r} must name each loss once, with a weight that is a number or "
+            "without, as in 'orpo=1 sft=0.5'"
+        )
+    plain = sorted(set(losses) - OF_DIFFERENCES)
+    if o.name == "preference" and plain and o.preference.divergence != "reverse_kl":
+        yield (
+            f"objective.preference.divergence={o.preference.divergence} is for losses of the difference of two scores, and "
+            f"{plain[0]} is none: set it to reverse_kl"
+        )
     if "exo" in losses and not o.preference.label_smoothing:
         yield "objective.preference.loss=exo needs label_smoothing above 0, such as 0.001"
     if set(losses) & {"aot", "aot_unpaired"} and (c.train.micro_batches > 1 or c.data.pack) and o.name == "preference":

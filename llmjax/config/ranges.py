@@ -103,12 +103,12 @@ RANGES: dict[Range, tuple[str, ...]] = {
         "optimizer.epsilon",
     ),
     SHARE: (
-        "generate.min_p", "objective.distill.data_weight", "objective.distill.on_policy", "objective.infill_rate", "objective.infill_suffix_first", "prepare.language_threshold",
+        "generate.min_p", "objective.distill.data_weight", "objective.preference.length_weight", "objective.distill.on_policy", "objective.infill_rate", "objective.infill_suffix_first", "prepare.language_threshold",
         "prepare.quality_min", "prepare.toxic_words_max", "prepare.toxicity_max", "rollout.discount", "rollout.trace",
     ),
     SHARE_ABOVE_0: (
         "generate.top_p", "generate.typical_p", "optimizer.layer_decay", "model.mup_depth_power", "model.rotary_fraction", "objective.preference.alpha",
-        "objective.preference.length_weight", "prepare.near_jaccard",
+        "prepare.near_jaccard",
     ),
     SHARE_BELOW_1: (
         "model.adapter.dropout", "model.attention_dropout", "model.dropout", "model.embedding_dropout", "model.layer_drop", "model.moe.jitter",

@@ -5,6 +5,7 @@ float32. `log_ratio` is log(policy / reference) of an answer; `beta` times it is
 et al. 2023).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,11 +22,15 @@ log_sigmoid = jax.nn.log_sigmoid
 
 
 class Answers(NamedTuple):
-    """One side of P pairs, each (P,) float32: summed log-probabilities by the policy and the reference, and lengths."""
+    """One side of P pairs, each (P,) float32: summed log-probabilities by the policy and the reference, and lengths.
+
+    `plain` is the policy's sum in which every token counts 1, where `policy` is length-desensitised; None: it is not.
+    """
 
     policy: jax.Array
     reference: jax.Array
     tokens: jax.Array
+    plain: jax.Array | None = None
 
     @property
     def log_ratio(self) -> jax.Array:
@@ -41,15 +46,16 @@ def difference(chosen: Answers, rejected: Answers, c: ConfigDict, *, by_length: 
     """The two sides' scores subtracted, (P,); with `by_length` each score is divided by its answer's tokens.
 
     A score is the derivative f' of an f-divergence at policy / reference (Wang et al. 2023, "Beyond reverse KL").
-    `c.divergence`: "reverse_kl" (DPO's own: the log ratio), "forward_kl", "js", or "alpha" with 0 < `c.alpha` < 1.
+    `c.divergence`: "reverse_kl" (DPO's own: the log ratio), "forward_kl", "js", or "alpha" with 0 < `c.alpha` < 1. A score
+    is 0 where both are equal: any other constant would not cancel once it is divided by lengths.
     """
 
     def score(answers: Answers) -> jax.Array:
         x = answers.log_ratio
         if c.divergence == "forward_kl":
-            x = -jnp.exp(-x)
+            x = -jnp.expm1(-x)
         elif c.divergence == "js":
-            x = log_sigmoid(x)
+            x = math.log(2) + log_sigmoid(x)
         elif c.divergence == "alpha":
             x = -jnp.expm1(-c.alpha * x) / c.alpha
         return x / jnp.maximum(answers.tokens, 1) if by_length else x
@@ -186,6 +192,12 @@ def weighted_losses(text: str) -> dict[str, float]:
     return {name: float(weight or 1) for name, _, weight in parts}
 
 
+def summed(log_probs_BL: jax.Array, batch: Batch, *, answers: int) -> jax.Array:
+    """The log-probability of each answer, (B, A), as preferences compare it: a sum over tokens, with their length weights."""
+    weights_BL = batch["weights"] * batch.get("length_weights", 1.0)
+    return per_answer(log_probs_BL * weights_BL, numbers_of(batch), answers)
+
+
 def sides(
     module: Any, params: Any, batch: Batch, rng: jax.Array | None, c: ConfigDict
 ) -> tuple[Answers, Answers, Mean, losses.Auxiliary]:
@@ -198,12 +210,13 @@ def sides(
     made = log_probs(predictions, loss_chunks=c.loss_chunks, vocab_size=c.vocab_size)
     weights_BL, segments_BL, answers = batch["weights"], numbers_of(batch), batch["reference"].shape[1]
     trained_BL = (weights_BL > 0).astype(jnp.float32)
-    policy_BA = per_answer(made.targets * weights_BL, segments_BL, answers)
-    tokens_BA = per_answer(trained_BL, segments_BL, answers)
-    even, odd = (
-        Answers(*(x_BA[:, side::2].reshape(-1) for x_BA in (policy_BA, batch["reference"], tokens_BA)))
-        for side in (0, 1)
-    )
+    sums = [
+        summed(made.targets, batch, answers=answers),
+        batch["reference"],
+        per_answer(trained_BL, segments_BL, answers),
+        per_answer(made.targets * weights_BL, segments_BL, answers),
+    ]
+    even, odd = (Answers(*(x_BA[:, side::2].reshape(-1) for x_BA in sums)) for side in (0, 1))
     entropy = Mean(jnp.sum(made.entropy * trained_BL), jnp.sum(trained_BL))
     return even, odd, entropy, predictions.auxiliary
 
@@ -213,10 +226,10 @@ def preference_loss(module: Any, params: Any, batch: Batch, rng: jax.Array | Non
 
     Args:
         batch: rows of answers (see answers.py), of which each even one is chosen and the odd one behind it rejected;
-            `weights` (B, L) are 1 on the answers' tokens (or less: `length_desensitised` ones); reference (B, A), summed
-            log-probabilities by the reference model; pair_weights (B, A / 2), 0 where a row has fewer pairs;
-            token_share (B,), pairs / tokens of chosen answers of all training rows, which makes "sft" a mean over
-            tokens.
+            `weights` (B, L) are 1 on the answers' tokens; reference (B, A), log-probabilities by the reference model
+            (see `summed`); pair_weights (B, A / 2), 0 where a row has fewer pairs; token_share (B,), pairs / tokens of
+            chosen answers of all training rows, which makes "sft" a mean over tokens. Length-desensitised rows also
+            have length_weights (B, L), which "sft" and the lengths of answers leave aside.
         c: the settings under `objective`.
 
     Metrics, means over pairs: loss, accuracy (the chosen answer's reward is higher), margin, chosen_reward,
@@ -229,7 +242,7 @@ def preference_loss(module: Any, params: Any, batch: Batch, rng: jax.Array | Non
     for name, weight in weighted_losses(p.loss).items():
         if name == "sft":
             share_P = jnp.repeat(batch["token_share"], answers // 2)
-            loss_P += -weight * chosen.policy * share_P
+            loss_P += -weight * (chosen.policy if chosen.plain is None else chosen.plain) * share_P
         else:
             loss_P += weight * LOSSES[name](chosen, rejected, p)
     total = jnp.sum(weights_P)

@@ -131,13 +131,15 @@ def _margins(store: Store, groups: Sequence[int]) -> list[float]:
 
 
 def weigh_length(row: Batch, answers: int, weight: float) -> None:
-    """Give tokens of a pair's longer answer beyond the shorter one's length a smaller weight (LD-DPO, Liu et al. 2024)."""
+    """Add `length_weights`, smaller for tokens of a pair's longer answer beyond the shorter one's length (LD-DPO, Liu et
+    al. 2024)."""
+    row["length_weights"] = np.ones(row["weights"].shape, np.float32)
     for first in range(1, answers + 1, 2):
         numbers = row.get("answers", row["segments"])
         sides = [np.flatnonzero((numbers == s) & (row["weights"] > 0)) for s in (first, first + 1)]
         shared = min(map(len, sides))
         for places in sides:
-            row["weights"][places[shared:]] = weight
+            row["length_weights"][places[shared:]] = weight
 
 
 def batches_of(rows: Rows, c: ConfigDict, *, host: int = 0, hosts: int = 1) -> Callable[[int], Batch]:

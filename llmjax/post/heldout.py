@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from llmjax.data.source import Batch
 from llmjax.model.transformer import Transformer
 from llmjax.objectives import Objective, losses
-from llmjax.objectives.answers import numbers_of, per_answer
 from llmjax.objectives.log_probs import log_probs
+from llmjax.objectives.preference import summed
 from llmjax.parallel import placement
 from llmjax.post.batches import Rows, row, stacked
 from llmjax.post.tables import Beside
@@ -92,7 +92,7 @@ def reference_log_probs(c: ConfigDict, module: Transformer, params: Any, made: R
     def step(params: Any, batch: Any) -> jax.Array:
         predictions = losses.predict(network, params, batch, None)
         found = log_probs(predictions, loss_chunks=c.objective.loss_chunks, vocab_size=c.objective.vocab_size)
-        return per_answer(found.targets * batch["weights"], numbers_of(batch), made.answers)
+        return summed(found.targets, batch, answers=made.answers)
 
     size, values = c.train.batch_size // c.train.micro_batches, np.zeros(len(made.store.sizes), np.float32)
     with placement.active(mesh, c):

@@ -88,7 +88,9 @@ def _reference_key(c: ConfigDict, packed: Mapping[str, Rows]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     folder = folders.newest(Path(c.train.init_from))
     model = {k: v for k, v in c.model.to_dict().items() if k not in ("attention", "remat", "barriers", "scan_unroll")}
-    digest.update(json.dumps([str(folder.resolve()), folders.read_meta(folder), model], default=str).encode())
+    weighted = c.objective.preference.length_weight if c.objective.name == "preference" else 1.0
+    told = [str(folder.resolve()), folders.read_meta(folder), model, *([weighted] if weighted != 1 else [])]
+    digest.update(json.dumps(told, default=str).encode())
     for made in packed.values():
         digest.update(made.store.ids.tobytes() + made.store.weights.tobytes() + made.store.start.tobytes())
     return digest.hexdigest()
