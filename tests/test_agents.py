@@ -5,6 +5,7 @@ import enum
 import functools
 import json
 import sys
+import threading
 import time
 from typing import Any, Literal, TypedDict
 
@@ -318,6 +319,25 @@ def test_a_tool_that_fails_or_hangs_is_a_result():
     hanging = next(one for one in box.tools() if one.name == "hang")
     result, failed = react.run_tool(hanging, react.Call("hang", {}), 0.05)
     assert failed and "took more than" in result
+
+
+def test_functions_that_hang_are_bounded(monkeypatch):
+    monkeypatch.setattr(react, "_late", set())
+    monkeypatch.setattr(react, "MOST_LATE", 2)
+    go_on = threading.Event()
+
+    def hang() -> str:
+        go_on.wait(60)
+        return "late"
+
+    hanging = tools.from_function(hang)
+    results = [react.run_tool(hanging, react.Call("hang", {}), 0.01)[0] for _ in range(3)]
+    assert ["took more than" in one for one in results] == [True, True, False] and "is not called" in results[2]
+    threads = list(react._late)
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+    assert react.run_tool(hanging, react.Call("hang", {}), 60) == ("late", False)
 
 
 def test_a_step_that_was_cut_is_no_call():

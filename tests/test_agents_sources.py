@@ -8,6 +8,7 @@ import json
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -219,6 +220,28 @@ def test_long_answers_and_slow_servers_end(server, monkeypatch):
         slow = openapi.tools_of(DOCUMENT, base=f"http://{host}", allowed=[host], seconds=0.05, tries=2)
         with pytest.raises(tools.FailedError, match="TimeoutError"):
             slow[0].run(id="a")
+
+
+def test_a_server_that_sends_its_headers_a_byte_at_a_time_ends_at_the_limit():
+    """Each byte comes within the limit of the socket, and all of them do not within that of the request."""
+    with socket.create_server(("127.0.0.1", 0)) as trickling:
+        host, cut = f"127.0.0.1:{trickling.getsockname()[1]}", threading.Event()
+
+        def trickle() -> None:
+            connection, _ = trickling.accept()
+            with connection:
+                for byte in b"HTTP/1.1 200 OK\r\nX: " + b"x" * 300 + b"\r\nContent-Length: 0\r\n\r\n":
+                    try:
+                        connection.send(bytes([byte]))
+                    except OSError:
+                        cut.set()
+                        return
+                    time.sleep(0.01)
+
+        threading.Thread(target=trickle, daemon=True).start()
+        with pytest.raises(TimeoutError, match="takes more than"):
+            network.request("GET", f"http://{host}/", allowed=[host], headers={}, seconds=0.2)
+        assert cut.wait(30)
 
 
 def test_documents_that_cannot_be_used_are_explained(tmp_path):

@@ -5,10 +5,12 @@ when it is called. Addresses that are not public are refused, unless the list na
 the environment are not used.
 """
 
+import contextlib
 import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -128,6 +130,7 @@ class _Connection(http.client.HTTPConnection):
     def __init__(self, place: Place, seconds: float) -> None:
         super().__init__(place.host, place.port, timeout=seconds)
         self._place = place
+        self._open: socket.socket | None = None  # also when the answer has taken it over
 
     def connect(self) -> None:
         """Connect to an address that was checked, not to the name."""
@@ -138,8 +141,19 @@ class _Connection(http.client.HTTPConnection):
             except OSError:
                 if address == self._place.addresses[-1]:
                     raise
+        self._open = self.sock
         if self._place.scheme == "https":
-            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self._place.host)
+            context = ssl.create_default_context()
+            self.sock = self._open = context.wrap_socket(
+                self.sock, server_hostname=self._place.host, do_handshake_on_connect=False
+            )
+            self.sock.do_handshake()  # which `cut` can end too
+
+    def cut(self) -> None:
+        """End what another thread waits for: a server that sends a byte now and then is never silent for long."""
+        if self._open is not None:
+            with contextlib.suppress(OSError):
+                self._open.shutdown(socket.SHUT_RDWR)
 
 
 def request(
@@ -152,13 +166,18 @@ def request(
         seconds: for all of it.
 
     Raises:
-        RefusedError: for a host that is not on the list, an address that is not public, a redirect, and an answer that is too long, is
-            no text, or takes too long.
+        RefusedError: for a host that is not on the list, an address that is not public, a redirect, and an answer that is too long
+            or is no text.
+        TimeoutError: if it takes longer.
         OSError, http.client.HTTPException: if the connection fails.
     """
     began = time.monotonic()
     place = place_of(url, allowed)
     connection = _Connection(place, seconds)
+    slow = f"{place.host} takes more than {seconds:.0f} s"
+    ending = threading.Timer(seconds, connection.cut)
+    ending.daemon = True
+    ending.start()
     try:
         connection.request(
             method, place.path, body=body, headers={"Host": place.authority, "User-Agent": "llmjax", **headers}
@@ -175,8 +194,15 @@ def request(
             if len(data) > LENGTH:
                 raise RefusedError(f"{place.host} answers more than {LENGTH:,} bytes")
             if time.monotonic() - began > seconds:
-                raise RefusedError(f"{place.host} takes more than {seconds:.0f} s")
+                raise TimeoutError(slow)
+        if time.monotonic() - began > seconds:
+            raise TimeoutError(slow)
+    except (OSError, http.client.HTTPException) as error:
+        if time.monotonic() - began > seconds:
+            raise TimeoutError(slow) from error
+        raise
     finally:
+        ending.cancel()
         connection.close()
     if data and not kind.startswith(TEXTS) and not kind.endswith(("+json", "+xml")):
         raise RefusedError(f"{place.host} answers {kind}, which is no text")

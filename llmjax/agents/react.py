@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmjax.agents.schemas import problem, settled, undescribed
-from llmjax.agents.tools import Tool, finished, listed
+from llmjax.agents.tools import Tool, listed, outcome
 from llmjax.data.chat import Message
 from llmjax.infer.asking import Ask, Conversation
 
@@ -29,6 +29,7 @@ Tools:
 STEP_TOKENS = 256  # the most of a step
 RESULT_LENGTHS = (4000, 1000, 200)  # characters of a result that are shown, fewer where a prompt does not fit
 THOUGHT_LENGTH, ANSWER_LENGTH = 300, 2000
+MOST_LATE = 32  # threads of calls that took too long
 UNFINISHED = "That is no whole step. Write a shorter one."
 
 
@@ -84,6 +85,9 @@ class Trace:
         kept = {name: getattr(self, name) for name in ("answer", "ended", "branch", "read", "clock")}
         return {**kept, "steps": [step.row() for step in self.steps]}
 
+
+_late: set[threading.Thread] = set()
+_late_lock = threading.Lock()
 
 Approve = Callable[[Tool, Call], bool]
 Execute = Callable[[Tool, Call, float], tuple[str, bool]]  # seconds left -> (result, whether it failed)
@@ -221,29 +225,26 @@ def step_schema(tools: Sequence[Tool], *, may_give_up: bool = False) -> dict[str
 def run_tool(tool: Tool, call: Call, seconds: float) -> tuple[str, bool]:
     """The result of a tool as text, and whether it failed: by an exception, or by taking longer than `seconds`.
 
-    A tool that takes too long goes on in its thread, and its result is dropped.
+    A function that is no tool of a file goes on in its thread when it takes too long, and its result is dropped. When MOST_LATE
+    of them do, no other is called.
     """
+    if tool.within is not None:
+        return tool.within(call.arguments, seconds)
+    with _late_lock:
+        _late.intersection_update([one for one in _late if one.is_alive()])
+        if len(_late) >= MOST_LATE:
+            return f"the tool is not called: {len(_late)} calls that took too long are still running", True
     found: list[tuple[str, bool]] = []
-
-    def work() -> None:
-        try:
-            found.append((_text_of(finished(tool.run(**call.arguments))), False))
-        except BaseException as error:  # a result, which the model may mend; sys.exit too
-            found.append((f"{type(error).__name__}: {error}", True))
-
-    thread = threading.Thread(target=work, name=f"tool {tool.name}", daemon=True)
+    thread = threading.Thread(
+        target=lambda: found.append(outcome(tool, call.arguments)), name=f"tool {tool.name}", daemon=True
+    )
     thread.start()
     thread.join(max(seconds, 0.0))
-    return found[0] if found else (f"the tool took more than {seconds:.0f} s", True)
-
-
-def _text_of(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    try:
-        return json.dumps(value, ensure_ascii=False, default=str)
-    except (TypeError, ValueError):  # keys that are no texts, or a value within itself
-        return str(value)
+    if found:
+        return found[0]
+    with _late_lock:
+        _late.add(thread)
+    return f"the tool took more than {seconds:.0f} s", True
 
 
 def recorded(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from llmjax.agents import mcp_client, network, openapi, tools
+from llmjax.agents import mcp_client, network, openapi, processes
 from llmjax.agents.tools import EFFECTS, Tool
 from llmjax.errors import UserError
 
@@ -41,7 +41,9 @@ def opened(
         for one in given:
             path, _, base = one.partition("@") if "@http" in one else (one, "", "")
             if Path(path).suffix not in (".json", ".yaml", ".yml"):
-                found += tools.load(Path(path))
+                file = processes.File(Path(path))
+                stack.callback(file.close)
+                found += file.tools()
                 continue
             document = openapi.read(Path(path))
             if "mcpServers" not in document:

@@ -58,6 +58,12 @@ class Tool:
     trusted: bool = False  # whether what it returns comes from the user, so that it cannot carry an attack
     origin: str = ""  # the server that its arguments go to; "": they stay on this machine
     example: Mapping[str, Any] | None = None  # arguments that it takes, for `probes`
+    # Runs a call for so many seconds at most, after which nothing of it goes on: (the result as text, whether it failed). None: `run`
+    # is called in a thread, which cannot be ended.
+    within: Callable[[Mapping[str, Any], float], tuple[str, bool]] | None = None
+
+
+DESCRIBED = ("name", "description", "schema", "effect", "trusted")  # what another process is told of a tool
 
 
 def tool(*, effect: str, trusted: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -136,7 +142,24 @@ def _made(value: Any, hint: Any) -> Any:
     return value
 
 
-def finished(value: Any) -> Any:
+def outcome(tool: Tool, arguments: Mapping[str, Any]) -> tuple[str, bool]:
+    """What a call returns, as text, and whether it failed, which is a result too, because the model may mend it."""
+    try:
+        return _text_of(_finished(tool.run(**arguments))), False
+    except BaseException as error:  # sys.exit too
+        return f"{type(error).__name__}: {error}", True
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError):  # keys that are no texts, or a value within itself
+        return str(value)
+
+
+def _finished(value: Any) -> Any:
     """What a function returned, when it is done: the result of a coroutine, and all that a generator yields."""
     if inspect.isawaitable(value) or inspect.isasyncgen(value):
         return asyncio.run(_awaited(value))

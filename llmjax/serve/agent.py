@@ -8,6 +8,7 @@ in its stream, if the client says that it answers (`asks`), and is denied otherw
 import functools
 import json
 import secrets
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -33,7 +34,9 @@ AGENT = "tools"  # its name among the sources
 METHODS = ("react", "vote", "dfs", "plan")
 TRIES, MOST_TRIES = 4, 16
 SHOWN = 20_000  # characters of a result that clients get; the transcript has all of it
+MOST_CALLS = 32  # of tools at a time, with those of clients that left
 LEFT = "the run was ended from outside"
+BUSY = f"the tool is not called: {MOST_CALLS} others are running; try again"
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Agents:
     writes: bool
     transcript: Path
     questions: dict[str, Question] = field(default_factory=dict)
+    running: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(MOST_CALLS))
 
     @property
     def listed(self) -> dict[str, Any]:
@@ -109,8 +113,13 @@ class _Run:
 
         if self.ended:
             return LEFT, True
-        self.tell({"type": "call", **_described(tool, call)})
-        return run_tool(tool, call, seconds)
+        if not self.agents.running.acquire(blocking=False):
+            return BUSY, True
+        try:
+            self.tell({"type": "call", **_described(tool, call)})
+            return run_tool(tool, call, seconds)
+        finally:
+            self.agents.running.release()
 
     def told(self, step: "Step") -> None:
         """Tell a call with its verdict and result. A result that comes after the end is kept too."""
