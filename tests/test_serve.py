@@ -171,6 +171,68 @@ def test_every_limit_of_fields_is_kept(client):
         assert client.chat(**fields).status == 400, fields
 
 
+def schema(**given: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"schema": given}}}
+
+
+def parameters(**given: Any) -> dict[str, Any]:
+    return {"tools": [{"type": "function", "function": {"name": "f", "parameters": given}}]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"stop": ""}, "stop"), ({"stop": ["a", ""]}, "stop"), ({"logit_bias": {"5": 1e300}}, "logit_bias"), ({"logit_bias": {"x": 1}}, "logit_bias"),
+        (schema(type="nothing"), "response_format"), (schema(enum=[]), "response_format"), ({"structured_outputs": {"regex": "["}}, "structured_outputs"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs"), ({"structured_outputs": {"json": "5"}}, "structured_outputs"),
+        ({"structured_outputs": {"grammar": "a" * 70_000}}, "structured_outputs"), (parameters(properties=None), "tools"), ({**parameters(), "tools": [LOOK, LOOK]}, "tools[1].function.name"),
+        (parameters(**{"$ref": "#/nowhere"}), "tools"), ({"chat_template_kwargs": {"documents": 5}}, "chat_template_kwargs.documents"), ({"max_completion_tokens": 0}, "max_completion_tokens"),
+    ],
+)  # fmt: skip
+def test_an_error_names_the_field_of_the_request(client, fields, param):
+    answer = client.chat(**fields)
+    assert answer.status == 400 and answer.error["param"] == param and "\n" not in answer.error["message"]
+
+
+def test_prompts_that_no_model_reads_are_refused_before_anything_is_computed(client, monkeypatch):
+    monkeypatch.setattr(client.server, "compute", None)
+    for fields in ({"max_tokens": 0}, {"max_tokens": 4}):
+        answer = client.complete(prompt="x" * 600, echo=True, logprobs=1, **fields)
+        assert answer.status == 400 and answer.error["code"] == "context_length_exceeded" and "600" in answer.text
+    for ids in ([-1], [272], [10**30], [[4], [5, 272]]):
+        assert client.complete(prompt=ids).error["param"] == "prompt"
+        assert client.post("/v1/embeddings", {"input": ids}).error["param"] == "input"
+
+
+def test_every_answer_has_an_id_and_a_wrong_method_is_told_the_right_ones(client):
+    for answer in (
+        client.get("/nowhere"),
+        client.get("/v1/models", host="evil.example"),
+        client.get("/v1/chat/completions"),
+        client.get("/"),
+    ):
+        assert re.fullmatch(r"req_[0-9a-f]{24}", answer.headers["x-request-id"])
+    assert client.get("/nowhere", **{"x-request-id": "mine"}).headers["x-request-id"] == "mine"
+    assert client.get("/nowhere", **{"x-request-id": "a b"}).headers["x-request-id"].startswith("req_")
+    assert client.get("/v1/chat/completions").headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"instructions": "a", "input": [{"role": "user", "content": "a"}, {"role": "x", "content": "a"}]}, "input[1].role"),
+        ({"input": [{"type": "function_call", "name": "f", "arguments": "{"}]}, "input[0].tool_calls[0].function.arguments"),
+        ({"input": "a", "max_output_tokens": 0}, "max_output_tokens"), ({"input": "a", "text": {"format": {"type": "xml"}}}, "text.format.type"),
+        ({"input": "a", "text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"), ({"input": "a" * 600}, "input"),
+        ({"input": "a", "tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
+    ],
+)  # fmt: skip
+def test_an_error_of_a_response_names_its_own_field(client, fields, param):
+    answer = client.post("/v1/responses", fields)
+    assert answer.status == 400 and answer.error["param"] == param
+    assert not re.search(r"messages\[|response_format|completion_tokens", answer.error["message"])
+
+
 # ---------------------------------------------------------------------- bugs of other servers
 
 

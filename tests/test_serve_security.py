@@ -226,6 +226,15 @@ def test_rated_answers_become_rows_that_training_reads(client):
     assert client.post("/feedback", {"prompt": asked, "chosen": "a", "rejected": "b"}).status == 200
     assert client.post("/feedback", {"prompt": asked, "completion": "a", "label": True}).status == 200
     assert client.post("/feedback", {"prompt": asked}).status == 400
+    for wrong in (
+        {"prompt": []},
+        {"prompt": [{"a": "b"}]},
+        {"prompt": [{"role": "x", "content": "b"}]},
+        {"completion": ""},
+    ):
+        answer = client.post("/feedback", {"prompt": asked, "completion": "a", "label": True, **wrong})
+        assert answer.status == 400 and "no training would read this row" in answer.error["message"]
+    assert client.post("/feedback", {"prompt": asked, "chosen": "a", "rejected": "a"}).status == 400
     folder = client.server.feedback.parent
     for name in ("preferences.jsonl", "ratings.jsonl"):
         (row,) = read(folder / name)

@@ -111,6 +111,13 @@ def read(file: Path) -> Iterator[Row | Rejected]:
         )
 
 
+def check(record: Mapping[str, Any]) -> None:
+    """Raise RowError for a row that `read` would leave out of its file."""
+    _, reader = _format_of(record, Path("the row"))
+    for _ in reader(record):
+        pass
+
+
 # Formats: a reader each, from a row of a file to `Row`s.
 
 

@@ -140,7 +140,7 @@ def compiled(vocabulary: Any, kind: str, constraint: str) -> Any:
             schema = of_known_formats(json.loads(constraint))
             grammar = LLMatcher.grammar_from_json_schema({} if schema is True else schema, defaults=defaults)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"this is no JSON schema: {error}") from error
+            raise UserError(f"the json_schema is no JSON schema: {error}") from error
     else:
         grammar = (LLMatcher.grammar_from_regex if kind == "regex" else LLMatcher.grammar_from_lark)(constraint)
     limits = LLParserLimits(**LIMITS)

@@ -13,7 +13,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from llmjax import storage
+from llmjax.data import conversations
+from llmjax.data.messages import RowError
 from llmjax.data.tokenizer import check_characters
+from llmjax.errors import UserError
 from llmjax.serve.agent import agent, permission
 from llmjax.serve.asks import ask, list_sources
 from llmjax.serve.calls import Call, Endpoint, Handler
@@ -88,7 +91,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     known = {404: ("not_found", "there is no such path"), 405: ("method_not_allowed", "this path has another method")}
     code, message = known.get(status, ("invalid_request", "the request cannot be read"))
-    return Refusal(status, f"{message}: {request.method} {request.url.path[:200]}", code=code).response()
+    response = Refusal(status, f"{message}: {request.method} {request.url.path[:200]}", code=code).response()
+    response.headers.update(getattr(error, "headers", None) or {})  # Allow
+    return response
 
 
 def _file_of(files: dict[str, Path]) -> Handler:
@@ -191,6 +196,10 @@ async def feedback(call: Call) -> None:
         row = {"prompt": body.prompt, "completion": _answer(body.completion), "label": body.label}
     else:
         raise Refusal(400, "give chosen and rejected, or completion and label", param="label")
+    try:
+        conversations.check(row)
+    except (UserError, RowError) as error:
+        raise Refusal(400, f"no training would read this row: {error}", param="prompt") from error
     kept = path.with_name("preferences.jsonl" if "chosen" in row else "ratings.jsonl")
     await call.server.prepare(storage.append_line, kept, json.dumps(row, ensure_ascii=False))
     await call.reply.json({"status": "kept"})

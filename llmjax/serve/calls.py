@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import re
-import secrets
 import time
 import traceback
 from collections.abc import Awaitable, Callable
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 BODY_BYTES = 4 << 20
 BODY_SECONDS = 10.0  # for a body to arrive
 PING_SECONDS = 15.0  # between two signs of life in a stream; proxies close what is silent for 50 s and more
-REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -36,10 +33,8 @@ class Reply:
 
     async def _start(self, status: int, headers: dict[str, str]) -> None:
         self.status = status
-        pairs = {**headers, "x-request-id": self.request_id}
-        await self._send(
-            {"type": "http.response.start", "status": status, "headers": [(k.encode(), v.encode()) for k, v in pairs.items()]}
-        )  # fmt: skip
+        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": pairs})
 
     async def whole(self, data: bytes, *, kind: str, status: int = 200, headers: dict[str, str] | None = None) -> None:
         """Send a whole body."""
@@ -118,8 +113,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began, server = time.monotonic(), self._server
-        given = header(scope, "x-request-id")
-        reply = Reply(send, given if REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}")
+        reply = Reply(send, scope["llmjax.id"])
         call = Call(server, scope, reply, b"")
         gone = True
         with contextlib.suppress(_Gone):

@@ -8,7 +8,7 @@ from llmjax.serve import answering, asks, personas
 from llmjax.serve.answering import Asked
 from llmjax.serve.calls import Call
 from llmjax.serve.choices import Delta, Written, usage
-from llmjax.serve.fields import choices_of, form_of, likeliest_of, requests_of, schema_of
+from llmjax.serve.fields import choices_of, form_field, form_of, likeliest_of, requests_of, schema_of
 from llmjax.serve.log_probs import chat_form
 from llmjax.serve.messages import ROLES, ChatBody, Sampled, parse
 from llmjax.serve.refusals import Refusal
@@ -81,7 +81,7 @@ async def asked(
             raise Refusal(400, "tools and structured_outputs cannot be combined", param="structured_outputs")
         constraint = ("grammar", grammar(tools, schema_of(body.response_format)))
     requests = requests_of(body, ids, defaults=served.defaults, room=served.room, count=count, constraint=constraint)
-    await ticket.submit(requests)
+    await ticket.submit(requests, form="tools" if tools.tools else form_field(body))
     texts = [Written(served.names, Parser() if tools.tools else None) for _ in range(count)]
     if call.server.log_texts:
         call.facts["messages"] = list(messages)

@@ -6,12 +6,13 @@ from typing import Any
 
 from llmjax.errors import UserError
 from llmjax.infer.given import TokenScores, batches_of_scores
+from llmjax.infer.request import Request
 from llmjax.objectives.special import special_ids
 from llmjax.serve import answering, chat
 from llmjax.serve.answering import Asked
 from llmjax.serve.calls import Call
 from llmjax.serve.choices import Written, usage
-from llmjax.serve.fields import MOST_LIKELIEST, choices_of, likeliest_of, requests_of
+from llmjax.serve.fields import MOST_LIKELIEST, choices_of, form_field, likeliest_of, requests_of
 from llmjax.serve.log_probs import Placed, completion_form
 from llmjax.serve.messages import CompletionBody
 from llmjax.serve.refusals import Refusal, unsupported
@@ -37,13 +38,14 @@ async def completions(call: Call) -> None:
     top = None if body.logprobs is None else likeliest_of("logprobs", body.logprobs)
     if body.best_of not in (None, count):
         raise unsupported("best_of", "it must be n")
-    prompts = prompts_of(body.prompt)
+    prompts = prompts_of(body.prompt, served)
     if body.echo and body.suffix:
         raise unsupported("suffix", "a text between a prompt and a suffix has no echo")
     with call.server.ticket(served, count * len(prompts), call.key) as ticket:
         rows = await call.server.prepare(_ids, served, prompts, body.suffix)
+        requests = _requests(served, body, rows, count)
         echoes = await _echoes(call, served, prompts, rows, top) if body.echo else [Echo("", None)] * len(rows)
-        asked = await _asked(call, served, body, rows, echoes, count, ticket)
+        asked = await _asked(call, served, body, rows, requests, echoes, ticket)
         send = _stream if body.stream else _whole
         await send(asked, echoes, body, served, count, top)
 
@@ -57,19 +59,40 @@ async def fim(call: Call) -> None:
         if not isinstance(body.prompt, str):
             raise Refusal(400, "prompt must be a text", param="prompt")
         rows = await call.server.prepare(_ids, served, [body.prompt], body.suffix or "")
-        asked = await _asked(call, served, body, rows, [Echo("", None)], count, ticket)
+        asked = await _asked(call, served, body, rows, _requests(served, body, rows, count), [Echo("", None)], ticket)
         await chat.send(asked, served, body)
 
 
-def prompts_of(given: str | list[str | int | list[int]], param: str = "prompt") -> list[str | list[int]]:
-    """The prompts of a request, each a text or ids. Raises Refusal."""
+def prompts_of(
+    given: str | list[str | int | list[int]], served: Served, param: str = "prompt"
+) -> list[str | list[int]]:
+    """The prompts of a request, each a text or ids of the model. Raises Refusal."""
     if isinstance(given, str):
         return [given]
     ids = [one for one in given if isinstance(one, int)]
     several = [one for one in given if not isinstance(one, int)]
     if not given or (ids and several) or any(not len(one) for one in several if isinstance(one, list)):
         raise Refusal(400, f"{param} must be a text, ids, or a list of texts or of ids, none empty", param=param)
-    return [ids] if ids else several
+    prompts: list[str | list[int]] = [ids] if ids else several
+    size = served.model.config.model.vocab_size
+    for one in prompts:
+        if isinstance(one, list) and not 0 <= min(one) <= max(one) < size:
+            raise Refusal(400, f"{param} must have ids from 0 to {size - 1}: those of this model", param=param)
+    return prompts
+
+
+def _requests(served: Served, body: CompletionBody, rows: Sequence[Sequence[int]], count: int) -> list[Request]:
+    """The texts to write; none where only prompts are scored. Raises Refusal before anything is computed."""
+    if body.echo and body.max_tokens == 0:
+        if (longest := max(map(len, rows))) > served.room:
+            raise Refusal(
+                400, f"a prompt has {longest} tokens, and the model's context is {served.room} tokens: shorten it",
+                code="context_length_exceeded", param="prompt",
+            )  # fmt: skip
+        return []
+    return [
+        one for row in rows for one in requests_of(body, row, defaults=served.defaults, room=served.room, count=count)
+    ]
 
 
 def _ids(served: Served, prompts: Sequence[str | Sequence[int]], suffix: str | None) -> list[list[int]]:
@@ -114,18 +137,19 @@ def _placed(served: Served, row: Sequence[int], scores: TokenScores) -> Placed:
 
 
 async def _asked(
-    call: Call, served: Served, body: CompletionBody, rows: Sequence[Sequence[int]], echoes: Sequence[Echo], count: int,
-    ticket: Ticket,
+    call: Call, served: Served, body: CompletionBody, rows: Sequence[Sequence[int]], requests: Sequence[Request],
+    echoes: Sequence[Echo], ticket: Ticket,
 ) -> Asked:  # fmt: skip
-    """The texts, handed to the engine; none where only the prompts are scored."""
-    if body.echo and body.max_tokens == 0:
+    """The texts, handed to the engine."""
+    if not requests:
         return Asked(call, ticket, [], [len(row) for row in rows])
-    requests = [
-        one for row in rows for one in requests_of(body, row, defaults=served.defaults, room=served.room, count=count)
-    ]
-    await ticket.submit(requests)
+    await ticket.submit(requests, form=form_field(body))
     starts = [len(echo.text) if body.echo else _characters(served, row) for row, echo in zip(rows, echoes, strict=True)]
-    texts = [Written(served.names, every_token=True, start=start) for start in starts for _ in range(count)]
+    texts = [
+        Written(served.names, every_token=True, start=start)
+        for start in starts
+        for _ in range(len(requests) // len(rows))
+    ]
     if call.server.log_texts:
         call.facts["prompt"] = body.prompt
     return Asked(call, ticket, texts, [len(row) for row in rows])

@@ -54,7 +54,10 @@ def requests_of(
     try:
         return [Request.parse({**given, "ids": tuple(ids), "number": number}) for number in range(count)]
     except UserError as error:
-        raise of_user_error(error) from error
+        refusal = of_user_error(error)
+        if refusal.param in ("response_format", "structured_outputs"):
+            refusal.param = form_field(body)
+        raise refusal from error
 
 
 def choices_of(body: Sampled, most: int) -> int:
@@ -106,6 +109,11 @@ def _stops(given: str | list[str]) -> list[str]:
     return stops
 
 
+def form_field(body: Sampled) -> str:
+    """The field that says the form of a text."""
+    return "structured_outputs" if body.response_format is None else "response_format"
+
+
 def form_of(body: Sampled) -> tuple[str, Any] | None:
     """The form that a text is held to: the kind of constraint and the constraint; None: any. Raises Refusal."""
     schema = schema_of(body.response_format)
@@ -114,7 +122,7 @@ def form_of(body: Sampled) -> tuple[str, Any] | None:
         raise Refusal(400, "give response_format or structured_outputs, not both", param="structured_outputs")
     found = ("json_schema", schema) if schema is not None else guided
     if found is not None and len(found[1] if isinstance(found[1], str) else json.dumps(found[1])) > LONGEST_FORM:
-        raise Refusal(400, f"the form of the answer has more than {LONGEST_FORM:,} characters", param="response_format")
+        raise Refusal(400, f"the form of the answer has more than {LONGEST_FORM:,} characters", param=form_field(body))
     return found
 
 

@@ -5,6 +5,8 @@ A page of another site that a browser shows may send requests to this machine, u
 """
 
 import hmac
+import re
+import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmjax.serve.refusals import Refusal
 
+REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 HEADER_BYTES, HEADERS = 64 << 10, 100
 LOOPBACK = frozenset(("127.0.0.1", "localhost", "[::1]"))
 OPEN = ("/health",)  # paths that need no key, beside the page's own files
@@ -44,6 +47,17 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        allowed = ""
+
+        async def marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = list(message.get("headers", ()))
+                if not any(name == b"x-request-id" for name, _ in headers):
+                    headers.append((b"x-request-id", scope["llmjax.id"].encode()))
+                message["headers"] = [*headers, *(_cross_origin(allowed) if allowed else ())]
+            await send(message)
+
+        scope["llmjax.id"] = _request_id(scope)
         try:
             headers = self._checked(scope)
             allowed = self._origin(headers)
@@ -52,14 +66,9 @@ class Guard:
                 return
             scope["llmjax.key"] = self._key(scope["path"], headers)
         except Refusal as refusal:
-            await refusal.response()(scope, receive, send)
+            allowed = ""
+            await refusal.response()(scope, receive, marked)
             return
-
-        async def marked(message: Message) -> None:
-            if message["type"] == "http.response.start" and allowed:
-                message["headers"] = [*message["headers"], *_cross_origin(allowed)]
-            await send(message)
-
         await self._app(scope, receive, marked)
 
     def _checked(self, scope: Scope) -> dict[str, str]:
@@ -106,6 +115,12 @@ class Guard:
         if not found:
             raise Refusal(401, "give a valid API key: Authorization: Bearer KEY", code="invalid_api_key")
         return found
+
+
+def _request_id(scope: Scope) -> str:
+    """The id of a request, which the client may choose."""
+    given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
+    return given if REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
 
 
 def _cross_origin(allowed: str) -> list[tuple[bytes, bytes]]:

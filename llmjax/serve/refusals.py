@@ -18,8 +18,16 @@ TYPES = {
     504: "server_error",
 }
 RETRY_SECONDS = 1  # advice to clients where the next try may succeed
-FIELD = re.compile(r"^(\w+)(?:=| has | must )")  # how the messages of `Request` name what is wrong
-NAMES = {"max_new_tokens": "max_tokens", "json_schema": "response_format", "ids": "prompt"}
+FIELD = re.compile(r"^(?:the |a )?(\w+)")  # how the messages of `Request` and its like name what is wrong
+# By the word of a message: the field of a request.
+NAMES = {
+    "max_new_tokens": "max_tokens", "json_schema": "response_format", "ids": "prompt", "regex": "structured_outputs",
+    "grammar": "structured_outputs", "documents": "chat_template_kwargs.documents",
+    **{name: name for name in (
+        "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
+        "logit_bias", "stop", "seed", "prompt", "suffix",
+    )},
+}  # fmt: skip
 
 
 class Refusal(Exception):  # noqa: N818
@@ -69,7 +77,7 @@ def of_user_error(error: UserError, param: str | None = None) -> Refusal:
     message = str(error)
     named = FIELD.match(message)
     if param is None and named:
-        param = NAMES.get(named[1], named[1])
+        param = NAMES.get(named[1])
     return Refusal(400, message, param=param)
 
 

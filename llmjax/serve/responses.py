@@ -1,7 +1,9 @@
 """POST /v1/responses: OpenAI's newer interface, without memory. A conversation comes whole with every request."""
 
+import contextlib
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,7 +16,7 @@ from llmjax.serve.choices import Written, usage
 from llmjax.serve.messages import ChatBody, Function, ResponsesBody, Tool
 from llmjax.serve.refusals import Refusal
 from llmjax.serve.server import Served, new_id
-from llmjax.serve.tools import chosen
+from llmjax.serve.tools import MOST_TOOLS, chosen
 
 SKIPPED = ("reasoning", "item_reference")  # items of the input that tell the model nothing
 
@@ -23,11 +25,13 @@ async def responses(call: Call) -> None:
     """Answer a conversation in the form of responses."""
     body = call.read(ResponsesBody)
     served = call.server.writer(body.model)
-    asked_as = _as_chat(body)
-    tools = chosen(asked_as.tools, asked_as.tool_choice, asked_as.parallel_tool_calls)
-    messages = chats.checked(asked_as.messages)
+    with _renamed(places := list[str]()):
+        asked_as = _as_chat(body, places)
+        tools = chosen(asked_as.tools, asked_as.tool_choice, asked_as.parallel_tool_calls)
+        messages = chats.checked(asked_as.messages)
     with call.server.ticket(served, 1, call.key) as ticket:
-        asked = await chats.asked(call, served, asked_as, messages, tools, 1, ticket)
+        with _renamed(places):
+            asked = await chats.asked(call, served, asked_as, messages, tools, 1, ticket)
         if body.stream:
             await _stream(asked, served, body)
             return
@@ -36,20 +40,51 @@ async def responses(call: Call) -> None:
         await call.reply.json(_whole(asked, served, body, new_id("resp"), int(time.time()), items))
 
 
-def _as_chat(body: ResponsesBody) -> ChatBody:
-    """The same request to chat completions. Raises Refusal."""
+NAMES = {
+    "max_completion_tokens": "max_output_tokens", "max_tokens": "max_output_tokens", "response_format": "text.format", "messages": "input",
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def _renamed(places: Sequence[str]) -> Iterator[None]:
+    """Name the fields of a Refusal as the request has them.
+
+    Args:
+        places: of each message of the chat.
+    """
+    try:
+        yield
+    except Refusal as refusal:
+        if refusal.param is None:
+            raise
+        names = {**{f"messages[{number}]": place for number, place in enumerate(places)}, **NAMES}
+        names |= {f"tools[{number}].function": f"tools[{number}]" for number in range(MOST_TOOLS)}
+        old = next((name for name in names if re.match(re.escape(name) + r"(?!\w)", refusal.param)), "")
+        param = names.get(old, "") + refusal.param[len(old) :]
+        message = refusal.message.replace(old, names[old]) if old else refusal.message
+        raise Refusal(refusal.status, message, code=refusal.code, param=param, again=refusal.again) from refusal
+
+
+def _as_chat(body: ResponsesBody, places: list[str]) -> ChatBody:
+    """The same request to chat completions; `places` gets the place of each message. Raises Refusal."""
     messages: list[dict[str, Any]] = []
     if body.instructions:
         messages.append({"role": "system", "content": body.instructions})
+        places.append("instructions")
     items = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
     for number, item in enumerate(items):
         _add(messages, item, f"input[{number}]")
+        places += [f"input[{number}]"] * (len(messages) - len(places))
     if not messages or all(message["role"] == "system" for message in messages):
         messages.append({"role": "user", "content": ""})  # clients look with an empty input whether a server is there
     form = (body.text or {}).get("format")
     if form is not None and not isinstance(form, dict):
         raise Refusal(400, "text.format must be an object with a type", param="text.format")
     if form is not None and form.get("type") == "json_schema":
+        if not isinstance(form.get("schema"), dict):
+            raise Refusal(
+                400, "text.format must be {type: json_schema, name, schema: {...}}", param="text.format.schema"
+            )
         form = {"type": "json_schema", "json_schema": {"name": form.get("name"), "schema": form.get("schema")}}
     # Types of tools that only one client knows are skipped, as its own servers do.
     tools = [

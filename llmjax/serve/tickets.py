@@ -52,14 +52,18 @@ class Ticket:
         self._left.clear()
         self._place.leave()
 
-    async def submit(self, requests: Sequence[Request]) -> None:
-        """Put the texts in the queue. Raises Refusal for what the engine cannot write."""
+    async def submit(self, requests: Sequence[Request], *, form: str | None = None) -> None:
+        """Put the texts in the queue. Raises Refusal for what the engine cannot write.
+
+        Args:
+            form: the field of the request that their constraints come from.
+        """
         engine = self._worker.engines[self._name]
         self._place.hold(sum(len(one.ids) for one in requests))
         self._left = set(range(len(requests)))
         with refused():
             for constraint in {one.constraint for one in requests if one.constraint}:
-                await _compiled(engine.compile(constraint).future)
+                await _compiled(engine.compile(constraint).future, form)
             listeners = [self._listener(index) for index in range(len(requests))]
             submitting = asyncio.ensure_future(self._worker.submit(self._name, requests, listeners))
             try:
@@ -141,8 +145,8 @@ def refused() -> Iterator[None]:
         raise of_user_error(error) from error
 
 
-async def _compiled(future: "Future[Any]") -> None:
-    """Wait for a constraint to be compiled. Raises UserError for one that is wrong or takes too long.
+async def _compiled(future: "Future[Any]", form: str | None) -> None:
+    """Wait for a constraint to be compiled. Raises Refusal for one that is wrong or takes too long.
 
     A client that leaves takes its constraint out of the queue, so that those of others do not wait for it.
     """
@@ -150,4 +154,6 @@ async def _compiled(future: "Future[Any]") -> None:
         async with asyncio.timeout(SECONDS):
             await asyncio.wrap_future(future)
     except TimeoutError:
-        raise UserError(f"the constraint takes more than {SECONDS:.0f} s: make it simpler") from None
+        raise Refusal(400, f"the constraint takes more than {SECONDS:.0f} s: make it simpler", param=form) from None
+    except UserError as error:
+        raise of_user_error(UserError(str(error).partition("\n")[0]), form) from error

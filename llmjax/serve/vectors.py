@@ -23,7 +23,7 @@ async def embeddings(call: Call) -> None:
     width = served.model.config.model.width
     if body.dimensions not in (None, width):
         raise unsupported("dimensions", f"the vectors of {served.name} have {width}")
-    vectors, tokens = await _vectors(call, served, prompts_of(body.input, "input"), "input")
+    vectors, tokens = await _vectors(call, served, prompts_of(body.input, served, "input"), "input")
     rows = [
         base64.b64encode(row.astype("<f4").tobytes()).decode() if body.encoding_format == "base64" else row.tolist()
         for row in vectors
