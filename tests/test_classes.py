@@ -35,6 +35,9 @@ def test_classes_are_numbered_by_name_and_numbers_by_size():
     assert classes.with_labels(number, []) is number and classes.number_of(Row("a", label="1.5"), number) == 1.5
     with pytest.raises(RowError, match="is a number"):
         classes.number_of(Row("a", label="good"), number)
+    for label in ("nan", "1e999"):
+        with pytest.raises(RowError, match="is a number"):
+            classes.number_of(Row("a", label=label), number)
 
 
 def test_macro_f1_is_that_of_scikit_learn_and_a_class_never_found_counts_0():

@@ -1,16 +1,22 @@
 """Every format of conversations becomes the same rows, and a broken row says what is wrong with it."""
 
+import contextlib
+import dataclasses
 import gzip
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import tiny_config
 
 from llmjax.data import records
-from llmjax.data.conversations import Rejected, Row, read
+from llmjax.data.conversations import Rejected, Row, RowError, read
+from llmjax.data.tokenizer import byte_tokenizer
 from llmjax.errors import UserError
-from llmjax.post.rows import _is_held_out
+from llmjax.post.rows import _is_held_out, groups_of
 
 DATA = Path("../shared/data/posttrain")
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
@@ -104,6 +110,38 @@ def test_rows_that_name_their_parents_become_one_conversation_a_leaf(tmp_path):
     assert isinstance(found[2], Rejected) and "'9' is not in the file" in found[2].reason
 
 
+def test_rows_are_told_apart_whose_ids_are_0_or_were_made_fractions_by_a_table(tmp_path):
+    parents: list[tuple[str, Any]] = [
+        ("rows.jsonl", 0),
+        ("rows.jsonl", 0.0),
+        ("rows.jsonl", "0.0"),
+        ("rows.jsonl", "0"),
+    ]
+    for name, parent in parents:
+        first = {"id": 0, "parent_id": None, "instruction": "a", "output": "b"}
+        (row,) = rows(tmp_path, first, {"id": 1, "parent_id": parent, "instruction": "c", "output": "d"}, name=name)
+        assert isinstance(row, Row) and "".join(m["content"] for m in row.answers[0]) == "abcd", parent
+    (nameless,) = rows(tmp_path, {**first, "id": None})
+    assert isinstance(nameless, Rejected) and nameless.reason == "the row has no id"
+
+
+def test_a_table_has_numbers_and_variables_as_texts_and_an_open_quote_is_an_error_with_its_row(tmp_path):
+    file = tmp_path / "pairs.csv"
+    file.write_text(
+        'prompt, chosen,rejected,margin,chat_template_kwargs\na,b,c,0.5,"{""x"": 1}"\na,b,c,,\na,b,c,much,\n'
+    )
+    known, plain, wrong = read(file)
+    assert isinstance(known, Row) and (known.margin, known.variables) == (0.5, {"x": 1})
+    assert isinstance(plain, Row) and (plain.margin, plain.variables) == (0.0, {})
+    assert isinstance(wrong, Rejected) and wrong.reason == "margin is 'much': give a number"
+    file.write_text("input,output_1,output_2,label\na,b,c,2\n")
+    (row,) = read(file)
+    assert isinstance(row, Row) and [answer[0]["content"] for answer in row.answers] == ["c", "b"]
+    file.write_text('prompt,completion\na,b\na,"b\na,b\na,b\n')
+    with pytest.raises(UserError, match="pairs.csv cannot be read: row 2: .*write a quote twice"):
+        list(read(file))
+
+
 def test_rows_of_one_tree_hold_parts_of_each_other_and_are_held_out_together(tmp_path):
     def tree(number: int) -> dict[str, Any]:
         end = {
@@ -149,6 +187,17 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an answer without a call": ({"messages": [CHAT[0], {"role": "tool", "content": "x"}]}, "no call stands before it"),
     "tools that are no JSON": ({"messages": CHAT, "tools": "{"}, "tools is a text that is no JSON"),
+    "calls that are no objects": (
+        {"messages": [CHAT[0], {"role": "assistant", "tool_calls": [{"function": "f"}]}, CHAT[1]]},
+        "message 2 has the call {'function': 'f'}: give a list of",
+    ),
+    "variables that are no object": ({"messages": CHAT, "chat_template_kwargs": "no"}, "chat_template_kwargs is a text that is no JSON"),
+    "variables in a list": ({"messages": CHAT, "chat_template_kwargs": [1]}, "chat_template_kwargs is [1]: give an object"),
+    "variables that the row says": ({"messages": CHAT, "chat_template_kwargs": {"reply": 1}}, "chat_template_kwargs has reply"),
+    "a prompt that is a number": ({"prompt": 5, "completion": "b"}, "prompt is 5: give a text, or a list of messages"),
+    "a margin beyond all numbers": ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": 10**400}, "give a number"),
+    "a second text that is none": ({"text": "a", "text_b": ["b"], "label": "x"}, "text_b is ['b']: give a text"),
+    "a better output that is a list": ({"input": "a", "output_1": "b", "output_2": "c", "label": [1]}, "give 1 or 2"),
     "a label that is no label": ({"prompt": "a", "completion": "b", "label": "good"}, "label is 'good'"),
 }  # fmt: skip
 
@@ -234,3 +283,50 @@ def test_labels_of_texts_are_names_or_numbers(tmp_path):
     number, name, missing = read(path)
     assert (number.prompt, number.label, number.second) == ("a", 0, "") and (name.label, name.second) == ("yes", "b")
     assert "give the name of a class, or a number" in missing.reason
+
+
+ODD: tuple[Any, ...] = (
+    None,
+    "",
+    "[",
+    "\ud800",
+    5,
+    0.5,
+    math.nan,
+    10**400,
+    [],
+    [5],
+    {},
+    {"a": 1},
+    [{"function": "f"}],
+    {"reply": 1},
+)
+
+
+def spoilt(value: Any) -> Iterator[Any]:
+    """The value with each of its parts, and itself, replaced by each of ODD."""
+    yield from ODD
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        for part in spoilt(value[key]):
+            copy = value.copy()
+            copy[key] = part
+            yield copy
+
+
+def test_whatever_stands_in_a_row_costs_at_most_that_row_with_its_reason(tmp_path):
+    template = "{% for m in messages %}{{ m.role }}{{ m.content }}{{ eos_token }}{% endfor %}"
+    ours = dataclasses.replace(byte_tokenizer(), chat_template=template, prefix_ids=())
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    called = {"messages": [CHAT[0], call, {"role": "tool", "content": "1"}, CHAT[1]]}
+    judged = {"prompt": "a", "completion": "b", "label": True, "chat_template_kwargs": {"x": 1}}
+    compared = {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 2]}
+    objectives = {name: tiny_config(data__format="conversations", objective__name=name, rollout__samples=2, model__value_head=True)
+                  for name in ("causal", "preference", "unpaired", "policy")}  # fmt: skip
+    for good in (*SAME.values(), *PAIRS.values(), called, judged, compared, {"prompt": "a", "answer": "1"}):
+        made = [one for one in spoilt(good) if isinstance(one, dict) and one]
+        found = rows(tmp_path, good, *made)
+        assert {row.number for row in found} == set(range(1, len(made) + 2)) or "parent_id" in good
+        for row in found:
+            for c in objectives.values() if isinstance(row, Row) else ():
+                with contextlib.suppress(RowError, UserError):
+                    assert all(len(e.ids) for group in groups_of(ours, row, c) for e in group.examples)

@@ -21,6 +21,10 @@ def counted(answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[f
     return [float(len(answers))] * len(answers)
 
 
+def counted_in_words(answer: str, row: Mapping[str, Any]) -> str:
+    return "one"
+
+
 @rewards.batched
 def one_too_few(answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
     return [0.0] * (len(answers) - 1)
@@ -53,6 +57,8 @@ def test_a_reward_that_gives_too_few_results_or_no_number_ends_the_run():
         scored(["test_post_rewards:one_too_few"], ["1", "2"])
     with pytest.raises(UserError, match="gave inf: return a finite number"):
         scored(["test_post_rewards:of"], ["inf"])
+    with pytest.raises(UserError, match="counted_in_words gave 'one': return a finite number"):
+        scored(["test_post_rewards:counted_in_words"], ["1"])
     with pytest.raises(ValueError, match="could not convert"):
         scored(["test_post_rewards:of"], ["text"])
 
@@ -62,6 +68,7 @@ def test_rewards_that_are_not_there_are_refused_by_what_is_wrong(tmp_path):
         "exact": "'exact' is no reward",
         "test_post_rewards:no": "is no reward",
         "exact_match=much": "is no reward",
+        "exact_match=nan": "its weight is nan",
         f"model:{tmp_path}": "holds no trained model: train one with llmjax reward",
     }.items():
         with pytest.raises(UserError, match=message):

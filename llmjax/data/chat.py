@@ -29,6 +29,7 @@ PROBE_PART = "a part of a message"
 def chat_text(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
+    /,
     *,
     reply: bool = True,
     tools: Sequence[Mapping[str, Any]] | None = None,

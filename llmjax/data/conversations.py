@@ -25,11 +25,13 @@ A column `system` is the system message of any of them, and `tools` are the tool
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llmjax.config.ranges import LARGEST
 from llmjax.data.chat import Message
 from llmjax.data.messages import (
     SPEAKERS,
@@ -47,6 +49,7 @@ from llmjax.data.messages import (
 from llmjax.data.records import records
 from llmjax.errors import UserError
 
+GIVEN = ("messages", "tools", "reply", "add_generation_prompt")  # what a template gets of the row, not of its variables
 TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
@@ -174,9 +177,9 @@ def _preference(record: Mapping[str, Any]) -> Iterable[Row]:
             raise RowError(
                 f"{name} begins with a message of the {answer[0]['role']} where the other one has none like it"
             )
-    margin = record.get("margin") or 0.0
+    margin = _read_number(record.get("margin") or 0.0)
     if not _is_number(margin):
-        raise RowError(f"margin is {margin!r}: give a number")
+        raise RowError(f"margin is {short(margin)}: give a number")
     beside = _beside(record, "chosen", "rejected", "prompt", "margin", "system")
     prompt = with_system(prompt, record.get("system"))
     yield Row(prompt, (chosen, rejected), (0.0, 1.0), margin=float(margin), **beside)
@@ -192,7 +195,7 @@ def _ranking(record: Mapping[str, Any]) -> Iterable[Row]:
     if not isinstance(numbers, list) or len(numbers) != len(answers):
         raise RowError(f"{numbers_in} has not a number for each of the {len(answers)} answers")
     if not all(map(_is_number, numbers)):
-        raise RowError(f"{numbers_in} is {numbers!r}: give numbers")
+        raise RowError(f"{numbers_in} is {short(numbers)}: give numbers")
     sign = -1.0 if numbers_in in ("scores", "ratings", "labels") else 1.0
     ranks = tuple(sign * float(number) for number in numbers)
     if len(set(ranks)) == 1:
@@ -234,9 +237,10 @@ def _written(record: Mapping[str, Any]) -> Iterable[Row]:
 
 
 def _llmbar(record: Mapping[str, Any]) -> Iterable[Row]:
-    if record["label"] not in (1, 2):
-        raise RowError(f"label is {record['label']!r}: give 1 or 2, the better output")
-    better, worse = ("output_1", "output_2") if record["label"] == 1 else ("output_2", "output_1")
+    label = _read_number(record["label"])
+    if isinstance(label, bool) or not _is_number(label) or label not in (1, 2):
+        raise RowError(f"label is {short(record['label'])}: give 1 or 2, the better output")
+    better, worse = ("output_1", "output_2") if label == 1 else ("output_2", "output_1")
     answers = tuple([{"role": "assistant", "content": _plain(record, name)}] for name in (better, worse))
     if answers[0] == answers[1]:
         raise RowError("both outputs are the same")
@@ -248,7 +252,7 @@ def _labelled(record: Mapping[str, Any]) -> Iterable[Row]:
     label = record["label"]
     if isinstance(label, bool) or not (_is_number(label) or (isinstance(label, str) and label)):
         raise RowError(f"label is {label!r}: give the name of a class, or a number")
-    second = str(record.get("text_b") or "")
+    second = _plain(record, "text_b") if record.get("text_b") not in (None, "") else ""
     yield Row(_plain(record, "text"), label=label, second=second, **_beside(record, "text", "text_b", "label"))
 
 
@@ -313,17 +317,19 @@ def _h2o(file: Path, *, first: int) -> Iterator[Row | Rejected]:
         if isinstance(record, str) or _name_of(record) != "H2O":
             if number > first:
                 yield Rejected(file, number, record if isinstance(record, str) else "the row lacks columns of H2O")
-        elif str(record["id"]) in rows:
-            yield Rejected(file, number, f"the id {record['id']!r} is that of row {rows[str(record['id'])][0]} too")
+        elif not (key := _id(record["id"])):
+            yield Rejected(file, number, "the row has no id")
+        elif key in rows:
+            yield Rejected(file, number, f"the id {key!r} is that of row {rows[key][0]} too")
         else:
-            rows[str(record["id"])] = number, record
-    parents = {str(record.get("parent_id") or "") for _, record in rows.values()}
+            rows[key] = number, record
+    parents = {_id(record["parent_id"]) for _, record in rows.values()}
     for key, (number, record) in rows.items():
         if key in parents:
             continue
         turns: list[Message] = []
         seen: set[str] = set()
-        at: str | None = key
+        at = key
         try:
             while at:
                 if at in seen:
@@ -338,11 +344,18 @@ def _h2o(file: Path, *, first: int) -> Iterator[Row | Rejected]:
                     {"role": "assistant", "content": _plain(here, output)},
                     *turns,
                 ]
-                at = str(here.get("parent_id") or "") or None
+                at = _id(here["parent_id"])
             whole = with_system(messages_of(turns), record.get("system"))
             yield Row([], (whole,), root=turns[0]["content"], number=number)
         except RowError as error:
             yield Rejected(file, number, str(error))
+
+
+def _id(value: Any) -> str:
+    """An id as a text; "": there is none. A column of whole numbers with gaps is one of fractions in many tables."""
+    if value is None or value != value:
+        return ""
+    return re.sub(r"^(-?\d+)\.0$", r"\1", str(value).strip())
 
 
 FORMATS: dict[str, tuple[tuple[tuple[str, ...], ...], Callable[[Mapping[str, Any]], Iterable[Row]]]] = {
@@ -421,6 +434,8 @@ def _text(record: Mapping[str, Any], column: str) -> Text:
         return value
     if value is None:
         raise RowError(f"{column} is empty")
+    if not isinstance(value, list | Mapping):
+        raise RowError(f"{column} is {short(value)}: give a text, or a list of messages")
     return messages_of(value)
 
 
@@ -432,7 +447,15 @@ def _plain(record: Mapping[str, Any], column: str) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) <= LARGEST
+
+
+def _read_number(value: Any) -> Any:
+    """The number that a text says, as all values of CSV are texts; any other value as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _beside(record: Mapping[str, Any], *read: str) -> dict[str, Any]:
@@ -445,4 +468,18 @@ def _beside(record: Mapping[str, Any], *read: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RowError(f"tools is a text that is no JSON: {error}") from error
     others = {k: v for k, v in record.items() if k not in (*read, "tools", "chat_template_kwargs")}
-    return {"tools": tools or None, "variables": record.get("chat_template_kwargs") or {}, "columns": others}
+    return {"tools": tools or None, "variables": _variables(record), "columns": others}
+
+
+def _variables(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The variables of the template, an object, or JSON of one as in tables."""
+    given = record.get("chat_template_kwargs")
+    try:
+        given = json.loads(given.strip() or "null") if isinstance(given, str) else given
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"chat_template_kwargs is a text that is no JSON: {error}") from error
+    if not isinstance(given or {}, Mapping):
+        raise RowError(f"chat_template_kwargs is {short(given)}: give an object, such as {{'enable_thinking': false}}")
+    if taken := next((name for name in GIVEN if name in (given or {})), ""):
+        raise RowError(f"chat_template_kwargs has {taken}, which the row itself says: leave it out")
+    return given or {}

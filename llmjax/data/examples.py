@@ -74,7 +74,9 @@ def examples_of(tokenizer: Tokenizer, row: Row, *, turns: str = "all") -> list[E
     return [*found, _example(tokenizer, whole, inside)]
 
 
-def answer_example(tokenizer: Tokenizer, prompt: Text, answer: Text, *, tools: Any = None, **variables: Any) -> Example:
+def answer_example(
+    tokenizer: Tokenizer, prompt: Text, answer: Text, /, *, tools: Any = None, **variables: Any
+) -> Example:
     """A prompt with one answer to it, whose turns of the assistant are learnt. Errors as of `examples_of`."""
     row = Row(prompt, (answer,), tools=tools, variables=variables)
     return examples_of(tokenizer, row)[-1]
@@ -162,11 +164,11 @@ def ids_behind(
     return behind[1:] if not stops and behind[:1] == [stop] else behind
 
 
-def _text(tokenizer: Tokenizer, messages: Sequence[Message], **given: Any) -> Written:
+def _text(tokenizer: Tokenizer, messages: Sequence[Message], /, **given: Any) -> Written:
     return chat_text(tokenizer, messages, reply=False, **given)
 
 
-def _turn_start(tokenizer: Tokenizer, asked: Sequence[Message], through: Written, **given: Any) -> int:
+def _turn_start(tokenizer: Tokenizer, asked: Sequence[Message], through: Written, /, **given: Any) -> int:
     """Where in a chat's text its last turn begins: behind its prompt.
 
     Some templates begin a reply with more than they write of it later, such as <think>. The turn then begins at the last

@@ -48,6 +48,9 @@ def messages_of(given: Any) -> list[Message]:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise RowError(f"message {number} is {short(message)}: give a role and a content")
         role, calls = message["role"], message.get("tool_calls")
+        if calls:
+            calls = _checked_calls(calls, number)
+            message = {**message, "tool_calls": calls}
         if role not in ROLES:
             raise RowError(f"message {number} has the role {role!r}: give system, user, assistant or tool")
         # Many files have a system message that says nothing, which templates write.
@@ -154,6 +157,18 @@ def _calls_of(said: Any) -> list[dict[str, Any]]:
         arguments = call.get("arguments", call.get("parameters")) or {}
         made.append({"type": "function", "function": {"name": call["name"], "arguments": arguments}})
     return made
+
+
+def _checked_calls(given: Any, number: int) -> list[Any]:
+    """The calls of a message, objects whose `function` is one too, or has the name itself."""
+    calls = listed(given)
+    for call in calls if isinstance(calls, list) else [calls]:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name", ""), str):
+            raise RowError(
+                f"message {number} has the call {short(call)}: give a list of {{'function': {{'name': ..., 'arguments': ...}}}}"
+            )
+    return calls if isinstance(calls, list) else [calls]
 
 
 def _is_blank(content: Any) -> bool:

@@ -85,13 +85,18 @@ def _made(name: str) -> Any:
 
 def _table(lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     csv.field_size_limit(1 << 30)
-    for number, row in enumerate(csv.DictReader(lines), start=1):
-        if None in row:
-            yield number, "a row with more fields than the header: put quotes around texts with commas"
-        elif any(ESCAPED.search(value) for value in row.values() if value):
-            yield number, NO_UTF8
-        else:
-            yield number, row
+    reader, number = csv.DictReader(lines, strict=True), 0  # not strict, an open quote takes in the rest of the file
+    try:
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        for number, row in enumerate(reader, start=1):
+            if None in row:
+                yield number, "a row with more fields than the header: put quotes around texts with commas"
+            elif any(ESCAPED.search(value) for value in row.values() if value):
+                yield number, NO_UTF8
+            else:
+                yield number, row
+    except csv.Error as error:
+        raise csv.Error(f'row {number + 1}: {error}; within quotes write a quote twice, ""') from error
 
 
 def _lines(lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llmjax import storage
+from llmjax.config.ranges import LARGEST
 from llmjax.data.conversations import Row, RowError
 from llmjax.data.source import Batch
 from llmjax.errors import UserError
@@ -59,9 +60,12 @@ def number_of(row: Row, c: ConfigDict) -> float:
         raise RowError("there is no label: give text and label")
     if c.objective.classify.target == "number":
         try:
-            return float(row.label)
+            number = float(row.label)
         except ValueError:
-            raise RowError(f"label is {row.label!r}, and objective.classify.target is a number") from None
+            number = math.nan
+        if not abs(number) <= LARGEST:
+            raise RowError(f"label is {row.label!r}, and objective.classify.target is a number")
+        return number
     if str(row.label) not in labels:
         raise RowError(f"label is {row.label!r}, which is none of objective.classify.labels={', '.join(labels)}")
     return float(labels.index(str(row.label)))

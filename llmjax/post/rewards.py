@@ -63,6 +63,8 @@ def parse(given: Sequence[str]) -> dict[str, Reward]:
         module, _, name = where.partition(":")
         try:
             reward = Reward(_model(name) if module == "model" else _function(module, name), float(weight))
+            if not math.isfinite(reward.weight):
+                raise ValueError(f"its weight is {weight}")
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(
                 f"rollout.rewards: {text!r} is no reward ({error}): give module:function=weight, model:RUN=weight, or one of "
@@ -124,9 +126,9 @@ def score(rewards: Mapping[str, Reward], answers: Sequence[str], rows: Sequence[
     return Scored(total, parts)
 
 
-def _finite(name: str, value: float) -> float:
-    if not math.isfinite(value):
-        raise UserError(f"the reward {name} gave {value}: return a finite number, or None for what cannot be scored")
+def _finite(name: str, value: Any) -> float:
+    if isinstance(value, str) or not math.isfinite(value):
+        raise UserError(f"the reward {name} gave {value!r}: return a finite number, or None for what cannot be scored")
     return float(value)
 
 

@@ -168,6 +168,8 @@ def groups_of(tokenizer: Tokenizer, row: Row, c: ConfigDict) -> list[Group]:
                 raise RowError("the prompt is a text, and rollout.tools need messages")
             row = dataclasses.replace(row, tools=[tool.schema for tool in tools.parse(c.rollout.tools).values()])
         ids = np.array(prompt_ids(tokenizer, row), np.int32)
+        if not len(ids):
+            raise RowError("the prompt is empty, and the tokenizer has nothing that begins a text")
         columns = {**row.columns, "prompt": row.prompt}
         return [Group([Example(ids, np.zeros(len(ids), np.float32))], [0.0], 0.0, columns)]
     if name in ("preference", "reward"):
