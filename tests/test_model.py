@@ -107,6 +107,19 @@ def test_auto_is_resolved_once_by_platform_and_a_named_kernel_is_kept():
     np.testing.assert_array_equal(logits_of(module, params, tokens_BL), logits_of(named, params, tokens_BL))
 
 
+def test_swiglu_and_its_derivative_are_those_of_its_formula_and_save_two_arrays():
+    up, gate, dy = np.random.default_rng(0).normal(size=(3, 4, 8)).astype(np.float32)
+
+    def both(of):
+        made, backward = jax.vjp(of, up, gate)
+        return made, backward(dy), backward
+
+    (made, grads, backward), (plain, wanted, _) = both(kernels.swiglu), both(lambda up, gate: up * jax.nn.silu(gate))
+    np.testing.assert_array_equal(made, plain)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), grads, wanted)
+    assert [x.size for x in jax.tree.leaves(backward)] == [32, 32]
+
+
 def test_gelu_and_its_gradient_equal_the_formula_with_the_normal_distribution():
     x = jnp.linspace(-6, 6, 101)
     results = jax.jit(jax.vmap(jax.value_and_grad(kernels.gelu)))(x)

@@ -299,3 +299,10 @@ def test_a_sparse_model_costs_its_active_experts_and_a_local_one_its_window():
     router = c.width * 8
     assert param_count(c) - dense_count == c.layers * (7 * mlp + router)
     assert flops_per_token(c, sequence_length=512) - dense == 6 * c.layers * (mlp + router)
+
+
+def test_the_shapes_of_parameters_are_known_before_jax_starts(monkeypatch):
+    """Checks trace networks, and a command chooses the CPU's devices after its checks."""
+    transformer.param_shapes.cache_clear()
+    monkeypatch.setattr(jax, "default_backend", lambda: pytest.fail("JAX would start"))
+    assert transformer.param_shapes(transformer.build(settings(attention="auto")))

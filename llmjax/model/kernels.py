@@ -131,6 +131,21 @@ def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
+@jax.custom_vjp
+def swiglu(up: jax.Array, gate: jax.Array) -> jax.Array:
+    """up times SiLU(gate) (Shazeer 2020). Its derivative saves `up` and `gate` alone, and not the two steps between."""
+    return up * jax.nn.silu(gate)
+
+
+def _swiglu_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    up, gate = saved
+    share = jax.nn.sigmoid(gate)
+    return dy * (gate * share), dy * up * (share * (1 + gate * (1 - share)))
+
+
+swiglu.defvjp(lambda up, gate: (swiglu(up, gate), (up, gate)), _swiglu_backward)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def norm(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None, epsilon: float, center: bool) -> jax.Array:
     """LayerNorm (`center`) or RMSNorm over the last dimension, float32. Its derivative saves x and two numbers a row."""

@@ -210,6 +210,8 @@ def activated(c: ConfigDict, up: jax.Array, gate: jax.Array | None = None) -> ja
     """
     if gate is None:
         return ACTIVATIONS[c.activation](up)
+    if c.activation == "swiglu":
+        return kernels.swiglu(up, gate)
     if c.activation == "swiglu_clamped":
         up = jnp.clip(up, -CLAMP, CLAMP) + 1.0
     return up * ACTIVATIONS[c.activation](gate)

@@ -6,7 +6,9 @@ parallel/placement.py says on which axes the letters live; without a mesh the fu
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -14,9 +16,25 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import AxisType, PartitionSpec
 
+_given: ContextVar[str] = ContextVar("platform", default="")
+
+
+@contextmanager
+def traced_for(platform: str) -> Iterator[None]:
+    """Trace for a platform, without asking JAX, which would start it."""
+    before = _given.set(platform)
+    try:
+        yield
+    finally:
+        _given.reset(before)
+
 
 def platform() -> str:
-    """The platform that a traced program will run on: that of the mesh, which may be another machine's, else JAX's own."""
+    """The platform that a traced program will run on: that of `traced_for`, or of the mesh, which may be another machine's,
+    else JAX's own.
+    """
+    if given := _given.get():
+        return given
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     return jax.default_backend() if device is None else device.platform
 

@@ -25,6 +25,7 @@ from llmjax.model.embedding import make_embed
 from llmjax.model.head import ClassHead, Head, ValueHead
 from llmjax.model.init import initializer
 from llmjax.model.layers import Norm, dtype_of
+from llmjax.model.per_device import traced_for
 from llmjax.model.stacks import layer_stacks
 from llmjax.model.views import Keys, Pattern, Tokens, View, make_tokens, make_view, visible
 
@@ -285,8 +286,12 @@ def init_params(module: Transformer, key: jax.Array) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def param_shapes(module: Transformer) -> Any:
-    """The shapes and types of `init_params`, ShapeDtypeStructs: nothing is computed, and a module is traced once."""
-    return jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0))
+    """The shapes and types of `init_params`, ShapeDtypeStructs: nothing is computed, and a module is traced once.
+
+    JAX does not start, so a command may still choose its devices.
+    """
+    with traced_for("cpu"):  # shapes are the same everywhere
+        return jax.eval_shape(lambda: init_params(module, jax.random.key(0)))
 
 
 def padded_vocab(c: ConfigDict, tokenizer_size: int) -> int:

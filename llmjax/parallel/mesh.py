@@ -1,6 +1,5 @@
 """The device mesh, from one line of config such as "data=-1 fsdp=4 tensor=2"; README says what the axes do."""
 
-import ctypes
 import math
 import os
 import re
@@ -12,7 +11,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from llmjax.errors import UserError
-from llmjax.startup import accelerators
+from llmjax.startup import accelerators, malloc
 
 AXES = ("data", "pipeline", "fsdp", "expert", "context", "tensor")  # from the slowest to the fastest links
 ROWS = ("data", "fsdp", "expert")  # the axes over which the rows of a batch are spread
@@ -158,26 +157,12 @@ def use_cpu_devices(count: int, *, batch_size: int, work_bytes: int) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = count or max(n for n in range(1, cores + 1) if batch_size % n == 0)
     if work_bytes > LARGEST_KEPT and not accelerators.present():
-        _keep_freed_memory()
+        malloc.keep_freed()
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:  # JAX has started already, in a test or a notebook: its devices stay as they are
         if jax.default_backend() == "cpu" and jax.device_count() != count:
             print(f"JAX is already running with {jax.device_count()} CPU devices (asked for: {count})")
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what is freed, before JAX's threads start; without effect with another C library.
-
-    XLA on CPU allocates the work space of every step anew. If it is given back each time, its pages are mapped and zeroed
-    again. Large pieces are kept in one arena only, and the threads of a small model would wait for its lock.
-    """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "gnu_get_libc_version"):
-        return
-    M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-    for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):  # -1: never
-        libc.mallopt(parameter, value)
 
 
 def describe(mesh: Mesh) -> str:

@@ -20,6 +20,7 @@ from llmjax.model.transformer import Transformer
 from llmjax.objectives import losses
 from llmjax.objectives.log_probs import log_probs
 from llmjax.parallel import placement
+from llmjax.parallel.mesh import row_ways
 from llmjax.post import rewards, tools
 from llmjax.post.reference import abstract_params, own_params
 from llmjax.post.rewards import Reward
@@ -29,6 +30,17 @@ from llmjax.post.rows import Store
 from llmjax.post.tools import Tool
 from llmjax.train.heldout import Evaluate
 from llmjax.train.step import batch_shardings
+
+
+def check_groups(c: ConfigDict, *, ways: int) -> None:
+    """Raise UserError unless the rows of `data.share_prompts` can be spread over so many devices."""
+    rows = c.train.batch_size // c.train.micro_batches // c.rollout.samples
+    if c.data.share_prompts and rows % ways:
+        raise UserError(
+            f"data.share_prompts makes {rows} rows of a micro-batch, one for each prompt, which cannot be spread over {ways} "
+            f"devices (parallel.mesh={c.parallel.mesh!r}): change train.batch_size, rollout.samples or the mesh, or set "
+            "data.share_prompts=False"
+        )
 
 
 def stage(
@@ -41,6 +53,7 @@ def stage(
             f"the longest prompt and rollout.tokens={c.rollout.tokens} are {longest} tokens together, more than "
             f"train.sequence_length={c.train.sequence_length}: raise it, or lower rollout.tokens"
         )
+    check_groups(c, ways=row_ways(mesh))
     functions, called = rewards.parse(c.rollout.rewards), tools.parse(c.rollout.tools)
     forward = make_forward(c, module, mesh)
     engine = make_engine(c, module, tokenizer, mesh, length=longest)

@@ -45,7 +45,8 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     Raises UserError as `loop.train` does, and for rows that the objective cannot use.
     """
     started = time.perf_counter()
-    pretrain.start_devices(c)
+    # The steps of decoding are too short to be divided among devices.
+    pretrain.start_devices(c, most=1 if c.objective.name == "policy" else 0, keep_freed=False)
     tokenizer = load_tokenizer(workdir / "tokenizer")
     c = resolve(c, tokenizer)
     if c.objective.name == "classify":
@@ -89,7 +90,10 @@ def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
     axes = meshes.read_mesh(c.parallel.mesh)
     compiler_options.check(c.parallel.compiler)
     # An axis of -1 is at least 1: what its fellows do not divide, all of them together do not either.
-    setup.check_rows(c, batch_sizes(c.train), ways=math.prod(axes[axis] for axis in meshes.ROWS if axes[axis] > 0))
+    ways = math.prod(axes[axis] for axis in meshes.ROWS if axes[axis] > 0)
+    setup.check_rows(c, batch_sizes(c.train), ways=ways)
+    if c.objective.name == "policy":
+        policies.check_groups(c, ways=ways)
     if c.objective.name == "distill":
         teacher.check(c)
     texts.check(c)

@@ -104,10 +104,16 @@ def first_batches(c: ConfigDict, workdir: Path, *, count: int) -> tuple[ConfigDi
     return c, [made.batch(k) for k in range(count)]
 
 
-def start_devices(c: ConfigDict) -> None:
-    """Make the CPU's devices, before JAX starts."""
+def start_devices(c: ConfigDict, *, most: int = 0, keep_freed: bool = True) -> None:
+    """Make the CPU's devices, before JAX starts.
+
+    Args:
+        most: devices, unless `parallel.cpu_devices` says; 0: one a core.
+        keep_freed: whether malloc may keep the work space of steps, for up to three times their memory.
+    """
     rows = math.gcd(*(size // ramp.micro_batches(c.train, size) for size in ramp.sizes(c.train)))
-    use_cpu_devices(c.parallel.cpu_devices or processes.cpu_share(), batch_size=rows, work_bytes=work_bytes(c))
+    count = c.parallel.cpu_devices or most or processes.cpu_share()
+    use_cpu_devices(count, batch_size=rows, work_bytes=work_bytes(c) if keep_freed else 0)
 
 
 def work_bytes(c: ConfigDict) -> int:

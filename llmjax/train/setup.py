@@ -26,6 +26,7 @@ from llmjax.model.transformer import Transformer
 from llmjax.objectives import Objective
 from llmjax.parallel import compiler_options, pipeline, placement, processes
 from llmjax.parallel import mesh as meshes
+from llmjax.startup import malloc
 from llmjax.train import base, checkpoint, folders, hardware, initial
 from llmjax.train import budget as budgets
 from llmjax.train import optimizer as optimizers
@@ -137,6 +138,7 @@ def prepare(
     averaged = abstract.params if abstract.ema is None else abstract.ema
     evaluate = None if make_evaluate is None else make_evaluate(mesh, combine(averaged, abstract.frozen))
     processes.barrier()
+    malloc.give_back_freed()
     phases["compile"] = time.perf_counter() - began + measured
     return dataclasses.replace(run, batch=batch, evaluate=evaluate)
 
