@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from llmjax.infer import speculative
-from llmjax.infer.sample import penalized, probabilities, sample, truncate
+from llmjax.infer.sample import first_largest, penalized, probabilities, sample, truncate
 from llmjax.infer.sample import settings as sampling
 
 DRAWS = 100_000
@@ -181,3 +181,12 @@ def test_truncation_equals_sorting(seed, top_k, top_p, temperature):
     given = sampling(1, top_k=top_k, top_p=top_p, temperature=temperature)
     out = jax.jit(truncate)(jnp.array(logits)[None], given)[0]
     assert int(jnp.sum(jnp.isfinite(out))) == int(np.sum(before < np.float32(top_p)))
+
+
+def test_the_first_largest_value_is_argmaxs_and_draws_are_categorical_ones():
+    values = np.random.default_rng(0).integers(-3, 3, (64, 40)).astype(np.float32)  # ties in every row
+    values[:, ::7], values[0] = -np.inf, -np.inf
+    np.testing.assert_array_equal(first_largest(jnp.array(values)), np.argmax(values, axis=-1))
+    keys, logits = jax.random.split(jax.random.key(0), 63), jnp.array(values[1:] / 2)
+    drawn, _ = sample(logits, keys, sampling(63, temperature=1.0))
+    np.testing.assert_array_equal(drawn, jax.vmap(jax.random.categorical)(keys, logits))
