@@ -189,12 +189,21 @@ def prepare_steps(c: config.ConfigDict, mesh: Mesh) -> tuple[State, State, Any]:
     return _STEPS[key]
 
 
-def _make_steps(c: config.ConfigDict, mesh: Mesh) -> tuple[State, State, Any]:
+def abstract_state(c: config.ConfigDict, mesh: Mesh) -> State:
+    """The shapes, types and places of the first state; nothing is compiled."""
+    return _parts(c.copy_and_resolve_references(), mesh)[-1]
+
+
+def _parts(c: config.ConfigDict, mesh: Mesh) -> tuple[Any, Any, Any, Any, State]:
     module = placement.on_mesh(transformer.build(c.model), mesh, c)
     total = config.duration(c.train.duration, tokens_per_step=1)
     schedule = make_schedule(c.schedule, total_steps=total, tokens_per_step=1)
     optimizer = make_optimizer(c.optimizer, schedule, model=c.model)
-    make_state, abstract = init_state(module, optimizer, c, mesh)
+    return module, schedule, optimizer, *init_state(module, optimizer, c, mesh)
+
+
+def _make_steps(c: config.ConfigDict, mesh: Mesh) -> tuple[State, State, Any]:
+    module, schedule, optimizer, make_state, abstract = _parts(c, mesh)
     state = make_state(jax.random.key(c.seed))
     places = jax.tree.map(lambda x: x.sharding, abstract)
     step = jax.jit(

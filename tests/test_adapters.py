@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from helpers import assert_same_bits, few, losses_of, mesh_of, prepare_steps, stopping_at, tiny_config, train
+from helpers import abstract_state, assert_same_bits, few, losses_of, mesh_of, stopping_at, tiny_config, train
 
 import llmjax
 from llmjax.errors import UserError
@@ -95,7 +95,7 @@ def _config(kind, trained, **more):
 
 
 def _state(run, kind, trained):
-    _, abstract, _ = prepare_steps(_config(kind, trained), mesh_of("data=1"))
+    abstract = abstract_state(_config(kind, trained), mesh_of("data=1"))
     return checkpoint.restore_step(run / "checkpoints" / "2", abstract).state
 
 
@@ -236,7 +236,7 @@ def test_stopped_and_continued_adapters_end_in_the_same_bits(runs, trained, tmp_
         started(c, run, prepared_run, batch=stopping_at(c, 1))
     started(c, run, prepared_run)
     started(c, tmp_path / "whole", prepared_run)
-    _, abstract, _ = prepare_steps(c, mesh_of("data=1"))
+    abstract = abstract_state(c, mesh_of("data=1"))
     ends = (checkpoint.restore_step(w / "checkpoints" / "2", abstract)[0] for w in (run, tmp_path / "whole"))
     assert_same_bits(*ends)
 
@@ -253,7 +253,7 @@ def test_adapters_learn_the_same_on_meshes(kind, trained):
 def test_P8_a_stage_that_goes_on_with_adapters_starts_at_its_reference(runs, trained):
     """Its reference is base and adapter, and its base is the first one; other adapters stand on the merged model."""
     lora = runs("lora")
-    abstract = prepare_steps(_config("lora", trained), mesh_of("data=1"))[1]
+    abstract = abstract_state(_config("lora", trained), mesh_of("data=1"))
     whole = combine(abstract.params, abstract.frozen)
     c = _config("lora", lora)
     assert_same_bits(
@@ -261,7 +261,7 @@ def test_P8_a_stage_that_goes_on_with_adapters_starts_at_its_reference(runs, tra
     )
     assert initial.base_of(c, lora.parent / "next", abstract.frozen).absolute == str(trained / "checkpoints" / "2")
     other = _config("lora", lora, model__adapter__rank=2)
-    abstract = prepare_steps(other, mesh_of("data=1"))[1]
+    abstract = abstract_state(other, mesh_of("data=1"))
     found = initial.read(other, combine(abstract.params, abstract.frozen))
     model = llmjax.load(lora)
     merged = flat(adapters.merged(model.config.model.adapter, model.params))

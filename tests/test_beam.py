@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from helpers import few
 from networks import make, settings
 
 from llmjax.data.hf_tokenizer import no_tokenizer
@@ -93,7 +94,7 @@ def search(name: str, prompts: Any = PROMPTS, **more: Any) -> list[Any]:
     return generate(*model(name), TOKENIZER, prompts, max_new_tokens=NEW, **more)
 
 
-@pytest.mark.parametrize("name", ["decoder", "encoder-decoder", pytest.param("recurrent", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", few(["decoder", "encoder-decoder", "recurrent"]))
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_enough_candidates_find_the_best_of_all_texts(name, penalty):
     beams = len(LETTERS) ** NEW

@@ -328,7 +328,7 @@ def huge(stack, mixer, *, layer):
         ({}, huge("layers", "attention", layer=1), "in the forward pass, layer 1, attention/out"),
         ({}, both(scaled("layers/mlp/up/kernel", 1e30, layer=0), scaled("layers/mlp/gate/kernel", 1e30, layer=0)),
          "in the forward pass, layer 0, mlp/down"),
-        ({"model__tie_embeddings": False, "model__logit_scale": 1e10}, scaled("head/kernel", 1e36), "in the forward pass, the head or the loss"),
+        pytest.param({"model__tie_embeddings": False, "model__logit_scale": 1e10}, scaled("head/kernel", 1e36), "in the forward pass, the head or the loss", marks=pytest.mark.slow),
         ({"model__activation": "relu", "objective__z_loss": 1e4},
          both(scaled("layers/mlp/up/kernel", 1e-36, layer=1), scaled("layers/mlp/down/kernel", 1e38, layer=1)),
          "in the backward pass, the gradient of layer 1, mlp/up/kernel"),

@@ -7,7 +7,16 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
-from helpers import assert_same_bits, make_batch, mesh_of, prepare_steps, stopping_at, tiny_config, train
+from helpers import (
+    abstract_state,
+    assert_same_bits,
+    make_batch,
+    mesh_of,
+    prepare_steps,
+    stopping_at,
+    tiny_config,
+    train,
+)
 
 import llmjax
 from llmjax.interop.stacked import StackedReader
@@ -51,7 +60,7 @@ def test_only_what_is_trained_moves_and_has_state(run):
 def test_stopped_and_continued_it_ends_in_the_same_bits(run, tmp_path, one_device):
     c = tiny_config(**SETTINGS)
     train(c, tmp_path / "whole")
-    _, abstract, _ = prepare_steps(c, mesh_of("data=1"))
+    abstract = abstract_state(c, mesh_of("data=1"))
     assert_same_bits(
         *(checkpoint.restore_step(w / "checkpoints" / "4", abstract)[0] for w in (run, tmp_path / "whole"))
     )
@@ -59,7 +68,7 @@ def test_stopped_and_continued_it_ends_in_the_same_bits(run, tmp_path, one_devic
 
 def test_what_is_frozen_is_written_once_and_read_with_every_checkpoint(run, one_device):
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "4", "frozen"]
-    _, abstract, _ = prepare_steps(tiny_config(**SETTINGS), mesh_of("data=1"))
+    abstract = abstract_state(tiny_config(**SETTINGS), mesh_of("data=1"))
     state = checkpoint.restore_step(run / "checkpoints" / "4", abstract).state
     expected = flat(combine(state.ema, state.frozen))
     reader = StackedReader(run / "checkpoints" / "4", "ema")  # as an export reads

@@ -287,7 +287,8 @@ def arrays(**rows: np.ndarray) -> dict[str, jax.Array]:
     return {name: jnp.asarray(row)[None] for name, row in rows.items()}
 
 
-@pytest.mark.parametrize("spec", EACH)
+# What a token sees is fast in test_model.py, of each kernel, and in test_network.py, of each kind of mask.
+@pytest.mark.parametrize("spec", [often(spec, (), (*ALWAYS, *SLOW)) for spec in TINY])
 def test_every_token_depends_on_what_its_objective_shows_it_and_nothing_else(spec):
     c = tiny(spec)
     objective, index, tokens_L = c.objective.name, np.arange(12), np.arange(10, 22)

@@ -535,11 +535,12 @@ def test_a_model_with_sparse_layers_places_every_parameter_sows_by_layer_and_mov
     ids_BL = jax.random.randint(jax.random.key(1), (2, 8), 0, 64)
 
     @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
     def run(params: Any) -> Any:
         logits_BLV, sown = module.apply({"params": params}, ids_BL, deterministic=False, mutable=["losses", "routing"])
         return jnp.mean(jax.nn.logsumexp(logits_BLV, -1)) + sum(map(jnp.sum, jax.tree.leaves(sown["losses"]))), sown
 
-    gradients, sown = jax.grad(run, has_aux=True)(params)
+    gradients, sown = run(params)
     assert sown["losses"]["layers"]["moe"]["balance"][0].shape == (2,)
     loads_NE = sown["routing"]["layers"]["moe"]["usage"][0].loads
     assert loads_NE.shape == (2, E)

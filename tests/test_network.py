@@ -124,7 +124,8 @@ def test_queries_of_a_two_stream_model_see_lower_orders_and_never_their_own_toke
 # Encoders
 
 
-@pytest.mark.parametrize("position", ["t5", slow("sinusoidal"), slow("learned"), slow("rotary")])
+# test_engine.py decodes with the cache of an encoder-decoder and compares with the plain forward pass.
+@pytest.mark.parametrize("position", [slow("t5"), slow("sinusoidal"), slow("learned"), slow("rotary")])
 def test_an_encoder_decoder_decodes_with_its_cache_as_without(position):
     module, params = make(settings(encoder_layers=2, position=position, norm_place="post"))
     source = {"tokens": (TOKENS_BL[:, :7] * 5) % 32, "segments": jnp.array([[1] * 7, [1] * 4 + [0] * 3])}

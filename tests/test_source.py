@@ -16,7 +16,7 @@ import helpers
 import jax
 import numpy as np
 import pytest
-from helpers import assert_same_bits, first_params, make_batch, mesh_of, rows_of, tiny_config, train
+from helpers import assert_same_bits, few, first_params, make_batch, mesh_of, rows_of, tiny_config, train
 from test_train import last_state
 
 from llmjax import recipe
@@ -95,7 +95,20 @@ def whole_rounds(tmp_path_factory):
     return workdir
 
 
-def test_a_source_with_a_state_that_is_killed_inside_a_round_ends_in_the_same_bits(tmp_path, whole_rounds, one_device):
+def stopped(run):
+    """Train until batch 6 ends the run by an error, in this process."""
+
+    def stop(*_):
+        raise KeyError("stop here")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "kill", stop)
+        with pytest.raises(KeyError, match="stop here"):
+            train_rounds(run, killed_with=run / "checkpoints" / "4")
+
+
+def killed(run):
+    """Train in a process that batch 6 kills."""
     script = (
         "import sys, functools, pathlib; sys.path.insert(0, sys.argv[1])\n"
         "import jax; from llmjax.parallel import mesh; from llmjax.train import hardware\n"
@@ -104,9 +117,16 @@ def test_a_source_with_a_state_that_is_killed_inside_a_round_ends_in_the_same_bi
         "import test_source; run = pathlib.Path(sys.argv[2])\n"
         "test_source.train_rounds(run, killed_with=run / 'checkpoints' / '4')\n"
     )
-    command = [sys.executable, "-c", script, Path(__file__).parent, tmp_path / "run"]
-    killed = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    command = [sys.executable, "-c", script, Path(__file__).parent, run]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+
+@pytest.mark.parametrize("end", few([stopped, killed]), ids=lambda end: end.__name__)  # test_train.py kills runs
+def test_a_source_with_a_state_that_ends_inside_a_round_goes_on_to_the_same_bits(
+    end, tmp_path, whole_rounds, one_device
+):
+    end(tmp_path / "run")
     assert folders.steps_in(tmp_path / "run" / "checkpoints") == [4]
     assert (tmp_path / "run" / "checkpoints" / "4" / "source").is_dir(), "step 4 lies inside a round"
     train_rounds(tmp_path / "run")
