@@ -63,6 +63,7 @@ examples:
   llmjax ask --db sales.sqlite 'Who bought most?'                    the SQL, which can only read, and its rows
   llmjax ask --docs papers/ 'What do they say of birds?'             an answer whose quotes were checked
   llmjax agent --tools tools.py 'Sort my notes'                      your functions, called within permissions and a budget
+  llmjax mark runs/a runs/b --tag baseline --note 'three seeds'      tags and a note, shown by the studio and in reports
   llmjax studio runs                                                 curves, batches, samples and data of runs, on a page
   llmjax apply summarize --rows texts.jsonl --out summaries.jsonl    each sentence quotes the text
   llmjax persona --texts letters/ --name 'Ada Lovelace' --rights rights.json   a simulation that quotes its writings

@@ -44,6 +44,7 @@ const found = {
   rows: runs.map((one) => list.row(one, keys, new Set(), () => {})),
   facts: run.facts(given.run),
   settings: run.settings(given.run),
+  marks: run.marks(given.run),
   samples: run.samples(given.run, given.samples.groups),
   rollouts: run.rollouts(given.rollouts.rows),
   batch: tokens.batch(given.batch),
@@ -59,7 +60,7 @@ const found = {
 };
 process.stdout.write(JSON.stringify({
   trees: plain(Object.values(found)),
-  matches: [list.matches(runs[0], "learning_rate=0.5 nothing"), list.matches(runs[0], runs[0].name)],
+  matches: [list.matches(runs[0], "learning_rate=0.5 nothing"), list.matches(runs[0], runs[0].name), list.matches({ ...runs[0], tags: ["good"], note: "it spikes" }, "#good spikes"), list.matches({ ...runs[0], tags: ["good"] }, "#bad")],
   sorted: list.sorted([{ name: "b", age: 1 }, { name: "a", age: 2 }], "name", false).map((one) => one.name),
   ticks: [plots.ticks(0, 1, 5), plots.ticks(-3, 1200, 4), plots.ticks(2, 2, 5)],
   smoothed: plots.smoothed([1, 1, 1, 5], 0.5),

@@ -23,6 +23,7 @@ NEEDED = {
     "import": ("--from DIR", "--to RUN"), "export": ("--from RUN", "--to DIR"), "classify": ("--positive",), "rate": ("--to",),
     "studio": ("--data DIR", "--port N", "--accelerator"),
     "card": ("--license ID", "--workdir DIR", "--watts W"),
+    "mark": ("RUN", "--tag TAG", "--untag TAG", "--note TEXT"),
     "sweep": ("--config.KEY=VALUE", "--workdir DIR", "--dry-run"),
     "persona": ("--base RUN", "--rights FILE", "--config.KEY=VALUE"),
     "mcp": ("--workdir DIR", "--tools FILE", "--port N"),

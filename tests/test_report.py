@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from llmjax import human
+from llmjax import cli, human
 from llmjax.config import base, to_json
 from llmjax.report import compare, run
 from llmjax.report.curves import MAX_BINS, Curve, against, bin_rows
@@ -320,3 +320,26 @@ def test_a_run_with_rounds_of_samples_shows_them_with_rewards_and_advantages(tmp
         assert "Answers of round 0" in page and "Answers of round 12" in page and "Answers of round 7" not in page
         assert "0.75" in page
     assert "<b>5" not in html and "<b>5" not in markdown
+
+
+def test_marks_are_given_by_the_command_and_shown_in_reports(tmp_path: Path, capsys) -> None:
+    runs = [make_run(tmp_path / name, name=name) for name in ("a", "b")]
+    assert cli.main(["mark", *map(str, runs), "--tag", "good", "--tag", "seed-3", "--note", "It <b>spikes</b>."]) == 0
+    assert cli.main(["mark", str(runs[1]), "--untag", "seed-3", "--tag", "good", "--note", ""]) == 0
+    capsys.readouterr()
+    assert cli.main(["mark", *map(str, runs)]) == 0
+    assert capsys.readouterr().out == f"{runs[0]}: #good #seed-3 It <b>spikes</b>.\n{runs[1]}: #good\n"
+    html, markdown = pages(runs[0])
+    assert "<b>#good</b> <b>#seed-3</b> It &lt;b&gt;spikes&lt;/b&gt;." in html and "#seed-3" in markdown
+    written = compare(runs, out=tmp_path / "compare")
+    text = Path(written).read_text() if Path(written).is_file() else (tmp_path / "compare" / "index.html").read_text()
+    assert text.count("<b>#good</b>") == 2 and "It &lt;b&gt;spikes" in text
+    kept = (runs[0] / "marks.json").read_bytes()
+    for wrong, message in ((["--tag", "a b"], "is no tag"), (["--untag", "bad"], "has no tag 'bad'"), (["--note", "x" * 2001], "2,001 characters")):  # fmt: skip
+        assert cli.main(["mark", *map(str, runs), *wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert cli.main(["mark", str(runs[0]), str(tmp_path), "--tag", "new"]) == 2  # no run: nothing is written
+    assert (runs[0] / "marks.json").read_bytes() == kept
+    (runs[0] / "marks.json").write_text("{")
+    assert cli.main(["mark", str(runs[0]), "--tag", "new"]) == 2 and "mend or delete it" in capsys.readouterr().err
+    assert "marks.json cannot be read" in pages(runs[0])[0]

@@ -46,7 +46,7 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 ELEMENTS = {
     "tr", "td", "th", "table", "thead", "tbody", "div", "section", "span", "p", "a", "h1", "h2", "h3", "h4", "b", "i", "pre", "code",
     "ul", "li", "details", "summary", "figure", "figcaption", "input", "progress", "meter", "svg", "g", "defs", "clipPath",
-    "rect", "line", "path", "circle", "text", "title", "button",
+    "rect", "line", "path", "circle", "text", "title", "button", "form", "label", "textarea",
 }  # fmt: skip
 
 
@@ -120,6 +120,36 @@ def test_a_stage_that_fails_leaves_its_error_for_those_who_look(tiny_run):
     c.tokenizer.kind = "byte"
     recipe.run(c.lock(), tiny_run, ("tokenizer",))
     assert runs.state_of(tiny_run, {})[0] != "failed"
+
+
+def test_tags_and_a_note_are_kept_with_the_run_and_change_nothing_else(root):
+    for name in ("a", "b"):
+        make_old(make_run(root / name, steps=20))
+    client = open_studio(root)
+    before = get(client, "/api/run", name="a")
+    assert before["tags"] == [] and before["note"] == ""
+    sent = {"name": "a", "tags": ["good", "seed-3", "good"], "note": " It spikes.\n"}
+    assert client.post("/api/marks", json=sent).json() == {"tags": ["good", "seed-3"], "note": "It spikes."}
+    after = get(client, "/api/run", name="a")
+    assert after["tags"] == ["good", "seed-3"] and after["note"] == "It spikes."
+    assert after["state"] == before["state"] == "stopped" and after["age"] > 1000  # a mark is no sign of life
+    listed = {row["name"]: row["tags"] for row in get(client, "/api/runs")["runs"]}
+    assert listed == {"a": ["good", "seed-3"], "b": []}
+    for wrong, status in (
+        ({"tags": ["a b"]}, 400), ({"tags": ["#a"]}, 400), ({"tags": [""]}, 400), ({"tags": ["x" * 41]}, 400), ({"tags": "a"}, 400), ({"tags": [3]}, 400),
+        ({"tags": None}, 400), ({"note": "x" * 2001}, 400), ({"note": None}, 400), ({"tags": [str(i) for i in range(21)]}, 400), ({"name": "c"}, 404), ({"name": "../a"}, 400), ({"name": None}, 400),
+    ):  # fmt: skip
+        assert client.post("/api/marks", json={**sent, **wrong}).status_code == status, wrong
+    plain = {"content-type": "text/plain"}
+    assert client.post("/api/marks", content=json.dumps(sent), headers=plain).status_code == 415
+    assert client.post("/api/marks", json=sent, headers={"origin": "http://evil.example"}).status_code == 403
+    assert get(client, "/api/run", name="a")["tags"] == ["good", "seed-3"]
+    assert client.post("/api/marks", json={"name": "a", "tags": [], "note": ""}).status_code == 200
+    assert not (root / "a" / "marks.json").exists()
+    (root / "a" / "marks.json").write_text('{"tags": [1, "kept"], "note": {}}')
+    assert get(client, "/api/run", name="a")["tags"] == ["kept"]
+    (root / "a" / "marks.json").write_text("{")
+    assert get(client, "/api/run", name="a")["tags"] == []
 
 
 # ---------------------------------------------------------------------- files that are being written
@@ -337,6 +367,7 @@ def hostile(root: Path, tiny_run: Path) -> TestClient:
     )
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 21, "loss": 1.0, HOSTILE: 2.0, f"heldout_bits_per_byte/{HOSTILE}": 1.0}) + "\n")
+    (run / "marks.json").write_text(json.dumps({"tags": [HOSTILE], "note": HOSTILE}))
     make_run(root / "other", name="other", steps=20, level=1.0)
     (root / "data.jsonl").write_text(
         json.dumps({HOSTILE: HOSTILE, "messages": [{"role": HOSTILE, "content": HOSTILE}]})
@@ -389,7 +420,7 @@ def test_hostile_texts_stay_texts_in_every_view(hostile):
         )
         assert attributes.get("href", "#/").startswith("#/") and "<" not in attributes.get("class", "")
     assert HOSTILE in json.dumps(found["trees"])  # it is shown
-    assert found["matches"] == [False, True] and found["sorted"] == ["a", "b"]
+    assert found["matches"] == [False, True, True, False] and found["sorted"] == ["a", "b"]
     assert found["ticks"] == [[0, 0.2, 0.4, 0.6, 0.8, 1], [0, 500, 1000], [2]]
     assert found["smoothed"] == pytest.approx([1, 1, 1, 1 + 4 * 0.5 / (1 - 0.5**4)])
     assert found["scores"] == pytest.approx([4 / math.log(2) / (len(HOSTILE) + 3), 3.0]) and found["nothing"] is None

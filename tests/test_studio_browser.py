@@ -110,6 +110,27 @@ def test_a_run_that_is_written_moves_without_a_reload(page, url, root):  # noqa:
     assert page.locator(".pill.running").count() == 1
 
 
+def test_a_run_is_marked_and_found_by_its_tag(page, url, root, tmp_path):  # noqa: F811
+    page.goto(f"{url}/#/run?name=other")
+    page.get_by_text("Tags and note").click()
+    page.get_by_role("textbox", name="Tags").fill("#good, seed-3")
+    page.get_by_role("textbox", name="Note").fill("It spikes at step 12.")
+    for size, scheme in (("wide", "light"), ("phone", "dark")):
+        page.set_viewport_size(SIZES[size])
+        page.emulate_media(color_scheme=scheme)
+        keep_screenshot(page, f"studio-marks-{size}-{scheme}", tmp_path)
+        assert serious(page) == [] and page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.get_by_role("button", name="Save").click()
+    page.wait_for_selector("text=saved")
+    assert json.loads((root / "other" / "marks.json").read_text()) == {"tags": ["good", "seed-3"], "note": "It spikes at step 12."}  # fmt: skip
+    page.goto(f"{url}/#/")
+    page.wait_for_selector("tr[data-name]")
+    page.get_by_label("Filter").fill("#seed-3 spikes")
+    page.wait_for_function("document.querySelectorAll('tr[data-name]').length === 1")
+    assert page.locator("tr[data-name=other] .pill").all_inner_texts()[:2] == ["#good", "#seed-3"]
+    assert serious(page) == []
+
+
 def test_the_arms_of_a_study_have_a_band_and_a_plot_is_saved(page, url, root, tmp_path):  # noqa: F811
     found = study.read(root / "study")
     for number, trial in enumerate(found.trials):

@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 from llmjax.config import base, from_json
 from llmjax.config.changes import described
 from llmjax.errors import UserError
-from llmjax.report import rollouts
+from llmjax.report import marks, rollouts
 from llmjax.report.curves import Curves, read_curves
+from llmjax.report.marks import Marks
 
 MAX_SAMPLES = 24  # samples on the page; the file has all of them
 
@@ -41,6 +42,7 @@ class Run:
     tables: list[dict[str, Any]]  # of the last evaluation in training, and of samples: title, columns, rows
     missing: list[str]  # stages without results
     notes: list[str] = field(default_factory=list)
+    marks: Marks = field(default_factory=Marks)  # by a person
 
 
 def collect(workdir: Path, *, config: ConfigDict | None = None, curves: Curves | None = None) -> Run:
@@ -81,6 +83,7 @@ def collect(workdir: Path, *, config: ConfigDict | None = None, curves: Curves |
         samples_left_out=left_out,
         tables=_read_tables(workdir / "train" / "heldout.json", notes) + rollouts.tables(workdir, notes),
         missing=[name for name, results in stages.items() if name in wanted and not results],
+        marks=Marks.parse(_read_json(workdir / marks.FILE, notes)),
         notes=notes + (curves.notes if curves else []),
     )
 

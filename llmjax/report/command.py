@@ -1,4 +1,4 @@
-"""The verb card."""
+"""The verbs card and mark."""
 
 import argparse
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from llmjax.config.ranges import Range, number
+from llmjax.errors import UserError
 from llmjax.verb import Verb
 
 
@@ -49,9 +50,40 @@ def _card(args: argparse.Namespace, c: ConfigDict) -> int:
     return 0
 
 
+def _add_mark(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, chains or studies")
+    verb.add_argument("--tag", action="append", default=[], metavar="TAG", help="give a tag; may be repeated")
+    verb.add_argument("--untag", action="append", default=[], metavar="TAG", help="take a tag away; may be repeated")
+    verb.add_argument("--note", metavar="TEXT", help="write a note in place of the one that is there; '': none")
+
+
+def _mark(args: argparse.Namespace, _: ConfigDict) -> int:
+    """`llmjax mark RUN ... --tag TAG --note TEXT`; without a change it prints the marks."""
+    from llmjax.report import marks
+
+    made = {}
+    for folder in args.runs:
+        if not any((folder / name).is_file() for name in marks.MARKED):
+            raise UserError(f"{folder} is no run, chain or study: it has none of {', '.join(marks.MARKED)}")
+        before = marks.read(folder)
+        if gone := [one for one in args.untag if one not in before.tags]:
+            raise UserError(f"{folder} has no tag {gone[0]!r}; it has {', '.join(before.tags) or 'none'}")
+        tags = [one for one in (*before.tags, *args.tag) if one not in args.untag]
+        made[folder] = marks.checked(tags, before.note if args.note is None else args.note)
+    for folder, found in made.items():
+        if args.tag or args.untag or args.note is not None:
+            marks.write(folder, found)
+        print(" ".join([f"{folder}:", *(f"#{one}" for one in found.tags), found.note]).rstrip())
+    return 0
+
+
 VERBS = {
     "card": Verb(
         "write a model card and a data card of a run, as the hub reads them", _add, _card,
         after=" Numbers come from the files of the run; what they do not say reads \"not known\".",
-    )
+    ),
+    "mark": Verb(
+        "give runs tags and a note, which the studio and reports show", _add_mark, _mark, config="none",
+        after=" Without a change it prints them.",
+    ),
 }  # fmt: skip

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmjax.errors import UserError
+from llmjax.report import marks
 from llmjax.serve.app import KINDS, PAGE_HEADERS
 from llmjax.serve.guard import Access, Guard
 from llmjax.serve.refusals import Refusal, json_response
@@ -29,7 +30,7 @@ from llmjax.studio.watch import Followers
 STATIC = Path(__file__).parent / "static"
 MOST_RUNS = 12  # that are compared
 MOST_CURVES = 64  # of a run in one answer
-BODY_BYTES = 10_000
+BODY_BYTES = 20_000
 
 
 class Studio:
@@ -181,6 +182,7 @@ def make_app(studio: Studio, *, hosts: Collection[str], origins: Sequence[str] =
             *(Route(path, _file(file), methods=["GET"]) for path, file in pages.items()),
             Route("/api/chat", _chat_state(studio), methods=["GET"]),
             Route("/api/chat", _open_chat(studio), methods=["POST"]),
+            Route("/api/marks", _write_marks(studio), methods=["POST"]),
         ],
         exception_handlers={HTTPException: _http_error},
     )
@@ -262,8 +264,40 @@ def _open_chat(studio: Studio) -> Callable[[Request], Any]:
     return endpoint
 
 
+def _write_marks(studio: Studio) -> Callable[[Request], Any]:
+    """Replace the marks of {"name": RUN, "tags": [TAG, ...], "note": TEXT}."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            body = await _body(request)
+            name, tags, note = body.get("name"), body.get("tags"), body.get("note")
+            texts = isinstance(tags, list) and all(isinstance(one, str) for one in tags)
+            if not isinstance(tags, list) or not texts or not isinstance(name, str) or not isinstance(note, str):
+                raise Refusal(400, 'send {"name": RUN, "tags": [TAG, ...], "note": TEXT}')
+            folder, found = runs.marked_folder(studio.places, name), marks.checked(tags, note)
+            await run_in_threadpool(marks.write, folder, found)
+            return json_response({"tags": found.tags, "note": found.note})
+        except Refusal as refusal:
+            return refusal.response()
+        except UserError as error:
+            return Refusal(400, str(error), param="tags").response()
+        except OSError as error:
+            return Refusal(409, f"the run's folder cannot be written: {error.strerror}", code="unwritable").response()
+
+    return endpoint
+
+
 async def _asked(request: Request) -> tuple[str | None, int | None]:
-    """The name and the step of a body. Raises Refusal; JSON must say that it is JSON, which forms of other sites cannot."""
+    """The name and the step of a body. Raises Refusal."""
+    body = await _body(request)
+    name, step = body.get("name", 0), body.get("step")
+    if not isinstance(name, str | None) or not (step is None or (type(step) is int and 0 <= step < 1 << 40)):
+        raise Refusal(400, 'send {"name": RUN} or {"name": RUN, "step": STEP}', param="name")
+    return name, step
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    """The object of a body; {}: it is none. Raises Refusal; JSON must say that it is JSON, which forms of other sites cannot."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise Refusal(415, "send JSON, with content-type: application/json", code="unsupported_media_type")
     data = b""
@@ -275,10 +309,7 @@ async def _asked(request: Request) -> tuple[str | None, int | None]:
         body = json.loads(data)
     except (ValueError, RecursionError):
         body = None
-    name, step = (body.get("name", 0), body.get("step")) if isinstance(body, dict) else (0, None)
-    if not isinstance(name, str | None) or not (step is None or (type(step) is int and 0 <= step < 1 << 40)):
-        raise Refusal(400, 'send {"name": RUN} or {"name": RUN, "step": STEP}', param="name")
-    return name, step
+    return body if isinstance(body, dict) else {}
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -13,9 +13,10 @@ from llmjax import storage
 from llmjax.config import base, flatten
 from llmjax.config.chains import CHAIN
 from llmjax.errors import UserError
-from llmjax.report import comparison, facts
+from llmjax.report import comparison, facts, marks
 from llmjax.report.collect import Run, collect
 from llmjax.report.curves import Curve, Curves
+from llmjax.report.marks import Marks
 from llmjax.serve.refusals import Refusal
 from llmjax.studio.places import Places
 from llmjax.studio.watch import last_rows, read_json
@@ -65,6 +66,14 @@ def run_folder(places: Places, name: str) -> Path:
     return folder
 
 
+def marked_folder(places: Places, name: str) -> Path:
+    """The folder of a run, a chain or a study. Raises Refusal if there is none of this name."""
+    folder = places.path(name)
+    if not kind_of(folder):
+        raise Refusal(404, f"there is no run {name[:200]!r}", code="not_found", param="name")
+    return folder
+
+
 def _folders(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as found:
@@ -77,7 +86,11 @@ def listed(places: Places) -> list[dict[str, Any]]:
     """A row for each run, chain and study, the most recently changed first."""
     rows = []
     for kind, folder in itertools.islice(scan(places), MOST):
-        row = overview(folder) if kind == "run" else {"state": "", "age": age(folder), "title": folder.name}
+        row = (
+            overview(folder)
+            if kind == "run"
+            else {"state": "", "age": age(folder), "title": folder.name, **_marks(folder)}
+        )
         rows.append({"name": places.name(folder), "kind": kind, **row})
     return sorted(rows, key=lambda row: float(row["age"]))
 
@@ -85,7 +98,7 @@ def listed(places: Places) -> list[dict[str, Any]]:
 def overview(folder: Path) -> dict[str, Any]:
     """What the list shows of a run, from the ends of its files."""
     state, error = state_of(folder, read_json(folder / "config.json"))
-    stamps = tuple(_stamp(folder / name) for name in ("config.json", "metrics.jsonl", "train/results.json"))
+    stamps = tuple(_stamp(folder / name) for name in ("config.json", "metrics.jsonl", "train/results.json", marks.FILE))
     return {**_numbers(folder, stamps), "state": state, "error": error, "age": age(folder)}
 
 
@@ -121,7 +134,13 @@ def _numbers(folder: Path, _: tuple[tuple[int, int, int], ...]) -> dict[str, Any
         "speed": last.get("tokens_per_second", trained.get("tokens_per_second")),
         "parameters": trained.get("parameters"),
         "changed": changed(config),
+        **_marks(folder),
     }
+
+
+def _marks(folder: Path) -> dict[str, Any]:
+    found = Marks.parse(read_json(folder / marks.FILE))
+    return {"tags": list(found.tags), "note": found.note}
 
 
 def _of(config: dict[str, Any], group: str, key: str, otherwise: Any) -> Any:
@@ -148,7 +167,7 @@ def age(folder: Path) -> float:
     try:
         with os.scandir(folder) as found:
             for entry in found:
-                if entry.name not in (".lock", "report"):
+                if entry.name not in (".lock", "report", marks.FILE):
                     newest = max(newest, entry.stat().st_mtime)
     except OSError:  # a file that was replaced meanwhile
         pass

@@ -70,4 +70,5 @@ export const table = (columns, rows, attributes = {}) =>
 
 export const card = (title, ...children) => h("section", { class: "card" }, title ? h("h2", {}, title) : null, ...children);
 export const pill = (state, error = "") => h("span", { class: `pill ${/^[a-z ]+$/.test(state) ? state.replace(" ", "-") : ""}`, title: error || null }, state);
+export const tags = (run) => (run.tags ?? []).map((tag) => [" ", h("span", { class: "pill" }, `#${tag}`)]);
 export const quiet = (...children) => h("p", { class: "quiet" }, ...children);

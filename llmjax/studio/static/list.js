@@ -1,6 +1,6 @@
 // All runs, chains and studies: filter, sort, choose some to compare.
 
-import { ago, get, h, link, pill, short } from "./dom.js";
+import { ago, get, h, link, pill, short, tags } from "./dom.js";
 import { poll } from "./curves.js";
 
 const COLUMNS = {
@@ -15,10 +15,11 @@ const COLUMNS = {
   age: { title: "Changed", kind: "n", of: (run) => run.age },
 };
 const MOST_SETTINGS = 6;
+const NOTE = 100; // characters of a note
 
-// Whether a run has every word of a filter, in its name, its state or its settings ("model.layers=12").
+// Whether a run has every word of a filter, in its name, its state, its tags ("#baseline"), its note or its settings ("model.layers=12").
 export function matches(run, filter) {
-  const words = [run.name, run.title, run.state, run.kind, ...Object.entries(run.changed ?? {}).map(([key, value]) => `${key}=${value}`)].join(" ").toLowerCase();
+  const words = [run.name, run.title, run.state, run.kind, ...(run.tags ?? []).map((tag) => `#${tag}`), run.note, ...Object.entries(run.changed ?? {}).map(([key, value]) => `${key}=${value}`)].join(" ").toLowerCase();
   return filter.toLowerCase().split(/\s+/).every((word) => words.includes(word));
 }
 
@@ -43,7 +44,8 @@ export function row(run, keys, chosen, onChoose) {
   const progress = isRun && run.steps && run.step !== null && run.state === "running" ? h("progress", { max: run.steps, value: run.step, "aria-label": "progress" }) : null;
   return h("tr", { "data-name": run.name },
     h("td", { class: "box" }, box),
-    h("td", { class: "name" }, h("a", { href: link(run.kind, { name: run.name }) }, run.name || "."), run.title && !run.name.endsWith(run.title) ? h("span", { class: "quiet" }, ` ${run.title}`) : null),
+    h("td", { class: "name" }, h("a", { href: link(run.kind, { name: run.name }) }, run.name || "."), run.title && !run.name.endsWith(run.title) ? h("span", { class: "quiet" }, ` ${run.title}`) : null, tags(run),
+      run.note ? h("p", { class: "quiet" }, run.note.length > NOTE ? `${run.note.slice(0, NOTE)}…` : run.note) : null),
     h("td", {}, pill(run.state || run.kind, run.error), progress),
     h("td", { class: "n" }, isRun && Number.isFinite(run.step) ? [short(run.step), run.steps && run.steps !== run.step ? h("span", { class: "quiet" }, ` / ${short(run.steps)}`) : null] : null),
     h("td", { class: "n" }, short(run.loss)),
@@ -56,7 +58,7 @@ export function row(run, keys, chosen, onChoose) {
 export function list({ signal }) {
   let runs = [], column = "age", down = false, settings = false;
   const chosen = new Set();
-  const filter = h("input", { id: "filter", type: "search", placeholder: "name, state, setting=value", autocomplete: "off", on: { input: () => draw() } });
+  const filter = h("input", { id: "filter", type: "search", placeholder: "name, state, #tag, setting=value", autocomplete: "off", on: { input: () => draw() } });
   const compare = h("a", { class: "button", id: "compare" }, "Compare");
   const count = h("span", { class: "quiet", role: "status" });
   const body = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "runs" });

@@ -1,6 +1,6 @@
 // One run: its curves, what is known of it, its first batch, samples, rounds of a policy, data and settings.
 
-import { ago, card, get, h, link, pill, quiet, short, size, table } from "./dom.js";
+import { ago, card, get, h, link, pill, post, quiet, short, size, table, tags } from "./dom.js";
 import { live, report } from "./curves.js";
 import { heldout, load } from "./heldout.js";
 import { batch } from "./tokens.js";
@@ -44,6 +44,23 @@ export const settings = (run) => [
   card("Changed from the default", table([["setting", "key"], ["value", "key"], ["default", "key"]], run.settings.filter((one) => one[3]).map((one) => one.slice(0, 3)), { label: "changed settings" })),
   h("details", { class: "card" }, h("summary", {}, `All ${run.settings.length} settings`), table([["setting", "key"], ["value", "key"]], run.settings.map((one) => one.slice(0, 2)), { label: "all settings" })),
 ];
+
+// The tags and the note of a run, which can be changed.
+export function marks(run) {
+  const given = h("input", { value: run.tags.join(" "), autocomplete: "off", placeholder: "words" });
+  const note = h("textarea", { rows: 3, maxlength: 2000 }, run.note);
+  const shown = h("span", {}, tags(run)), told = h("span", { class: "quiet", role: "status" });
+  const save = async (event) => {
+    event.preventDefault();
+    await post("api/marks", { name: run.name, tags: given.value.split(/[\s,#]+/).filter(Boolean), note: note.value }).then((found) => {
+      shown.replaceChildren(...tags(found).flat());
+      told.textContent = "saved";
+    }, (error) => { told.textContent = error.message; });
+  };
+  return h("details", { class: "card" }, h("summary", {}, "Tags and note", shown),
+    h("form", { class: "controls", on: { submit: save, input: () => { told.textContent = ""; } } },
+      h("label", {}, "Tags ", given), h("label", {}, "Note ", note), h("button", { type: "submit" }, "Save"), told));
+}
 
 // Texts that the model wrote, and answers with their scores.
 export const samples = (run, groups) => [
@@ -98,7 +115,7 @@ export function run(parameters, { signal }) {
     told(found);
     const content = h("div", { id: "tab" });
     place.replaceChildren(
-      h("h1", {}, found.name || found.title, " ", state), h("p", {}, found.sentence), h("p", { class: "controls" }, step, chat(found)),
+      h("h1", {}, found.name || found.title, " ", state), h("p", {}, found.sentence), h("p", { class: "controls" }, step, chat(found)), marks(found),
       found.error ? h("p", { class: "bad", role: "note" }, found.error) : "",
       h("nav", { class: "tabs", "aria-label": "Parts of the run" }, Object.entries(TABS).filter(([key]) => key !== "rounds" || found.rounds.length).map(([key, title]) =>
         h("a", { href: link("run", { name, tab: key }), "aria-current": key === tab ? "page" : null }, title))),
