@@ -1,6 +1,7 @@
 """`train.init_from` brings the weights that were evaluated and the tokenizer that they mean something with."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from llmjax.data.tokenizer_training import train_tokenizer
 from llmjax.errors import UserError
 from llmjax.train import check, initial
 
+LORA = {"model__adapter__kind": "lora", "model__adapter__rank": 4}
 OTHER = Path(__file__).parent / "fixtures" / "run_c4ef595"  # bytes, with a moving average
 
 
@@ -81,6 +83,32 @@ def test_settings_that_do_not_fit_the_weights_are_named_with_both_values(tiny_so
             check.check(c, None, fresh=False)
     advised = config.load(str(OTHER / "config.json"), overrides=[f"train.init_from={OTHER}", "model.dropout=0.1"])
     check.check(advised, None, fresh=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"optimizer__freeze": "."}, "optimizer.freeze='.' matches all that would be trained"),
+        ({"optimizer__train": "mlp", "optimizer__freeze": "mlp"}, "optimizer.freeze='mlp' matches all"),
+        ({"optimizer__train": "nothing"}, "optimizer.train='nothing' is in the path of no parameter"),
+        ({**LORA, "optimizer__freeze": "lora"}, "optimizer.freeze='lora' matches all"),
+        (
+            {**LORA, "model__adapter__base_format": "nf4", "optimizer__train": "mlp"},
+            "is in few bits and cannot be trained",
+        ),
+    ],
+)
+def test_patterns_that_leave_nothing_to_train_are_refused_before_anything_is_made(
+    tiny_sources, tmp_path, changes, told
+):
+    with pytest.raises(UserError, match=re.escape(told)):
+        recipe.run(settings(tiny_sources, **changes), tmp_path / "run", ("prepare", "tokenizer", "train"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_new_classifier_may_be_trained_alone(tiny_sources):
+    c = settings(tiny_sources, data__format="conversations", objective__name="classify", optimizer__train="classifier")
+    initial.check(c, None)
 
 
 def test_a_run_to_start_from_that_is_not_there_is_named(tiny_sources, tmp_path):

@@ -14,6 +14,7 @@ from llmjax.scaling import compiler
 MOE = {"model__moe__experts": 4, "model__moe__active": 2}
 LORA = {"model__adapter__kind": "lora", "model__adapter__rank": 4}
 COMMON = {"data__format": "conversations", "train__init_from": "a run", "rollout__samples": 2, "rollout__tokens": 8}
+ADDED = {"data__format": "text", "tokenizer__add_tokens": ("<x>",)}
 OWN = {"objective__distill__on_policy": 0.5}
 
 
@@ -28,6 +29,14 @@ def settings(objective, **changes):
         ("policy", {"train__rewind__factor": 2.0}, "train.rewind.factor skips batches"),
         ("distill", {"train__rewind__factor": 2.0, **OWN}, "train.rewind.factor skips batches"),
         ("distill", {"train__rewind__factor": 2.0}, ""),
+        ("policy", {"train__duration": "60 seconds"}, "the time of a step cannot be measured where answers are sampled"),
+        ("distill", {"train__duration": "60 seconds", **OWN}, "the time of a step cannot be measured"),
+        ("distill", {"train__duration": "60 seconds"}, ""),
+        ("causal", {**ADDED, **LORA}, "which adapters leave as they are: set optimizer.train='embedding'"),
+        ("causal", {**ADDED, **LORA, "optimizer__train": "embedding"}, ""),
+        ("causal", {**ADDED, "model__tie_embeddings": False, "optimizer__train": "embedding"}, "set optimizer.train='embedding|head/kernel'"),
+        ("causal", {**ADDED, "optimizer__freeze": "embed"}, "optimizer.train or optimizer.freeze leaves as they are"),
+        ("causal", ADDED, ""),
         ("policy", {"rollout__samples": 3}, "no multiple of rollout.samples=3"),
         ("policy", {"rollout__samples": 3, "rollout__updates": 3}, ""),
         ("policy", {"rollout__pack": 3}, "set train.micro_batches to 2 or more"),

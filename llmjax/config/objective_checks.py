@@ -220,6 +220,11 @@ def _sampled(c: ConfigDict) -> Iterator[str]:
     own = name == "distill" and c.objective.distill.on_policy > 0
     if name != "policy" and not own:
         return
+    if parse_duration(t.duration)[1] == "second":
+        yield (
+            f"train.duration={t.duration!r}: the time of a step cannot be measured where answers are sampled: give steps or "
+            "tokens"
+        )
     if t.rewind.factor:
         yield (
             "train.rewind.factor skips batches, and answers that are sampled depend on all steps before them: set it to 0"

@@ -88,6 +88,13 @@ def _patterns(c: ConfigDict) -> Iterator[str]:
         )
 
 
+def _is_trained(c: ConfigDict, path: str) -> bool:
+    """Whether a parameter that is no adapter's is trained (see train/frozen.py)."""
+    o = c.optimizer
+    asked = re.search(o.train, path) is not None if o.train else c.model.adapter.kind == "none"
+    return asked and not (o.freeze and re.search(o.freeze, path))
+
+
 def _parallel(c: ConfigDict) -> Iterator[str]:
     p = c.parallel
 
@@ -141,6 +148,13 @@ def _data(c: ConfigDict) -> Iterator[str]:
     if (t.add_tokens or t.add_learnt) and not (t.path or c.train.init_from):
         yield (
             "tokenizer.add_tokens and add_learnt add to a tokenizer that is there: give train.init_from or tokenizer.path"
+        )
+    rows = ("embedding",) if c.model.tie_embeddings else ("embedding", "head/kernel")
+    if (t.add_tokens or t.add_learnt) and not all(_is_trained(c, path) for path in rows):
+        yield (
+            f"tokenizer.add_tokens and add_learnt add rows to {' and '.join(rows)}, which "
+            f"{'adapters leave' if c.model.adapter.kind != 'none' else 'optimizer.train or optimizer.freeze leaves'} as they "
+            f"are: set optimizer.train='{'|'.join(rows)}' and optimizer.freeze='', or train all parameters"
         )
     if (t.add_tokens or t.add_learnt) and c.data.format != "text":
         yield (

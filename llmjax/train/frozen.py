@@ -48,9 +48,9 @@ def split(params: Any, c: ConfigDict) -> tuple[Any, Any]:
     paths, wanted = list(traverse_util.flatten_dict(params, sep="/")), c.optimizer.train
     if not trained or (wanted and not any(re.search(wanted, path) for path in paths)):
         asked = (
-            f"optimizer.train={wanted!r} is in the path of no parameter"
-            if wanted
-            else f"optimizer.freeze={c.optimizer.freeze!r} matches everything"
+            f"optimizer.freeze={c.optimizer.freeze!r} matches all that would be trained"
+            if not wanted or any(re.search(wanted, path) for path in paths)
+            else f"optimizer.train={wanted!r} is in the path of no parameter"
         )
         raise UserError(f"{asked}, so nothing would be trained: paths are {', '.join(paths[:4])}, ...")
     for path, leaf in traverse_util.flatten_dict(trained, sep="/").items():

@@ -31,7 +31,7 @@ from llmjax.model import adapters, blockwise, transformer
 from llmjax.parallel import placement
 from llmjax.parallel.placement import path_name
 from llmjax.train import base, checkpoint, derived, folders, vocabulary
-from llmjax.train.frozen import HEADS
+from llmjax.train.frozen import HEADS, split
 
 
 def read(c: ConfigDict, abstract: Any, *, extension: Extension | None = None) -> Any:
@@ -153,6 +153,11 @@ def check(c: ConfigDict, tokenizer: Tokenizer | None, *, extension: Extension | 
         given = 0 if tokenizer_stage.extends(c) else c.model.vocab_size
         ours.model.vocab_size = given or theirs.model.vocab_size
     adapters.check_targets(ours.model, _shapes(ours.model))
+    headed = ours.model.copy_and_resolve_references()
+    with headed.unlocked():
+        if c.objective.name == "classify":
+            headed.classes = headed.classes or 1  # their number is yet to be read from the rows
+    split(transformer.param_shapes(transformer.build(headed)), c)
     new, there, here = new_parameters(ours), *(_shapes(adapters.plain(model)) for model in (theirs.model, ours.model))
     here = {name: shape for name, shape in here.items() if name not in new and _is_read(name, there)}
     there = {name: shape for name, shape in there.items() if name in here or not HEADS.search(name)}
