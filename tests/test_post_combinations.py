@@ -105,3 +105,15 @@ def test_adapters_beside_a_model_in_few_bits_have_a_place_on_every_mesh(form, me
     state = compiler.abstract_state(compiler.resolve(c, platform="gpu"), compiler.abstract_mesh(c, devices=devices))
     held = compiler.state_bytes(state)
     assert 0 < held["parameters"] < held["frozen"]
+
+
+def test_a_cpu_is_divided_into_devices_where_the_state_is_smaller_than_the_work_of_a_step():
+    given = {
+        "data__format": "conversations",
+        "train__init_from": "a run",
+        "train__batch_size": 64,
+        "train__sequence_length": 64,
+    }
+    assert train.most_devices(tiny_config(**given)) == 0
+    assert train.most_devices(tiny_config(**given | {"train__batch_size": 1})) == 1
+    assert train.most_devices(tiny_config(**given, objective__name="policy")) == 1

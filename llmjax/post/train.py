@@ -21,6 +21,7 @@ from llmjax.data.tokenizer import Tokenizer
 from llmjax.data.tokenizer_files import load_tokenizer
 from llmjax.errors import UserError
 from llmjax.model import attention, transformer
+from llmjax.model.count import param_count
 from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import compiler_options, processes
 from llmjax.parallel import mesh as meshes
@@ -38,6 +39,8 @@ from llmjax.post import (
 from llmjax.train import initial, loop, pretrain, setup
 from llmjax.train.heldout import Evaluate
 
+STATE_BYTES = 16  # a parameter: itself, its gradient and AdamW's two moments, in float32
+
 
 def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     """Train the model of `train.init_from` on WORKDIR/rows, going on from WORKDIR/checkpoints.
@@ -45,10 +48,9 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
     Raises UserError as `loop.train` does, and for rows that the objective cannot use.
     """
     started = time.perf_counter()
-    # The steps of decoding are too short to be divided among devices.
-    pretrain.start_devices(c, most=1 if c.objective.name == "policy" else 0, keep_freed=False)
     tokenizer = load_tokenizer(workdir / "tokenizer")
     c = resolve(c, tokenizer)
+    pretrain.start_devices(c, most=most_devices(c), keep_freed=False)
     if c.objective.name == "classify":
         c = classes.resolve(c, workdir)
     objective, module = OBJECTIVES[c.objective.name], transformer.build(c.model)
@@ -70,6 +72,16 @@ def run(c: ConfigDict, workdir: Path) -> dict[str, float | int | str]:
         **given,
     )
     return results | processes.broadcast_from_first(lambda: heldout.figures(workdir / "metrics.jsonl"))
+
+
+def most_devices(c: ConfigDict) -> int:
+    """Devices of a CPU for a training, unless `parallel.cpu_devices` says; 0: one a core.
+
+    The steps of decoding are too short to be divided. Each device holds the whole state and adds up all gradients, which
+    pays as long as the state is smaller than the work space of a step.
+    """
+    state = STATE_BYTES * param_count(c.model)
+    return 1 if c.objective.name == "policy" or state > pretrain.work_bytes(c) else 0
 
 
 def check(c: ConfigDict, workdir: Path | None, *, fresh: bool) -> None:
