@@ -1,5 +1,6 @@
 """A damaged checkpoint is found by its files' sizes and checksums before orbax or tensorstore reads any of it."""
 
+import gc
 import json
 import os
 import re
@@ -109,6 +110,17 @@ def test_a_checkpoint_with_a_damaged_item_is_put_aside_and_the_one_before_it_is_
     assert_same_bits(checkpoint.restore(copied, ABSTRACT).state.params, state_of(4).params)
     assert f"WARNING: the checkpoint {copied / '8'} cannot be read" in capsys.readouterr().out
     assert sorted(path.name for path in copied.iterdir()) == ["4", "8.damaged", "frozen"]
+
+
+def test_garbage_is_collected_after_what_cannot_be_read_alone(copied, monkeypatch):
+    """It takes half a second where much has been traced."""
+    collected = []
+    monkeypatch.setattr(gc, "collect", lambda: collected.append(True))
+    checkpoint.restore(copied, ABSTRACT)
+    assert not collected
+    with pytest.raises(folders.CheckpointMismatch):
+        checkpoint.restore(copied, ABSTRACT.replace(opt_state={}))
+    assert collected
 
 
 @pytest.mark.parametrize(

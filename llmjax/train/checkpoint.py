@@ -345,7 +345,7 @@ def _read(path: Path, item: str, abstract: Any, *, cast: bool = False, part: boo
                 f"the checkpoint {path} does not fit the config: {mismatch}. Give the settings it was made with "
                 "(its run's config.json), or another --workdir"
             )
-    raise failure
+        raise failure
 
 
 @contextmanager
@@ -355,8 +355,10 @@ def _abandoned_coroutines_end_silently() -> Iterator[None]:
     sys.unraisablehook = lambda _: None
     try:
         yield
+    except Exception:
+        gc.collect()  # here, where they are silent; it takes up to a second where many programs are traced
+        raise
     finally:
-        gc.collect()
         sys.unraisablehook = hook
 
 
