@@ -501,10 +501,10 @@ def on_mesh(line: str, c: FrozenConfigDict) -> tuple[Any, str]:
     ("dispatch", "line"),
     few(
         [
-            *(("dropless", "data=8"), ("dropless", "data=2 fsdp=2 tensor=2"), ("capacity", "data=2 fsdp=2 tensor=2")),
-            ("capacity", "data=8"),
+            *(("dropless", "data=8"), ("capacity", "data=2 fsdp=2 tensor=2")),
+            *(("dropless", "data=2 fsdp=2 tensor=2"), ("capacity", "data=8")),
         ],
-        keep=3,
+        keep=2,
     ),
 )
 def test_a_layer_is_the_same_on_every_mesh_and_no_device_gathers_the_tokens(dispatch, line):

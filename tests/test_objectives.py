@@ -205,7 +205,8 @@ def one_step(mesh, **changes):
     return jax.device_get(values), gradient
 
 
-@pytest.mark.parametrize(("mesh", "parts"), few([("fsdp=2 tensor=2", 2), ("data=1", 2), ("data=2", 4)], slow=1))
+# test_acceptance.py cuts rows of unequal weight into micro-batches and over devices.
+@pytest.mark.parametrize(("mesh", "parts"), few([("fsdp=2 tensor=2", 2), ("data=1", 2), ("data=2", 4)], 0, 2))
 def test_micro_batches_change_neither_loss_nor_gradient(mesh, parts):
     values, gradient = one_step("data=1")
     here_values, here = one_step(mesh, train__micro_batches=parts)

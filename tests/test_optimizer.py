@@ -290,6 +290,7 @@ def test_the_experts_bias_moves_by_equal_steps_against_the_load_and_never_withou
 
 
 STILL = {
+    "train__ema": 0.9,
     "model__layers": 1,
     "optimizer__learning_rate": 0.0,
     "optimizer__weight_decay": 0.0,
@@ -346,7 +347,7 @@ def test_batch_norms_statistics_reach_those_of_the_data_and_evaluation_uses_them
 
 
 def test_observed_parameters_are_left_alone_by_a_step_that_is_skipped():
-    c = tiny_config(model__norm="batch", train__ema=0.9)
+    c = tiny_config(**FOLLOWING["batch norm"], **STILL)
     state, _, run = prepare_steps(c, mesh_of("data=1"))
     bad = make_batch(c, 0)
     bad["weights"][0, 0] = np.nan
