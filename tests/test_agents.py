@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import airline
@@ -15,7 +16,7 @@ import pytest
 from networks import make, settings
 
 from llmjax import cli
-from llmjax.agents import react, schemas, tool, tools
+from llmjax.agents import react, schemas, sources, tool, tools
 from llmjax.agents.react import Budget
 from llmjax.data.tokenizer import byte_tokenizer
 from llmjax.errors import UserError
@@ -519,3 +520,27 @@ def test_a_whole_number_is_an_integer_however_it_is_written(schema, value, expec
 )
 def test_what_is_no_integer_or_no_value_of_an_enum_is_wrong(schema, value):
     assert schemas.problem(value, schema)
+
+
+def test_no_tool_acts_where_nothing_can_be_kept(tmp_path, monkeypatch, capsys):
+    """The transcript is opened before the model is asked."""
+    (tmp_path / "t.py").write_text("def f() -> str:\n    return 'a'\n")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr("llmjax.infer.command.open_engine", lambda *_, **__: None)
+    monkeypatch.setattr(asking, "run", lambda *_, **__: pytest.fail("the model was asked"))
+    run = Path(__file__).parent / "fixtures" / "run_c4ef595"
+    command = ["agent", "--tools", str(tmp_path / "t.py"), "--workdir", str(run)]
+    for transcript in (tmp_path / "folder", tmp_path / "t.py" / "x.jsonl"):
+        assert cli.main([*command, "go", "--transcript", str(transcript)]) == 1
+    assert cli.main([*command, " ", "--transcript", str(tmp_path / "x.jsonl")]) == 2
+    assert "give a goal" in capsys.readouterr().err and not (tmp_path / "x.jsonl").exists()
+
+
+@pytest.mark.parametrize("servers", [5, None, [], {"a": 5}, {"a": None}])
+def test_a_file_of_servers_that_is_none_is_explained(tmp_path, servers):
+    (tmp_path / "servers.json").write_text(json.dumps({"mcpServers": servers}))
+    with (
+        pytest.raises(UserError, match="an object for each server"),
+        sources.opened([str(tmp_path / "servers.json")]),
+    ):
+        pass

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ pytest.importorskip("starlette")
 
 from serving import GREEDY, language_model, serving, until
 
+from llmjax import cli
 from llmjax.infer.engine import Engine
 from llmjax.serve import calls, messages
 from llmjax.serve.app import PAGE_HEADERS, STATIC
@@ -63,6 +65,14 @@ def test_a_key_is_needed_on_every_path_but_health_and_the_page(locked):
     for key in ("first", "second"):
         assert locked.get("/v1/models", authorization=f"Bearer {key}").status == 200
     assert locked.get("/v1/models", authorization="Bearer \xe9").error["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize("key", ["", " ", "a b", "\u00e9"])
+def test_a_key_that_protects_nothing_is_refused(key, capsys):
+    """Such as that of a variable which is not set: anybody would have it."""
+    run = Path(__file__).parent / "fixtures" / "run_c4ef595"
+    assert cli.main(["serve", "--workdir", str(run), "--config.serve.host=0.0.0.0", "--api-key", key]) == 2
+    assert "an API key is empty, or has other characters" in capsys.readouterr().err
 
 
 def test_a_key_has_its_own_limit(locked):

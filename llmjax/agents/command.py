@@ -92,7 +92,7 @@ def opened(args: argparse.Namespace, pins: Path | None = None) -> Any:
 
 
 def _agent(args: argparse.Namespace, c: ConfigDict) -> int:
-    if (args.goal is None) == (args.replay is None):
+    if (args.goal is None) == (args.replay is None) or (args.goal is not None and not args.goal.strip()):
         raise UserError("give a goal, such as 'Which of my notes are of May?', or --replay FILE.jsonl")
     args.transcript = args.transcript or args.workdir / "agent" / "transcript.jsonl"
     if not args.replay:
@@ -126,12 +126,12 @@ def _act(args: argparse.Namespace, c: ConfigDict, given: Any) -> int:
         return methods.run(goal=args.goal, world=methods.World(given), budget=budget, approve=_approve, **setting)
 
     rules = filters.load(args.filters) if args.filters else ()
-    (one,) = asking.run(engine, [(None, start)], rules=rules, log=args.transcript.with_name("filters.jsonl"))
-    trace = None if one.result is None else one.result[0]
-    made = {"error": one.error} if trace is None else trace.row()
-    setting |= {"budget": vars(budget), "workdir": str(args.workdir.absolute())}
-    row = {"goal": args.goal, "setting": setting, "asked": one.transcript, "answer": made}
-    with storage.appending(args.transcript) as file:
+    with storage.appending(args.transcript) as file:  # before a tool acts: what was done must be kept
+        (one,) = asking.run(engine, [(None, start)], rules=rules, log=args.transcript.with_name("filters.jsonl"))
+        trace = None if one.result is None else one.result[0]
+        made = {"error": one.error} if trace is None else trace.row()
+        kept = {**setting, "budget": vars(budget), "workdir": str(args.workdir.absolute())}
+        row = {"goal": args.goal, "setting": kept, "asked": one.transcript, "answer": made}
         file.write(json.dumps(row) + "\n")
     if trace is None:
         raise UserError(one.error)

@@ -49,7 +49,12 @@ def opened(
             if "mcpServers" not in document:
                 found += openapi.tools_of(document, base=base, allowed=allowed, headers=headers)
                 continue
-            for name, server in document["mcpServers"].items():
+            servers = document["mcpServers"]
+            if not isinstance(servers, dict) or not all(isinstance(one, dict) for one in servers.values()):
+                raise UserError(
+                    f"{path}: mcpServers must be an object with an object for each server, see docs/agents.md"
+                )
+            for name, server in servers.items():
                 connected = mcp_client.connected(name, server, allowed=allowed)
                 own = stack.enter_context(connected)
                 if pins is not None:

@@ -63,8 +63,10 @@ def _serve(args: argparse.Namespace, c: ConfigDict) -> int:
         raise UserError(f"the server needs {', '.join(missing)}: pip install 'llmjax[serve]'")
     keys = [*args.api_key, *filter(None, (key.strip() for key in os.environ.get(KEYS, "").split(",")))]
     host = c.serve.host
-    if any(not key.isascii() or not key.isprintable() for key in keys):
-        raise UserError("an API key has characters other than ASCII letters, digits and signs")
+    if not all(key and all("!" <= one <= "~" for one in key) for key in keys):
+        raise UserError(
+            "an API key is empty, or has other characters than ASCII letters, digits and signs: give one without spaces"
+        )
     with timings.phase("import the library"):
         from llmjax.serve.app import make_app
         from llmjax.serve.guard import LOOPBACK
