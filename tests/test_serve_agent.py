@@ -1,5 +1,6 @@
 """Agents of the server: the command's permissions and budgets, a user's word through the stream, and a transcript of every run."""
 
+import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from llmjax import cli
 from llmjax.agents.react import Budget
 from llmjax.agents.tools import load
 from llmjax.infer.asking import Ask
+from llmjax.serve import command
 from llmjax.serve.agent import SHOWN, Agents
 
 TOOLS = '''
@@ -69,6 +71,15 @@ def client(tools_file: Path) -> Iterator[Client]:
     agents = Agents(load(tools_file), Budget(calls=5, seconds=30.0), False, tools_file.with_name("transcript.jsonl"))
     with serving(language_model(), make_engines=dict, agents=agents, keys=("first", "second")) as served:
         yield served
+
+
+def test_a_server_whose_transcript_cannot_be_kept_does_not_start(tools_file, tmp_path):
+    (tmp_path / "agent").write_text("a file")
+    args = argparse.Namespace(
+        tools=[str(tools_file)], allow_host=[], header=[], permit=[], workdir=tmp_path, calls=1, seconds=1.0, tokens=1, allow_writes=False
+    )  # fmt: skip
+    with pytest.raises(FileExistsError), command._agents(args):
+        pass
 
 
 def agents_of(client: Client) -> Agents:

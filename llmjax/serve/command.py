@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from llmjax import storage
 from llmjax.agents.command import add_budget, add_tools, add_writes, opened
 from llmjax.config import run_of
 from llmjax.config.ranges import Range, number
@@ -158,6 +159,8 @@ def _agents(args: argparse.Namespace) -> Iterator[Any]:
     from llmjax.serve.agent import Agents
 
     folder = args.workdir / "agent"
+    with storage.appending(folder / "transcript.jsonl"):  # or what tools did would be lost
+        pass
     with opened(args, folder / "tools.json") as tools:
         budget = Budget(args.calls, args.seconds, args.tokens)
         yield Agents(tools, budget, args.allow_writes, folder / "transcript.jsonl")
