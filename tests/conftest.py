@@ -2,11 +2,15 @@
 # ruff: noqa: E402 - the environment must be set before jax is imported
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
 
 from jaxlib.version import __version__ as jaxlib_version
+
+# What is imported stays, and what is traced is mostly kept: the garbage collector need not look so often.
+gc.set_threshold(50_000, 20, 100)
 
 # Before jax starts: eight CPU devices, so that meshes can be tested on a laptop; and a compiler that hurries, because
 # tests compile far longer than they compute. What is compiled is kept as long as the tests run, in one folder for all
@@ -27,7 +31,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import collections
 import functools
-import gc
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,9 +58,8 @@ def _cpu_seconds() -> float:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays, and what is traced is mostly kept: the garbage collector need not look so often."""
+    """What is imported by now stays: the garbage collector need not look at it."""
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.hookimpl(wrapper=True)

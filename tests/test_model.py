@@ -287,15 +287,14 @@ def loss_and_gradient(c: config.ConfigDict) -> tuple[jax.Array, Any]:
     "changes",
     few(
         [
-            {"remat": "full"},
             {"remat": "save_dot_except_mlpwi", "attention": "blocked", "scan_unroll": 2, "barriers": True},
+            {"remat": "full"},
             {"remat": "selective"},
             {"remat": "minimal_with_context"},
             {"remat": "save_out_proj"},
             {"remat": "full", "attention": "blocked"},
             {"scan_unroll": 2},
         ],
-        keep=2,
     ),
     ids=str,
 )
