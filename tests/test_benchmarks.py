@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import ablations
 import airline
 import common
 import numpy as np
@@ -179,3 +180,26 @@ def test_tasks_with_unknown_tools_other_facts_and_no_criteria_are_judged():
     tries = [airline.scripted(data, one, airline.referring(one)) for one in (tasks[0], tasks[3])]
     found = airline.judged([tasks[0], tasks[3]], [replays[0][0], replays[3][0]], tries)
     assert found["success"]["value"] == 1 and airline.goal_of(tasks[0]) == "Help."
+
+
+@pytest.mark.parametrize("file", ablations.SHELF, ids=lambda file: file.stem)
+def test_the_results_of_an_ablation_stand_in_its_docstring_and_in_the_table(file):
+    arm = {"flops": 2.0, "states": {"done": 3}, "low": None, "high": None, "p_holm": None}
+    study = {"arms": {
+        "control": {**arm, "mean": 0.0, "value": 1.95},
+        "worse": {**arm, "mean": 0.045, "low": 0.03, "high": 0.06, "p_holm": 0.01, "flops": 3.0},
+        "null": {**arm, "mean": -0.01, "low": -0.03, "high": 0.01, "p_holm": 0.4},
+        "failed": {**arm, "mean": None, "states": {"failed": 3}},
+    }}  # fmt: skip
+    once = ablations.with_results(file.read_text(), file.stem, study)
+    assert ablations.with_results(once, file.stem, study) == once
+    assert f"llmjax sweep --config configs/ablations/{file.name}" in once and "Not run yet" not in once
+    for row in (
+        "worse   +.045 (+.030 to +.060) *\n",
+        "null    -.010 (-.030 to +.010)\n",
+        "failed  no figure: 3 failed\n",
+    ):
+        assert f"    {row}" in once
+    assert once.partition('"""\n\n')[2] == file.read_text().partition('"""\n\n')[2]  # the code stays
+    table = ablations.table({file.stem: study})
+    assert "| | worse | +.045 (+.030 to +.060) * | x 1.50 |" in table and f"`{file.stem}`" not in table
