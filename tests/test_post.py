@@ -389,22 +389,21 @@ def test_the_stages_of_a_real_chat_model_run_on_a_small_one_and_tell_held_out_fi
     folder, monkeypatch
 ):
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
-    from smollm2_post import STAGES, heldout
+    from smollm2_post import STAGES, command, heldout
 
     beside = {"instruction_id_list": None, "kwargs": None}
     asked = [{"prompt": f"{a}+{b}=", "answer": str(a + b), **beside} for a, b in SUMS]
     constrained = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}], "answer": None}
     asked += [{"prompt": f"say {i}", **constrained} for i in range(32)]
     (folder / "verified.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
-    files = {"sft": "chats", "grpo": "verified"}
-    wanted = {"sft": "loss", "reward": "accuracy", "dpo": "loss", "grpo": "reward/ifeval"}
-    for stage, start in STAGES.items():
+    files = {"sft": "chats", "full": "chats", "grpo": "verified"}
+    wanted = {"sft": "loss", "full": "loss", "reward": "accuracy", "dpo": "loss", "grpo": "reward/ifeval"}
+    for stage in STAGES:
         small = {"train.duration": "2 steps", "train.sequence_length": 64, "train.batch_size": 8, "train.micro_batches": 4,
                  "data.holdout_percent": 20, "rollout.tokens": 6, "rollout.samples": 4, "rollout.slots": 8}  # fmt: skip
         given = [f"--config.{key}={value}" for key, value in small.items()]
         run, rows_at = folder / f"smollm2-{stage}", folder / f"{files.get(stage, 'pairs')}.jsonl"
-        begin = folder / (start if start == "base" else f"smollm2-{start}")
-        words = [stage, "--config", f"configs/post/smollm2_{stage}.py", f"--config.train.init_from={begin}"]
+        words = [*command(stage), f"--config.train.init_from={folder / 'base'}"]
         assert cli.main([*words, f"--config.data.sources=['{rows_at}']", *given, "--workdir", str(run)]) == 0
         found = heldout(run)
         assert {"before", "after"} == found.keys() and all(wanted[stage] in figures for figures in found.values())

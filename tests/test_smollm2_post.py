@@ -171,3 +171,36 @@ def test_steps_are_taken_once_and_go_on_where_the_time_was_over(script, tmp_path
     assert asked == ["sft", "sft"]
     found = json.loads((tmp_path / "made.json").read_text())["steps"]
     assert found.keys() == {"sft"} and found["sft"]["found"]["after"] == {"loss": 1.0}
+
+
+def test_a_step_of_another_day_is_taken_again_only_for_the_scores_of_its_run(script, tmp_path, monkeypatch):
+    out, taken = tmp_path / "made.json", []
+    monkeypatch.setattr(script.Steps, "import_model", lambda self: taken.append("import"))
+    monkeypatch.setattr(script.Steps, "make_files", lambda self: taken.append("files"))
+    monkeypatch.setattr(script.Steps, "stage", lambda self, name: taken.append(name))
+    monkeypatch.setattr(script.Steps, "scores", lambda self, run, task: taken.append(f"{run} {task}"))
+
+    def taken_with(before, *only, limit=60):
+        taken.clear()
+        steps = {name: {"found": {}} for name in before}
+        out.write_text(json.dumps({"limit": limit, "steps": steps}))
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        words = ["x", "--model", "m", "--data", "d", "--runs", str(folder), "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", [*words, *(["--only", *only] if only else [])])
+        assert script.main() == 0
+        assert json.loads(out.read_text())["steps"].keys() >= ({*before} if limit == 60 else set())
+        return list(taken)
+
+    def scores(run):
+        return [f"{run} {task}" for task in script.TASKS]
+
+    whole = taken_with([])
+    assert whole[:2] == ["import", "files"] and whole[2:6] == [*scores("base"), "sft"] and "reward" in whole
+    made = ["import", "files", *(f"scores-base-{task}" for task in script.TASKS), "sft"]
+    assert taken_with([*made, "scores-sft-ifeval"], "import", "files", "sft", "scores-sft-hellaswag") == [
+        "import", "files", "sft", "sft hellaswag",
+    ]  # fmt: skip
+    done = [f"scores-{name.replace(' ', '-')}" if " " in name else name for name in whole]
+    assert taken_with(done) == []
+    assert taken_with(done, limit=9) == whole  # another slice of the tasks
+    assert taken_with([name for name in done if name != "reward"]) == ["import", "files", "reward"]

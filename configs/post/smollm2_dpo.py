@@ -1,8 +1,8 @@
 """Direct preference optimisation of a real chat model: LoRA on SmolLM2-135M learns which answers people prefer.
 
-    llmjax dpo --config configs/post/smollm2_dpo.py --config.train.init_from=runs/smollm2-sft --config.data.sources='["pairs.jsonl"]' --workdir runs/smollm2-dpo
+    llmjax dpo --config configs/post/smollm2_dpo.py --config.train.init_from=runs/smollm2 --config.data.sources='["pairs.jsonl"]' --workdir runs/smollm2-dpo
 
-It starts from smollm2_sft.py's run, whose adapters are trained further and are also the reference. The reference reads all
+It starts from the imported chat model (smollm2_sft.py says how to get it), which is also the reference. The reference reads all
 rows of the files once, so give about 900 pairs. beta 0.1 as Rafailov et al. 2023. Loss (ln 2 before) and accuracy of held-out pairs are
 measured before and after. `python benchmarks/smollm2_post.py` runs it. The rate is a guess: no measured quality yet.
 

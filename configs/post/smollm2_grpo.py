@@ -1,8 +1,8 @@
 """Rewards that a program checks, on a real chat model: LoRA on SmolLM2-135M improves by its own answers (GRPO).
 
-    llmjax grpo --config configs/post/smollm2_grpo.py --config.train.init_from=runs/smollm2-sft --config.data.sources='["prompts.jsonl"]' --workdir runs/smollm2-grpo
+    llmjax grpo --config configs/post/smollm2_grpo.py --config.train.init_from=runs/smollm2 --config.data.sources='["prompts.jsonl"]' --workdir runs/smollm2-grpo
 
-It starts from smollm2_sft.py's run, whose adapters are trained further. A prompt has IFEval's columns, and its reward is the share of
+It starts from the imported chat model (smollm2_sft.py says how to get it). A prompt has IFEval's columns, and its reward is the share of
 its constraints that the answer follows; or it has an `answer`, and the reward is 1 if the last number is that one. The prompt
 has at most 128 tokens, and so has the answer. The rewards of greedy answers to held-out prompts are measured before and after.
 `python benchmarks/smollm2_post.py` makes the prompts, holds three kinds of constraints out of them, and runs it. The rate is

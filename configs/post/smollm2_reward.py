@@ -1,8 +1,8 @@
 """A reward model on a real chat model: LoRA and a new head on SmolLM2-135M learn which answers people prefer.
 
-    llmjax reward --config configs/post/smollm2_reward.py --config.train.init_from=runs/smollm2-sft --config.data.sources='["pairs.jsonl"]' --workdir runs/smollm2-reward
+    llmjax reward --config configs/post/smollm2_reward.py --config.train.init_from=runs/smollm2 --config.data.sources='["pairs.jsonl"]' --workdir runs/smollm2-reward
 
-It starts from smollm2_sft.py's run, whose adapters are trained further. A pair takes about 300 tokens, so the run reads some
+It starts from the imported chat model (smollm2_sft.py says how to get it). A pair takes about 300 tokens, so the run reads some
 1,300 pairs. Accuracy of held-out pairs, by margin and with its calibration, is measured before (a new head gives 0 to all
 answers) and after. `python benchmarks/smollm2_post.py` runs it on Anthropic's harmless pairs. No measured quality yet.
 
