@@ -58,7 +58,7 @@ test-hf: $(VENV)/.installed-hf
 
 # The pages in this machine's Chromium (Debian: apt install chromium). Screenshots are in runs/screenshots.
 test-browser: $(VENV)/.installed-browser
-	LLMJAX_SCREENSHOTS=runs/screenshots $(PYTEST) -n 0 tests/test_serve_browser.py tests/test_serve_browser_sources.py tests/test_studio_browser.py
+	LLMJAX_SCREENSHOTS=runs/screenshots $(PYTEST) -n 0 -m "not exhaustive" tests/test_serve_browser.py tests/test_serve_browser_sources.py tests/test_studio_browser.py
 
 # The preparation on Spark, against this machine's own engine; needs Java 17.
 test-spark: $(VENV)/.installed-spark

@@ -61,7 +61,7 @@ BASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("/read", {"name": "a.html", "data": base64.b64encode(b"<p>A page with a text.</p>").decode()}),
     ("/tokenize", {"prompt": "hi"}),
     ("/detokenize", {"tokens": [5]}),
-    ("/feedback", {"prompt": [], "completion": "a", "label": True}),
+    ("/feedback", {"prompt": HI, "completion": "a", "label": True}),
 )
 TEXTS = (
     "", " ", "\n", "\0", "a\0b", "\u202e", "\ufeff", "\U0001f600" * 30, "e\u0301" * 99, "<|im_end|>", "<s>", "{{ 7 * 7 }}", "${x}", "%s%n",

@@ -58,6 +58,11 @@ def test_ci_runs_every_test_but_the_exhaustive_ones():
             assert set(ran) == {expected, "test-all"}, marks
 
 
+def test_the_tests_in_a_browser_which_are_slow_are_run_where_the_browser_is():
+    expression = re.search(r'-m "([^"]*)"', steps("test-browser"))[1]
+    assert eval(expression, {}, {"slow": True, "exhaustive": False})
+
+
 def test_an_environment_of_another_python_is_refused(tmp_path):
     other = tmp_path / "python"
     other.write_text("#!/bin/sh\necho Python 3.99.0\n")
