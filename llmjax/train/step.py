@@ -147,27 +147,35 @@ def make_train_step(
         if c.objective.l1 or c.objective.l2:
             terms = jax.grad(penalty)(state.params, c.objective)
             grads = jax.tree.map(lambda g, term: g + weight * term, grads, terms)
-        grad_norm = optax.tree.norm(_learnt(grads)) / weight
+        grad_norm = norm(_learnt(grads)) / weight
         scale = jnp.minimum(1.0, c.optimizer.clip_norm / (grad_norm + 1e-6)) if c.optimizer.clip_norm else 1.0
-        # The mean and the clip in one pass. Observed parameters get means over a micro-batch already.
-        grads = jax.tree_util.tree_map_with_path(
-            lambda path, g: g * (1 / parts if _observed(path) else scale / weight), grads
-        )
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = apply_updates(state.params, updates, jax.random.fold_in(key, ROUNDING))
-        ema = None
-        if c.train.ema:
-            ema = optax.incremental_update(_in_float32(params), state.ema, 1 - c.train.ema)
-        update_norm = optax.tree.norm(updates)
-        numbers = (grad_norm, sums.objective, update_norm, optax.tree.norm(_in_float32(params)))
-        finite = jnp.isfinite(jnp.stack(numbers)).all()
+        def moved() -> tuple[Any, tuple[Any, Any, Any]]:
+            """The updates, and the new parameters, optimizer state and average."""
+            # The mean and the clip in one pass. Observed parameters get means over a micro-batch already.
+            means = jax.tree_util.tree_map_with_path(
+                lambda path, g: g * (1 / parts if _observed(path) else scale / weight), grads
+            )
+            updates, opt_state = optimizer.update(means, state.opt_state, state.params)
+            params = apply_updates(state.params, updates, jax.random.fold_in(key, ROUNDING))
+            ema = None
+            if c.train.ema:
+                ema = optax.incremental_update(_in_float32(params), state.ema, 1 - c.train.ema)
+            return updates, (params, opt_state, ema)
+
+        updates, new = moved()
+        update_norm = norm(updates)
+        # Finite parameters and updates have finite sums, unless these pass the largest number of their type.
+        finite = jnp.isfinite(jnp.stack((grad_norm, sums.objective, update_norm))).all()
         learns = finite & (sums.weight > 0)
         # A skipped step still advances the step count, and with it the schedule: batch k belongs to step k.
-        old = (state.params, _counts_of(opt_state, state.opt_state), state.ema)
-        params, opt_state, ema = jax.tree.map(
-            lambda new, kept: jnp.where(learns, new, kept), (params, opt_state, ema), old
-        )
+        old = (state.params, _counts_of(new[1], state.opt_state), state.ema)
+        if c.optimizer.name == "muon" or jax.sharding.get_abstract_mesh().size > 1:
+            params, opt_state, ema = jax.tree.map(lambda new, kept: jnp.where(learns, new, kept), new, old)
+        else:
+            # Computed a second time, each array takes the place of its old one: without this, new parameters and moments
+            # wait beside the old ones until the last norm is known. Muon's products are too dear, and no pod was measured.
+            params, opt_state, ema = jax.lax.cond(learns, lambda: moved()[1], lambda: old)
         bad = jnp.where(finite, 0, state.bad_in_a_row + 1)
         new_state = State(
             step=state.step + 1,
@@ -184,7 +192,7 @@ def make_train_step(
             "objective": sums.objective / sums.weight,
             "grad_norm": grad_norm,
             **noisy,
-            "param_norm": optax.tree.norm(_in_float32(params)),
+            "param_norm": norm(_in_float32(params)),
             "update_norm": update_norm,
             "learning_rate": c.optimizer.learning_rate * schedule(state.step),
             "target_tokens": sums.weight,
@@ -273,6 +281,22 @@ def _learnt(grads: Any) -> Any:
 def _counts_of(new: Any, old: Any) -> Any:
     """The old optimizer state with the new step counters, so that a skipped step advances the schedule."""
     return jax.tree.map(lambda n, o: n if jnp.issubdtype(o.dtype, jnp.integer) else o, new, old)
+
+
+def norm(tree: Any) -> jax.Array:
+    """The global L2 norm of a tree of float32 arrays."""
+    return jnp.sqrt(sum(map(_squares, jax.tree.leaves(tree))))
+
+
+def _squares(x: jax.Array) -> jax.Array:
+    """The sum of the squares. On a CPU the squares of all layers would be an array of their own, and take twice the time."""
+
+    def at_once(x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.square(x))
+
+    if x.ndim < 3 or jax.sharding.get_abstract_mesh().size > 1:
+        return at_once(x)
+    return jax.lax.platform_dependent(x, cpu=lambda x: jnp.sum(jax.lax.map(at_once, x)), default=at_once)
 
 
 def penalty(params: Any, c: ConfigDict) -> jax.Array:
