@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import weakref
 from typing import Any
 
 import jax
@@ -84,6 +85,18 @@ def test_every_architecture_writes_what_the_plain_forward_pass_would(name):
     requests = [Request(ids, 9, temperature=0.0) for ids in (*PROMPTS, PROMPTS[2])]
     for request, answer in zip(requests, answers(engine, requests), strict=True):
         assert answer.tokens == greedy(name, request.ids, 9)
+
+
+def test_an_engine_releases_all_its_parameters_and_writes_the_same_when_it_has_them_again():
+    engine, asked = Engine(*model(), TOKENIZER, **COMMON), [Request(PROMPTS[1], 9, temperature=0.0)]
+    (before,) = answers(engine, asked)
+    own = {id(leaf) for leaf in jax.tree.leaves(model()[1])}
+    held = [weakref.ref(leaf) for leaf in jax.tree.leaves(engine.params) if id(leaf) not in own]
+    assert held
+    engine.release()
+    assert [ref() for ref in held] == [None] * len(held)
+    engine.load(model()[1])
+    assert answers(engine, asked)[0].tokens == before.tokens
 
 
 def test_an_encoder_decoder_writes_what_the_plain_forward_pass_would():

@@ -41,6 +41,9 @@ class Scripted:
     def load(self, params: Any, *, version: int) -> None:
         self.version = version
 
+    def release(self) -> None:
+        assert not self.waiting
+
     def submit(self, request: Mapping[str, Any], *, name: str) -> int:
         self.waiting.append(len(self.asked))
         self.asked.append(request)

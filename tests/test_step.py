@@ -1,6 +1,7 @@
 """A step divides by the weights it was given, adds up in float32, and changes nothing when it must not."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,17 @@ import pytest
 from helpers import assert_same_bits, make_batch, mesh_of, prepare_steps, tiny_config
 
 import llmjax
+from llmjax.data.ramp import batch_sizes
 from llmjax.interop import tensors
 from llmjax.interop.write import export_model
+from llmjax.model import transformer
 from llmjax.model.init import initializer
 from llmjax.model.layers import lookup
+from llmjax.objectives import OBJECTIVES
 from llmjax.parallel import placement
 from llmjax.train import checkpoint
+from llmjax.train.programs import make_programs
+from llmjax.train.step import batch_shardings
 
 
 def floats(state):
@@ -76,6 +82,20 @@ def test_only_the_ratio_of_weights_counts_and_a_batch_without_weight_changes_not
     assert (int(none.step), int(none.skipped), int(none.bad_in_a_row)) == (2, 0, 0)
     assert float(values["target_tokens"]) == 0
     assert np.isnan(float(values["loss"])), "there is none; a row of metrics.jsonl says null"
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_new_parameters_and_moments_never_wait_beside_the_old_ones():
+    """They did until the norm of the update was known: four times the parameters, gradients included, and now twice."""
+    c = tiny_config(model__width=128, model__mlp_width=512, train__batch_size=1, model__layers=4)
+    mesh = mesh_of("data=1")
+    made = make_programs(c, transformer.build(c.model), OBJECTIVES[c.objective.name], batch_sizes(c.train), mesh)
+    batch = jax.device_put(make_batch(c, 0), batch_shardings(mesh))
+    step = made.compile(made.sizes.stages[0], batch, rows=1, total_steps=8)
+    params = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(made.abstract.params))
+    assert step.memory_analysis().temp_size_in_bytes < 2.8 * params
 
 
 # ---------------------------------------------------------------- float32, whatever is stored

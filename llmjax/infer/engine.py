@@ -236,8 +236,8 @@ class Engine:
     def load(self, params: Any, *, version: int = 0, draft: Any = None) -> None:
         """Go on with other parameters of the same model, on any devices. No program is compiled again.
 
-        The engine must be idle. It drops its prefixes. It reads these arrays until the next `load`, so do not donate them
-        before.
+        The engine must be idle. It drops its prefixes. It reads these arrays until the next `load` or `release`, so do not
+        donate them before.
 
         Args:
             version: the caller's number of these parameters, kept as `version`.
@@ -257,6 +257,15 @@ class Engine:
         self._scheduler.prefixes.forget()
         self._kept.clear()
         self.version = version
+
+    def release(self) -> None:
+        """Give back the memory of the model's parameters, in all forms in which the engine keeps them, until the next `load`.
+
+        The engine must be idle, and without adapters by name.
+        """
+        assert not self.busy and not self._named.count
+        self.params, self._read_params = (None, *self.params[1:]), (None, *self._read_params[1:])
+        self._plain, self._own = (None, None), None
 
     def warm_up(self) -> int:
         """Compile all programs that requests can need: how many there are. The engine must be idle.

@@ -80,15 +80,16 @@ def stage(
 
 
 def make_engine(c: ConfigDict, module: Transformer, tokenizer: Tokenizer, mesh: Mesh, *, length: int) -> Engine:
-    """An engine for the training's parameters. Its first parameters are placeholders, because every round loads new
-    ones."""
+    """An engine for the training's parameters. It has none: every round loads them, and releases them behind the sampling."""
     like = abstract_params(c, module, mesh)
     places = jax.tree.map(lambda x: x.sharding, like)
     params = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), out_shardings=places)()
-    return Engine(
+    engine = Engine(
         module, params, tokenizer, slots=c.rollout.slots, length=length, prefixes=c.rollout.slots,
         weight_format=c.infer.weights, mesh=mesh, context=lambda: placement.active(mesh, c),
     )  # fmt: skip
+    engine.release()
+    return engine
 
 
 def make_forward(c: ConfigDict, module: Transformer, mesh: Mesh) -> MakeForward:
@@ -137,6 +138,7 @@ def make_heldout(
         _, texts, columns = sample_answers(
             engine, tokenizer, ids, prompts.columns[:count], c=c, called=called, samples=1, seed=0, temperature=0.0
         )
+        engine.release()
         scored = rewards.score(functions, texts, columns)
         return {f"heldout_reward{'/' * bool(name)}{name}": mean for name, mean in rewards.means(scored).items()}
 

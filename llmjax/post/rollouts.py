@@ -145,6 +145,7 @@ class RolloutSource:
                 draw = draw.with_different_rewards(r.samples)
             draws.append(draw)
             groups_left -= len(draw.prompts) // r.samples
+        self._engine.release()  # an update needs the memory
         draw = joined(draws)
         seconds = time.perf_counter() - began
         rows = rows_of(draw, length=self._c.train.sequence_length, mask_cut=r.mask_cut)

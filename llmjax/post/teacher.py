@@ -166,6 +166,7 @@ class StudentSource:
         made = sample_rollouts(
             self._engine, chosen, samples=1, max_new_tokens=r.tokens, seed=seed, temperature=r.temperature
         )
+        self._engine.release()
         self._metrics["rollout/length"] = float(made.lengths.mean())
         rows = []
         for prompt, tokens, size in zip(chosen, made.tokens, made.lengths, strict=True):

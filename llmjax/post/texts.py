@@ -58,6 +58,7 @@ def make_heldout(
     def evaluate(params: Any) -> dict[str, float]:
         engine.load(params, version=engine.version)
         made = sample_rollouts(engine, prompts, samples=1, max_new_tokens=most, seed=0, temperature=0.0)
+        engine.release()
         written = [tokenizer.decode(row[:n].tolist()) for row, n in zip(made.tokens, made.lengths, strict=True)]
         shown = zip(map(tokenizer.decode, prompts[:SHOWN]), written, references, strict=False)
         write_tables(workdir, [Table("Texts for held-out rows", ["prompt", "written", "wanted"], list(shown))])

@@ -1,5 +1,6 @@
 """The compiled training steps of a run, one for each batch size."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,15 +65,23 @@ class Programs:
         else:
             step = self._step(stage, milestones(self.c.schedule, total_steps=total_steps, sizes=self.sizes))
         lowered = lower_step(step, self.abstract, like, *arguments, mesh=self.mesh, c=self.c)
-        options = compiler_options.choose(self.c.parallel.compiler, self.mesh.devices.flat[0])
+        device = self.mesh.devices.flat[0]
+        options = compiler_options.choose(self.c.parallel.compiler, device)
         if file := self.c.train.executable:
             return executable.load(Path(file), executable.name_of(stage), lowered, mesh=self.mesh, options=options)
+        options = compiler_options.of_large_state(device, state=bytes_on_a_device(self.abstract)) | options
         return executable.compile_once(lowered, mesh=self.mesh, options=options)
 
     def _step(self, stage: Stage, at: Milestones) -> Callable[..., Any]:
         c, schedule = self.c, schedule_of(self.c.schedule, at)
         optimizer = make_optimizer(c.optimizer, schedule, model=c.model)
         return make_train_step(self.module, self.objective, optimizer, schedule, c, micro_batches=stage.micro_batches)
+
+
+def bytes_on_a_device(abstract: Any) -> int:
+    """Bytes of the arrays of a tree, with shardings, on one device."""
+    leaves = jax.tree.leaves(abstract)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize for x in leaves)
 
 
 def make_programs(c: ConfigDict, module: Transformer, objective: Objective, sizes: BatchSizes, mesh: Mesh) -> Programs:
