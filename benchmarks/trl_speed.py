@@ -14,7 +14,7 @@ What the numbers count: SFT and DPO all tokens of a step, GRPO the sampled ones.
 it (`data.share_prompts`), and its tokens count for each of them, as TRL's do. Our DPO asks the reference once, before the
 first step, and TRL's in each step: that time, without what it took to compile, is added to our steps. TRL's GRPO allows no
 answer to end early; ours do, and a row costs the same then. `peak_memory` is the process's largest resident size,
-compilation included.
+compilation included. TRL's scripts write no checkpoint, and ours ends with one: `trained_memory` is the largest size before it.
 """
 
 import argparse
@@ -151,6 +151,7 @@ def measure_ours(row: str, base: Path) -> dict[str, Any]:
     """The command of a row, in this process."""
     from llmjax import cli
     from llmjax.post import heldout
+    from llmjax.train import checkpoint
 
     task, (numbers, skip) = row.partition("-")[0], ROWS[row]
     asked = {"seconds": 0.0}
@@ -164,6 +165,13 @@ def measure_ours(row: str, base: Path) -> dict[str, Any]:
         return found
 
     heldout.reference_log_probs = reference_log_probs
+    trained, plain_save = {"bytes": 0.0}, checkpoint.save
+
+    def save(*arguments: Any, **more: Any) -> Any:
+        trained["bytes"] = trained["bytes"] or peak_bytes()
+        return plain_save(*arguments, **more)
+
+    checkpoint.save = save
     with tempfile.TemporaryDirectory() as name, compiling() as compiled:
         folder = Path(name)
         (folder / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows_of(task, numbers)))
@@ -178,6 +186,7 @@ def measure_ours(row: str, base: Path) -> dict[str, Any]:
     return of_metrics(task, numbers, skip, made, reference=asked["seconds"]) | {
         "compile_seconds": sum(compiled),
         "peak_memory": peak_bytes(),
+        "trained_memory": trained["bytes"],
     }
 
 
@@ -248,6 +257,10 @@ def summary(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, fl
             for side, made in sides.items()
             for name in ("tokens_per_second", "peak_memory", "compile_seconds")
         }
+        trained = [one["trained_memory"] for key, one in measured.items()
+                   if key.startswith(f"{row}/ours/") and "trained_memory" in one]  # fmt: skip
+        if trained:
+            middle["trained_memory"] = statistics.median(trained) / middle["theirs_peak_memory"]
         found[row] = middle | {
             "faster": middle["ours_tokens_per_second"] / middle["theirs_tokens_per_second"],
             "memory": middle["ours_peak_memory"] / middle["theirs_peak_memory"],

@@ -33,8 +33,10 @@ from llmjax.infer.steps import Written, programs
 from llmjax.model.adapters import linear_maps
 from llmjax.model.transformer import Transformer
 from llmjax.parallel import mesh as meshes
-from llmjax.startup import compiled, timings
+from llmjax.startup import compiled, malloc, timings
 from llmjax.startup.compiled import Store
+
+LARGE = 1 << 28  # bytes of parameters whose arrays malloc would keep in pieces
 
 
 class Engine:
@@ -264,8 +266,11 @@ class Engine:
         The engine must be idle, and without adapters by name.
         """
         assert not self.busy and not self._named.count
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params[0]) if not leaf.is_deleted())
         self.params, self._read_params = (None, *self.params[1:]), (None, *self._read_params[1:])
         self._plain, self._own = (None, None), None
+        if size > LARGE:
+            malloc.give_back_freed()
 
     def warm_up(self) -> int:
         """Compile all programs that requests can need: how many there are. The engine must be idle.
