@@ -252,9 +252,10 @@ def _state(
     if restored is not None:
         processes.say(f"resuming from step {restored.meta['step']:,} of {total:,}")
         return restored
+    # Read first: reading takes three times the memory of the parameters, for a moment.
+    read = None if initial_params is None else initial_params(combine(abstract.params, abstract.frozen))
     state = factory.make_state(jax.random.key(c.seed))
-    if initial_params is not None:
-        read = initial_params(combine(abstract.params, abstract.frozen))
+    if read is not None:
         params, frozen = split(_with_new(combine(state.params, state.frozen), read), c)
         ema = None if abstract.ema is None else jax.tree.map(_copied, params, abstract.ema)
         state = dataclasses.replace(state, params=params, frozen=frozen, ema=ema)
