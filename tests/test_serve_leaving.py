@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 pytest.importorskip("starlette")
@@ -117,6 +118,7 @@ def test_the_texts_of_a_client_that_left_are_computed_no_further_than_their_batc
         hook()
         return run(*arguments, **settings)
 
+    held.lower = run.lower
     monkeypatch.setattr(given, program, held)
     left(client, hook, client.open("POST", path, body))
     monkeypatch.setattr(given, program, run)
@@ -131,6 +133,8 @@ def test_texts_are_written_between_the_batches_of_others(client, monkeypatch):
         hook()
         return run(*arguments)
 
+    held.lower = run.lower
+
     def stepped(engine: Engine, *arguments: Any) -> Any:
         order.append("step")
         return step(engine, *arguments)
@@ -144,6 +148,44 @@ def test_texts_are_written_between_the_batches_of_others(client, monkeypatch):
     hook.go_on.set()
     assert text.wait().status == vectors.wait().status == 200
     assert order.count("batch") == 3 and "step" in order[: len(order) - order[::-1].index("batch")]
+
+
+@pytest.mark.parametrize("name", ["embeddings", "echo"])
+def test_texts_are_written_while_the_program_of_a_new_shape_is_compiled(client, monkeypatch, name):
+    """And nothing is left to compile for the thread that writes them."""
+    path, body, program = COMPUTED[name]
+    compiled: list[str] = []
+
+    def listen(event: str, _: float, **more: Any) -> None:
+        if "backend_compile" in event:
+            compiled.append(threading.current_thread().name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    hook, run = Hook(), getattr(given, program)
+
+    def lower(*arguments: Any, **settings: Any) -> Any:
+        hook()
+        return run.lower(*arguments, **settings)
+
+    run.clear_cache()
+    client.complete(max_tokens=1)
+    with monkeypatch.context() as patch:
+
+        def called(*arguments: Any, **settings: Any) -> Any:
+            return run(*arguments, **settings)
+
+        called.lower = lower
+        patch.setattr(given, program, called)
+        computed = client.open(
+            "POST", path, {key: value[:2] if key == "prompt" else value for key, value in body.items()}
+        )
+        assert hook.reached.wait(60)
+        assert client.complete(max_tokens=3).status == 200
+        compiled.clear()
+        hook.go_on.set()
+        assert computed.wait().status == 200
+    jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled and {one.partition("_")[0] for one in compiled} == {"programs"}
 
 
 def test_constraints_of_clients_that_left_do_not_hold_up_those_of_others(client, monkeypatch):

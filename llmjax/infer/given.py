@@ -1,13 +1,14 @@
 """What a model computes from given tokens: the log-probability of each, and one vector for a text.
 
-Batches have few shapes: lengths are powers of two, and rows are one or ROWS. A caller that shares the device takes them one at a
-time, and does other work between them.
+Batches have few shapes: lengths are powers of two, and rows are one or ROWS. A caller that shares the device computes them one at a
+time, does other work between them, and compiles the program of a new shape in another thread meanwhile.
 """
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -36,41 +37,81 @@ class TokenScores(NamedTuple):
     likeliest_nats_LK: np.ndarray  # float32
 
 
+@dataclass(frozen=True)
+class Part(Generic[T]):
+    """A batch that is still to be computed.
+
+    Args:
+        compile: makes its program, if there is none yet. It computes nothing, so any thread may call it.
+        compute: what the batch has; it compiles too if that was not done.
+    """
+
+    compile: Callable[[], None]
+    compute: Callable[[], Batch[T]]
+
+
 def token_scores(model: LanguageModel, rows: Sequence[Sequence[int]], *, likeliest: int = 1) -> list[TokenScores]:
     """The scores of each row of ids; a row of one token has none. Raises UserError as `_check` does."""
-    return in_order(batches_of_scores(model, rows, likeliest=likeliest))
+    return in_order(part.compute() for part in parts_of_scores(model, rows, likeliest=likeliest))
 
 
-def batches_of_scores(
+def parts_of_scores(
     model: LanguageModel, rows: Sequence[Sequence[int]], *, likeliest: int = 1
-) -> Iterator[Batch[TokenScores]]:
-    """The batches of `token_scores`."""
+) -> list[Part[TokenScores]]:
+    """The parts of `token_scores`."""
     _check(model, rows)
-    for numbers, tokens_BL, segments_BL in _batches(rows):
+
+    def part(numbers: list[int], tokens_BL: np.ndarray, segments_BL: np.ndarray) -> Part[TokenScores]:
         targets_BL = np.pad(tokens_BL[:, 1:], ((0, 0), (0, 1)))
-        parts = -(-tokens_BL.size // CHUNK_TOKENS)
-        with placement.active(model.mesh, model.config):
-            made = _scores(model.module, model.params, tokens_BL, segments_BL, targets_BL, parts=parts, top=likeliest)
-        arrays = [np.asarray(one) for one in made]
-        yield [
-            (number, TokenScores(*(one[row, : len(rows[number]) - 1] for one in arrays)))
-            for row, number in enumerate(numbers)
-        ]
+        pieces = -(-tokens_BL.size // CHUNK_TOKENS)
+
+        def read(made: Any) -> Batch[TokenScores]:
+            arrays = [np.asarray(one) for one in made]
+            return [
+                (number, TokenScores(*(one[row, : len(rows[number]) - 1] for one in arrays)))
+                for row, number in enumerate(numbers)
+            ]
+
+        return _part(model, _scores, tokens_BL, segments_BL, targets_BL, read=read, parts=pieces, top=likeliest)
+
+    return [part(*batch) for batch in _batches(rows)]
 
 
 def embed(model: LanguageModel, rows: Sequence[Sequence[int]]) -> np.ndarray:
     """Vectors (rows, width) float32 of length 1: the mean of the last layer's states over a row's tokens."""
-    found = in_order(batches_of_vectors(model, rows))
+    found = in_order(part.compute() for part in parts_of_vectors(model, rows))
     return np.array(found, np.float32).reshape(len(rows), model.config.model.width)
 
 
-def batches_of_vectors(model: LanguageModel, rows: Sequence[Sequence[int]]) -> Iterator[Batch[np.ndarray]]:
-    """The batches of `embed`."""
+def parts_of_vectors(model: LanguageModel, rows: Sequence[Sequence[int]]) -> list[Part[np.ndarray]]:
+    """The parts of `embed`."""
     _check(model, rows)
-    for numbers, tokens_BL, segments_BL in _batches(rows):
+
+    def part(numbers: list[int], tokens_BL: np.ndarray, segments_BL: np.ndarray) -> Part[np.ndarray]:
+        def read(vectors_BD: Any) -> Batch[np.ndarray]:
+            return list(zip(numbers, np.asarray(vectors_BD), strict=False))  # without the rows that are padding
+
+        return _part(model, _means, tokens_BL, segments_BL, read=read)
+
+    return [part(*batch) for batch in _batches(rows)]
+
+
+def _part(
+    model: LanguageModel, program: Any, *arrays: np.ndarray, read: Callable[[Any], Batch[T]], **settings: int
+) -> Part[T]:
+    """A batch of these arrays, whose results `read` sorts by rows.
+
+    A call of a jitted function takes the program that its `lower` and `compile` made for the same shapes.
+    """
+
+    def within(call: Callable[..., Any]) -> Any:
         with placement.active(model.mesh, model.config):
-            vectors_BD = np.asarray(_means(model.module, model.params, tokens_BL, segments_BL))
-        yield list(zip(numbers, vectors_BD, strict=False))  # without the rows that are padding
+            return call(model.module, model.params, *arrays, **settings)
+
+    def compile_it() -> None:
+        within(program.lower).compile()
+
+    return Part(compile_it, lambda: read(within(program)))
 
 
 def in_order(batches: Iterable[Batch[T]]) -> list[T]:

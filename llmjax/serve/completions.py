@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmjax.errors import UserError
-from llmjax.infer.given import TokenScores, batches_of_scores
+from llmjax.infer.given import TokenScores, parts_of_scores
 from llmjax.infer.request import Request
 from llmjax.objectives.special import special_ids
 from llmjax.serve import answering, chat
@@ -122,7 +122,7 @@ async def _echoes(
     if top is None:
         return [Echo(text, None) for text in texts]
     kept = 1 if top <= 1 else MOST_LIKELIEST  # few programs
-    scores = await call.server.compute(served, lambda model: batches_of_scores(model, rows, likeliest=kept))
+    scores = await call.server.compute(served, lambda model: parts_of_scores(model, rows, likeliest=kept))
     return [Echo(text, _placed(served, row, one)) for text, row, one in zip(texts, rows, scores, strict=True)]
 
 

@@ -5,7 +5,7 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from llmjax.data.chat import chat_ids, chat_text
 from llmjax.errors import UserError
 from llmjax.infer.engine import Engine
-from llmjax.infer.given import Batch, in_order
+from llmjax.infer.given import Batch, Part, in_order
 from llmjax.infer.language_model import LanguageModel
 from llmjax.infer.request import prompt_ids
 from llmjax.serve.admission import Admission
@@ -148,6 +148,7 @@ class Server:
         self._merged = ("", models[0].model)  # the last model whose adapter was merged, by its name
         self._computing = asyncio.Lock()
         self._threads = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="prompts")
+        self._compiling = ThreadPoolExecutor(1, thread_name_prefix="programs")  # one, also when clients leave it
 
     # ------------------------------------------------------------------ life
 
@@ -158,7 +159,8 @@ class Server:
     def stop(self) -> None:
         """End the worker."""
         self.worker.stop()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._compiling):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     @property
     def ready(self) -> bool:
@@ -237,19 +239,21 @@ class Server:
             except TimeoutError:
                 raise UserError(f"the prompt could not be prepared within {PREPARING_SECONDS:.0f} s") from None
 
-    async def compute(self, served: Served, batches: Callable[[LanguageModel], Iterator[Batch[T]]]) -> list[T]:
-        """What a model computes of rows, in their order. Each batch is computed between two steps of the engines.
+    async def compute(self, served: Served, parts: Callable[[LanguageModel], list[Part[T]]]) -> list[T]:
+        """What a model computes of rows, in their order. Each part is computed between two steps of the engines.
 
-        So texts that are written wait for one batch, and a client that leaves ends the rest. One request is computed at a
-        time, which keeps one merged adapter in memory.
+        So texts that are written wait for one part, and a client that leaves ends the rest. They do not wait for the
+        program of a new shape, which is compiled beside them. One request is computed at a time, which keeps one merged
+        adapter in memory.
         """
         self.check_ready()
         made: list[Batch[T]] = []
+        loop = asyncio.get_running_loop()
         with refused():
             async with self._computing:
-                left = await self.worker.call(lambda: batches(self._reading(served)))
-                while batch := await self.worker.call(lambda: next(left, [])):
-                    made.append(batch)
+                for part in await self.worker.call(lambda: parts(self._reading(served))):
+                    await loop.run_in_executor(self._compiling, part.compile)
+                    made.append(await self.worker.call(part.compute))
         return in_order(made)
 
     def _reading(self, served: Served) -> LanguageModel:

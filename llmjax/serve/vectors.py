@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from llmjax.infer.given import batches_of_vectors
+from llmjax.infer.given import parts_of_vectors
 from llmjax.serve.calls import Call
 from llmjax.serve.completions import prompts_of
 from llmjax.serve.messages import EmbeddingsBody, RerankBody
@@ -75,7 +75,7 @@ async def _vectors(
                 400, f"a text has {longest} tokens, and the model reads {served.room}", code="context_length_exceeded",
                 param=param,
             )  # fmt: skip
-        vectors = np.array(await call.server.compute(served, lambda model: batches_of_vectors(model, rows)))
+        vectors = np.array(await call.server.compute(served, lambda model: parts_of_vectors(model, rows)))
     finally:
         place.leave()
     tokens = sum(map(len, rows))
