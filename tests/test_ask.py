@@ -478,3 +478,25 @@ def test_a_database_that_is_damaged_behind_its_beginning_is_an_error(tmp_path):
     path.write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))
     with pytest.raises(UserError, match="cannot read"):
         _ = open_database(path).schema
+
+
+@pytest.mark.parametrize("text", ["", "\n", "words\n"])
+def test_a_transcript_without_rows_is_said_to_have_none(tmp_path, capsys, text):
+    (tmp_path / "tools.py").write_text('def look() -> str:\n    """Look."""\n    return ""\n')
+    (tmp_path / "t.jsonl").write_text(text)
+    for verb in (["ask", "--db", "none.sqlite"], ["agent", "--tools", str(tmp_path / "tools.py")]):
+        assert cli.main([*verb, "--replay", str(tmp_path / "t.jsonl")]) == 2
+        assert "has no row of a transcript: give the file" in capsys.readouterr().err
+
+
+def test_a_database_that_was_cut_is_named_with_what_to_do(tmp_path):
+    with sqlite3.connect(tmp_path / "whole.sqlite") as db:
+        db.execute("CREATE TABLE t (a, b)")
+        db.executemany("INSERT INTO t VALUES (?, ?)", [(i, "x" * 300) for i in range(300)])
+    db.close()
+    (tmp_path / "cut.sqlite").write_bytes((tmp_path / "whole.sqlite").read_bytes()[:20_000])
+    with (
+        pytest.raises(UserError, match=r"cut\.sqlite: SQLite cannot read it.*copy it again"),
+        open_database(tmp_path / "cut.sqlite"),
+    ):
+        pass

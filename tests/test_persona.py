@@ -460,6 +460,10 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path):
         with pytest.raises(UserError, match=told):
             build.build(wanted(tmp_path, **changes), lambda: None)
         assert not (tmp_path / "ann").exists()
+    (tmp_path / "letters" / "a.txt").write_bytes(bytes(range(256)) * 9)
+    with pytest.raises(UserError, match=r"has no text that can be read \(.*a\.txt: .+\): give files of text"):
+        build.build(wanted(tmp_path), lambda: None)
+    assert not (tmp_path / "ann").exists()
     letters(tmp_path)
     (tmp_path / "ann").mkdir()
     (tmp_path / "ann" / "mine.txt").write_text("mine")

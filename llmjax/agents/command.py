@@ -161,18 +161,20 @@ def _replay(path: Path, given: Any) -> int:
     from llmjax.agents import methods, react
     from llmjax.infer import asking
 
-    same = different = 0
+    same = different = rows = 0
     for number_, line in enumerate(storage.read_lines(path), start=1):
         try:
             row = json.loads(line)
             goal, setting, asked, before = (row[name] for name in ("goal", "setting", "asked", "answer"))
             method = setting.pop("method")
             setting.pop("workdir", None)
+            settings = {**setting, "budget": react.Budget(**setting["budget"])}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}:{number_} is no row of a transcript: {error}") from error
+        rows += 1
         if "error" in before:
             continue
-        settings = {**setting, "budget": react.Budget(**setting["budget"]), **react.recorded(before)}
+        settings |= react.recorded(before)
         try:
             trace, _ = asking.replay(methods.run(method, goal, methods.World(given), **settings), asked)
             now: Any = json.loads(json.dumps(trace.row()))
@@ -181,6 +183,7 @@ def _replay(path: Path, given: Any) -> int:
         same, different = same + (now == before), different + (now != before)
         if now != before:
             print(f"{path}:{number_}: {now}")
+    asking.check_rows(path, rows)
     print(f"{path}: {same:,} answers are the same, {different:,} differ")
     return 1 if different else 0
 

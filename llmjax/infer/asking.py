@@ -157,17 +157,26 @@ def replay(conversation: Conversation[Result], transcript: Sequence[Mapping[str,
     raise UserError("the transcript ends before the answer")
 
 
+def check_rows(transcript: Path, rows: int) -> None:
+    """Raise UserError for a transcript without rows, of which nothing can be made again."""
+    if not rows:
+        raise UserError(f"{transcript} has no row of a transcript: give the file that a command kept with --transcript")
+
+
 def run_of(transcript: Path) -> Path | None:
     """The run whose model wrote a transcript; None: it does not say, as those of servers and of earlier versions.
 
-    Raises UserError for a transcript that is missing, or of several runs, or whose run is gone.
+    Raises UserError for a transcript that is missing, has no row, is of several runs, or whose run is gone.
     """
     if not transcript.is_file():
         raise UserError(f"there is no transcript {transcript}")
-    found = set()
+    found, rows = set(), 0
     for line in storage.read_lines(transcript):
         with contextlib.suppress(ValueError, KeyError, TypeError):  # the replay says which row is none
-            found.add(Path(json.loads(line)["setting"]["workdir"]))
+            setting = json.loads(line)["setting"]
+            rows += 1
+            found.add(Path(setting["workdir"]))
+    check_rows(transcript, rows)
     if len(found) > 1:
         raise UserError(
             f"{transcript} has answers of several runs, {', '.join(map(str, sorted(found)))}: give --workdir RUN"

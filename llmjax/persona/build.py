@@ -148,9 +148,8 @@ def _check_folder(folder: Path) -> None:
 
 def _read(wanted: Wanted) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """The writings by the names of their files in the persona's folder, and rows of what a speaker replied."""
-    found = {
-        path: text for file in reading.files_of(wanted.texts) for path, text, why in reading.texts_of(file) if not why
-    }
+    every = [one for file in reading.files_of(wanted.texts) for one in reading.texts_of(file)]
+    found = {path: text for path, text, why in every if not why}
     rows: list[dict[str, Any]] = []
     if wanted.speaker:
         lines = speakers.lines_of(found, wanted.speaker)
@@ -164,7 +163,11 @@ def _read(wanted: Wanted) -> tuple[dict[str, str], list[dict[str, Any]]]:
         if text.strip():
             texts[_file_name(path, texts)] = text
     if not texts:
-        raise UserError(f"--texts {wanted.texts} has no text that can be read")
+        path, _, why = every[0] if every else ("", "", "")
+        first = f" ({path}: {why or 'empty'})" if path else ""
+        raise UserError(
+            f"--texts {wanted.texts} has no text that can be read{first}: give files of text, Markdown, HTML, PDF or mail"
+        )
     return texts, rows
 
 

@@ -133,6 +133,7 @@ def replay(path: Path, start: Callable[[str, dict[str, Any]], Conversation[Answe
     """
     if not path.is_file():
         raise UserError(f"there is no transcript {path}")
+    number = 0
     for number, line in enumerate(storage.read_lines(path), start=1):
         try:
             row = json.loads(line)
@@ -147,3 +148,4 @@ def replay(path: Path, start: Callable[[str, dict[str, Any]], Conversation[Answe
             yield own, str(error)
             continue
         yield own, "" if now == before else f"the answer is {now} and was {before}"
+    asking.check_rows(path, number)

@@ -87,7 +87,9 @@ class Sqlite:
                 self._db.execute(f"PRAGMA {setting}")
             self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # reads the schema before the limits hold
         except sqlite3.Error as error:
-            raise Refused("database", f"SQLite cannot read it: {error}") from error
+            raise Refused(
+                "database", f"SQLite cannot read it: {error}; if it is cut or damaged, copy it again or restore it"
+            ) from error
         self._db.text_factory = lambda data: data.decode("utf-8", "replace")
         if sys.version_info >= (3, 12):
             self._db.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)
@@ -101,7 +103,9 @@ class Sqlite:
         try:
             known = self._db.execute(listed).fetchall()
         except sqlite3.Error as error:
-            raise Refused("database", f"SQLite cannot read it: {error}") from error
+            raise Refused(
+                "database", f"SQLite cannot read it: {error}; if it is cut or damaged, copy it again or restore it"
+            ) from error
         for name, kind, sql in known:
             if name.startswith("sqlite_") or re.match(r"\s*CREATE\s+VIRTUAL", sql or "", re.I):
                 continue
