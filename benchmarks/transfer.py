@@ -23,7 +23,7 @@ from llmjax.config import ConfigDict, base, parse_arg
 WIDTHS = (32, 128)
 RATES = {
     "adamw": (0.001, 0.003, 0.01, 0.03, 0.1),
-    "muon": (0.005, 0.01, 0.02, 0.04, 0.08),
+    "muon": (0.01, 0.02, 0.04, 0.08, 0.16),
 }
 SCHEMES = ("mup", "gpt2")
 METRIC = "train/heldout_loss"
