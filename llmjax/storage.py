@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import IO, Any, BinaryIO, TextIO
 
 from llmjax import human
 from llmjax.errors import UserError
@@ -134,9 +134,13 @@ def appending(path: Path) -> TextIO:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a file, on disk before this returns; the folder is made if it is missing."""
+    """Append a line to a file, on disk before this returns; the folder is made if it is missing.
+
+    Threads and processes may append to one file: each line stays apart from the others.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
+        _keep_others_out(file)
         if file.tell():
             file.seek(-1, os.SEEK_END)
             line = line if file.read(1) == b"\n" else f"\n{line}"
@@ -150,6 +154,7 @@ def cut_unfinished_line(path: Path) -> None:
     if not path.exists():
         return
     with path.open("r+b") as file:
+        _keep_others_out(file)
         end = file.seek(0, os.SEEK_END)
         while end:
             start = max(end - 65536, 0)
@@ -160,6 +165,12 @@ def cut_unfinished_line(path: Path) -> None:
                 return
             end = start
         file.truncate(0)
+
+
+def _keep_others_out(file: IO[bytes]) -> None:
+    """Wait until no other writer is at the end of this file, which then may have half of a line. Closing it ends that."""
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def private_folder(path: Path) -> str:

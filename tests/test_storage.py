@@ -5,6 +5,7 @@ import fcntl
 import gzip
 import multiprocessing
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,23 @@ def test_an_appended_line_begins_a_line(tmp_path: Path) -> None:
     path.write_text("a\nby hand")
     storage.append_line(path, "b")
     assert path.read_text() == "a\nby hand\nb\n"
+
+
+def test_lines_that_threads_append_at_once_stay_apart(tmp_path: Path) -> None:
+    path, length = tmp_path / "rows.jsonl", 100_000
+
+    def append(letter: str) -> None:
+        for _ in range(20):
+            storage.append_line(path, letter * length)
+            storage.cut_unfinished_line(path)  # what opening for more does
+
+    threads = [threading.Thread(target=append, args=(letter,)) for letter in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = path.read_text().split("\n")
+    assert sorted(lines) == ["", *sorted(letter * length for letter in "abcd" * 20)]
 
 
 def test_json_may_hold_half_a_character(tmp_path: Path) -> None:
