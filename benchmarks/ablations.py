@@ -43,14 +43,9 @@ def short(number: float) -> str:
     return f"{number:+.3f}".replace("0.", ".", 1)
 
 
-def control_of(study: Mapping[str, Any]) -> str:
-    """The name of the arm that the others are compared with."""
-    return next(name for name, arm in study["arms"].items() if arm["mean"] == 0 and arm["low"] is None)
-
-
-def with_results(docstring: str, name: str, study: Mapping[str, Any]) -> str:
+def with_results(text: str, name: str, study: Mapping[str, Any]) -> str:
     """A config's text whose docstring tells the results of its study."""
-    control, arms = control_of(study), dict(study["arms"])
+    control, arms = study["control"], dict(study["arms"])
     value = arms.pop(control)["value"]
     wide = max(map(len, arms))
     rows = "\n".join(f"    {arm:{wide}}  {difference(row)}" for arm, row in arms.items())
@@ -59,7 +54,7 @@ def with_results(docstring: str, name: str, study: Mapping[str, Any]) -> str:
         f"{value:.3f}. The arms less the control, with 95 % intervals (* p < {CLEAR} after Holm's correction):\n\n{rows}\n\n"
         f"`python benchmarks/ablations.py --only {name}` measured them (results/ablations.json).\n"
     )
-    new, count = re.subn(r'Three paired seeds.*?(?=""")', lambda _: told, docstring, count=1, flags=re.DOTALL)
+    new, count = re.subn(r'Three paired seeds.*?(?=""")', lambda _: told, text, count=1, flags=re.DOTALL)
     assert count == 1, f"the docstring of {name} has no part about its results"
     return new
 
@@ -68,7 +63,7 @@ def table(studies: Mapping[str, Any]) -> str:
     """All arms of all studies, for configs/README.md."""
     lines = ["| study | arm | bits per byte, less the control's | FLOPs |", "|---|---|---|---|"]
     for name, study in sorted(studies.items()):
-        control, arms = control_of(study), study["arms"]
+        control, arms = study["control"], study["arms"]
         lines.append(f"| [{name}](ablations/{name}.py) | {control} | is {arms[control]['value']:.3f} | |")
         for arm, row in arms.items():
             if arm != control:
@@ -105,7 +100,12 @@ def main() -> int:
         llmjax("sweep", "--config", spec, "--workdir", folder, "--workers", args.workers, accepted=(0, 1))
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         arms = {name: {key: arm[key] for key in KEPT} for name, arm in results["arms"].items()}
-        studies[file.stem] = {"command": f"llmjax sweep --config {spec}", "metric": results["metric"], "arms": arms}
+        studies[file.stem] = {
+            "command": f"llmjax sweep --config {spec}",
+            "metric": results["metric"],
+            "control": results["control"],
+            "arms": arms,
+        }
         write({"studies": studies}, args.out)
         publish(studies)
     return 0

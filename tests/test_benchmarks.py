@@ -185,7 +185,7 @@ def test_tasks_with_unknown_tools_other_facts_and_no_criteria_are_judged():
 @pytest.mark.parametrize("file", ablations.SHELF, ids=lambda file: file.stem)
 def test_the_results_of_an_ablation_stand_in_its_docstring_and_in_the_table(file):
     arm = {"flops": 2.0, "states": {"done": 3}, "low": None, "high": None, "p_holm": None}
-    study = {"arms": {
+    study = {"control": "control", "arms": {
         "control": {**arm, "mean": 0.0, "value": 1.95},
         "worse": {**arm, "mean": 0.045, "low": 0.03, "high": 0.06, "p_holm": 0.01, "flops": 3.0},
         "null": {**arm, "mean": -0.01, "low": -0.03, "high": 0.01, "p_holm": 0.4},
